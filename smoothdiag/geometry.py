@@ -1,0 +1,44 @@
+"""Geometries: a norm, its dual norm and its linear minimisation oracle, one small class each."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.vectors import Vector
+
+
+class Geometry(Protocol):
+    """A norm on parameter lists, with what the sources need of it."""
+
+    def norm(self, x: Vector) -> Tensor:
+        """Returns ||x||, a 0-dim float64 tensor."""
+        ...
+
+    def dual_norm(self, g: Vector) -> Tensor:
+        """Returns ||g||_* = max of <g, x> over ||x|| <= 1, a 0-dim float64 tensor."""
+        ...
+
+    def lmo(self, g: Vector) -> list[Tensor]:
+        """Returns a minimiser of <g, x> over ||x|| <= 1, tensors shaped like ``g``; zero where g = 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Euclidean:
+    """The Euclidean norm of the concatenated parameters; its own dual."""
+
+    def norm(self, x: Vector) -> Tensor:
+        """Returns the Euclidean norm ||x||, a 0-dim float64 tensor."""
+        return vectors.norm(x)
+
+    def dual_norm(self, g: Vector) -> Tensor:
+        """Returns the Euclidean norm ||g||, a 0-dim float64 tensor."""
+        return vectors.norm(g)
+
+    def lmo(self, g: Vector) -> list[Tensor]:
+        """Returns -g / ||g||, or zeros where g = 0."""
+        length = vectors.norm(g)
+        scale = (-1.0 / length).where(length > 0, 0.0)
+        return [(scale * t).to(t.dtype) for t in g]
