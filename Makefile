@@ -1,0 +1,57 @@
+# Needs only make and Python 3.11 or newer. Everything is installed into .venv, at the versions of constraints.txt.
+#   make demo ARGS="--steps 500"      make test ARGS="-k plots -x"      make test PYTHON=python3.12
+# A Linux machine without a GPU saves gigabytes with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+
+BIN := .venv/bin
+ARGS ?=
+PYTHON ?=
+
+# Read from the environment rather than given by -c, because only so do the pins reach the isolated build as well;
+# which of the two variables does that depends on the age of pip.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+
+.PHONY: help demo test lint clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.installed-test  ## Train a small language model with a probe attached; results go to demo/.
+	@$(BIN)/smoothdiag demo --out demo $(ARGS)
+
+test: .venv/.installed-test  ## Run the tests.
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-dev  ## Run the linter, the format check and the strict type check.
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+clean:  ## Remove the environment, the caches and the results of the demo.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps make an unchanged environment cost nothing. `dev` contains `test`, so it refreshes both stamps.
+.venv/.installed-test: pyproject.toml constraints.txt | .venv/.created
+	@echo "Installing smoothdiag into .venv (a few minutes the first time)"
+	@$(PIP) install torch
+	@$(PIP) install -e '.[test]'
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/.created
+	@echo "Installing smoothdiag and its developer tools into .venv (a few minutes the first time)"
+	@$(PIP) install torch
+	@$(PIP) install -e '.[dev]'
+	@touch .venv/.installed-test $@
+
+.venv/.created:
+	@for python in $(PYTHON) python3.11 python3; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			$(BIN)/python -m pip --version >/dev/null 2>&1 || $$python -m venv .venv || exit; \
+			touch $@; exit; \
+		fi; \
+	done; \
+	echo "smoothdiag needs Python 3.11 or newer, as python3.11 or python3 on PATH, or: make PYTHON=/path/to/python" >&2; \
+	exit 1
