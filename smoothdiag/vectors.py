@@ -20,7 +20,7 @@ def norms(a: Vector) -> Tensor:
 
 def norm(a: Vector) -> Tensor:
     """Returns the Euclidean norm ||a||, a 0-dim float64 tensor."""
-    return torch.linalg.vector_norm(norms(a))
+    return norms(a).square().sum().sqrt()
 
 
 def dot(a: Vector, b: Vector) -> Tensor:

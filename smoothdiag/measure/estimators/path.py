@@ -1,0 +1,46 @@
+"""PathSmoothness: how fast the gradient changes along the step that was taken."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from smoothdiag import vectors
+from smoothdiag.geometry import Euclidean, Geometry
+from smoothdiag.measure.estimators.base import Estimate, Step, largest_secant
+from smoothdiag.vectors import Vector
+
+
+@dataclass(frozen=True)
+class PathSmoothness:
+    """Largest secant slope of the gradient between x_k and points on the way to x_{k+1}.
+
+    The value is a lower bound on the largest curvature along the step. It cannot exceed
+    (||g_k|| + ||g_{k+1}||) / ||d||, so it follows the step where ``saturation`` is high: do not steer a clipper
+    by it.
+
+    Args:
+        points: Fractions of the step, in (0, 1]. One gradient each. ``(1.0,)`` is the secant of the whole
+            step; several points give the maximum over them.
+        geometry: Norm of the displacement; the gradients are measured in its dual norm.
+
+    Raises:
+        ValueError: If ``points`` is empty or leaves (0, 1].
+
+    Units: smoothness [f/x^2].
+    Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), whose experiments take the maximum over fractions of the step.
+    """
+
+    points: tuple[float, ...] = (1.0,)
+    geometry: Geometry = Euclidean()
+
+    def __post_init__(self) -> None:
+        if not self.points or not all(0 < t <= 1 for t in self.points):
+            raise ValueError(f"Parameter `points` should hold fractions in (0, 1]. Found `points = {self.points!r}`.")
+
+    def __call__(self, step: Step) -> Estimate:
+        """Returns the estimate; it costs ``len(points)`` gradients beside the one at the start."""
+        return largest_secant("path", step, self._on_the_way(step), self.geometry)
+
+    def _on_the_way(self, step: Step) -> Iterator[Vector]:
+        difference = vectors.sub(step.end, step.start)
+        for t in self.points:
+            yield step.end if t == 1 else vectors.add_scaled(step.start, difference, t)
