@@ -1,0 +1,374 @@
+"""What the figures show, read from their artists."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from numpy.testing import assert_allclose
+
+from smoothdiag.plots import plot_smoothness, plot_trace
+
+NUM_ROWS = 60
+DISPLACEMENT = 0.05
+NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left_open() -> Iterator[None]:
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
+def rows(num_rows: int = NUM_ROWS, **columns: Any) -> pd.DataFrame:
+    """A trace of the law (1, 2) over two decades, measured at displacements of one length."""
+    norm = np.geomspace(0.1, 10, num_rows)
+    smoothness = 1 + 2 * norm
+    frame = pd.DataFrame(
+        {
+            "step": 20 * np.arange(num_rows),
+            "group": "all",
+            "estimator": "local",
+            "grad_norm": norm,
+            "smoothness": smoothness,
+            "loss": np.linspace(3, 1, num_rows),
+            "lr": 0.1,
+            "saturation": smoothness * DISPLACEMENT / (2 * norm),
+            "status": "ok",
+        }
+    )
+    return frame.assign(**columns)
+
+
+def law(**fields: Any) -> Any:
+    """Stands in for a fit of the law (1, 2): the fields that the figure reads."""
+    plain: dict[str, Any] = {
+        "L0": 1.0,
+        "L1": 2.0,
+        "L0_interval": (0.8, 1.3),
+        "L1_interval": (1.9, 2.2),
+        "interval_level": 0.9,
+        "estimator": "local",
+        "group": "all",
+        "verdict": SimpleNamespace(name="L0L1"),
+        "predict": lambda x: 1.0 + 2.0 * np.asarray(x),
+    }
+    return SimpleNamespace(**plain | fields)
+
+
+def axes(width: float = WIDE) -> Axes:
+    return Figure((width, width), layout="constrained").add_subplot()
+
+
+def labelled(ax: Axes, start: str) -> Any:
+    """The one artist whose label begins with ``start``."""
+    handles, labels = ax.get_legend_handles_labels()
+    (found,) = [handle for handle, label in zip(handles, labels, strict=True) if label.startswith(start)]
+    return found
+
+
+def labels(ax: Axes) -> list[str]:
+    return ax.get_legend_handles_labels()[1]
+
+
+def points(collection: PathCollection) -> np.ndarray:
+    offsets = np.asarray(collection.get_offsets())
+    return offsets[np.argsort(offsets[:, 0])]
+
+
+class Recorded:
+    """The least that counts as a trace."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.frame
+
+
+@pytest.mark.parametrize("wrap", [Recorded, lambda frame: frame], ids=["trace", "frame"])
+def test_points_are_the_rows_coloured_by_step_on_logarithmic_axes_with_units(wrap: Any) -> None:
+    frame = rows()
+    ax = plot_smoothness(wrap(frame), ax=axes())
+    drawn = labelled(ax, "local, 60 rows")
+    assert_allclose(points(drawn), frame[["grad_norm", "smoothness"]])
+    assert sorted(drawn.get_array()) == frame["step"].tolist()
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert ax.get_xlabel().endswith("[f/x]")
+    assert ax.get_ylabel().endswith("[f/x$^2$]")
+    assert "step" in [inset.get_ylabel() for inset in ax.child_axes]
+    assert frame.equals(rows()), "the caller's frame was changed"
+
+
+def test_colour_of_a_point_is_its_own_step() -> None:
+    drawn = labelled(plot_smoothness(rows(), ax=axes()), "local")
+    order = np.argsort(np.asarray(drawn.get_offsets())[:, 0])
+    assert drawn.get_array()[order].tolist() == rows()["step"].tolist()
+
+
+def test_unusable_rows_are_hollow_and_saturated_ones_are_not() -> None:
+    status = ["ok"] * (NUM_ROWS - 3) + ["saturated", "below_noise_floor", "failed"]
+    ax = plot_smoothness(rows(status=status), ax=axes())
+    hollow = labelled(ax, "not usable, 2 rows")
+    assert_allclose(points(hollow), rows()[["grad_norm", "smoothness"]][-2:])
+    assert len(hollow.get_facecolors()) == 0
+    assert len(points(labelled(ax, "local, 58 rows"))) == NUM_ROWS - 2
+
+
+def test_figure_of_unusable_rows_alone_has_no_colour_bar() -> None:
+    ax = plot_smoothness(rows(status="below_noise_floor"), fit=law(), ax=axes())
+    assert len(points(labelled(ax, "not usable"))) == NUM_ROWS
+    assert not ax.child_axes
+
+
+@pytest.mark.parametrize("column", ["grad_norm", "smoothness"])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_rows_off_a_logarithmic_axis_are_left_out_and_counted(column: str, value: float) -> None:
+    frame = rows()
+    frame.loc[[3, 7], column] = value
+    ax = plot_smoothness(frame, ax=axes())
+    assert len(points(labelled(ax, "local, 58 rows"))) == NUM_ROWS - 2
+    assert [text.get_text().startswith("2 rows not shown") for text in ax.texts] == [True]
+    assert np.isfinite([*ax.get_xlim(), *ax.get_ylim()]).all()
+
+
+def test_no_note_where_every_row_is_drawn() -> None:
+    assert not plot_smoothness(rows(), ax=axes()).texts
+
+
+def test_envelope_is_the_prediction_over_the_usable_rows() -> None:
+    frame = rows(status=["ok"] * (NUM_ROWS - 10) + ["below_noise_floor"] * 10)
+    ax = plot_smoothness(frame, fit=law(), ax=axes())
+    x, y = labelled(ax, r"$L_0 + L_1$").get_data()
+    assert_allclose(y, law().predict(x))
+    assert_allclose([x.min(), x.max()], frame["grad_norm"].iloc[[0, -11]])
+    assert r"$L_0$ = 1, $L_1$ = 2" in " ".join(labels(ax))
+
+
+def test_band_runs_between_the_ends_of_both_intervals() -> None:
+    ax = plot_smoothness(rows(), fit=law(), ax=axes())
+    x, y = labelled(ax, "90% intervals").get_paths()[0].vertices.T
+    left, right = x == x.min(), x == x.max()
+    assert_allclose([y[left].min(), y[left].max()], [0.8 + 1.9 * 0.1, 1.3 + 2.2 * 0.1])
+    assert_allclose([y[right].min(), y[right].max()], [0.8 + 19, 1.3 + 22])
+
+
+@pytest.mark.parametrize("interval", [(0.0, np.inf), (np.nan, np.nan)])
+def test_no_band_where_the_interval_is_not_finite(interval: tuple[float, float]) -> None:
+    ax = plot_smoothness(rows(), fit=law(L1_interval=interval), ax=axes())
+    assert not any("intervals" in label for label in labels(ax))
+    assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_verdict_heads_the_legend() -> None:
+    legend = plot_smoothness(rows(), fit=law(verdict=SimpleNamespace(name="ARTEFACT")), ax=axes()).get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "verdict: ARTEFACT"
+
+
+def test_ceiling_is_what_the_displacement_allows() -> None:
+    frame = rows()
+    ax = plot_smoothness(frame, ax=axes())
+    expected = np.stack([frame["grad_norm"], 2 * frame["grad_norm"] / DISPLACEMENT], axis=1)
+    assert_allclose(points(labelled(ax, "ceiling")), expected)
+
+
+@pytest.mark.parametrize("saturation", [np.nan, 0.0])
+def test_no_ceiling_without_saturation(saturation: float) -> None:
+    assert not any(
+        label.startswith("ceiling") for label in labels(plot_smoothness(rows(saturation=saturation), ax=axes()))
+    )
+
+
+def test_null_line_stands_at_two_over_the_rate() -> None:
+    ax = plot_smoothness(rows(lr=0.1), ax=axes())
+    assert set(labelled(ax, "2/lr = 20 (null)").get_ydata()) == {20.0}
+
+
+def test_varying_rates_make_a_band() -> None:
+    lr = np.where(np.arange(NUM_ROWS) < 30, 0.1, 0.4)
+    band = labelled(plot_smoothness(rows(lr=lr), ax=axes()), "2/lr = 5 to 20 (null)")
+    assert_allclose([band.get_y(), band.get_y() + band.get_height()], [5, 20])
+
+
+@pytest.mark.parametrize("lr", [np.nan, 0.0])
+def test_no_null_line_without_a_rate(lr: float) -> None:
+    assert not any(label.startswith("2/lr") for label in labels(plot_smoothness(rows(lr=lr), ax=axes())))
+
+
+@pytest.mark.parametrize(("lr", "where"), [(1e-6, "far above"), (1e6, "far below")])
+def test_far_null_line_does_not_squeeze_the_points(lr: float, where: str) -> None:
+    ax = plot_smoothness(rows(lr=lr, saturation=np.nan), ax=axes())
+    assert any(where in label for label in labels(ax))
+    low, high = ax.get_ylim()
+    assert high / low < 40, "the points span a factor of 18"
+
+
+def test_estimator_prefers_the_fit_then_local_then_path() -> None:
+    frame = pd.concat([rows(5, estimator=name) for name in ("hessian", "path", "local")])
+    assert any(label.startswith("local,") for label in labels(plot_smoothness(frame, ax=axes())))
+    assert any(label.startswith("path,") for label in labels(plot_smoothness(frame[:10], ax=axes())))
+    assert any(label.startswith("hessian,") for label in labels(plot_smoothness(frame[:5], ax=axes())))
+    fitted = plot_smoothness(frame, fit=law(estimator="hessian"), ax=axes())
+    assert any(label.startswith("hessian,") for label in labels(fitted))
+    chosen = plot_smoothness(frame, fit=law(), estimator="path", ax=axes())
+    assert any(label.startswith("path,") for label in labels(chosen))
+
+
+def test_only_the_group_is_drawn() -> None:
+    frame = pd.concat([rows(), rows(7, group="head")])
+    assert len(points(labelled(plot_smoothness(frame, group="head", ax=axes()), "local"))) == 7
+    assert len(points(labelled(plot_smoothness(frame, ax=axes()), "local"))) == NUM_ROWS
+
+
+def test_missing_columns_that_only_decorate_do_no_harm() -> None:
+    bare = rows()[["grad_norm", "smoothness"]]
+    assert labels(plot_smoothness(bare, ax=axes())) == ["unnamed, 60 rows"]
+    assert plot_trace(bare).shape == (3,)
+
+
+@pytest.mark.parametrize("draw", [plot_smoothness, plot_trace])
+@pytest.mark.parametrize(
+    ("frame", "options", "message"),
+    [
+        (rows()[:0], {}, "should have rows. Found none"),
+        (pd.DataFrame({"step": [1]}), {}, "Missing: grad_norm, smoothness"),
+        (rows(), {"group": "head"}, r"`group` should be one of \['all'\]. Found `group = 'head'`"),
+        (rows(), {"estimator": "path"}, r"`estimator` should be one of \['local'\]. Found `estimator = 'path'`"),
+        (pd.concat([rows(estimator="a"), rows(estimator="b")]), {}, r"one of \['a', 'b'\]. Found `estimator = None`"),
+    ],
+)
+def test_wrong_input_is_named(draw: Any, frame: pd.DataFrame, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(frame, **options)
+    assert not plt.get_fignums()
+
+
+def test_rows_without_one_to_draw_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"positive and finite. Found 60 rows"):
+        plot_smoothness(rows(smoothness=0.0))
+
+
+def test_fit_of_another_group_is_refused() -> None:
+    with pytest.raises(ValueError, match="`group` should be the fit's, `head`"):
+        plot_smoothness(rows(), fit=law(group="head"))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 6])
+def test_few_points_still_have_two_ticks_on_each_axis(num_rows: int) -> None:
+    frame = rows(num_rows, grad_norm=4.0 + 0.01 * np.arange(num_rows), smoothness=9.0, saturation=np.nan, lr=np.nan)
+    ax = plot_smoothness(frame, fit=law(), ax=axes())
+    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+        assert len(inside) >= 2
+        assert all(axis.get_major_formatter().format_ticks(inside))
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
+    frame = rows(status=["ok"] * 50 + ["failed"] * 10)
+    frame.loc[0, "smoothness"] = 0.0
+    ax = plot_smoothness(frame, fit=law(), ax=axes(width))
+    ax.figure.draw_without_rendering()
+    legend = ax.get_legend()
+    assert legend is not None
+    frame_box, legend_box, label_box = (artist.get_window_extent() for artist in (ax.figure, legend, ax.xaxis.label))
+    assert legend_box.y1 <= label_box.y0
+    assert label_box.y1 <= ax.get_window_extent().y0
+    for box in (legend_box, label_box, ax.yaxis.label.get_window_extent(), ax.child_axes[0].get_tightbbox()):
+        assert box.x0 >= frame_box.x0 - 1
+        assert box.y0 >= frame_box.y0 - 1
+        assert box.x1 <= frame_box.x1 + 1
+    assert ax.get_window_extent().height > 0.4 * frame_box.height, "the legend takes the room of the points"
+    smallest = min(text.get_fontsize() for text in (*legend.get_texts(), *ax.texts, *ax.get_xticklabels()))
+    assert smallest >= 8
+
+
+def test_trace_panels_hold_loss_gradient_norm_and_smoothness() -> None:
+    frame = rows().sample(frac=1, random_state=0)
+    panels = plot_trace(frame)
+    ordered = frame.sort_values("step")
+    for panel, column in zip(panels, ("loss", "grad_norm", "smoothness"), strict=True):
+        x, y = panel.lines[0].get_data()
+        assert_allclose(x, ordered["step"])
+        assert_allclose(y, ordered[column])
+    assert [panel.get_yscale() for panel in panels] == ["linear", "log", "log"]
+    assert [panel.get_ylabel().split("[")[1] for panel in panels] == ["f]", "f/x]", "f/x$^2$]"]
+    assert panels[-1].get_xlabel() == "step"
+    assert panels[0].get_shared_x_axes().joined(panels[0], panels[2])
+
+
+def test_trace_shows_two_over_the_rate_of_every_step() -> None:
+    lr = np.where(np.arange(NUM_ROWS) < 30, 0.1, 0.4)
+    lr[-1] = 0.0
+    line = labelled(plot_trace(rows(lr=lr))[2], "2/lr (null)").get_ydata()
+    assert_allclose(line[:-1], 2 / lr[:-1])
+    assert np.isnan(line[-1])
+
+
+def test_trace_leaves_out_marks_and_counts_rows() -> None:
+    frame = rows(status=["ok"] * (NUM_ROWS - 4) + ["failed"] * 4)
+    frame.loc[[1, 2], "smoothness"] = 0.0
+    frame.loc[5, "loss"] = np.nan
+    panels = plot_trace(frame)
+    assert [[text.get_text().split(" (")[0] for text in panel.texts] for panel in panels] == [
+        ["1 row not shown"],
+        [],
+        ["2 rows not shown"],
+    ]
+    assert len(points(labelled(panels[2], "not usable"))) == 4
+    assert len(panels[2].lines[0].get_xdata()) == NUM_ROWS - 6
+
+
+def test_trace_draws_a_loss_even_where_no_smoothness_can_be_shown() -> None:
+    panels = plot_trace(rows(smoothness=np.nan, lr=np.nan))
+    assert len(panels[0].lines[0].get_xdata()) == NUM_ROWS
+    assert panels[2].texts[0].get_text().startswith("60 rows not shown")
+
+
+def test_trace_draws_on_given_axes() -> None:
+    given = Figure().subplots(3)
+    assert [*plot_trace(rows(), ax=given)] == [*given]
+    assert [*plot_trace(rows(), ax=[*given])] == [*given]
+    with pytest.raises(ValueError, match=r"`ax` should hold three axes. Found 1"):
+        plot_trace(rows(), ax=given[0])
+
+
+def test_given_axes_open_no_figure_and_settings_stay() -> None:
+    before, backend = mpl.rcParams.copy(), mpl.get_backend()
+    ax = axes()
+    assert plot_smoothness(rows(), fit=law(), ax=ax) is ax
+    plot_trace(rows(), ax=Figure().subplots(3))
+    assert not plt.get_fignums()
+    assert mpl.rcParams == before
+    assert mpl.get_backend() == backend
+
+
+def test_without_axes_the_current_ones_are_used() -> None:
+    _, panels = plt.subplots(1, 2)
+    plt.sca(panels[0])
+    assert plot_smoothness(rows()) is panels[0]
+    assert plt.gca() is panels[0]
+    assert len(plt.get_fignums()) == 1
+
+
+def test_without_any_figure_one_is_made() -> None:
+    assert plot_smoothness(rows()) is plt.gca()
+    assert plot_trace(rows())[0].figure is plt.gcf()
+    assert len(plt.get_fignums()) == 2
+
+
+def test_importing_the_module_loads_no_plotting_library() -> None:
+    code = "import sys, smoothdiag.plots; print({'matplotlib', 'seaborn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
