@@ -3,3 +3,79 @@
 Units, with [f] the loss and [x] the parameters: gradient norm [f/x], smoothness and L0 [f/x^2], L1 [1/x],
 learning rate [x^2/f], threshold [f/x], step cap [x].
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from smoothdiag.geometry import Euclidean, Geometry
+from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, PathSmoothness, Status, Step
+from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.schedule import Schedule, every, log_spaced
+from smoothdiag.optim import ClippedMomentum
+from smoothdiag.trace import SmoothdiagWarning, Trace
+
+if TYPE_CHECKING:
+    from smoothdiag import problems as problems
+    from smoothdiag.clipping import ClipRule, clip_rule
+    from smoothdiag.fits import SmoothnessFit, Verdict, fit_smoothness
+    from smoothdiag.plots import plot_smoothness, plot_trace
+
+# scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
+_LAZY = {
+    "ClipRule": "smoothdiag.clipping",
+    "SmoothnessFit": "smoothdiag.fits",
+    "Verdict": "smoothdiag.fits",
+    "clip_rule": "smoothdiag.clipping",
+    "fit_smoothness": "smoothdiag.fits",
+    "plot_smoothness": "smoothdiag.plots",
+    "plot_trace": "smoothdiag.plots",
+}
+
+__all__ = [
+    # measure
+    "Estimate",
+    "Estimator",
+    "LocalSmoothness",
+    "Objective",
+    "PathSmoothness",
+    "Probe",
+    "Schedule",
+    "Status",
+    "Step",
+    "every",
+    "log_spaced",
+    # record
+    "SmoothdiagWarning",
+    "Trace",
+    # fit
+    "SmoothnessFit",
+    "Verdict",
+    "fit_smoothness",
+    # clip
+    "ClipRule",
+    "ClippedMomentum",
+    "clip_rule",
+    # geometry
+    "Euclidean",
+    "Geometry",
+    # look
+    "plot_smoothness",
+    "plot_trace",
+    # ground truth
+    "problems",
+]
+
+__version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "problems":
+        return importlib.import_module("smoothdiag.problems")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'smoothdiag' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -70,7 +70,7 @@ class Status(Enum):
         "length of the step than about curvature; use a shorter radius (LocalSmoothness) or a smaller rate."
     )
     BELOW_NOISE_FLOOR = (
-        "the gradients differ by no more than two evaluations at one point do; use a longer radius, float32 "
+        "the gradients differ hardly more than two evaluations at one point do; use a longer radius, float32 "
         "or float64 parameters, or a loss that is deterministic on fixed data."
     )
     NON_FINITE = "the loss or a gradient is inf or NaN at one of the points; look at the loss of this step."
@@ -195,6 +195,9 @@ class Trace:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (dict(row) for row in self._rows)
 
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self._rows[index])
+
     def __enter__(self) -> "Trace":
         return self
 
@@ -271,8 +274,15 @@ def _clean(row: Mapping[str, Any]) -> dict[str, Any]:
             clean[name] = kind(value)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"Column `{name}` should be {kind.__name__}. Found `{value!r}`.") from error
-    extra = {key: value for key, value in row.items() if key not in COLUMNS}
-    return clean | {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in extra.items()}
+    return clean | {key: _plain(key, value) for key, value in row.items() if key not in COLUMNS}
+
+
+def _plain(name: str, value: Any) -> str | int | float | bool | None:
+    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+        return float(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise ValueError(f"Column `{name}` should hold a number, a string or None. Found `{value!r}`.")
 
 
 def _encode(row: Mapping[str, Any]) -> dict[str, Any]:

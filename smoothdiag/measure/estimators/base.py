@@ -20,6 +20,10 @@ SATURATED_ABOVE = 0.5
 """Saturation above which a row says more about the step than about curvature: with orthogonal gradients of
 equal length at both ends it is 1/sqrt(2), with opposite ones 1."""
 
+SIGNAL_TO_NOISE = 2.0
+"""Rows up to this many noise floors are marked. Independent errors add in squares: at twice the floor noise has
+raised the value by 15%."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -159,7 +163,7 @@ def _steepest(name: str, step: Step, grad_norm: float, secants: Sequence[Secant]
         return replace(estimate, step_norm=0.0, status=Status.ZERO_STEP)
     steepest = max(moved, key=lambda secant: secant.smoothness)
     noise_floor = steepest.noise_floor(step.gradient_error)
-    if 0 < noise_floor >= steepest.smoothness:
+    if noise_floor > 0 and steepest.smoothness <= SIGNAL_TO_NOISE * noise_floor:
         status = Status.BELOW_NOISE_FLOOR
     elif steepest.saturation > SATURATED_ABOVE:
         status = Status.SATURATED

@@ -1,0 +1,141 @@
+import json
+import math
+
+import pytest
+
+from smoothdiag import SmoothdiagWarning, Trace
+from smoothdiag.trace import COLUMNS
+
+
+def row(step: int, **values) -> dict:
+    return {"step": step, "grad_norm": 1.0 + step, "smoothness": 2.0, "estimator": "local", **values}
+
+
+def test_frame_has_all_columns_in_order_with_types() -> None:
+    trace = Trace()
+    trace.append(row(0, curvature=3.0))
+    frame = trace.to_frame()
+    assert list(frame.columns) == [*COLUMNS, "curvature"]
+    assert frame["step"].dtype.kind == "i"
+    assert frame["lr"].dtype.kind == "f"
+    assert frame.loc[0, ["group", "status", "data"]].tolist() == ["all", "ok", "step"]
+
+
+def test_an_empty_trace_has_a_typed_frame() -> None:
+    frame = Trace().to_frame()
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame["grad_norm"].dtype.kind == "f"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_write_and_read_return_the_same_values(tmp_path, suffix) -> None:
+    trace = Trace(meta={"model": "x"})
+    trace.append(row(0, smoothness=1 / 3, loss=math.inf, saturation=-math.inf, lr=math.nan, extra=math.nan))
+    trace.append(row(1, group="NA", extra=0.1))
+    trace.write(tmp_path / f"t{suffix}")
+    back = Trace.read(tmp_path / f"t{suffix}")
+    assert back.to_frame().equals(trace.to_frame())
+    if suffix == ".jsonl":
+        assert back.meta == {"model": "x"}
+
+
+def test_every_line_is_strict_json(tmp_path) -> None:
+    with Trace(tmp_path / "t.jsonl") as trace:
+        trace.append(row(0, loss=math.nan, extra=math.inf))
+    for line in (tmp_path / "t.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_rows_are_on_disk_before_the_file_is_closed(tmp_path) -> None:
+    trace = Trace(tmp_path / "t.jsonl")
+    trace.append(row(0))
+    assert len(Trace.read(tmp_path / "t.jsonl")) == 1
+
+
+def test_half_written_last_line_is_left_out_and_reported(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    with Trace(path) as trace:
+        trace.extend(row(s) for s in range(3))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(SmoothdiagWarning, match="line 4 left out: half-written"):
+        back = Trace.read(path)
+    assert [r["step"] for r in back] == [0, 1]
+    assert back.problems == ["line 4 left out: half-written"]
+
+
+def test_a_spoilt_line_hides_no_other(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    with Trace(path) as trace:
+        trace.extend(row(s) for s in range(3))
+    lines = path.read_bytes().split(b"\n")
+    lines[1] = b'{"step": 0, "grad_norm": "much", "smoothness": 1}'
+    lines[2] = b"\xff\xfe"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.warns(SmoothdiagWarning, match="line 2 left out: Column `grad_norm` should be float.*line 3 left out"):
+        assert [r["step"] for r in Trace.read(path)] == [2]
+
+
+def test_an_existing_trace_is_continued(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    with Trace(path, meta={"run": 1}) as trace:
+        trace.extend([row(0), row(1)])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.warns(SmoothdiagWarning, match="half-written"):
+        trace = Trace(path)
+    with trace:
+        trace.append(row(7))
+        assert [r["step"] for r in trace] == [0, 7]
+        assert trace.meta == {"run": 1}
+    with pytest.warns(SmoothdiagWarning):
+        assert [r["step"] for r in Trace.read(path)] == [0, 7]
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "hello\n", '{"a": 1}\n', "[1, 2]\n"])
+def test_empty_and_foreign_files_are_refused_and_kept(tmp_path, text) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="should be a smoothdiag trace.*Found"):
+        Trace.read(path)
+    if text:
+        with pytest.raises(ValueError, match="should be a smoothdiag trace.*Found"):
+            Trace(path)
+        assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
+def test_foreign_tables_are_refused(tmp_path, text) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match="with the columns step, grad_norm, smoothness. Found"):
+        Trace.read(tmp_path / "t.csv")
+
+
+def test_other_format_versions_are_refused(tmp_path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"smoothdiag_trace": 99}\n')
+    with pytest.raises(ValueError, match="format version 1. Found 99"):
+        Trace.read(tmp_path / "t.jsonl")
+
+
+def test_a_bad_row_is_refused_and_costs_no_other(tmp_path) -> None:
+    with Trace(tmp_path / "t.jsonl") as trace:
+        trace.append(row(0))
+        with pytest.raises(ValueError, match="Missing: smoothness"):
+            trace.append({"step": 1, "grad_norm": 1.0})
+        with pytest.raises(ValueError, match="Column `grad_norm` should be float. Found `'much'`"):
+            trace.append(row(1, grad_norm="much"))
+        with pytest.raises(ValueError, match="Column `extra` should hold a number"):
+            trace.append(row(1, extra=object()))
+        trace.append(row(2))
+    assert [r["step"] for r in Trace.read(tmp_path / "t.jsonl")] == [0, 2]
+
+
+def test_write_refuses_other_suffixes_and_its_own_file(tmp_path) -> None:
+    trace = Trace(tmp_path / "t.jsonl")
+    with pytest.raises(ValueError, match="should end in .jsonl, .csv or .parquet"):
+        trace.write(tmp_path / "t.xls")
+    with pytest.raises(ValueError, match="another file than the trace's own"):
+        trace.write(tmp_path / "t.jsonl")
+
+
+def test_missing_file() -> None:
+    with pytest.raises(FileNotFoundError, match="no trace at `nowhere.jsonl`"):
+        Trace.read("nowhere.jsonl")
