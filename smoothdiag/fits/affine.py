@@ -1,0 +1,261 @@
+"""Lines over the cloud of (gradient norm, smoothness): quantile line, least squares, hard envelope, frontier.
+
+A line is the pair (intercept, slope), which estimates (L0, L1). Both are kept at zero or above, because
+neither constant of the law can be negative.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linprog, nnls
+
+from smoothdiag.fits.base import Array
+
+# Residuals below this share of the two numbers they come from are rounding: the line passes through the point.
+TOUCHING = 1e-11
+MAX_PIVOTS = 10_000
+
+
+class Line(NamedTuple):
+    """The line smoothness = intercept + slope * grad_norm.
+
+    Units: intercept [f/x^2], slope [1/x].
+    """
+
+    intercept: float
+    slope: float
+
+    def __call__(self, x: Array) -> Array:
+        """Height of the line at the gradient norms `x`."""
+        return self.intercept + self.slope * x
+
+
+def relative_weights(x: Array, y: Array) -> Array:
+    """Weight of each row: one over the median smoothness of the rows with a similar gradient norm.
+
+    Smoothness spans decades, so errors have to count relative to its size. The obvious weight 1/y would do that
+    and spoil the fit: it depends on the very number being fitted, favours rows that came out low by chance, pulls
+    a .95 quantile of lognormal noise with deviation 1 down to about .74, and lets a single row near zero drag the
+    line to zero. A weight that depends on the gradient norm alone keeps the quantile a quantile.
+
+    Args:
+        x: gradient norms, positive.
+        y: smoothness, positive.
+
+    Returns:
+        Array: weights such that `weights * y` has no units and is about 1 in the middle of the cloud.
+    """
+    num_bins = max(1, int(np.sqrt(len(x))))
+    weights = np.empty_like(y)
+    for rows in np.array_split(np.argsort(x, kind="stable"), num_bins):
+        weights[rows] = 1 / np.median(y[rows])
+    return weights
+
+
+def pinball(residual: Array, quantile: float) -> Array:
+    """Pinball loss of residuals y - f: `quantile` times those above the line, 1 - quantile times those below."""
+    return np.maximum(quantile * residual, (quantile - 1) * residual)
+
+
+def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = None, start: Line | None = None) -> Line:
+    """Line below which a share `quantile` of the rows lies, with intercept and slope at zero or above.
+
+    Minimises the weighted sum of pinball losses. Without a start the linear programme is solved by HiGHS in its
+    dual form, which has two constraints instead of one per row; its answer, good to about 1e-7, is then walked to
+    the exact vertex. With a start (a bootstrap replicate, the next quantile of a path) the walk alone is enough.
+
+    Args:
+        x: gradient norms, positive.
+        y: smoothness, positive.
+        quantile: level in (0, 1).
+        weights: weight of each row; None computes `relative_weights`.
+        start: a line believed to be close.
+
+    Returns:
+        Line: the exact minimiser; where several lines tie, one of them.
+
+    Units: as `Line`.
+
+    Source: Koenker and Bassett, 1978, regression quantiles.
+    """
+    weights = relative_weights(x, y) if weights is None else weights
+    x_unit, y_unit = float(np.median(x)), float(np.median(y))
+    xs, ys = x / x_unit, y / y_unit
+    scaled = weights / np.mean(weights)
+    if start is None:
+        begin = _solve_dual(xs, ys, quantile, scaled)
+    else:
+        begin = Line(start.intercept / y_unit, start.slope * x_unit / y_unit)
+    found = _walk_to_vertex(xs, ys, quantile, scaled, begin)
+    return Line(found.intercept * y_unit, found.slope * y_unit / x_unit)
+
+
+def _solve_dual(x: Array, y: Array, quantile: float, weights: Array) -> Line:
+    result = linprog(
+        -y,
+        A_ub=np.stack([np.ones_like(x), x]),
+        b_ub=np.zeros(2),
+        bounds=list(zip((quantile - 1) * weights, quantile * weights, strict=True)),
+        method="highs",
+    )
+    if result.status != 0:  # The walk reaches the optimum from anywhere; it only takes longer.
+        return Line(float(np.median(y)), 0.0)
+    intercept, slope = -result.ineqlin.marginals
+    return Line(max(0.0, float(intercept)), max(0.0, float(slope)))
+
+
+def _walk_to_vertex(x: Array, y: Array, quantile: float, weights: Array, start: Line) -> Line:
+    """Exact minimiser of the weighted pinball loss, by line searches along the kinks of the loss.
+
+    The loss is convex and piecewise linear in (intercept, slope), with one kink per row: the lines through that
+    row. It is therefore minimal where it does not fall along any kink through the current point, nor along the
+    two axes, which stand in where fewer than two kinks meet.
+    """
+    a, b = start
+    for _ in range(MAX_PIVOTS):
+        residual = y - a - b * x
+        touching = np.abs(residual) <= TOUCHING * (a + b * x + y)
+        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b))
+        if direction is None:
+            break
+        da, db = direction
+        length = _line_search(residual[~touching], (da + db * x)[~touching], weights[~touching], descent)
+        to_zero = min((-v / change for v, change in ((a, da), (b, db)) if change < 0), default=np.inf)
+        if to_zero <= length:  # A step that ends on a bound ends exactly there, not a rounding error away.
+            length = to_zero
+            a, b = (
+                0.0 if change < 0 and -v / change == length else v + length * change for v, change in ((a, da), (b, db))
+            )
+        else:
+            a, b = a + length * da, b + length * db
+    return Line(float(a), float(b))
+
+
+def _steepest_kink(
+    x: Array,
+    residual: Array,
+    touching: npt.NDArray[np.bool_],
+    quantile: float,
+    weights: Array,
+    at: tuple[float, float],
+) -> tuple[tuple[float, float] | None, float]:
+    """The direction along a kink or an axis in which the loss falls fastest, and its (negative) rate."""
+    signs = np.where(touching, 0.0, np.where(residual > 0, quantile, quantile - 1)) * weights
+    slope_a, slope_b = -float(np.sum(signs)), -float(signs @ x)
+    order = np.argsort(x[touching], kind="stable")
+    xt, wt = x[touching][order], weights[touching][order]
+    below_w, below_wx = np.cumsum(wt), np.cumsum(wt * xt)
+    total_w, total_wx = (float(below_w[-1]), float(below_wx[-1])) if len(xt) else (0.0, 0.0)
+    # Turning about row j moves the touched rows to its left and to its right in opposite senses.
+    left = below_w * xt - below_wx
+    right = (total_wx - below_wx) - (total_w - below_w) * xt
+    turn = slope_b - xt * slope_a
+    up = turn + quantile * left + (1 - quantile) * right
+    down = -turn + (1 - quantile) * left + quantile * right
+    directions = [(-xt, np.ones_like(xt), up), (xt, -np.ones_like(xt), down)]
+    one = np.ones(1)
+    directions += [
+        (one, 0 * one, one * (slope_a + (1 - quantile) * total_w)),
+        (-one, 0 * one, one * (-slope_a + quantile * total_w)),
+        (0 * one, one, one * (slope_b + (1 - quantile) * total_wx)),
+        (0 * one, -one, one * (-slope_b + quantile * total_wx)),
+    ]
+    da, db, rate = (np.concatenate(parts) for parts in zip(*directions, strict=True))
+    feasible = ((at[0] > 0) | (da >= 0)) & ((at[1] > 0) | (db >= 0))
+    scale = float(weights @ (np.abs(x))) + float(np.sum(weights))
+    size = np.abs(da) + np.abs(db)
+    merit = np.where(feasible, rate / size, 0.0)
+    best = int(np.argmin(merit))
+    if merit[best] >= -1e-12 * scale:
+        return None, 0.0
+    return (float(da[best]), float(db[best])), float(rate[best])
+
+
+def _line_search(residual: Array, movement: Array, weights: Array, descent: float) -> float:
+    """Length along a falling direction at which the loss stops falling (a weighted quantile of crossings)."""
+    moving = residual * movement > 0
+    crossings = residual[moving] / movement[moving]
+    gains = weights[moving] * np.abs(movement[moving])
+    order = np.argsort(crossings)
+    stop = int(np.searchsorted(np.cumsum(gains[order]), -descent * (1 - 1e-13)))
+    if stop >= len(order):
+        return float(crossings[order[-1]]) if len(order) else 0.0
+    return float(crossings[order[stop]])
+
+
+def least_squares(x: Array, y: Array, *, nonnegative: bool = True) -> Line:
+    """Least-squares line: a mean, not a bound; for comparison only.
+
+    Args:
+        x: gradient norms.
+        y: smoothness.
+        nonnegative: keep both constants at zero or above.
+
+    Units: as `Line`.
+    """
+    x_unit, y_unit = float(np.median(x)), float(np.median(y))
+    design = np.stack([np.ones_like(x), x / x_unit], axis=1)
+    solution = nnls(design, y / y_unit)[0] if nonnegative else np.linalg.lstsq(design, y / y_unit, rcond=None)[0]
+    return Line(float(solution[0]) * y_unit, float(solution[1]) * y_unit / x_unit)
+
+
+def upper_hull(x: Array, y: Array) -> Array:
+    """Corners of the cloud that carry its frontier, as rows (x, y) in order of falling x.
+
+    They are the corners of the upper left part of the convex hull: from the smallest gradient norm to the
+    largest smoothness.
+    """
+    order = np.lexsort((-y, x))
+    hull: list[tuple[float, float]] = []
+    for px, py in zip(x[order].tolist(), y[order].tolist(), strict=True):
+        if hull and px == hull[-1][0]:
+            continue
+        while len(hull) > 1 and _bends_up(hull[-2], hull[-1], (px, py)):
+            hull.pop()
+        hull.append((px, py))
+    peak = int(np.argmax([py for _, py in hull]))
+    return np.array(hull[: peak + 1][::-1])
+
+
+def _bends_up(first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]) -> bool:
+    left = (middle[1] - first[1]) * (last[0] - middle[0])
+    right = (last[1] - middle[1]) * (middle[0] - first[0])
+    return left <= right
+
+
+def frontier(hull: Array, L1: Array | None = None) -> tuple[Array, Array]:
+    """The smallest L0 that covers every row, as a function of L1: max(y - L1 x), at zero or above.
+
+    Args:
+        hull: corners (x, y) from `upper_hull`.
+        L1: values at which to evaluate; None takes the values where the curve changes slope, from 0 to the one
+            that needs no L0 at all.
+
+    Returns:
+        tuple[Array, Array]: L1 and the matching L0.
+
+    Units: L1 [1/x], L0 [f/x^2].
+
+    Source: Zhang, He, Sra and Jadbabaie, 2020, Definition 1, read as a curve.
+    """
+    x, y = hull[:, 0], hull[:, 1]
+    if L1 is None:
+        slopes = (y[:-1] - y[1:]) / (x[:-1] - x[1:])
+        last = float(np.max(y / x))
+        L1 = np.unique(np.concatenate([[0.0], slopes[slopes < last], [last]]))
+    L0 = np.maximum(np.max(y - np.multiply.outer(L1, x), axis=-1), 0.0)
+    return L1, L0
+
+
+def hard_envelope(x: Array, y: Array, weights: Array | None = None) -> Line:
+    """Lowest line above every row, in weighted mean height: a description, which grows with the number of rows.
+
+    Units: as `Line`.
+    """
+    weights = relative_weights(x, y) if weights is None else weights
+    slopes, intercepts = frontier(upper_hull(x, y))
+    best = int(np.argmin(intercepts * np.mean(weights) + slopes * np.mean(weights * x)))
+    return Line(float(intercepts[best]), float(slopes[best]))

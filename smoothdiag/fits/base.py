@@ -1,0 +1,290 @@
+"""What a fit says: `SmoothnessFit`, its flags and its verdict."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Array = npt.NDArray[np.float64]
+USABLE_STATUSES = frozenset({"ok", "saturated"})
+FORMAT_VERSION = 1
+WIDTH = 96  # Of the summary, in characters.
+Interval = tuple[float, float]
+
+
+class Verdict(Enum):
+    """The outcome of a fit in one word; the value says what it means."""
+
+    L0L1 = "Smoothness grows with the gradient norm along a line, better than the rivals: L0 and L1 can be used."
+    CONSTANT = "Smoothness does not depend on the gradient norm: the largest one is enough, and L1 is zero."
+    POWER = "Smoothness follows a power of the gradient norm other than one: a line misses it."
+    LOSS_GAP = "Smoothness follows the distance of the loss from its minimum rather than the gradient norm."
+    NOT_IDENTIFIED = "The rows do not separate L0 from L1: too few, too narrow or too noisy."
+    ARTEFACT = "The numbers say more about how they were measured than about the loss."
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A doubt about a fit.
+
+    Attributes:
+        name: short name.
+        cause: what is wrong.
+        evidence: the number that shows it.
+        remedy: what to do.
+        fatal: whether it makes the constants an artefact of the measurement.
+    """
+
+    name: str
+    cause: str
+    evidence: str
+    remedy: str
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """One model of the comparison: smoothness = intercept + coefficient * grad_norm ** exponent.
+
+    Attributes:
+        name: "constant", "affine" or "power".
+        intercept: fitted on all rows.
+        coefficient: fitted on all rows; zero for the constant.
+        exponent: zero for the constant, one for the line, fitted for the power.
+        loss: mean relative pinball loss on the rows it was fitted to.
+        later_loss: the same on blocks of steps later than those it was fitted to; NaN with too few rows.
+        skill: share of the constant's `later_loss` that the model removes; at or below zero: no better.
+        skill_interval: interval of the skill.
+        gain: share of the line's `later_loss` that the model removes.
+        gain_interval: interval of the gain.
+    """
+
+    name: str
+    intercept: float
+    coefficient: float
+    exponent: float
+    loss: float
+    later_loss: float
+    skill: float
+    skill_interval: Interval
+    gain: float
+    gain_interval: Interval
+
+
+@dataclass(frozen=True)
+class SmoothnessFit:
+    """The (L0, L1) law fitted to a trace, with everything needed to doubt it.
+
+    Attributes:
+        L0: intercept of the quantile line.
+        L1: its slope.
+        L0_interval: bootstrap interval at level `interval_level`; (0, inf) where there are too few steps.
+        L1_interval: the same for L1.
+        interval_level: level of the intervals.
+        quantile: level of the line: the share of rows meant to lie below it.
+        num_points: rows in the fit.
+        num_effective: independent rows that would be as informative.
+        block_length: mean block length of the bootstrap, in steps.
+        decades: range of the gradient norms in powers of ten, between their 2.5% and 97.5% quantiles.
+        spearman: rank correlation of gradient norm and smoothness; NaN where one of them is constant.
+        partial_spearman: the same given the step; NaN where the gradient norm follows the step too closely.
+        loglog_slope: slope of log smoothness on log gradient norm.
+        implied_slope: the slope that rows lying exactly on the fitted line would have.
+        coverage: share of rows at or below the line.
+        median_saturation: median of the saturation; NaN where it was not recorded.
+        lines: (L0, L1) of other fits: quantile lines by level, "hard" envelope, "mean" (non-negative least squares).
+        comparison: constant, line and power, scored on later steps.
+        flags: doubts, fatal ones first.
+        verdict: the outcome.
+        verdict_reason: why, in words.
+        estimator: estimator of the rows.
+        group: parameter group of the rows.
+        data: what the rows were measured on, "step" or "held-out".
+        dropped: number of rows left out, by cause.
+        grad_norm_quantiles: 101 quantiles of all recorded gradient norms, 0% to 100%.
+        corners: points (L1, L0) where the frontier changes slope.
+
+    Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
+    """
+
+    L0: float
+    L1: float
+    L0_interval: Interval
+    L1_interval: Interval
+    interval_level: float
+    quantile: float
+    num_points: int
+    num_effective: float
+    block_length: float
+    decades: float
+    spearman: float
+    partial_spearman: float
+    loglog_slope: float
+    implied_slope: float
+    coverage: float
+    median_saturation: float
+    lines: dict[str, tuple[float, float]]
+    comparison: tuple[ModelScore, ...]
+    flags: tuple[Flag, ...]
+    verdict: Verdict
+    verdict_reason: str
+    estimator: str
+    group: str
+    data: str
+    dropped: dict[str, int]
+    grad_norm_quantiles: tuple[float, ...]
+    corners: tuple[tuple[float, float], ...]
+
+    @property
+    def step_cap(self) -> float:
+        """Longest step the law allows, 1/L1; infinite where L1 is zero. Units: [x]."""
+        return 1 / self.L1 if self.L1 > 0 else math.inf
+
+    @property
+    def max_lr(self) -> float:
+        """Largest learning rate at a vanishing gradient, 1/L0; infinite where L0 is zero. Units: [x^2/f]."""
+        return 1 / self.L0 if self.L0 > 0 else math.inf
+
+    def predict(self, grad_norm: npt.ArrayLike) -> Array:
+        """Smoothness L0 + L1 * grad_norm on the fitted line. Units: [f/x^2] for gradient norms in [f/x]."""
+        return np.asarray(self.L0 + self.L1 * np.asarray(grad_norm, dtype=np.float64))
+
+    def frontier(self, L1: npt.ArrayLike | None = None) -> pd.DataFrame:
+        """The pairs (L1, L0) that just cover every row of the fit.
+
+        Args:
+            L1: values of L1; None takes the corners of the curve.
+
+        Returns:
+            DataFrame: columns `L1` and `L0`.
+        """
+        slopes, intercepts = np.array(self.corners).T
+        at = slopes if L1 is None else np.atleast_1d(np.asarray(L1, dtype=np.float64))
+        # Between corners the frontier is straight, so interpolating is exact.
+        return pd.DataFrame({"L1": at, "L0": np.interp(at, slopes, intercepts)})
+
+    def summary(self) -> str:
+        """The fit as a table to read."""
+        return _summarise(self)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fit as plain values that JSON can hold; `from_dict` gives the same fit back."""
+        plain = {"version": FORMAT_VERSION} | {field.name: getattr(self, field.name) for field in fields(self)}
+        plain["verdict"] = self.verdict.name
+        plain["flags"] = [asdict(flag) for flag in self.flags]
+        plain["comparison"] = [asdict(score) for score in self.comparison]
+        return {name: _encode(value) for name, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> SmoothnessFit:
+        """The fit that `to_dict` wrote down.
+
+        Raises:
+            ValueError: where the version is not one this release reads.
+        """
+        if plain.get("version") != FORMAT_VERSION:
+            raise ValueError(
+                f"Parameter `plain` should have `version = {FORMAT_VERSION}`. Found `version = {plain.get('version')}`."
+            )
+        values = {name: _decode(value) for name, value in plain.items() if name != "version"}
+        values["verdict"] = Verdict[values["verdict"]]
+        values["flags"] = tuple(Flag(**flag) for flag in values["flags"])
+        values["comparison"] = tuple(ModelScore(**score) for score in values["comparison"])
+        return cls(**values)
+
+
+_SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _encode(value: Any) -> Any:
+    """JSON has no infinity and no NaN: both become one-key dictionaries."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if isinstance(value, dict):
+        return {name: _encode(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"float"}:
+            return _SPECIAL[value["float"]]
+        return {name: _decode(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    return value
+
+
+def _summarise(fit: SmoothnessFit) -> str:
+    """The fit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
+    level = f"{fit.interval_level:.0%} interval"
+    rule, thin = "=" * WIDTH, "-" * WIDTH
+    out = [
+        rule,
+        f"(L0, L1) fit: quantile line at {fit.quantile:g}".ljust(WIDTH // 2)
+        + f"estimator {fit.estimator}, group {fit.group}, data {fit.data}",
+        thin,
+        f"{'':12}{'estimate':>12}{level:>28}   {'unit':<26}{'inverse':>12}",
+        _constant("L0", fit.L0, fit.L0_interval, "loss / parameter^2", f"max_lr {_number(fit.max_lr)}"),
+        _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap {_number(fit.step_cap)}"),
+        thin,
+        f"rows in the fit       {fit.num_points} (worth {fit.num_effective:.0f} independent ones; "
+        f"bootstrap blocks of {fit.block_length:.1f} steps)",
+        f"rows dropped          {_counts(fit.dropped)}",
+        f"gradient norms        {_number(fit.grad_norm_quantiles[0])} to {_number(fit.grad_norm_quantiles[-1])}, "
+        f"{fit.decades:.2f} decades in the middle 95%",
+        f"rank correlation      {_number(fit.spearman)} (given the step: {_number(fit.partial_spearman)})",
+        f"log-log slope         {_number(fit.loglog_slope)} (the line implies {_number(fit.implied_slope)})",
+        f"coverage              {fit.coverage:.3f} of the rows at or below the line",
+        f"median saturation     {_number(fit.median_saturation)}",
+        thin,
+        f"{'other lines':22}{'L0':>12}{'L1':>12}",
+        *(f"  {name:20}{_number(L0):>12}{_number(L1):>12}" for name, (L0, L1) in fit.lines.items()),
+        thin,
+        f"{'model':12}{'exponent':>10}{'loss':>10}{'later loss':>12}{'skill':>10}{level:>24}",
+    ]
+    out += [
+        f"{score.name:12}{score.exponent:>10.2f}{score.loss:>10.4f}{score.later_loss:>12.4f}{score.skill:>10.2f}"
+        f"{_interval(score.skill_interval):>24}"
+        for score in fit.comparison
+    ]
+    out.append(thin)
+    for flag in fit.flags:
+        out += _wrap(f"{'FATAL' if flag.fatal else 'flag'}: {flag.name}", f"{flag.cause} ({flag.evidence}).")
+        out += _wrap("  remedy", f"{flag.remedy}.")
+    if not fit.flags:
+        out.append("no flags")
+    out += [rule, *_wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *_wrap("reason", fit.verdict_reason)]
+    return "\n".join([*out, rule])
+
+
+def _constant(name: str, value: float, interval: tuple[float, float], unit: str, inverse: str) -> str:
+    return f"{name:12}{_number(value):>12}{_interval(interval):>28}   {unit:<22}{inverse:>19}"
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"[{_number(interval[0])}, {_number(interval[1])}]"
+
+
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in dropped.items()) or "none"
+
+
+def _wrap(head: str, text: str) -> list[str]:
+    return textwrap.wrap(f"{head}: {text}", WIDTH, subsequent_indent="    ")
