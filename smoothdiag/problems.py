@@ -1,0 +1,364 @@
+"""Landscapes whose smoothness is known in closed form: the ground truth for everything that measures it.
+
+A problem is built by a function (`exponential`, `cosh`, ...) and answers with float64 tensors, one point of shape
+(dim,) at a time. `value` is written out of differentiable operations and shares no code with `gradient` and
+`hessian_norm`, so autograd can be tested against the closed forms and the closed forms against autograd.
+
+Units: ``L0`` [f/x^2], ``L1`` [1/x]; see `Problem.scaled`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A landscape f with its gradient, the norm of its Hessian, and its smoothness constants.
+
+    Attributes:
+        dim: Number of coordinates.
+        L0: Constant with ||H|| <= L0 + L1 ||g|| everywhere; None if no pair of constants does it.
+        L1: Its companion; the smallest for which L0 is finite, unless the constructor says otherwise.
+        f_min: Infimum of f, attained or not; -inf if there is none.
+        frontier: L1 -> the smallest L0 that goes with it, sup over x of ||H(x)|| - L1 ||g(x)||; may be inf.
+    """
+
+    dim: int
+    L0: float | None
+    L1: float | None
+    f_min: float
+    frontier: Callable[[float], float]
+
+    def value(self, x: Tensor) -> Tensor:
+        """Returns f(x), 0-dim and differentiable; at a minimum, autograd's second derivatives may be NaN."""
+        raise NotImplementedError
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Returns g(x), shape (dim,)."""
+        raise NotImplementedError
+
+    def hessian_norm(self, x: Tensor) -> Tensor:
+        """Returns the spectral norm ||H(x)||, 0-dim."""
+        raise NotImplementedError
+
+    def extreme_direction(self, x: Tensor) -> Tensor:
+        """Returns a unit eigenvector of H(x) for an eigenvalue of modulus ||H(x)||, shape (dim,)."""
+        raise NotImplementedError
+
+    def as_module(self, x0: Tensor) -> nn.Module:
+        """Returns a module with one parameter ``x``, a copy of ``x0``, whose forward() is ``value(x)``."""
+        return _Landscape(self, x0)
+
+    def scaled(self, value: float = 1.0, argument: float = 1.0) -> "Problem":
+        """Returns the landscape a f(b x) for a = ``value`` > 0 and b = ``argument`` > 0.
+
+        Units: L0 becomes a b^2 L0, L1 becomes b L1.
+        """
+        a, b = _positive("value", value), _positive("argument", argument)
+        L0 = None if self.L0 is None else a * b**2 * self.L0
+        L1 = None if self.L1 is None else b * self.L1
+        return _Scaled(self.dim, L0, L1, a * self.f_min, lambda L1: a * b**2 * self.frontier(L1 / b), self, a, b)
+
+
+class _Landscape(nn.Module):
+    def __init__(self, problem: Problem, x0: Tensor) -> None:
+        super().__init__()
+        self.problem = problem
+        self.x = nn.Parameter(x0.detach().clone())
+
+    def forward(self) -> Tensor:
+        return self.problem.value(self.x)
+
+
+class _Profile(NamedTuple):
+    """A function of one variable with its first two derivatives, elementwise."""
+
+    value: Function
+    slope: Function
+    curvature: Function
+
+
+@dataclass(frozen=True)
+class _Radial(Problem):
+    """f = p(||x||) with p'' >= p'/r >= 0, so that the largest eigenvalue is p'' and belongs to x/r."""
+
+    profile: _Profile
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.profile.value(_length(x))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.profile.slope(_length(x)) * self.extreme_direction(x)
+
+    def hessian_norm(self, x: Tensor) -> Tensor:
+        return self.profile.curvature(_length(x))
+
+    def extreme_direction(self, x: Tensor) -> Tensor:
+        r = _length(x)
+        return (x / r).where(r > 0, _one_hot(torch.zeros_like(r), x))
+
+
+@dataclass(frozen=True)
+class _Ridge(Problem):
+    """f = p(a'x): the Hessian p'' a a' has one eigenvalue that is not zero."""
+
+    profile: _Profile
+    a: tuple[float, ...]
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.profile.value(x.new_tensor(self.a) @ x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        a = x.new_tensor(self.a)
+        return self.profile.slope(a @ x) * a
+
+    def hessian_norm(self, x: Tensor) -> Tensor:
+        a = x.new_tensor(self.a)
+        return self.profile.curvature(a @ x).abs() * (a @ a)
+
+    def extreme_direction(self, x: Tensor) -> Tensor:
+        a = x.new_tensor(self.a)
+        return a / _length(a)
+
+
+@dataclass(frozen=True)
+class _Separable(Problem):
+    """f = sum of p_i(x_i): the Hessian is diagonal."""
+
+    profile: _Profile
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.profile.value(x).sum()
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.profile.slope(x)
+
+    def hessian_norm(self, x: Tensor) -> Tensor:
+        return self.profile.curvature(x).abs().max()
+
+    def extreme_direction(self, x: Tensor) -> Tensor:
+        return _one_hot(self.profile.curvature(x).abs().argmax(), x)
+
+
+@dataclass(frozen=True)
+class _Valley(Problem):
+    """f = (1 - x y)^2 / 2."""
+
+    def value(self, x: Tensor) -> Tensor:
+        return (1 - x[0] * x[1]) ** 2 / 2
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return (x[0] * x[1] - 1) * x.flip(0)
+
+    def hessian_norm(self, x: Tensor) -> Tensor:
+        # H = [[y^2, c], [c, x^2]]: its trace is not negative, so the larger eigenvalue is the norm.
+        c = 2 * x[0] * x[1] - 1
+        return (x @ x) / 2 + torch.hypot((x[1] ** 2 - x[0] ** 2) / 2, c)
+
+    def extreme_direction(self, x: Tensor) -> Tensor:
+        angle = torch.atan2(2 * (2 * x[0] * x[1] - 1), x[1] ** 2 - x[0] ** 2) / 2
+        return torch.stack([angle.cos(), angle.sin()])
+
+
+@dataclass(frozen=True)
+class _Scaled(Problem):
+    """a f(b x)."""
+
+    base: Problem
+    a: float
+    b: float
+
+    def value(self, x: Tensor) -> Tensor:
+        return self.a * self.base.value(self.b * x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        return self.a * self.b * self.base.gradient(self.b * x)
+
+    def hessian_norm(self, x: Tensor) -> Tensor:
+        return self.a * self.b**2 * self.base.hessian_norm(self.b * x)
+
+    def extreme_direction(self, x: Tensor) -> Tensor:
+        return self.base.extreme_direction(self.b * x)
+
+
+def exponential(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
+    """Returns f = (L0/L1^2) (e^{L1 r} - L1 r - 1), r = ||x||, where ||H|| = L0 + L1 ||g|| at every point."""
+    a, b = _positive("L0", L0), _positive("L1", L1)
+    profile = _Profile(
+        lambda r: a / b**2 * _expm1_minus_identity(b * r),
+        lambda r: a / b * torch.expm1(b * r),
+        lambda r: a * torch.exp(b * r),
+    )
+    return _Radial(dim, a, b, 0.0, _corner(a, b), profile)
+
+
+def cosh(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
+    """Returns f = L0/L1^2 times the cosh of L1 ||x||, where ||H||^2 = L0^2 + L1^2 ||g||^2."""
+    a, b = _positive("L0", L0), _positive("L1", L1)
+    profile = _Profile(
+        lambda r: a / b**2 * torch.cosh(b * r),
+        lambda r: a / b * torch.sinh(b * r),
+        lambda r: a * torch.cosh(b * r),
+    )
+    return _Radial(dim, a, b, a / b**2, _corner(a, b), profile)
+
+
+def hybrid(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
+    """Returns a quadratic for r <= 1/L1 that goes on as an exponential, where ||H|| = max(L0, L1 ||g||).
+
+    With r = ||x||: L0 r^2/2 + L0/(2 L1^2) inside, L0 e^{L1 r - 1}/L1^2 outside. Gradient descent with the rate
+    1/L0 diverges on it from L1 r = 2.69, and not from 2.67.
+
+    Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), the lower bound for gradient descent.
+    """
+    a, b = _positive("L0", L0), _positive("L1", L1)
+
+    def pieces(r: Tensor, inside: Tensor, outside: Function) -> Tensor:
+        # The clamp keeps an overflow in the piece not chosen from turning the gradient into a NaN.
+        return torch.where(b * r <= 1, inside, outside((b * r).clamp(min=1) - 1))
+
+    profile = _Profile(
+        lambda r: a / b**2 * pieces(r, ((b * r) ** 2 + 1) / 2, torch.exp),
+        lambda r: a / b * pieces(r, b * r, torch.exp),
+        lambda r: a * pieces(r, torch.ones_like(r), torch.exp),
+    )
+    return _Radial(dim, a, b, a / (2 * b**2), _corner(a, b), profile)
+
+
+def power(exponent: float = 4.0, L1: float = 1.0, dim: int = 1) -> Problem:
+    """Returns f = ||x||^n for n = ``exponent`` >= 2, where ||H|| is proportional to ||g||^{(n-2)/(n-1)}.
+
+    Every L1 > 0 has its L0, n ((n-2)/L1)^{n-2}; the problem's constants are the pair of the ``L1`` given.
+    """
+    n = exponent
+    if not 2 <= n < math.inf:
+        raise ValueError(f"Parameter `exponent` should be in [2, inf). Found `exponent = {n}`.")
+
+    def frontier(L1: float) -> float:
+        if n == 2:
+            return 2.0
+        return n * ((n - 2) / L1) ** (n - 2) if L1 > 0 else math.inf
+
+    profile = _Profile(lambda r: r**n, lambda r: n * r ** (n - 1), lambda r: n * (n - 1) * r ** (n - 2))
+    return _Radial(dim, frontier(_positive("L1", L1)), L1, 0.0, frontier, profile)
+
+
+def quadratic(eigenvalues: Sequence[float] = (1.0,)) -> Problem:
+    """Returns f = x' diag(eigenvalues) x / 2, negative ones allowed: L0 is the largest modulus and L1 = 0."""
+    values = tuple(float(v) for v in eigenvalues)
+    largest = max(abs(v) for v in values)
+
+    def diagonal(x: Tensor) -> Tensor:
+        return x.new_tensor(values)
+
+    profile = _Profile(lambda x: diagonal(x) * x**2 / 2, lambda x: diagonal(x) * x, diagonal)
+    f_min = 0.0 if min(values) >= 0 else -math.inf
+    return _Separable(len(values), largest, 0.0, f_min, _corner(largest, 0.0), profile)
+
+
+def exp_linear(a: Sequence[float] = (1.0,)) -> Problem:
+    """Returns f = exp(a'x), where ||H|| = ||a|| ||g||: the constants are (0, ||a||)."""
+    length = math.hypot(*a)
+    profile = _Profile(torch.exp, torch.exp, torch.exp)
+    return _Ridge(len(a), 0.0, length, 0.0, _corner(0.0, length), profile, tuple(a))
+
+
+def logistic(a: Sequence[float] = (1.0,)) -> Problem:
+    """Returns f = log(1 + exp(-a'x)), where ||H|| = ||a|| ||g|| - ||g||^2.
+
+    The constants are (0, ||a||); the frontier falls to 0 there: L0 = max(||a|| - L1, 0)^2 / 4.
+    """
+    length = math.hypot(*a)
+    profile = _Profile(
+        lambda s: torch.logaddexp(torch.zeros_like(s), -s),  # softplus drops the exponential beyond 20
+        lambda s: -torch.sigmoid(-s),
+        lambda s: torch.sigmoid(s) * torch.sigmoid(-s),
+    )
+    return _Ridge(len(a), 0.0, length, 0.0, lambda L1: max(length - L1, 0.0) ** 2 / 4, profile, tuple(a))
+
+
+def sum_exp(dim: int = 2) -> Problem:
+    """Returns f = sum of exp(x_i): the constants are (0, 1), attained in the limit of one large term."""
+    profile = _Profile(torch.exp, torch.exp, torch.exp)
+    return _Separable(dim, 0.0, 1.0, 0.0, _corner(0.0, 1.0), profile)
+
+
+def sum_cosh(dim: int = 2) -> Problem:
+    """Returns f = sum of cosh(x_i): the constants are (1, 1)."""
+    profile = _Profile(torch.cosh, torch.sinh, torch.cosh)
+    return _Separable(dim, 1.0, 1.0, float(dim), _corner(1.0, 1.0), profile)
+
+
+def sine(dim: int = 1) -> Problem:
+    """Returns f = sum of sin(x_i): the constants are (1, 0), and curvature falls as the gradient grows."""
+    profile = _Profile(torch.sin, torch.cos, lambda x: -torch.sin(x))
+    return _Separable(dim, 1.0, 0.0, -float(dim), _corner(1.0, 0.0), profile)
+
+
+def slow(epsilon: float = 0.1) -> Problem:
+    """Returns f = (epsilon/4) (6 x^2 - x^4) on [-1, 1], going on with the constant slope 2 epsilon outside.
+
+    The constants are (3 epsilon, 0). Descent with a fixed rate eta that starts at height D above the minimum
+    needs about D / (eta epsilon^2) steps.
+
+    Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), the lower bound for gradient descent.
+    """
+    e = _positive("epsilon", epsilon)
+
+    def inner(x: Tensor) -> Tensor:
+        return x.clamp(-1, 1)
+
+    profile = _Profile(
+        lambda x: e * ((6 * inner(x) ** 2 - inner(x) ** 4) / 4 + 2 * (x - inner(x)).abs()),
+        lambda x: e * (3 * inner(x) - inner(x) ** 3),
+        lambda x: 3 * e * (1 - inner(x) ** 2),
+    )
+    return _Separable(1, 3 * e, 0.0, 0.0, _corner(3 * e, 0.0), profile)
+
+
+def valley() -> Problem:
+    """Returns f = (1 - x y)^2 / 2: no constants fit, ||H|| is unbounded along x y = 1 where g = 0."""
+    return _Valley(2, None, None, 0.0, lambda L1: math.inf)
+
+
+def neg_log() -> Problem:
+    """Returns f = -log x on x > 0: no constants fit, ||H|| = ||g||^2."""
+    profile = _Profile(lambda x: -torch.log(x), lambda x: -1 / x, lambda x: 1 / x**2)
+    return _Separable(1, None, None, -math.inf, lambda L1: math.inf, profile)
+
+
+def _corner(L0: float, L1: float) -> Callable[[float], float]:
+    """Returns the frontier of a landscape that no smaller L1 bounds, and no larger L1 bounds better."""
+    return lambda other: L0 if other >= L1 else math.inf
+
+
+def _expm1_minus_identity(t: Tensor) -> Tensor:
+    """Returns e^t - 1 - t for t >= 0, to full relative accuracy; expm1(t) - t loses it all near 0."""
+    small = t.clamp(max=1.0)
+    # 20 terms of the series t^2/2 + t^3/6 + ... leave a remainder of 1e-20 at t = 1.
+    series = torch.ones_like(t)
+    for k in range(21, 2, -1):
+        series = 1 + series * small / k
+    return torch.where(t < 1, series * small**2 / 2, torch.expm1(t) - t)
+
+
+def _length(x: Tensor) -> Tensor:
+    r: Tensor = torch.linalg.vector_norm(x)
+    return r
+
+
+def _one_hot(index: Tensor, x: Tensor) -> Tensor:
+    return (torch.arange(x.numel(), device=x.device) == index).to(x.dtype)
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"Parameter `{name}` should be positive and finite. Found `{name} = {value}`.")
+    return float(value)
