@@ -271,6 +271,7 @@ def test_few_points_still_have_two_ticks_on_each_axis(num_rows: int) -> None:
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         inside = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
         assert len(inside) >= 2
+        assert high / low > 4, "a cloud without range must not fill the axis"
         assert all(axis.get_major_formatter().format_ticks(inside))
 
 
@@ -364,6 +365,7 @@ def test_without_axes_the_current_ones_are_used() -> None:
 
 def test_without_any_figure_one_is_made() -> None:
     assert plot_smoothness(rows()) is plt.gca()
+    assert plt.gcf().get_constrained_layout(), "the legend below the axes would be cut off"
     assert plot_trace(rows())[0].figure is plt.gcf()
     assert len(plt.get_fignums()) == 2
 
