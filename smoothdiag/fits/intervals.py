@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.fits.affine import Line, quantile_line
+from smoothdiag.fits.affine import TOUCHING, Line, quantile_line
 from smoothdiag.fits.base import Array, Interval
 
 Counts = npt.NDArray[np.int16]
@@ -88,8 +88,10 @@ def line_dependence(x: Array, y: Array, weights: Array, line: Line, quantile: fl
         quantile: its level.
         steps: step of each row; rows of one step count as one.
     """
-    score = weights * (quantile - (y < line(x)))
-    distance = np.log(y) - np.log(np.maximum(line(x), np.finfo(np.float64).tiny))
+    height = np.maximum(line(x), np.finfo(np.float64).tiny)
+    off = np.abs(y - height) > TOUCHING * (y + height)  # On the line, above or below would be decided by rounding.
+    score = np.where(off, weights * (quantile - (y < height)), 0.0)
+    distance = np.where(off, np.log(y / height), 0.0)
     _, codes = np.unique(steps, return_inverse=True)
     size = np.bincount(codes)
     series = [np.bincount(codes, weights=values) / size for values in (score, score * x, distance)]

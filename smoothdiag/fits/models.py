@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from smoothdiag.fits.affine import Line, pinball, quantile_line
 from smoothdiag.fits.base import Array, Interval, ModelScore
 
-EXPONENTS = np.arange(0.25, 3.01, 0.25)
+EXPONENT_RANGE = (0.25, 3.0)
+EXPONENT_STEPS = (0.25, 0.05, 0.01)
 NUM_BLOCKS = 6
 FIRST_TEST = 2  # The first score is taken after a third of the run.
 MIN_ROWS = 24
@@ -45,29 +45,22 @@ def fit_affine(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
 def fit_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
     """Intercept, coefficient and exponent together: a line in x ** exponent, profiled over the exponent.
 
-    The profile is searched on a grid first, because it may have more than one valley.
+    The profile may have several valleys and has kinks, so it is searched on grids, the finer ones around the best
+    point of the coarser. Fixed grid points also keep the result the same whatever the units of x and y.
     """
     unit = float(np.median(x))
     start = Line(float(np.median(y)), 0.0)
-
-    def fitted(exponent: float) -> Line:
-        return quantile_line((x / unit) ** exponent, y, quantile, weights, start=start)
-
-    def loss(exponent: float) -> float:
-        return float(weights @ pinball(y - fitted(exponent)((x / unit) ** exponent), quantile))
-
-    losses = [loss(exponent) for exponent in EXPONENTS]
-    best = int(np.argmin(losses))
-    if losses[best] <= EXACT * float(weights @ y):
-        return _curve(fitted(EXPONENTS[best]), unit, EXPONENTS[best])
-    low, high = EXPONENTS[max(best - 1, 0)], EXPONENTS[min(best + 1, len(EXPONENTS) - 1)]
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
-    exponent = float(found.x) if found.fun < losses[best] else float(EXPONENTS[best])
-    return _curve(fitted(exponent), unit, exponent)
-
-
-def _curve(line: Line, unit: float, exponent: float) -> Curve:
-    return Curve(line.intercept, line.slope / unit**exponent, float(exponent))
+    best, least = Curve(0.0, 0.0, 0.0), np.inf
+    for step, reach in zip(EXPONENT_STEPS, (None, *EXPONENT_STEPS), strict=False):
+        low, high = EXPONENT_RANGE if reach is None else (best.exponent - reach, best.exponent + reach)
+        for exponent in np.arange(round(low / step), round(high / step) + 1) * step:
+            if exponent < EXPONENT_STEPS[-1] or least <= EXACT * float(weights @ y):
+                continue
+            line = quantile_line((x / unit) ** exponent, y, quantile, weights, start=start)
+            loss = float(weights @ pinball(y - line((x / unit) ** exponent), quantile))
+            if loss < least:
+                best, least = Curve(line.intercept, line.slope / unit ** float(exponent), float(exponent)), loss
+    return best
 
 
 FITTERS = {"constant": fit_constant, "affine": fit_affine, "power": fit_power}

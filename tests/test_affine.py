@@ -1,0 +1,151 @@
+"""The lines against brute force over every candidate, a literal primal programme and closed forms, in float64."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.optimize import linprog
+
+from smoothdiag.fits.affine import (
+    Line,
+    frontier,
+    hard_envelope,
+    least_squares,
+    pinball,
+    quantile_line,
+    relative_weights,
+    upper_hull,
+)
+
+
+def loss(line, x, y, quantile, weights):
+    return float(weights @ pinball(y - line(x), quantile))
+
+
+def least_loss(x, y, quantile, weights):
+    """Smallest loss over all lines through two rows, or through one row with one constant at zero."""
+    lines = [Line(0.0, 0.0)]
+    lines += [Line(b, 0.0) for b in y] + [Line(0.0, b / a) for a, b in zip(x, y, strict=True)]
+    for i, j in itertools.combinations(range(len(x)), 2):
+        if x[i] != x[j]:
+            slope = (y[i] - y[j]) / (x[i] - x[j])
+            lines.append(Line(y[i] - slope * x[i], slope))
+    return min(loss(line, x, y, quantile, weights) for line in lines if line.intercept >= 0 and line.slope >= 0)
+
+
+def primal(x, y, quantile, weights):
+    """The quantile programme as the textbook writes it: one pair of slacks per row."""
+    n = len(x)
+    cost = np.concatenate([[0, 0], quantile * weights, (1 - quantile) * weights])
+    rows = np.hstack([np.ones((n, 1)), x[:, None], np.eye(n), -np.eye(n)])
+    return Line(*linprog(cost, A_eq=rows, b_eq=y, bounds=(0, None), method="highs").x[:2])
+
+
+def cloud(seed, n=40, *, rounded=False):
+    rng = np.random.default_rng(seed)
+    x = 10 ** rng.uniform(-2, 2, n)
+    y = (rng.choice([0, 1.3]) + rng.choice([0, 2.1]) * x + 0.01) * np.exp(0.5 * rng.standard_normal(n))
+    if rounded:  # Ties: many rows on one line, several rows with one gradient norm.
+        x, y = np.round(x) + 1, np.round(y) + 1
+    return x, y
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_quantile_line_is_the_best_of_all_candidates(quantile, rounded):
+    for seed in range(15):
+        x, y = cloud(seed, rounded=rounded)
+        weights = relative_weights(x, y) * np.random.default_rng(seed).integers(0, 3, len(x))
+        best = least_loss(x, y, quantile, weights)
+        for start in (None, Line(0.0, 5.0), Line(float(np.median(y)), 0.0)):
+            line = quantile_line(x, y, quantile, weights, start=start)
+            assert line.intercept >= 0
+            assert line.slope >= 0
+            assert loss(line, x, y, quantile, weights) <= best * (1 + 1e-9) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_quantile_line_is_the_primal_programme(seed):
+    x, y = cloud(seed, n=200)
+    weights = relative_weights(x, y)
+    expected = primal(x, y, 0.9, weights)
+    np.testing.assert_allclose(quantile_line(x, y, 0.9, weights), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_quantile_line_covers_its_share_of_lognormal_noise():
+    # Weights of 1/y would give .74 here.
+    rng = np.random.default_rng(0)
+    x = 10 ** rng.uniform(-1, 1, 4000)
+    y = (1 + 2 * x) * np.exp(rng.standard_normal(4000))
+    assert np.mean(y <= quantile_line(x, y, 0.95)(x)) == pytest.approx(0.95, abs=0.002)
+
+
+def test_one_tiny_smoothness_does_not_pull_the_line_down():
+    x, y = np.logspace(-1, 1, 100), 1 + 2 * np.logspace(-1, 1, 100)
+    y[50] = 1e-12
+    np.testing.assert_allclose(quantile_line(x, y, 0.95), (1, 2), rtol=1e-9)
+
+
+def test_exact_law_over_three_decades_returns_its_constants():
+    x = np.logspace(-3, 0, 300)
+    np.testing.assert_allclose(quantile_line(x, 0.7 + 3 * x, 0.95), (0.7, 3), rtol=1e-9)
+
+
+def test_constant_smoothness_has_no_slope():
+    x = np.logspace(-3, 0, 300)
+    intercept, slope = quantile_line(x, np.full(300, 5.0), 0.95)
+    assert intercept == pytest.approx(5, rel=1e-12)
+    assert slope < 1e-9
+
+
+def test_least_squares_keeps_constants_nonnegative_only_when_asked():
+    x = np.linspace(1, 3, 50)
+    assert least_squares(x, 2 * x - 1).intercept == 0
+    np.testing.assert_allclose(least_squares(x, 2 * x - 1, nonnegative=False), (-1, 2), rtol=1e-12)
+    np.testing.assert_allclose(least_squares(1e6 * x, 3 + 2 * x), (3, 2e-6), rtol=1e-9)
+
+
+def test_frontier_is_the_largest_excess_over_the_slope():
+    x, y = cloud(3, n=300)
+    hull = upper_hull(x, y)
+    corners, _ = frontier(hull)
+    at = np.concatenate([np.linspace(0, 1.5 * corners[-1], 101), corners])
+    _, found = frontier(hull, at)
+    np.testing.assert_allclose(found, [max(0, np.max(y - slope * x)) for slope in at], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("smoothness", "curve"),
+    [
+        (lambda x: 3 * x ** (2 / 3), lambda slope: 4 / slope**2),
+        (lambda x: np.where(x < 2, 2 * x - x**2, 0), lambda slope: np.maximum(2 - slope, 0) ** 2 / 4),
+    ],
+)
+def test_frontier_has_its_closed_form(smoothness, curve):
+    # For y = 3 x^(2/3) the best x is (2 / slope)^3; the second is the logistic loss with a unit vector.
+    x = np.logspace(-3, 3, 200_000)
+    slopes = np.array([0.5, 1.0, 1.5])
+    np.testing.assert_allclose(frontier(upper_hull(x, smoothness(x)), slopes)[1], curve(slopes), rtol=1e-6)
+
+
+def test_hard_envelope_is_the_lowest_line_above_all_rows():
+    x, y = cloud(4, n=60)
+    weights = relative_weights(x, y)
+    line = hard_envelope(x, y)
+    assert (y <= line(x) * (1 + 1e-12)).all()
+    n = len(x)
+    found = linprog([weights.sum(), weights @ x], A_ub=-np.stack([np.ones(n), x], 1), b_ub=-y, method="highs")
+    assert weights @ line(x) == pytest.approx(found.fun, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_few_or_equal_rows_give_a_line(n):
+    x, y = np.full(n, 2.0), np.full(n, 6.0)
+    for line in (quantile_line(x, y, 0.95), hard_envelope(x, y), least_squares(x, y)):
+        assert line(np.array(2.0)) == pytest.approx(6, rel=1e-9)
+
+
+def test_hybrid_and_cosh_laws_have_their_corner_as_upper_quantile():
+    x = np.logspace(-3, 2, 500)
+    np.testing.assert_allclose(quantile_line(x, np.maximum(0.5, 3 * x), 0.99), (0.5, 3), rtol=0.05)
+    np.testing.assert_allclose(quantile_line(x, np.hypot(0.5, 3 * x), 0.99), (0.5, 3), rtol=0.05)

@@ -1,0 +1,133 @@
+"""The clipping rule against its own inequality, and its refusals."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from smoothdiag.clipping import clip_rule, clip_table
+from smoothdiag.fits import Flag, Verdict, fit_smoothness
+
+X = 10 ** np.random.default_rng(0).uniform(-1.5, 1.5, 200)
+FIT = fit_smoothness(pd.DataFrame({"grad_norm": X, "smoothness": 1 + 2 * X, "saturation": 0.1}), num_boot=20)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+@pytest.mark.parametrize("kappa", [0.5, 1.0, 2.0])
+def test_threshold_makes_the_effective_rate_just_safe(momentum, dampening, kappa):
+    lr = 0.02
+    rule = clip_rule(FIT, lr=lr, momentum=momentum, dampening=dampening, kappa=kappa)
+    eta = lr * (1 - dampening) / (1 - momentum)
+    assert eta * (FIT.L0 + FIT.L1 * rule.threshold) == pytest.approx(kappa, rel=1e-12)
+    assert rule.step_cap == pytest.approx(eta * rule.threshold, rel=1e-12)
+    assert rule.max_lr * (1 - dampening) / (1 - momentum) == pytest.approx(kappa / FIT.L0, rel=1e-12)
+    assert (rule.source, rule.lr) == ("fit", pytest.approx(lr))
+
+
+def test_too_large_rate_is_called_unsafe_and_capped_in_length():
+    rule = clip_rule(FIT, lr=3.0)
+    assert "No threshold makes this rate safe" in rule.reason
+    assert rule.step_cap == pytest.approx(1 / (2 * FIT.L1))
+    assert rule.threshold == pytest.approx(rule.step_cap / 3)
+
+
+def test_free_rate_shares_kappa_between_rate_and_step():
+    rule = clip_rule(FIT, momentum=0.9)
+    assert rule.lr / (1 - 0.9) == pytest.approx(1 / (2 * FIT.L0))
+    assert rule.step_cap == pytest.approx(1 / (2 * FIT.L1))
+    assert rule.threshold == pytest.approx(FIT.L0 / FIT.L1)
+
+
+def test_threshold_is_raised_above_the_noise():
+    quiet, loud = clip_rule(FIT, lr=0.5, noise=0.01), clip_rule(FIT, lr=0.5, noise=2.0)
+    assert quiet == clip_rule(FIT, lr=0.5)
+    assert loud.threshold == 10
+    assert loud.step_cap == pytest.approx(5)
+    assert "noise" in loud.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"verdict": Verdict.NOT_IDENTIFIED}, "NOT_IDENTIFIED"),
+        ({"verdict": Verdict.POWER}, "POWER"),
+        ({"verdict": Verdict.CONSTANT}, "needs no threshold"),
+        ({"L1_interval": (0.0, 3.0)}, "contains zero"),
+        ({"L1_interval": (math.nan, math.nan)}, "contains zero"),
+        ({"flags": (Flag("saturation", "", "", "", fatal=True),)}, "saturation"),
+    ],
+)
+@pytest.mark.parametrize("lr", [None, 0.1])
+def test_doubtful_fit_is_not_used(change, word, lr):
+    rule = clip_rule(replace(FIT, **change), lr=lr)
+    assert rule.source == "percentile"
+    assert rule.threshold == pytest.approx(np.quantile(X, 0.9))
+    assert rule.clip_rate == pytest.approx(0.1, abs=1e-9)
+    assert word in rule.reason
+    assert "Not from the fit" in rule.reason
+    assert math.isnan(rule.step_cap) if lr is None else rule.step_cap == pytest.approx(lr * rule.threshold)
+
+
+def test_zero_l0_is_said_and_does_not_become_a_zero_threshold():
+    fit = replace(FIT, L0=0.0, L0_interval=(0.0, 0.5))
+    given, free = clip_rule(fit, lr=0.1), clip_rule(fit)
+    assert given.threshold == pytest.approx(1 / (0.1 * fit.L1))
+    assert given.max_lr == math.inf
+    assert free.lr == pytest.approx(1)
+    assert free.threshold == pytest.approx(0.5 / fit.L1)
+    assert "L0 at zero" in given.reason
+    assert "L0 at zero" in free.reason
+    nothing = clip_rule(replace(fit, L0_interval=(0.0, 0.0)))
+    assert nothing.source == "percentile"
+    assert "no learning rate" in nothing.reason
+
+
+def test_clip_rate_is_the_share_of_recorded_norms_above():
+    for lr in (0.02, 0.1, 0.5):
+        rule = clip_rule(FIT, lr=lr)
+        assert rule.clip_rate == pytest.approx(np.mean(rule.threshold < X), abs=0.01)
+    assert clip_rule(FIT, lr=1e-6).clip_rate == 0
+    nearly = clip_rule(FIT, lr=0.999)
+    assert nearly.clip_rate > 0.95
+    assert "normalised" in nearly.reason
+
+
+def test_units_move_the_rule_as_they_move_the_fit():
+    # The loss times 3, parameters times 5: L0 by 75, L1 by 5, norms by 15, the safe rate by 1/75.
+    frame = pd.DataFrame({"grad_norm": 15 * X, "smoothness": 75 * (1 + 2 * X), "saturation": 0.1})
+    other = clip_rule(fit_smoothness(frame, num_boot=20), lr=0.1 / 75)
+    rule = clip_rule(FIT, lr=0.1)
+    assert other.threshold == pytest.approx(15 * rule.threshold, rel=1e-8)
+    assert other.step_cap == pytest.approx(rule.step_cap / 5, rel=1e-8)
+    assert other.clip_rate == pytest.approx(rule.clip_rate, rel=1e-8)
+
+
+def test_rule_reads_as_text():
+    text = str(clip_rule(FIT, lr=0.1))
+    assert "clip gradients at norm 4.5" in text
+    assert "unknown" in str(clip_rule(replace(FIT, verdict=Verdict.POWER)))
+
+
+def test_table_holds_the_cited_formulas():
+    table = clip_table(FIT)
+    np.testing.assert_allclose(table.loc["Pethick 2025"], (1 / (2 * FIT.L0), 1 / (2 * FIT.L1), FIT.L0 / FIT.L1))
+    np.testing.assert_allclose(table["max_lr"] * table["threshold"] <= table["step_cap"] * (1 + 1e-9), True)
+    np.testing.assert_allclose(table.loc["Vankov 2024"], (0.5, 1 / 6, 1 / 3), rtol=1e-6)
+    np.testing.assert_allclose(table.loc["Zhang 2019"], (0.1, 0.05, 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"lr": value} for value in (0.0, math.nan, math.inf)),
+        *({"momentum": value} for value in (1.0, -0.1, math.nan)),
+        *({"dampening": 1.0}, {"kappa": 0.0}, {"kappa": math.nan}, {"noise": -1.0}, {"noise": math.nan}),
+    ],
+)
+def test_wrong_parameters_are_refused(wrong):
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ValueError, match=f"Parameter `{name}` should .* Found `{name} = {value}`"):
+        clip_rule(FIT, **({"lr": 0.1} | wrong))

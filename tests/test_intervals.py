@@ -1,0 +1,130 @@
+"""The bootstrap against closed forms of autoregressions and against the resampling it shortcuts."""
+
+import time
+
+import numpy as np
+import pytest
+
+from smoothdiag.fits.affine import Line, quantile_line, relative_weights
+from smoothdiag.fits.intervals import (
+    bootstrap_lines,
+    dependence,
+    line_dependence,
+    percentile_interval,
+    stationary_counts,
+)
+
+
+def autoregression(n, memory, seed):
+    noise = np.random.default_rng(seed).standard_normal(n)
+    series = np.zeros(n)
+    for t in range(1, n):
+        series[t] = memory * series[t - 1] + noise[t]
+    return series
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
+def test_effective_number_is_that_of_the_autoregression(memory):
+    found = np.median([dependence(autoregression(4000, memory, seed)).num_effective for seed in range(9)])
+    assert found == pytest.approx(4000 * (1 - memory) / (1 + memory), rel=0.25)
+
+
+def test_block_length_is_the_optimal_one_of_the_autoregression():
+    # (2 G^2 / D)^(1/3) n^(1/3) with G = 2 sum k R(k) and D = 2 g(0)^2; for AR(.7), G/g(0) = 2 * .7 / (1 - .7^2).
+    found = np.median([dependence(autoregression(4000, 0.7, seed)).block_length for seed in range(9)])
+    assert found == pytest.approx((2 * 0.7 / (1 - 0.49)) ** (2 / 3) * 4000 ** (1 / 3), rel=0.25)
+
+
+def test_constant_series_has_no_memory():
+    found = dependence(np.full(100, 3.0))
+    assert (found.block_length, found.num_effective) == (1, 100)
+
+
+def test_line_dependence_sees_noise_that_persists():
+    x = 10 ** np.random.default_rng(0).uniform(-1, 1, 1000)
+    line = Line(1.0, 2.0)
+    effective = []
+    for memory in (0.0, 0.95):
+        noise = autoregression(1000, memory, 1)
+        y = line(x) * np.exp(0.2 * noise / np.std(noise))
+        steps = np.arange(1000.0)
+        effective.append(line_dependence(x, y, relative_weights(x, y), line, 0.5, steps).num_effective)
+    assert effective[0] > 500
+    assert effective[1] < 100
+
+
+def test_counts_hold_every_step_as_often_as_blocks_say():
+    counts = stationary_counts(np.arange(500.0), 5.0, 1500, seed=0)
+    assert (counts.sum(axis=1) == 500).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.4)
+    # Neighbours come together unless a block ends between them: probability 1 - 1/5.
+    assert np.corrcoef(counts[:, 10], counts[:, 11])[0, 1] == pytest.approx(0.8, abs=0.05)
+    alone = stationary_counts(np.arange(500.0), 1.0, 1500, seed=0)
+    assert abs(np.corrcoef(alone[:, 10], alone[:, 11])[0, 1]) < 0.1
+
+
+def test_rows_of_one_step_stay_together():
+    counts = stationary_counts(np.array([0.0, 0, 1, 1, 2, 2]), 2.0, 50, seed=0)
+    assert (counts[:, ::2] == counts[:, 1::2]).all()
+
+
+def test_same_seed_gives_the_same_resamples_and_another_seed_others():
+    first, again, other = (stationary_counts(np.arange(99.0), 4.0, 20, seed=seed) for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_replicate_is_the_fit_of_the_resampled_rows():
+    rng = np.random.default_rng(0)
+    x = 10 ** rng.uniform(-1, 1, 120)
+    y = (1 + 2 * x) * np.exp(0.3 * rng.standard_normal(120))
+    weights = relative_weights(x, y)
+    counts = stationary_counts(np.arange(120.0), 4.0, 10, seed=0)
+    lines = bootstrap_lines(x, y, weights, quantile_line(x, y, 0.9, weights), 0.9, counts)
+    for line, count in zip(lines, counts, strict=True):
+        rows = np.repeat(np.arange(120), count)
+        np.testing.assert_allclose(line, quantile_line(x[rows], y[rows], 0.9, weights[rows]), rtol=1e-9, atol=1e-9)
+
+
+def test_intervals_contain_the_true_median_line_about_as_often_as_they_say():
+    hits = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x = 10 ** rng.uniform(-1, 1, 300)
+        y = (1 + 2 * x) * np.exp(0.2 * rng.standard_normal(300))
+        weights = relative_weights(x, y)
+        counts = stationary_counts(np.arange(300.0), 1.0, 100, seed=seed)
+        lines = bootstrap_lines(x, y, weights, quantile_line(x, y, 0.5, weights), 0.5, counts)
+        low, high = percentile_interval(lines[:, 1])
+        hits += low <= 2 <= high
+    assert 47 <= hits <= 60  # 90% of 60 is 54; three standard deviations below.
+
+
+def test_persistent_noise_widens_the_interval():
+    rng = np.random.default_rng(0)
+    x = 10 ** rng.uniform(-1, 1, 800)
+    noise = autoregression(800, 0.95, 3)
+    y = (1 + 2 * x) * np.exp(0.2 * noise / np.std(noise))
+    weights = relative_weights(x, y)
+    line = quantile_line(x, y, 0.5, weights)
+    widths = []
+    for block in (1.0, line_dependence(x, y, weights, line, 0.5, np.arange(800.0)).block_length):
+        counts = stationary_counts(np.arange(800.0), block, 200, seed=0)
+        low, high = percentile_interval(bootstrap_lines(x, y, weights, line, 0.5, counts)[:, 1])
+        widths.append(high - low)
+    assert widths[1] > 2 * widths[0]
+
+
+def test_interval_reaches_the_estimate_it_belongs_to():
+    assert percentile_interval(np.linspace(1, 2, 101), 5.0) == (pytest.approx(1.05), 5.0)
+
+
+def test_four_hundred_replicates_of_a_thousand_rows_take_seconds():
+    rng = np.random.default_rng(0)
+    x = 10 ** rng.uniform(-1, 1, 1000)
+    y = (1 + 2 * x) * np.exp(0.2 * rng.standard_normal(1000))
+    weights = relative_weights(x, y)
+    line = quantile_line(x, y, 0.95, weights)
+    begin = time.process_time()
+    bootstrap_lines(x, y, weights, line, 0.95, stationary_counts(np.arange(1000.0), 5.0, 400, seed=0))
+    assert time.process_time() - begin < 3
