@@ -94,9 +94,7 @@ def _targets(node: ast.AST, path: Path, package: Path) -> Iterator[str]:
         for alias in node.names:
             # `from smoothdiag import vectors` is an edge to the module, not to what re-exports it.
             inner = package.joinpath(*base.split(".")[1:], alias.name)
-            is_module = base.startswith("smoothdiag") and (
-                inner.is_dir() or inner.with_suffix(".py").exists()
-            )
+            is_module = base.startswith("smoothdiag") and (inner.is_dir() or inner.with_suffix(".py").exists())
             yield f"{base}.{alias.name}" if is_module else base
 
 
@@ -241,9 +239,7 @@ def test_downward_import_is_allowed(tmp_path: Path, file: str, code: str) -> Non
 def _plant(folder: Path, file: str, code: str) -> set[str]:
     """Returns the violations of a package of empty modules, one of which holds ``code``."""
     package = folder / "smoothdiag"
-    modules = [name for names in LAYERS for name in names] + [
-        name for order in WINGS.values() for name in order
-    ]
+    modules = [name for names in LAYERS for name in names] + [name for order in WINGS.values() for name in order]
     for name in {*modules, "integrations.huggingface"}:
         is_package = any(other.startswith(name + ".") for other in modules)
         path = (
