@@ -128,8 +128,9 @@ def test_frontier_has_its_closed_form(smoothness, curve):
     np.testing.assert_allclose(frontier(upper_hull(x, smoothness(x)), slopes)[1], curve(slopes), rtol=1e-6)
 
 
-def test_hard_envelope_is_the_lowest_line_above_all_rows():
-    x, y = cloud(4, n=60)
+@pytest.mark.parametrize("seed", range(6))
+def test_hard_envelope_is_the_lowest_line_above_all_rows(seed):
+    x, y = cloud(seed, n=60)
     weights = relative_weights(x, y)
     line = hard_envelope(x, y)
     assert (y <= line(x) * (1 + 1e-12)).all()
