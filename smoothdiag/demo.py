@@ -180,7 +180,7 @@ def save_figures(trace: Trace, fit: SmoothnessFit, out: Path) -> None:
     plot_smoothness(trace, fit=fit, ax=figure.subplots())
     figure.savefig(out / "smoothness.png", dpi=150)
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
-    plot_trace(trace, estimator=fit.estimator, axes=figure.subplots(3, sharex=True))
+    plot_trace(trace, estimator=fit.estimator, ax=figure.subplots(3, sharex=True))
     figure.savefig(out / "trace.png", dpi=150)
 
 

@@ -1,0 +1,137 @@
+"""The command line: ``smoothdiag demo | fit | plot | clip``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from smoothdiag.trace import Trace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0, or 2 after wrong input, said in one line."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"smoothdiag {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from smoothdiag.demo import run_demo
+
+    if arguments.steps < 1:
+        raise ValueError(f"Parameter `--steps` should be at least 1. Found {arguments.steps}.")
+    cuda = torch.cuda.is_available()
+    if arguments.device == "cuda" and not cuda:
+        raise ValueError("Parameter `--device` is cuda, but this PyTorch sees no CUDA device; use auto or cpu.")
+    device = torch.device("cuda" if cuda and arguments.device != "cpu" else "cpu")
+    text = None if arguments.text is None else arguments.text.read_text(encoding="utf-8", errors="replace")
+    run_demo(text, arguments.steps, arguments.out, device)
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from smoothdiag.fits import fit_smoothness
+
+    fit = fit_smoothness(
+        Trace.read(arguments.trace),
+        estimator=arguments.estimator,
+        group=arguments.group,
+        quantile=arguments.quantile,
+    )
+    print(json.dumps(fit.to_dict(), indent=2) if arguments.json else fit.summary())
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from matplotlib.figure import Figure
+
+    from smoothdiag.fits import fit_smoothness
+    from smoothdiag.plots import plot_smoothness, plot_trace
+
+    trace = Trace.read(arguments.trace)
+    out = arguments.out or arguments.trace.with_suffix(".png")
+    if arguments.over_steps:
+        figure = Figure(figsize=(6.4, 6.4), layout="constrained")
+        plot_trace(
+            trace, estimator=arguments.estimator, group=arguments.group, ax=figure.subplots(3, sharex=True)
+        )
+    else:
+        fit = fit_smoothness(
+            trace, estimator=arguments.estimator, group=arguments.group, quantile=arguments.quantile
+        )
+        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+        plot_smoothness(trace, fit=fit, group=arguments.group, ax=figure.subplots())
+    figure.savefig(out, dpi=150)
+    print(out)
+
+
+def _clip(arguments: argparse.Namespace) -> None:
+    from smoothdiag.clipping import clip_rule
+    from smoothdiag.fits import fit_smoothness
+
+    fit = fit_smoothness(
+        Trace.read(arguments.trace),
+        estimator=arguments.estimator,
+        group=arguments.group,
+        quantile=arguments.quantile,
+    )
+    print(
+        clip_rule(
+            fit,
+            lr=arguments.lr,
+            momentum=arguments.momentum,
+            dampening=arguments.dampening,
+            kappa=arguments.kappa,
+            noise=arguments.noise,
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="smoothdiag",
+        description="Measure local smoothness beside the gradient norm, fit (L0, L1), and choose a clipping threshold.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo", help="train a character LSTM on real text with a probe attached, then fit, plot and clip"
+    )
+    demo.add_argument("--text", type=Path, metavar="FILE", help="text to train on (default: Python's standard library)")
+    demo.add_argument("--steps", type=int, default=600, metavar="N", help="optimizer steps of each run (default: 600)")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default: demo)")
+    demo.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)")
+    demo.set_defaults(run=_demo)
+
+    rows = argparse.ArgumentParser(add_help=False)
+    rows.add_argument("trace", type=Path, metavar="TRACE", help="a recorded trace: .jsonl, .csv or .parquet")
+    rows.add_argument("--estimator", metavar="NAME", help="rows to use (default: local, else path)")
+    rows.add_argument("--group", default="all", metavar="NAME", help="parameter group (default: all)")
+    rows.add_argument("--quantile", type=float, default=0.95, metavar="Q", help="level of the bound (default: 0.95)")
+
+    fit = commands.add_parser("fit", parents=[rows], help="fit L0 and L1, run the checks, print the verdict")
+    fit.add_argument("--json", action="store_true", help="print the fit as JSON")
+    fit.set_defaults(run=_fit)
+
+    plot = commands.add_parser("plot", parents=[rows], help="draw gradient norm against smoothness")
+    plot.add_argument("--out", type=Path, metavar="FILE", help="image to write (default: TRACE with .png)")
+    plot.add_argument("--over-steps", action="store_true", help="draw loss, gradient norm and smoothness over steps")
+    plot.set_defaults(run=_plot)
+
+    clip = commands.add_parser("clip", parents=[rows], help="derive a clipping threshold and say why")
+    clip.add_argument("--lr", type=float, help="learning rate of the run (default: free, suggested too)")
+    clip.add_argument("--momentum", type=float, default=0.0, help="momentum of the optimizer (default: 0)")
+    clip.add_argument("--dampening", type=float, default=0.0, help="its dampening; equal to momentum where averaged")
+    clip.add_argument("--kappa", type=float, default=1.0, help="lr * smoothness allowed, at most 2 (default: 1)")
+    clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient")
+    clip.set_defaults(run=_clip)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
