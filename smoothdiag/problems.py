@@ -220,14 +220,13 @@ def hybrid(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
     """
     a, b = _positive("L0", L0), _positive("L1", L1)
 
-    def pieces(r: Tensor, inside: Tensor, outside: Function) -> Tensor:
-        # The clamp keeps an overflow in the piece not chosen from turning the gradient into a NaN.
-        return torch.where(b * r <= 1, inside, outside((b * r).clamp(min=1) - 1))
+    def pieces(r: Tensor, inside: Tensor) -> Tensor:
+        return torch.where(b * r <= 1, inside, torch.exp(b * r - 1))
 
     profile = _Profile(
-        lambda r: a / b**2 * pieces(r, ((b * r) ** 2 + 1) / 2, torch.exp),
-        lambda r: a / b * pieces(r, b * r, torch.exp),
-        lambda r: a * pieces(r, torch.ones_like(r), torch.exp),
+        lambda r: a / b**2 * pieces(r, ((b * r) ** 2 + 1) / 2),
+        lambda r: a / b * pieces(r, b * r),
+        lambda r: a * pieces(r, torch.ones_like(r)),
     )
     return _Radial(dim, a, b, a / (2 * b**2), _corner(a, b), profile)
 
@@ -341,12 +340,11 @@ def _corner(L0: float, L1: float) -> Callable[[float], float]:
 
 def _expm1_minus_identity(t: Tensor) -> Tensor:
     """Returns e^t - 1 - t for t >= 0, to full relative accuracy; expm1(t) - t loses it all near 0."""
-    small = t.clamp(max=1.0)
     # 20 terms of the series t^2/2 + t^3/6 + ... leave a remainder of 1e-20 at t = 1.
     series = torch.ones_like(t)
     for k in range(21, 2, -1):
-        series = 1 + series * small / k
-    return torch.where(t < 1, series * small**2 / 2, torch.expm1(t) - t)
+        series = 1 + series * t / k
+    return torch.where(t < 1, series * t**2 / 2, torch.expm1(t) - t)
 
 
 def _length(x: Tensor) -> Tensor:

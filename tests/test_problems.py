@@ -156,7 +156,7 @@ def test_exponential_to_full_relative_accuracy(r):
             assert abs(mpmath.mpf(found.item()) / true - 1) < 1e-12
 
 
-@pytest.mark.parametrize("s", [-600.0, -40.0, -1.0, -1e-9, 0.0, 1.0, 19.0, 25.0, 40.0, 600.0])
+@pytest.mark.parametrize("s", [-600.0, -40.0, -20.5, -1.0, -1e-9, 0.0, 1.0, 19.0, 25.0, 40.0, 600.0])
 def test_logistic_to_full_relative_accuracy(s):
     problem = problems.logistic()
     x = torch.tensor([s], dtype=torch.float64)
@@ -253,6 +253,7 @@ def test_landscapes_work_under_torch_func():
     ("build", "message"),
     [
         (lambda: problems.exponential(L0=0.0), "Parameter `L0` should be positive and finite. Found `L0 = 0.0`."),
+        (lambda: problems.hybrid(math.inf), "Parameter `L0` should be positive and finite. Found `L0 = inf`."),
         (lambda: problems.cosh(L1=math.nan), "Parameter `L1` should be positive and finite. Found `L1 = nan`."),
         (lambda: problems.power(1.5), "Parameter `exponent` should be in [2, inf). Found `exponent = 1.5`."),
         (lambda: problems.slow(-1.0), "Parameter `epsilon` should be positive and finite. Found `epsilon = -1.0`."),
