@@ -9,18 +9,19 @@ Units: ``L0`` [f/x^2], ``L1`` [1/x]; see `Problem.scaled`.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 Function = Callable[[Tensor], Tensor]
+Frontier = Callable[[float], float]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A landscape f with its gradient, the norm of its Hessian, and its smoothness constants.
+    """A landscape f with its gradient g, the norm of its Hessian H, and its smoothness constants.
 
     Attributes:
         dim: Number of coordinates.
@@ -28,29 +29,21 @@ class Problem:
         L1: Its companion; the smallest for which L0 is finite, unless the constructor says otherwise.
         f_min: Infimum of f, attained or not; -inf if there is none.
         frontier: L1 -> the smallest L0 that goes with it, sup over x of ||H(x)|| - L1 ||g(x)||; may be inf.
+        value: x -> f(x), 0-dim and differentiable; at a minimum, autograd's second derivatives may be NaN.
+        gradient: x -> g(x), shape (dim,).
+        hessian_norm: x -> spectral norm ||H(x)||, 0-dim.
+        extreme_direction: x -> unit eigenvector of H(x) for an eigenvalue of modulus ||H(x)||, shape (dim,).
     """
 
     dim: int
     L0: float | None
     L1: float | None
     f_min: float
-    frontier: Callable[[float], float]
-
-    def value(self, x: Tensor) -> Tensor:
-        """Returns f(x), 0-dim and differentiable; at a minimum, autograd's second derivatives may be NaN."""
-        raise NotImplementedError
-
-    def gradient(self, x: Tensor) -> Tensor:
-        """Returns g(x), shape (dim,)."""
-        raise NotImplementedError
-
-    def hessian_norm(self, x: Tensor) -> Tensor:
-        """Returns the spectral norm ||H(x)||, 0-dim."""
-        raise NotImplementedError
-
-    def extreme_direction(self, x: Tensor) -> Tensor:
-        """Returns a unit eigenvector of H(x) for an eigenvalue of modulus ||H(x)||, shape (dim,)."""
-        raise NotImplementedError
+    frontier: Frontier = field(repr=False)
+    value: Function = field(repr=False)
+    gradient: Function = field(repr=False)
+    hessian_norm: Function = field(repr=False)
+    extreme_direction: Function = field(repr=False)
 
     def as_module(self, x0: Tensor) -> nn.Module:
         """Returns a module with one parameter ``x``, a copy of ``x0``, whose forward() is ``value(x)``."""
@@ -62,9 +55,17 @@ class Problem:
         Units: L0 becomes a b^2 L0, L1 becomes b L1.
         """
         a, b = _positive("value", value), _positive("argument", argument)
-        L0 = None if self.L0 is None else a * b**2 * self.L0
-        L1 = None if self.L1 is None else b * self.L1
-        return _Scaled(self.dim, L0, L1, a * self.f_min, lambda L1: a * b**2 * self.frontier(L1 / b), self, a, b)
+        return Problem(
+            dim=self.dim,
+            L0=None if self.L0 is None else a * b**2 * self.L0,
+            L1=None if self.L1 is None else b * self.L1,
+            f_min=a * self.f_min,
+            frontier=lambda L1: a * b**2 * self.frontier(L1 / b),
+            value=lambda x: a * self.value(b * x),
+            gradient=lambda x: a * b * self.gradient(b * x),
+            hessian_norm=lambda x: a * b**2 * self.hessian_norm(b * x),
+            extreme_direction=lambda x: self.extreme_direction(b * x),
+        )
 
 
 class _Landscape(nn.Module):
@@ -77,117 +78,6 @@ class _Landscape(nn.Module):
         return self.problem.value(self.x)
 
 
-class _Profile(NamedTuple):
-    """A function of one variable with its first two derivatives, elementwise."""
-
-    value: Function
-    slope: Function
-    curvature: Function
-
-
-@dataclass(frozen=True)
-class _Radial(Problem):
-    """f = p(||x||) with p'' >= p'/r >= 0, so that the largest eigenvalue is p'' and belongs to x/r."""
-
-    profile: _Profile
-
-    def value(self, x: Tensor) -> Tensor:
-        return self.profile.value(_length(x))
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.profile.slope(_length(x)) * self.extreme_direction(x)
-
-    def hessian_norm(self, x: Tensor) -> Tensor:
-        return self.profile.curvature(_length(x))
-
-    def extreme_direction(self, x: Tensor) -> Tensor:
-        r = _length(x)
-        return (x / r).where(r > 0, _one_hot(torch.zeros_like(r), x))
-
-
-@dataclass(frozen=True)
-class _Ridge(Problem):
-    """f = p(a'x): the Hessian p'' a a' has one eigenvalue that is not zero."""
-
-    profile: _Profile
-    a: tuple[float, ...]
-
-    def value(self, x: Tensor) -> Tensor:
-        return self.profile.value(x.new_tensor(self.a) @ x)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        a = x.new_tensor(self.a)
-        return self.profile.slope(a @ x) * a
-
-    def hessian_norm(self, x: Tensor) -> Tensor:
-        a = x.new_tensor(self.a)
-        return self.profile.curvature(a @ x).abs() * (a @ a)
-
-    def extreme_direction(self, x: Tensor) -> Tensor:
-        a = x.new_tensor(self.a)
-        return a / _length(a)
-
-
-@dataclass(frozen=True)
-class _Separable(Problem):
-    """f = sum of p_i(x_i): the Hessian is diagonal."""
-
-    profile: _Profile
-
-    def value(self, x: Tensor) -> Tensor:
-        return self.profile.value(x).sum()
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.profile.slope(x)
-
-    def hessian_norm(self, x: Tensor) -> Tensor:
-        return self.profile.curvature(x).abs().max()
-
-    def extreme_direction(self, x: Tensor) -> Tensor:
-        return _one_hot(self.profile.curvature(x).abs().argmax(), x)
-
-
-@dataclass(frozen=True)
-class _Valley(Problem):
-    """f = (1 - x y)^2 / 2."""
-
-    def value(self, x: Tensor) -> Tensor:
-        return (1 - x[0] * x[1]) ** 2 / 2
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return (x[0] * x[1] - 1) * x.flip(0)
-
-    def hessian_norm(self, x: Tensor) -> Tensor:
-        # H = [[y^2, c], [c, x^2]]: its trace is not negative, so the larger eigenvalue is the norm.
-        c = 2 * x[0] * x[1] - 1
-        return (x @ x) / 2 + torch.hypot((x[1] ** 2 - x[0] ** 2) / 2, c)
-
-    def extreme_direction(self, x: Tensor) -> Tensor:
-        angle = torch.atan2(2 * (2 * x[0] * x[1] - 1), x[1] ** 2 - x[0] ** 2) / 2
-        return torch.stack([angle.cos(), angle.sin()])
-
-
-@dataclass(frozen=True)
-class _Scaled(Problem):
-    """a f(b x)."""
-
-    base: Problem
-    a: float
-    b: float
-
-    def value(self, x: Tensor) -> Tensor:
-        return self.a * self.base.value(self.b * x)
-
-    def gradient(self, x: Tensor) -> Tensor:
-        return self.a * self.b * self.base.gradient(self.b * x)
-
-    def hessian_norm(self, x: Tensor) -> Tensor:
-        return self.a * self.b**2 * self.base.hessian_norm(self.b * x)
-
-    def extreme_direction(self, x: Tensor) -> Tensor:
-        return self.base.extreme_direction(self.b * x)
-
-
 def exponential(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
     """Returns f = (L0/L1^2) (e^{L1 r} - L1 r - 1), r = ||x||, where ||H|| = L0 + L1 ||g|| at every point."""
     a, b = _positive("L0", L0), _positive("L1", L1)
@@ -196,7 +86,7 @@ def exponential(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
         lambda r: a / b * torch.expm1(b * r),
         lambda r: a * torch.exp(b * r),
     )
-    return _Radial(dim, a, b, 0.0, _corner(a, b), profile)
+    return _radial(profile, dim, a, b, 0.0, _corner(a, b))
 
 
 def cosh(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
@@ -207,7 +97,7 @@ def cosh(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
         lambda r: a / b * torch.sinh(b * r),
         lambda r: a * torch.cosh(b * r),
     )
-    return _Radial(dim, a, b, a / b**2, _corner(a, b), profile)
+    return _radial(profile, dim, a, b, a / b**2, _corner(a, b))
 
 
 def hybrid(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
@@ -228,7 +118,7 @@ def hybrid(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
         lambda r: a / b * pieces(r, b * r),
         lambda r: a * pieces(r, torch.ones_like(r)),
     )
-    return _Radial(dim, a, b, a / (2 * b**2), _corner(a, b), profile)
+    return _radial(profile, dim, a, b, a / (2 * b**2), _corner(a, b))
 
 
 def power(exponent: float = 4.0, L1: float = 1.0, dim: int = 1) -> Problem:
@@ -246,7 +136,7 @@ def power(exponent: float = 4.0, L1: float = 1.0, dim: int = 1) -> Problem:
         return n * ((n - 2) / L1) ** (n - 2) if L1 > 0 else math.inf
 
     profile = _Profile(lambda r: r**n, lambda r: n * r ** (n - 1), lambda r: n * (n - 1) * r ** (n - 2))
-    return _Radial(dim, frontier(_positive("L1", L1)), L1, 0.0, frontier, profile)
+    return _radial(profile, dim, frontier(_positive("L1", L1)), L1, 0.0, frontier)
 
 
 def quadratic(eigenvalues: Sequence[float] = (1.0,)) -> Problem:
@@ -259,14 +149,14 @@ def quadratic(eigenvalues: Sequence[float] = (1.0,)) -> Problem:
 
     profile = _Profile(lambda x: diagonal(x) * x**2 / 2, lambda x: diagonal(x) * x, diagonal)
     f_min = 0.0 if min(values) >= 0 else -math.inf
-    return _Separable(len(values), largest, 0.0, f_min, _corner(largest, 0.0), profile)
+    return _separable(profile, len(values), largest, 0.0, f_min, _corner(largest, 0.0))
 
 
 def exp_linear(a: Sequence[float] = (1.0,)) -> Problem:
     """Returns f = exp(a'x), where ||H|| = ||a|| ||g||: the constants are (0, ||a||)."""
     length = math.hypot(*a)
     profile = _Profile(torch.exp, torch.exp, torch.exp)
-    return _Ridge(len(a), 0.0, length, 0.0, _corner(0.0, length), profile, tuple(a))
+    return _ridge(profile, a, length, _corner(0.0, length))
 
 
 def logistic(a: Sequence[float] = (1.0,)) -> Problem:
@@ -280,25 +170,25 @@ def logistic(a: Sequence[float] = (1.0,)) -> Problem:
         lambda s: -torch.sigmoid(-s),
         lambda s: torch.sigmoid(s) * torch.sigmoid(-s),
     )
-    return _Ridge(len(a), 0.0, length, 0.0, lambda L1: max(length - L1, 0.0) ** 2 / 4, profile, tuple(a))
+    return _ridge(profile, a, length, lambda L1: max(length - L1, 0.0) ** 2 / 4)
 
 
 def sum_exp(dim: int = 2) -> Problem:
     """Returns f = sum of exp(x_i): the constants are (0, 1), attained in the limit of one large term."""
     profile = _Profile(torch.exp, torch.exp, torch.exp)
-    return _Separable(dim, 0.0, 1.0, 0.0, _corner(0.0, 1.0), profile)
+    return _separable(profile, dim, 0.0, 1.0, 0.0, _corner(0.0, 1.0))
 
 
 def sum_cosh(dim: int = 2) -> Problem:
     """Returns f = sum of cosh(x_i): the constants are (1, 1)."""
     profile = _Profile(torch.cosh, torch.sinh, torch.cosh)
-    return _Separable(dim, 1.0, 1.0, float(dim), _corner(1.0, 1.0), profile)
+    return _separable(profile, dim, 1.0, 1.0, float(dim), _corner(1.0, 1.0))
 
 
 def sine(dim: int = 1) -> Problem:
     """Returns f = sum of sin(x_i): the constants are (1, 0), and curvature falls as the gradient grows."""
     profile = _Profile(torch.sin, torch.cos, lambda x: -torch.sin(x))
-    return _Separable(dim, 1.0, 0.0, -float(dim), _corner(1.0, 0.0), profile)
+    return _separable(profile, dim, 1.0, 0.0, -float(dim), _corner(1.0, 0.0))
 
 
 def slow(epsilon: float = 0.1) -> Problem:
@@ -319,21 +209,88 @@ def slow(epsilon: float = 0.1) -> Problem:
         lambda x: e * (3 * inner(x) - inner(x) ** 3),
         lambda x: 3 * e * (1 - inner(x) ** 2),
     )
-    return _Separable(1, 3 * e, 0.0, 0.0, _corner(3 * e, 0.0), profile)
+    return _separable(profile, 1, 3 * e, 0.0, 0.0, _corner(3 * e, 0.0))
 
 
 def valley() -> Problem:
     """Returns f = (1 - x y)^2 / 2: no constants fit, ||H|| is unbounded along x y = 1 where g = 0."""
-    return _Valley(2, None, None, 0.0, lambda L1: math.inf)
+
+    # H = [[y^2, c], [c, x^2]] with c = 2xy - 1: its trace is not negative, so the larger eigenvalue is the norm.
+    def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (x[1] ** 2 - x[0] ** 2) / 2, 2 * x[0] * x[1] - 1
+
+    def direction(x: Tensor) -> Tensor:
+        half, c = halves(x)
+        angle = torch.atan2(c, half) / 2
+        return torch.stack([angle.cos(), angle.sin()])
+
+    return Problem(
+        *(2, None, None, 0.0, lambda L1: math.inf),
+        value=lambda x: (1 - x[0] * x[1]) ** 2 / 2,
+        gradient=lambda x: (x[0] * x[1] - 1) * x.flip(0),
+        hessian_norm=lambda x: (x @ x) / 2 + torch.hypot(*halves(x)),
+        extreme_direction=direction,
+    )
 
 
 def neg_log() -> Problem:
     """Returns f = -log x on x > 0: no constants fit, ||H|| = ||g||^2."""
     profile = _Profile(lambda x: -torch.log(x), lambda x: -1 / x, lambda x: 1 / x**2)
-    return _Separable(1, None, None, -math.inf, lambda L1: math.inf, profile)
+    return _separable(profile, 1, None, None, -math.inf, lambda L1: math.inf)
 
 
-def _corner(L0: float, L1: float) -> Callable[[float], float]:
+class _Profile(NamedTuple):
+    """A function p of one variable with its first two derivatives, elementwise."""
+
+    value: Function
+    slope: Function
+    curvature: Function
+
+
+def _radial(p: _Profile, dim: int, L0: float, L1: float, f_min: float, frontier: Frontier) -> Problem:
+    """Returns f = p(||x||) with p'' >= p'/r >= 0: the largest eigenvalue is p'' and belongs to x/r."""
+
+    def direction(x: Tensor) -> Tensor:
+        r = _length(x)
+        return (x / r).where(r > 0, _one_hot(torch.zeros_like(r), x))
+
+    return Problem(
+        *(dim, L0, L1, f_min, frontier),
+        value=lambda x: p.value(_length(x)),
+        gradient=lambda x: p.slope(_length(x)) * direction(x),
+        hessian_norm=lambda x: p.curvature(_length(x)),
+        extreme_direction=direction,
+    )
+
+
+def _ridge(p: _Profile, a: Sequence[float], L1: float, frontier: Frontier) -> Problem:
+    """Returns f = p(a'x), inf p = 0: the Hessian p'' a a' has one eigenvalue that is not zero."""
+    entries = tuple(a)
+
+    def vector(x: Tensor) -> Tensor:
+        return x.new_tensor(entries)
+
+    return Problem(
+        *(len(entries), 0.0, L1, 0.0, frontier),
+        value=lambda x: p.value(vector(x) @ x),
+        gradient=lambda x: p.slope(vector(x) @ x) * vector(x),
+        hessian_norm=lambda x: p.curvature(vector(x) @ x).abs() * (vector(x) @ vector(x)),
+        extreme_direction=lambda x: vector(x) / _length(vector(x)),
+    )
+
+
+def _separable(p: _Profile, dim: int, L0: float | None, L1: float | None, f_min: float, frontier: Frontier) -> Problem:
+    """Returns f = sum of p(x_i): the Hessian is diagonal."""
+    return Problem(
+        *(dim, L0, L1, f_min, frontier),
+        value=lambda x: p.value(x).sum(),
+        gradient=p.slope,
+        hessian_norm=lambda x: p.curvature(x).abs().max(),
+        extreme_direction=lambda x: _one_hot(p.curvature(x).abs().argmax(), x),
+    )
+
+
+def _corner(L0: float, L1: float) -> Frontier:
     """Returns the frontier of a landscape that no smaller L1 bounds, and no larger L1 bounds better."""
     return lambda other: L0 if other >= L1 else math.inf
 
