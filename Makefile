@@ -1,6 +1,6 @@
 # Needs only make and Python 3.11 or newer. Everything is installed into .venv, at the versions of constraints.txt.
 #   make demo ARGS="--steps 500"      make test ARGS="-k plots -x"      make test PYTHON=python3.12
-# A Linux machine without a GPU saves gigabytes with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# A Linux machine without a GPU saves gigabytes with PIP_EXTRA_INDEX_URL set to PyTorch's index of CPU builds.
 
 BIN := .venv/bin
 ARGS ?=

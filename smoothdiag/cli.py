@@ -5,8 +5,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smoothdiag.trace import Trace
+
+if TYPE_CHECKING:
+    from smoothdiag.fits import SmoothnessFit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,60 +40,44 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from smoothdiag.fits import fit_smoothness
-
-    fit = fit_smoothness(
-        Trace.read(arguments.trace),
-        estimator=arguments.estimator,
-        group=arguments.group,
-        quantile=arguments.quantile,
-    )
+    fit = _fitted(Trace.read(arguments.trace), arguments)
     print(json.dumps(fit.to_dict(), indent=2) if arguments.json else fit.summary())
 
 
 def _plot(arguments: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
-    from smoothdiag.fits import fit_smoothness
     from smoothdiag.plots import plot_smoothness, plot_trace
 
-    trace = Trace.read(arguments.trace)
-    out = arguments.out or arguments.trace.with_suffix(".png")
+    trace, group = Trace.read(arguments.trace), arguments.group
+    figure = Figure(figsize=(6.4, 6.4 if arguments.over_steps else 4.8), layout="constrained")
     if arguments.over_steps:
-        figure = Figure(figsize=(6.4, 6.4), layout="constrained")
-        plot_trace(
-            trace, estimator=arguments.estimator, group=arguments.group, ax=figure.subplots(3, sharex=True)
-        )
+        plot_trace(trace, estimator=arguments.estimator, group=group, ax=figure.subplots(3, sharex=True))
     else:
-        fit = fit_smoothness(
-            trace, estimator=arguments.estimator, group=arguments.group, quantile=arguments.quantile
-        )
-        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-        plot_smoothness(trace, fit=fit, group=arguments.group, ax=figure.subplots())
+        plot_smoothness(trace, fit=_fitted(trace, arguments), group=group, ax=figure.subplots())
+    out = arguments.out or arguments.trace.with_suffix(".png")
     figure.savefig(out, dpi=150)
     print(out)
 
 
 def _clip(arguments: argparse.Namespace) -> None:
     from smoothdiag.clipping import clip_rule
+
+    rule = clip_rule(
+        _fitted(Trace.read(arguments.trace), arguments),
+        lr=arguments.lr,
+        momentum=arguments.momentum,
+        dampening=arguments.dampening,
+        kappa=arguments.kappa,
+        noise=arguments.noise,
+    )
+    print(rule)
+
+
+def _fitted(trace: Trace, arguments: argparse.Namespace) -> "SmoothnessFit":
     from smoothdiag.fits import fit_smoothness
 
-    fit = fit_smoothness(
-        Trace.read(arguments.trace),
-        estimator=arguments.estimator,
-        group=arguments.group,
-        quantile=arguments.quantile,
-    )
-    print(
-        clip_rule(
-            fit,
-            lr=arguments.lr,
-            momentum=arguments.momentum,
-            dampening=arguments.dampening,
-            kappa=arguments.kappa,
-            noise=arguments.noise,
-        )
-    )
+    return fit_smoothness(trace, estimator=arguments.estimator, group=arguments.group, quantile=arguments.quantile)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,9 +91,13 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="train a character LSTM on real text with a probe attached, then fit, plot and clip"
     )
     demo.add_argument("--text", type=Path, metavar="FILE", help="text to train on (default: Python's standard library)")
-    demo.add_argument("--steps", type=int, default=600, metavar="N", help="optimizer steps of each run (default: 600)")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default: demo)")
-    demo.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)")
+    demo.add_argument("--steps", type=int, default=800, metavar="N", help="optimizer steps of each run (default: 800)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default: demo)"
+    )
+    demo.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"
+    )
     demo.set_defaults(run=_demo)
 
     rows = argparse.ArgumentParser(add_help=False)

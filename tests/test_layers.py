@@ -25,6 +25,7 @@ LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Inside a wing a module may import those that stand before it; a package re-exports, so it follows its parts.
 WINGS = {
     "measure": (
+        "measure.coordinates",
         "measure.objective",
         "measure.curvature.reverse",
         "measure.curvature.difference",

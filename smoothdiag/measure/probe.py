@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smoothdiag import vectors
+from smoothdiag.measure.coordinates import common, coordinates, learning_rates, parameter_groups
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, PathSmoothness, Status, Step
 from smoothdiag.measure.objective import LossFn, MicroBatch, Objective, RandomState, Reduction
 from smoothdiag.measure.schedule import Schedule, every
@@ -75,8 +76,8 @@ class Probe:
             raise ValueError(f"Parameter `loss_fn` should be callable. Found `loss_fn = {loss_fn!r}`.")
         if not estimators:
             raise ValueError("Parameter `estimators` should hold at least one estimator. Found none.")
-        self._parameters = _coordinates(model, optimizer)
-        self._groups = _groups(model, self._parameters, group_by)
+        self._parameters = coordinates(model, optimizer)
+        self._groups = parameter_groups(model, self._parameters, group_by)
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
         self._estimators, self._reduction = tuple(estimators), reduction
         self._schedule = every(20) if schedule is None else schedule
@@ -155,7 +156,7 @@ class Probe:
                 )
             return
         self._start = vectors.clone(self._parameters)
-        self._lrs = _learning_rates(optimizer, self._parameters)
+        self._lrs = learning_rates(optimizer, self._parameters)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._depth -= 1
@@ -192,7 +193,7 @@ class Probe:
                 objective=objective,
                 start=start,
                 end=end,
-                lr=_common(self._lrs),
+                lr=common(self._lrs),
                 gradient_error=self._gradient_error,
                 groups=self._groups,
             )
@@ -223,7 +224,7 @@ class Probe:
                     "step_norm": part.step_norm,
                     "param_norm": float(vectors.norm([step.start[i] for i in blocks[label]])),
                     "loss": part.loss,
-                    "lr": _common([self._lrs[i] for i in blocks[label]]),
+                    "lr": common([self._lrs[i] for i in blocks[label]]),
                     "saturation": part.saturation,
                     "noise_floor": part.noise_floor,
                     "status": part.status.name.lower(),
@@ -283,46 +284,3 @@ def _self_test(objective: Objective, point: Vector) -> float:
             SmoothdiagWarning,
         )
     return max(rounding, repeat)
-
-
-def _coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        raise ValueError("Parameter `model` should have trainable parameters. Found none that require a gradient.")
-    held = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
-    shared = [p for p in trainable if p in held]
-    if not shared:
-        raise ValueError(
-            f"Parameter `optimizer` should hold parameters of `model`. Found none of its {len(trainable)} "
-            f"trainable parameters among the optimizer's {len(held)}; was the model copied or wrapped after "
-            "the optimizer was made?"
-        )
-    # The order of the model, then parameters of the loss itself that the optimizer moves too.
-    return list(dict.fromkeys([*shared, *held]))
-
-
-def _groups(
-    model: nn.Module, parameters: Sequence[nn.Parameter], group_by: Callable[[str], str] | None
-) -> dict[str, list[int]]:
-    if group_by is None:
-        return {}
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups: dict[str, list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        label = group_by(names.get(parameter, ""))
-        if not isinstance(label, str) or label == "all":
-            raise ValueError(
-                "Parameter `group_by` should return a label other than 'all' for a parameter name. "
-                f"Found `{label!r}` for `{names.get(parameter, '')}`."
-            )
-        groups.setdefault(label, []).append(index)
-    return groups
-
-
-def _learning_rates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[float]:
-    rates = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-    return [rates[p] for p in parameters]
-
-
-def _common(values: Sequence[float]) -> float:
-    return values[0] if len(set(values)) == 1 else math.nan

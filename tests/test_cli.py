@@ -1,0 +1,154 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smoothdiag import SmoothdiagWarning, Trace
+from smoothdiag.cli import main
+
+COMMAND = [sys.executable, "-m", "smoothdiag.cli"]
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 100)
+    return path
+
+
+@pytest.fixture
+def lawful(tmp_path) -> Path:
+    """A trace that follows the law (1, 2) over three decades, with a little noise."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "lawful.jsonl"
+    with Trace(path) as trace:
+        for step, x in enumerate(10 ** rng.uniform(-2, 1, 300)):
+            y = (1 + 2 * x) * np.exp(0.1 * rng.standard_normal())
+            trace.append(
+                {"step": step, "grad_norm": x, "smoothness": y, "estimator": "local", "lr": 0.1, "saturation": 0.1}
+            )
+    return path
+
+
+def test_demo_leaves_its_four_files_and_says_both_losses(tmp_path, text, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["demo", "--text", str(text), "--steps", "40", "--out", str(out), "--device", "cpu"]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["smoothness.png", "summary.txt", "trace.jsonl", "trace.png"]
+    summary = (out / "summary.txt").read_text()
+    assert "VERDICT" in summary
+    losses = [float(x) for x in re.findall(r"ClippedMomentum.* (\d+\.\d{4})$", summary, re.MULTILINE)]
+    assert len(losses) == 2
+    assert "bit-identical weights" in summary
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in summary.splitlines())
+    frame = Trace.read(out / "trace.jsonl").to_frame()
+    assert set(frame["estimator"]) == {"path", "local"}
+    assert set(frame["lr"]) == {6.0}
+
+
+def test_a_second_demo_keeps_the_first_trace(tmp_path, text) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trace.jsonl").write_text("precious\n")
+    assert main(["demo", "--text", str(text), "--steps", "30", "--out", str(out), "--device", "cpu"]) == 0
+    assert (out / "trace.1.jsonl").read_text() == "precious\n"
+
+
+def test_a_demo_killed_half_way_leaves_a_trace_that_fits(tmp_path, text, capsys) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--text", str(text), "--steps", "100000", "--out", str(out), "--device", "cpu"],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    path, deadline = out / "trace.jsonl", time.monotonic() + 120
+    while not (path.exists() and len(path.read_bytes().splitlines()) > 60) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert main(["fit", str(path)]) == 0
+    assert "VERDICT" in capsys.readouterr().out
+
+
+def test_fit_of_a_half_written_trace_says_what_was_left_out(lawful, capsys) -> None:
+    lawful.write_bytes(lawful.read_bytes()[:-30])
+    with pytest.warns(SmoothdiagWarning, match="half-written"):
+        assert main(["fit", str(lawful)]) == 0
+    assert "VERDICT L0L1" in capsys.readouterr().out
+
+
+def test_fit_as_json_can_be_read_back(lawful, capsys) -> None:
+    from smoothdiag import SmoothnessFit
+
+    assert main(["fit", str(lawful), "--json", "--quantile", "0.5"]) == 0
+    fit = SmoothnessFit.from_dict(json.loads(capsys.readouterr().out))
+    assert fit.quantile == 0.5
+    assert fit.L0 == pytest.approx(1, rel=0.1)
+    assert fit.L1 == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("flags", [[], ["--over-steps"]])
+def test_plot_writes_an_image(lawful, tmp_path, flags, capsys) -> None:
+    out = tmp_path / "figure.png"
+    assert main(["plot", str(lawful), "--out", str(out), *flags]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.strip() == str(out)
+
+
+def test_clip_prints_a_threshold_and_a_reason(lawful, capsys) -> None:
+    assert main(["clip", str(lawful), "--lr", "0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert "clip gradients at norm" in printed
+    assert "from the fit" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "nowhere.jsonl"], "There is no trace at `nowhere.jsonl`"),
+        (["fit", "{foreign}"], "should be a smoothdiag trace"),
+        (
+            ["fit", "{lawful}", "--quantile", "1.5"],
+            r"Parameter `quantile` should be in \(0, 1\). Found `quantile = 1.5`",
+        ),
+        (["fit", "{lawful}", "--estimator", "path"], "path"),
+        (["clip", "{lawful}", "--lr", "-1"], "Parameter `lr` should be"),
+        (["demo", "--steps", "0"], "Parameter `--steps` should be at least 1. Found 0"),
+        (["demo", "--text", "{foreign}"], "The text should have at least"),
+        (["demo", "--text", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(arguments, message, lawful, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign.txt").write_text("hello\n")
+    filled = [a.format(foreign=tmp_path / "foreign.txt", lawful=lawful) for a in arguments]
+    assert main(filled) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+
+
+def test_importing_loads_no_plotting_no_tables_no_framework() -> None:
+    code = (
+        "import sys, smoothdiag; print(sorted({'matplotlib', 'seaborn', 'pandas', 'scipy', 'transformers', "
+        "'lightning'} & set(sys.modules)))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
+def test_every_public_name_exists() -> None:
+    import smoothdiag
+
+    for name in smoothdiag.__all__:
+        assert getattr(smoothdiag, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        smoothdiag.nonsense  # noqa: B018
