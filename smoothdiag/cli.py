@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     from smoothdiag.demo import run_demo
 
+    if not 0 < arguments.lr < math.inf:
+        raise ValueError(f"Parameter `--lr` should be positive and finite. Found {arguments.lr}.")
     if arguments.steps < 1:
         raise ValueError(f"Parameter `--steps` should be at least 1. Found {arguments.steps}.")
     cuda = torch.cuda.is_available()
@@ -36,7 +39,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         raise ValueError("Parameter `--device` is cuda, but this PyTorch sees no CUDA device; use auto or cpu.")
     device = torch.device("cuda" if cuda and arguments.device != "cpu" else "cpu")
     text = None if arguments.text is None else arguments.text.read_text(encoding="utf-8", errors="replace")
-    run_demo(text, arguments.steps, arguments.out, device)
+    run_demo(text, arguments.steps, arguments.out, device, lr=arguments.lr)
 
 
 def _fit(arguments: argparse.Namespace) -> None:
@@ -92,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--text", type=Path, metavar="FILE", help="text to train on (default: Python's standard library)")
     demo.add_argument("--steps", type=int, default=800, metavar="N", help="optimizer steps of each run (default: 800)")
+    demo.add_argument("--lr", type=float, default=6.0, help="learning rate of each run (default: 6)")
     demo.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default: demo)"
     )

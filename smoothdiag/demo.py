@@ -22,7 +22,6 @@ from smoothdiag.trace import Trace
 
 WINDOW = 64
 BATCH_SIZE = 32
-LEARNING_RATE = 6.0
 MOMENTUM = 0.0
 PROBES_PER_DECADE = 60
 MAX_CHARACTERS = 2_000_000
@@ -114,12 +113,19 @@ class Run:
 
 
 def train(
-    corpus: Corpus, steps: int, device: torch.device, *, threshold: float, label: str, trace: Trace | None = None
+    corpus: Corpus,
+    steps: int,
+    device: torch.device,
+    *,
+    lr: float,
+    threshold: float,
+    label: str,
+    trace: Trace | None = None,
 ) -> Run:
     """Trains the model from a fixed seed, with a probe attached if ``trace`` is given."""
     torch.manual_seed(0)
     model = CharacterLSTM(corpus.vocabulary).to(device)
-    optimizer = ClippedMomentum(model.parameters(), LEARNING_RATE, threshold=threshold, momentum=MOMENTUM)
+    optimizer = ClippedMomentum(model.parameters(), lr, threshold=threshold, momentum=MOMENTUM)
     probe = None
     if trace is not None:
         probe = Probe(model, optimizer, next_character_loss, schedule=log_spaced(PROBES_PER_DECADE), trace=trace)
@@ -148,7 +154,7 @@ def train(
     return Run([p.detach().cpu() for p in model.parameters()], float(tail.mean()), held_out)
 
 
-def run_demo(text: str | None, steps: int, out: Path, device: torch.device) -> None:
+def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, lr: float) -> None:
     """Runs the demo and leaves trace.jsonl, smoothness.png, trace.png and summary.txt in ``out``."""
     if device.type == "cpu":
         torch.set_num_threads(1)  # no slower for a model of this size, and the losses do not depend on the machine
@@ -157,17 +163,17 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device) -> N
     _keep_earlier(path)
     corpus = Corpus.from_text(standard_library_text() if text is None else text)
     print(f"{len(corpus.codes):,} characters, {corpus.vocabulary} different; on {device}; writing to {out}/")
-    meta = {"demo": True, "lr": LEARNING_RATE, "momentum": MOMENTUM, "steps": steps, "torch": torch.__version__}
+    meta = {"demo": True, "lr": lr, "momentum": MOMENTUM, "steps": steps, "torch": torch.__version__}
     with Trace(path, meta=meta) as trace:
-        measured = train(corpus, steps, device, threshold=float("inf"), label="measure", trace=trace)
+        measured = train(corpus, steps, device, lr=lr, threshold=float("inf"), label="measure", trace=trace)
     fit = fit_smoothness(trace)
     save_figures(trace, fit, out)
-    rule = clip_rule(fit, lr=LEARNING_RATE, momentum=MOMENTUM, dampening=MOMENTUM)
+    rule = clip_rule(fit, lr=lr, momentum=MOMENTUM, dampening=MOMENTUM)
     report = [fit.summary(), "", str(rule)]
     print("\n" + "\n".join(report) + "\n")
-    clipped = train(corpus, steps, device, threshold=rule.threshold, label="clipped")
-    plain = train(corpus, steps, device, threshold=float("inf"), label="unclipped")
-    comparison = compare(clipped, plain, measured, rule.threshold)
+    clipped = train(corpus, steps, device, lr=lr, threshold=rule.threshold, label="clipped")
+    plain = train(corpus, steps, device, lr=lr, threshold=float("inf"), label="unclipped")
+    comparison = compare(clipped, plain, measured, lr, rule.threshold)
     print("\n" + comparison)
     (out / "summary.txt").write_text("\n".join([*report, "", comparison, ""]), encoding="utf-8")
     print(f"\nLeft in {out}/: trace.jsonl, smoothness.png, trace.png, summary.txt")
@@ -185,19 +191,18 @@ def save_figures(trace: Trace, fit: SmoothnessFit, out: Path) -> None:
     figure.savefig(out / "trace.png", dpi=150)
 
 
-def compare(clipped: Run, plain: Run, measured: Run, threshold: float) -> str:
+def compare(clipped: Run, plain: Run, measured: Run, lr: float, threshold: float) -> str:
     """Returns both final losses, and whether measuring had changed the run, in words."""
     difference = plain.held_out_loss - clipped.held_out_loss
     better = "lower" if difference > 0 else "higher"
     same = all(torch.equal(a, b) for a, b in zip(plain.weights, measured.weights, strict=True))
     return "\n".join(
         [
-            "Same model, same seeds, lr = "
-            f"{LEARNING_RATE:g}, trained again:          last train loss   held-out loss [nats/character]",
-            f"  ClippedMomentum, threshold {threshold:<22.4g} {clipped.train_loss:15.4f} {clipped.held_out_loss:15.4f}",
-            f"  ClippedMomentum, never clips {'':<20} {plain.train_loss:15.4f} {plain.held_out_loss:15.4f}",
-            f"Clipping ended {abs(difference):.4f} {better} on held-out text: one run of one seed, not evidence for or",
-            "against clipping.",
+            f"{f'Same model, same seeds, lr = {lr:g}, trained again:':<50} last train loss   held-out loss",
+            f"  ClippedMomentum, threshold {threshold:<21.4g} {clipped.train_loss:15.4f} {clipped.held_out_loss:15.4f}",
+            f"  ClippedMomentum, never clips {'':<19} {plain.train_loss:15.4f} {plain.held_out_loss:15.4f}",
+            f"Clipping ended {abs(difference):.4f} nats a character {better} on held-out text: one run of one seed,",
+            "no evidence for or against clipping.",
             "The run that was measured and the one without a probe ended with "
             + ("bit-identical weights." if same else "different weights; on a GPU some kernels do not repeat."),
         ]

@@ -55,7 +55,7 @@ def test_the_replayed_gradient_is_the_training_gradient_bit_for_bit() -> None:
     loss = cross_entropy(model, batch)
     loss.backward()
     replayed = objective.evaluate()
-    assert replayed.loss == float(loss)
+    assert replayed.loss == float(loss.detach())
     for parameter, gradient in zip(model.parameters(), replayed.gradient, strict=True):
         assert torch.equal(parameter.grad, gradient)
 
