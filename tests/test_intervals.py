@@ -36,7 +36,7 @@ def test_block_length_is_the_optimal_one_of_the_autoregression():
 
 
 def test_constant_series_has_no_memory():
-    found = dependence(np.full(100, 3.0))
+    found = dependence(3.0 + 4e-16 * (np.arange(100) % 10 < 5))  # Constant up to rounding.
     assert (found.block_length, found.num_effective) == (1, 100)
 
 
@@ -119,7 +119,7 @@ def test_interval_reaches_the_estimate_it_belongs_to():
     assert percentile_interval(np.linspace(1, 2, 101), 5.0) == (pytest.approx(1.05), 5.0)
 
 
-def test_four_hundred_replicates_of_a_thousand_rows_take_seconds():
+def test_four_hundred_replicates_of_a_thousand_rows_take_a_second():
     rng = np.random.default_rng(0)
     x = 10 ** rng.uniform(-1, 1, 1000)
     y = (1 + 2 * x) * np.exp(0.2 * rng.standard_normal(1000))
@@ -127,4 +127,4 @@ def test_four_hundred_replicates_of_a_thousand_rows_take_seconds():
     line = quantile_line(x, y, 0.95, weights)
     begin = time.process_time()
     bootstrap_lines(x, y, weights, line, 0.95, stationary_counts(np.arange(1000.0), 5.0, 400, seed=0))
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 1.5
