@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 Array = npt.NDArray[np.float64]
-USABLE_STATUSES = frozenset({"ok", "saturated", "kink_limited"})
+USABLE_STATUSES = frozenset({"ok", "saturated"})
 FORMAT_VERSION = 1
 WIDTH = 96  # Of the summary, in characters.
 Interval = tuple[float, float]

@@ -57,12 +57,11 @@ class Probe:
         seed: Seed of the random states that held-out batches are evaluated with.
 
     Raises:
-        ValueError: If the model has no trainable parameters, the optimizer holds none of them, or an argument
-            is out of its range.
+        ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range.
 
     Attributes:
         trace: What was recorded; under data parallelism only the first rank writes to a path.
-        steps: Optimizer steps seen so far.
+        steps: Optimizer steps so far.
         self_test: What the first measured step showed about the loss; ``None`` before it.
     """
 
@@ -209,7 +208,7 @@ class Probe:
         self._accumulation.state.notice()
         self._accumulation.clear()  # its hooks must not see the backward passes to come
         if changed:
-            self._warn_once("A batch was written to after the probe saw it: " + Status.DATA_CHANGED.value)
+            self._warn_once(Status.DATA_CHANGED.value)
         objective = Objective(
             self._model,
             self._loss_fn,
