@@ -7,13 +7,22 @@ learning rate [x^2/f], threshold [f/x], step cap [x].
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from smoothdiag.geometry import Euclidean, Geometry
-from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, PathSmoothness, Status, Step
+from smoothdiag.geometry import Diagonal, Euclidean, Geometry
+from smoothdiag.measure.coordinates import by_module
+from smoothdiag.measure.estimators import (
+    DebiasedSmoothness,
+    Estimate,
+    Estimator,
+    LocalSmoothness,
+    PathSmoothness,
+    Step,
+)
 from smoothdiag.measure.objective import Objective
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.schedule import Schedule, every, log_spaced
+from smoothdiag.measure.schedule import Schedule, budget, every, log_spaced
 from smoothdiag.optim import ClippedMomentum
-from smoothdiag.trace import SmoothdiagWarning, Trace
+from smoothdiag.rows import SmoothdiagWarning, Status
+from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
     from smoothdiag import problems as problems
@@ -34,6 +43,7 @@ _LAZY = {
 
 __all__ = [
     # measure
+    "DebiasedSmoothness",
     "Estimate",
     "Estimator",
     "LocalSmoothness",
@@ -43,6 +53,8 @@ __all__ = [
     "Schedule",
     "Status",
     "Step",
+    "budget",
+    "by_module",
     "every",
     "log_spaced",
     # record
@@ -57,6 +69,7 @@ __all__ = [
     "ClippedMomentum",
     "clip_rule",
     # geometry
+    "Diagonal",
     "Euclidean",
     "Geometry",
     # look

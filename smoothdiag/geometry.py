@@ -42,3 +42,33 @@ class Euclidean:
         length = vectors.norm(g)
         scale = (-1.0 / length).where(length > 0, 0.0)
         return [(scale * t).to(t.dtype) for t in g]
+
+
+@dataclass(frozen=True)
+class Diagonal:
+    """The norm ||x||_P = sqrt(sum P x^2) with a positive diagonal P; its dual is ||g||_{P^-1}.
+
+    Attributes:
+        diagonal: P, tensors shaped like the parameters. Where it is zero, so must the gradient be.
+    """
+
+    diagonal: tuple[Tensor, ...]
+
+    def norm(self, x: Vector) -> Tensor:
+        """Returns ||x||_P, a 0-dim float64 tensor."""
+        return vectors.norm([t * p.sqrt() for t, p in zip(x, self.diagonal, strict=True)])
+
+    def dual_norm(self, g: Vector) -> Tensor:
+        """Returns ||g||_{P^-1}, a 0-dim float64 tensor; infinite where P is zero and g is not."""
+        return vectors.norm(self._whitened(g))
+
+    def lmo(self, g: Vector) -> list[Tensor]:
+        """Returns -P^-1 g / ||g||_{P^-1}, or zeros where g = 0."""
+        whitened = self._whitened(g)
+        length = vectors.norm(whitened)
+        scale = (-1.0 / length).where(length > 0, 0.0)
+        return [(scale * t).to(t.dtype) for t in self._whitened(whitened)]
+
+    def _whitened(self, g: Vector) -> list[Tensor]:
+        pairs = zip(g, self.diagonal, strict=True)
+        return [(t / p.sqrt()).where((t != 0) | (p != 0), 0.0) for t, p in pairs]

@@ -8,91 +8,35 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from smoothdiag.rows import COLUMNS, REQUIRED, SmoothdiagWarning, clean_row
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT_VERSION: Final = 1
 _HEADER_KEY: Final = "smoothdiag_trace"
-
-COLUMNS: Final[Mapping[str, type]] = {
-    "step": int,
-    "group": str,
-    "estimator": str,
-    "grad_norm": float,
-    "smoothness": float,
-    "step_norm": float,
-    "param_norm": float,
-    "loss": float,
-    "lr": float,
-    "saturation": float,
-    "noise_floor": float,
-    "status": str,
-    "data": str,
-    "num_grads": int,
-    "num_hvps": int,
-    "seconds": float,
-    "device": str,
-    "dtype": str,
-}
-"""The columns every trace has, with their types. Units are those of the documentation: ``grad_norm`` [f/x],
-``smoothness`` and ``noise_floor`` [f/x^2], ``step_norm`` and ``param_norm`` [x], ``lr`` [x^2/f]."""
-
-_REQUIRED: Final = ("step", "grad_norm", "smoothness")
-_DEFAULTS: Final[Mapping[str, Any]] = {
-    "group": "all",
-    "estimator": "unknown",
-    "status": "ok",
-    "data": "step",
-    "num_grads": 0,
-    "num_hvps": 0,
-    "device": "",
-    "dtype": "",
-}
-
-
-class SmoothdiagWarning(UserWarning):
-    """Something about a measurement that a user should know but that does not stop the run."""
-
-
-class Status(Enum):
-    """How far a row can be trusted; each value is the cause and the remedy.
-
-    ``name.lower()`` is what stands in the column ``status`` of a trace.
-    """
-
-    OK = "the measurement passed its checks."
-    SATURATED = (
-        "the gradient turned round almost completely along the displacement, so the value says more about the "
-        "length of the step than about curvature; use a shorter radius (LocalSmoothness) or a smaller rate."
-    )
-    BELOW_NOISE_FLOOR = (
-        "the gradients differ hardly more than two evaluations at one point do; use a longer radius, float32 "
-        "or float64 parameters, or a loss that is deterministic on fixed data."
-    )
-    NON_FINITE = "the loss or a gradient is inf or NaN at one of the points; look at the loss of this step."
-    ZERO_STEP = "the two points coincide; the step was skipped, or the radius is below rounding."
-    FAILED = "evaluating the loss again raised an error, which was shown as a warning; mend loss_fn."
-
-    @property
-    def usable(self) -> bool:
-        """Whether fits may use the row. Saturated rows count: leaving out high values would bias a bound."""
-        return self in (Status.OK, Status.SATURATED)
+_RESUMED_KEY: Final = "smoothdiag_resumed_at"
 
 
 class Trace:
     """An append-only table of measurements, one row for each step, estimator and group.
 
     Args:
-        path: File to append to, ``.jsonl``; ``None`` keeps rows in memory only. An existing trace is
-            continued, never overwritten; its rows are read first.
-        meta: Facts about the run for the header, JSON-able. Ignored where the file has a header already.
+        path: File to write to, ``.jsonl``; ``None`` keeps rows in memory only. The file is opened when the first row
+            comes. A trace of an earlier run that is there then is kept, as ``NAME.1.jsonl`` and so on, unless
+            ``resume`` was called.
+        meta: Facts about the run for the header, JSON-able.
 
     Raises:
-        ValueError: If ``path`` is an existing file that is not a trace.
+        ValueError: If ``path`` does not end in .jsonl, or is an existing file that is not a trace.
+
+    Attributes:
+        path: File written to, or ``None``.
+        meta: Facts about the run.
+        problems: Lines that were left out in reading, and why.
     """
 
     def __init__(self, path: str | Path | None = None, *, meta: Mapping[str, Any] | None = None) -> None:
@@ -100,23 +44,20 @@ class Trace:
         self.meta: dict[str, Any] = dict(meta or {})
         self.problems: list[str] = []
         self._rows: list[dict[str, Any]] = []
-        self._file = None
-        if self.path is None:
-            return
-        if self.path.exists() and self.path.stat().st_size:
-            self._load(self.path)
-            # Appending after a half-written line would spoil the next row as well.
-            needs_newline = not self.path.read_bytes().endswith(b"\n")
-            self._file = self.path.open("a", encoding="utf-8")
-            if needs_newline:
-                self._file.write("\n")
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", encoding="utf-8")
-            self._write_line(self._header())
+        self._file: TextIO | None = None
+        self._closed = self.path is None
+        if self.path is not None:
+            if self.path.suffix != ".jsonl":
+                raise ValueError(
+                    f"Parameter `path` should end in .jsonl. Found `{self.path}`; `write` makes .csv and .parquet."
+                )
+            if _has_content(self.path):
+                _read_header(self.path)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one row and flushes it to disk.
+
+        Where the disk refuses, a warning says so once and rows are kept in memory.
 
         Args:
             row: Values by column name; ``step``, ``grad_norm`` and ``smoothness`` are required. Columns
@@ -125,10 +66,39 @@ class Trace:
         Raises:
             ValueError: If a required column is missing or a value has the wrong type. Nothing is added then.
         """
-        clean = _clean(row)
-        if self._file is not None:
-            self._write_line(clean)
+        clean = clean_row(row)
         self._rows.append(clean)
+        if self._closed:
+            return
+        try:
+            if self._file is None:
+                self._open_anew()
+            self._write_line(clean)
+        except OSError as error:
+            self._closed = True
+            message = f"{self.path} could not be written: {error}. Rows are kept in memory; save them with `write`."
+            warnings.warn(message, SmoothdiagWarning)
+
+    def resume(self, step: int) -> None:
+        """Continues the trace at ``path``, if there is one, as a run that goes on from an optimizer step.
+
+        Rows of that step and later ones stay in the file, but no longer count: the run takes these steps again.
+
+        Raises:
+            ValueError: If rows have been written already.
+        """
+        if self._file is not None:
+            raise ValueError("A trace should be resumed before its first row. Found rows that are written already.")
+        if self._closed or self.path is None or not _has_content(self.path):
+            return
+        self._load(self.path)
+        self._drop_from(step)
+        # Appending after a half-written line would spoil the next row as well.
+        needs_newline = not self.path.read_bytes().endswith(b"\n")
+        self._file = self.path.open("a", encoding="utf-8")
+        if needs_newline:
+            self._file.write("\n")
+        self._write_line({_RESUMED_KEY: step})
 
     def extend(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds several rows."""
@@ -185,6 +155,7 @@ class Trace:
 
     def close(self) -> None:
         """Closes the file. Rows stay readable; appending goes on in memory only."""
+        self._closed = True
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -215,74 +186,86 @@ class Trace:
         self._file.write(json.dumps(_encode(value)) + "\n")
         self._file.flush()
 
+    def _open_anew(self) -> None:
+        assert self.path is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if _has_content(self.path):
+            number = 1
+            while (kept := self.path.with_name(f"{self.path.stem}.{number}.jsonl")).exists():
+                number += 1
+            self.path.rename(kept)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._write_line(self._header())
+
     def _load(self, source: Path) -> None:
+        header = _read_header(source)
+        self.meta = {key: value for key, value in header.items() if key != _HEADER_KEY}
         # Undecodable bytes become marks: one damaged line must not hide the others.
         lines = source.read_text(encoding="utf-8", errors="replace").splitlines()
-        header = _parse(lines[0]) if lines else None
-        if header is None or _HEADER_KEY not in header:
-            found = "an empty file" if not "".join(lines).strip() else f"`{lines[0][:60]}`"
-            raise ValueError(f"`{source}` should be a smoothdiag trace, whose first line is a header. Found {found}.")
-        if header[_HEADER_KEY] != FORMAT_VERSION:
-            raise ValueError(
-                f"`{source}` should have format version {FORMAT_VERSION}. Found {header[_HEADER_KEY]!r}; "
-                "read it with the version of smoothdiag that wrote it."
-            )
-        self.meta = {key: value for key, value in header.items() if key != _HEADER_KEY}
         for number, line in enumerate(lines[1:], start=2):
-            if not line.strip():
-                continue
-            row = _parse(line)
-            try:
-                if row is None:
-                    raise ValueError("half-written" if number == len(lines) else "not JSON")
-                self._rows.append(_clean(row))
-            except ValueError as error:
-                self.problems.append(f"line {number} left out: {error}")
-        if self.problems:
-            warnings.warn(f"{source}: {'; '.join(self.problems)}", SmoothdiagWarning, stacklevel=4)
+            value = _parse(line)
+            if value is not None and _RESUMED_KEY in value:
+                self._drop_from(value[_RESUMED_KEY])
+            elif line.strip():
+                self._take(number, value, "half-written" if number == len(lines) else "not JSON")
+        self._report(source)
 
     def _load_table(self, source: Path) -> None:
         import pandas as pd
 
+        # As text first: a group called "007" or "NA" is neither a number nor missing.
         try:
-            # keep_default_na would turn a group called "NA" or "None" into a missing value.
-            frame = (
-                pd.read_csv(source, keep_default_na=False, na_values=[""])
-                if source.suffix == ".csv"
-                else pd.read_parquet(source)
-            )
+            table = pd.read_csv(source, dtype=str, keep_default_na=False) if source.suffix == ".csv" else None
         except pd.errors.EmptyDataError:
-            frame = pd.DataFrame()
-        missing = [name for name in _REQUIRED if name not in frame.columns]
+            table = pd.DataFrame()
+        if table is None:
+            table = pd.read_parquet(source)
+        missing = [name for name in REQUIRED if name not in table.columns]
         if missing:
             raise ValueError(
-                f"`{source}` should be a smoothdiag trace with the columns {', '.join(_REQUIRED)}. "
-                f"Found {', '.join(map(str, frame.columns)) or 'an empty file'}."
+                f"`{source}` should be a smoothdiag trace with the columns {', '.join(REQUIRED)}, separated by commas. "
+                f"Found {', '.join(map(str, table.columns)) or 'an empty file'}."
             )
-        for row in frame.to_dict("records"):
-            self.append({str(k): v for k, v in row.items() if not (k in _DEFAULTS and pd.isna(v))})
+        for number, row in enumerate(table.to_dict("records"), start=2):
+            given = {str(key): value for key, value in row.items() if value != "" and value is not None}
+            self._take(number, given, "")
+        self._report(source)
 
-
-def _clean(row: Mapping[str, Any]) -> dict[str, Any]:
-    missing = [name for name in _REQUIRED if name not in row]
-    if missing:
-        raise ValueError(f"A row should have the columns {', '.join(_REQUIRED)}. Missing: {', '.join(missing)}.")
-    clean: dict[str, Any] = {}
-    for name, kind in COLUMNS.items():
-        value = row.get(name, _DEFAULTS.get(name, math.nan))
+    def _take(self, number: int, row: Mapping[str, Any] | None, otherwise: str) -> None:
+        """Adds a row that was read, or notes why not."""
         try:
-            clean[name] = kind(value)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"Column `{name}` should be {kind.__name__}. Found `{value!r}`.") from error
-    return clean | {key: _plain(key, value) for key, value in row.items() if key not in COLUMNS}
+            if row is None:
+                raise ValueError(otherwise)
+            self._rows.append(clean_row(row))
+        except ValueError as error:
+            self.problems.append(f"line {number} left out: {error}")
+
+    def _report(self, source: Path) -> None:
+        if self.problems:
+            warnings.warn(f"{source}: {'; '.join(self.problems)}", SmoothdiagWarning, stacklevel=4)
+
+    def _drop_from(self, step: int) -> None:
+        self._rows = [row for row in self._rows if row["step"] < step]
 
 
-def _plain(name: str, value: Any) -> str | int | float | bool | None:
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
-        return float(value)
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    raise ValueError(f"Column `{name}` should hold a number, a string or None. Found `{value!r}`.")
+def _has_content(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _read_header(source: Path) -> dict[str, Any]:
+    with source.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline().rstrip("\n")
+        empty = not first and not file.read().strip()
+    header = _parse(first)
+    if header is None or _HEADER_KEY not in header:
+        found = "an empty file" if empty else f"`{first[:60]}`"
+        raise ValueError(f"`{source}` should be a smoothdiag trace, whose first line is a header. Found {found}.")
+    if header[_HEADER_KEY] != FORMAT_VERSION:
+        raise ValueError(
+            f"`{source}` should have format version {FORMAT_VERSION}. Found {header[_HEADER_KEY]!r}; "
+            "read it with the version of smoothdiag that wrote it."
+        )
+    return header
 
 
 def _encode(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothdiag import Objective, vectors
-from smoothdiag.measure.objective import MicroBatch, RandomState
+from smoothdiag.measure.batches import MicroBatch, RandomState
 
 
 class Noisy(nn.Module):
@@ -31,8 +31,8 @@ def make_batch(n: int = 16) -> tuple[Tensor, Tensor]:
     return torch.randn(n, 6), torch.randint(3, (n,))
 
 
-def objective_of(model: nn.Module, *batches, loss_fn=cross_entropy, **options) -> Objective:
-    micro_batches = [MicroBatch(batch, RandomState.capture()) for batch in batches]
+def objective_of(model: nn.Module, *batches, loss_fn=cross_entropy, buffers=None, **options) -> Objective:
+    micro_batches = [MicroBatch(batch, RandomState.capture(), buffers) for batch in batches]
     return Objective(model, loss_fn, micro_batches, [p for p in model.parameters() if p.requires_grad], **options)
 
 

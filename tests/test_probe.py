@@ -1,5 +1,6 @@
 import math
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def train_lstm(optimizer_name: str, micro_batches: int, *, probed: bool) -> dict
             optimizer.zero_grad()
     if probe:
         frame = probe.trace.to_frame()
-        assert len(frame) == 100
+        assert len(frame[~frame["estimator"].str.endswith("preconditioned")]) == 100
         assert set(frame["status"]) <= {"ok", "saturated"}
     return state_of(model, optimizer)
 
@@ -117,7 +118,9 @@ def test_summed_micro_batches_scale_gradient_and_smoothness_together() -> None:
         probe = Probe(model, optimizer, regression, estimators=[LocalSmoothness()], reduction=reduction)
         for batch in probe.watch(batches):
             regression(model, batch).backward()
-        optimizer.step()
+        advice = pytest.warns(SmoothdiagWarning, match='got is 2 times.*Pass reduction="sum"')
+        with advice if reduction == "mean" else nullcontext():
+            optimizer.step()
         (rows[reduction],) = probe.trace
     for name in ("grad_norm", "smoothness", "loss"):
         assert rows["sum"][name] == pytest.approx(2 * rows["mean"][name], rel=1e-5), name
@@ -136,9 +139,10 @@ def test_only_due_steps_are_measured_and_cost_what_they_say() -> None:
     step_over(model, optimizer, probe.watch(batches))
     frame = probe.trace.to_frame()
     assert frame["step"].unique().tolist() == [0, 3, 6]
-    # A start shared by both estimators, one point each; the first probe evaluates the start twice more.
-    assert frame.groupby("step")["num_grads"].sum().tolist() == [3, 3, 3]
-    assert calls == 3 * 3 + 2
+    # Each estimator takes two points. The start is evaluated twice in the self-test at step 0, which finds the
+    # training gradient bit for bit; from then on that one is used, and a forward pass gives the loss.
+    assert frame.groupby("step")["num_grads"].sum().tolist() == [4, 4, 4]
+    assert calls == 3 * 4 + 2 + 2
 
 
 def test_held_out_batches_need_no_watching() -> None:
@@ -341,9 +345,9 @@ def test_wrong_arguments() -> None:
     model, optimizer, _ = small_run()
     with pytest.raises(ValueError, match="Parameter `reduction` should be one of .* Found `reduction = 'max'`"):
         Probe(model, optimizer, regression, reduction="max")
-    with pytest.raises(ValueError, match="Parameter `loss_fn` should be callable. Found `loss_fn = None`"):
+    with pytest.raises(ValueError, match="Parameter `loss_fn` should be callable as .* Found None"):
         Probe(model, optimizer, None)
-    with pytest.raises(ValueError, match="Parameter `estimators` should hold at least one"):
+    with pytest.raises(ValueError, match="Parameter `estimators` should be a non-empty sequence of instances"):
         Probe(model, optimizer, regression, estimators=[])
     with pytest.raises(ValueError, match="Parameter `probe_batches` should hold at least one batch"):
         Probe(model, optimizer, regression, probe_batches=[])

@@ -75,19 +75,88 @@ def test_a_spoilt_line_hides_no_other(tmp_path) -> None:
         assert [r["step"] for r in Trace.read(path)] == [2]
 
 
-def test_an_existing_trace_is_continued(tmp_path) -> None:
+def test_a_new_run_keeps_the_trace_of_an_earlier_one(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    for step in (0, 10, 20):
+        with Trace(path) as trace:
+            trace.append(row(step))
+    assert [r["step"] for r in Trace.read(path)] == [20]
+    assert [r["step"] for r in Trace.read(tmp_path / "t.1.jsonl")] == [0]
+    assert [r["step"] for r in Trace.read(tmp_path / "t.2.jsonl")] == [10]
+
+
+def test_a_trace_that_records_nothing_touches_no_file(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    with Trace(path) as trace:
+        trace.append(row(0))
+    Trace(path).close()
+    assert [r["step"] for r in Trace.read(path)] == [0]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_resumed_run_continues_its_trace_and_takes_steps_again(tmp_path) -> None:
     path = tmp_path / "t.jsonl"
     with Trace(path, meta={"run": 1}) as trace:
-        trace.extend([row(0), row(1)])
+        trace.extend(row(s) for s in (0, 5, 10, 15))
     path.write_bytes(path.read_bytes()[:-5])
+    trace = Trace(path)
     with pytest.warns(SmoothdiagWarning, match="half-written"):
-        trace = Trace(path)
+        trace.resume(7)
     with trace:
-        trace.append(row(7))
-        assert [r["step"] for r in trace] == [0, 7]
+        trace.append(row(10, loss=3.0))
+        assert [r["step"] for r in trace] == [0, 5, 10]
         assert trace.meta == {"run": 1}
-    with pytest.warns(SmoothdiagWarning):
-        assert [r["step"] for r in Trace.read(path)] == [0, 7]
+        with pytest.raises(ValueError, match="resumed before its first row"):
+            trace.resume(3)
+    with pytest.warns(SmoothdiagWarning, match="line 5 left out"):
+        back = Trace.read(path)
+    assert [(r["step"], r["loss"] == 3.0) for r in back] == [(0, False), (5, False), (10, True)]
+    assert path.read_text().count('"step": 10') == 2  # nothing is lost
+
+
+def test_resuming_without_a_file_begins_one(tmp_path) -> None:
+    trace = Trace(tmp_path / "t.jsonl")
+    trace.resume(7)
+    trace.append(row(7))
+    assert len(Trace.read(tmp_path / "t.jsonl")) == 1
+
+
+def test_two_traces_on_one_path_lose_no_row(tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    first, second = Trace(path), Trace(path)
+    for step in range(5):
+        first.append(row(step))
+        second.append(row(100 + step))
+    steps = [r["step"] for p in tmp_path.iterdir() for r in Trace.read(p)]
+    assert sorted(steps) == [*range(5), *range(100, 105)]
+
+
+def test_a_full_disk_costs_the_file_not_the_run(tmp_path, monkeypatch) -> None:
+    trace = Trace(tmp_path / "t.jsonl")
+    trace.append(row(0))
+
+    def full(value: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(trace, "_write_line", full)
+    with pytest.warns(SmoothdiagWarning, match="could not be written: No space left.*kept in memory"):
+        trace.append(row(1))
+    trace.append(row(2))
+    assert [r["step"] for r in trace] == [0, 1, 2]
+
+
+def test_only_jsonl_is_appended_to(tmp_path) -> None:
+    with pytest.raises(ValueError, match="should end in .jsonl. Found"):
+        Trace(tmp_path / "t.csv")
+
+
+def test_tables_keep_labels_and_leave_out_what_is_no_row(tmp_path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("step,grad_norm,smoothness,group,note\n0,1,2,007,0.5\n1.0,1,2,NA,x\n0.5,1,2,a,\n3,oops,2,a,\n4,1\n")
+    with pytest.warns(SmoothdiagWarning, match="line 4 left out: Column `step` should be int. Found `'0.5'`"):
+        back = Trace.read(path)
+    assert [(r["step"], r["group"], r.get("note")) for r in back] == [(0, "007", 0.5), (1, "NA", "x")]
+    assert len(back.problems) == 3
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "hello\n", '{"a": 1}\n', "[1, 2]\n"])
@@ -105,7 +174,7 @@ def test_empty_and_foreign_files_are_refused_and_kept(tmp_path, text) -> None:
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n"])
 def test_foreign_tables_are_refused(tmp_path, text) -> None:
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(ValueError, match="with the columns step, grad_norm, smoothness. Found"):
+    with pytest.raises(ValueError, match="with the columns step, grad_norm, smoothness, separated by commas. Found"):
         Trace.read(tmp_path / "t.csv")
 
 

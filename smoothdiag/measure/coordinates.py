@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from smoothdiag import vectors
 
 
 def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -24,6 +27,8 @@ def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.P
             f"trainable parameters among the optimizer's {len(held)}; was the model copied or wrapped after "
             "the optimizer was made?"
         )
+    if any(p.is_complex() for p in held):
+        raise ValueError("Parameter `model` should have real parameters. Found complex ones; train their real view.")
     # The order of the model, then parameters of the loss itself that the optimizer moves too.
     return list(dict.fromkeys([*shared, *held]))
 
@@ -60,3 +65,33 @@ def learning_rates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor
 def common(values: Sequence[float]) -> float:
     """Returns the value that all share, NaN where they differ."""
     return values[0] if len(set(values)) == 1 else math.nan
+
+
+def by_module(depth: int = 1) -> Callable[[str], str]:
+    """Returns a grouping for ``group_by``: parameters share a group if they share the first parts of their names.
+
+    Args:
+        depth: Parts of the dotted name that count; 1 groups by the model's direct children. Lists count with their
+            index, so that every layer of ``layers.0``, ``layers.1``, ... is a group of its own.
+
+    Raises:
+        ValueError: If ``depth`` is not a positive whole number.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"Parameter `depth` should be a whole number of at least 1. Found `depth = {depth!r}`.")
+
+    def label(name: str) -> str:
+        modules = name.split(".")[:-1]
+        end = depth
+        while end < len(modules) and modules[end].isdigit():
+            end += 1
+        return ".".join(modules[:end]) or name or "(outside the model)"
+
+    return label
+
+
+def is_distributed(model: nn.Module, parameters: Sequence[Tensor]) -> bool:
+    """Returns whether ``backward`` averages gradients over ranks, so that ranks must measure together."""
+    return any(map(vectors.is_sharded, parameters)) or any(
+        isinstance(module, DistributedDataParallel) for module in model.modules()
+    )

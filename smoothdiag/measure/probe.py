@@ -1,29 +1,40 @@
 """Probe: watches a training loop and measures at chosen optimizer steps."""
 
 import math
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.coordinates import common, coordinates, learning_rates, parameter_groups
+from smoothdiag.measure.accumulation import Accumulation, gradients_of
+from smoothdiag.measure.arguments import check_arguments, is_below
+from smoothdiag.measure.batches import held_out
+from smoothdiag.measure.coordinates import (
+    common,
+    coordinates,
+    is_distributed,
+    learning_rates,
+    parameter_groups,
+)
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, PathSmoothness, Status, Step
-from smoothdiag.measure.objective import LossFn, MicroBatch, Objective, RandomState, Reduction
-from smoothdiag.measure.schedule import Schedule, every
-from smoothdiag.trace import SmoothdiagWarning, Trace
+from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
+from smoothdiag.measure.preconditioner import preconditioner
+from smoothdiag.measure.recording import rows_of
+from smoothdiag.measure.schedule import Adaptive, Schedule, every
+from smoothdiag.measure.selftest import NOT_REPRODUCED, REPRODUCE_EVERY, SelfTest, same_direction, self_test
+from smoothdiag.measure.watched import Watched
+from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.trace import Trace
 from smoothdiag.vectors import Vector
 
 T = TypeVar("T")
-
-ROUNDING = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 5e-3, torch.bfloat16: 5e-2}
-"""Relative rounding error of one gradient by parameter dtype, rounded up from what small LSTMs, attention and
-convolutional networks show against the next wider dtype (benchmarks/gradient_rounding.py; float64 and float16
-scaled from float32 and bfloat16 by their unit roundoff)."""
 
 
 class Probe:
@@ -46,12 +57,12 @@ class Probe:
         seed: Seed of the random states that held-out batches are evaluated with.
 
     Raises:
-        ValueError: If the model has no trainable parameters, the optimizer holds none of them, or an argument
-            is out of its range.
+        ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range.
 
     Attributes:
-        trace: What was recorded.
-        steps: Optimizer steps seen so far.
+        trace: What was recorded; under data parallelism only the first rank writes to a path.
+        steps: Optimizer steps so far.
+        self_test: What the first measured step showed about the loss; ``None`` before it.
     """
 
     def __init__(
@@ -62,78 +73,85 @@ class Probe:
         *,
         estimators: Sequence[Estimator] = (PathSmoothness(), LocalSmoothness()),
         schedule: Schedule | None = None,
-        probe_batches: Sequence[Any] | None = None,
+        probe_batches: Iterable[Any] | None = None,
         trace: Trace | str | Path | None = None,
         group_by: Callable[[str], str] | None = None,
         reduction: Reduction = "mean",
         seed: int = 0,
     ) -> None:
-        if reduction not in get_args(Reduction):
-            raise ValueError(
-                f"Parameter `reduction` should be one of {get_args(Reduction)}. Found `reduction = {reduction!r}`."
-            )
-        if not callable(loss_fn):
-            raise ValueError(f"Parameter `loss_fn` should be callable. Found `loss_fn = {loss_fn!r}`.")
-        if not estimators:
-            raise ValueError("Parameter `estimators` should hold at least one estimator. Found none.")
-        self._parameters = coordinates(model, optimizer)
-        self._groups = parameter_groups(model, self._parameters, group_by)
+        check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction)
         self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
-        self._estimators, self._reduction = tuple(estimators), reduction
+        self._estimators, self._reduction, self._group_by = tuple(estimators), reduction, group_by
         self._schedule = every(20) if schedule is None else schedule
-        self._devices = sorted({p.device for p in self._parameters if p.device.type != "cpu"}, key=str)
-        self._held_out = None if probe_batches is None else self._prepare_held_out(probe_batches, seed)
+        self._take_coordinates(coordinates(model, optimizer))
+        self._distributed = is_distributed(model, self._parameters)
+        self._held_out = None if probe_batches is None else held_out(probe_batches, seed, self._parameters)
         self._owns_trace = not isinstance(trace, Trace)
-        self.trace = trace if isinstance(trace, Trace) else Trace(trace)
+        if self._owns_trace and self._distributed and torch.distributed.get_rank() > 0:
+            trace = None  # the rows are the same on every rank; the first one writes them
+        meta = {"optimizer": type(optimizer).__name__, "model": type(model).__name__, "torch": torch.__version__}
+        self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=meta)
         self.steps = 0
+        self.self_test: SelfTest | None = None
         self._due = self._schedule(0)
-        self._micro_batches: list[MicroBatch] = []
-        self._buffers: Vector | None = None
         self._start: Vector | None = None
+        self._training: Vector | None = None
+        self._untouched = False
         self._lrs: list[float] = []
-        self._depth = 0
-        self._gradient_error: float | None = None
-        self._warned_unobserved = False
+        self._outer: FrameType | None = None
+        self._warned: set[str] = set()
+        self._num_reused = 0
+        self._clock: float | None = None
+        self._steps_timed = 0
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def watch(self, loader: Iterable[T]) -> "Watched[T]":
+    def watch(self, loader: Iterable[T]) -> Watched[T]:
         """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works if it did."""
-        return Watched(self, loader)
+        return Watched(self.observe, loader)
 
-    def observe(self, batch: Any) -> None:
+    def observe(self, batch: Any, *, weight: float | None = None) -> None:
         """Shows the probe one micro-batch, right before its forward pass.
 
         Args:
             batch: What ``loss_fn`` takes. It is kept by reference until the optimizer steps.
+            weight: Weight of its loss in the step's loss; default: as ``reduction`` says.
         """
-        self._depth = 0  # a step that raised an error never reached its post-hook
-        if not self._due:
-            return
-        if self._buffers is None:
-            self._buffers = vectors.clone(list(self._model.buffers()))
-        if self._held_out is None:
-            self._micro_batches.append(MicroBatch(batch, RandomState.capture(self._devices)))
+        if self._clock is None:
+            self._clock = time.perf_counter()
+        if self._due and self._held_out is None:
+            if not self._accumulation.has_observed:
+                self._follow_changes()
+            self._accumulation.add(batch, weight)
 
     def close(self) -> None:
         """Detaches from the optimizer; closes the trace's file if the probe opened it."""
         for handle in self._handles:
             handle.remove()
-        self._forget_step()
+        self._accumulation.clear()
+        self._due = False
         if self._owns_trace:
             self.trace.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on measuring at the same steps."""
-        return {"steps": self.steps, "gradient_error": self._gradient_error}
+        following = self._schedule.next if isinstance(self._schedule, Adaptive) else None
+        return {"steps": self.steps, "next": following}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from ``state``, as returned by ``state_dict``."""
+        """Continues from ``state``, as returned by ``state_dict``.
+
+        A trace file of the probe's own is continued too: rows of steps that are going to be taken again stay in the
+        file but no longer count.
+        """
         self.steps = int(state["steps"])
-        self._gradient_error = state["gradient_error"]
+        if isinstance(self._schedule, Adaptive) and state["next"] is not None:
+            self._schedule.next = int(state["next"])
         self._due = self._schedule(self.steps)
+        if self._owns_trace:
+            self.trace.resume(self.steps)
 
     def __enter__(self) -> "Probe":
         return self
@@ -142,65 +160,116 @@ class Probe:
         self.close()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth += 1
-        # A subclass whose step calls super().step() fires the hooks twice; the outer pair counts.
-        if self._depth > 1 or not self._due:
+        # A subclass whose step calls super().step() fires the hooks twice; the outer pair counts. A step that raised
+        # an error has left its frame behind, but not on the stack.
+        frame = sys._getframe(1)
+        if self._outer is not None and is_below(self._outer, frame):
             return
-        if self._held_out is None and not self._micro_batches:
-            if not self._warned_unobserved:
-                self._warned_unobserved = True
-                warnings.warn(
-                    "The optimizer stepped but the probe saw no batch: nothing was measured. Iterate over "
-                    "probe.watch(loader), or call probe.observe(batch) before each forward pass.",
-                    SmoothdiagWarning,
-                )
+        self._outer = frame
+        if not self._due:
+            return
+        if self._held_out is not None:
+            self._follow_changes()
+        elif not self._accumulation.has_observed:
+            self._warn_once(
+                "The optimizer stepped but the probe saw no batch: nothing was measured. Iterate over "
+                "probe.watch(loader), or call probe.observe(batch) before each forward pass."
+            )
             return
         self._start = vectors.clone(self._parameters)
         self._lrs = learning_rates(optimizer, self._parameters)
+        has_closure = any(map(callable, args[1:])) or kwargs.get("closure") is not None  # args[0] is the optimizer
+        if has_closure or self._held_out is not None:
+            return  # with a closure, the gradients of this step do not exist yet
+        untouched = None if self._distributed else self._accumulation.untouched_gradient()
+        self._untouched = untouched is not None
+        # Whatever was done to its length, the direction of the gradient tells whether loss_fn is the loop's loss.
+        self._training = untouched if untouched is not None else gradients_of(self._parameters)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._depth -= 1
-        if self._depth > 0:
+        if self._outer is not sys._getframe(1):
             return
+        self._outer = None
+        self._steps_timed += 1
         try:
             if self._start is not None:
                 self._measure(self._start)
         finally:
-            self._forget_step()
+            self._accumulation.clear()
+            self._start, self._training, self._untouched = None, None, False
             self.steps += 1
             self._due = self._schedule(self.steps)
 
-    def _forget_step(self) -> None:
-        self._micro_batches, self._buffers, self._start = [], None, None
-
     def _measure(self, start: Vector) -> None:
+        vectors.synchronize(start)  # so that the time of the step does not count as ours
+        began = time.perf_counter()
+        batches = self._accumulation.micro_batches if self._held_out is None else self._held_out
+        changed = self._accumulation.data_changed()
+        self._accumulation.state.notice()
+        self._accumulation.clear()  # its hooks must not see the backward passes to come
+        if changed:
+            self._warn_once(Status.DATA_CHANGED.value)
         objective = Objective(
             self._model,
             self._loss_fn,
-            self._held_out if self._held_out is not None else self._micro_batches,
+            batches,
             self._parameters,
-            buffers=self._buffers,
+            state=self._accumulation.state,
             reduction=self._reduction,
+            widen_half=True,
+            distributed=self._distributed,
         )
         end = objective.point()
-        first = self._gradient_error is None
+        first = self.self_test is None
         with objective.isolated():
-            if self._gradient_error is None:
-                # An error here is a mistake in the set-up: let it stop the run while that costs nothing.
-                self._gradient_error = _self_test(objective, start)
+            try:
+                known = self._known_start(objective, start)
+            except Exception:
+                # On the first measured step this is a mistake in the set-up, and stopping costs little. Later the
+                # estimators meet the same error, and each of them records it.
+                if self.self_test is None:
+                    raise
+                known = None
+            assert self.self_test is not None
             step = Step(
                 index=self.steps,
                 objective=objective,
                 start=start,
                 end=end,
                 lr=common(self._lrs),
-                gradient_error=self._gradient_error,
+                gradient_error=self.self_test.gradient_error,
                 groups=self._groups,
+                preconditioner=preconditioner(self._optimizer, self._parameters),
+                known_start=known,
             )
+            names: set[str] = set()
             for estimator in self._estimators:
-                self._record(step, estimator, raise_errors=first)
+                name = self._record(step, estimator, raise_errors=first, changed=changed)
+                if name in names and first:
+                    raise ValueError(
+                        "Parameter `estimators` should hold estimators whose rows have different names. "
+                        f"Found two named `{name}`; use two probes, with a trace each, to compare their settings."
+                    )
+                names.add(name)
+        vectors.synchronize(start)
+        self._plan(time.perf_counter() - began, 0.0 if self._clock is None else began - self._clock)
 
-    def _record(self, step: Step, estimator: Estimator, *, raise_errors: bool) -> None:
+    def _known_start(self, objective: Objective, start: Vector) -> Evaluation | None:
+        """Returns loss and gradient at the start where they are known already; runs the self-test when it is due."""
+        # The training gradient is the gradient of loss_fn if nothing wrote to it since backward, and if replaying
+        # gave the same bits when it was last tried.
+        reusable = self._untouched and self.self_test is not None and self.self_test.reproduced
+        if self.self_test is None or (reusable and self._num_reused >= REPRODUCE_EVERY):
+            self.self_test, evaluation = self_test(objective, start, self._training)
+            self._num_reused = 0
+            return evaluation
+        if reusable and objective.num_micro_batches == 1:
+            assert self._training is not None
+            self._num_reused += 1
+            return Evaluation(objective.value(start), list(self._training))
+        return None
+
+    def _record(self, step: Step, estimator: Estimator, *, raise_errors: bool, changed: bool) -> str:
         began, num_grads = time.perf_counter(), step.objective.num_grads
         try:
             estimate = estimator(step)
@@ -211,76 +280,41 @@ class Probe:
             warnings.warn(f"Step {step.index} was not measured: {error!r}", SmoothdiagWarning)
             name = type(estimator).__name__
             estimate = Estimate(name, math.nan, math.nan, math.nan, math.nan, status=Status.FAILED)
-        blocks = {"all": range(len(self._parameters)), **step.groups}
-        for label, part in {"all": estimate, **estimate.groups}.items():
-            own = label == "all"
-            self.trace.append(
-                {
-                    "step": step.index,
-                    "group": label,
-                    "estimator": part.estimator,
-                    "grad_norm": part.grad_norm,
-                    "smoothness": part.smoothness,
-                    "step_norm": part.step_norm,
-                    "param_norm": float(vectors.norm([step.start[i] for i in blocks[label]])),
-                    "loss": part.loss,
-                    "lr": common([self._lrs[i] for i in blocks[label]]),
-                    "saturation": part.saturation,
-                    "noise_floor": part.noise_floor,
-                    "status": part.status.name.lower(),
-                    "data": "step" if self._held_out is None else "held-out",
-                    "num_grads": step.objective.num_grads - num_grads if own else 0,
-                    "seconds": time.perf_counter() - began if own else 0.0,
-                    "device": str(step.start[0].device),
-                    "dtype": str(step.start[0].dtype).removeprefix("torch."),
-                }
-            )
+        cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
+        override = Status.DATA_CHANGED if changed else None if self._is_reproduced(step) else Status.NOT_REPRODUCED
+        data = "step" if self._held_out is None else "held-out"
+        self.trace.extend(rows_of(step, estimate, self._lrs, data=data, override=override, cost=cost))
+        return estimate.estimator
 
-    def _prepare_held_out(self, batches: Sequence[Any], seed: int) -> list[MicroBatch]:
-        if len(batches) == 0:
-            raise ValueError("Parameter `probe_batches` should hold at least one batch. Found none.")
-        before = RandomState.capture(self._devices)
-        RandomState.seed(seed)
-        fixed = RandomState.capture(self._devices)
-        before.restore()
-        return [MicroBatch(batch, fixed) for batch in batches]
+    def _is_reproduced(self, step: Step) -> bool:
+        if self._training is None or "at_start" not in step.__dict__:
+            return True
+        reproduced = same_direction(self._training, step.at_start.gradient, step.gradient_error)
+        if not reproduced:
+            self._warn_once(NOT_REPRODUCED)
+        return reproduced
 
+    def _plan(self, probe_seconds: float, train_seconds: float) -> None:
+        """Sets the next step of a schedule that minds its costs, the same one on every rank."""
+        if isinstance(self._schedule, Adaptive):
+            interval = self._schedule.interval(train_seconds, self._steps_timed, probe_seconds)
+            if self._distributed:
+                interval = vectors.of_first_rank(interval, self._parameters[0])
+            self._schedule.next = self.steps + interval
+        self._clock, self._steps_timed = time.perf_counter(), 0
 
-class Watched(Iterator[T], Generic[T]):
-    """An iterator over a loader that shows every batch to a probe; may be iterated once an epoch."""
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, SmoothdiagWarning)
 
-    def __init__(self, probe: Probe, loader: Iterable[T]) -> None:
-        self._probe, self._loader = probe, loader
-        self._iterator: Iterator[T] | None = None
+    def _follow_changes(self) -> None:
+        """Takes up parameters that were frozen, unfrozen, or given to the optimizer since the last measurement."""
+        present = coordinates(self._model, self._optimizer)
+        if [id(p) for p in present] != [id(p) for p in self._parameters]:
+            self._take_coordinates(present)
 
-    def __iter__(self) -> "Watched[T]":
-        self._iterator = iter(self._loader)
-        return self
-
-    def __next__(self) -> T:
-        if self._iterator is None:
-            self._iterator = iter(self._loader)
-        batch = next(self._iterator)
-        self._probe.observe(batch)
-        return batch
-
-    def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
-
-
-def _self_test(objective: Objective, point: Vector) -> float:
-    """Returns the relative error of one gradient: what rounding costs, or two evaluations differ by."""
-    once, again = objective.evaluate(point).gradient, objective.evaluate(point).gradient
-    # The coarsest dtype decides: its rounding is the largest.
-    rounding = max(ROUNDING.get(x.dtype, ROUNDING[torch.bfloat16]) for x in point)
-    length, difference = float(vectors.norm(once)), float(vectors.norm(vectors.sub(once, again)))
-    # The difference of two gradients holds the error of both.
-    repeat = difference / math.sqrt(2) / length if length and math.isfinite(difference) else 0.0
-    if repeat > 100 * rounding:  # beyond what the order of additions on a GPU explains
-        warnings.warn(
-            f"Two gradients of the same loss on the same data differ by {difference / length:.1e} of their length, "
-            "so rows may fall below the noise floor. Usual causes: loss_fn draws random numbers from a generator of "
-            "its own, reads the next batch, or depends on state that changes from call to call.",
-            SmoothdiagWarning,
-        )
-    return max(rounding, repeat)
+    def _take_coordinates(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._groups = parameter_groups(self._model, parameters, self._group_by)
+        self._accumulation = Accumulation(self._model, parameters)

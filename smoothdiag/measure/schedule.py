@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Schedule(Protocol):
@@ -10,6 +10,23 @@ class Schedule(Protocol):
 
     def __call__(self, step: int) -> bool:
         """Returns whether optimizer step ``step``, counted from 0, is measured."""
+        ...
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A schedule that is told what steps and measurements cost."""
+
+    next: int
+
+    def interval(self, train_seconds: float, steps: int, probe_seconds: float) -> int:
+        """Returns how many steps to wait; ``next`` is set by the probe, to the same step on every rank.
+
+        Args:
+            train_seconds: Time of training since the last measurement.
+            steps: Optimizer steps in that time.
+            probe_seconds: Time of the measurement that has just ended.
+        """
         ...
 
 
@@ -34,6 +51,28 @@ class _LogSpaced:
         return math.ceil(10 ** (index / self.per_decade) - 1e-9) == step
 
 
+@dataclass
+class _Budget:
+    fraction: float
+    next: int = 0
+    train_seconds: float = 0.0
+    probe_seconds: float = 0.0
+
+    def __call__(self, step: int) -> bool:
+        return step >= self.next
+
+    def interval(self, train_seconds: float, steps: int, probe_seconds: float) -> int:
+        self.train_seconds += train_seconds
+        self.probe_seconds += probe_seconds
+        if train_seconds <= 0 or steps < 1:
+            return 1
+        # Wait until one more measurement like the last one keeps within the share of all time so far. What the
+        # first one cost more than the others (self-test, compilation) is thereby paid back too.
+        allowed = self.fraction / (1 - self.fraction)
+        missing = (self.probe_seconds + probe_seconds) / allowed - self.train_seconds
+        return max(1, math.ceil(missing / (train_seconds / steps)))
+
+
 def every(n: int) -> Schedule:
     """Measures steps 0, n, 2n, ...
 
@@ -56,6 +95,24 @@ def log_spaced(per_decade: int = 20) -> Schedule:
         ValueError: If ``per_decade`` is not a positive whole number.
     """
     return _LogSpaced(_positive_int("per_decade", per_decade))
+
+
+def budget(fraction: float = 0.05) -> Schedule:
+    """Measures as often as it can while taking at most this share of the time of the run.
+
+    The times of steps and of measurements are taken as the run goes; after each measurement the next one is set.
+    Early on the share can be higher, until the first measurements are paid for. Under data parallelism the first
+    rank decides for all.
+
+    Args:
+        fraction: Share of all time that measurements may take, in (0, 1).
+
+    Raises:
+        ValueError: If ``fraction`` is not in (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"Parameter `fraction` should be in (0, 1). Found `fraction = {fraction!r}`.")
+    return _Budget(fraction)
 
 
 def _positive_int(name: str, value: int) -> int:

@@ -1,7 +1,8 @@
 """Estimators of local smoothness: frozen dataclasses that turn a Step into an Estimate."""
 
 from smoothdiag.measure.estimators.base import Estimate, Estimator, Status, Step
+from smoothdiag.measure.estimators.halves import DebiasedSmoothness
 from smoothdiag.measure.estimators.local import LocalSmoothness
 from smoothdiag.measure.estimators.path import PathSmoothness
 
-__all__ = ["Estimate", "Estimator", "LocalSmoothness", "PathSmoothness", "Status", "Step"]
+__all__ = ["DebiasedSmoothness", "Estimate", "Estimator", "LocalSmoothness", "PathSmoothness", "Status", "Step"]

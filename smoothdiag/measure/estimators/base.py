@@ -1,4 +1,4 @@
-"""What an estimator gets and gives: Step, Estimate, Status."""
+"""What an estimator gets and gives: Step, Estimate, Status; and the secants that most of them are made of."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +9,12 @@ from typing import Protocol
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.geometry import Geometry
+from smoothdiag.geometry import Diagonal, Geometry
 from smoothdiag.measure.objective import Evaluation, Objective
-from smoothdiag.trace import Status
+from smoothdiag.rows import Status
 from smoothdiag.vectors import Vector
 
-__all__ = ["Estimate", "Estimator", "Secant", "Status", "Step", "largest_secant"]
+__all__ = ["Estimate", "Estimator", "Secants", "Status", "Step", "conclude", "secants"]
 
 SATURATED_ABOVE = 0.5
 """Saturation above which a row says more about the step than about curvature: with orthogonal gradients of
@@ -23,6 +23,13 @@ equal length at both ends it is 1/sqrt(2), with opposite ones 1."""
 SIGNAL_TO_NOISE = 2.0
 """Rows up to this many noise floors are marked. Independent errors add in squares: at twice the floor noise has
 raised the value by 15%."""
+
+KINKS_ABOVE, ROUNDING_ABOVE = math.sqrt(2), 2 * math.sqrt(2)
+"""L(h/4)/L(h) is 1 where the gradient is smooth, 2 where it jumps at many small kinks (the change grows like
+sqrt(h)), 4 where it does not depend on h at all; the bounds lie half way on a log scale."""
+
+PRECONDITIONED = "_preconditioned"
+"""Suffix of the estimator name of rows in the optimizer's own norm."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Step:
         lr: Learning rate of the step [x^2/f]; NaN where parameter groups differ.
         gradient_error: Relative error of one gradient evaluation, ||g - g'|| / ||g||.
         groups: Indices of the parameters of each group that gets an estimate of its own.
+        preconditioner: Diagonal of the matrix P that the optimizer divides by; ``None`` where it has none.
+        known_start: Loss and gradient at ``start``, where they need not be evaluated again.
     """
 
     index: int
@@ -46,11 +55,18 @@ class Step:
     lr: float
     gradient_error: float = 0.0
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    preconditioner: Vector | None = None
+    known_start: Evaluation | None = None
 
     @cached_property
     def at_start(self) -> Evaluation:
-        """Loss and gradient at ``start``, evaluated once and shared by all estimators."""
-        return self.objective.evaluate(self.start)
+        """Loss and gradient at ``start``, evaluated at most once and shared by all estimators."""
+        return self.known_start or self.objective.evaluate(self.start)
+
+    @cached_property
+    def starts_finite(self) -> bool:
+        """Whether loss and gradient at ``start`` are finite, so that there is something to measure."""
+        return math.isfinite(self.at_start.loss) and math.isfinite(float(vectors.norm(self.at_start.gradient)))
 
 
 @dataclass(frozen=True)
@@ -65,8 +81,11 @@ class Estimate:
         loss: Loss at the start of the step [f].
         saturation: smoothness x displacement / (sum of the two gradient norms), in [0, 1].
         noise_floor: Smoothness that rounding and irreproducible gradients alone would show [f/x^2].
+        two_scale: The smoothness at a quarter of the displacement over that at the whole.
         status: How far to trust it.
-        groups: The same quantities on the blocks of each parameter group, where groups were asked for.
+        group: Parameter group it is about; "all" for all parameters.
+        parts: Estimates for parameter groups and in the optimizer's norm, from the same gradients.
+        extra: Further columns of the row.
     """
 
     estimator: str
@@ -76,8 +95,11 @@ class Estimate:
     loss: float
     saturation: float = math.nan
     noise_floor: float = math.nan
+    two_scale: float = math.nan
     status: Status = Status.OK
-    groups: Mapping[str, "Estimate"] = field(default_factory=dict)
+    group: str = "all"
+    parts: tuple["Estimate", ...] = ()
+    extra: Mapping[str, float] = field(default_factory=dict)
 
 
 class Estimator(Protocol):
@@ -106,8 +128,8 @@ class Secant:
 
     @property
     def smoothness(self) -> float:
-        """The slope ||g(y) - g(x)||_* / ||y - x|| [f/x^2]."""
-        return self.change / self.displacement
+        """The slope ||g(y) - g(x)||_* / ||y - x|| [f/x^2]; NaN where y = x."""
+        return self.change / self.displacement if self.displacement else math.nan
 
     @property
     def saturation(self) -> float:
@@ -120,63 +142,121 @@ class Secant:
         return math.sqrt(2) * gradient_error * max(self.norm_here, self.norm_there) / self.displacement
 
 
-def largest_secant(name: str, step: Step, points: Iterable[Vector], geometry: Geometry) -> Estimate:
-    """Returns the estimate that the steepest secant from the start of ``step`` to one of ``points`` gives.
+@dataclass(frozen=True)
+class Secants:
+    """The secants from the start of a step to one point: of everything, of each group, and in each norm.
 
-    Costs one gradient for each point that differs from the start, whatever the number of groups. ``points``
-    may be lazy: it is not asked for a point when the gradient at the start is not finite.
+    Attributes:
+        by_part: Secant by (suffix of the estimator name, group).
+        finite: Whether the loss was finite at the point.
     """
-    everything = range(len(step.start))
-    blocks = {"all": everything, **step.groups}
-    secants: dict[str, list[Secant]] = {label: [] for label in blocks}
+
+    by_part: Mapping[tuple[str, str], Secant]
+    finite: bool
+
+    @property
+    def whole(self) -> Secant:
+        """The secant of all parameters in the estimator's own geometry."""
+        return self.by_part["", "all"]
+
+
+def secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
+    """Returns the secants to ``point`` at the cost of one gradient; ``None``, at no cost, where it is the start."""
+    displacement = vectors.sub(point, step.start)
+    if not vectors.norm(displacement) > 0:
+        return None
+    here, there = step.at_start, step.objective.evaluate(point)
+    change = vectors.sub(there.gradient, here.gradient)
+    by_part = {}
+    for (suffix, group), (norm, block) in _parts(step, geometry).items():
+        by_part[suffix, group] = Secant(
+            displacement=float(norm.norm(_take(displacement, block))),
+            change=float(norm.dual_norm(_take(change, block))),
+            norm_here=float(norm.dual_norm(_take(here.gradient, block))),
+            norm_there=float(norm.dual_norm(_take(there.gradient, block))),
+        )
+    return Secants(by_part, math.isfinite(there.loss))
+
+
+def conclude(
+    name: str, step: Step, found: Sequence[Secants], geometry: Geometry, fine: Secants | None = None
+) -> Estimate:
+    """Returns the estimate that the steepest of the secants gives, for the whole and for every part.
+
+    Args:
+        name: Name of the estimator.
+        step: The step.
+        found: Secants to different points; none where all points were the start, or the start is not finite.
+        geometry: The estimator's own geometry.
+        fine: Secants at a quarter of the displacement of the last of ``found``.
+    """
+    estimates = []
+    for (suffix, group), (norm, block) in _parts(step, geometry).items():
+        grad_norm = float(norm.dual_norm(_take(step.at_start.gradient, block)))
+        empty = Estimate(name + suffix, math.nan, grad_norm, math.nan, step.at_start.loss, group=group)
+        known = [(s.by_part[suffix, group], s.finite) for s in found]
+        quarter = None if fine is None else fine.by_part[suffix, group]
+        estimates.append(_estimate(empty, step, known, quarter))
     here = step.at_start
-    finite = math.isfinite(here.loss) and math.isfinite(float(vectors.norm(here.gradient)))
-    for point in points if finite else ():
-        displacement = vectors.sub(point, step.start)
-        if not vectors.norm(displacement) > 0:
-            continue
-        there = step.objective.evaluate(point)
-        change = vectors.sub(there.gradient, here.gradient)
-        finite = finite and math.isfinite(there.loss)
-        for label, block in blocks.items():
-            secants[label].append(
-                Secant(
-                    displacement=float(geometry.norm(_take(displacement, block))),
-                    change=float(geometry.dual_norm(_take(change, block))),
-                    norm_here=float(geometry.dual_norm(_take(here.gradient, block))),
-                    norm_there=float(geometry.dual_norm(_take(there.gradient, block))),
-                )
-            )
-    estimates = {
-        label: _steepest(name, step, float(geometry.dual_norm(_take(here.gradient, block))), secants[label], finite)
-        for label, block in blocks.items()
-    }
-    return replace(estimates.pop("all"), groups=estimates)
+    noise = noise_columns(here.variance, estimates[0].grad_norm ** 2 - here.variance)
+    return replace(estimates[0], parts=tuple(estimates[1:]), extra=noise)
 
 
-def _steepest(name: str, step: Step, grad_norm: float, secants: Sequence[Secant], finite: bool) -> Estimate:
-    moved = [secant for secant in secants if secant.displacement != 0]
-    estimate = Estimate(name, math.nan, grad_norm, math.nan, step.at_start.loss)
-    if not finite or not all(math.isfinite(secant.smoothness) for secant in moved):
-        return replace(estimate, status=Status.NON_FINITE)
+def noise_columns(variance: float, squared_norm: float) -> dict[str, float]:
+    """Returns the columns of gradient noise, from the variance of the gradient and an unbiased ||g||^2 without it.
+
+    ``grad_variance`` is the trace of the covariance of the gradient [f^2/x^2], ``noise_scale`` its ratio to the
+    squared norm of the full gradient: the number of batches like this one that would make noise and gradient equal.
+
+    Source: McCandlish, Kaplan, Amodei 2018, the simple noise scale, there counted in examples.
+    """
+    if not math.isfinite(variance):
+        return {}
+    return {"grad_variance": variance, "noise_scale": variance / squared_norm if squared_norm > 0 else math.inf}
+
+
+def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]], quarter: Secant | None) -> Estimate:
+    moved = [(secant, finite) for secant, finite in known if secant.displacement != 0]
+    if not step.starts_finite or not all(finite and math.isfinite(s.smoothness) for s, finite in moved):
+        return replace(empty, status=Status.NON_FINITE)
     if not moved:
-        return replace(estimate, step_norm=0.0, status=Status.ZERO_STEP)
-    steepest = max(moved, key=lambda secant: secant.smoothness)
+        return replace(empty, step_norm=0.0, status=Status.ZERO_STEP)
+    steepest = max((secant for secant, _ in moved), key=lambda secant: secant.smoothness)
     noise_floor = steepest.noise_floor(step.gradient_error)
+    two_scale = math.nan
+    if quarter is not None and moved[-1][0].change > 0:
+        two_scale = quarter.smoothness / moved[-1][0].smoothness
     if noise_floor > 0 and steepest.smoothness <= SIGNAL_TO_NOISE * noise_floor:
         status = Status.BELOW_NOISE_FLOOR
     elif steepest.saturation > SATURATED_ABOVE:
         status = Status.SATURATED
+    elif two_scale > ROUNDING_ABOVE:
+        status = Status.ROUNDING_LIMITED
+    elif two_scale > KINKS_ABOVE:
+        status = Status.KINK_LIMITED
     else:
         status = Status.OK
     return replace(
-        estimate,
+        empty,
         smoothness=steepest.smoothness,
         step_norm=steepest.displacement,
         saturation=steepest.saturation,
         noise_floor=noise_floor,
+        two_scale=two_scale,
         status=status,
     )
+
+
+def _parts(step: Step, geometry: Geometry) -> dict[tuple[str, str], tuple[Geometry, Sequence[int]]]:
+    """Returns norm and parameter indices by (suffix of the estimator name, group), the whole first."""
+    blocks = {"all": range(len(step.start)), **step.groups}
+    parts: dict[tuple[str, str], tuple[Geometry, Sequence[int]]] = {
+        ("", group): (geometry, block) for group, block in blocks.items()
+    }
+    if step.preconditioner is not None:
+        for group, block in blocks.items():
+            parts[PRECONDITIONED, group] = Diagonal(tuple(_take(step.preconditioner, block))), block
+    return parts
 
 
 def _take(vector: Vector, block: Iterable[int]) -> list[Tensor]:

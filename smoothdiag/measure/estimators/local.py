@@ -1,7 +1,6 @@
 """LocalSmoothness: how fast the gradient changes over a radius that does not depend on the step taken."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,33 +8,43 @@ import torch
 
 from smoothdiag import vectors
 from smoothdiag.geometry import Euclidean, Geometry
-from smoothdiag.measure.estimators.base import Estimate, Step, largest_secant
+from smoothdiag.measure.estimators.base import Estimate, Secants, Step, conclude, secants
 from smoothdiag.vectors import Vector
 
 Direction = Literal["gradient", "update", "random"]
 
 RADIUS = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Radius relative to ||x||. Truncation grows with the radius and rounding falls with it. In float32 secants of
-small LSTMs agree between 1e-4 and 1e-2; in float64 1e-6 puts both errors near 1e-8."""
+"""Radius relative to ||x|| that is tried first. Truncation grows with the radius and rounding falls with it. In
+float32 secants of small LSTMs agree between 1e-4 and 1e-2; in float64 1e-6 puts both errors near 1e-8."""
 
 COARSE_RADIUS = 3e-2
 """For narrower dtypes, whose parameters are 0.4% (bfloat16) apart from each other."""
+
+LARGEST_CHANGE = 0.2
+"""Relative change of the gradient above which a chosen radius is too long to be local: the secant then misses
+the curvature at the point by about as much."""
+
+SMALLEST_SIGNAL = 10.0
+"""Noise floors that a secant at a chosen radius should rise above; at 10 the noise adds 0.5%."""
 
 
 @dataclass(frozen=True)
 class LocalSmoothness:
     """Secant slope of the gradient over a short displacement from x_k in a chosen direction.
 
-    Because neither radius nor direction depends on the length of the step, the value may feed a clipper.
+    Because neither radius nor direction depends on the length of the step, the value may feed a clipper. Rows are named
+    "local", or "local_update" and "local_random" for the other directions.
     Along the gradient it is, for a small radius, the length of H g / ||g||.
 
     Args:
-        radius: Length of the displacement relative to ||x||, positive; ``None`` chooses it for the dtype of
-            the parameters (1e-3 in float32, 1e-6 in float64).
+        radius: Length of the displacement relative to ||x||, positive. ``None`` chooses it: first for the dtype
+            of the parameters (1e-3 in float32, 1e-6 in float64), then, if the gradient changes by more than a
+            fifth or by hardly more than its noise, once more for the direction. ``step_norm`` says what was used.
         direction: ``"gradient"`` (downhill), ``"update"`` (x_{k+1} - x_k) or ``"random"`` (isotropic, drawn
             from a private generator that depends on ``seed`` and the step's index alone).
         geometry: Norm of the displacement; the gradients are measured in its dual norm.
         seed: Seed of the random directions.
+        two_scale: Measure at a quarter of the radius too, to tell curvature from kinks and rounding.
 
     Raises:
         ValueError: If ``radius`` is not a positive number or ``direction`` is unknown.
@@ -48,6 +57,7 @@ class LocalSmoothness:
     direction: Direction = "gradient"
     geometry: Geometry = Euclidean()
     seed: int = 0
+    two_scale: bool = True
 
     def __post_init__(self) -> None:
         if self.radius is not None and not (0 < self.radius < math.inf):
@@ -60,26 +70,52 @@ class LocalSmoothness:
             )
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns the estimate; it costs one gradient beside the one at the start."""
-        return largest_secant("local", step, self._displaced(step), self.geometry)
-
-    def _displaced(self, step: Step) -> Iterator[Vector]:
+        """Returns the estimate; beside the start it costs two gradients, three where the radius is corrected."""
+        if not step.starts_finite:
+            return conclude(self._name, step, [], self.geometry)
         direction = self._direction(step)
-        length = self.geometry.norm(direction)
-        if length > 0:
-            radius = self._radius(step) * self.geometry.norm(step.start)
-            yield vectors.add_scaled(step.start, direction, float(radius / length))
+        length = float(self.geometry.norm(direction))
+        if length == 0:
+            return conclude(self._name, step, [], self.geometry)
 
-    def _radius(self, step: Step) -> float:
-        if self.radius is not None:
-            return self.radius
-        # The coarsest dtype decides: its rounding is the largest.
-        return max(RADIUS.get(x.dtype, COARSE_RADIUS) for x in step.start)
+        def at(radius: float) -> Secants | None:
+            return secants(step, vectors.add_scaled(step.start, direction, radius / length), self.geometry)
+
+        scale = float(self.geometry.norm(step.start))
+        if self.radius is None:
+            # The coarsest dtype decides: its rounding is the largest.
+            radius = scale * max(RADIUS.get(x.dtype, COARSE_RADIUS) for x in step.start)
+        else:
+            radius = scale * self.radius
+        found = at(radius)
+        if found is not None and self.radius is None and (better := _corrected(radius, found, step.gradient_error)):
+            radius, found = better, at(better)
+        if found is None:
+            return conclude(self._name, step, [], self.geometry)
+        fine = at(radius / 4) if self.two_scale else None
+        return conclude(self._name, step, [found], self.geometry, fine)
+
+    @property
+    def _name(self) -> str:
+        return "local" if self.direction == "gradient" else f"local_{self.direction}"
 
     def _direction(self, step: Step) -> Vector:
         if self.direction == "update":
             return vectors.sub(step.end, step.start)
         if self.direction == "gradient":
             return [-g for g in step.at_start.gradient]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step.index)
-        return [torch.randn(x.shape, generator=generator).to(x) for x in step.start]
+        return vectors.random_like(step.start, seed=self.seed * 1_000_003 + step.index)
+
+
+def _corrected(radius: float, found: Secants, gradient_error: float) -> float | None:
+    """Returns a better radius where the gradient changed by too much or too little, within a factor of 100."""
+    whole = found.whole
+    if not (found.finite and math.isfinite(whole.change)):
+        return radius / 100
+    change = whole.change / max(whole.norm_here, whole.norm_there) if whole.change else 0.0
+    least = SMALLEST_SIGNAL * math.sqrt(2) * gradient_error
+    if change > LARGEST_CHANGE:
+        return radius * max(LARGEST_CHANGE / (4 * change), 0.01)
+    if 0 < change < least < LARGEST_CHANGE:
+        return radius * min(2 * least / change, 100.0)
+    return None

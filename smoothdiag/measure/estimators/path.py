@@ -1,12 +1,10 @@
 """PathSmoothness: how fast the gradient changes along the step that was taken."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from smoothdiag import vectors
 from smoothdiag.geometry import Euclidean, Geometry
-from smoothdiag.measure.estimators.base import Estimate, Step, largest_secant
-from smoothdiag.vectors import Vector
+from smoothdiag.measure.estimators.base import Estimate, Secants, Step, conclude, secants
 
 
 @dataclass(frozen=True)
@@ -21,6 +19,7 @@ class PathSmoothness:
         points: Fractions of the step, in (0, 1]. One gradient each. ``(1.0,)`` is the secant of the whole
             step; several points give the maximum over them.
         geometry: Norm of the displacement; the gradients are measured in its dual norm.
+        two_scale: Measure at a quarter of the last point too, to tell curvature from kinks and rounding.
 
     Raises:
         ValueError: If ``points`` is empty or leaves (0, 1].
@@ -31,16 +30,22 @@ class PathSmoothness:
 
     points: tuple[float, ...] = (1.0,)
     geometry: Geometry = Euclidean()
+    two_scale: bool = True
 
     def __post_init__(self) -> None:
         if not self.points or not all(0 < t <= 1 for t in self.points):
             raise ValueError(f"Parameter `points` should hold fractions in (0, 1]. Found `points = {self.points!r}`.")
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns the estimate; it costs ``len(points)`` gradients beside the one at the start."""
-        return largest_secant("path", step, self._on_the_way(step), self.geometry)
-
-    def _on_the_way(self, step: Step) -> Iterator[Vector]:
+        """Returns the estimate; beside the start it costs a gradient per point and one for the second scale."""
+        if not step.starts_finite:
+            return conclude("path", step, [], self.geometry)
         difference = vectors.sub(step.end, step.start)
-        for t in self.points:
-            yield step.end if t == 1 else vectors.add_scaled(step.start, difference, t)
+
+        def at(t: float) -> Secants | None:
+            point = step.end if t == 1 else vectors.add_scaled(step.start, difference, t)
+            return secants(step, point, self.geometry)
+
+        found = [s for s in map(at, self.points) if s is not None]
+        fine = at(self.points[-1] / 4) if self.two_scale and found else None
+        return conclude("path", step, found, self.geometry, fine)

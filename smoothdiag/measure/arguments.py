@@ -1,0 +1,44 @@
+"""Checks of what a probe is given, and of where it is called from."""
+
+from collections.abc import Sequence
+from types import FrameType
+from typing import get_args
+
+import torch
+from torch import nn
+
+from smoothdiag.measure.objective import Reduction
+
+
+def check_arguments(
+    model: object, optimizer: object, loss_fn: object, estimators: object, schedule: object, reduction: object
+) -> None:
+    """Makes sure that the arguments are of the right kind.
+
+    Raises:
+        ValueError: If one is not; the message names it.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"Parameter `optimizer` should be a torch.optim.Optimizer. Found {type(optimizer).__name__}.")
+    if not callable(loss_fn):
+        raise ValueError(f"Parameter `loss_fn` should be callable as loss_fn(model, batch). Found {loss_fn!r}.")
+    if not isinstance(estimators, Sequence) or not estimators or any(isinstance(e, type) for e in estimators):
+        raise ValueError(
+            "Parameter `estimators` should be a non-empty sequence of instances, as [LocalSmoothness()]. "
+            f"Found {estimators!r}."
+        )
+    if schedule is not None and not callable(schedule):
+        raise ValueError(f"Parameter `schedule` should be a Schedule, as every(20). Found {schedule!r}.")
+    if reduction not in get_args(Reduction):
+        raise ValueError(
+            f"Parameter `reduction` should be one of {get_args(Reduction)}. Found `reduction = {reduction!r}`."
+        )
+
+
+def is_below(outer: FrameType, frame: FrameType | None) -> bool:
+    """Returns whether the call ``outer`` is still running, further down the stack of ``frame``."""
+    while frame is not None and frame is not outer:
+        frame = frame.f_back
+    return frame is outer

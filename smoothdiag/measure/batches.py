@@ -1,0 +1,143 @@
+"""Batches: what the training loop met, how it is taken apart, and the random states it was met with."""
+
+import copy
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.vectors import Vector
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The states of every generator that a forward pass may draw from."""
+
+    cpu: Tensor
+    devices: tuple[tuple[torch.device, Tensor], ...]
+    numpy: Any
+    python: Any
+
+    @classmethod
+    def capture(cls, devices: Sequence[torch.device] = ()) -> "RandomState":
+        """Returns the present states: torch on the CPU and on ``devices``, NumPy's global one, Python's."""
+        states = tuple((device, torch.get_device_module(device).get_rng_state(device)) for device in devices)
+        return cls(torch.get_rng_state(), states, np.random.get_state(), random.getstate())  # noqa: NPY002
+
+    @staticmethod
+    def seed(seed: int) -> None:
+        """Seeds every generator, those of all devices too."""
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+
+    def restore(self) -> None:
+        """Puts every generator back into the captured state."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices:
+            torch.get_device_module(device).set_rng_state(state, device)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One batch as the training loop saw it, with what its forward pass started from.
+
+    Attributes:
+        batch: What ``loss_fn`` takes.
+        random_state: State of the random number generators.
+        state: Values of what forward passes change in the model; ``None`` where it is to be taken as it is.
+        weight: Weight of its loss in the step's loss; ``None`` leaves it to the reduction.
+    """
+
+    batch: Any
+    random_state: RandomState
+    state: Vector | None = None
+    weight: float | None = None
+
+
+def is_half(tensor: Tensor) -> bool:
+    """Returns whether ``tensor`` is float16 or bfloat16 and can be widened in place; shards cannot."""
+    return tensor.dtype in (torch.float16, torch.bfloat16) and not vectors.is_sharded(tensor)
+
+
+def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Returns the batch with ``function`` applied to the tensors in nested tuples, lists and mappings."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        mapped = copy.copy(batch)
+        for key, value in batch.items():
+            mapped[key] = map_tensors(value, function)  # type: ignore[index]
+        return mapped
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(value, function) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(value, function) for value in batch)
+    return batch
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Returns float16 and bfloat16 tensors in float32, others as they are."""
+    return tensor.float() if is_half(tensor) else tensor
+
+
+def cut(batch: Any) -> tuple[Any, Any]:
+    """Returns both halves of a batch along the first dimension of its tensors.
+
+    Raises:
+        ValueError: If no tensor of the batch has a first dimension of at least 2.
+    """
+    sizes = [len(t) if t.dim() else 1 for t in tensors_of(batch)]
+    size = max(sizes, default=0)
+    if size < 2:
+        raise ValueError(
+            "Halves need two micro-batches or held-out batches, or one batch whose tensors have a first "
+            f"dimension of at least 2. Found a batch of {size}."
+        )
+    middle = size // 2
+
+    def part(chosen: slice) -> Any:
+        return map_tensors(batch, lambda t: t[chosen] if t.dim() and t.shape[0] == size else t)
+
+    return part(slice(0, middle)), part(slice(middle, size))
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """Yields the tensors in nested sequences and mappings, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors_of(value)
+    elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
+        for value in batch:
+            yield from tensors_of(value)
+
+
+def held_out(batches: Iterable[Any], seed: int, parameters: Sequence[Tensor]) -> list[MicroBatch]:
+    """Returns batches that are all evaluated from one random state, whatever the run does.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    devices = devices_of(parameters)
+    before = RandomState.capture(devices)
+    kept = list(batches)  # a loader draws random numbers to shuffle, which must not come from the run's
+    RandomState.seed(seed)
+    fixed = RandomState.capture(devices)
+    before.restore()
+    if not kept:
+        raise ValueError("Parameter `probe_batches` should hold at least one batch. Found none.")
+    return [MicroBatch(batch, fixed) for batch in kept]
+
+
+def devices_of(parameters: Sequence[Tensor]) -> list[torch.device]:
+    """Returns the devices of the parameters that have random number generators of their own."""
+    return sorted({p.device for p in parameters if p.device.type != "cpu"}, key=str)

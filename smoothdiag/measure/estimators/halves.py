@@ -1,0 +1,66 @@
+"""DebiasedSmoothness: gradient norm and smoothness free of the bias that the noise of a batch adds."""
+
+import math
+from dataclasses import dataclass, replace
+
+from smoothdiag import vectors
+from smoothdiag.measure.estimators.base import Estimate, Status, Step, noise_columns
+
+
+@dataclass(frozen=True)
+class DebiasedSmoothness:
+    """Smoothness along the step from two disjoint halves of the data, whose noise does not add up.
+
+    A squared norm measured on one batch is too large by the variance of its noise. The inner product of the same
+    vector measured on two independent halves A and B is not: <dg_A, dg_B> estimates ||dg||^2 of the full loss
+    without bias, and so does <g_A, g_B> for the gradient. The roots of both are reported. Where an inner product is
+    not positive there is no root: the noise hides the value, and the row says so. Roots of single rows are still
+    noisy and, on average, a little low; average ``smoothness_squared`` over rows where that matters.
+
+    The step must not depend on the halves: use ``probe_batches``. On halves of the step's own batch the displacement
+    is correlated with the data, which leaves a bias of some per cent.
+
+    Costs four gradients on half of the data. Several micro-batches are dealt out in turn; one batch is cut along the
+    first dimension of its tensors, and ``loss_fn`` should be a mean over it.
+
+    Raises:
+        ValueError: On use, if the data cannot be divided into halves.
+
+    Units: smoothness [f/x^2]; extra column ``smoothness_squared`` [f^2/x^4], of either sign.
+    """
+
+    def __call__(self, step: Step) -> Estimate:
+        """Returns the estimate; ``grad_variance`` and ``noise_scale`` come with it."""
+        displacement = float(vectors.norm(vectors.sub(step.end, step.start)))
+        here = [half.evaluate(step.start) for half in step.objective.halves()]
+        step.objective.num_grads += 1
+        loss = (here[0].loss + here[1].loss) / 2
+        squared_norm = float(vectors.dot(here[0].gradient, here[1].gradient))
+        estimate = Estimate("debiased", math.nan, _root(squared_norm), displacement, loss)
+        if not (math.isfinite(loss) and math.isfinite(squared_norm)):
+            return replace(estimate, status=Status.NON_FINITE)
+        # The mean of two independent halves: a quarter of the squared distance estimates its variance.
+        variance = float(vectors.norm(vectors.sub(here[0].gradient, here[1].gradient))) ** 2 / 4
+        estimate = replace(estimate, extra=noise_columns(variance, squared_norm))
+        if displacement == 0:
+            return replace(estimate, status=Status.ZERO_STEP)
+        there = [half.evaluate(step.end) for half in step.objective.halves()]
+        step.objective.num_grads += 1
+        changes = [vectors.sub(b.gradient, a.gradient) for a, b in zip(here, there, strict=True)]
+        squared = float(vectors.dot(*changes)) / displacement**2
+        if not math.isfinite(squared):
+            return replace(estimate, status=Status.NON_FINITE)
+        far_norm = _root(float(vectors.dot(there[0].gradient, there[1].gradient)))
+        smoothness = _root(squared)
+        return replace(
+            estimate,
+            smoothness=smoothness,
+            saturation=smoothness * displacement / (estimate.grad_norm + far_norm),
+            noise_floor=math.sqrt(2) * step.gradient_error * estimate.grad_norm / displacement,
+            status=Status.OK if squared > 0 and squared_norm > 0 else Status.HALVES_DISAGREE,
+            extra={**estimate.extra, "smoothness_squared": squared},
+        )
+
+
+def _root(squared: float) -> float:
+    return math.sqrt(squared) if squared > 0 else math.nan

@@ -1,0 +1,54 @@
+"""Recording: the rows of a trace that one estimate makes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from smoothdiag import vectors
+from smoothdiag.measure.coordinates import common
+from smoothdiag.measure.estimators import Estimate, Status, Step
+
+
+def rows_of(
+    step: Step,
+    estimate: Estimate,
+    lrs: Sequence[float],
+    *,
+    data: str,
+    override: Status | None,
+    cost: Mapping[str, float],
+) -> Iterator[dict[str, Any]]:
+    """Yields one row for the estimate and one for each of its parts.
+
+    Args:
+        step: The step that was measured.
+        estimate: What was found.
+        lrs: Learning rate of each parameter.
+        data: "step" or "held-out".
+        override: Doubt about the whole measurement, which replaces the status OK, and any usable one if it is not.
+        cost: Columns of the cost, which stand in the first row alone.
+    """
+    blocks = {"all": range(len(step.start)), **step.groups}
+    for part in (estimate, *estimate.parts):
+        status = part.status
+        if override is not None and (status is Status.OK or (status.usable and not override.usable)):
+            status = override
+        yield {
+            "step": step.index,
+            "group": part.group,
+            "estimator": part.estimator,
+            "grad_norm": part.grad_norm,
+            "smoothness": part.smoothness,
+            "step_norm": part.step_norm,
+            "param_norm": float(vectors.norm([step.start[i] for i in blocks[part.group]])),
+            "loss": part.loss,
+            "lr": common([lrs[i] for i in blocks[part.group]]),
+            "saturation": part.saturation,
+            "noise_floor": part.noise_floor,
+            "two_scale": part.two_scale,
+            "status": status.name.lower(),
+            "data": data,
+            "device": str(step.start[0].device),
+            "dtype": str(step.start[0].dtype).removeprefix("torch."),
+            **part.extra,
+            **(cost if part is estimate else {}),
+        }

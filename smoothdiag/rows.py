@@ -1,0 +1,132 @@
+"""Rows of a trace: columns, types, statuses."""
+
+import math
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final
+
+COLUMNS: Final[Mapping[str, type]] = {
+    "step": int,
+    "group": str,
+    "estimator": str,
+    "grad_norm": float,
+    "smoothness": float,
+    "step_norm": float,
+    "param_norm": float,
+    "loss": float,
+    "lr": float,
+    "saturation": float,
+    "noise_floor": float,
+    "two_scale": float,
+    "grad_variance": float,
+    "noise_scale": float,
+    "status": str,
+    "data": str,
+    "num_grads": int,
+    "num_hvps": int,
+    "seconds": float,
+    "device": str,
+    "dtype": str,
+}
+"""The columns every trace has, with their types. Units are those of the documentation: ``grad_norm`` [f/x],
+``smoothness`` and ``noise_floor`` [f/x^2], ``step_norm`` and ``param_norm`` [x], ``lr`` [x^2/f],
+``grad_variance`` [f^2/x^2]; ``noise_scale`` counts batches; ``saturation`` and ``two_scale`` are numbers."""
+
+REQUIRED: Final = ("step", "grad_norm", "smoothness")
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "group": "all",
+    "estimator": "unknown",
+    "status": "ok",
+    "data": "step",
+    "num_grads": 0,
+    "num_hvps": 0,
+    "device": "",
+    "dtype": "",
+}
+
+
+class SmoothdiagWarning(UserWarning):
+    """Something about a measurement that a user should know but that does not stop the run."""
+
+
+class Status(Enum):
+    """How far a row can be trusted; each value is the cause and the remedy.
+
+    ``name.lower()`` is what stands in the column ``status`` of a trace.
+    """
+
+    OK = "the measurement passed its checks."
+    SATURATED = (
+        "the gradient turned round almost completely along the displacement, so the value says more about the "
+        "length of the step than about curvature; use a shorter radius (LocalSmoothness) or a smaller rate."
+    )
+    BELOW_NOISE_FLOOR = (
+        "the gradients differ hardly more than two evaluations at one point do; use a longer radius, float32 "
+        "or float64 parameters, or a loss that is deterministic on fixed data."
+    )
+    KINK_LIMITED = (
+        "the value grows as the displacement shrinks, as it does where many small kinks (ReLU, max-pooling) are "
+        "crossed; it holds for this displacement only, so compare rows of one radius."
+    )
+    ROUNDING_LIMITED = (
+        "the change of the gradient hardly depends on the displacement, so it is rounding or noise; use a longer "
+        "radius or a wider dtype."
+    )
+    HALVES_DISAGREE = (
+        "two halves of the data give changes of the gradient that point apart, so noise hides the value; use more "
+        "or larger probe_batches."
+    )
+    DATA_CHANGED = (
+        "a tensor of the batch was written to after the probe saw it, so the loss of the step cannot be repeated; "
+        "observe the batch after such changes, or let the loader return new tensors."
+    )
+    NOT_REPRODUCED = (
+        "the gradient of loss_fn points elsewhere than the one the optimizer got, so the row is about another loss "
+        "than the one that is trained; move everything that changes the loss into loss_fn."
+    )
+    NON_FINITE = "the loss or a gradient is inf or NaN at one of the points; look at the loss of this step."
+    ZERO_STEP = "the two points coincide; the step was skipped, or the radius is below rounding."
+    FAILED = "evaluating the loss again raised an error, which was shown as a warning; mend loss_fn."
+
+    @property
+    def usable(self) -> bool:
+        """Whether fits may use the row. Saturated rows count: leaving out high values would bias a bound."""
+        return self in (Status.OK, Status.SATURATED, Status.KINK_LIMITED, Status.NOT_REPRODUCED)
+
+
+def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the row with all columns in their types, further ones as they are.
+
+    Raises:
+        ValueError: If a required column is missing or a value has the wrong type.
+    """
+    missing = [name for name in REQUIRED if name not in row]
+    if missing:
+        raise ValueError(f"A row should have the columns {', '.join(REQUIRED)}. Missing: {', '.join(missing)}.")
+    clean: dict[str, Any] = {}
+    for name, kind in COLUMNS.items():
+        value = row.get(name, _DEFAULTS.get(name, math.nan))
+        try:
+            # Through float, because tables write 3 as 3.0; and 3.5 is no step.
+            clean[name] = kind(value) if kind is not int or isinstance(value, int) else _whole(float(value))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"Column `{name}` should be {kind.__name__}. Found `{value!r}`.") from error
+    return clean | {key: _plain(key, value) for key, value in row.items() if key not in COLUMNS}
+
+
+def _whole(value: float) -> int:
+    if not value.is_integer():
+        raise ValueError(value)
+    return int(value)
+
+
+def _plain(name: str, value: Any) -> str | int | float | bool | None:
+    if isinstance(value, str):
+        # Tables hold everything as text, and JSON what is not finite.
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if value is None or isinstance(value, (int, float, bool)):
+        return value
+    raise ValueError(f"Column `{name}` should hold a number, a string or None. Found `{value!r}`.")
