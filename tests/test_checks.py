@@ -5,8 +5,10 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 
 from smoothdiag.fits import Flag, ModelScore, Verdict
-from smoothdiag.fits.affine import Line
-from smoothdiag.fits.checks import Rows, check, decades, decide, loglog_slope, rank_correlations
+from smoothdiag.fits.affine import Line, quantile_line
+from smoothdiag.fits.checks import Correlations, check, correlate, decades, direction, loglog_slope, rank_correlations
+from smoothdiag.fits.rows import Rows
+from smoothdiag.fits.verdict import decide
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -15,13 +17,18 @@ UNKNOWN = np.full(N, np.nan)
 STEP = np.arange(float(N))
 
 
-def flags(x=X, y=None, *, correlations=(0.9, 0.9), num_effective=100.0, dropped=None, **columns):
+LINE = Line(1.0, 2.0)
+
+
+def flags(x=X, y=None, *, correlations=(0.9, 0.9), num_effective=100.0, dropped=None, line=LINE, q=0.95, **columns):
     y = 1 + 2 * x if y is None else y
     n = len(x)
-    known = {"saturation": np.full(n, 0.1), "noise_floor": UNKNOWN[:n], "step_norm": UNKNOWN[:n], "lr": UNKNOWN[:n]}
+    known = {"saturation": np.full(n, 0.1), "noise_floor": UNKNOWN[:n], "step_norm": UNKNOWN[:n]}
+    known["status"] = np.full(n, "ok", dtype=object)
     labels = {"estimator": "local", "group": "all", "data": "step", "dropped": dropped or {}}
     rows = Rows(x=x, y=y, step=STEP[:n], recorded=x, **(known | columns), **labels)
-    return {flag.name: flag for flag in check(rows, num_effective, correlations)}
+    found = check(rows, num_effective, Correlations(*correlations), line, q, np.ones(n))
+    return {flag.name: flag for flag in found}
 
 
 def test_sound_rows_set_no_flag():
@@ -37,14 +44,30 @@ def test_median_saturation_is_fatal_above_a_half(level, found):
         assert flags(saturation=saturation)["saturation"].fatal
 
 
-def test_unknown_saturation_is_said():
-    assert not flags(saturation=UNKNOWN)["saturation unknown"].fatal
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.6])
+def test_saturation_that_most_rows_lack_is_said(share):
+    saturation = np.where(np.arange(N) < share * N, 0.1, np.nan)
+    assert ("saturation unknown" in flags(saturation=saturation)) is (share < 0.5)
+
+
+def test_saturation_of_the_large_gradients_and_of_the_highest_rows_counts():
+    # Nearly half of the rows, so the median over all of them is low.
+    assert flags(saturation=np.where(np.quantile(X, 0.55) < X, 0.7, 0.1))["saturation"].fatal
+    y = np.where(np.arange(N) % 10 == 0, 1.1, 0.6) * (1 + 2 * X)
+    on_top = flags(y=y, saturation=np.where(y > 1 + 2 * X, 0.7, 0.1))["saturation"]
+    assert "at or above the line" in on_top.evidence
+    assert "saturation" not in flags(y=y, saturation=np.where(y > 1 + 2 * X, 0.1, 0.4))
 
 
 @pytest.mark.parametrize(("below", "outcome"), [(10, None), (60, False), (300, True)])
 def test_share_of_rows_below_the_noise_floor(below, outcome):
     flag = flags(dropped={"below_noise_floor": below}).get("noise floor")
     assert (None if flag is None else flag.fatal) is outcome
+
+
+def test_rows_of_zero_smoothness_count_as_noise():
+    assert "noise floor" in flags(dropped={"zero_smoothness": 60})
+    assert flags(dropped={"zero_smoothness": 150, "rounding_limited": 150})["noise floor"].fatal
 
 
 @pytest.mark.parametrize(("factor", "outcome"), [(10.0, None), (2.0, False), (1.2, True)])
@@ -70,20 +93,72 @@ def test_small_noise_on_long_steps_is_a_doubt_and_not_fatal():
 
 
 def test_range_below_a_decade():
-    assert "range" in flags(x=np.logspace(0, 0.9, N))
+    assert flags(x=np.logspace(0, 0.9, N))["range"].blocking
     assert "range" not in flags(x=np.logspace(0, 1.2, N))
 
 
+def test_two_groups_of_gradient_norms_are_no_range():
+    x = np.where(np.arange(N) % 2, 0.3, 10.0)
+    assert flags(x=x)["range"].blocking
+    x[:3] = 2.0
+    assert "range" not in flags(x=x)
+
+
 def test_few_points():
-    assert "few points" in flags(x=X[:19])
-    assert "few points" in flags(num_effective=9.0)
+    assert flags(x=X[:19])["few points"].blocking
+    assert "few points" in flags(num_effective=9.0, q=0.5)
+    assert "few points" in flags(num_effective=59.0)
+    assert "few points" not in flags(num_effective=60.0)
+    assert "few points" in flags(q=0.99)
+
+
+def test_line_that_misses_its_quantile():
+    assert flags(line=Line(0.5, 1.5))["coverage"].blocking
+    # Rows on the line are on both sides of it; falling smoothness leaves a slope of zero that cannot fit.
+    assert "coverage" not in flags(q=0.2)
+    assert "coverage" not in flags(line=Line(1.0, 0.0), correlations=(-0.5, -0.5))
+
+
+def test_few_rows_that_decide_the_slope():
+    y = 1 + 2 * X
+    y[(STEP >= 96) & (STEP < 112)] *= 1 + 2 * X[(STEP >= 96) & (STEP < 112)]
+    assert "steps" in flags(y=y, line=quantile_line(X, y, 0.95, np.ones(N)))["leverage"].evidence
+    assert not flags(y=y, line=quantile_line(X, y, 0.95, np.ones(N)))["leverage"].blocking
+
+
+@pytest.mark.parametrize(("share", "found", "blocking"), [(0, False, False), (0.05, True, False), (0.6, True, True)])
+def test_gradients_that_are_not_those_of_the_run(share, found, blocking):
+    flag = flags(status=np.where(np.arange(N) < share * N, "not_reproduced", "ok")).get("not reproduced")
+    assert (flag is not None) is found
+    assert found is False or flag.blocking is blocking
+
+
+def test_kinks_on_most_rows_are_said():
+    assert not flags(status=np.where(np.arange(N) < 0.6 * N, "kink_limited", "ok"))["kinks"].blocking
+    assert "kinks" not in flags(status=np.where(np.arange(N) < 0.4 * N, "kink_limited", "ok"))
 
 
 def test_time_trend_and_rows_tied_to_time():
-    assert "time trend" in flags(correlations=(0.8, 0.05))
+    assert flags(correlations=(0.8, 0.05))["time trend"].blocking
     assert "time trend" not in flags(correlations=(0.8, 0.3))
-    assert "tied to time" in flags(correlations=(0.9, np.nan))
+    assert flags(correlations=(0.9, np.nan))["tied to time"].blocking
     assert flags(correlations=(np.nan, np.nan)) == {}
+
+
+@pytest.mark.parametrize(
+    ("within", "found"), [((0.2, 0.3, 0.15), True), ((0.3, 0.3, 0.15), False), ((0.3, 0.1, 0.15), True)]
+)
+def test_correlation_that_blocks_of_steps_do_not_show(within, found):
+    assert ("time trend" in flags(correlations=(0.8, 0.5, *within))) is found
+    assert "time trend" not in flags(correlations=(0.3, 0.2, 0.2, 0.2, 0.25))  # Weak everywhere.
+
+
+def test_direction_contradicts_only_where_one_rises_and_the_other_cannot():
+    rising, flat, bounds = (LINE, (1.8, 2.2)), (Line(1.0, 0.01), (0.0, 0.05)), (0.1, 10.0)
+    assert direction(*rising, *flat, bounds).blocking
+    assert "along random directions and not along the gradient" in direction(*flat, *rising, bounds).cause
+    assert direction(*rising, *rising, bounds) is None
+    assert direction(*rising, Line(1.0, 0.5), (0.0, 9.0), bounds) is None
 
 
 def test_fatal_flags_come_first():
@@ -109,6 +184,25 @@ def test_common_drift_correlates_raw_and_not_given_time():
     assert abs(partial) < 0.2
 
 
+def test_common_steps_correlate_raw_and_not_within_blocks():
+    level = np.where(STEP < 75, 10.0, 0.3)
+    noise = [np.exp(0.1 * RNG.standard_normal(N)) for _ in range(2)]
+    found = correlate(level * noise[0], (1 + level) * noise[1], STEP)
+    assert found.raw > 0.6
+    assert found.within < 0.25
+    same = correlate(level * noise[0], level * noise[0], STEP)
+    assert same.within == pytest.approx(1)
+    assert same.within_given_time == pytest.approx(1)
+
+
+def test_drift_inside_the_blocks_is_taken_out():
+    drift = np.exp(-STEP / 10)
+    noise = [np.exp(0.5 * RNG.standard_normal(N)) for _ in range(2)]
+    found = correlate(drift * noise[0], drift * noise[1], STEP)
+    assert found.within > 0.4
+    assert found.within_given_time < found.critical
+
+
 def test_correlations_without_meaning_are_nan():
     assert np.isnan(rank_correlations(X, np.ones(N), STEP)).all()
     raw, partial = rank_correlations(np.sort(X), np.sort(X), STEP)
@@ -131,7 +225,8 @@ def verdict(
         ModelScore("affine", 1, 2, 1, 0.1, 0.1, 0.9, (skill_low, 0.95), 0, (0, 0)),
         ModelScore("power", 1, 2, exponent, 0.1, 0.1, 0.9, nothing, gain, (gain_low, 0.9)),
     )
-    names = tuple(Flag(name, "cause", "evidence", "remedy", fatal=name == "saturation") for name in found)
+    free = {"saturation", "kinks"}
+    names = tuple(Flag(name, "", "", "", fatal=name == "saturation", blocking=name not in free) for name in found)
     return decide(names, Line(*line), interval, comparison, (0.1, 10.0), top)[0]
 
 
@@ -139,7 +234,11 @@ def verdict(
     ("case", "expected"),
     [
         ({}, Verdict.L0L1),
-        ({"found": ["tied to time"]}, Verdict.L0L1),
+        ({"found": ["kinks"]}, Verdict.L0L1),
+        ({"found": ["tied to time"]}, Verdict.NOT_IDENTIFIED),
+        ({"found": ["coverage"]}, Verdict.NOT_IDENTIFIED),
+        ({"found": ["coverage"], "exponent": 0.6, "gain": 0.5, "gain_low": 0.3}, Verdict.POWER),
+        ({"found": ["range"], "exponent": 0.6, "gain": 0.5, "gain_low": 0.3}, Verdict.NOT_IDENTIFIED),
         ({"found": ["saturation", "range"]}, Verdict.ARTEFACT),
         ({"found": ["range"]}, Verdict.NOT_IDENTIFIED),
         ({"found": ["few points"]}, Verdict.NOT_IDENTIFIED),

@@ -41,7 +41,17 @@ WINGS = {
         "measure.probe",
         "measure",
     ),
-    "fits": ("fits.base", "fits.affine", "fits.models", "fits.intervals", "fits.checks", "fits"),
+    "fits": (
+        "fits.base",
+        "fits.affine",
+        "fits.models",
+        "fits.intervals",
+        "fits.rows",
+        "fits.artefacts",
+        "fits.verdict",
+        "fits.checks",
+        "fits",
+    ),
     "optim": ("optim.clipped_momentum", "optim.ggnc", "optim"),
 }
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 Array = npt.NDArray[np.float64]
-USABLE_STATUSES = frozenset({"ok", "saturated"})
+# All others are dropped and counted: among them below_noise_floor, rounding_limited, halves_disagree, data_changed.
+USABLE_STATUSES = frozenset({"ok", "saturated", "kink_limited", "not_reproduced"})
 FORMAT_VERSION = 1
 WIDTH = 96  # Of the summary, in characters.
 Interval = tuple[float, float]
@@ -40,6 +41,7 @@ class Flag:
         evidence: the number that shows it.
         remedy: what to do.
         fatal: whether it makes the constants an artefact of the measurement.
+        blocking: whether it leaves the law unidentified.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Flag:
     evidence: str
     remedy: str
     fatal: bool = False
+    blocking: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,75 @@
-"""Null tests: what else could have produced these rows? They set flags; flags, intervals and rivals set the verdict."""
+"""Null tests of the relation: could time, range, direction or a few rows alone have produced it? They set flags."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
 
-from smoothdiag.fits.affine import Line
-from smoothdiag.fits.base import Array, Flag, Interval, ModelScore, Verdict
+from smoothdiag.fits import artefacts
+from smoothdiag.fits.affine import Line, quantile_line
+from smoothdiag.fits.artefacts import MIN_POINTS, ON_THE_LINE
+from smoothdiag.fits.base import Array, Flag, Interval
+from smoothdiag.fits.rows import Rows
+from smoothdiag.fits.verdict import CONSTANT_RISE, has_slope, rises, widest_rise
 
-SATURATED = 0.5  # Above it the change of the gradient is as large as the gradient: the step sets the ratio.
-NOISY_SHARE = (0.1, 0.5)  # Share of rows below the noise floor that is worth a word, and that is fatal.
-NOISE_FACTOR = (3.0, 1.5)  # The same for the median of smoothness over noise floor.
 MIN_DECADES = 1.0
-MIN_POINTS = 20
 MIN_EFFECTIVE = 10.0
+MIN_IN_TAIL = 3.0  # Effective rows beyond the line; with fewer, intervals hold the truth far less often than they say.
+MIN_IN_THIRD = 3  # Rows, and the share of the rows, that occupy a third of the range.
+MIN_SHARE_IN_THIRD = 0.01
 TIED_TO_TIME = 0.98  # Rank correlation with the step above which time cannot be held fixed.
-MIN_STEP_SPREAD = 0.1  # Natural-log spread of step lengths at a given gradient norm that makes them comparable.
-FLAT = 1.25  # A line that rises by less than this factor over the data is a constant in practice.
-MIN_EXPONENT_GAP = 0.15
-MIN_GAIN = 0.05
+TIME_BLOCKS = 12
+MIN_BLOCK = 8  # Rows of a block of steps, so that a correlation within it means something.
+# True laws whose gradient norms forget at .98 a row have a median of .7 within blocks, and hardly ever less than this.
+MIN_WITHIN = 0.25
+MAX_MISS = 0.05  # Difference of coverage and quantile above which the line does not describe the rows.
+EDGE = 0.05  # Share of the rows at either end of the gradient norms that a slope should survive without.
+MAX_MOVE = 1.5  # Factor by which a part of the rows may move the slope.
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The usable rows of one fit in order of steps, as arrays, and the count of the others by cause."""
+class Correlations:
+    """Rank correlations of gradient norm and smoothness; NaN where one of the two does not vary.
 
-    x: Array
-    y: Array
-    step: Array
-    saturation: Array
-    noise_floor: Array
-    step_norm: Array
-    lr: Array
-    recorded: Array
-    estimator: str
-    group: str
-    data: str
-    dropped: dict[str, int]
+    Attributes:
+        raw: over all rows.
+        partial: given the step; NaN too where either follows the step so closely that nothing is left.
+        within: pooled within blocks of steps, so that a drift from block to block counts for nothing.
+        within_given_time: the same given the step inside each block.
+        critical: value that `within_given_time` exceeds by chance in one of a hundred runs.
+    """
+
+    raw: float
+    partial: float
+    within: float = 1.0
+    within_given_time: float = 1.0
+    critical: float = 0.0
+
+
+def correlate(x: Array, y: Array, time: Array) -> Correlations:
+    """All rank correlations of the rows, in order of steps."""
+    return Correlations(*rank_correlations(x, y, time), *_within_blocks(x, y))
+
+
+def _within_blocks(x: Array, y: Array) -> tuple[float, float, float]:
+    num_blocks = min(TIME_BLOCKS, max(len(x) // MIN_BLOCK, 1))
+    ranks, rests = [], []
+    for block in np.array_split(np.arange(len(x)), num_blocks):
+        centred = np.stack([rankdata(values[block]) - (len(block) + 1) / 2 for values in (x, y)])
+        time = np.arange(len(block)) - (len(block) - 1) / 2
+        ranks.append(centred)
+        rests.append(centred - np.outer(centred @ time, time) / max(float(time @ time), 1.0))
+    within, given_time = (_pooled(np.concatenate(parts, axis=1)) for parts in (ranks, rests))
+    # Each block spends two degrees of freedom, on its mean and on its trend; 2.3 is the normal 99% quantile.
+    return 0.0 if np.isnan(within) else within, given_time, 2.3 / math.sqrt(max(len(x) - 2 * num_blocks, 1))
+
+
+def _pooled(pairs: Array) -> float:
+    size = float(np.sqrt(np.prod(np.sum(pairs**2, axis=1))))
+    return float(pairs[0] @ pairs[1] / size) if size > 1e-9 * pairs.shape[1] else np.nan
 
 
 def rank_correlations(x: Array, y: Array, time: Array) -> tuple[float, float]:
@@ -76,205 +107,183 @@ def loglog_slope(x: Array, y: Array) -> float:
     return float(u @ v / spread) if spread > 1e-20 * len(x) else np.nan
 
 
-def check(rows: Rows, num_effective: float, correlations: tuple[float, float]) -> tuple[Flag, ...]:
-    """All null tests that the rows allow, fatal flags first."""
-    found = [
-        _saturation(rows),
-        _noise_floor(rows),
-        _step_length(rows),
-        _range(rows),
-        _few(rows, num_effective),
-        _time(rows, correlations),
-    ]
-    return tuple(sorted((flag for flag in found if flag is not None), key=lambda flag: not flag.fatal))
+def check(
+    rows: Rows,
+    num_effective: float,
+    correlations: Correlations,
+    line: Line,
+    quantile: float,
+    weights: Array,
+    others: tuple[Flag | None, ...] = (),
+) -> tuple[Flag, ...]:
+    """All null tests that the rows allow, fatal flags first and blocking ones next.
 
-
-def _saturation(rows: Rows) -> Flag | None:
-    known = rows.saturation[~np.isnan(rows.saturation)]
-    if len(known) == 0:
-        return Flag(
-            "saturation unknown",
-            "the rows carry no saturation, so a ratio set by the step length cannot be told from curvature",
-            "no column `saturation`",
-            "record the trace with a Probe, or add the column: smoothness * step_norm / (sum of both gradient norms)",
-        )
-    middle = float(np.median(known))
-    if middle <= SATURATED:
-        return None
-    return Flag(
-        "saturation",
-        "the gradient changes by as much as its own size over the probed distance, so the ratio follows the distance: "
-        "different batches at the two points, fresh random masks, or a distance far beyond the local region",
-        f"median saturation {middle:.2f}, should be at most {SATURATED}",
-        "measure both points on the same data and random state, and use LocalSmoothness with a smaller radius",
-        fatal=True,
-    )
-
-
-def _noise_floor(rows: Rows) -> Flag | None:
-    below = rows.dropped.get("below_noise_floor", 0)
-    share = below / (below + len(rows.x))
-    floor_known = rows.noise_floor > 0
-    ratios = rows.y[floor_known] / rows.noise_floor[floor_known]
-    ratio = float(np.median(ratios)) if len(ratios) else np.inf
-    if share <= NOISY_SHARE[0] and ratio >= NOISE_FACTOR[0]:
-        return None
-    return Flag(
-        "noise floor",
-        "much of the measured smoothness is the noise of the gradient itself; the rows below the floor are missing "
-        "from the fit, which lifts it",
-        f"{share:.0%} of the rows below the floor"
-        + (f", the others at a median of {ratio:.1f} times it" if len(ratios) else ""),
-        "probe at a larger radius, in higher precision, or with deterministic kernels",
-        fatal=share > NOISY_SHARE[1] or ratio < NOISE_FACTOR[1],
-    )
-
-
-def _step_length(rows: Rows) -> Flag | None:
-    """Whether smoothness falls like one over the step length at a given gradient norm, as pure noise does.
-
-    Two gradients on different batches differ by the same amount however short the step is.
+    Args:
+        rows: the rows of the fit.
+        num_effective: how many independent rows they are worth.
+        correlations: from `correlate`.
+        line: the fitted line.
+        quantile: its level.
+        weights: weights of its rows.
+        others: results of tests that need more than these rows.
     """
-    known = np.isfinite(rows.step_norm) & (rows.step_norm > 0)
-    if known.sum() < MIN_POINTS:
-        return None
-    x, y, d = np.log(rows.x[known]), np.log(rows.y[known]), np.log(rows.step_norm[known])
-    design = np.stack([np.ones_like(x), x], axis=1)
-    d_rest = d - design @ np.linalg.lstsq(design, d, rcond=None)[0]
-    y_rest = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-    if np.std(d_rest) < MIN_STEP_SPREAD:
-        return None
-    slope = float(d_rest @ y_rest / (d_rest @ d_rest))
-    error = float(np.std(y_rest - slope * d_rest) / (np.std(d_rest) * np.sqrt(len(d_rest))))
-    if slope + 2 * error > -0.5:
-        return None
-    change = float(np.median(rows.y[known] * rows.step_norm[known] / rows.x[known]))
-    return Flag(
-        "step length",
-        "at equal gradient norm smoothness falls as the probed distance grows, as it does when the two gradients "
-        "differ by noise (different batches or masks) and not by curvature",
-        f"smoothness ~ distance^{slope:.2f} +- {error:.2f}; the gradient changes by {change:.2g} of its norm",
-        "measure both points on the same data and random state; on path rows a rate that follows the curvature "
-        "(training at the edge of stability) does the same, so repeat with LocalSmoothness",
-        # Path rows near the edge of stability show it for a true reason; a slope of -1 with a change of the size of
-        # the gradient is what noise alone gives.
-        fatal=abs(slope + 1) < max(0.15, 2 * error) and change > SATURATED,
-    )
+    found = [
+        artefacts.saturation(rows, line),
+        artefacts.noise_floor(rows),
+        artefacts.step_length(rows),
+        artefacts.not_reproduced(rows),
+        _few(rows, num_effective, quantile),
+        _range(rows),
+        _time(rows, correlations),
+        _coverage(rows, correlations, line, quantile),
+        *others,
+        _leverage(rows, line, quantile, weights),
+        artefacts.kinks(rows),
+    ]
+    return tuple(sorted((flag for flag in found if flag is not None), key=lambda f: (not f.fatal, not f.blocking)))
 
 
 def _range(rows: Rows) -> Flag | None:
     found = decades(rows.x)
     if found >= MIN_DECADES:
-        return None
+        return _occupied(rows.x)
     return Flag(
         "range",
         "the gradient norms cover too little range to tell L0 from L1",
         f"{found:.2f} decades between their 2.5% and 97.5% quantiles, should be at least {MIN_DECADES:g}",
         "record from the first step on, or include warm-up and rate changes",
+        blocking=True,
     )
 
 
-def _few(rows: Rows, num_effective: float) -> Flag | None:
-    if len(rows.x) >= MIN_POINTS and num_effective >= MIN_EFFECTIVE:
+def _occupied(x: Array) -> Flag | None:
+    """Two clouds of rows carry a line, whatever lies between them: a law needs rows in the middle."""
+    low, high = np.log(np.quantile(x, [0.025, 0.975]))
+    third = np.clip(np.floor(3 * (np.log(x) - low) / (high - low)), 0, 2)
+    counts = [int(np.sum(third == number)) for number in range(3)]
+    if min(counts) >= max(MIN_IN_THIRD, MIN_SHARE_IN_THIRD * len(x)):
+        return None
+    return Flag(
+        "range",
+        "the gradient norms leave a gap: two groups of rows define a line, whether or not a law holds between them",
+        f"{counts[0]}, {counts[1]} and {counts[2]} rows in the thirds of the logarithmic range",
+        "record more often while the gradient norm changes",
+        blocking=True,
+    )
+
+
+def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
+    tail = min(quantile, 1 - quantile)
+    if len(rows.x) >= MIN_POINTS and num_effective >= MIN_EFFECTIVE and tail * num_effective >= MIN_IN_TAIL - 1e-9:
         return None
     return Flag(
         "few points",
         "there are too few independent rows for an upper line with an interval",
-        f"{len(rows.x)} rows, worth {num_effective:.1f} independent ones; should be at least {MIN_POINTS} "
-        f"and {MIN_EFFECTIVE:g}",
-        "probe more often, or for longer",
+        f"{len(rows.x)} rows, worth {num_effective:.1f} independent ones, {tail * num_effective:.1f} of them beyond "
+        f"the quantile {quantile:g}; should be at least {MIN_POINTS}, {MIN_EFFECTIVE:g} and {MIN_IN_TAIL:g}",
+        "probe more often, or for longer, or fit a quantile nearer to the median",
+        blocking=True,
     )
 
 
-def _time(rows: Rows, correlations: tuple[float, float]) -> Flag | None:
-    raw, partial = correlations
+def _time(rows: Rows, found: Correlations) -> Flag | None:
+    raw = found.raw
     if np.isnan(raw) or raw < 0.2 or len(rows.x) < MIN_POINTS:
         return None
-    if np.isnan(partial):
+    remedy = "repeat with other learning rates or seeds, so that equal gradient norms occur at different steps"
+    if np.isnan(found.partial):
         return Flag(
             "tied to time",
             "the gradient norm or the smoothness moves with the step almost without exception, so a law in the "
-            "gradient norm and a drift in time explain the rows equally well",
+            "gradient norm, a drift in time and a turning direction explain the rows equally well",
             f"rank correlation {raw:.2f}; given the step it is undefined",
-            "repeat with other learning rates or seeds, so that equal gradient norms occur at different steps",
+            remedy,
+            blocking=True,
         )
-    if partial >= 0.1:
+    local = found.within < min(MIN_WITHIN, raw / 2) or found.within_given_time < min(found.critical, raw / 2)
+    if found.partial >= 0.1 and not local:
         return None
     return Flag(
         "time trend",
-        "gradient norm and smoothness move together only because both drift during the run",
-        f"rank correlation {raw:.2f}, given the step {partial:.2f}",
-        "repeat with other learning rates or seeds, so that equal gradient norms occur at different steps",
+        "gradient norm and smoothness move together over the run and not from one step to the next: both drift",
+        f"rank correlation {raw:.2f}, given the step {found.partial:.2f}, within blocks of steps {found.within:.2f} "
+        f"and without their trends {found.within_given_time:.2f}",
+        remedy,
+        blocking=True,
     )
 
 
-def decide(
-    flags: tuple[Flag, ...],
-    line: Line,
-    L1_interval: Interval,
-    comparison: tuple[ModelScore, ...],
-    bounds: tuple[float, float],
-    top_slope: float,
-) -> tuple[Verdict, str]:
-    """The verdict and its reason. The first rule that applies decides:
+def _coverage(rows: Rows, correlations: Correlations, line: Line, quantile: float) -> Flag | None:
+    """Whether the share of rows below the line is the quantile it was fitted for.
 
-    1. a fatal flag: ARTEFACT;
-    2. the flags "few points", "range" or "time trend": NOT_IDENTIFIED;
-    3. the slope's interval reaches zero, or the line rises over the data by less than a factor `FLAT`: CONSTANT where
-       even the upper end of the interval would at most double it, else NOT_IDENTIFIED;
-    4. the power beats the line on later steps, with its interval, and its exponent is not close to 1: POWER; an
-       exponent above 1 counts only where the rows themselves rise faster than in proportion at large gradient norms,
-       since a curve that bends from flat to proportional is still bounded by a line;
-    5. the line does not beat the constant on later steps, with its interval: NOT_IDENTIFIED;
-    6. else: L0L1.
-
-    Args:
-        flags: from `check`.
-        line: the fitted line.
-        L1_interval: interval of its slope.
-        comparison: from `models.compare`.
-        bounds: 2.5% and 97.5% quantiles of the gradient norm.
-        top_slope: log-log slope of the rows in the upper half of the range.
-    """  # noqa: D415 (the rules are the docstring)
-    fatal = [flag for flag in flags if flag.fatal]
-    if fatal:
-        return Verdict.ARTEFACT, f"{fatal[0].cause} ({fatal[0].evidence})."
-    blocking = [flag for flag in flags if flag.name in {"few points", "range", "time trend"}]
-    if blocking:
-        return Verdict.NOT_IDENTIFIED, f"{blocking[0].cause} ({blocking[0].evidence})."
-    scores = {score.name: score for score in comparison}
-    low, high = bounds
-    rise = _ratio(line(np.array(high)), line(np.array(low)))
-    if L1_interval[0] <= 0 or rise < FLAT:
-        # The widest rise the interval allows, at the height the line has in the middle of the data.
-        middle = float(line(np.array(np.sqrt(low * high))))
-        widest = _ratio(middle + L1_interval[1] * (high - low) / 2, middle - L1_interval[1] * (high - low) / 2)
-        if widest <= 2:
-            return Verdict.CONSTANT, (
-                f"over {high / low:.3g}-fold gradient norms the line rises {rise:.3g}-fold, and {widest:.3g}-fold at "
-                "most within the interval of L1."
-            )
-        return Verdict.NOT_IDENTIFIED, (
-            f"the interval of L1 reaches from {L1_interval[0]:.3g} to {L1_interval[1]:.3g}: it holds no slope as "
-            "well as a real one."
-        )
-    power, affine = scores["power"], scores["affine"]
-    bends = power.exponent < 1 - MIN_EXPONENT_GAP or min(power.exponent, top_slope) > 1 + MIN_EXPONENT_GAP
-    if bends and power.gain_interval[0] > 0 and power.gain > MIN_GAIN:
-        return Verdict.POWER, (
-            f"on later steps an exponent of {power.exponent:.2f} removes {power.gain:.0%} of the line's loss "
-            f"(interval {power.gain_interval[0]:.0%} to {power.gain_interval[1]:.0%})."
-        )
-    if not affine.skill_interval[0] > 0:
-        return Verdict.NOT_IDENTIFIED, (
-            f"on later steps the line is not reliably better than a constant (it removes {affine.skill:.0%} of its "
-            f"loss, interval {affine.skill_interval[0]:.0%} to {affine.skill_interval[1]:.0%})."
-        )
-    return Verdict.L0L1, (
-        f"the line removes {affine.skill:.0%} of a constant's loss on later steps (interval "
-        f"{affine.skill_interval[0]:.0%} to {affine.skill_interval[1]:.0%}), and the interval of L1 excludes zero."
+    Relative weights let a few rows of their own kind outvote many. Where smoothness falls with the gradient norm the
+    slope stops at zero and the line is not meant to fit.
+    """
+    if line.slope == 0 and not correlations.raw > 0:
+        return None
+    height = line(rows.x)
+    above = float(np.mean(rows.y > height * (1 + ON_THE_LINE)))
+    below = float(np.mean(rows.y < height * (1 - ON_THE_LINE)))
+    if max(above - (1 - quantile), below - quantile) <= MAX_MISS + 2 / len(rows.x):
+        return None
+    return Flag(
+        "coverage",
+        "the line misses the share of rows it was fitted to cover: a few rows with outlying gradient norms pull it, or "
+        "the relation is no line",
+        f"{1 - above:.3f} of the rows at or below it, should be {quantile:g}",
+        "look at the rows with the largest and smallest gradient norms, and fit without those that do not belong",
+        blocking=True,
     )
 
 
-def _ratio(upper: float | Array, lower: float | Array) -> float:
-    return float(upper / lower) if lower > 0 else float("inf")
+def _leverage(rows: Rows, line: Line, quantile: float, weights: Array) -> Flag | None:
+    """Whether leaving out one stretch of steps, or either end of the gradient norms, changes the slope."""
+    n = len(rows.x)
+    if line.slope == 0 or n < MIN_POINTS:
+        return None
+    order = np.argsort(rows.x, kind="stable")
+    edge = max(1, int(EDGE * n))
+    parts = {"the largest gradient norms": order[-edge:], "the smallest gradient norms": order[:edge]}
+    blocks = np.array_split(np.arange(n), min(TIME_BLOCKS, n // MIN_BLOCK))
+    parts |= {f"steps {rows.step[b[0]]:g} to {rows.step[b[-1]]:g}": b for b in blocks}
+    worst, factor = "", MAX_MOVE
+    for name, left_out in parts.items():
+        kept = np.ones(n)
+        kept[left_out] = 0.0
+        slope = quantile_line(rows.x, rows.y, quantile, weights * kept, start=line).slope
+        move = max(slope / line.slope, line.slope / slope) if slope > 0 else math.inf
+        if move > factor:
+            worst, factor = name, move
+    if not worst:
+        return None
+    return Flag(
+        "leverage",
+        "a small part of the rows decides the slope",
+        f"without {worst} L1 changes {factor:.2g}-fold",
+        "look at these rows, and record more of their kind",
+    )
+
+
+def direction(
+    line: Line, L1_interval: Interval, other: Line, other_interval: Interval, bounds: Interval
+) -> Flag | None:
+    """Whether rows of random directions contradict the slope, or the absence of one, along the gradient.
+
+    On a quadratic ||H g|| / ||g|| changes as the gradient turns into flatter directions, though H does not.
+    """
+    slope, other_slope = has_slope(line, L1_interval, bounds), has_slope(other, other_interval, bounds)
+    if slope == other_slope:
+        return None
+    flat, flat_interval, steep = (other, other_interval, line) if slope else (line, L1_interval, other)
+    widest = widest_rise(flat, flat_interval, bounds)
+    if widest > max(CONSTANT_RISE, rises(steep, bounds)):
+        return None
+    with_slope, without = ("the gradient", "random directions") if slope else ("random directions", "the gradient")
+    return Flag(
+        "direction",
+        f"smoothness grows with the gradient norm along {with_slope} and not along {without}, so the direction makes "
+        "the relation and not the curvature",
+        f"{rises(steep, bounds):.3g}-fold rise of the line against {widest:.3g}-fold at most",
+        "measure the largest curvature instead, which depends on no direction",
+        blocking=True,
+    )

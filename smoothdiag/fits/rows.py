@@ -1,0 +1,215 @@
+"""Which rows of a trace a fit can use: one estimator, one group, one kind of data, every other row counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from smoothdiag.fits.base import USABLE_STATUSES, Array
+
+Labels = npt.NDArray[np.object_]
+
+# Preference when the caller names no estimator: the first does not depend on the length of the step taken.
+PREFERRED = ("local", "path")
+# Never chosen for the caller where there is anything else: they probe other directions, norms or moments.
+AUXILIARY = ("_preconditioned", "debiased", "local_random", "local_update")
+
+
+class HasFrame(Protocol):
+    """Anything that turns into a table, such as a `Trace`."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per step, estimator and group."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The usable rows of one fit in order of steps, as arrays, and the count of the others by cause."""
+
+    x: Array
+    y: Array
+    step: Array
+    saturation: Array
+    noise_floor: Array
+    step_norm: Array
+    status: Labels
+    recorded: Array
+    estimator: str
+    group: str
+    data: str
+    dropped: dict[str, int]
+
+    def units(self) -> tuple[int, int]:
+        """Powers of two next to the median gradient norm and the median smoothness."""
+        return int(np.frexp(np.median(self.x))[1]), int(np.frexp(np.median(self.y))[1])
+
+    def scaled(self, like: Rows | None = None) -> Rows:
+        """The rows in `units`, their own or those of others; powers of two keep every digit and products finite."""
+        x, y = (like or self).units()
+        return replace(
+            self,
+            x=np.ldexp(self.x, -x),
+            y=np.ldexp(self.y, -y),
+            noise_floor=np.ldexp(self.noise_floor, -y),
+            step_norm=np.ldexp(self.step_norm, y - x),
+        )
+
+
+def as_frame(data: object) -> pd.DataFrame:
+    """The table behind a trace or a table.
+
+    Raises:
+        ValueError: where `data` is neither, has no rows, or lacks a column that every fit needs.
+    """
+    if not isinstance(data, pd.DataFrame) and hasattr(data, "to_frame"):
+        data = data.to_frame()
+    if not isinstance(data, pd.DataFrame):
+        hint = "pass its `trace`" if hasattr(data, "trace") else "read a file with `Trace.read`"
+        found = repr(data) if isinstance(data, str) else type(data).__name__
+        raise ValueError(
+            "Parameter `data` should be an object with `to_frame`, such as a Trace, or a DataFrame with at least the "
+            f"columns `grad_norm` and `smoothness`; {hint}. Found `data = {found}`."
+        )
+    missing = [name for name in ("grad_norm", "smoothness") if name not in data.columns]
+    if missing:
+        raise ValueError(f"Parameter `data` should have the columns `grad_norm` and `smoothness`. Found no {missing}.")
+    if len(data) == 0:
+        raise ValueError("Parameter `data` should have rows. Found none.")
+    return data
+
+
+def companion(frame: pd.DataFrame, estimator: str, rows: Rows) -> Rows | None:
+    """Rows of another estimator for the same group and kind of data; None where it has no usable ones."""
+    if "estimator" not in frame.columns:
+        return None
+    beside = frame[frame["estimator"] == estimator]
+    if "data" in frame.columns:
+        beside = beside[beside["data"] == rows.data]
+    try:
+        return select_rows(beside, estimator, rows.group) if len(beside) else None
+    except ValueError:
+        return None
+
+
+def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
+    """Rows of one estimator and group that a fit can use.
+
+    Rows with a saturated status stay: they are the steep ones, and dropping rows for a high smoothness would bias
+    the line. A smoothness of exactly zero is dropped: it has no relative error, and is below any noise floor.
+
+    Args:
+        frame: from `as_frame`.
+        estimator: name of the estimator; None prefers "local", then "path", then the only one there is.
+        group: parameter group.
+
+    Raises:
+        ValueError: where estimators or kinds of data would be mixed, or no row is usable.
+    """
+    label = _labels(frame)
+    number = _numbers(frame)
+    in_group = label["group"] == group
+    if not in_group.any():
+        raise ValueError(f"Parameter `group` should be one of {_names(label['group'])}. Found `group = {group!r}`.")
+    cause = _causes(label["status"], number)
+    usable = cause == ""
+    if estimator is None:
+        estimator = _choose_estimator(label["estimator"][in_group], usable[in_group])
+    chosen = in_group & (label["estimator"] == estimator)
+    if not chosen.any():
+        known = _names(label["estimator"][in_group])
+        raise ValueError(f"Parameter `estimator` should be one of {known}. Found `estimator = {estimator!r}`.")
+    dropped = Counter(cause[chosen & ~usable].tolist())
+    if not (chosen & usable).any():
+        counts = ", ".join(f"{name}: {count}" for name, count in sorted(dropped.items()))
+        raise ValueError(
+            f"Parameter `data` should have usable rows for the group {group!r} and the estimator {estimator!r}. "
+            f"Found {int(chosen.sum())} rows, all dropped ({counts})."
+        )
+    kinds = _names(label["data"][chosen & usable])
+    if len(kinds) > 1:
+        raise ValueError(
+            f"Parameter `data` should hold rows measured on one kind of data. Found {kinds}: filter the frame, "
+            f"for example with `frame[frame['data'] == {kinds[0]!r}]`."
+        )
+    outside = {"other_group": int((~in_group).sum()), "other_estimator": int((in_group & ~chosen).sum())}
+    keep = np.flatnonzero(chosen & usable)
+    keep = keep[np.argsort(number["step"][keep], kind="stable")]
+    gradients = number["grad_norm"][chosen]
+    return Rows(
+        x=number["grad_norm"][keep],
+        y=number["smoothness"][keep],
+        step=number["step"][keep],
+        saturation=number["saturation"][keep],
+        noise_floor=number["noise_floor"][keep],
+        step_norm=number["step_norm"][keep],
+        status=label["status"][keep],
+        recorded=gradients[np.isfinite(gradients) & (gradients > 0)],
+        estimator=estimator,
+        group=group,
+        data=kinds[0],
+        dropped=dict(sorted(dropped.items())) | {name: count for name, count in outside.items() if count},
+    )
+
+
+def _labels(frame: pd.DataFrame) -> dict[str, Labels]:
+    neutral = {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified"}
+    labels = {}
+    for name, value in neutral.items():
+        column = frame[name] if name in frame.columns else pd.Series([value] * len(frame))
+        labels[name] = np.array(["missing" if pd.isna(v) else str(v) for v in column], dtype=object)
+    return labels
+
+
+def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
+    numbers = {}
+    for name in ("grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm"):
+        if name in frame.columns:
+            numbers[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
+        else:
+            numbers[name] = np.full(len(frame), np.nan)
+    if "step" not in frame.columns:
+        numbers["step"] = np.arange(len(frame), dtype=np.float64)
+    return numbers
+
+
+def _causes(status: Labels, number: dict[str, Array]) -> Labels:
+    """Why each row is unusable; an empty string where it is usable. The first cause that applies counts."""
+    x, y = number["grad_norm"], number["smoothness"]
+    with np.errstate(invalid="ignore"):
+        conditions = {
+            "non_finite": ~(np.isfinite(x) & np.isfinite(y)),
+            "negative": (x < 0) | (y < 0),
+            "zero_gradient": x == 0,
+            "zero_smoothness": y == 0,
+            "step_unknown": ~np.isfinite(number["step"]),
+        }
+    cause = np.full(len(x), "", dtype=object)
+    for name, condition in reversed(conditions.items()):
+        cause[condition] = name
+    unusable = np.array([value not in USABLE_STATUSES for value in status])
+    cause[unusable] = status[unusable]
+    return cause
+
+
+def _choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
+    present = _names(names[usable]) or _names(names)
+    for name in PREFERRED:
+        if name in present:
+            return name
+    candidates = [name for name in present if not name.endswith(AUXILIARY)] or present
+    if len(candidates) > 1:
+        raise ValueError(
+            f"Parameter `estimator` should name one of {candidates}, which measure different things. "
+            "Found `estimator = None`."
+        )
+    return candidates[0]
+
+
+def _names(labels: Labels) -> list[str]:
+    return sorted(set(labels.tolist()))
