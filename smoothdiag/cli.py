@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"smoothdiag {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -58,7 +58,10 @@ def _plot(arguments: argparse.Namespace) -> None:
         plot_trace(trace, estimator=arguments.estimator, group=group, ax=figure.subplots(3, sharex=True))
     else:
         plot_smoothness(trace, fit=_fitted(trace, arguments), group=group, ax=figure.subplots())
-    out = arguments.out or arguments.trace.with_suffix(".png")
+    kind = "trace" if arguments.over_steps else "smoothness"
+    out = arguments.out or arguments.trace.with_suffix(f".{kind}.png")
+    if not out.suffix:
+        out = out.with_suffix(".png")
     figure.savefig(out, dpi=150)
     print(out)
 
@@ -115,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.set_defaults(run=_fit)
 
     plot = commands.add_parser("plot", parents=[rows], help="draw gradient norm against smoothness")
-    plot.add_argument("--out", type=Path, metavar="FILE", help="image to write (default: TRACE with .png)")
+    plot.add_argument("--out", type=Path, metavar="FILE", help="image to write (default: TRACE.smoothness.png)")
     plot.add_argument("--over-steps", action="store_true", help="draw loss, gradient norm and smoothness over steps")
     plot.set_defaults(run=_plot)
 

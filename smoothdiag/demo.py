@@ -1,7 +1,6 @@
 """The demo: a character language model on real text, measured, fitted, plotted, clipped, and run again."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,7 +159,6 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
         torch.set_num_threads(1)  # no slower for a model of this size, and the losses do not depend on the machine
     out.mkdir(parents=True, exist_ok=True)
     path = out / "trace.jsonl"
-    _keep_earlier(path)
     corpus = Corpus.from_text(standard_library_text() if text is None else text)
     print(f"{len(corpus.codes):,} characters, {corpus.vocabulary} different; on {device}; writing to {out}/")
     meta = {"demo": True, "lr": lr, "momentum": MOMENTUM, "steps": steps, "torch": torch.__version__}
@@ -207,12 +205,3 @@ def compare(clipped: Run, plain: Run, measured: Run, lr: float, threshold: float
             + ("bit-identical weights." if same else "different weights; on a GPU some kernels do not repeat."),
         ]
     )
-
-
-def _keep_earlier(path: Path) -> None:
-    if path.exists():
-        number = 1
-        while (kept := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-            number += 1
-        path.rename(kept)
-        print(f"An earlier trace was kept as {kept}", file=sys.stderr)

@@ -56,9 +56,9 @@ def test_demo_leaves_its_four_files_and_says_both_losses(tmp_path, text, capsys)
 def test_a_second_demo_keeps_the_first_trace(tmp_path, text) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "trace.jsonl").write_text("precious\n")
+    (out / "trace.jsonl").write_text('{"smoothdiag_trace": 1, "precious": true}\n')
     assert main(["demo", "--text", str(text), "--steps", "30", "--out", str(out), "--device", "cpu"]) == 0
-    assert (out / "trace.1.jsonl").read_text() == "precious\n"
+    assert Trace.read(out / "trace.1.jsonl").meta == {"precious": True}
 
 
 def test_a_demo_killed_half_way_leaves_a_trace_that_fits(tmp_path, text, capsys) -> None:
@@ -97,10 +97,24 @@ def test_fit_as_json_can_be_read_back(lawful, capsys) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--over-steps"]])
 def test_plot_writes_an_image(lawful, tmp_path, flags, capsys) -> None:
-    out = tmp_path / "figure.png"
+    out = tmp_path / "figure"
     assert main(["plot", str(lawful), "--out", str(out), *flags]) == 0
-    assert out.read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.strip() == str(out)
+    (written,) = tmp_path.glob("figure*")
+    assert written.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.strip() == str(written)
+
+
+def test_both_plots_have_names_of_their_own(lawful, tmp_path) -> None:
+    assert main(["plot", str(lawful)]) == main(["plot", str(lawful), "--over-steps"]) == 0
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["lawful.smoothness.png", "lawful.trace.png"]
+
+
+def test_a_missing_reader_is_said_in_one_line(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "fastparquet", None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    assert main(["fit", str(tmp_path / "t.parquet")]) == 2
+    assert "pyarrow" in capsys.readouterr().err
 
 
 def test_clip_prints_a_threshold_and_a_reason(lawful, capsys) -> None:
