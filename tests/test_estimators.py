@@ -92,6 +92,95 @@ def test_local_goes_downhill() -> None:
     assert estimate.smoothness == pytest.approx((math.exp(1) - math.exp(0.9)) / 0.1, rel=1e-9)
 
 
+def test_a_radius_that_is_too_long_for_the_direction_is_corrected() -> None:
+    # exp(30 x): over a thousandth of ||x|| = 1000 the gradient vanishes, over less it can be measured.
+    problem, x = problems.exp_linear((30.0, 0.0)), torch.tensor([0.1, 1000.0])
+    estimate = LocalSmoothness()(step_on(problem, x, x, gradient_error=1e-6))
+    assert estimate.step_norm < 0.1
+    assert estimate.smoothness == pytest.approx(900 * math.exp(3), rel=0.2)
+    assert estimate.status in (Status.OK, Status.BELOW_NOISE_FLOOR)
+    fixed = LocalSmoothness(radius=1e-3)(step_on(problem, x, x, gradient_error=1e-6))
+    assert fixed.step_norm == pytest.approx(1.0, rel=1e-3)
+    assert fixed.status is Status.SATURATED
+
+
+def test_a_radius_that_drowns_in_noise_is_corrected() -> None:
+    problem, x = problems.exponential(1.0, 1.0), torch.tensor([0.01])
+    step = step_on(problem, x, x, gradient_error=1e-3)
+    assert LocalSmoothness(radius=1e-3)(step).status is Status.BELOW_NOISE_FLOOR
+    assert LocalSmoothness()(step).status is Status.OK
+    assert LocalSmoothness()(step).smoothness == pytest.approx(float(problem.hessian_norm(x)), rel=0.02)
+
+
+class Staircase(torch.nn.Module):
+    """A loss whose slope is made of ``kinks`` small steps per unit of length, as a ReLU network's is."""
+
+    def __init__(self, x0: float, offsets: Tensor) -> None:
+        super().__init__()
+        self.x = torch.nn.Parameter(torch.full((len(offsets),), x0, dtype=torch.float64))
+        self.offsets = offsets
+
+    def forward(self) -> Tensor:
+        return (self.x - self.offsets).relu().sum()
+
+
+def test_two_scales_tell_curvature_from_kinks_and_rounding() -> None:
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    smooth = PathSmoothness()(step_on(problems.quadratic((1.0, 3.0)), x, x + 0.1))
+    assert smooth.two_scale == pytest.approx(1.0, rel=1e-9)
+    assert smooth.status is Status.OK
+
+    # 10,000 coordinates with one kink each: the number of kinks crossed grows like h, the change like its root.
+    offsets = torch.rand(10_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    module = Staircase(0.5, offsets)
+    objective = Objective(module, lambda m, _: m(), [MicroBatch(None, RandomState.capture())], [module.x])
+    start = [module.x.detach().clone()]
+    kinky = PathSmoothness()(Step(0, objective, start, [start[0] + 0.1], 0.1))
+    assert kinky.two_scale == pytest.approx(2.0, rel=0.1)
+    assert kinky.status is Status.KINK_LIMITED
+
+    # One kink for all coordinates: the change is the same however short the displacement is.
+    module = Staircase(0.5, torch.full((100,), 0.501, dtype=torch.float64))
+    module.offsets[50:] = 0.0
+    objective = Objective(module, lambda m, _: m(), [MicroBatch(None, RandomState.capture())], [module.x])
+    start = [module.x.detach().clone()]
+    jump = PathSmoothness()(Step(0, objective, start, [start[0] + 0.1], 0.1))
+    assert jump.two_scale == pytest.approx(4.0, rel=1e-6)
+    assert jump.status in (Status.ROUNDING_LIMITED, Status.SATURATED)
+
+
+def test_the_second_scale_can_be_left_out() -> None:
+    problem, x = problems.quadratic((1.0,)), torch.tensor([1.0], dtype=torch.float64)
+    step = step_on(problem, x, x + 0.1)
+    assert math.isnan(PathSmoothness(two_scale=False)(step).two_scale)
+    assert step.objective.num_grads == 2
+
+
+def test_a_loss_that_is_not_finite_at_the_far_point_is_a_status_though_its_gradient_is() -> None:
+    problem, x = problems.quadratic((1.0,)), torch.tensor([1.0], dtype=torch.float64)
+    step = step_on(problem, x, x + 0.1)
+    objective = step.objective
+    loss_fn, objective._loss_fn = objective._loss_fn, None
+    objective._loss_fn = lambda m, b: loss_fn(m, b) + (math.inf if float(m.x.detach()) > 1.05 else 0.0)
+    assert PathSmoothness()(step).status is Status.NON_FINITE
+
+
+def test_the_coarsest_dtype_sets_the_radius() -> None:
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.ones(2))
+            self.b = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+        def forward(self) -> Tensor:
+            return 1e-3 * (self.a.double() ** 2 + self.b**2).sum()
+
+    module = Mixed()
+    objective = Objective(module, lambda m, _: m(), [MicroBatch(None, RandomState.capture())], [module.a, module.b])
+    estimate = LocalSmoothness()(Step(0, objective, objective.point(), objective.point(), 0.1))
+    assert estimate.step_norm == pytest.approx(1e-3 * 2.0, rel=1e-3)
+
+
 def test_random_directions_depend_on_seed_and_step_alone() -> None:
     problem, x = problems.quadratic((3.0, 1.0, 0.5)), torch.ones(3, dtype=torch.float64)
     state = torch.get_rng_state()

@@ -264,6 +264,17 @@ def test_an_error_in_mid_run_costs_one_row_not_the_run() -> None:
     assert [r["status"] for r in probe.trace] == ["ok", "failed", "ok"]
 
 
+def test_an_estimator_that_fails_at_the_first_step_stops_the_run() -> None:
+    model, optimizer, batches = small_run(2)
+
+    def broken(step):
+        raise ZeroDivisionError("broken estimator")
+
+    probe = Probe(model, optimizer, regression, estimators=[broken])
+    with pytest.raises(ZeroDivisionError, match="broken estimator"):
+        step_over(model, optimizer, probe.watch(batches))
+
+
 def test_a_mistake_in_the_set_up_stops_at_the_first_step_with_the_run_unharmed() -> None:
     model, optimizer, batches = small_run(1)
     probe = Probe(model, optimizer, lambda m, b: regression(m, b).detach())

@@ -110,7 +110,7 @@ def budget(fraction: float = 0.05) -> Schedule:
     Raises:
         ValueError: If ``fraction`` is not in (0, 1).
     """
-    if not 0 < fraction < 1:
+    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise ValueError(f"Parameter `fraction` should be in (0, 1). Found `fraction = {fraction!r}`.")
     return _Budget(fraction)
 

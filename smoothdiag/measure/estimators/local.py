@@ -8,7 +8,7 @@ import torch
 
 from smoothdiag import vectors
 from smoothdiag.geometry import Euclidean, Geometry
-from smoothdiag.measure.estimators.base import Estimate, Secants, Step, conclude, secants
+from smoothdiag.measure.estimators.base import SATURATED_ABOVE, Estimate, Secants, Step, conclude, secants
 from smoothdiag.vectors import Vector
 
 Direction = Literal["gradient", "update", "random"]
@@ -27,6 +27,9 @@ the curvature at the point by about as much."""
 SMALLEST_SIGNAL = 10.0
 """Noise floors that a secant at a chosen radius should rise above; at 10 the noise adds 0.5%."""
 
+MAX_CORRECTIONS = 4
+"""Enough to shorten a radius 65,000 times, at one gradient each; one is the rule."""
+
 
 @dataclass(frozen=True)
 class LocalSmoothness:
@@ -39,7 +42,7 @@ class LocalSmoothness:
     Args:
         radius: Length of the displacement relative to ||x||, positive. ``None`` chooses it: first for the dtype
             of the parameters (1e-3 in float32, 1e-6 in float64), then, if the gradient changes by more than a
-            fifth or by hardly more than its noise, once more for the direction. ``step_norm`` says what was used.
+            fifth or by hardly more than its noise, for the direction. ``step_norm`` says what was used.
         direction: ``"gradient"`` (downhill), ``"update"`` (x_{k+1} - x_k) or ``"random"`` (isotropic, drawn
             from a private generator that depends on ``seed`` and the step's index alone).
         geometry: Norm of the displacement; the gradients are measured in its dual norm.
@@ -70,7 +73,7 @@ class LocalSmoothness:
             )
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns the estimate; beside the start it costs two gradients, three where the radius is corrected."""
+        """Returns the estimate; beside the start it costs two gradients, and one for each correction of the radius."""
         if not step.starts_finite:
             return conclude(self._name, step, [], self.geometry)
         direction = self._direction(step)
@@ -88,7 +91,10 @@ class LocalSmoothness:
         else:
             radius = scale * self.radius
         found = at(radius)
-        if found is not None and self.radius is None and (better := _corrected(radius, found, step.gradient_error)):
+        for _ in range(MAX_CORRECTIONS if self.radius is None else 0):
+            better = None if found is None else _corrected(radius, found, step.gradient_error)
+            if better is None:
+                break
             radius, found = better, at(better)
         if found is None:
             return conclude(self._name, step, [], self.geometry)
@@ -108,14 +114,15 @@ class LocalSmoothness:
 
 
 def _corrected(radius: float, found: Secants, gradient_error: float) -> float | None:
-    """Returns a better radius where the gradient changed by too much or too little, within a factor of 100."""
+    """Returns a better radius where the gradient changed by too much or too little."""
     whole = found.whole
     if not (found.finite and math.isfinite(whole.change)):
         return radius / 100
     change = whole.change / max(whole.norm_here, whole.norm_there) if whole.change else 0.0
     least = SMALLEST_SIGNAL * math.sqrt(2) * gradient_error
     if change > LARGEST_CHANGE:
-        return radius * max(LARGEST_CHANGE / (4 * change), 0.01)
+        # A gradient that has changed altogether says only that the radius is too long, not by how much.
+        return radius / 16 if whole.saturation > SATURATED_ABOVE else radius * LARGEST_CHANGE / (2 * change)
     if 0 < change < least < LARGEST_CHANGE:
         return radius * min(2 * least / change, 100.0)
     return None
