@@ -26,8 +26,9 @@ class ClipRule:
         threshold: clip gradients whose norm is larger.
         step_cap: longest step that results, effective rate times threshold; NaN where no rate is known.
         max_lr: largest learning rate, in the optimizer's own convention, that a small gradient allows; NaN where the
-            fit cannot say.
-        clip_rate: share of the recorded gradient norms above the threshold.
+            fit cannot say, also because the interval of L0 reaches zero.
+        clip_rate: share of the recorded gradient norms above the threshold; NaN where the optimizer clips an average
+            of gradients, whose norms were not recorded.
         reason: why, in words.
         lr: the optimizer's learning rate the rule is meant for: the given one, or the one the rule chose; NaN where
             neither exists.
@@ -45,11 +46,22 @@ class ClipRule:
     source: Literal["fit", "percentile"]
 
     def __str__(self) -> str:
+        share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"
         return (
-            f"clip gradients at norm {self.threshold:.4g} (from the {self.source}; clips {self.clip_rate:.1%} of the "
+            f"clip gradients at norm {self.threshold:.4g} (from the {self.source}; clips {share} of the "
             f"recorded steps)\n  learning rate {_say(self.lr)}, at most {_say(self.max_lr)} for small gradients; "
             f"longest step {_say(self.step_cap)}\n  {self.reason}"
         )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A threshold before the noise has its say: effective rate, threshold, where both come from, what follows."""
+
+    eta: float
+    threshold: float
+    origin: str
+    consequence: str = ""
 
 
 def clip_rule(
@@ -66,103 +78,171 @@ def clip_rule(
     Where the fit does not establish L1 > 0, nothing is derived from it: the threshold is then a percentile of the
     recorded gradient norms, and the reason says so.
 
+    1. Above a rate of kappa/(2 L0) the theorem's threshold would shorten the steps to nothing at kappa/L0, beyond
+       which no threshold is safe. From there on the longest step stays at kappa/(2 L1) instead, so the threshold
+       falls with the rate and never jumps; the reason then names the rate to use.
+
     Args:
         fit: from `fit_smoothness`.
         lr: the optimizer's learning rate; None lets the rule choose kappa / (2 L0).
         momentum: heavy-ball momentum in [0, 1) of the optimizer.
-        dampening: its dampening in [0, 1).
-        kappa: safety: 1 is the theorem, the loss still falls up to 2.
+        dampening: its dampening in [0, 1); above zero the optimizer averages gradients, and what it clips is taken to
+            be the average. Without momentum it has no effect, as in torch.
+        kappa: safety in (0, 2]: 1 is the theorem, the loss still falls up to 2.
         noise: standard deviation of the norm of minibatch gradients around the full one.
 
     Returns:
         ClipRule: with `source` "fit" or "percentile".
 
     Raises:
-        ValueError: for parameters out of range.
+        ValueError: for parameters out of range, and where `fit` is not a fit.
 
     Units: lr [x^2/f], noise [f/x].
 
     Source: Pethick et al., 2025, Theorem 4.3: rate <= 1 / (L0 + threshold * L1), solved for the threshold; for the
         noise Zhang et al., 2020.
     """
+    if not isinstance(fit, SmoothnessFit):
+        raise ValueError(
+            "Parameter `fit` should be a SmoothnessFit: pass `fit_smoothness(trace)`. "
+            f"Found `fit = {type(fit).__name__}`."
+        )
     _validate(lr, momentum, dampening, kappa, noise)
-    gain = (1 - dampening) / (1 - momentum)
+    averages = momentum > 0 and dampening > 0
+    gain = (1 - dampening if averages else 1.0) / (1 - momentum)
     eta = math.nan if lr is None else lr * gain
-    doubt = _doubt(fit)
-    chosen = None if doubt else _from_fit(fit, eta, kappa)
+    doubt = _doubt(fit, eta, kappa)
+    chosen = None if doubt else _from_fit(fit, eta, kappa, gain)
     if chosen is None:
         doubt = doubt or "the fit puts L0 at zero with no upper end to its interval, so it implies no learning rate"
-        threshold = fit.grad_norm_quantiles[FALLBACK_PERCENTILE]
-        reason = (
-            f"Not from the fit: {doubt}. The threshold is the {FALLBACK_PERCENTILE}th percentile of the recorded "
-            "gradient norms, which stops outliers and guarantees nothing."
-        )
-    else:
-        eta, threshold, reason = chosen
+    choice = chosen or _percentile(fit, eta, doubt, momentum if averages else 0.0)
+    threshold, reason = choice.threshold, f"{choice.origin}{choice.consequence}"
     if noise is not None and threshold < NOISE_MULTIPLE * noise:
-        reason += (
-            f" Raised from {threshold:.4g} to {NOISE_MULTIPLE:g} times the noise {noise:.4g}: a threshold inside the "
-            "noise biases every step. Longer steps than the fit allows can then occur."
-        )
         threshold = NOISE_MULTIPLE * noise
-    clip_rate = _share_above(fit, threshold)
+        reason = (
+            f"The threshold is {NOISE_MULTIPLE:g} times the noise {noise:.4g}, because one inside the noise biases "
+            f"every step; without the noise it would be {choice.threshold:.4g}. {choice.origin}"
+            f"{_after_raise(fit, choice.eta, threshold, kappa) if chosen else ''}"
+        )
+    clip_rate = math.nan if averages else _share_above(fit, threshold)
+    if averages:
+        reason += (
+            " The optimizer averages gradients and clips the average, whose norm is below those recorded: how often "
+            "it will clip is unknown."
+        )
     if clip_rate > NEARLY_NORMALISED:
         reason += (
             f" It clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: the step length, "
             "not the rate, then sets the pace."
         )
-    usable = fit.verdict in (Verdict.L0L1, Verdict.CONSTANT) and fit.L0 > 0
+    trusted = fit.verdict in (Verdict.L0L1, Verdict.CONSTANT) and not _unchecked(fit)
     return ClipRule(
         threshold=threshold,
-        step_cap=eta * threshold,
-        max_lr=kappa / fit.L0 / gain if usable else math.inf if chosen else math.nan,
+        step_cap=choice.eta * threshold,
+        max_lr=kappa / fit.L0 / gain if trusted and fit.L0_interval[0] > 0 else math.nan,
         clip_rate=clip_rate,
         reason=reason,
-        lr=eta / gain,
+        lr=choice.eta / gain,
         source="fit" if chosen else "percentile",
     )
 
 
-def _from_fit(fit: SmoothnessFit, eta: float, kappa: float) -> tuple[float, float, str] | None:
-    """Effective rate, threshold and reason; None where no rate was given and the fit implies none."""
+def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Choice | None:
+    """The rule's choice; None where no rate was given and the fit implies none."""
+    half_step = kappa / (2 * fit.L1)
     if math.isnan(eta):
         L0, note = fit.L0, ""
-        if L0 == 0:
+        if fit.L0_interval[0] <= 0:
             L0 = fit.L0_interval[1]
-            note = " The fit puts L0 at zero, so the upper end of its interval stands in for it."
+            note = " The interval of L0 reaches zero, so its upper end stands in for L0."
             if not 0 < L0 < math.inf:
                 return None
         eta = kappa / (2 * L0)
-        threshold = kappa / (2 * fit.L1) / eta
-        reason = (
-            f"No rate was given: half of kappa limits the rate, kappa/(2 L0), and half the step, kappa/(2 L1).{note}"
+        origin = "No rate was given: half of kappa limits the rate, kappa/(2 L0), and half the step, kappa/(2 L1)."
+        return _Choice(eta, half_step / eta, origin + note)
+    note = ""
+    if fit.L0_interval[0] <= 0:
+        note = (
+            f" The fit puts L0 at {'zero' if fit.L0 == 0 else f'{fit.L0:.4g}'} and its interval reaches zero: the "
+            "largest rate is undetermined, and this one is not tested."
         )
-        return eta, threshold, reason
-    if fit.L0 > 0 and eta >= kappa / fit.L0:
-        threshold = kappa / (2 * fit.L1) / eta
-        reason = (
-            f"No threshold makes this rate safe: the effective rate {eta:.4g} is not below kappa/L0 = "
-            f"{kappa / fit.L0:.4g}, so it is too large even where the gradient vanishes. The step is capped at "
-            "kappa/(2 L1); lower the rate."
+    recommended = _over(kappa, 2 * fit.L0)
+    advice = f"use an effective rate of kappa/(2 L0) = {recommended:.4g}, a learning rate of {recommended / gain:.4g}"
+    if eta * fit.L0 >= kappa:
+        origin = f"{_unsafe(fit, eta, kappa)} {advice[0].upper()}{advice[1:]}.{note}"
+        return _Choice(eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.")
+    if 2 * eta * fit.L0 > kappa:
+        origin = (
+            f"The effective rate {eta:.4g} is too large for a bound of {kappa:g} on rate * (L0 + L1 * threshold) with "
+            f"steps of useful length: {advice}.{note}"
         )
-        return eta, threshold, reason
-    reason = f"Solves rate * (L0 + L1 * threshold) = {kappa:g} for the effective rate {eta:.4g}."
-    if fit.L0 == 0:
-        reason += " The fit puts L0 at zero, so only L1 limits the step, and the rate itself is not tested."
-    return eta, (kappa / eta - fit.L0) / fit.L1, reason
+        consequence = (
+            f" The longest step is held at kappa/(2 L1) = {half_step:.4g}, where the product is "
+            f"{eta * fit.L0 + kappa / 2:.3g}."
+        )
+        return _Choice(eta, half_step / eta, origin, consequence)
+    threshold = (kappa / eta - fit.L0) / fit.L1
+    origin = f"Solving rate * (L0 + L1 * threshold) = {kappa:g} for the effective rate {eta:.4g} gives {threshold:.4g}."
+    return _Choice(eta, threshold, origin + note)
 
 
-def _doubt(fit: SmoothnessFit) -> str:
+def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> _Choice:
+    threshold = fit.grad_norm_quantiles[FALLBACK_PERCENTILE]
+    origin = (
+        f"Not from the fit: {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient norms is "
+        f"{threshold:.4g}; a percentile stops outliers and guarantees nothing."
+    )
+    if averaging > 0:
+        # The standard deviation of an exponential average of uncorrelated terms of standard deviation one.
+        shrink = math.sqrt((1 - averaging) / (1 + averaging))
+        threshold *= shrink
+        origin += (
+            f" It is multiplied by {shrink:.2g}, since an average of uncorrelated gradients with momentum "
+            f"{averaging:g} is that much shorter."
+        )
+    return _Choice(eta, threshold, origin)
+
+
+def _after_raise(fit: SmoothnessFit, eta: float, threshold: float, kappa: float) -> str:
+    product = eta * (fit.L0 + fit.L1 * threshold)
+    held = "above" if product > kappa else "within"
+    return (
+        f" With the raised threshold the longest step is {eta * threshold:.4g}, where rate * (L0 + L1 * norm) reaches "
+        f"{product:.3g}, {held} the bound of {kappa:g}."
+    )
+
+
+def _unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
+    return (
+        f"No threshold makes this rate safe: the effective rate {eta:.4g} is {eta * fit.L0 / kappa:.3g} times "
+        f"kappa/L0 = {_over(kappa, fit.L0):.4g}, so it is too large even where the gradient vanishes."
+    )
+
+
+def _doubt(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     """Why the fit cannot carry a threshold; empty where it can."""
     if fatal := [flag.name for flag in fit.flags if flag.fatal]:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
+    if _unchecked(fit):
+        return "too few of its rows carry a saturation, so the check for artefacts could not run"
     if fit.verdict is Verdict.CONSTANT:
-        return "smoothness does not grow with the gradient norm, so a learning rate below 1/L0 needs no threshold"
+        flat = "smoothness does not grow with the gradient norm"
+        if eta * fit.L0 >= kappa:
+            return f"{flat}. {_unsafe(fit, eta, kappa).rstrip('.')}"
+        return f"{flat}, so a learning rate below kappa/L0 needs no threshold"
     if fit.verdict is not Verdict.L0L1:
         return f"its verdict is {fit.verdict.name}"
     if not fit.L1_interval[0] > 0:
         return f"the interval of L1 contains zero ([{fit.L1_interval[0]:.4g}, {fit.L1_interval[1]:.4g}])"
     return ""
+
+
+def _unchecked(fit: SmoothnessFit) -> bool:
+    return any(flag.name == "saturation unknown" for flag in fit.flags)
+
+
+def _over(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.inf
 
 
 def _share_above(fit: SmoothnessFit, threshold: float) -> float:
@@ -180,8 +260,8 @@ def _validate(lr: float | None, momentum: float, dampening: float, kappa: float,
     for name, value in (("momentum", momentum), ("dampening", dampening)):
         if not 0 <= value < 1:
             raise ValueError(f"Parameter `{name}` should be in [0, 1). Found `{name} = {value}`.")
-    if not 0 < kappa < math.inf:
-        raise ValueError(f"Parameter `kappa` should be positive and finite. Found `kappa = {kappa}`.")
+    if not 0 < kappa <= 2:
+        raise ValueError(f"Parameter `kappa` should be in (0, 2]. Found `kappa = {kappa}`.")
     if noise is not None and not 0 <= noise < math.inf:
         raise ValueError(f"Parameter `noise` should be at least 0 and finite. Found `noise = {noise}`.")
 

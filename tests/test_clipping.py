@@ -20,18 +20,41 @@ FIT = fit_smoothness(pd.DataFrame({"grad_norm": X, "smoothness": 1 + 2 * X, "sat
 def test_threshold_makes_the_effective_rate_just_safe(momentum, dampening, kappa):
     lr = 0.02
     rule = clip_rule(FIT, lr=lr, momentum=momentum, dampening=dampening, kappa=kappa)
-    eta = lr * (1 - dampening) / (1 - momentum)
+    gain = (1 - dampening) / (1 - momentum) if momentum else 1.0  # Without momentum torch ignores the dampening.
+    eta = lr * gain
     assert eta * (FIT.L0 + FIT.L1 * rule.threshold) == pytest.approx(kappa, rel=1e-12)
     assert rule.step_cap == pytest.approx(eta * rule.threshold, rel=1e-12)
-    assert rule.max_lr * (1 - dampening) / (1 - momentum) == pytest.approx(kappa / FIT.L0, rel=1e-12)
+    assert rule.max_lr * gain == pytest.approx(kappa / FIT.L0, rel=1e-12)
     assert (rule.source, rule.lr) == ("fit", pytest.approx(lr))
 
 
 def test_too_large_rate_is_called_unsafe_and_capped_in_length():
-    rule = clip_rule(FIT, lr=3.0)
+    rule = clip_rule(FIT, lr=0.3, momentum=0.9)
     assert "No threshold makes this rate safe" in rule.reason
+    assert "3 times kappa/L0" in rule.reason
+    assert "a learning rate of 0.05" in rule.reason
     assert rule.step_cap == pytest.approx(1 / (2 * FIT.L1))
     assert rule.threshold == pytest.approx(rule.step_cap / 3)
+
+
+@pytest.mark.parametrize("kappa", [0.5, 1.0, 2.0])
+def test_threshold_and_step_fall_with_the_rate_and_never_jump(kappa):
+    rates = np.geomspace(0.05, 20, 400) * kappa / FIT.L0
+    rules = [clip_rule(FIT, lr=float(rate), kappa=kappa) for rate in rates]
+    thresholds, steps = (np.array([getattr(rule, name) for rule in rules]) for name in ("threshold", "step_cap"))
+    assert (np.diff(np.log(thresholds)) < 0).all()
+    assert np.diff(np.log(thresholds)).min() > -3 * np.diff(np.log(rates)).max()
+    assert (np.diff(steps) < 1e-12 * steps[0]).all()
+    assert steps[-1] == pytest.approx(kappa / (2 * FIT.L1))
+
+
+def test_rate_between_the_recommended_and_the_largest_one_is_called_too_large():
+    rule = clip_rule(FIT, lr=0.8)
+    assert "too large" in rule.reason
+    assert "kappa/(2 L0) = 0.5" in rule.reason
+    assert "the product is 1.3" in rule.reason
+    assert 0.8 * (FIT.L0 + FIT.L1 * rule.threshold) == pytest.approx(1.3)
+    assert "too large" not in clip_rule(FIT, lr=0.499).reason
 
 
 def test_free_rate_shares_kappa_between_rate_and_step():
@@ -42,11 +65,32 @@ def test_free_rate_shares_kappa_between_rate_and_step():
 
 
 def test_threshold_is_raised_above_the_noise():
-    quiet, loud = clip_rule(FIT, lr=0.5, noise=0.01), clip_rule(FIT, lr=0.5, noise=2.0)
-    assert quiet == clip_rule(FIT, lr=0.5)
+    quiet, loud = clip_rule(FIT, lr=0.4, noise=0.01), clip_rule(FIT, lr=0.4, noise=2.0)
+    assert quiet == clip_rule(FIT, lr=0.4)
     assert loud.threshold == 10
-    assert loud.step_cap == pytest.approx(5)
-    assert "noise" in loud.reason
+    assert loud.step_cap == pytest.approx(4)
+    assert loud.reason.startswith("The threshold is 5 times the noise 2")
+    assert "longest step is 4, where rate * (L0 + L1 * norm) reaches 8.4, above" in loud.reason
+    unsafe = clip_rule(FIT, lr=3.0, noise=2.0)
+    assert "longest step is 30" in unsafe.reason
+    assert "held at" not in unsafe.reason
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_average_that_is_clipped_is_shorter_than_what_was_recorded(momentum):
+    fit = replace(FIT, verdict=Verdict.POWER)
+    raw, rule = (clip_rule(fit, lr=0.1, momentum=momentum, dampening=d) for d in (0.0, momentum))
+    noise = np.random.default_rng(0).standard_normal(20_000)
+    average = np.zeros_like(noise)
+    for k in range(1, len(noise)):
+        average[k] = momentum * average[k - 1] + (1 - momentum) * noise[k]
+    assert rule.threshold / raw.threshold == pytest.approx(np.std(average), rel=0.05)
+    assert math.isnan(rule.clip_rate)
+    assert "unknown" in rule.reason
+    assert "clips an unknown share" in str(rule)
+    fitted = clip_rule(FIT, lr=0.1, momentum=momentum, dampening=momentum)
+    assert fitted.threshold == pytest.approx(clip_rule(FIT, lr=0.1).threshold)
+    assert math.isnan(fitted.clip_rate)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +102,7 @@ def test_threshold_is_raised_above_the_noise():
         ({"L1_interval": (0.0, 3.0)}, "contains zero"),
         ({"L1_interval": (math.nan, math.nan)}, "contains zero"),
         ({"flags": (Flag("saturation", "", "", "", fatal=True),)}, "saturation"),
+        ({"flags": (Flag("saturation unknown", "", "", ""),)}, "could not run"),
     ],
 )
 @pytest.mark.parametrize("lr", [None, 0.1])
@@ -75,22 +120,46 @@ def test_zero_l0_is_said_and_does_not_become_a_zero_threshold():
     fit = replace(FIT, L0=0.0, L0_interval=(0.0, 0.5))
     given, free = clip_rule(fit, lr=0.1), clip_rule(fit)
     assert given.threshold == pytest.approx(1 / (0.1 * fit.L1))
-    assert given.max_lr == math.inf
+    assert math.isnan(given.max_lr)
     assert free.lr == pytest.approx(1)
     assert free.threshold == pytest.approx(0.5 / fit.L1)
     assert "L0 at zero" in given.reason
-    assert "L0 at zero" in free.reason
+    assert "upper end stands in for L0" in free.reason
     nothing = clip_rule(replace(fit, L0_interval=(0.0, 0.0)))
     assert nothing.source == "percentile"
     assert "no learning rate" in nothing.reason
 
 
+def test_interval_of_l0_that_reaches_zero_leaves_the_largest_rate_open():
+    fit = replace(FIT, L0_interval=(0.0, 4.0))
+    given, free = clip_rule(fit, lr=0.1), clip_rule(fit)
+    assert math.isnan(given.max_lr)
+    assert math.isnan(free.max_lr)
+    assert "undetermined" in given.reason
+    assert free.lr == pytest.approx(1 / 8)
+    assert free.step_cap == pytest.approx(1 / (2 * FIT.L1))
+    assert "upper end" in free.reason
+
+
+def test_too_large_rate_on_constant_smoothness_is_called_unsafe():
+    fit = replace(FIT, verdict=Verdict.CONSTANT)
+    rule = clip_rule(fit, lr=3.0)
+    assert "No threshold makes this rate safe: the effective rate 3 is 3 times kappa/L0 = 1" in rule.reason
+    assert "needs no threshold" not in rule.reason
+    assert "No threshold" not in clip_rule(fit, lr=0.9).reason
+
+
+def test_only_a_fit_is_taken():
+    with pytest.raises(ValueError, match=r"pass `fit_smoothness\(trace\)`. Found `fit = DataFrame`"):
+        clip_rule(pd.DataFrame({"grad_norm": X}), lr=0.1)
+
+
 def test_clip_rate_is_the_share_of_recorded_norms_above():
-    for lr in (0.02, 0.1, 0.5):
+    for lr in (0.02, 0.1, 0.5, 2.0):
         rule = clip_rule(FIT, lr=lr)
         assert rule.clip_rate == pytest.approx(np.mean(rule.threshold < X), abs=0.01)
     assert clip_rule(FIT, lr=1e-6).clip_rate == 0
-    nearly = clip_rule(FIT, lr=0.999)
+    nearly = clip_rule(FIT, lr=9.0)
     assert nearly.clip_rate > 0.95
     assert "normalised" in nearly.reason
 
@@ -124,7 +193,14 @@ def test_table_holds_the_cited_formulas():
     [
         *({"lr": value} for value in (0.0, math.nan, math.inf)),
         *({"momentum": value} for value in (1.0, -0.1, math.nan)),
-        *({"dampening": 1.0}, {"kappa": 0.0}, {"kappa": math.nan}, {"noise": -1.0}, {"noise": math.nan}),
+        *(
+            {"dampening": 1.0},
+            {"kappa": 0.0},
+            {"kappa": 2.1},
+            {"kappa": math.nan},
+            {"noise": -1.0},
+            {"noise": math.nan},
+        ),
     ],
 )
 def test_wrong_parameters_are_refused(wrong):

@@ -17,7 +17,9 @@ from smoothdiag.fits.verdict import CONSTANT_RISE, has_slope, rises, widest_rise
 
 MIN_DECADES = 1.0
 MIN_EFFECTIVE = 10.0
-MIN_IN_TAIL = 3.0  # Effective rows beyond the line; with fewer, intervals hold the truth far less often than they say.
+MIN_IN_TAIL = (
+    4.0  # Effective rows beyond the line: 90% intervals then hold the truth at least 80% of the time, with 3 75%.
+)
 MIN_IN_THIRD = 3  # Rows, and the share of the rows, that occupy a third of the range.
 MIN_SHARE_IN_THIRD = 0.01
 TIED_TO_TIME = 0.98  # Rank correlation with the step above which time cannot be held fixed.
