@@ -15,7 +15,7 @@ from torch import nn
 from smoothdiag import vectors
 from smoothdiag.measure.accumulation import Accumulation, gradients_of
 from smoothdiag.measure.arguments import check_arguments, is_below
-from smoothdiag.measure.batches import held_out
+from smoothdiag.measure.batches import held_out, widened
 from smoothdiag.measure.coordinates import (
     common,
     coordinates,
@@ -234,8 +234,8 @@ class Probe:
             step = Step(
                 index=self.steps,
                 objective=objective,
-                start=start,
-                end=end,
+                start=[widened(x) for x in start],
+                end=[widened(x) for x in end],
                 lr=common(self._lrs),
                 gradient_error=self.self_test.gradient_error,
                 groups=self._groups,
