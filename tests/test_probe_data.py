@@ -225,9 +225,13 @@ def test_an_optimizer_within_backward_is_refused() -> None:
 
 
 def test_two_probes_on_one_optimizer_measure_the_same() -> None:
-    model, optimizer, batches = small_run(3)
+    model, optimizer, batches = small_run(6)
     probes = [Probe(model, optimizer, regression, schedule=every(1)) for _ in range(2)]
-    step_over(model, optimizer, probes[0].watch(probes[1].watch(batches)))
+    for i, batch in enumerate(probes[0].watch(probes[1].watch(batches))):
+        (regression(model, batch) / 2).backward()
+        if i % 2:
+            optimizer.step()
+            optimizer.zero_grad()
     frames = [probe.trace.to_frame().drop(columns="seconds") for probe in probes]
     assert frames[0].equals(frames[1])
     assert len(frames[0]) == 6
