@@ -198,6 +198,67 @@ def test_local_rows_are_preferred_and_estimators_never_pooled():
         fit_smoothness(both, estimator="critical")
 
 
+def test_variants_are_never_chosen_beside_what_they_vary():
+    names = ["hessian_norm", "local_random", "local_update", "local_preconditioned", "path_debiased"]
+    frames = [table(X, (1 + k) * (1 + 2 * X), estimator=name) for k, name in enumerate(names)]
+    found = fit_smoothness(pd.concat(frames), num_boot=50)
+    assert (found.estimator, found.num_points, found.L1) == ("hessian_norm", 300, pytest.approx(2))
+    assert fit_smoothness(frames[3], num_boot=50).estimator == "local_preconditioned"
+    with pytest.raises(ValueError, match="local_preconditioned.*path_debiased"):
+        fit_smoothness(pd.concat(frames[3:]))
+
+
+def test_statuses_that_may_enter_and_those_that_may_not():
+    usable = ["ok", "saturated", "kink_limited", "not_reproduced"]
+    bad = ["rounding_limited", "halves_disagree", "data_changed", "below_noise_floor"]
+    found = fit(X[:296], 1 + 2 * X[:296], status=[*usable, *bad] * 37)
+    assert found.num_points == 148
+    assert found.dropped == dict.fromkeys(sorted(bad), 37)
+
+
+def test_reason_of_a_law_says_what_was_not_shown():
+    known, unknown = fit(X, 1 + 2 * X, estimator="local"), fit(X, 1 + 2 * X, estimator="local", saturation=np.nan)
+    assert "along the probed direction" in known.verdict_reason
+    assert "not checked" not in known.verdict_reason
+    assert unknown.verdict is Verdict.L0L1
+    assert "not checked" in unknown.verdict_reason
+    assert "probed direction" not in fit(X, 1 + 2 * X, estimator="hessian_norm").verdict_reason
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e150, 1e150), (1e-150, 1e-150), (1e150, 1e-100), (1e200, 1.0), (1.0, 1e-200)])
+def test_extreme_units_change_nothing(a, b):
+    y = (1 + 2 * X) * noisy(0)
+    found, usual = fit(a * X, b * y), fit(X, y)
+    assert found.verdict is usual.verdict
+    assert found.L0 / b == pytest.approx(usual.L0, rel=1e-8)
+    assert found.L1 / b * a == pytest.approx(usual.L1, rel=1e-8)
+    assert "nan" not in found.verdict_reason
+
+
+@pytest.mark.parametrize("n", [20, 23])
+def test_reason_of_a_short_run_holds_no_nan(n):
+    found = fit_smoothness(table(X[:n], (1 + 2 * X)[:n]), num_boot=50, quantile=0.5)
+    assert found.verdict is Verdict.NOT_IDENTIFIED
+    assert "nan" not in found.verdict_reason
+
+
+class Attached:
+    trace = None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("run.jsonl", r"read a file with `Trace.read`. Found `data = 'run.jsonl'`"),
+        (Attached(), "pass its `trace`. Found `data = Attached`"),
+        (None, "Found `data = NoneType`"),
+    ],
+)
+def test_what_is_no_table_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        fit_smoothness(wrong)
+
+
 def test_kinds_of_data_are_never_pooled():
     with pytest.raises(ValueError, match="held-out.*filter the frame"):
         fit_smoothness(table(X, X, data=["step", "held-out"] * 150))

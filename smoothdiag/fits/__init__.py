@@ -32,9 +32,12 @@ def fit_smoothness(
     Args:
         data: a trace, or a table with at least the columns `grad_norm` and `smoothness`; without a column `step`
             the order of the rows is time.
-        estimator: whose rows to fit; None prefers "local", then "path", then the only one present.
+        estimator: whose rows to fit; None prefers "local", then "path", then the only one present, where variants
+            (other directions, preconditioned, debiased) do not count. Rows of "local_random" beside "local" ones
+            test whether the direction of the gradient makes the relation.
         group: parameter group to fit.
-        quantile: share of the rows that should lie below the line, in (0, 1).
+        quantile: share of the rows that should lie below the line, in (0, 1). The rows beyond it must be worth four
+            independent ones: 80 at .95, 400 at .99.
         num_boot: bootstrap resamples behind the intervals.
         seed: of the resampling; the same seed gives the same fit.
 
@@ -42,7 +45,8 @@ def fit_smoothness(
         SmoothnessFit: constants, intervals, rivals, flags and verdict.
 
     Raises:
-        ValueError: for parameters out of range, for rows that must not be mixed, and where no row is usable.
+        ValueError: for parameters out of range, for data that is no table or mixes what must not be mixed, and where
+            no row is usable.
 
     Units: L0 in units of smoothness [f/x^2], L1 in [1/x].
     """

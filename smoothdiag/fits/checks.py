@@ -13,7 +13,7 @@ from smoothdiag.fits.affine import Line, quantile_line
 from smoothdiag.fits.artefacts import MIN_POINTS, ON_THE_LINE
 from smoothdiag.fits.base import Array, Flag, Interval
 from smoothdiag.fits.rows import Rows
-from smoothdiag.fits.verdict import CONSTANT_RISE, has_slope, rises, widest_rise
+from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, has_slope, rises, widest_rise
 
 MIN_DECADES = 1.0
 MIN_EFFECTIVE = 10.0
@@ -241,7 +241,7 @@ def _coverage(rows: Rows, correlations: Correlations, line: Line, quantile: floa
 def _leverage(rows: Rows, line: Line, quantile: float, weights: Array) -> Flag | None:
     """Whether leaving out one stretch of steps, or either end of the gradient norms, changes the slope."""
     n = len(rows.x)
-    if line.slope == 0 or n < MIN_POINTS:
+    if n < MIN_POINTS or rises(line, (float(np.min(rows.x)), float(np.max(rows.x)))) < FLAT:
         return None
     order = np.argsort(rows.x, kind="stable")
     edge = max(1, int(EDGE * n))
