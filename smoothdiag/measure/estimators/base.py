@@ -162,15 +162,18 @@ class Secants:
 
 def secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
     """Returns the secants to ``point`` at the cost of one gradient; ``None``, at no cost, where it is the start."""
+    parts = _parts(step, geometry)
     displacement = vectors.sub(point, step.start)
-    if not vectors.norm(displacement) > 0:
+    lengths = {key: float(norm.norm(_take(displacement, block))) for key, (norm, block) in parts.items()}
+    del displacement  # a copy of the parameters less while the loss is evaluated
+    if not lengths["", "all"] > 0:
         return None
     here, there = step.at_start, step.objective.evaluate(point)
     change = vectors.sub(there.gradient, here.gradient)
     by_part = {}
-    for (suffix, group), (norm, block) in _parts(step, geometry).items():
-        by_part[suffix, group] = Secant(
-            displacement=float(norm.norm(_take(displacement, block))),
+    for key, (norm, block) in parts.items():
+        by_part[key] = Secant(
+            displacement=lengths[key],
             change=float(norm.dual_norm(_take(change, block))),
             norm_here=float(norm.dual_norm(_take(here.gradient, block))),
             norm_there=float(norm.dual_norm(_take(there.gradient, block))),

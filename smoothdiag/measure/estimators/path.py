@@ -40,10 +40,10 @@ class PathSmoothness:
         """Returns the estimate; beside the start it costs a gradient per point and one for the second scale."""
         if not step.starts_finite:
             return conclude("path", step, [], self.geometry)
-        difference = vectors.sub(step.end, step.start)
 
         def at(t: float) -> Secants | None:
-            point = step.end if t == 1 else vectors.add_scaled(step.start, difference, t)
+            # x_{k+1} - x_k is taken anew for each point, so that it takes no memory while the loss is evaluated.
+            point = step.end if t == 1 else vectors.add_scaled(step.start, vectors.sub(step.end, step.start), t)
             return secants(step, point, self.geometry)
 
         found = [s for s in map(at, self.points) if s is not None]
