@@ -6,12 +6,16 @@ Sharded tensors (DTensor) are taken for the whole they are part of: sums go over
 make the same calls.
 """
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Placement, Shard
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Vector = Sequence[Tensor]
 
@@ -54,7 +58,8 @@ def clone(a: Vector) -> list[Tensor]:
 def assign_(a: Vector, b: Vector) -> None:
     """Copies ``b`` into ``a`` in place, unseen by autograd: graphs that hold ``a`` stay valid."""
     for x, y in zip(a, b, strict=True):
-        x.data.copy_(y)
+        # The local parts, because lists of parameters may hold sharded tensors beside plain ones.
+        local(x).data.copy_(local(y))
 
 
 def random_like(a: Vector, *, seed: int) -> list[Tensor]:
@@ -62,12 +67,12 @@ def random_like(a: Vector, *, seed: int) -> list[Tensor]:
     generators: dict[int, torch.Generator] = {}
     result = []
     for x in a:
-        # Shards on different ranks must differ; equal copies on different ranks must not.
-        rank = dist.get_rank() + 1 if isinstance(x, DTensor) and any(map(_is_shard, x.placements)) else 0
-        if rank not in generators:
-            generators[rank] = torch.Generator().manual_seed(seed + 7919 * rank)
+        # Different parts must differ; equal copies on different ranks must not.
+        part = _part_index(x)
+        if part not in generators:
+            generators[part] = torch.Generator().manual_seed(seed + 7919 * part)
         drawn = torch.empty_like(x, requires_grad=False)
-        local(drawn).copy_(torch.randn(local(x).shape, generator=generators[rank]))
+        local(drawn).copy_(torch.randn(local(x).shape, generator=generators[part]))
         result.append(drawn)
     return result
 
@@ -80,13 +85,16 @@ def synchronize(a: Vector) -> None:
 
 def local(x: Tensor) -> Tensor:
     """Returns the part of ``x`` that this rank holds, sharing its memory; ``x`` itself unless it is sharded."""
-    part: Tensor = x.to_local() if isinstance(x, DTensor) else x
+    part: Tensor = x.to_local() if is_sharded(x) else x
     return part.detach()
 
 
-def is_sharded(x: Tensor) -> bool:
+def is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
     """Returns whether ``x`` is a DTensor, whatever its placement."""
-    return isinstance(x, DTensor)
+    # Loading the module takes as long as half of torch, and not every build of torch has it. Where nobody has
+    # loaded it, nothing is a DTensor.
+    module = sys.modules.get("torch.distributed.tensor")
+    return isinstance(x, getattr(module, "DTensor", ()))
 
 
 def mean_over_ranks(value: float, like: Tensor) -> float:
@@ -94,6 +102,11 @@ def mean_over_ranks(value: float, like: Tensor) -> float:
     total = torch.tensor(value, dtype=torch.float64, device=local(like).device)
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
+
+
+def any_rank(value: bool, like: Tensor) -> bool:
+    """Returns whether the value is true on any rank; every rank must call it. ``like`` gives the device to use."""
+    return mean_over_ranks(float(value), like) > 0
 
 
 def of_first_rank(value: int, like: Tensor) -> int:
@@ -107,10 +120,10 @@ def _sum_over_ranks(values: Tensor, owners: Vector) -> Tensor:
     """Adds up per-tensor sums of local parts over the ranks that hold the other parts."""
     groups: dict[dist.ProcessGroup, list[int]] = {}
     for index, owner in enumerate(owners):
-        if isinstance(owner, DTensor):
+        if is_sharded(owner):
             for dim, placement in enumerate(owner.placements):
                 # Replicated dimensions of a mesh hold equal copies: only sharded ones add up.
-                if _is_shard(placement):
+                if not placement.is_replicate():
                     groups.setdefault(owner.device_mesh.get_group(dim), []).append(index)
     for group, indices in groups.items():
         part = values[indices]
@@ -119,8 +132,15 @@ def _sum_over_ranks(values: Tensor, owners: Vector) -> Tensor:
     return values
 
 
-def _is_shard(placement: Placement) -> bool:
-    return isinstance(placement, Shard)
+def _part_index(x: Tensor) -> int:
+    """Returns which part of ``x`` this rank holds, counted from 1; 0 where it holds the whole."""
+    if not is_sharded(x) or all(placement.is_replicate() for placement in x.placements):
+        return 0
+    index = 0
+    for dim, placement in enumerate(x.placements):
+        if not placement.is_replicate():
+            index = index * x.device_mesh.size(dim) + x.device_mesh.get_local_rank(dim)
+    return 1 + index
 
 
 def _wide(x: Tensor) -> Tensor:

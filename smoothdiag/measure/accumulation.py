@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState, devices_of, map_tensors, tensors_of
+from smoothdiag.measure.coordinates import is_distributed
 from smoothdiag.measure.objective import Objective
 from smoothdiag.measure.state import ModuleState
 
@@ -30,6 +31,7 @@ class Accumulation:
         self._parameters = list(parameters)
         self.state = ModuleState(model, self._parameters)
         self._devices = devices_of(self._parameters)
+        self._distributed = is_distributed(model, self._parameters)
         # Both kinds of hook see gradients of plain leaves; sharded ones are put in place behind their back.
         self._plain = not any(vectors.is_sharded(p) for p in parameters)
         self._observed: list[MicroBatch] = []
@@ -70,8 +72,9 @@ class Accumulation:
         self._observed, self._versions = [], []
 
     def data_changed(self) -> bool:
-        """Returns whether a tensor of a batch was written to after it was added."""
-        return any(tensor._version != version for tensor, version in self._versions)
+        """Returns whether a tensor of a batch was written to after it was added, on any rank."""
+        changed = any(tensor._version != version for tensor, version in self._versions)
+        return vectors.any_rank(changed, self._parameters[0]) if self._distributed else changed
 
     def untouched_gradient(self) -> list[Tensor] | None:
         """Returns copies of ``.grad`` if it holds exactly what one backward per micro-batch left, else ``None``."""

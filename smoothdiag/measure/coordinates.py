@@ -1,13 +1,18 @@
 """Coordinates: which parameters are measured, what they are called, and how fast each of them is moved."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smoothdiag import vectors
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -16,6 +21,7 @@ def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.P
     Raises:
         ValueError: If the model has no trainable parameters, or the optimizer holds none of them.
     """
+    reshard(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("Parameter `model` should have trainable parameters. Found none that require a gradient.")
@@ -43,7 +49,7 @@ def parameter_groups(
     """
     if group_by is None:
         return {}
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: _unwrapped(name, model) for name, parameter in model.named_parameters()}
     groups: dict[str, list[int]] = {}
     for index, parameter in enumerate(parameters):
         label = group_by(names.get(parameter, ""))
@@ -95,3 +101,38 @@ def is_distributed(model: nn.Module, parameters: Sequence[Tensor]) -> bool:
     return any(map(vectors.is_sharded, parameters)) or any(
         isinstance(module, DistributedDataParallel) for module in model.modules()
     )
+
+
+def reshard(model: nn.Module) -> None:
+    """Puts the shards back in place of weights that a forward pass without a backward has gathered (FSDP2).
+
+    Gathered weights are stale once the shards are written to, and they are no coordinates: the optimizer does not
+    hold them.
+    """
+    for module in _fully_sharded(model):
+        module.reshard()
+
+
+def forward_dtypes(model: nn.Module) -> set[torch.dtype]:
+    """Returns the dtypes that sharded modules cast their parameters to in forward and backward (FSDP2)."""
+    # There is no public way to ask; without an answer the dtype of the parameters is taken to be the one.
+    states = [getattr(module, "_get_fsdp_state", lambda: None)() for module in _fully_sharded(model)]
+    dtypes = {getattr(getattr(state, "_mp_policy", None), "param_dtype", None) for state in states}
+    return {dtype for dtype in dtypes if dtype is not None}
+
+
+def _fully_sharded(model: nn.Module) -> "list[FSDPModule]":
+    # Importing the class takes as long as half of torch. Where nobody has, no module is of it.
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    return [module for module in model.modules() if isinstance(module, kind)] if kind else []
+
+
+def _unwrapped(name: str, model: nn.Module) -> str:
+    """Returns the name a parameter has without the wrappers of data parallelism, compilation and checkpointing."""
+    kept, module = [], model
+    for part in name.split("."):
+        is_wrapper = isinstance(module, DistributedDataParallel)
+        if not is_wrapper and part not in ("_orig_mod", "_checkpoint_wrapped_module"):
+            kept.append(part)
+        module = getattr(module, part)
+    return ".".join(kept)

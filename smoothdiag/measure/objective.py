@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState, cut, devices_of, is_half, map_tensors, widened
+from smoothdiag.measure.coordinates import forward_dtypes, reshard
 from smoothdiag.measure.state import ModuleState
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
@@ -90,6 +91,11 @@ class Objective:
         self._distributed = distributed
 
     @property
+    def forward_dtypes(self) -> set[torch.dtype]:
+        """Dtypes that parameters are cast to before they are used, other than by autocast."""
+        return forward_dtypes(self._model)
+
+    @property
     def num_micro_batches(self) -> int:
         """Micro-batches in the loss."""
         return len(self._micro_batches)
@@ -161,6 +167,7 @@ class Objective:
             yield
             return
         random_state = RandomState.capture(devices_of(self.parameters))
+        reshard(self._model)
         values, tensors, contents = self.point(), self._state.tensors(), self._state.values()
         self._state.mark()
         gradients = [p.grad for p in self._holders]
@@ -177,6 +184,7 @@ class Objective:
         finally:
             self._isolated = False
             Objective.num_isolated -= 1
+            reshard(self._model)
             for tensor, data in zip(self._widened, narrow, strict=True):
                 tensor.grad = None
                 tensor.data = data
@@ -198,6 +206,7 @@ class Objective:
                 )
 
     def _place(self, point: Vector | None) -> None:
+        reshard(self._model)
         if point is not None:
             vectors.assign_(self.parameters, point)
         self._state.assign(self._start_state)
