@@ -82,3 +82,17 @@ def test_diagonal_geometry() -> None:
     assert float((minimiser * g[0]).sum()) == pytest.approx(-(5**0.5))
     assert torch.equal(geometry.lmo([torch.zeros(3)])[0], torch.zeros(3))
     assert float(geometry.dual_norm([torch.tensor([0.0, 0.0, 1.0])])) == float("inf")
+
+
+def test_a_subclass_with_a_state_of_its_own_has_no_known_norm() -> None:
+    class Packed(torch.optim.Adam):
+        def step(self, closure=None):
+            super().step(closure)
+            for state in self.state.values():
+                state["packed"] = state.pop("exp_avg_sq")
+
+    model, _, batches = small_run(1)
+    optimizer = Packed(model.parameters(), lr=0.01)
+    probe = Probe(model, optimizer, regression, estimators=[PathSmoothness()])
+    step_over(model, optimizer, probe.watch(batches))
+    assert [r["estimator"] for r in probe.trace] == ["path"]

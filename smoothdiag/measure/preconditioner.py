@@ -25,7 +25,10 @@ def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor
     for parameter in parameters:
         state = optimizer.state.get(parameter)
         zero = torch.zeros_like(parameter, requires_grad=False)
-        found.append(diagonal(state, groups[parameter]) if state else zero)
+        try:
+            found.append(diagonal(state, groups[parameter]) if state else zero)
+        except KeyError:  # a subclass that keeps its state under other names
+            return None
     return found
 
 

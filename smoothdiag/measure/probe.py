@@ -16,14 +16,8 @@ from smoothdiag import vectors
 from smoothdiag.measure.accumulation import Accumulation, gradients_of
 from smoothdiag.measure.arguments import check_arguments, is_below
 from smoothdiag.measure.batches import held_out, widened
-from smoothdiag.measure.coordinates import (
-    common,
-    coordinates,
-    is_distributed,
-    learning_rates,
-    parameter_groups,
-)
-from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, PathSmoothness, Status, Step
+from smoothdiag.measure.coordinates import common, coordinates, is_distributed, learning_rates, parameter_groups
+from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness, Status, Step
 from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
 from smoothdiag.measure.preconditioner import preconditioner
 from smoothdiag.measure.recording import rows_of
@@ -96,11 +90,11 @@ class Probe:
         self._due = self._schedule(0)
         self._start: Vector | None = None
         self._training: Vector | None = None
-        self._untouched = False
+        self._untouched = self._has_measured = False
         self._lrs: list[float] = []
         self._outer: FrameType | None = None
         self._warned: set[str] = set()
-        self._num_reused = 0
+        self._num_untested = 0
         self._clock: float | None = None
         self._steps_timed = 0
         self._handles = [
@@ -194,6 +188,9 @@ class Probe:
         try:
             if self._start is not None:
                 self._measure(self._start)
+                self._has_measured = True
+        except Exception as error:
+            self._survive(error, "probe")
         finally:
             self._accumulation.clear()
             self._start, self._training, self._untouched = None, None, False
@@ -220,16 +217,8 @@ class Probe:
             distributed=self._distributed,
         )
         end = objective.point()
-        first = self.self_test is None
         with objective.isolated():
-            try:
-                known = self._known_start(objective, start)
-            except Exception:
-                # On the first measured step this is a mistake in the set-up, and stopping costs little. Later the
-                # estimators meet the same error, and each of them records it.
-                if self.self_test is None:
-                    raise
-                known = None
+            known = self._known_start(objective, start)
             assert self.self_test is not None
             step = Step(
                 index=self.steps,
@@ -244,8 +233,8 @@ class Probe:
             )
             names: set[str] = set()
             for estimator in self._estimators:
-                name = self._record(step, estimator, raise_errors=first, changed=changed)
-                if name in names and first:
+                name = self._record(step, estimator, changed=changed)
+                if name in names and not self._has_measured:
                     raise ValueError(
                         "Parameter `estimators` should hold estimators whose rows have different names. "
                         f"Found two named `{name}`; use two probes, with a trace each, to compare their settings."
@@ -258,33 +247,40 @@ class Probe:
         """Returns loss and gradient at the start where they are known already; runs the self-test when it is due."""
         # The training gradient is the gradient of loss_fn if nothing wrote to it since backward, and if replaying
         # gave the same bits when it was last tried.
-        reusable = self._untouched and self.self_test is not None and self.self_test.reproduced
-        if self.self_test is None or (reusable and self._num_reused >= REPRODUCE_EVERY):
+        test, single = self.self_test, objective.num_micro_batches == 1
+        reusable = self._untouched and test is not None and test.reproduced and single
+        objective.loss_scale = 1.0 if test is None else test.loss_scale
+        self._num_untested += 1
+        if test is None or (self._num_untested > REPRODUCE_EVERY and (reusable or test.narrow is not None)):
             self.self_test, evaluation = self_test(objective, start, self._training)
-            self._num_reused = 0
+            self._num_untested = 0
             return evaluation
-        if reusable and objective.num_micro_batches == 1:
+        if reusable:
             assert self._training is not None
-            self._num_reused += 1
             return Evaluation(objective.value(start), list(self._training))
         return None
 
-    def _record(self, step: Step, estimator: Estimator, *, raise_errors: bool, changed: bool) -> str:
+    def _record(self, step: Step, estimator: Estimator, *, changed: bool) -> str:
         began, num_grads = time.perf_counter(), step.objective.num_grads
         try:
             estimate = estimator(step)
         except Exception as error:
-            if raise_errors:
-                raise
-            # A run of days must not end because one measurement could not be taken.
-            warnings.warn(f"Step {step.index} was not measured: {error!r}", SmoothdiagWarning)
-            name = type(estimator).__name__
-            estimate = Estimate(name, math.nan, math.nan, math.nan, math.nan, status=Status.FAILED)
+            self._survive(error, type(estimator).__name__)
+            return type(estimator).__name__
         cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
         override = Status.DATA_CHANGED if changed else None if self._is_reproduced(step) else Status.NOT_REPRODUCED
         data = "step" if self._held_out is None else "held-out"
         self.trace.extend(rows_of(step, estimate, self._lrs, data=data, override=override, cost=cost))
         return estimate.estimator
+
+    def _survive(self, error: Exception, name: str) -> None:
+        """Makes a failed row of an error, but passes it on at the first measured step."""
+        # There it is a mistake in the set-up, and stopping costs little; a run of days must not end because of it.
+        if not self._has_measured:
+            raise error
+        warnings.warn(f"Step {self.steps} was not measured: {error!r}", SmoothdiagWarning)
+        row = {"step": self.steps, "estimator": name, "grad_norm": math.nan, "smoothness": math.nan}
+        self.trace.append({**row, "status": Status.FAILED.name.lower()})
 
     def _is_reproduced(self, step: Step) -> bool:
         if self._training is None or "at_start" not in step.__dict__:
