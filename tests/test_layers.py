@@ -19,14 +19,22 @@ LAYERS = (
     ("report", "measure", "optim"),
     ("plots", "clipping", "geometry"),
     ("fits", "trace", "vectors", "doctor", "problems"),
+    ("rows",),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Inside a wing a module may import those that stand before it; a package re-exports, so it follows its parts.
 WINGS = {
     "measure": (
+        "measure.batches",
         "measure.coordinates",
+        "measure.state",
+        "measure.watched",
         "measure.objective",
+        "measure.accumulation",
+        "measure.arguments",
+        "measure.preconditioner",
+        "measure.selftest",
         "measure.curvature.reverse",
         "measure.curvature.difference",
         "measure.curvature",
@@ -34,10 +42,12 @@ WINGS = {
         "measure.estimators.base",
         "measure.estimators.path",
         "measure.estimators.local",
+        "measure.estimators.halves",
         "measure.estimators.hessian",
         "measure.estimators.critical",
         "measure.estimators",
         "measure.schedule",
+        "measure.recording",
         "measure.probe",
         "measure",
     ),
