@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.fits.base import USABLE_STATUSES
+from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

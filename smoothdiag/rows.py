@@ -94,6 +94,10 @@ class Status(Enum):
         return self in (Status.OK, Status.SATURATED, Status.KINK_LIMITED, Status.NOT_REPRODUCED)
 
 
+USABLE_STATUSES: Final = frozenset(status.name.lower() for status in Status if status.usable)
+"""Entries of the column ``status`` that fits may use; rows with any other are dropped and counted."""
+
+
 def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the row with all columns in their types, further ones as they are.
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from smoothdiag.fits import affine, artefacts, checks, intervals, models
-from smoothdiag.fits.base import USABLE_STATUSES, Array, Flag, Interval, ModelScore, SmoothnessFit, Verdict
+from smoothdiag.fits.base import Array, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, select_rows
 from smoothdiag.fits.verdict import decide
 
-__all__ = ["USABLE_STATUSES", "Flag", "ModelScore", "SmoothnessFit", "Verdict", "fit_smoothness"]
+__all__ = ["Flag", "ModelScore", "SmoothnessFit", "Verdict", "fit_smoothness"]
 
 PATH = (0.5, 0.9, 0.95, 0.99)
 

@@ -13,8 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 
 Array = npt.NDArray[np.float64]
-# All others are dropped and counted: among them below_noise_floor, rounding_limited, halves_disagree, data_changed.
-USABLE_STATUSES = frozenset({"ok", "saturated", "kink_limited", "not_reproduced"})
 FORMAT_VERSION = 1
 WIDTH = 96  # Of the summary, in characters.
 Interval = tuple[float, float]

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from smoothdiag.fits.base import USABLE_STATUSES, Array
+from smoothdiag.fits.base import Array
+from smoothdiag.rows import USABLE_STATUSES
 
 Labels = npt.NDArray[np.object_]
 
