@@ -60,6 +60,8 @@ class Objective:
     Attributes:
         parameters: The coordinates x.
         num_grads: Gradients evaluated so far.
+        loss_scale: Factor that the loss has during ``backward``, so that float16 gradients do not underflow;
+            divided by 16 where they overflow.
         num_isolated: Objectives, of all there are, that are displaced at the moment.
     """
 
@@ -79,6 +81,7 @@ class Objective:
     ) -> None:
         self.parameters = list(parameters)
         self.num_grads = 0
+        self.loss_scale = 1.0
         self._model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction
         # Everything that backward may give a gradient to: x, and what it leaves where it is.
@@ -104,20 +107,32 @@ class Objective:
         """Returns a copy of the present parameter values."""
         return vectors.clone(self.parameters)
 
-    def evaluate(self, point: Vector | None = None) -> Evaluation:
+    def evaluate(self, point: Vector | None = None, inspect: Callable[[Tensor], None] | None = None) -> Evaluation:
         """Returns the loss and its gradient at ``point`` (default: the present parameter values).
+
+        Args:
+            point: Where.
+            inspect: Called with the loss of each micro-batch before ``backward``.
 
         Raises:
             ValueError: If ``loss_fn`` returns anything but a scalar tensor that depends on the parameters.
         """
+        found = self._evaluate(point, inspect)
+        while self.loss_scale > 1 and math.isfinite(found.loss) and not vectors.norm(found.gradient).isfinite():
+            self.loss_scale /= 16
+            found = self._evaluate(point, inspect)
+        return found
+
+    def _evaluate(self, point: Vector | None, inspect: Callable[[Tensor], None] | None) -> Evaluation:
         with self.isolated(), torch.enable_grad():
             self._place(point)
             self.num_grads += 1
             loss, gradient, squares, reached = 0.0, list[Tensor](), list[Tensor](), False
             for micro in self._micro_batches:
-                loss += self._backward(micro)
+                loss += self._backward(micro, inspect)
                 reached = reached or any(p.grad is not None for p in self.parameters)
                 part = [_take_gradient(p) for p in self.parameters]
+                part = part if self.loss_scale == 1 else [g / self.loss_scale for g in part]
                 if len(self._micro_batches) > 1:
                     squares.append(vectors.norm(part).square())
                 gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else part
@@ -215,14 +230,16 @@ class Objective:
         # Autocast keeps cast copies of the weights while its region lasts: they are of another point.
         torch.clear_autocast_cache()
 
-    def _backward(self, micro: MicroBatch) -> float:
+    def _backward(self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None) -> float:
         loss = self._loss(micro)
         if not loss.requires_grad:
             raise ValueError(
                 "Parameter `loss_fn` should return a loss that depends on the trainable parameters. "
                 "Found a detached tensor; is it computed under no_grad, or from .item() or .detach()?"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        if inspect is not None:
+            inspect(loss)
+        loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _loss(self, micro: MicroBatch) -> Tensor:

@@ -2,11 +2,13 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.measure.batches import widened
 from smoothdiag.measure.objective import Evaluation, Objective
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
@@ -16,11 +18,18 @@ ROUNDING = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 5e-3, torc
 convolutional networks show against the next wider dtype (benchmarks/gradient_rounding.py; float64 and float16
 scaled from float32 and bfloat16 by their unit roundoff)."""
 
+UNIT_ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+"""Relative distance at which a number in a narrow dtype is rounded to another one."""
+
+LOSS_SCALE = 2.0**16
+"""Scale of the loss where part of the model computes in float16: what GradScaler starts from."""
+
 SAME_DIRECTION = 1e-2
 """Angle between replayed and training gradient below which they count as one, if they repeat well."""
 
 REPRODUCE_EVERY = 10
-"""Measurements between two checks that the training gradient is still the replayed one, where it is reused."""
+"""Measurements between two checks that the training gradient is still the replayed one, where it is reused, and
+between two estimates of rounding, where it is that of a narrow dtype."""
 
 NOT_REPRODUCED = (
     "The gradient of loss_fn points elsewhere than the gradient the optimizer got, so another loss is measured than "
@@ -39,12 +48,16 @@ class SelfTest:
         angle: Angle between the replayed gradient and the training gradient [rad]; NaN where there was none.
         ratio: Length of the training gradient over that of the replayed one.
         reproduced: Whether the two are equal bit for bit.
+        narrow: The dtype narrower than the gradient's that part of the loss is computed in, as under autocast.
+        loss_scale: Scale of the loss that gradients are to be taken with.
     """
 
     gradient_error: float
-    angle: float
-    ratio: float
-    reproduced: bool
+    angle: float = math.nan
+    ratio: float = math.nan
+    reproduced: bool = False
+    narrow: torch.dtype | None = None
+    loss_scale: float = 1.0
 
 
 def self_test(objective: Objective, start: Vector, training: Vector | None) -> tuple[SelfTest, Evaluation]:
@@ -55,14 +68,24 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
         start: The parameters before that step.
         training: The gradient that the training loop handed to the optimizer; ``None`` where it is not known.
     """
-    once, again = objective.evaluate(start), objective.evaluate(start)
+    dtypes = set[torch.dtype]()
+    once = objective.evaluate(start, lambda loss: dtypes.update(dtypes_of(loss)))
+    if torch.float16 in dtypes and objective.loss_scale == 1:
+        objective.loss_scale = LOSS_SCALE
+        once = objective.evaluate(start)
+    again = objective.evaluate(start)
     length, difference = _norm(once.gradient), _norm(vectors.sub(once.gradient, again.gradient))
     # The difference of two gradients holds the error of both.
     repeat = difference / math.sqrt(2) / length if length and math.isfinite(difference) else 0.0
     # The coarsest dtype decides: its rounding is the largest.
     rounding = max(ROUNDING.get(g.dtype, ROUNDING[torch.bfloat16]) for g in once.gradient)
+    narrow = _narrowest((dtypes | objective.forward_dtypes) - {g.dtype for g in once.gradient})
     error = max(rounding, repeat)
-    if repeat > 100 * rounding:  # beyond what the order of additions on a GPU explains
+    if narrow is not None and length:
+        error = max(error, _rounding_error(objective, start, once, narrow))
+    test = SelfTest(error, narrow=narrow, loss_scale=objective.loss_scale)
+    # beyond what the order of additions on a GPU explains
+    if repeat > max(100 * rounding, 0.0 if narrow is None else ROUNDING[narrow] / 10):
         warnings.warn(
             f"Two gradients of the same loss on the same data differ by {difference / length:.1e} of their length, "
             "so rows may fall below the noise floor. Usual causes: loss_fn draws random numbers from a generator of "
@@ -70,15 +93,51 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
             "such state, which then alters the run.",
             SmoothdiagWarning,
         )
-        return SelfTest(error, math.nan, math.nan, False), once
+        return test, once
     if training is None:
-        return SelfTest(error, math.nan, math.nan, False), once
+        return test, once
     angle, ratio = compare(training, once.gradient)
     plain = not any(map(vectors.is_sharded, training))
     reproduced = plain and all(torch.equal(a, b) for a, b in zip(training, once.gradient, strict=True))
     if same_direction(training, once.gradient, error):
         _warn_of_reduction(ratio, objective.num_micro_batches)
-    return SelfTest(error, angle, ratio, reproduced), once
+    return replace(test, angle=angle, ratio=ratio, reproduced=reproduced), once
+
+
+def dtypes_of(loss: Tensor) -> set[torch.dtype]:
+    """Returns the dtypes that the loss was computed in, as far as its graph shows them.
+
+    Autocast regions within ``loss_fn`` leave nothing else to be seen from outside.
+    """
+    found: set[torch.dtype] = set()
+    seen, open_ends = set(), [loss.grad_fn]
+    while open_ends:
+        node = open_ends.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.update(result.dtype for result in getattr(node, "_input_metadata", ()))
+        if type(node).__name__.startswith("CompiledFunction"):  # a whole graph in one node
+            found.update(tensor.dtype for tensor in node.saved_tensors if tensor is not None)  # type: ignore[attr-defined]
+        open_ends += [following for following, _ in node.next_functions]
+    return found
+
+
+def _narrowest(dtypes: set[torch.dtype]) -> torch.dtype | None:
+    return max(UNIT_ROUNDOFF.keys() & dtypes, key=lambda dtype: UNIT_ROUNDOFF[dtype], default=None)
+
+
+def _rounding_error(objective: Objective, start: Vector, once: Evaluation, narrow: torch.dtype) -> float:
+    """Returns the relative error of a gradient that is computed with parameters rounded to ``narrow``.
+
+    Parameters that are moved by about half of their rounding are rounded anew, and so is all that follows from them;
+    the move itself is hardly longer than the rounding that is inherent.
+    """
+    start = [widened(x) for x in start]
+    moves = [x * draw for x, draw in zip(start, vectors.random_like(start, seed=0), strict=True)]
+    there = objective.evaluate(vectors.add_scaled(start, moves, UNIT_ROUNDOFF[narrow] / 2))
+    error = _norm(vectors.sub(there.gradient, once.gradient)) / math.sqrt(2) / _norm(once.gradient)
+    return error if math.isfinite(error) else 0.0
 
 
 def compare(training: Vector, replayed: Vector) -> tuple[float, float]:
