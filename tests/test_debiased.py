@@ -39,7 +39,8 @@ def test_halves_have_no_bias_where_different_batches_are_far_off(draws, script) 
 
 def test_one_batch_at_both_ends_is_somewhat_high(draws) -> None:
     standard_error = draws.same.std() / math.sqrt(len(draws.same))
-    assert 3 * standard_error < draws.same.mean() - draws.truth < 0.2 * draws.truth
+    excess = draws.same.mean() - draws.truth
+    assert max(3 * standard_error, 0.03 * draws.truth) < excess < 0.2 * draws.truth
 
 
 def test_the_squared_gradient_norm_has_no_bias_either(script) -> None:
