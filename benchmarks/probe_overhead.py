@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, default=1, help="more threads than idle cores blur every ratio")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, no budget: a look in half a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no budget: a look in a minute")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     columns = {}
