@@ -1,4 +1,4 @@
-"""Shared settings: two threads at most, so that figures and timings do not depend on the machine."""
+"""Shared settings: one thread, since models as small as those of the tests only wait on several."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

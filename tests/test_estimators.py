@@ -234,6 +234,15 @@ def test_overflow_at_the_far_point_is_a_status() -> None:
     assert estimate.grad_norm == pytest.approx(math.e - 1)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_ends_nowhere_is_a_status(value) -> None:
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    step = step_on(problems.quadratic((1.0, 1.0)), x, torch.tensor([value, 2.0], dtype=torch.float64))
+    assert PathSmoothness()(step).status is Status.NON_FINITE
+    assert LocalSmoothness(direction="update")(step).status is Status.NON_FINITE
+    assert LocalSmoothness()(step).status is Status.OK
+
+
 def test_overflow_at_the_start_costs_no_further_gradient() -> None:
     x = torch.tensor([1000.0], dtype=torch.float64)
     step = step_on(problems.exponential(), x, x / 2)

@@ -285,6 +285,8 @@ class Probe:
     def _is_reproduced(self, step: Step) -> bool:
         if self._training is None or "at_start" not in step.__dict__:
             return True
+        if step.at_start.gradient[0] is self._training[0]:
+            return True
         reproduced = same_direction(self._training, step.at_start.gradient, step.gradient_error)
         if not reproduced:
             self._warn_once(NOT_REPRODUCED)

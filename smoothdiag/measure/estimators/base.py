@@ -46,6 +46,7 @@ class Step:
         groups: Indices of the parameters of each group that gets an estimate of its own.
         preconditioner: Diagonal of the matrix P that the optimizer divides by; ``None`` where it has none.
         known_start: Loss and gradient at ``start``, where they need not be evaluated again.
+        norms_at_start: What estimators have computed of the gradient at ``start`` and need not compute again.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Step:
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
     preconditioner: Vector | None = None
     known_start: Evaluation | None = None
+    norms_at_start: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def at_start(self) -> Evaluation:
@@ -166,16 +168,16 @@ def secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
     displacement = vectors.sub(point, step.start)
     lengths = {key: float(norm.norm(_take(displacement, block))) for key, (norm, block) in parts.items()}
     del displacement  # a copy of the parameters less while the loss is evaluated
-    if not lengths["", "all"] > 0:
+    if lengths["", "all"] == 0:
         return None
     here, there = step.at_start, step.objective.evaluate(point)
-    change = vectors.sub(there.gradient, here.gradient)
+    norms_here, change = _norms_at_start(step, geometry), vectors.sub(there.gradient, here.gradient)
     by_part = {}
     for key, (norm, block) in parts.items():
         by_part[key] = Secant(
             displacement=lengths[key],
             change=float(norm.dual_norm(_take(change, block))),
-            norm_here=float(norm.dual_norm(_take(here.gradient, block))),
+            norm_here=norms_here[key],
             norm_there=float(norm.dual_norm(_take(there.gradient, block))),
         )
     return Secants(by_part, math.isfinite(there.loss))
@@ -194,8 +196,7 @@ def conclude(
         fine: Secants at a quarter of the displacement of the last of ``found``.
     """
     estimates = []
-    for (suffix, group), (norm, block) in _parts(step, geometry).items():
-        grad_norm = float(norm.dual_norm(_take(step.at_start.gradient, block)))
+    for (suffix, group), grad_norm in _norms_at_start(step, geometry).items():
         empty = Estimate(name + suffix, math.nan, grad_norm, math.nan, step.at_start.loss, group=group)
         known = [(s.by_part[suffix, group], s.finite) for s in found]
         quarter = None if fine is None else fine.by_part[suffix, group]
@@ -248,6 +249,16 @@ def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]],
         two_scale=two_scale,
         status=status,
     )
+
+
+def _norms_at_start(step: Step, geometry: Geometry) -> dict[tuple[str, str], float]:
+    """Returns the norm of the gradient at the start of every part; computed once for each geometry."""
+    if geometry not in step.norms_at_start:
+        step.norms_at_start[geometry] = {
+            key: float(norm.dual_norm(_take(step.at_start.gradient, block)))
+            for key, (norm, block) in _parts(step, geometry).items()
+        }
+    return step.norms_at_start[geometry]
 
 
 def _parts(step: Step, geometry: Geometry) -> dict[tuple[str, str], tuple[Geometry, Sequence[int]]]:
