@@ -188,6 +188,7 @@ def train(case: Case, *, probed: bool) -> Run:
             continue
         overflow = math.inf if case.precision == "scaled_bf16" and i == 4 else 1.0
         scaler.scale(loss_fn(forward, batch) / case.accumulation * overflow).backward()
+        random.random(), np.random.rand(), torch.rand(())  # as loops do that augment or shuffle
         if (i + 1) % case.accumulation:
             continue
         before, scale = probe.steps if probe else 0, scaler.get_scale()
