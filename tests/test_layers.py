@@ -27,6 +27,7 @@ LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 WINGS = {
     "measure": (
         "measure.batches",
+        "measure.graph",
         "measure.coordinates",
         "measure.state",
         "measure.watched",

@@ -87,11 +87,16 @@ class Accumulation:
                 if parameter.grad is not None:
                     return None
                 gradient.append(torch.zeros_like(parameter, requires_grad=False))
-            elif parameter.grad is left[0] and parameter.grad._version == left[1] and not left[0].is_sparse:
+            elif self._is_left(parameter) and not left[0].is_sparse:
                 gradient.append(left[0].detach().clone())
             else:
                 return None
         return gradient
+
+    def _is_left(self, parameter: nn.Parameter) -> bool:
+        """Returns whether the gradient is as the last backward left it."""
+        left = self._left.get(parameter)
+        return left is not None and parameter.grad is left[0] and left[0]._version == left[1]
 
     def _arm(self) -> None:
         begun = torch.autograd.graph.register_multi_grad_hook(self._parameters, self._on_backward, mode="any")
@@ -104,7 +109,7 @@ class Accumulation:
             return  # another probe is measuring
         # Steps that are skipped (GradScaler) or abandoned leave their batches behind: gradients that start from
         # nothing show that a new accumulation has begun.
-        if all(p.grad is None or not p.grad.any() for p in self._parameters):
+        if all(p.grad is None or not (self._is_left(p) or p.grad.any()) for p in self._parameters):
             self._left, self._used = {}, []
         # Batches without a backward (skipped by the loop) do not count.
         self._used.append(len(self._observed) - 1)

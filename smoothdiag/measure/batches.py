@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def is_half(tensor: Tensor) -> bool:
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Returns the batch with ``function`` applied to the tensors in nested tuples, lists and mappings."""
+    """Returns the batch with ``function`` applied to the tensors in nested tuples, lists, mappings and dataclasses."""
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
@@ -80,6 +80,13 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return type(batch)(*(map_tensors(value, function) for value in batch))
     if isinstance(batch, (tuple, list)):
         return type(batch)(map_tensors(value, function) for value in batch)
+    if isinstance(batch, np.ndarray):
+        return batch.copy()  # arrays do not tell whether they were written to
+    if is_dataclass(batch) and not isinstance(batch, type):
+        twin = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(twin, field.name, map_tensors(getattr(batch, field.name), function))
+        return twin
     return batch
 
 
@@ -94,8 +101,8 @@ def cut(batch: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: If no tensor of the batch has a first dimension of at least 2.
     """
-    sizes = [len(t) if t.dim() else 1 for t in tensors_of(batch)]
-    size = max(sizes, default=0)
+    # The first tensor's dimension is that of the examples: tables that come along may be longer.
+    size = next((len(t) for t in tensors_of(batch) if t.dim()), 0)
     if size < 2:
         raise ValueError(
             "Halves need two micro-batches or held-out batches, or one batch whose tensors have a first "
@@ -110,7 +117,7 @@ def cut(batch: Any) -> tuple[Any, Any]:
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """Yields the tensors in nested sequences and mappings, in order."""
+    """Yields the tensors in nested sequences, mappings and dataclasses, in order."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -119,6 +126,9 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         for value in batch:
             yield from tensors_of(value)
+    elif is_dataclass(batch) and not isinstance(batch, type):
+        for field in fields(batch):
+            yield from tensors_of(getattr(batch, field.name))
 
 
 def held_out(batches: Iterable[Any], seed: int, parameters: Sequence[Tensor]) -> list[MicroBatch]:

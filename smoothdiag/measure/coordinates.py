@@ -33,6 +33,8 @@ def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.P
             f"trainable parameters among the optimizer's {len(held)}; was the model copied or wrapped after "
             "the optimizer was made?"
         )
+    if any(p.is_meta for p in held):
+        raise ValueError("Parameter `model` should have parameters with values. Found some on the meta device.")
     if any(p.is_complex() for p in held):
         raise ValueError("Parameter `model` should have real parameters. Found complex ones; train their real view.")
     # The order of the model, then parameters of the loss itself that the optimizer moves too.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState, cut, devices_of, is_half, map_tensors, widened
 from smoothdiag.measure.coordinates import forward_dtypes, reshard
+from smoothdiag.measure.graph import leaves_of
 from smoothdiag.measure.state import ModuleState
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
@@ -91,6 +92,8 @@ class Objective:
         start, present = self._micro_batches[0].state or (), self._state.values()
         self._start_state = [*start, *present[len(start) :]]
         self._isolated = False
+        self._strays: dict[Tensor, Tensor | None] = {}
+        self._traced: set[int] = set()
         self._distributed = distributed
 
     @property
@@ -186,6 +189,7 @@ class Objective:
         values, tensors, contents = self.point(), self._state.tensors(), self._state.values()
         self._state.mark()
         gradients = [p.grad for p in self._holders]
+        self._strays, self._traced = {}, set()
         # Gradients that are views into a bucket (DDP) are overwritten by the next backward.
         buckets = [None if g is None or not g._is_view() else g.clone() for g in gradients]
         modes = [(module, module.training) for module in self._model.modules()]
@@ -205,6 +209,8 @@ class Objective:
                 tensor.data = data
             vectors.assign_(self.parameters, values)
             self._state.put_back(tensors, contents)
+            for leaf, stray in self._strays.items():
+                leaf.grad = stray
             for parameter, gradient, bucket in zip(self._holders, gradients, buckets, strict=True):
                 parameter.grad = gradient
                 if gradient is not None and bucket is not None:
@@ -239,14 +245,21 @@ class Objective:
             )
         if inspect is not None:
             inspect(loss)
+        if id(micro) not in self._traced:
+            self._traced.add(id(micro))
+            held = {id(p) for p in self._holders}
+            # Tensors that belong to another optimizer, or to the loss itself, get gradients too.
+            self._strays |= {leaf: leaf.grad for leaf in leaves_of(loss) if id(leaf) not in held}
+        for leaf in self._strays:
+            leaf.grad = None
         loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _loss(self, micro: MicroBatch) -> Tensor:
         """Returns the share of one micro-batch in the loss."""
         micro.random_state.restore()
-        # Containers are rebuilt each time: loss_fn may take entries out of them.
-        batch = map_tensors(micro.batch, widened if self._widened else lambda tensor: tensor)
+        # A copy each time: loss_fn may write to tensors and take entries out of containers.
+        batch = map_tensors(micro.batch, self._copy)
         try:
             loss = self._loss_fn(self._model, batch)
         except Exception as error:
@@ -263,6 +276,10 @@ class Objective:
 
     def _averaged(self, loss: float) -> float:
         return vectors.mean_over_ranks(loss, self.parameters[0]) if self._distributed else loss
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        copied = tensor.detach().clone()
+        return (widened(copied) if self._widened else copied).requires_grad_(tensor.requires_grad)
 
     def _weight(self, micro: MicroBatch) -> float:
         if micro.weight is not None:

@@ -22,7 +22,7 @@ from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reductio
 from smoothdiag.measure.preconditioner import preconditioner
 from smoothdiag.measure.recording import rows_of
 from smoothdiag.measure.schedule import Adaptive, Schedule, every
-from smoothdiag.measure.selftest import NOT_REPRODUCED, REPRODUCE_EVERY, SelfTest, same_direction, self_test
+from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
 from smoothdiag.measure.watched import Watched
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
@@ -244,20 +244,14 @@ class Probe:
         self._plan(time.perf_counter() - began, 0.0 if self._clock is None else began - self._clock)
 
     def _known_start(self, objective: Objective, start: Vector) -> Evaluation | None:
-        """Returns loss and gradient at the start where they are known already; runs the self-test when it is due."""
-        # The training gradient is the gradient of loss_fn if nothing wrote to it since backward, and if replaying
-        # gave the same bits when it was last tried.
-        test, single = self.self_test, objective.num_micro_batches == 1
-        reusable = self._untouched and test is not None and test.reproduced and single
+        """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
+        test = self.self_test
         objective.loss_scale = 1.0 if test is None else test.loss_scale
         self._num_untested += 1
-        if test is None or (self._num_untested > REPRODUCE_EVERY and (reusable or test.narrow is not None)):
+        if test is None or (self._num_untested > RETEST_EVERY and test.narrow is not None):
             self.self_test, evaluation = self_test(objective, start, self._training)
             self._num_untested = 0
             return evaluation
-        if reusable:
-            assert self._training is not None
-            return Evaluation(objective.value(start), list(self._training))
         return None
 
     def _record(self, step: Step, estimator: Estimator, *, changed: bool) -> str:
@@ -285,9 +279,10 @@ class Probe:
     def _is_reproduced(self, step: Step) -> bool:
         if self._training is None or "at_start" not in step.__dict__:
             return True
-        if step.at_start.gradient[0] is self._training[0]:
-            return True
-        reproduced = same_direction(self._training, step.at_start.gradient, step.gradient_error)
+        assert self.self_test is not None
+        # A gradient that nothing wrote to has its length too, if it had it bit for bit at the self-test.
+        with_length = self._untouched and self.self_test.reproduced
+        reproduced = is_same(self._training, step.at_start.gradient, step.gradient_error, with_length=with_length)
         if not reproduced:
             self._warn_once(NOT_REPRODUCED)
         return reproduced

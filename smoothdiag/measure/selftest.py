@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import widened
+from smoothdiag.measure.graph import nodes_of
 from smoothdiag.measure.objective import Evaluation, Objective
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
@@ -27,12 +28,11 @@ LOSS_SCALE = 2.0**16
 SAME_DIRECTION = 1e-2
 """Angle between replayed and training gradient below which they count as one, if they repeat well."""
 
-REPRODUCE_EVERY = 10
-"""Measurements between two checks that the training gradient is still the replayed one, where it is reused, and
-between two estimates of rounding, where it is that of a narrow dtype."""
+RETEST_EVERY = 10
+"""Measurements between two estimates of rounding, where part of the loss is computed in a narrow dtype."""
 
 NOT_REPRODUCED = (
-    "The gradient of loss_fn points elsewhere than the gradient the optimizer got, so another loss is measured than "
+    "The gradient of loss_fn is another one than the gradient the optimizer got, so another loss is measured than "
     "the one that is trained. Usual causes: part of the loss, an autocast region or augmentation outside loss_fn; "
     "random numbers drawn between watch or observe and the forward pass; batches that were not observed; clipping by "
     "value; a reduction of micro-batches other than the loop's."
@@ -99,7 +99,7 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     angle, ratio = compare(training, once.gradient)
     plain = not any(map(vectors.is_sharded, training))
     reproduced = plain and all(torch.equal(a, b) for a, b in zip(training, once.gradient, strict=True))
-    if same_direction(training, once.gradient, error):
+    if is_same(training, once.gradient, error):
         _warn_of_reduction(ratio, objective.num_micro_batches)
     return replace(test, angle=angle, ratio=ratio, reproduced=reproduced), once
 
@@ -110,16 +110,10 @@ def dtypes_of(loss: Tensor) -> set[torch.dtype]:
     Autocast regions within ``loss_fn`` leave nothing else to be seen from outside.
     """
     found: set[torch.dtype] = set()
-    seen, open_ends = set(), [loss.grad_fn]
-    while open_ends:
-        node = open_ends.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes_of(loss):
         found.update(result.dtype for result in getattr(node, "_input_metadata", ()))
         if type(node).__name__.startswith("CompiledFunction"):  # a whole graph in one node
-            found.update(tensor.dtype for tensor in node.saved_tensors if tensor is not None)  # type: ignore[attr-defined]
-        open_ends += [following for following, _ in node.next_functions]
+            found.update(tensor.dtype for tensor in node.saved_tensors if tensor is not None)
     return found
 
 
@@ -153,10 +147,15 @@ def compare(training: Vector, replayed: Vector) -> tuple[float, float]:
     return 2 * math.asin(min(1.0, chord / 2)), size / length
 
 
-def same_direction(training: Vector, replayed: Vector, gradient_error: float) -> bool:
-    """Returns whether two gradients point the same way, as far as rounding and repetition let one tell."""
+def is_same(training: Vector, replayed: Vector, gradient_error: float, *, with_length: bool = False) -> bool:
+    """Returns whether two gradients are of the same loss, as far as rounding and repetition let one tell.
+
+    Their lengths count only ``with_length``: clipping and scaling change them.
+    """
     coarsest = max(gradient_error, *(ROUNDING.get(g.dtype, ROUNDING[torch.bfloat16]) for g in training))
-    return not compare(training, replayed)[0] > 10 * coarsest + SAME_DIRECTION
+    angle, ratio = compare(training, replayed)
+    tolerance = 10 * coarsest + SAME_DIRECTION
+    return not (angle > tolerance or (with_length and abs(ratio - 1) > tolerance))
 
 
 def _warn_of_reduction(ratio: float, num_micro_batches: int) -> None:
