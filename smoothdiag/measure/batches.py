@@ -90,6 +90,19 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return batch
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """Returns a copy with the strides of ``tensor``: compiled models are compiled anew for others."""
+    twin = tensor.detach().clone()
+    if type(twin) is not Tensor or twin.layout != torch.strided or twin.stride() == tensor.stride():
+        return twin
+    span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    # A slice of something much larger is not worth copying the whole for.
+    if not 0 < span <= 4 * tensor.numel():
+        return twin
+    whole = tensor.detach().as_strided((span,), (1,)).clone()
+    return whole.as_strided(tensor.shape, tensor.stride())
+
+
 def widened(tensor: Tensor) -> Tensor:
     """Returns float16 and bfloat16 tensors in float32, others as they are."""
     return tensor.float() if is_half(tensor) else tensor

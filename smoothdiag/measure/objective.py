@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.batches import MicroBatch, RandomState, cut, devices_of, is_half, map_tensors, widened
+from smoothdiag.measure.batches import MicroBatch, RandomState, copied, cut, devices_of, is_half, map_tensors, widened
 from smoothdiag.measure.coordinates import forward_dtypes, reshard
 from smoothdiag.measure.graph import leaves_of
 from smoothdiag.measure.state import ModuleState
@@ -278,8 +278,8 @@ class Objective:
         return vectors.mean_over_ranks(loss, self.parameters[0]) if self._distributed else loss
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        copied = tensor.detach().clone()
-        return (widened(copied) if self._widened else copied).requires_grad_(tensor.requires_grad)
+        twin = copied(tensor)
+        return (widened(twin) if self._widened else twin).requires_grad_(tensor.requires_grad)
 
     def _weight(self, micro: MicroBatch) -> float:
         if micro.weight is not None:
