@@ -1,10 +1,10 @@
 """What an estimator gets and gives: Step, Estimate, Status; and the secants that most of them are made of."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -46,6 +46,9 @@ class Step:
         groups: Indices of the parameters of each group that gets an estimate of its own.
         preconditioner: Diagonal of the matrix P that the optimizer divides by; ``None`` where it has none.
         known_start: Loss and gradient at ``start``, where they need not be evaluated again.
+        memory: What estimators keep from one measured step for the next, each under keys of its own.
+        stability_limit: Curvature [f/x^2] above which the optimizer, at its present learning rate, diverges on a
+            quadratic; in the norm of the preconditioner where there is one. NaN where it is not known.
         norms_at_start: What estimators have computed of the gradient at ``start`` and need not compute again.
     """
 
@@ -58,6 +61,8 @@ class Step:
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
     preconditioner: Vector | None = None
     known_start: Evaluation | None = None
+    memory: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False)
+    stability_limit: float = math.nan
     norms_at_start: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -101,7 +106,7 @@ class Estimate:
     status: Status = Status.OK
     group: str = "all"
     parts: tuple["Estimate", ...] = ()
-    extra: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, float | str] = field(default_factory=dict)
 
 
 class Estimator(Protocol):
