@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 from smoothdiag.geometry import Diagonal, Euclidean, Geometry
 from smoothdiag.measure.coordinates import by_module
 from smoothdiag.measure.estimators import (
+    CriticalStep,
     DebiasedSmoothness,
+    DirectionalCurvature,
     Estimate,
     Estimator,
+    HessianNorm,
     LocalSmoothness,
     PathSmoothness,
+    Sharpness,
     Step,
 )
 from smoothdiag.measure.objective import Objective
@@ -43,14 +47,18 @@ _LAZY = {
 
 __all__ = [
     # measure
+    "CriticalStep",
     "DebiasedSmoothness",
+    "DirectionalCurvature",
     "Estimate",
     "Estimator",
+    "HessianNorm",
     "LocalSmoothness",
     "Objective",
     "PathSmoothness",
     "Probe",
     "Schedule",
+    "Sharpness",
     "Status",
     "Step",
     "budget",

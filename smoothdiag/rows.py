@@ -85,6 +85,17 @@ class Status(Enum):
         "than the one that is trained; move everything that changes the loss into loss_fn."
     )
     NON_FINITE = "the loss or a gradient is inf or NaN at one of the points; look at the loss of this step."
+    NOT_CONVERGED = (
+        "the search ended at its limit before it was as accurate as asked for; raise the limit, or ask for less."
+    )
+    NO_DESCENT = (
+        "the loss rises along the step from its very start, as it may with momentum or on held-out data, so there is "
+        "no critical rate; measure LocalSmoothness, which needs no descent."
+    )
+    NO_CROSSING = (
+        "the loss did not rise however far the step was prolonged, so there is no critical rate; measure "
+        "LocalSmoothness instead."
+    )
     ZERO_STEP = "the two points coincide; the step was skipped, or the radius is below rounding."
     FAILED = "evaluating the loss again raised an error, which was shown as a warning; mend loss_fn."
 

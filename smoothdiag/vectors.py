@@ -6,6 +6,8 @@ Sharded tensors (DTensor) are taken for the whole they are part of: sums go over
 make the same calls.
 """
 
+import functools
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
@@ -109,6 +111,15 @@ def any_rank(value: bool, like: Tensor) -> bool:
     return mean_over_ranks(float(value), like) > 0
 
 
+def average_(a: Vector) -> None:
+    """Averages plain tensors over all ranks in place; every rank must call it."""
+    flat = torch.cat([x.reshape(-1).to(a[0].device, a[0].dtype) for x in a])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for x, mean in zip(a, torch.split(flat, [x.numel() for x in a]), strict=True):
+        x.copy_(mean.view(x.shape))
+
+
 def of_first_rank(value: int, like: Tensor) -> int:
     """Returns the first rank's number; every rank must call it. ``like`` gives the device to use."""
     sent = torch.tensor(value, dtype=torch.int64, device=local(like).device)
@@ -116,20 +127,88 @@ def of_first_rank(value: int, like: Tensor) -> int:
     return int(sent)
 
 
+class Layout:
+    """Vectors of one kind as flat tensors, for algorithms that combine many of them.
+
+    A flat tensor holds the local parts of this rank, one after another, in float32 or wider, on the device of the
+    first tensor. ``flat.numel()`` is the same for all of them but may differ from rank to rank.
+
+    Args:
+        like: A vector with the shapes, dtypes, devices and shards of all others.
+    """
+
+    def __init__(self, like: Vector) -> None:
+        self._like = list(like)
+        self._dtype = functools.reduce(torch.promote_types, [x.dtype for x in like], torch.float32)
+        sizes = [local(x).numel() for x in like]
+        # Tensors that are spread over the same ranks lie together, so that one sum over ranks serves them all.
+        groups = [_shard_groups(x) for x in like]
+        self._order = sorted(range(len(like)), key=lambda i: [id(g) for g in groups[i]])
+        self._segments: list[tuple[tuple[dist.ProcessGroup, ...], slice]] = []
+        end = 0
+        for ranks, members in itertools.groupby(self._order, key=lambda i: groups[i]):
+            begin, end = end, end + sum(sizes[i] for i in members)
+            self._segments.append((ranks, slice(begin, end)))
+        self._sizes = [sizes[i] for i in self._order]
+
+    def flatten(self, a: Vector) -> Tensor:
+        """Returns the vector as a new flat tensor."""
+        device = local(self._like[0]).device
+        return torch.cat([local(a[i]).reshape(-1).to(device, self._dtype) for i in self._order])
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """Returns a flat tensor as a vector; views into it wherever dtype and device allow."""
+        result = list(self._like)
+        for i, part in zip(self._order, torch.split(flat, self._sizes), strict=True):
+            like = local(self._like[i])
+            part = part.view(like.shape).to(like.device)
+            if is_sharded(self._like[i]):
+                result[i] = torch.empty_like(self._like[i], dtype=self._dtype, requires_grad=False)
+                local(result[i]).copy_(part)
+            else:
+                result[i] = part
+        return result
+
+    def products(self, rows: Tensor, flat: Tensor) -> Tensor:
+        """Returns the inner product of every row (k, n) with a flat tensor (n,), a float64 tensor (k,)."""
+        total = torch.zeros(len(rows), dtype=torch.float64, device=flat.device)
+        for groups, part in self._segments:
+            found = (rows[:, part] @ flat[part]).double()
+            for group in groups:
+                dist.all_reduce(found, group=group)
+            total += found
+        return total
+
+    def norm(self, flat: Tensor) -> Tensor:
+        """Returns the Euclidean norm of a flat tensor, a 0-dim float64 tensor."""
+        total = torch.zeros((), dtype=torch.float64, device=flat.device)
+        for groups, part in self._segments:
+            found = torch.linalg.vector_norm(flat[part], dtype=torch.float64).square()
+            for group in groups:
+                dist.all_reduce(found, group=group)
+            total += found
+        return total.sqrt()
+
+
 def _sum_over_ranks(values: Tensor, owners: Vector) -> Tensor:
     """Adds up per-tensor sums of local parts over the ranks that hold the other parts."""
     groups: dict[dist.ProcessGroup, list[int]] = {}
     for index, owner in enumerate(owners):
-        if is_sharded(owner):
-            for dim, placement in enumerate(owner.placements):
-                # Replicated dimensions of a mesh hold equal copies: only sharded ones add up.
-                if not placement.is_replicate():
-                    groups.setdefault(owner.device_mesh.get_group(dim), []).append(index)
+        for group in _shard_groups(owner):
+            groups.setdefault(group, []).append(index)
     for group, indices in groups.items():
         part = values[indices]
         dist.all_reduce(part, group=group)
         values = values.index_copy(0, torch.tensor(indices, device=values.device), part)
     return values
+
+
+def _shard_groups(x: Tensor) -> "tuple[dist.ProcessGroup, ...]":
+    """Returns the groups of ranks that hold the other parts of ``x``."""
+    if not is_sharded(x):
+        return ()
+    # Replicated dimensions of a mesh hold equal copies: only sharded ones add up.
+    return tuple(x.device_mesh.get_group(d) for d, placement in enumerate(x.placements) if not placement.is_replicate())
 
 
 def _part_index(x: Tensor) -> int:

@@ -4,12 +4,13 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState, copied, cut, devices_of, is_half, map_tensors, widened
@@ -59,7 +60,9 @@ class Objective:
         distributed: Whether ``backward`` averages gradients over ranks; the loss is then averaged too.
 
     Attributes:
+        model: The model.
         parameters: The coordinates x.
+        distributed: Whether the loss is a mean over ranks.
         num_grads: Gradients evaluated so far.
         loss_scale: Factor that the loss has during ``backward``, so that float16 gradients do not underflow;
             divided by 16 where they overflow.
@@ -83,7 +86,7 @@ class Objective:
         self.parameters = list(parameters)
         self.num_grads = 0
         self.loss_scale = 1.0
-        self._model, self._loss_fn = model, loss_fn
+        self.model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction
         # Everything that backward may give a gradient to: x, and what it leaves where it is.
         self._holders = list(dict.fromkeys([*self.parameters, *model.parameters()]))
@@ -94,12 +97,12 @@ class Objective:
         self._isolated = False
         self._strays: dict[Tensor, Tensor | None] = {}
         self._traced: set[int] = set()
-        self._distributed = distributed
+        self.distributed = distributed
 
     @property
     def forward_dtypes(self) -> set[torch.dtype]:
         """Dtypes that parameters are cast to before they are used, other than by autocast."""
-        return forward_dtypes(self._model)
+        return forward_dtypes(self.model)
 
     @property
     def num_micro_batches(self) -> int:
@@ -128,7 +131,7 @@ class Objective:
 
     def _evaluate(self, point: Vector | None, inspect: Callable[[Tensor], None] | None) -> Evaluation:
         with self.isolated(), torch.enable_grad():
-            self._place(point)
+            self.place(point)
             self.num_grads += 1
             loss, gradient, squares, reached = 0.0, list[Tensor](), list[Tensor](), False
             for micro in self._micro_batches:
@@ -150,8 +153,21 @@ class Objective:
         """Returns the loss at ``point`` by forward passes only."""
         # Gradients stay enabled although none is taken: compiled models and fused kernels differ without.
         with self.isolated(), torch.enable_grad():
-            self._place(point)
+            self.place(point)
             return self._averaged(sum(float(self._loss(micro).detach()) for micro in self._micro_batches))
+
+    def losses(self) -> Iterator[Tensor]:
+        """Yields this rank's share of each micro-batch in the loss at the present parameters, with its graph.
+
+        For derivatives that ``backward`` does not give; to be used inside ``isolated``.
+        """
+        with ExitStack() as stack:
+            for module in self.model.modules():
+                if isinstance(module, DistributedDataParallel):
+                    # Otherwise it waits for a backward pass that does not come.
+                    stack.enter_context(module.no_sync())
+            for micro in self._micro_batches:
+                yield self._loss(micro)
 
     def halves(self) -> tuple["Objective", "Objective"]:
         """Returns the loss on two disjoint halves of the data, each weighted as if it were the whole.
@@ -185,14 +201,14 @@ class Objective:
             yield
             return
         random_state = RandomState.capture(devices_of(self.parameters))
-        reshard(self._model)
+        reshard(self.model)
         values, tensors, contents = self.point(), self._state.tensors(), self._state.values()
         self._state.mark()
         gradients = [p.grad for p in self._holders]
         self._strays, self._traced = {}, set()
         # Gradients that are views into a bucket (DDP) are overwritten by the next backward.
         buckets = [None if g is None or not g._is_view() else g.clone() for g in gradients]
-        modes = [(module, module.training) for module in self._model.modules()]
+        modes = [(module, module.training) for module in self.model.modules()]
         narrow = [t.data for t in self._widened]
         for tensor in self._widened:
             tensor.data = tensor.data.float()
@@ -203,7 +219,7 @@ class Objective:
         finally:
             self._isolated = False
             Objective.num_isolated -= 1
-            reshard(self._model)
+            reshard(self.model)
             for tensor, data in zip(self._widened, narrow, strict=True):
                 tensor.grad = None
                 tensor.data = data
@@ -226,8 +242,9 @@ class Objective:
                     SmoothdiagWarning,
                 )
 
-    def _place(self, point: Vector | None) -> None:
-        reshard(self._model)
+    def place(self, point: Vector | None = None) -> None:
+        """Moves to ``point`` and puts everything else back to the start; to be used inside ``isolated``."""
+        reshard(self.model)
         if point is not None:
             vectors.assign_(self.parameters, point)
         self._state.assign(self._start_state)
@@ -261,7 +278,7 @@ class Objective:
         # A copy each time: loss_fn may write to tensors and take entries out of containers.
         batch = map_tensors(micro.batch, self._copy)
         try:
-            loss = self._loss_fn(self._model, batch)
+            loss = self._loss_fn(self.model, batch)
         except Exception as error:
             error.add_note("This came from loss_fn(model, batch), called again by the probe to measure.")
             raise
@@ -275,7 +292,7 @@ class Objective:
         return loss / len(self._micro_batches) if self._reduction == "mean" else loss
 
     def _averaged(self, loss: float) -> float:
-        return vectors.mean_over_ranks(loss, self.parameters[0]) if self._distributed else loss
+        return vectors.mean_over_ranks(loss, self.parameters[0]) if self.distributed else loss
 
     def _copy(self, tensor: Tensor) -> Tensor:
         twin = copied(tensor)

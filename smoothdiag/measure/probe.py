@@ -4,7 +4,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -230,6 +230,7 @@ class Probe:
                 groups=self._groups,
                 preconditioner=preconditioner(self._optimizer, self._parameters),
                 known_start=known,
+                memory=self._memory,
             )
             names: set[str] = set()
             for estimator in self._estimators:
@@ -309,5 +310,6 @@ class Probe:
 
     def _take_coordinates(self, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
+        self._memory: dict[Hashable, Any] = {}  # of other parameters it would be of no use
         self._groups = parameter_groups(self._model, parameters, self._group_by)
         self._accumulation = Accumulation(self._model, parameters)

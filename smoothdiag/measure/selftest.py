@@ -78,14 +78,14 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     # The difference of two gradients holds the error of both.
     repeat = difference / math.sqrt(2) / length if length and math.isfinite(difference) else 0.0
     # The coarsest dtype decides: its rounding is the largest.
-    rounding = max(ROUNDING.get(g.dtype, ROUNDING[torch.bfloat16]) for g in once.gradient)
+    coarsest = max(rounding(g.dtype) for g in once.gradient)
     narrow = _narrowest((dtypes | objective.forward_dtypes) - {g.dtype for g in once.gradient})
-    error = max(rounding, repeat)
+    error = max(coarsest, repeat)
     if narrow is not None and length:
         error = max(error, _rounding_error(objective, start, once, narrow))
     test = SelfTest(error, narrow=narrow, loss_scale=objective.loss_scale)
     # beyond what the order of additions on a GPU explains
-    if repeat > max(100 * rounding, 0.0 if narrow is None else ROUNDING[narrow] / 10):
+    if repeat > max(100 * coarsest, 0.0 if narrow is None else ROUNDING[narrow] / 10):
         warnings.warn(
             f"Two gradients of the same loss on the same data differ by {difference / length:.1e} of their length, "
             "so rows may fall below the noise floor. Usual causes: loss_fn draws random numbers from a generator of "
@@ -102,6 +102,11 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     if is_same(training, once.gradient, error):
         _warn_of_reduction(ratio, objective.num_micro_batches)
     return replace(test, angle=angle, ratio=ratio, reproduced=reproduced), once
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Returns the relative error that rounding leaves in one gradient with parameters of this dtype."""
+    return ROUNDING.get(dtype, ROUNDING[torch.bfloat16])
 
 
 def dtypes_of(loss: Tensor) -> set[torch.dtype]:
@@ -152,7 +157,7 @@ def is_same(training: Vector, replayed: Vector, gradient_error: float, *, with_l
 
     Their lengths count only ``with_length``: clipping and scaling change them.
     """
-    coarsest = max(gradient_error, *(ROUNDING.get(g.dtype, ROUNDING[torch.bfloat16]) for g in training))
+    coarsest = max(gradient_error, *(rounding(g.dtype) for g in training))
     angle, ratio = compare(training, replayed)
     tolerance = 10 * coarsest + SAME_DIRECTION
     return not (angle > tolerance or (with_length and abs(ratio - 1) > tolerance))

@@ -1,0 +1,72 @@
+"""The Hessian of an objective as a linear operator: linearise once, then multiply."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+from smoothdiag.measure.curvature.check import Choice, choose, mixed
+from smoothdiag.measure.curvature.operator import Hessian, opened
+from smoothdiag.measure.objective import Objective
+from smoothdiag.vectors import Vector
+
+__all__ = ["Backend", "Choice", "Hessian", "check_backend", "choose", "hvp", "mixed"]
+
+Backend = Literal["auto", "retained", "rebuilt", "central", "one_sided"]
+
+
+@contextmanager
+def hvp(
+    objective: Objective,
+    point: Vector | None = None,
+    *,
+    backend: Backend | Choice = "auto",
+    autocast: bool = False,
+) -> Iterator[Hessian]:
+    """Yields the Hessian of ``objective`` as an operator to multiply with; leaves no trace once it is closed.
+
+    Args:
+        objective: The loss.
+        point: Where, tensors shaped like the parameters; default: their present values.
+        backend: How products are made.
+
+            - ``"retained"``: twice in reverse, the graph of the gradient kept: exact, two gradients a product.
+            - ``"rebuilt"``: the same with the graph made anew each time: some three gradients, less memory.
+            - ``"central"``: from gradients at two points: two gradients, no more memory than training, about 1e-4
+              accurate in float32, and runs wherever the model can be trained.
+            - ``"one_sided"``: from one point and the gradient itself: one gradient, about 1e-3 accurate.
+            - ``"auto"``: the first of retained (for one micro-batch), rebuilt and central that passes a check, which
+              costs about twelve gradients. A ``Choice``, as returned by ``choose``, is used as it is.
+        autocast: Whether autocast regions of the loss stay in force. Without, the Hessian is that of the loss in
+            the precision of the parameters.
+
+    Raises:
+        ValueError: If ``backend`` is unknown.
+    """
+    if not isinstance(backend, Choice):
+        check_backend(backend)
+    where = objective.point() if point is None else point
+    if isinstance(backend, Choice):
+        choice = backend
+    elif backend == "auto":
+        choice = choose(objective, where, autocast=autocast)
+    else:
+        choice = Choice(backend, "as asked for", None)
+    with opened(
+        objective,
+        where,
+        choice.backend,
+        reason=choice.reason,
+        gradient_error=choice.gradient_error,
+        autocast=autocast,
+    ) as hessian:
+        yield hessian
+
+
+def check_backend(backend: str) -> None:
+    """Refuses an unknown way of multiplying.
+
+    Raises:
+        ValueError: If ``backend`` is none of ``Backend``.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"Parameter `backend` should be one of {get_args(Backend)}. Found `backend = {backend!r}`.")

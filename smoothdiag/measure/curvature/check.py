@@ -1,0 +1,131 @@
+"""Which way of multiplying by the Hessian to take: tried once, and checked against what must hold."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from smoothdiag import vectors
+from smoothdiag.measure.curvature.operator import Hessian, Rung, opened
+from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.selftest import self_test
+from smoothdiag.vectors import Vector
+
+AGREEMENT = 0.02
+"""Relative distance up to which a product counts as equal to a difference of gradients."""
+
+BLOCK_AGREEMENT, SMALLEST_BLOCK = 0.1, 1e-3
+"""The same for the part of a single tensor, unless that part is below this share of the whole."""
+
+LEAST_SHARE = 0.4
+"""Least share of the curvature that differences show along the gradient (ResNet-20 with ReLU: 0.7 to 1)."""
+
+DOUBTS = 2.0
+"""Distance between differences at two radii, times this, is how far off a product may be: at kinks they differ."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way of multiplying by the Hessian, and why it is taken.
+
+    Attributes:
+        backend: The way.
+        reason: Why, with the figures of the check.
+        gradient_error: Relative error of one gradient, which the radius of differences depends on; ``None`` takes
+            what is usual for the dtype of the parameters.
+    """
+
+    backend: Rung
+    reason: str
+    gradient_error: float | None
+
+
+def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
+    """Returns the first way that runs and gives what a Hessian gives: symmetric, and the slope of the gradient.
+
+    Differentiating twice is exact, but not every operation can be: some raise an error, and some silently leave
+    terms out. Costs about twelve gradients.
+
+    Args:
+        objective: The loss.
+        point: Where to try.
+        autocast: Whether autocast regions of the loss stay in force.
+    """
+    with opened(objective, point, "central", autocast=autocast) as hessian:
+        test, start = self_test(objective, point, None)
+        error = test.gradient_error
+        if any(map(vectors.is_sharded, point)):
+            return Choice("central", "sharded parameters can be differentiated only once", error)
+        v = mixed(start.gradient, seed=0)
+    failure = ""
+    ways: Sequence[Rung] = ("retained", "rebuilt") if objective.num_micro_batches == 1 else ("rebuilt",)
+    for way in ways:
+        try:
+            with opened(objective, point, way, autocast=autocast) as hessian:
+                product, asymmetry = _try(hessian, v)
+        except torch.OutOfMemoryError:
+            failure = f"{way}: out of memory"
+            continue
+        except Exception as problem:  # whatever a model's own operations raise
+            failure = f"{way}: {str(problem).strip().splitlines()[0] if str(problem) else type(problem).__name__}"
+            break
+        tolerated = max(1e-4, 10 * error)
+        if not asymmetry <= tolerated:
+            failure = f"{way}: not symmetric, {asymmetry:.1e} where rounding explains {tolerated:.0e}"
+            break
+        with opened(objective, point, "central", gradient_error=error, autocast=autocast) as difference:
+            agrees, finding = _compare(difference, v, product, error)
+        if agrees:
+            return Choice(way, f"symmetric to {asymmetry:.0e}; {finding}", error)
+        failure = f"{way}: {finding}"
+        break
+    return Choice("central", failure, error)
+
+
+def _try(hessian: Hessian, v: Vector) -> tuple[list[torch.Tensor], float]:
+    """Returns H v, and |u'Hv - v'Hu| relative to the lengths of u and Hv, for a u in which both show."""
+    product = hessian(v)
+    size = float(vectors.norm(product))
+    if size == 0 or not math.isfinite(size):
+        return product, 0.0
+    u = mixed(product, seed=1)
+    there, back = float(vectors.dot(u, product)), float(vectors.dot(v, hessian(u)))
+    return product, abs(there - back) / (size * float(vectors.norm(u)))
+
+
+def _compare(difference: Hessian, v: Vector, product: Vector, error: float) -> tuple[bool, str]:
+    """Returns whether a product agrees with differences of gradients, as well as these agree with each other."""
+    coarse = difference(v)
+    fine = difference.finer(v)
+    assert difference.radius is not None
+    length = float(vectors.norm(v))
+    # What rounding makes of a difference of gradients over a quarter of the radius.
+    noise = 4 * error * float(vectors.norm(difference.gradient)) / difference.radius * length
+    wanted, spread = vectors.norms(coarse), vectors.norms(vectors.sub(coarse, fine))
+    missed = vectors.norms(vectors.sub(coarse, product))
+    whole, off, doubt = (float(x.square().sum().sqrt()) for x in (wanted, missed, spread))
+    if not all(map(math.isfinite, (whole, off, doubt))):
+        return True, "differences of gradients are not finite"
+    relative = off / whole if whole else 0.0
+    finding = f"{relative:.0e} from a difference of gradients, which is known to {doubt / whole if whole else 0:.0e}"
+    if off > max(AGREEMENT * whole, DOUBTS * doubt, noise):
+        return False, finding
+    # Kinks are no excuse for missing most of the curvature along v: they add to it less than what is there.
+    along, found = float(vectors.dot(v, coarse)), float(vectors.dot(v, product))
+    if along > noise * length and found < LEAST_SHARE * along:
+        return False, f"{finding}; {found / along:.0%} of the curvature along the gradient"
+    allowed = torch.maximum(BLOCK_AGREEMENT * wanted, DOUBTS * spread).clamp(min=max(SMALLEST_BLOCK * whole, noise))
+    worst = int((missed / allowed).argmax()) if whole else 0
+    if missed[worst] > allowed[worst]:
+        share = float(missed[worst] / wanted[worst])
+        return False, f"{finding}; tensor {worst} is {share:.0%} off"
+    return True, finding
+
+
+def mixed(direction: Vector, seed: int) -> list[torch.Tensor]:
+    """Returns a vector of length about 1, half of it the given direction, half random."""
+    drawn = vectors.random_like(direction, seed=seed)
+    length, size = float(vectors.norm(direction)), float(vectors.norm(drawn))
+    random = [x * (0.7 / size) for x in drawn]
+    return vectors.add_scaled(random, direction, 0.7 / length) if length and math.isfinite(length) else random

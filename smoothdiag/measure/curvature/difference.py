@@ -1,0 +1,90 @@
+"""Hessian-vector products by differences of gradients: run wherever a model can be trained."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.measure.objective import Objective
+from smoothdiag.vectors import Vector
+
+FIRST_RADIUS = 1e-4
+"""Radius relative to ||x|| that the first product is tried with; the gradient tells by how much it was wrong."""
+
+LARGEST_RADIUS = 0.1
+"""Radius relative to ||x|| that is never exceeded, however flat the loss."""
+
+TOLERATED = 10.0
+"""Factor by which the change of the gradient may miss its target before the product is taken anew."""
+
+MAX_TRIES = 4
+
+
+class Difference:
+    """Products H v from the gradients at two points, the radius chosen anew along each direction.
+
+    Rounding of the gradients, a relative error u, adds u / t to the relative error of a product over which the
+    gradient changes by t of its length; the third derivative adds about t^2, or t if the difference is one-sided. So
+    the radius aims at the change where both are equal, u^(1/3) or u^(1/2).
+
+    Args:
+        objective: The loss.
+        point: Where, tensors shaped like the parameters.
+        one_sided: Take the difference to the gradient at ``point``, which is evaluated once: half as dear, and
+            an order less accurate.
+        gradient_error: Relative error u of one gradient.
+
+    Attributes:
+        radius: Length of the last displacement to either side [x].
+    """
+
+    def __init__(self, objective: Objective, point: Vector, *, one_sided: bool, gradient_error: float) -> None:
+        self._objective, self._point, self._one_sided = objective, point, one_sided
+        self._target = min(max(gradient_error, 1e-16) ** (1 / 2 if one_sided else 1 / 3), 0.2)
+        self._size = float(vectors.norm(point)) or 1.0
+        self._gradient: list[Tensor] | None = None
+        # Below a hundred roundings of the parameters the displacement is no longer along v.
+        self._smallest = min(50 * max(torch.finfo(x.dtype).eps for x in point), LARGEST_RADIUS) * self._size
+        self._next = self.radius = FIRST_RADIUS * self._size
+
+    def gradient(self) -> list[Tensor]:
+        """Returns the gradient at the point, evaluated at most once."""
+        if self._gradient is None:
+            self._gradient = self._objective.evaluate(self._point).gradient
+        return self._gradient
+
+    def __call__(self, v: Vector) -> list[Tensor]:
+        """Returns H v."""
+        length = float(vectors.norm(v))
+        if length == 0 or not math.isfinite(length):
+            return [0 * x for x in v]
+        for _ in range(MAX_TRIES):
+            self.radius = self._next
+            product, change = self.at(v, self.radius / length)
+            # A gradient that turned round altogether says that the radius is too long, not by how much.
+            factor = 1 / 64 if not change <= 0.5 else self._target / max(change, self._target / 100)
+            self._next = min(max(self.radius * factor, self._smallest), LARGEST_RADIUS * self._size)
+            if 1 / TOLERATED <= factor <= TOLERATED or self._next == self.radius:
+                break
+        return product
+
+    def at(self, v: Vector, step: float) -> tuple[list[Tensor], float]:
+        """Returns H v from a displacement of ``step`` times v, and by how much the gradient changed, relative to it."""
+        ahead = vectors.add_scaled(self._point, v, step)
+        there = self._objective.evaluate(ahead).gradient
+        if self._one_sided:
+            made, here = vectors.sub(ahead, self._point), self.gradient()
+        else:
+            behind = vectors.add_scaled(self._point, v, -step)
+            made = vectors.sub(ahead, behind)
+            del ahead
+            here = self._objective.evaluate(behind).gradient
+            del behind
+        # What was really made of step v, once rounded to the dtype of the parameters.
+        effective = float(vectors.dot(made, v)) / float(vectors.norm(v)) ** 2
+        del made
+        change = vectors.sub(there, here)
+        sizes = float(vectors.norm(there)) + float(vectors.norm(here))
+        relative = 2 * float(vectors.norm(change)) / sizes if sizes else 0.0
+        return [x / effective for x in change], relative if self._one_sided else relative / 2

@@ -1,0 +1,92 @@
+"""Hessian: one way of multiplying by the second derivative of an objective."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.measure.curvature.difference import Difference
+from smoothdiag.measure.curvature.guards import autocast_off, twice_differentiable
+from smoothdiag.measure.curvature.reverse import Reverse
+from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.selftest import rounding
+from smoothdiag.vectors import Vector
+
+Rung = Literal["retained", "rebuilt", "central", "one_sided"]
+
+
+class Hessian:
+    """The Hessian of an objective at a point, as a linear operator.
+
+    Attributes:
+        point: Where, tensors shaped like the parameters.
+        backend: How products are made.
+        reason: Why they are made in this way.
+        num_hvps: Products so far.
+    """
+
+    def __init__(self, products: Reverse | Difference, point: Vector, backend: Rung, reason: str) -> None:
+        self.point, self.backend, self.reason = point, backend, reason
+        self.num_hvps = 0
+        self._products = products
+
+    @cached_property
+    def gradient(self) -> list[Tensor]:
+        """Gradient at the point [f/x]."""
+        return self._products.gradient()
+
+    def __call__(self, v: Vector) -> list[Tensor]:
+        """Returns H v, tensors shaped like the parameters.
+
+        Units: [f/x^2] times those of ``v``.
+        """
+        self.num_hvps += 1
+        return self._products(v)
+
+    @property
+    def radius(self) -> float | None:
+        """Length of the last displacement to either side [x]; ``None`` where products are exact."""
+        return self._products.radius if isinstance(self._products, Difference) else None
+
+    def finer(self, v: Vector) -> list[Tensor]:
+        """Returns H v from a quarter of the last displacement, to be compared with that from the whole.
+
+        Raises:
+            RuntimeError: If products are exact.
+        """
+        if not isinstance(self._products, Difference):
+            raise RuntimeError(f"Products by `{self.backend}` have no radius.")
+        self.num_hvps += 1
+        return self._products.at(v, self._products.radius / 4 / float(vectors.norm(v)))[0]
+
+
+@contextmanager
+def opened(
+    objective: Objective,
+    point: Vector,
+    backend: Rung,
+    *,
+    reason: str = "",
+    gradient_error: float | None = None,
+    autocast: bool,
+) -> Iterator[Hessian]:
+    """Yields the Hessian that multiplies in the given way, with all guards up for as long as it is open."""
+    with ExitStack() as stack:
+        stack.enter_context(objective.isolated())
+        stack.enter_context(torch.enable_grad())
+        if not autocast:
+            stack.enter_context(autocast_off({x.device.type for x in point}))
+        # Parameters may be wider inside than they were outside.
+        point = [x.to(p.dtype) for x, p in zip(point, objective.parameters, strict=True)]
+        products: Reverse | Difference
+        if backend in ("retained", "rebuilt"):
+            stack.enter_context(twice_differentiable(objective.model))
+            products = Reverse(objective, point, retain=backend == "retained")
+        else:
+            error = gradient_error if gradient_error is not None else max(rounding(x.dtype) for x in point)
+            products = Difference(objective, point, one_sided=backend == "one_sided", gradient_error=error)
+        yield Hessian(products, point, backend, reason)

@@ -1,0 +1,78 @@
+"""Hessian-vector products by differentiating twice in reverse mode: exact wherever they run."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.measure.objective import Objective
+from smoothdiag.vectors import Vector
+
+Parts = Sequence[Tensor | None]
+
+
+class Reverse:
+    """Products H v as the gradient of <g, v>, where the gradient g has a graph of its own.
+
+    To be used inside ``objective.isolated()`` and ``twice_differentiable``. With ``retain`` the graph of g is kept:
+    a product costs two gradients, the first one another three at most, and memory is that of about three. Without,
+    the graph of one micro-batch at a time is built anew for each product, at some three gradients.
+
+    Args:
+        objective: The loss.
+        point: Where, tensors shaped like the parameters.
+        retain: Whether to keep the graph.
+    """
+
+    def __init__(self, objective: Objective, point: Vector, *, retain: bool) -> None:
+        self._objective, self._point, self._retain = objective, point, retain
+        self._kept: list[Parts] | None = None
+
+    def gradient(self) -> list[Tensor]:
+        """Returns the gradient at the point."""
+        return self._sum([None if g is None else g.detach() for g in parts] for parts in self._linearised())
+
+    def __call__(self, v: Vector) -> list[Tensor]:
+        """Returns H v."""
+        return self._sum(self._product(parts, v) for parts in self._linearised())
+
+    def _linearised(self) -> Iterable[Parts]:
+        """Returns the gradient of each micro-batch with its graph, times the scale of the loss."""
+        self._objective.place(self._point)
+        if self._kept is not None:
+            return self._kept
+        built = (
+            torch.autograd.grad(
+                loss * self._objective.loss_scale, self._objective.parameters, create_graph=True, allow_unused=True
+            )
+            for loss in self._objective.losses()
+        )
+        if not self._retain:
+            return built
+        self._kept = list(built)
+        return self._kept
+
+    def _product(self, parts: Parts, v: Vector) -> Parts:
+        # A gradient without a graph is constant, and one of an unused parameter zero: neither has a derivative.
+        known = [(g, x.to(g.dtype)) for g, x in zip(parts, v, strict=True) if g is not None and g.requires_grad]
+        if not known:
+            return [None] * len(parts)
+        return torch.autograd.grad(
+            [g for g, _ in known],
+            self._objective.parameters,
+            [x for _, x in known],
+            retain_graph=self._retain,
+            allow_unused=True,
+        )
+
+    def _sum(self, shares: Iterable[Parts]) -> list[Tensor]:
+        total: list[Tensor | None] = [None] * len(self._point)
+        for parts in shares:
+            dense = [x.to_dense() if x is not None and x.is_sparse else x for x in parts]
+            total = [b if a is None else a if b is None else a + b for a, b in zip(total, dense, strict=True)]
+        scale = self._objective.loss_scale
+        found = [torch.zeros_like(p) if x is None else x / scale for x, p in zip(total, self._point, strict=True)]
+        if self._objective.distributed:
+            vectors.average_(found)
+        return found

@@ -1,0 +1,197 @@
+"""HessianNorm, Sharpness and DirectionalCurvature: the second derivative at a point, by Hessian-vector products."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from smoothdiag import vectors
+from smoothdiag.measure.curvature import Backend, Choice, Hessian, check_backend, choose, hvp, mixed
+from smoothdiag.measure.curvature.spectrum import Target, check_limits, lanczos
+from smoothdiag.measure.estimators.base import Estimate, Status, Step, status_of_scales
+from smoothdiag.measure.estimators.blocks import Block, blocks_of
+from smoothdiag.vectors import Vector
+
+Direction = Literal["gradient", "update"]
+
+
+@dataclass(frozen=True)
+class HessianNorm:
+    """Largest magnitude of an eigenvalue of the Hessian at x_k: the ||H|| of the (L0, L1) law.
+
+    Rows are named "hessian_norm", and "hessian_norm_preconditioned" for P^-1/2 H P^-1/2 where the optimizer divides by
+    a known P. It is the curvature of the loss on the measured data alone: that of a minibatch is larger than the mean.
+    The eigenvector is kept as the start of the next measurement, which then takes two or three products if the data
+    are the same (``probe_batches``). It takes the memory of one vector for each product while it lasts.
+
+    Args:
+        tol: Relative error of the eigenvalue to stop at.
+        max_products: Hessian-vector products to give up after; the row then says ``not_converged``.
+        backend: How products are made, as in ``hvp``; ``"auto"`` decides once, at the first measured step.
+        autocast: Whether autocast regions of the loss stay in force.
+        by_group: Measure the block of every parameter group too, by products of its own.
+
+    Raises:
+        ValueError: If ``tol`` is not in (0, 1), ``max_products`` is below 1 or ``backend`` is unknown.
+
+    Units: smoothness [f/x^2]. Extra columns: ``eigenvalue_max`` and ``eigenvalue_min`` [f/x^2], both ends of the
+    spectrum as far as met; ``residual``, relative; ``num_hvps``; ``hvp``, how products were made, and ``hvp_reason``.
+    Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), definition 1, for the quantity.
+    """
+
+    tol: float = 1e-3
+    max_products: int = 40
+    backend: Backend = "auto"
+    autocast: bool = False
+    by_group: bool = False
+
+    def __post_init__(self) -> None:
+        check_limits(self.tol, self.max_products)
+        check_backend(self.backend)
+
+    def __call__(self, step: Step) -> Estimate:
+        """Returns the estimate."""
+        return self._extreme(step, "hessian_norm", "norm")
+
+    def _extreme(self, step: Step, name: str, target: Target) -> Estimate:
+        def solve(block: Block, hessian: Hessian) -> Estimate:
+            empty, key = block.empty(name), (name, block.suffix, block.group)
+            found = lanczos(
+                lambda v: block.times(hessian, v),
+                step.memory.get(key) or mixed(block.gradient(), seed=0),
+                target=target,
+                tol=self.tol,
+                max_products=self.max_products,
+            )
+            pair = found.pairs[0]
+            if not math.isfinite(pair.value):
+                return replace(empty, status=Status.NON_FINITE)
+            step.memory[key] = pair.vector
+            ends = {"eigenvalue_max": found.largest, "eigenvalue_min": found.smallest, "residual": pair.residual}
+            value = found.norm if target == "norm" else pair.value
+            estimate = replace(empty, smoothness=value, extra={**empty.extra, **ends})
+            if not found.converged:
+                return replace(estimate, status=Status.NOT_CONVERGED)
+            return _at_two_scales(estimate, pair.vector, block, hessian)
+
+        blocks = blocks_of(step, by_group=self.by_group)
+        return _measured(step, blocks, name, self.backend, self.autocast, solve)
+
+
+@dataclass(frozen=True)
+class Sharpness(HessianNorm):
+    """Largest signed eigenvalue of the Hessian at x_k: what limits the learning rate.
+
+    Rows are named "sharpness", and "sharpness_preconditioned" for P^-1/2 H P^-1/2, which is what the limit is about for
+    Adam and its like. Column ``stability_limit`` holds the value above which the optimizer diverges on a
+    quadratic: 2 / lr for gradient descent. Arguments and columns are those of ``HessianNorm``.
+
+    Units: smoothness [f/x^2].
+    Source: Cohen, Kaur, Li, Kolter, Talwalkar 2021 (ICLR); Cohen et al. 2022 for adaptive optimizers.
+    """
+
+    def __call__(self, step: Step) -> Estimate:
+        """Returns the estimate."""
+        return self._extreme(step, "sharpness", "largest")
+
+
+@dataclass(frozen=True)
+class DirectionalCurvature:
+    """Curvature v'Hv / ||v||^2 at x_k along the gradient or the update, of either sign, by one product.
+
+    Along the gradient it is the batch sharpness, which in training with minibatches settles at 2 / lr. Rows are named
+    "batch_sharpness" and "curvature_update"; with "_preconditioned" they are the same quotient of P^-1/2 H P^-1/2
+    along P^-1/2 g or P^1/2 d.
+
+    Args:
+        direction: ``"gradient"``, or ``"update"`` for x_{k+1} - x_k.
+        backend: How products are made, as in ``hvp``; ``"auto"`` decides once, at the first measured step.
+        autocast: Whether autocast regions of the loss stay in force.
+
+    Raises:
+        ValueError: If ``direction`` or ``backend`` is unknown.
+
+    Units: smoothness [f/x^2]. Extra columns: ``curvature_norm``, ||Hv|| / ||v|| [f/x^2]; ``num_hvps``, ``hvp`` and
+    ``hvp_reason`` as for ``HessianNorm``.
+    Source: Andreyev, Beneventano 2024, *Edge of stochastic stability*, for batch sharpness.
+    """
+
+    direction: Direction = "gradient"
+    backend: Backend = "auto"
+    autocast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise ValueError(
+                f"Parameter `direction` should be one of {get_args(Direction)}. Found `direction = {self.direction!r}`."
+            )
+        check_backend(self.backend)
+
+    def __call__(self, step: Step) -> Estimate:
+        """Returns the estimate."""
+        name = "batch_sharpness" if self.direction == "gradient" else "curvature_update"
+
+        def along(block: Block, hessian: Hessian) -> Estimate:
+            empty, v = block.empty(name), block.gradient() if self.direction == "gradient" else block.update()
+            length = float(vectors.norm(v))
+            if length == 0:
+                return replace(empty, status=Status.ZERO_STEP)
+            v = [x / length for x in v]
+            product = block.times(hessian, v)
+            value, size = float(vectors.dot(v, product)), float(vectors.norm(product))
+            if not math.isfinite(size):
+                return replace(empty, status=Status.NON_FINITE)
+            found = replace(empty, smoothness=value, extra={**empty.extra, "curvature_norm": size})
+            return _at_two_scales(found, v, block, hessian)
+
+        return _measured(step, blocks_of(step, by_group=False), name, self.backend, self.autocast, along)
+
+
+def _at_two_scales(estimate: Estimate, v: Vector, block: Block, hessian: Hessian) -> Estimate:
+    """Returns the estimate with the status that a quarter of the radius gives; exact products need no such doubt."""
+    if hessian.radius is None:
+        return estimate
+    whole, fine = (float(vectors.dot(v, block.times(matvec, v))) for matvec in (hessian, hessian.finer))
+    two_scale = fine / whole if whole else math.nan
+    return replace(estimate, two_scale=two_scale, status=status_of_scales(two_scale))
+
+
+def _measured(
+    step: Step,
+    blocks: list[Block],
+    name: str,
+    backend: Backend,
+    autocast: bool,
+    measure: Callable[[Block, Hessian], Estimate],
+) -> Estimate:
+    """Returns what ``measure`` finds for each block, the first as the estimate, the others as its parts."""
+    if not step.starts_finite:
+        return replace(blocks[0].empty(name), status=Status.NON_FINITE)
+    key = ("hvp", backend, autocast)
+    is_new = key not in step.memory
+    if is_new:
+        step.memory[key] = (
+            choose(step.objective, step.start, autocast=autocast)
+            if backend == "auto"
+            else Choice(backend, "as asked for", None if not autocast else step.gradient_error)
+        )
+
+    def attempt() -> Estimate:
+        choice: Choice = step.memory[key]
+        with hvp(step.objective, step.start, backend=choice, autocast=autocast) as hessian:
+            found = [measure(block, hessian) for block in blocks]
+        how = {"num_hvps": hessian.num_hvps, "hvp": choice.backend, **({"hvp_reason": choice.reason} if is_new else {})}
+        return replace(found[0], extra={**found[0].extra, **how}, parts=tuple(found[1:]))
+
+    choice = step.memory[key]
+    try:
+        return attempt()
+    except RuntimeError as error:
+        # Memory can run out, or an operation be met, that the check did not see. Ranks that disagree would wait for
+        # each other for ever.
+        if backend != "auto" or choice.backend == "central" or step.objective.distributed:
+            raise
+        is_new = True
+        reason = f"{choice.backend} failed at step {step.index}: {str(error).strip().splitlines()[0]}"
+        step.memory[key] = replace(choice, backend="central", reason=reason)
+    return attempt()
