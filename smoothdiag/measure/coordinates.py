@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -113,6 +114,16 @@ def reshard(model: nn.Module) -> None:
     """
     for module in _fully_sharded(model):
         module.reshard()
+
+
+@contextmanager
+def no_sync(model: nn.Module) -> Iterator[None]:
+    """Keeps modules under data parallelism from waiting for a backward pass that does not come."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
 
 
 def forward_dtypes(model: nn.Module) -> set[torch.dtype]:

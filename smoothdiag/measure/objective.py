@@ -4,17 +4,16 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState, copied, cut, devices_of, is_half, map_tensors, widened
-from smoothdiag.measure.coordinates import forward_dtypes, reshard
+from smoothdiag.measure.coordinates import forward_dtypes, no_sync, reshard
 from smoothdiag.measure.graph import leaves_of
 from smoothdiag.measure.state import ModuleState
 from smoothdiag.rows import SmoothdiagWarning
@@ -161,11 +160,7 @@ class Objective:
 
         For derivatives that ``backward`` does not give; to be used inside ``isolated``.
         """
-        with ExitStack() as stack:
-            for module in self.model.modules():
-                if isinstance(module, DistributedDataParallel):
-                    # Otherwise it waits for a backward pass that does not come.
-                    stack.enter_context(module.no_sync())
+        with no_sync(self.model):
             for micro in self._micro_batches:
                 yield self._loss(micro)
 
