@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from smoothdiag.geometry import Diagonal, Euclidean, Geometry
 from smoothdiag.measure.coordinates import by_module
+from smoothdiag.measure.curvature import hvp
 from smoothdiag.measure.estimators import (
     CriticalStep,
     DebiasedSmoothness,
@@ -21,6 +22,7 @@ from smoothdiag.measure.estimators import (
     Sharpness,
     Step,
 )
+from smoothdiag.measure.fixed import objective
 from smoothdiag.measure.objective import Objective
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule, budget, every, log_spaced
@@ -64,7 +66,9 @@ __all__ = [
     "budget",
     "by_module",
     "every",
+    "hvp",
     "log_spaced",
+    "objective",
     # record
     "SmoothdiagWarning",
     "Trace",

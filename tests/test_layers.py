@@ -45,6 +45,8 @@ WINGS = {
         "measure.curvature",
         "measure.curvature.krylov",
         "measure.curvature.spectrum",
+        "measure.curvature.quadrature",
+        "measure.fixed",
         "measure.estimators.base",
         "measure.estimators.blocks",
         "measure.estimators.path",

@@ -23,6 +23,7 @@ from smoothdiag.measure.preconditioner import preconditioner
 from smoothdiag.measure.recording import rows_of
 from smoothdiag.measure.schedule import Adaptive, Schedule, every
 from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
+from smoothdiag.measure.stability import stability_limit
 from smoothdiag.measure.watched import Watched
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
@@ -231,6 +232,7 @@ class Probe:
                 preconditioner=preconditioner(self._optimizer, self._parameters),
                 known_start=known,
                 memory=self._memory,
+                stability_limit=stability_limit(self._optimizer, self._parameters),
             )
             names: set[str] = set()
             for estimator in self._estimators:

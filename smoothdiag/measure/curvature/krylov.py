@@ -29,12 +29,23 @@ class Ritz:
     Attributes:
         values: Ritz values, rising, shape (k,).
         coordinates: Ritz vectors in the basis, one a column, shape (k, k).
-        distances: ||H y - value y|| of each Ritz vector y, shape (k,).
+        distances: ||H y - value y|| of each Ritz vector y, and at least the rounding of one product, shape (k,).
+        start: Place of the first basis vector that was drawn after the space before it turned out to be closed under
+            H; 0 before that happens.
+        is_closed: Whether the space spanned is closed under H.
     """
 
     values: Array
     coordinates: Array
     distances: Array
+    start: int
+    is_closed: bool
+
+    @property
+    def is_new(self) -> npt.NDArray[np.bool_]:
+        """Which Ritz vectors lie outside the last closed space, shape (k,)."""
+        new: npt.NDArray[np.bool_] = (self.coordinates[self.start :] ** 2).sum(axis=0) > 0.5
+        return new if self.start else np.zeros(len(new), dtype=bool)
 
     def residual(self, j: int) -> float:
         """Returns ||H y - value y|| / |value|; 0 where both are zero."""
@@ -88,7 +99,7 @@ class Krylov:
 
     def steps(self) -> Iterator[Ritz]:
         """Yields what is known after each further product; ends where the whole space is spanned or H is not finite."""
-        measured = np.zeros((1, 0))
+        measured, start = np.zeros((1, 0)), 0
         while not self.is_whole:
             k = self.num_products
             self._append(self._next)
@@ -97,22 +108,26 @@ class Krylov:
             column, length = self._orthogonalise(w)
             measured = np.pad(measured, ((0, 0), (0, 1)))
             measured[: k + 1, k] = column
-            # Exact products would be symmetric in the basis; what they are not is part of the residual.
+            # Exact products would be symmetric in the basis; what they are not is part of the distance.
             symmetric = np.triu(measured) + np.triu(measured, 1).T
             if not np.isfinite(symmetric).all():
-                yield Ritz(np.full(k + 1, math.nan), np.eye(k + 1), np.full(k + 1, math.nan))
+                unknown = np.full(k + 1, math.nan)
+                yield Ritz(unknown, np.eye(k + 1), unknown, start, is_closed=False)
                 return
             values, coordinates = np.linalg.eigh(symmetric)
-            inside = np.linalg.norm(measured @ coordinates - values * coordinates, axis=0)
-            closed = length <= 100 * self._eps * np.abs(symmetric).max()
-            if closed:
+            rounding = self._eps * np.abs(symmetric).max()
+            is_closed = length <= 100 * rounding
+            if is_closed:
                 length = 0.0
                 self._continue()
             else:
                 self._next = w / length
-            yield Ritz(values, coordinates, np.hypot(inside, length * np.abs(coordinates[-1])))
+            inside = np.linalg.norm(measured @ coordinates - values * coordinates, axis=0)
+            outside = length * np.abs(coordinates[-1])
+            yield Ritz(values, coordinates, np.hypot(np.hypot(inside, outside), rounding), start, is_closed)
             measured = np.pad(measured, ((0, 1), (0, 0)))
             measured[k + 1, k] = length
+            start = k + 1 if is_closed else start
 
     def combine(self, coordinates: Array) -> list[Tensor]:
         """Returns the combination of the basis vectors, scaled to length 1."""

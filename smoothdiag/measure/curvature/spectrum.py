@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 from torch import Tensor
 
 from smoothdiag import vectors
@@ -95,11 +96,18 @@ def lanczos(
         raise ValueError(f"Parameter `num_pairs` should be at least 1. Found `num_pairs = {num_pairs!r}`.")
     krylov = Krylov(matvec, start, seed)
     converged = False
+    wanted = num_pairs * (1 + (target == "both"))
     for ritz in krylov.steps():
-        chosen = _chosen(ritz.values, target, num_pairs)
-        complete = len(chosen) == num_pairs * (1 + (target == "both")) and krylov.num_products > 1
+        chosen = _chosen(ritz, target, num_pairs, known=True)
+        if len(chosen) < wanted or _challenged(ritz, chosen, target, tol):
+            chosen = _chosen(ritz, target, num_pairs, known=False)
         errors = [ritz.error(j) for j in chosen]
-        converged = (complete or krylov.is_whole) and max(errors) <= tol and not _challenged(ritz, chosen, target, tol)
+        # A closed space says nothing of what lies outside, which may be more of the same.
+        unknown = ritz.is_closed and (not ritz.start or (wanted > 1 and ritz.is_new[chosen].any()))
+        settled = len(ritz.values) > 1 and len(chosen) == wanted and not unknown
+        converged = all(e <= tol for e in errors) and (
+            krylov.is_whole or (settled and not _challenged(ritz, chosen, target, tol))
+        )
         if converged or krylov.num_products >= max_products:
             break
     pairs = tuple(
@@ -141,11 +149,11 @@ def power_iteration(matvec: Matvec, start: Vector, *, tol: float = 1e-3, max_pro
     return Spectrum((pair,), max(value, 0.0), min(value, 0.0), done, pair.converged)
 
 
-def _chosen(values: Array, target: Target, num_pairs: int) -> list[int]:
-    """Returns the places of the wanted Ritz values."""
-    rising = list(range(len(values)))
+def _chosen(ritz: Ritz, target: Target, num_pairs: int, *, known: bool) -> list[int]:
+    """Returns the places of the wanted Ritz values; ``known`` leaves out those outside the last closed space."""
+    rising = [j for j in range(len(ritz.values)) if not (known and ritz.is_new[j])]
     if target == "norm":
-        return sorted(rising, key=lambda j: -abs(values[j]))[:num_pairs]
+        return sorted(rising, key=lambda j: -abs(ritz.values[j]))[:num_pairs]
     smallest, largest = rising[:num_pairs], rising[::-1][:num_pairs]
     if target == "both":
         return [*largest, *(j for j in smallest if j not in largest)]
@@ -153,12 +161,20 @@ def _chosen(values: Array, target: Target, num_pairs: int) -> list[int]:
 
 
 def _challenged(ritz: Ritz, chosen: list[int], target: Target, tol: float) -> bool:
-    """Returns whether the other end of the spectrum may, within its residual, hold the largest magnitude."""
-    if target != "norm":
-        return False
-    weakest = abs(ritz.values[chosen[-1]]) * (1 + tol)
-    ends = {0, len(ritz.values) - 1}.difference(chosen)
-    return any(abs(ritz.values[j]) + ritz.distances[j] > weakest for j in ends)
+    """Returns whether another Ritz value may, within its distance, take the place of a chosen one.
+
+    For the largest magnitude that may be the other end of the spectrum; else only what lies outside a closed space.
+    """
+    ends = {0, len(ritz.values) - 1} if target == "norm" else set()
+    others = (ends | set(np.flatnonzero(ritz.is_new))).difference(chosen)
+    slack = tol * float(np.abs(ritz.values).max())
+    values, distances = ritz.values, ritz.distances
+    if target == "norm":
+        weakest = min(abs(values[j]) for j in chosen)
+        return any(abs(values[j]) + distances[j] > weakest + slack for j in others)
+    above = target != "smallest" and any(values[j] + distances[j] > min(values[chosen]) + slack for j in others)
+    below = target != "largest" and any(values[j] - distances[j] < max(values[chosen]) - slack for j in others)
+    return above or below
 
 
 def check_limits(tol: float, max_products: int) -> None:

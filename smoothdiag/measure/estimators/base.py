@@ -11,6 +11,7 @@ from torch import Tensor
 from smoothdiag import vectors
 from smoothdiag.geometry import Diagonal, Geometry
 from smoothdiag.measure.objective import Evaluation, Objective
+from smoothdiag.measure.stability import UNKNOWN, StabilityLimit
 from smoothdiag.rows import Status
 from smoothdiag.vectors import Vector
 
@@ -48,7 +49,7 @@ class Step:
         known_start: Loss and gradient at ``start``, where they need not be evaluated again.
         memory: What estimators keep from one measured step for the next, each under keys of its own.
         stability_limit: Curvature [f/x^2] above which the optimizer, at its present learning rate, diverges on a
-            quadratic; in the norm of the preconditioner where there is one. NaN where it is not known.
+            quadratic, and the norm it is about.
         norms_at_start: What estimators have computed of the gradient at ``start`` and need not compute again.
     """
 
@@ -62,7 +63,7 @@ class Step:
     preconditioner: Vector | None = None
     known_start: Evaluation | None = None
     memory: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False)
-    stability_limit: float = math.nan
+    stability_limit: StabilityLimit = UNKNOWN
     norms_at_start: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

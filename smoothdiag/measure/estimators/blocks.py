@@ -55,8 +55,8 @@ class Block:
 
     def empty(self, name: str) -> Estimate:
         """Returns the estimate that holds what is known before anything is measured."""
-        # The limit is about the norm that the optimizer moves in.
-        applies = (self.inverse_root is None) == (self.step.preconditioner is None)
+        limit = self.step.stability_limit
+        applies = limit.preconditioned == (self.inverse_root is not None)
         return Estimate(
             name + self.suffix,
             smoothness=math.nan,
@@ -64,7 +64,7 @@ class Block:
             step_norm=math.nan,
             loss=self.step.at_start.loss,
             group=self.group,
-            extra={"stability_limit": self.step.stability_limit if applies else math.nan},
+            extra={"stability_limit": limit.curvature if applies else math.nan},
         )
 
     def _scaled(self, v: Vector) -> list[Tensor]:

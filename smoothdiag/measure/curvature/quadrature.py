@@ -1,0 +1,148 @@
+"""The spectrum as a whole: its density by stochastic Lanczos quadrature, its trace by Hutch++."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.measure.curvature.krylov import Array, Krylov, Matvec
+from smoothdiag.vectors import Layout, Vector
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """A density of eigenvalues, as weighted points; each random vector gives a quadrature rule of its own.
+
+    Attributes:
+        points: Ritz values, shape (num_vectors, num_products).
+        weights: Shares of all eigenvalues, of the same shape; each row adds up to 1.
+        dimension: Number of eigenvalues.
+    """
+
+    points: Array
+    weights: Array
+    dimension: int
+
+    def at(self, grid: Array, width: float) -> Array:
+        """Returns the density on ``grid``, every point drawn out to a Gaussian of standard deviation ``width``.
+
+        Units: both in those of the eigenvalues; the density in their inverse, so that its integral is 1.
+        """
+        shape = np.exp(-(((grid[:, None] - self.points.ravel()) / width) ** 2) / 2) / (width * math.sqrt(2 * math.pi))
+        density: Array = shape @ self.weights.ravel() / len(self.points)
+        return density
+
+    def share_above(self, value: float) -> float:
+        """Returns the share of eigenvalues above ``value``."""
+        return float((self.weights * (self.points > value)).sum() / len(self.points))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace, estimated without bias.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Its standard error; 0 where nothing was left to chance, NaN with a single random vector.
+        num_products: Products with the operator.
+    """
+
+    value: float
+    standard_error: float
+    num_products: int
+
+
+def spectral_density(
+    matvec: Matvec, like: Vector, *, num_vectors: int = 4, num_products: int = 30, seed: int = 0
+) -> SpectralDensity:
+    """Returns the density of the eigenvalues of a symmetric operator.
+
+    Args:
+        matvec: v -> H v.
+        like: A vector of the shapes that H takes.
+        num_vectors: Random vectors; the relative error of a share falls like one over its root and that of the
+            number of eigenvalues in it.
+        num_products: Products for each vector, which is also the number of points.
+        seed: Seed of the vectors.
+
+    Raises:
+        ValueError: If a count is below 1.
+
+    Source: Ghorbani, Krishnan, Xiao 2019 (ICML); Golub, Meurant 2010 for the quadrature.
+    """
+    _check("num_vectors", num_vectors), _check("num_products", num_products)
+    points, weights = np.zeros((2, num_vectors, num_products))
+    for i in range(num_vectors):
+        for ritz in Krylov(matvec, vectors.random_like(like, seed=seed + 10_007 * i), seed).steps():
+            if len(ritz.values) == num_products:
+                break
+        # Eigenvalues met beyond the first closed space have no share in the vector, so they weigh nothing.
+        points[i, : len(ritz.values)], weights[i, : len(ritz.values)] = ritz.values, ritz.coordinates[0] ** 2
+    return SpectralDensity(points, weights, sum(x.numel() for x in like))
+
+
+def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0) -> Trace:
+    """Returns the trace of a symmetric operator: exactly on a space where most of it lies, by sampling on the rest.
+
+    Args:
+        matvec: v -> H v.
+        like: A vector of the shapes that H takes.
+        num_products: Products to spend, a third of them on finding the space; at least 3.
+        seed: Seed of the random vectors.
+
+    Raises:
+        ValueError: If ``num_products`` is below 3.
+
+    Source: Meyer, Musco, Musco, Woodruff 2021 (SOSA), *Hutch++*.
+    """
+    if num_products < 3:
+        raise ValueError(f"Parameter `num_products` should be at least 3. Found `num_products = {num_products!r}`.")
+    layout, third = Layout(like), num_products // 3
+    dimension = sum(x.numel() for x in like)
+    drawn = (vectors.random_like(like, seed=seed + i) for i in range(num_products))
+
+    def times(flat: Tensor) -> Tensor:
+        return layout.flatten(matvec(layout.unflatten(flat)))
+
+    basis, done = torch.empty(0, len(layout.flatten(like))), 0
+    for _ in range(min(third, dimension)):
+        image, done = times(_signs(layout, next(drawn))), done + 1
+        basis = _extended(layout, basis.to(image), image)
+    total = sum(float(layout.products(q[None], times(q))) for q in basis)
+    done += len(basis)
+    if len(basis) == dimension:
+        return Trace(total, 0.0, done)
+    samples = []
+    while done < num_products:
+        rest = _outside(layout, basis, _signs(layout, next(drawn)))
+        samples.append(float(layout.products(rest[None], times(rest))))
+        done += 1
+    spread = float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
+    return Trace(total + float(np.mean(samples)), spread, done)
+
+
+def _signs(layout: Layout, drawn: Vector) -> Tensor:
+    return layout.flatten([x.sign() for x in drawn])
+
+
+def _outside(layout: Layout, basis: Tensor, flat: Tensor) -> Tensor:
+    for _ in range(2):
+        flat = flat - layout.products(basis, flat).to(flat.dtype) @ basis
+    return flat
+
+
+def _extended(layout: Layout, basis: Tensor, flat: Tensor) -> Tensor:
+    """Returns the basis with what ``flat`` adds to its span; as it is where that is nothing but rounding."""
+    before, rest = layout.norm(flat), _outside(layout, basis, flat)
+    length = layout.norm(rest)
+    if not length > 1e3 * torch.finfo(flat.dtype).eps * before:
+        return basis
+    return torch.cat([basis, (rest / length).to(flat.dtype)[None]])
+
+
+def _check(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"Parameter `{name}` should be at least 1. Found `{name} = {value!r}`.")

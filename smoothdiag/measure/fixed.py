@@ -1,0 +1,39 @@
+"""A loss on fixed batches, for measuring outside a training loop."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from smoothdiag.measure.batches import held_out
+from smoothdiag.measure.coordinates import is_distributed
+from smoothdiag.measure.objective import LossFn, Objective, Reduction
+
+
+def objective(
+    model: nn.Module, loss_fn: LossFn, batches: Iterable[Any], *, reduction: Reduction = "mean", seed: int = 0
+) -> Objective:
+    """Returns the loss on fixed batches as a deterministic function of the model's trainable parameters.
+
+    Args:
+        model: The model, in the mode (train or eval) that it is to be evaluated in.
+        loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one batch.
+        batches: The batches; each is a micro-batch.
+        reduction: ``"mean"`` or ``"sum"`` of the losses of the batches.
+        seed: Seed of the random state that each batch is evaluated from.
+
+    Raises:
+        ValueError: If there are no batches, or nothing in the model is trainable.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("Parameter `model` should have trainable parameters. Found none that require a gradient.")
+    return Objective(
+        model,
+        loss_fn,
+        held_out(batches, seed, parameters),
+        parameters,
+        reduction=reduction,
+        widen_half=True,
+        distributed=is_distributed(model, parameters),
+    )
