@@ -61,8 +61,8 @@ class Status(Enum):
         "length of the step than about curvature; use a shorter radius (LocalSmoothness) or a smaller rate."
     )
     BELOW_NOISE_FLOOR = (
-        "the gradients differ hardly more than two evaluations at one point do; use a longer radius, float32 "
-        "or float64 parameters, or a loss that is deterministic on fixed data."
+        "the gradients or losses differ hardly more than two evaluations at one point do; use a longer radius, "
+        "float32 or float64 parameters, or a loss that is deterministic on fixed data."
     )
     KINK_LIMITED = (
         "the value grows as the displacement shrinks, as it does where many small kinks (ReLU, max-pooling) are "
