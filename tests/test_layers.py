@@ -41,6 +41,7 @@ WINGS = {
         "measure.curvature.reverse",
         "measure.curvature.difference",
         "measure.curvature.operator",
+        "measure.curvature.precise",
         "measure.curvature.check",
         "measure.curvature",
         "measure.curvature.krylov",
@@ -72,6 +73,7 @@ WINGS = {
         "fits",
     ),
     "optim": ("optim.clipped_momentum", "optim.ggnc", "optim"),
+    "plots": ("plots.common", "plots.smoothness", "plots.over_steps", "plots"),
 }
 
 # Edges that go down and are still wrong: optim serves those who measure nothing, and measuring knows no fit.
@@ -209,9 +211,10 @@ WRONG = [
         "from .local import LocalSmoothness",
         "smoothdiag.measure.estimators.local",
     ),
-    ("plots.py", "import matplotlib.pyplot as plt", "outside of functions"),
-    ("plots.py", "try:\n    import seaborn\nexcept ImportError:\n    seaborn = None", "outside of functions"),
-    ("plots.py", "import smoothdiag.report", "smoothdiag.report"),
+    ("plots/common.py", "import matplotlib.pyplot as plt", "outside of functions"),
+    ("plots/common.py", "try:\n    import seaborn\nexcept ImportError:\n    seaborn = None", "outside of functions"),
+    ("plots/common.py", "import smoothdiag.report", "smoothdiag.report"),
+    ("plots/smoothness.py", "from smoothdiag.plots import plot_trace", "smoothdiag.plots"),
     ("demo.py", "from smoothdiag.cli import main", "smoothdiag.cli"),
     ("cli.py", "from smoothdiag import Probe", "re-exports everything"),
     ("cli.py", "import smoothdiag as sd", "re-exports everything"),
@@ -255,8 +258,8 @@ RIGHT = [
     ("optim/ggnc.py", "import torch\nfrom smoothdiag import geometry, vectors"),
     ("fits/affine.py", "import numpy\nfrom smoothdiag.fits.base import Verdict"),
     ("fits/__init__.py", "from smoothdiag.fits.checks import run_checks"),
-    ("plots.py", "def late():\n    import matplotlib.pyplot\n    import seaborn"),
-    ("plots.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from matplotlib.axes import Axes"),
+    ("plots/common.py", "def late():\n    import matplotlib.pyplot\n    import seaborn"),
+    ("plots/common.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from matplotlib.axes import Axes"),
     ("integrations/huggingface.py", "import transformers\nfrom smoothdiag.autoclip import AutoClip"),
 ]
 

@@ -1,0 +1,10 @@
+"""Figures of a trace: smoothness against the gradient norm, and both over the steps.
+
+The functions draw on the axes they are given, return them, and leave the style, the backend and every other
+figure alone. Importing this package loads neither matplotlib nor seaborn.
+"""
+
+from smoothdiag.plots.over_steps import plot_trace
+from smoothdiag.plots.smoothness import plot_smoothness
+
+__all__ = ["plot_smoothness", "plot_trace"]

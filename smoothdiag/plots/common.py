@@ -1,0 +1,120 @@
+"""What the figures share: choosing rows, logarithmic axes, the note above the axes, the legend below them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from smoothdiag.trace import Trace
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+HOLLOW: Final[dict[str, Any]] = {"facecolors": "none", "edgecolors": "0.5", "linewidths": 0.8}
+NORM: Final = r"$\|g\|$"
+_PREFERRED: Final = ("local", "path")  # the first does not depend on the length of the step taken
+
+
+def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.DataFrame:
+    """Returns the rows of one estimator and one group, with every column that the figures need."""
+    import pandas as pd
+
+    frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
+    missing = [name for name in ("grad_norm", "smoothness") if name not in frame.columns]
+    if missing:
+        raise ValueError(f"Parameter `data` should have the columns of a trace. Missing: {', '.join(missing)}.")
+    if frame.empty:
+        raise ValueError("Parameter `data` should have rows. Found none.")
+    defaults: dict[str, Any] = {"step": range(len(frame)), "estimator": "unnamed", "group": "all", "status": "ok"}
+    defaults |= dict.fromkeys(("loss", "lr", "saturation"), np.nan)
+    frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame.columns})
+    frame = only(frame, "group", group)
+    if estimator is None:
+        names = frame["estimator"].unique().tolist()
+        found = [name for name in _PREFERRED if name in names] or names
+        # Estimators that nobody ranked measure different things; picking one would be a guess.
+        estimator = found[0] if len(names) == 1 or found[0] in _PREFERRED else None
+    return only(frame, "estimator", estimator)
+
+
+def only(frame: pd.DataFrame, column: str, value: str | None) -> pd.DataFrame:
+    """Returns the rows with ``value`` in a column; raises a ValueError if there are none."""
+    if value not in (names := sorted(frame[column].unique().tolist())):
+        raise ValueError(f"Parameter `{column}` should be one of {names}. Found `{column} = {value!r}`.")
+    return frame[frame[column] == value]
+
+
+def floats(rows: pd.DataFrame, column: str) -> Array:
+    """Returns a column as numbers, NaN where an entry is none."""
+    import pandas as pd
+
+    return np.asarray(pd.to_numeric(rows[column], errors="coerce"), dtype=np.float64)
+
+
+def positive(value: Array) -> Mask:
+    """Returns where a logarithmic axis can show a value."""
+    return np.isfinite(value) & (value > 0)
+
+
+def extent(parts: Sequence[Array]) -> tuple[float, float]:
+    """Returns the smallest and the largest of the values that a logarithmic axis can show."""
+    values = np.concatenate([part[positive(part)] for part in parts])
+    return float(values.min()), float(values.max())
+
+
+def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None:
+    """Makes an axis logarithmic over [low, high] with margins, with few ticks and readable labels."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    # At least 2/3 of a decade: a cloud without range must look like one, and an axis needs two labels.
+    decades = float(np.log10(high / low))
+    margin = max(0.05 * decades, (2 / 3 - decades) / 2, 0.03)
+    ax.set(**{f"{name}scale": "log", f"{name}lim": (low / 10**margin, high * 10**margin)})
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    if decades < 1.5:  # powers of ten alone would label one tick or none
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 3, 5, 7)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def note(ax: Axes, num_left_out: int, *, log: bool = True) -> None:
+    """Says above the axes how many rows could not be drawn."""
+    if num_left_out:
+        text = f"{number_of_rows(num_left_out)} not shown ({'zero, < 0, inf, NaN' if log else 'inf, NaN'})"
+        ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize="small", color="0.35")
+
+
+def number_of_rows(number: int) -> str:
+    """Returns "1 row", "2 rows" and so on."""
+    return f"{number} row{'' if number == 1 else 's'}"
+
+
+def legend_below(ax: Axes, title: str | None) -> None:
+    """Puts the legend under the label of the x axis, where it covers no point at any size of figure."""
+    from matplotlib.transforms import ScaledTranslation
+
+    texts = (ax.xaxis.label, ax.xaxis.get_major_ticks(1)[0].label1)
+    depth = 15 + sum(1.1 * text.get_fontproperties().get_size_in_points() for text in texts)  # 15: ticks and pads
+    ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 0),
+        bbox_transform=ax.transAxes + ScaledTranslation(0, -depth / 72, ax.figure.dpi_scale_trans),
+        ncols=2 if ax.get_window_extent().width / ax.figure.dpi > 4 else 1,
+        title=title,
+        title_fontproperties={"weight": "bold", "size": "small"},
+        fontsize="small",
+        alignment="left",
+        frameon=False,
+        borderaxespad=0,
+        labelspacing=0.3,
+        scatterpoints=3,
+        scatteryoffsets=[0.5],
+    )

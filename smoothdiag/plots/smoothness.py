@@ -1,0 +1,161 @@
+"""plot_smoothness: smoothness against the gradient norm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from smoothdiag.plots.common import (
+    HOLLOW,
+    NORM,
+    Array,
+    Mask,
+    extent,
+    floats,
+    legend_below,
+    log_axis,
+    note,
+    number_of_rows,
+    positive,
+    select,
+)
+from smoothdiag.rows import USABLE_STATUSES
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from smoothdiag.fits.base import SmoothnessFit
+    from smoothdiag.trace import Trace
+
+_NULL_REACH: Final = 10.0
+"""How far beyond the points a null line may stretch an axis. A ceiling three decades up says only that it is far
+away, and a label says that as well without squeezing the points into a stripe."""
+
+
+def plot_smoothness(
+    data: Trace | pd.DataFrame,
+    *,
+    fit: SmoothnessFit | None = None,
+    estimator: str | None = None,
+    group: str = "all",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws smoothness against the gradient norm, one point per row, the colour being the step.
+
+    Beside the points stand the two lines that a measurement can follow without any curvature behind it: the
+    largest smoothness that the displacement itself allows, (||g_0|| + ||g_1||) / ||d||, and 2/lr. Points that
+    crowd along either speak of the step, not of the loss. Rows that fits may not use are hollow; rows that a
+    logarithmic axis cannot show are counted in a note above the axes.
+
+    Args:
+        data: A trace, or its DataFrame.
+        fit: What to draw as the envelope, with its interval and its verdict.
+        estimator: Whose rows to draw; None takes the one that was fitted, else "local", else "path", else the
+            only one there is.
+        group: Parameter group whose rows to draw.
+        ax: Where to draw; None takes the current axes.
+
+    Returns:
+        The axes drawn on.
+
+    Raises:
+        ValueError: If ``data`` has no such rows, or none that a logarithmic axis can show.
+
+    Units: x axis [f/x], y axis [f/x^2].
+    """
+    if fit is not None and fit.group != group:
+        raise ValueError(f"Parameter `group` should be the fit's, `{fit.group}`. Found `group = {group!r}`.")
+    rows = select(data, estimator or (fit.estimator if fit is not None else None), group)
+    x, y = floats(rows, "grad_norm"), floats(rows, "smoothness")
+    shown, usable = positive(x) & positive(y), rows["status"].isin(USABLE_STATUSES).to_numpy()
+    if not shown.any():
+        raise ValueError(
+            "Parameter `data` should have rows whose gradient norm and smoothness are positive and finite. "
+            f"Found {len(rows)} rows of estimator `{rows['estimator'].iloc[0]}`, group `{group}`, and none such."
+        )
+
+    import seaborn as sns
+    from matplotlib import pyplot as plt
+
+    if ax is None:
+        if not plt.get_fignums():
+            plt.figure(layout="constrained")  # the legend stands below the axes and needs its room
+        ax = plt.gca()
+    _draw_points(ax, rows, x, y, shown & usable, shown & ~usable)
+    reach = [y[shown]]
+    if fit is not None:
+        # The line stands over the rows it was fitted to and promises nothing beside them.
+        fitted = shown & usable if (shown & usable).any() else shown
+        reach.append(_draw_fit(ax, fit, np.geomspace(x[fitted].min(), x[fitted].max(), 200)))
+    saturation = floats(rows, "saturation")
+    ceiling = y / np.where(saturation > 0, saturation, np.nan)
+    reach += _draw_nulls(ax, x[shown], ceiling[shown], floats(rows, "lr"), extent(reach))
+
+    ax.set(xlabel=f"gradient norm {NORM} [f/x]", ylabel="smoothness $L$ [f/x$^2$]")
+    log_axis(ax, "x", *extent([x[shown]]))
+    log_axis(ax, "y", *extent(reach))
+    sns.despine(ax=ax)
+    note(ax, int((~shown).sum()))
+    legend_below(ax, None if fit is None else f"verdict: {fit.verdict.name}")
+    return ax
+
+
+def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, bad: Mask) -> None:
+    """Draws the usable rows in the colour of their step, with a colour bar, and the others hollow."""
+    from matplotlib.ticker import MaxNLocator
+
+    step, name = floats(rows, "step"), rows["estimator"].iloc[0]
+    size = 22 if len(rows) < 100 else 14 if len(rows) < 1000 else 6
+    many = len(rows) > 5000  # a vector file with a path per point opens slowly
+    # Shuffled, because drawn in order of time the late rows would hide the early ones.
+    order = np.random.default_rng(0).permutation(np.flatnonzero(good))
+    points = ax.scatter(x[order], y[order], size, step[order], cmap="viridis", alpha=0.85, linewidths=0, zorder=3)
+    points.set(label=f"{name}, {number_of_rows(len(order))}", rasterized=many)
+    if bad.any():
+        label = f"not usable, {number_of_rows(int(bad.sum()))}"
+        ax.scatter(x[bad], y[bad], size, zorder=2, rasterized=many, label=label, **HOLLOW)
+    if len(np.unique(step[good])) > 1:
+        # An inset takes no room from the axes, so a grid of axes stays a grid, under any layout engine.
+        inset = ax.inset_axes((1.02, 0.0, 0.03, 1.0))
+        bar = ax.figure.colorbar(points, cax=inset, label="step", ticks=MaxNLocator(4, integer=True))
+        bar.outline.set_visible(False)
+
+
+def _draw_fit(ax: Axes, fit: SmoothnessFit, grid: Array) -> Array:
+    """Draws the envelope and, where it is finite, its band; returns the heights of the envelope."""
+    line = fit.predict(grid)
+    label = rf"$L_0 + L_1${NORM}: $L_0$ = {fit.L0:.3g}, $L_1$ = {fit.L1:.3g}"
+    ax.plot(grid, line, color="black", linewidth=1.6, zorder=4, label=label)
+    low, high = (fit.L0_interval[end] + fit.L1_interval[end] * grid for end in (0, 1))
+    if np.isfinite([low, high]).all():
+        label = f"{fit.interval_level:.0%} intervals of $L_0$ and $L_1$"
+        ax.fill_between(grid, low, high, color="0.5", alpha=0.3, linewidth=0, zorder=1.2, label=label)
+    return line
+
+
+def _draw_nulls(ax: Axes, x: Array, ceiling: Array, lr: Array, near: tuple[float, float]) -> list[Array]:
+    """Draws what a measurement shows without any curvature behind it; returns the heights worth an axis."""
+    import seaborn as sns
+
+    colors = sns.color_palette("colorblind")
+    low, high = near[0] / _NULL_REACH, near[1] * _NULL_REACH
+    worth = []
+    if (known := positive(ceiling)).any():
+        far = ", far above" if ceiling[known].min() > high else ""
+        label = rf"ceiling $(\|g_0\| + \|g_1\|)\,/\,\|d\|$ (null{far})"
+        dashes = ax.scatter(x[known], ceiling[known], 18, color=colors[3], marker="_", alpha=0.6, zorder=1.5)
+        dashes.set(label=label, linewidths=0.8 if known.sum() < 500 else 0.5)
+        worth.append(ceiling[known])
+    if (stable := positive(lr)).any():
+        bottom, top = 2 / lr[stable].max(), 2 / lr[stable].min()
+        far = ", far above" if bottom > high else ", far below" if top < low else ""
+        if top > bottom:
+            label = f"2/lr = {bottom:.3g} to {top:.3g} (null{far})"
+            ax.axhspan(bottom, top, color=colors[4], alpha=0.2, linewidth=0, zorder=1, label=label)
+        else:
+            label = f"2/lr = {top:.3g} (null{far})"
+            ax.axhline(top, color=colors[4], linestyle="-.", linewidth=1.2, zorder=1.6, label=label)
+        worth.append(np.array([bottom, top]))
+    return [values[(low <= values) & (values <= high)] for values in worth]
