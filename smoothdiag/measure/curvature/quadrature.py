@@ -73,7 +73,8 @@ def spectral_density(
 
     Source: Ghorbani, Krishnan, Xiao 2019 (ICML); Golub, Meurant 2010 for the quadrature.
     """
-    _check("num_vectors", num_vectors), _check("num_products", num_products)
+    _check("num_vectors", num_vectors)
+    _check("num_products", num_products)
     points, weights = np.zeros((2, num_vectors, num_products))
     for i in range(num_vectors):
         for ritz in Krylov(matvec, vectors.random_like(like, seed=seed + 10_007 * i), seed).steps():

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.curvature.krylov import Array, Krylov, Matvec, Ritz
+from smoothdiag.measure.curvature.krylov import Krylov, Matvec, Ritz
 from smoothdiag.vectors import Vector
 
 Target = Literal["norm", "largest", "smallest", "both"]
