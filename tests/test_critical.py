@@ -298,6 +298,11 @@ def test_a_loss_that_never_rises_has_no_critical_rate() -> None:
         assert estimate.extra["num_values"] <= 12
 
 
+def test_a_loss_that_does_not_change_says_nothing() -> None:
+    problem, x = problems.quadratic((0.0, 0.0)), torch.tensor([1.0, 1.0], dtype=torch.float64)
+    assert CriticalStep()(along(problem, x, -x)).status is Status.BELOW_NOISE_FLOOR
+
+
 def test_a_step_of_zero_or_to_nowhere_and_a_loss_of_nan_are_statuses() -> None:
     problem, x = problems.exponential(1.0, 1.0), torch.tensor([2.0], dtype=torch.float64)
     assert CriticalStep()(along(problem, x, 0 * x)).status is Status.ZERO_STEP

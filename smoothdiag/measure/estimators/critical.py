@@ -16,8 +16,9 @@ NEAR, FAR = 4.0, 32.0
 takes the fewest values on small convolutional, attention and LSTM networks, whose crossings lay at 8 to 700 steps."""
 
 MOST_SHORT, SLOW = 5, 0.7
-"""Predictions from one side of the crossing before each step takes the factor FAR; and the share of its
-width that a bracket may keep, on a log scale, twice before it is bisected."""
+"""Predictions from one side of the crossing before each step takes the factor FAR; and the share of its width, on a
+log scale, above which a bracket has hardly narrowed: after one such value, or two if its ends are less than NEAR apart,
+it is bisected."""
 
 OFFSET = 0.3
 """How far, in units of ``rtol``, values are taken below the predicted crossing: right at it their sign is rounding."""
@@ -203,9 +204,9 @@ class _Ray:
         fallen, risen, predicted = self.fallen, self.risen, self._predicted()
         if 0 < fallen < risen < math.inf:
             before, self.width = self.width, math.log(risen / fallen)
-            # One value just below the crossing is no slowness: the next may be just above it.
             self.num_slow = self.num_slow + 1 if self.width > SLOW * before else 0
-            if self.num_slow == 2 or math.isnan(predicted):
+            # In a bracket not too wide one value just below the crossing is no slowness: the next may be just above.
+            if self.num_slow > (risen < NEAR * fallen) or math.isnan(predicted):
                 self.num_slow = 0
                 return math.sqrt(fallen * risen)
             return predicted
