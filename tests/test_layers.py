@@ -43,10 +43,10 @@ WINGS = {
         "measure.curvature.operator",
         "measure.curvature.precise",
         "measure.curvature.check",
-        "measure.curvature",
         "measure.curvature.krylov",
         "measure.curvature.spectrum",
         "measure.curvature.quadrature",
+        "measure.curvature",
         "measure.fixed",
         "measure.estimators.base",
         "measure.estimators.blocks",
@@ -73,7 +73,7 @@ WINGS = {
         "fits",
     ),
     "optim": ("optim.clipped_momentum", "optim.ggnc", "optim"),
-    "plots": ("plots.common", "plots.smoothness", "plots.over_steps", "plots"),
+    "plots": ("plots.common", "plots.smoothness", "plots.over_steps", "plots.sharpness", "plots"),
 }
 
 # Edges that go down and are still wrong: optim serves those who measure nothing, and measuring knows no fit.

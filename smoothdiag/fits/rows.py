@@ -16,9 +16,11 @@ from smoothdiag.rows import USABLE_STATUSES
 Labels = npt.NDArray[np.object_]
 
 # Preference when the caller names no estimator: the first does not depend on the length of the step taken.
-PREFERRED = ("local", "path")
+PREFERRED = ("local", "path", "hessian_norm")
 # Never chosen for the caller where there is anything else: they probe other directions, norms or moments.
-AUXILIARY = ("_preconditioned", "debiased", "local_random", "local_update")
+AUXILIARY = (
+    "_preconditioned", "debiased", "local_random", "local_update", "sharpness", "curvature_update", "critical_step",
+)  # fmt: skip
 
 
 class HasFrame(Protocol):

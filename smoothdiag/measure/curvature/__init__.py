@@ -6,10 +6,28 @@ from typing import Literal, get_args
 
 from smoothdiag.measure.curvature.check import Choice, choose, mixed
 from smoothdiag.measure.curvature.operator import Hessian, opened
+from smoothdiag.measure.curvature.quadrature import SpectralDensity, Trace, spectral_density, trace
+from smoothdiag.measure.curvature.spectrum import Eigenpair, Spectrum, lanczos, power_iteration
 from smoothdiag.measure.objective import Objective
 from smoothdiag.vectors import Vector
 
-__all__ = ["Backend", "Choice", "Hessian", "check_backend", "choose", "hvp", "mixed"]
+__all__ = [
+    "Backend",
+    "Choice",
+    "Eigenpair",
+    "Hessian",
+    "SpectralDensity",
+    "Spectrum",
+    "Trace",
+    "check_backend",
+    "choose",
+    "hvp",
+    "lanczos",
+    "mixed",
+    "power_iteration",
+    "spectral_density",
+    "trace",
+]
 
 Backend = Literal["auto", "retained", "rebuilt", "central", "one_sided"]
 
