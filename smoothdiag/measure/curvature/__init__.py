@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-from smoothdiag.measure.curvature.check import Choice, choose, mixed
+from smoothdiag.measure.curvature.check import Choice, asked_for, choose, mixed
 from smoothdiag.measure.curvature.operator import Hessian, opened
 from smoothdiag.measure.curvature.quadrature import SpectralDensity, Trace, spectral_density, trace
 from smoothdiag.measure.curvature.spectrum import Eigenpair, Spectrum, lanczos, power_iteration
@@ -54,8 +54,8 @@ def hvp(
             - ``"one_sided"``: from one point and the gradient itself: one gradient, about 1e-3 accurate.
             - ``"auto"``: the first of retained (for one micro-batch), rebuilt and central that passes a check, which
               costs about twelve gradients. A ``Choice``, as returned by ``choose``, is used as it is.
-        autocast: Whether autocast regions of the loss stay in force. Without, the Hessian is that of the loss in
-            the precision of the parameters.
+        autocast: Whether autocast regions of the loss stay in force, at three gradients to see how exact they are.
+            Without, the Hessian is that of the loss in the precision of the parameters.
 
     Raises:
         ValueError: If ``backend`` is unknown.
@@ -68,7 +68,7 @@ def hvp(
     elif backend == "auto":
         choice = choose(objective, where, autocast=autocast)
     else:
-        choice = Choice(backend, "as asked for", None)
+        choice = asked_for(objective, where, backend, autocast=autocast)
     with opened(
         objective,
         where,

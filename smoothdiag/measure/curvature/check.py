@@ -95,6 +95,15 @@ def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
     return Choice("central", failure, error)
 
 
+def asked_for(objective: Objective, point: Vector, way: Rung, *, autocast: bool) -> Choice:
+    """Returns a way that is not checked; under autocast the error of a gradient and the scale of the loss are found."""
+    error = None
+    if autocast:
+        with opened(objective, point, way, autocast=True):
+            error = self_test(objective, point, None)[0].gradient_error
+    return Choice(way, "as asked for", error)
+
+
 def _try(hessian: Hessian, v: Vector) -> tuple[list[torch.Tensor], float]:
     """Returns H v, and |u'Hv - v'Hu| relative to the lengths of u and Hv, for a u in which both show."""
     product = hessian(v)

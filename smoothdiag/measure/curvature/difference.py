@@ -9,8 +9,9 @@ from smoothdiag import vectors
 from smoothdiag.measure.objective import Objective
 from smoothdiag.vectors import Vector
 
-FIRST_RADIUS = 1e-4
-"""Radius relative to ||x|| that the first product is tried with; the gradient tells by how much it was wrong."""
+FIRST_RADIUS = 1e-2
+"""Radius relative to ||x||, for each unit of the change that the gradient should make, that the first product is tried
+with: 1e-4 in float32, 2e-3 under autocast. The gradient tells by how much it was wrong."""
 
 LARGEST_RADIUS = 0.1
 """Radius relative to ||x|| that is never exceeded, however flat the loss."""
@@ -46,7 +47,7 @@ class Difference:
         self._gradient: list[Tensor] | None = None
         # Below a hundred roundings of the parameters the displacement is no longer along v.
         self._smallest = min(50 * max(torch.finfo(x.dtype).eps for x in point), LARGEST_RADIUS) * self._size
-        self._next = self.radius = FIRST_RADIUS * self._size
+        self._next = self.radius = max(FIRST_RADIUS * self._target * self._size, self._smallest)
 
     def gradient(self) -> list[Tensor]:
         """Returns the gradient at the point, evaluated at most once."""
@@ -81,6 +82,8 @@ class Difference:
             del ahead
             here = self._objective.evaluate(behind).gradient
             del behind
+        # Whoever evaluates next without saying where means the point.
+        self._objective.place(self._point)
         # What was really made of step v, once rounded to the dtype of the parameters.
         effective = float(vectors.dot(made, v)) / float(vectors.norm(v)) ** 2
         del made

@@ -1,0 +1,256 @@
+"""Every way of multiplying against the dense Hessian, in each precision, and what may happen around an open one."""
+
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import pytest
+import torch
+from asserts import assert_identical, state_of
+from curved import (
+    Gpt,
+    Residual,
+    as_in_float64,
+    coordinates_of,
+    cross_entropy,
+    data_of,
+    dense_hessian,
+    flat,
+    objective_of,
+    trained,
+)
+from networks import Sparse, texts
+from torch import Tensor, nn
+
+from smoothdiag import Objective, vectors
+from smoothdiag.measure.curvature import hvp, mixed
+from smoothdiag.measure.selftest import LOSS_SCALE
+
+RUNGS = ("retained", "rebuilt", "central", "one_sided")
+TOLERANCES = {
+    torch.float64: {"retained": 1e-9, "rebuilt": 1e-9, "central": 1e-8, "one_sided": 1e-6},
+    torch.float32: {"retained": 1e-5, "rebuilt": 1e-5, "central": 2e-3, "one_sided": 1e-2},
+}
+"""Largest ||Hv - (Hv)*|| / ||(Hv)*|| along the gradient, along random directions and along the top eigenvector."""
+
+MAKE = partial(Residual)
+WEIGHTS = (0.5, 2.0, None)
+
+
+def parts() -> list[tuple[Tensor, Tensor]]:
+    """Returns micro-batches of different sizes."""
+    inputs, targets = data_of(Residual)
+    return [(inputs[i:j], targets[i:j]) for i, j in ((0, 3), (3, 8), (8, 12))]
+
+
+def model_of(dtype: torch.dtype) -> nn.Module:
+    with torch.random.fork_rng([]):
+        model = MAKE()
+    model.load_state_dict(trained(MAKE))
+    return model.to(dtype)
+
+
+def weighted(model: nn.Module, dtype: torch.dtype) -> Objective:
+    """Returns half the first loss, twice the second and the third as it is, added up."""
+    plain = objective_of(model, cross_entropy, *((x.to(dtype), y) for x, y in parts()), reduction="sum")
+    plain._micro_batches = [replace(m, weight=w) for m, w in zip(plain._micro_batches, WEIGHTS, strict=True)]
+    return plain
+
+
+@lru_cache
+def dense_of(*, is_weighted: bool, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Returns the dense Hessian and the gradient of the twin, with all parameters shifted."""
+    model = as_in_float64(model_of(torch.float32))
+    parameters = coordinates_of(model)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter += shift
+    batches = [(x.double(), y) for x, y in (parts() if is_weighted else [data_of(Residual)])]
+
+    def loss() -> Tensor:
+        weights = (0.5, 2.0, 1.0) if is_weighted else (1.0,)
+        return sum(w * cross_entropy(model, batch) for w, batch in zip(weights, batches, strict=True))
+
+    hessian = dense_hessian(loss, parameters)
+    return hessian, flat(torch.autograd.grad(loss(), parameters))
+
+
+def directions(hessian: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(5)
+    top = torch.linalg.eigh(hessian)[1][:, -1]
+    return {"gradient": gradient, "top": top, "random": torch.randn(len(gradient), generator=source).double() * 1e3}
+
+
+def like(direction: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    pieces = torch.split(direction, [p.numel() for p in parameters])
+    return [x.view(p.shape).to(p.dtype) for x, p in zip(pieces, parameters, strict=True)]
+
+
+def distance(found: list[Tensor], wanted: Tensor) -> float:
+    return float((flat(found) - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=["float64", "float32"])
+@pytest.mark.parametrize("is_weighted", [False, True], ids=["one", "weighted"])
+def test_products_are_those_of_the_dense_hessian(rung, dtype, is_weighted, record_property) -> None:
+    model = model_of(dtype)
+    inputs, targets = data_of(Residual)
+    objective = objective_of(model, cross_entropy, (inputs.to(dtype), targets))
+    if is_weighted:
+        objective = weighted(model, dtype)
+    hessian, gradient = dense_of(is_weighted=is_weighted)
+    errors = {}
+    with hvp(objective, backend=rung) as product:
+        for name, v in directions(hessian, gradient).items():
+            errors[name] = distance(product(like(v, objective.parameters)), hessian @ v)
+        assert product.num_hvps == 3
+        # Inside, the present values of the parameters are those of the point.
+        for found in (objective.evaluate().gradient, product.gradient):
+            assert distance(found, gradient) < 1e-5
+    record_property("errors", {name: f"{e:.0e}" for name, e in errors.items()})
+    assert max(errors.values()) < TOLERANCES[dtype][rung], errors
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_evaluations_between_products_do_not_move_the_point(rung, training) -> None:
+    model = model_of(torch.float64)
+    model.norm.train(training), model.middle_norm.train(training)
+    inputs, targets = data_of(Residual)
+    objective = objective_of(model, cross_entropy, (inputs.double(), targets))
+    here = objective.point()
+    point, away = (vectors.add_scaled(here, [torch.ones_like(x) for x in here], t) for t in (0.05, 0.4))
+    v = vectors.random_like(here, seed=1)
+    before = state_of(model)
+    with hvp(objective, point, backend=rung) as product:
+        alone = [product(v), product(v)]
+        gradient = product.gradient
+    with hvp(objective, point, backend=rung) as product:
+        assert vectors.norm(vectors.sub(objective.evaluate(away).gradient, gradient)) > 0.1 * vectors.norm(gradient)
+        found = [product(v)]
+        objective.evaluate(away), objective.value(here)
+        with hvp(objective, away, backend=rung) as other:
+            elsewhere = other(v)
+            found.append(product(v))
+            between = other(v)
+        found.append(product(v))
+        assert distance(product.gradient, flat(gradient)) < 1e-12
+    tolerance = TOLERANCES[torch.float64][rung]
+    for again in found:
+        assert distance(again, flat(alone[0])) < 10 * tolerance  # the radius is not the same
+    assert distance(between, flat(elsewhere)) < tolerance
+    assert distance(elsewhere, flat(alone[0])) > 0.1
+    assert_identical(state_of(model), before)
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_products_are_linear_and_zero_for_zero(rung) -> None:
+    objective = objective_of(model_of(torch.float32), cross_entropy, data_of(Residual))
+    point = objective.point()
+    v = vectors.random_like(point, seed=1)
+    with hvp(objective, backend=rung) as product:
+        base = product(v)
+        for factor in (-1.0, 1e-6, 1e6):
+            scaled = product([factor * x for x in v])
+            assert distance(scaled, factor * flat(base)) < 2 * TOLERANCES[torch.float32][rung]
+        zero = product([0 * x for x in v])
+        assert float(vectors.norm(zero)) == 0
+        assert [x.shape for x in zero] == [x.shape for x in point]
+        exact = rung in ("retained", "rebuilt")
+        assert (product.radius is None) == exact
+        if exact:
+            with pytest.raises(RuntimeError, match="have no radius"):
+                product.finer(v)
+        else:
+            product(v)
+            assert distance(product.finer(v), flat(base)) < 4 * TOLERANCES[torch.float32][rung]
+            assert 0 < product.radius < 0.1 * float(vectors.norm(point))
+
+
+def half_autocast(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    with torch.autocast("cpu", torch.float16):
+        logits = model(batch[0])
+    return 1e-5 * cross_entropy(lambda _: logits.float(), batch)
+
+
+def test_autocast_that_is_kept_multiplies_with_the_scale_of_float16(record_property) -> None:
+    """The gradients of this loss underflow in float16 unless the loss is scaled."""
+    make = partial(Gpt)
+    with torch.random.fork_rng([]):
+        model, twin = make(), make()
+    for each in (model, twin):
+        each.load_state_dict(trained(make))
+    inputs, targets = data_of(Gpt)
+    twin = as_in_float64(twin)
+    wanted = 1e-5 * dense_hessian(lambda: cross_entropy(twin, (inputs, targets)), coordinates_of(twin))
+    errors = {}
+    for rung in ("auto", *RUNGS):
+        objective = objective_of(model, half_autocast, (inputs, targets))
+        before = state_of(model)
+        with hvp(objective, backend=rung, autocast=True) as product:
+            v = mixed(product.gradient, seed=0)
+            errors[rung] = distance(product(v), wanted @ flat(v))
+        assert objective.loss_scale == LOSS_SCALE
+        assert_identical(state_of(model), before)
+        if rung == "auto":
+            record_property("chosen", f"{product.backend}: {product.reason}")
+    record_property("errors", {name: f"{e:.0e}" for name, e in errors.items()})
+    tolerances = {
+        "central": 0.1,
+        "one_sided": 0.6,
+    }  # along the gradient; a way as long as float16 needs is not straight
+    assert all(e < tolerances.get(name, 0.02) for name, e in errors.items()), errors
+
+
+def test_autocast_that_is_kept_is_that_of_the_loss() -> None:
+    """With autocast in force the products are not those without, but of the order of rounding away."""
+    model = Gpt()
+    model.load_state_dict(trained(partial(Gpt)))
+    objective = objective_of(model, half_autocast, data_of(Gpt))
+    v = vectors.random_like(objective.point(), seed=1)
+    found = []
+    for autocast in (True, False):
+        with hvp(objective, backend="retained", autocast=autocast) as product:
+            found.append(flat(product(v)))
+    assert 1e-5 < (found[0] - found[1]).norm() / found[1].norm() < 0.05
+
+
+def test_sparse_gradients_and_several_micro_batches() -> None:
+    model = Sparse()
+    batches = texts(2, 4)
+    objective = objective_of(model, cross_entropy, *batches)
+    v = vectors.random_like(objective.point(), seed=1)
+    found = {}
+    for rung in ("auto", "rebuilt", "central"):
+        with hvp(objective, backend=rung) as product:
+            found[rung] = flat(product(v))
+            assert product.backend == ("rebuilt" if rung == "auto" else rung)
+    torch.testing.assert_close(found["auto"], found["rebuilt"], rtol=0, atol=0)
+    assert (found["rebuilt"] - found["central"]).norm() < 2e-3 * found["central"].norm()
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_what_surrounds_and_what_fails_leaves_no_trace(rung) -> None:
+    objective = objective_of(model_of(torch.float32), cross_entropy, data_of(Residual))
+    v = vectors.random_like(objective.point(), seed=1)
+    before = state_of(objective.model)
+    enter = torch.autocast.__enter__
+    with hvp(objective, backend=rung) as product:
+        wanted = flat(product(v))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with hvp(objective, backend=rung) as product:
+            assert distance(product(v), wanted) == 0
+        assert not torch.is_grad_enabled()
+        assert torch.is_autocast_enabled("cpu")
+    with pytest.raises(AttributeError), hvp(objective, backend=rung) as product:
+        product(product(v)).not_an_attribute  # noqa: B018
+    assert_identical(state_of(objective.model), before)
+    assert torch.autocast.__enter__ is enter
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert str(torch._dynamo.eval_frame._stance.stance) == "default"
+
+
+def test_unknown_backends_are_refused() -> None:
+    objective = objective_of(model_of(torch.float32), cross_entropy, data_of(Residual))
+    with pytest.raises(ValueError, match="Parameter `backend` should be one of"), hvp(objective, backend="forward"):
+        pass
