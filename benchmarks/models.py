@@ -1,4 +1,8 @@
-"""Networks that the benchmarks train, each with a loss and a batch; data are random, costs do not depend on them."""
+"""Networks that the benchmarks train, each with a loss and a batch.
+
+Costs do not depend on data, so those of ``TASKS`` are noise. Curvature does: those of ``LEARNABLE`` and ``LARGE`` have
+something to learn.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -46,6 +50,44 @@ class ResNet20(nn.Sequential):
         )
 
 
+class Bottleneck(nn.Module):
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(inputs, width, 1, bias=False), nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.middle = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in (width, width, 4 * width))
+        self.shortcut = nn.Sequential()
+        if inputs != 4 * width:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, 4 * width, 1, stride, bias=False), nn.BatchNorm2d(4 * width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norms[1](self.middle(F.relu(self.norms[0](self.first(x))))))
+        return F.relu(self.norms[2](self.last(y)) + self.shortcut(x))
+
+
+class ResNet50(nn.Sequential):
+    """The residual network for photographs of He, Zhang, Ren, Sun 2016, strides in the middle; 25.6 million weights."""
+
+    def __init__(self, width: int = 64, blocks: tuple[int, ...] = (3, 4, 6, 3), classes: int = 1000) -> None:
+        layers, inputs = list[nn.Module](), width
+        for stage, number in enumerate(blocks):
+            for i in range(number):
+                layers.append(Bottleneck(inputs, width << stage, 2 if stage and not i else 1))
+                inputs = 4 * width << stage
+        super().__init__(
+            nn.Conv2d(3, width, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+            *layers,
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(inputs, classes),
+        )
+
+
 class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -62,13 +104,15 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A small decoder with normalisation before each part and one matrix for both ends."""
+    """A decoder with normalisation before each part and one matrix for both ends; a small one by default."""
 
-    def __init__(self, layers: int = 4, width: int = 128, heads: int = 4, length: int = 128) -> None:
+    def __init__(
+        self, layers: int = 4, width: int = 128, heads: int = 4, length: int = 128, vocabulary: int = VOCABULARY
+    ) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Parameter(0.02 * torch.randn(length, width))
+        self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Parameter(0.02 * torch.randn(length, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.head.weight = self.tokens.weight
 
@@ -76,8 +120,26 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(self.tokens(x) + self.places)))
 
 
-def image_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+class LSTM(nn.Module):
+    """Two recurrent layers of 200 units, the size of the small model of Zaremba, Sutskever, Vinyals 2014."""
+
+    def __init__(self, width: int = 200) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, width)
+        self.lstm = nn.LSTM(width, width, num_layers=2, batch_first=True)
+        self.head = nn.Linear(width, VOCABULARY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(self.embed(x))[0])
+
+
+def labelled_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def autocast_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    with torch.autocast(batch[0].device.type, torch.bfloat16):
+        return labelled_loss(model, batch)
 
 
 @dataclass(frozen=True)
@@ -100,6 +162,53 @@ TASKS = {
     "LSTM of the demo": Task(
         lambda: CharacterLSTM(VOCABULARY), next_character_loss, _tokens(BATCH_SIZE, WINDOW), lr=1.0
     ),
-    "ResNet-20": Task(ResNet20, image_loss, _images, lr=0.1),
+    "ResNet-20": Task(ResNet20, labelled_loss, _images, lr=0.1),
     "GPT": Task(GPT, next_character_loss, _tokens(8, 128), lr=0.1),
+}
+
+
+def _learnable_images(batch: int = 64, size: int = 32) -> Callable[[torch.device], Any]:
+    """Images of ten classes: one pattern each, the same for all seeds, under noise."""
+    patterns = torch.randn(CLASSES, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    def draw(device: torch.device) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(CLASSES, (batch,))
+        return (patterns[labels] + 2 * torch.randn(batch, 3, size, size)).to(device), labels.to(device)
+
+    return draw
+
+
+def _learnable_tokens(batch: int, length: int, vocabulary: int = VOCABULARY) -> Callable[[torch.device], Any]:
+    """Tokens as frequent as words are (Zipf), half of them following from the one before; labels are flat."""
+    frequencies = 1 / torch.arange(1.0, vocabulary + 1)
+
+    def draw(device: torch.device) -> tuple[Tensor, Tensor]:
+        tokens = torch.multinomial(frequencies.expand(batch, -1), length + 1, replacement=True)
+        follows = torch.rand(batch, length) < 0.5
+        for t in range(length):
+            tokens[:, t + 1] = torch.where(follows[:, t], (5 * tokens[:, t] + 3) % vocabulary, tokens[:, t + 1])
+        return tokens[:, :-1].to(device), tokens[:, 1:].flatten().to(device)
+
+    return draw
+
+
+def _flat(model: nn.Module) -> nn.Module:
+    """Returns the model with one row of logits a token, as losses of other libraries want them."""
+    return nn.Sequential(model, nn.Flatten(0, 1))
+
+
+LEARNABLE = {  # at rates that these networks are trained stably with
+    "ResNet-20": Task(ResNet20, labelled_loss, _learnable_images(), lr=0.1),
+    "GPT": Task(lambda: _flat(GPT()), labelled_loss, _learnable_tokens(8, 128), lr=0.03),
+    "LSTM": Task(lambda: _flat(LSTM()), labelled_loss, _learnable_tokens(20, 35), lr=1.0),
+}
+LARGE = {
+    "ResNet-50": Task(ResNet50, labelled_loss, _learnable_images(32, 224), lr=0.1),
+    "GPT of 124M": Task(
+        lambda: _flat(GPT(12, 768, 12, 1024, 50304)), autocast_loss, _learnable_tokens(4, 1024, 50304), lr=0.1
+    ),
+}
+TINY = {
+    "ResNet-50": Task(lambda: ResNet50(4, (1, 1, 1, 1)), labelled_loss, _learnable_images(4, 32), lr=0.1),
+    "GPT of 124M": Task(lambda: _flat(GPT(1, 16, 2, 16, 50)), autocast_loss, _learnable_tokens(2, 16, 50), lr=0.1),
 }

@@ -1,0 +1,117 @@
+"""Cases of the curvature benchmark: a model trained a little, its batch, the truth, and how smoothdiag finds it."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from curvature_peers import TOLERANCE, Batch, exact, largest, twice_differentiable
+from models import Task
+from probe_overhead import seconds
+from torch import Tensor, nn
+
+from smoothdiag import vectors
+from smoothdiag.measure.batches import MicroBatch, RandomState
+from smoothdiag.measure.curvature import Choice, Hessian, hvp
+from smoothdiag.measure.curvature.spectrum import Spectrum, lanczos
+from smoothdiag.measure.objective import Objective
+
+STEPS, SETTLING = 40, 20
+"""Steps of training, and forward passes afterwards in which running statistics catch up with the weights."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model at one point of its training and the batch that its Hessian is of."""
+
+    model: nn.Module
+    batch: Batch
+    task: Task
+
+    def copied(self) -> "Case":
+        return Case(copy.deepcopy(self.model), self.batch, self.task)
+
+    def objective(self) -> Objective:
+        micro = MicroBatch(self.batch, RandomState.capture())
+        return Objective(self.model, self.task.loss_fn, [micro], list(self.model.parameters()))
+
+    def truth(self, seed: int) -> float:
+        """Returns the eigenvalue of largest magnitude by SciPy in float64, begun in float32, which is faster."""
+        model = copy.deepcopy(self.model)
+        inputs, labels = self.batch
+        with twice_differentiable(model):
+            _, start = largest(exact(model, self.batch), seed, tol=TOLERANCE)
+            inputs = inputs.double() if inputs.is_floating_point() else inputs
+            # The residual is at most 1e-4; of the value it leaves about its square.
+            return largest(exact(model.double(), (inputs, labels)), start, tol=1e-4, ncv=6)[0]
+
+    def gradient(self) -> None:
+        torch.autograd.grad(self.task.loss_fn(self.model, self.batch), list(self.model.parameters()))
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The model where it is measured first, and one step later on the same and on another batch."""
+
+    here: Case
+    later: Case
+    other: Case
+
+
+def prepared(task: Task, seed: int, device: torch.device, steps: int = STEPS) -> Cases:
+    """Returns a model trained a little, its running statistics settled."""
+    torch.manual_seed(seed)
+    model = task.build().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.lr)
+
+    def step(batch: Batch) -> None:
+        model.train()
+        optimizer.zero_grad()
+        task.loss_fn(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(steps):
+        step(task.batch(device))
+    if any(True for _ in model.buffers()):
+        with torch.no_grad():
+            for _ in range(SETTLING):
+                model(task.batch(device)[0])
+    batch, other = task.batch(device), task.batch(device)
+    here = Case(copy.deepcopy(model).eval(), batch, task)
+    step(batch)
+    model.eval()
+    return Cases(here, Case(model, batch, task), Case(model, other, task))
+
+
+def eigenvalue(
+    case: Case, seed: int, choice: Choice | str, start: Sequence[Tensor] | None = None, **options: bool
+) -> Spectrum:
+    """Returns what smoothdiag finds, from nothing or from an earlier eigenvector."""
+    with hvp(case.objective(), backend=choice, **options) as hessian:
+        return lanczos(hessian, mixed(hessian, seed) if start is None else start, tol=TOLERANCE)
+
+
+def mixed(hessian: Hessian, seed: int) -> list[Tensor]:
+    """Returns the gradient and a random vector of the same length, added up."""
+    noise = vectors.random_like(hessian.gradient, seed=seed)
+    return vectors.add_scaled(noise, hessian.gradient, float(vectors.norm(noise) / vectors.norm(hessian.gradient)))
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    return time.perf_counter if device.type == "cuda" else time.process_time
+
+
+def forget(case: Case) -> None:
+    """Breaks the circle of gradients that keep their graph, which keeps the parameters."""
+    for parameter in case.model.parameters():
+        parameter.grad = None
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Returns the median time of five calls after a first one."""
+    call()
+    return statistics.median(seconds(call, device, clock_of(device)) for _ in range(5))
