@@ -1,10 +1,11 @@
-"""Figures of a trace: smoothness against the gradient norm, and both over the steps.
+"""Figures of a trace: smoothness against the gradient norm, both over the steps, and curvature at its limit.
 
 The functions draw on the axes they are given, return them, and leave the style, the backend and every other
 figure alone. Importing this package loads neither matplotlib nor seaborn.
 """
 
 from smoothdiag.plots.over_steps import plot_trace
+from smoothdiag.plots.sharpness import plot_sharpness
 from smoothdiag.plots.smoothness import plot_smoothness
 
-__all__ = ["plot_smoothness", "plot_trace"]
+__all__ = ["plot_sharpness", "plot_smoothness", "plot_trace"]

@@ -20,11 +20,22 @@ Mask = npt.NDArray[np.bool_]
 
 HOLLOW: Final[dict[str, Any]] = {"facecolors": "none", "edgecolors": "0.5", "linewidths": 0.8}
 NORM: Final = r"$\|g\|$"
-_PREFERRED: Final = ("local", "path")  # the first does not depend on the length of the step taken
+_PREFERRED: Final = ("local", "path", "hessian_norm")  # the first does not depend on the length of the step taken
 
 
 def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.DataFrame:
     """Returns the rows of one estimator and one group, with every column that the figures need."""
+    frame = rows_of_group(data, group)
+    if estimator is None:
+        names = frame["estimator"].unique().tolist()
+        found = [name for name in _PREFERRED if name in names] or names
+        # Estimators that nobody ranked measure different things; picking one would be a guess.
+        estimator = found[0] if len(names) == 1 or found[0] in _PREFERRED else None
+    return _only(frame, "estimator", estimator)
+
+
+def rows_of_group(data: Trace | pd.DataFrame, group: str) -> pd.DataFrame:
+    """Returns the rows of one group, with every column that the figures need."""
     import pandas as pd
 
     frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
@@ -34,19 +45,12 @@ def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.
     if frame.empty:
         raise ValueError("Parameter `data` should have rows. Found none.")
     defaults: dict[str, Any] = {"step": range(len(frame)), "estimator": "unnamed", "group": "all", "status": "ok"}
-    defaults |= dict.fromkeys(("loss", "lr", "saturation"), np.nan)
+    defaults |= dict.fromkeys(("loss", "lr", "saturation", "stability_limit"), np.nan)
     frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame.columns})
-    frame = only(frame, "group", group)
-    if estimator is None:
-        names = frame["estimator"].unique().tolist()
-        found = [name for name in _PREFERRED if name in names] or names
-        # Estimators that nobody ranked measure different things; picking one would be a guess.
-        estimator = found[0] if len(names) == 1 or found[0] in _PREFERRED else None
-    return only(frame, "estimator", estimator)
+    return _only(frame, "group", group)
 
 
-def only(frame: pd.DataFrame, column: str, value: str | None) -> pd.DataFrame:
-    """Returns the rows with ``value`` in a column; raises a ValueError if there are none."""
+def _only(frame: pd.DataFrame, column: str, value: str | None) -> pd.DataFrame:
     if value not in (names := sorted(frame[column].unique().tolist())):
         raise ValueError(f"Parameter `{column}` should be one of {names}. Found `{column} = {value!r}`.")
     return frame[frame[column] == value]
@@ -68,6 +72,15 @@ def extent(parts: Sequence[Array]) -> tuple[float, float]:
     """Returns the smallest and the largest of the values that a logarithmic axis can show."""
     values = np.concatenate([part[positive(part)] for part in parts])
     return float(values.min()), float(values.max())
+
+
+def current_axes() -> Axes:
+    """Returns the current axes, or those of a new figure that has room below them for a legend."""
+    from matplotlib import pyplot as plt
+
+    if not plt.get_fignums():
+        plt.figure(layout="constrained")
+    return plt.gca()
 
 
 def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None:

@@ -11,6 +11,7 @@ from smoothdiag.plots.common import (
     NORM,
     Array,
     Mask,
+    current_axes,
     extent,
     floats,
     legend_below,
@@ -77,12 +78,8 @@ def plot_smoothness(
         )
 
     import seaborn as sns
-    from matplotlib import pyplot as plt
 
-    if ax is None:
-        if not plt.get_fignums():
-            plt.figure(layout="constrained")  # the legend stands below the axes and needs its room
-        ax = plt.gca()
+    ax = current_axes() if ax is None else ax
     _draw_points(ax, rows, x, y, shown & usable, shown & ~usable)
     reach = [y[shown]]
     if fit is not None:

@@ -1,0 +1,189 @@
+"""plot_sharpness: curvature over the steps, beside the values at which the optimizer turns unstable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from smoothdiag.plots.common import (
+    HOLLOW,
+    Array,
+    current_axes,
+    extent,
+    floats,
+    legend_below,
+    log_axis,
+    note,
+    positive,
+    rows_of_group,
+)
+from smoothdiag.rows import USABLE_STATUSES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from smoothdiag.trace import Trace
+
+_RECORDED_BY: Final = {
+    "sharpness": "Sharpness()",
+    "hessian_norm": "HessianNorm()",
+    "batch_sharpness": "DirectionalCurvature()",
+    "curvature_update": 'DirectionalCurvature("update")',
+    "critical_step": "CriticalStep()",
+}
+_PRECONDITIONED: Final = "_preconditioned"
+_LOOKS: Final = dict(zip(_RECORDED_BY, [(0, "o"), (9, "s"), (2, "^"), (3, "v"), (1, "D")], strict=True))
+"""Colour of the palette and marker."""
+
+_SAME: Final = 0.01
+"""Relative difference of two lines below which they are drawn as one: their width on an axis of three decades."""
+
+_LINE_REACH: Final = 100.0
+"""How far beyond the points a line may stretch the axis. Warm-up begins at a rate near zero, and decay ends there."""
+
+
+def plot_sharpness(
+    data: Trace | pd.DataFrame,
+    *,
+    estimators: str | Sequence[str] | None = None,
+    group: str = "all",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws curvature over the steps, and the limit at which the optimizer turns unstable.
+
+    The limit is the column ``stability_limit``: the largest eigenvalue at which the optimizer does not diverge on a
+    quadratic at the learning rate of that step, 2/lr for gradient descent, (2 + 2 beta)/lr with momentum, 38/lr for
+    Adam with beta1 = 0.9 in the norm it divides by. Where it is another than 2/lr, that is drawn too, faint: the
+    critical step, which is about the update alone, has its limit there whatever the momentum.
+
+    Rows that fits may not use are hollow; rows that a logarithmic axis cannot show, such as negative curvature, are
+    counted in a note above the axes.
+
+    Args:
+        data: A trace, or its DataFrame.
+        estimators: Whose rows to draw, by the names in the trace: those of Sharpness, HessianNorm,
+            DirectionalCurvature and CriticalStep. None takes all of the norm that the limit is about: the
+            preconditioned ones if any of them has a limit, else those of the Hessian as it is.
+        group: Parameter group whose rows to draw.
+        ax: Where to draw; None takes the current axes.
+
+    Returns:
+        The axes drawn on.
+
+    Raises:
+        ValueError: If ``data`` has no such rows, or none that a logarithmic axis can show, or if ``estimators`` mixes
+            the Hessian as it is with the preconditioned one.
+
+    Units: y axis [f/x^2]; [1/x] for preconditioned curvature, where P has the unit of a gradient.
+    """
+    rows, names = _choose(rows_of_group(data, group), estimators, group)
+    value, usable = floats(rows, "smoothness"), rows["status"].isin(USABLE_STATUSES).to_numpy()
+    shown = positive(value)
+    if not shown.any():
+        raise ValueError(
+            "Parameter `data` should have rows whose curvature is positive and finite. "
+            f"Found {len(rows)} rows of {names}, group `{group}`, and none such."
+        )
+
+    import seaborn as sns
+
+    ax = current_axes() if ax is None else ax
+    colors = sns.color_palette("colorblind")
+    step, hollow_label = floats(rows, "step"), "not usable"
+    for name in names:
+        of_name = (rows["estimator"] == name).to_numpy()
+        good, bad = of_name & shown & usable, of_name & shown & ~usable
+        color, marker = _LOOKS[name.removesuffix(_PRECONDITIONED)]
+        every = max(1, int(good.sum()) // 20)  # enough to tell lines apart, few enough to see them
+        look: dict[str, Any] = {
+            "color": colors[color],
+            "marker": marker,
+            "markersize": 4,
+            "markevery": every,
+            "linewidth": 1,
+        }
+        ax.plot(step[good], value[good], label=name, alpha=0.85, **look)
+        if bad.any():
+            ax.scatter(step[bad], value[bad], 14, marker=marker, label=hollow_label, **HOLLOW)
+            hollow_label = "_" + hollow_label  # one entry in the legend speaks for all
+    reach = [value[shown]]
+    reach += _draw_limits(ax, rows, extent(reach), of_critical="critical_step" in names)
+
+    label = "preconditioned\ncurvature [1/x]" if rows["preconditioned"].iloc[0] else "curvature [f/x$^2$]"
+    ax.set(xlabel="step", ylabel=label)
+    log_axis(ax, "y", *extent(reach))
+    sns.despine(ax=ax)
+    note(ax, int((~shown).sum()))
+    legend_below(ax, None)
+    return ax
+
+
+def _choose(frame: pd.DataFrame, estimators: str | Sequence[str] | None, group: str) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the rows to draw in order of steps, all of one norm, and the names of their estimators."""
+    present = set(frame["estimator"])
+    known = [name + suffix for name in _RECORDED_BY for suffix in ("", _PRECONDITIONED)]
+    found = [name for name in known if name in present]
+    if not found:
+        raise ValueError(
+            "Parameter `data` should have rows of an estimator of curvature, one of "
+            f"{', '.join(_RECORDED_BY.values())} in Probe(..., estimators=[...]). "
+            f"Found rows of {sorted(present)} in group `{group}`."
+        )
+    # The rate of an optimizer that divides by P has the unit of 1 / (P^-1/2 H P^-1/2), and so has the critical one.
+    divides = any(name.endswith(_PRECONDITIONED) for name in present)
+    norms = {name: name.endswith(_PRECONDITIONED) or (name == "critical_step" and divides) for name in found}
+    if estimators is None:
+        limited = frame[frame["stability_limit"].notna() & frame["estimator"].isin(found)]["estimator"]
+        preconditioned = any(name.endswith(_PRECONDITIONED) for name in limited) or all(norms.values())
+        names = [name for name in found if norms[name] == preconditioned]
+    else:
+        asked = [estimators] if isinstance(estimators, str) else list(estimators)
+        if not asked or not set(asked) <= set(found):
+            raise ValueError(f"Parameter `estimators` should hold some of {found}. Found `estimators = {asked!r}`.")
+        names = [name for name in found if name in asked]
+        if len({norms[name] for name in names}) > 1:
+            raise ValueError(
+                "Parameter `estimators` should hold preconditioned estimators or others, because their units and "
+                f"limits differ; `critical_step` is of the norm of its optimizer. Found `estimators = {asked!r}`: "
+                f"preconditioned are {[name for name in names if norms[name]]}, "
+                f"and {[name for name in names if not norms[name]]} are not."
+            )
+    preconditioned = norms[names[0]]
+    rows = frame[frame["estimator"].isin(names)].sort_values("step", kind="stable")
+    # 2/lr belongs to the norm that the optimizer moves in and has another unit than the others.
+    lr = rows["lr"] if preconditioned == divides else np.nan
+    return rows.assign(preconditioned=preconditioned, lr=lr), names
+
+
+def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_critical: bool) -> list[Array]:
+    """Draws the limit of stability over the steps, and 2/lr where it is another; returns the heights worth an axis."""
+    import seaborn as sns
+
+    pink = sns.color_palette("colorblind")[4]  # the colour of 2/lr in the other figures
+    # Some rows have no limit of their own; they share that of their step.
+    columns = {name: floats(rows, name) for name in ("stability_limit", "lr")}
+    by_step = rows[["step"]].assign(**columns).groupby("step").first()
+    step, limit, lr = floats(by_step.reset_index(), "step"), *(floats(by_step, name) for name in columns)
+    lr = np.where(positive(lr), lr, np.nan)
+    limit = np.where(positive(limit), limit, np.nan)
+    name, factor = "stability limit", (limit * lr)[np.isfinite(limit * lr)]
+    if factor.size and np.ptp(factor) < 1e-3 * factor[0]:
+        name += f", {factor[0]:.3g}/lr"
+    lines: list[tuple[Array, str, dict[str, Any]]] = [(limit, name, {"color": "black", "linewidth": 1.2, "zorder": 3})]
+    if not np.allclose(limit, 2 / lr, rtol=_SAME, atol=0, equal_nan=True):
+        name = "2/lr, limit of critical_step" if of_critical else "2/lr"
+        lines.append((2 / lr, name, {"color": pink, "linewidth": 1.2, "alpha": 0.6, "zorder": 1.6}))
+    worth = []
+    low, high = near[0] / _LINE_REACH, near[1] * _LINE_REACH
+    for height, label, look in lines:
+        there = height[np.isfinite(height)]
+        if there.size:
+            far = ", far above" if there.min() > high else ", far below" if there.max() < low else ""
+            marker = "_" if len(step) == 1 else ""  # a line needs two steps
+            ax.step(step, height, where="post", linestyle="-.", marker=marker, label=label + far, **look)
+            worth.append(there[(low <= there) & (there <= high)])
+    return worth
