@@ -35,13 +35,19 @@ class Lstm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, activation: str = "relu") -> None:
         super().__init__()
-        self.embed, self.layer = nn.Linear(6, 16), nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+        self.embed = nn.Linear(6, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, activation, batch_first=True)
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(self.embed(x)).mean(dim=1))
+
+
+class Smooth(Attention):
+    def __init__(self) -> None:
+        super().__init__("gelu")
 
 
 class Tied(nn.Module):
@@ -87,8 +93,8 @@ class Dropped(Mlp):
         return super().forward(F.dropout(x, 0.3, self.training))
 
 
-MODELS = {kind.__name__.lower(): kind for kind in (Mlp, Lstm, Attention, Tied, Uneven, Normed, Dropped)}
-SEQUENCES = ("lstm", "attention")
+MODELS = {kind.__name__.lower(): kind for kind in (Mlp, Lstm, Attention, Smooth, Tied, Uneven, Normed, Dropped)}
+SEQUENCES = ("lstm", "attention", "smooth")
 OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9),
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),

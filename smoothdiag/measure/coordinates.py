@@ -119,11 +119,17 @@ def reshard(model: nn.Module) -> None:
 @contextmanager
 def no_sync(model: nn.Module) -> Iterator[None]:
     """Keeps modules under data parallelism from waiting for a backward pass that does not come."""
+    replicas = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    # Without this the next forward pass would not fetch the buffers of the first rank, as it does after every step.
+    flags = [module.require_forward_param_sync for module in replicas]
     with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, DistributedDataParallel):
-                stack.enter_context(module.no_sync())
-        yield
+        for module in replicas:
+            stack.enter_context(module.no_sync())
+        try:
+            yield
+        finally:
+            for module, flag in zip(replicas, flags, strict=True):
+                module.require_forward_param_sync = flag
 
 
 def forward_dtypes(model: nn.Module) -> set[torch.dtype]:

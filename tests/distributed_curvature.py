@@ -1,0 +1,63 @@
+"""Curvature measured by one process or by two together; what each of them does for test_curvature_distributed.py."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import distributed_runs as runs
+import torch
+import torch.distributed as dist
+from distributed_runs import Case
+
+from smoothdiag import DirectionalCurvature, HessianNorm, Probe, Sharpness, by_module, every
+
+CASES = [
+    Case("mlp", "momentum", "ddp", 2),
+    Case("mlp", "adamw", "ddp_view"),
+    Case("attention", "momentum", "ddp"),
+    Case("lstm", "momentum", "ddp_view"),
+    Case("normed", "momentum", "ddp"),
+    Case("uneven", "adamw", "ddp_unused"),
+    Case("mlp", "momentum", "fsdp2", 2),
+    Case("smooth", "momentum", "fsdp2"),
+    Case("tied", "adamw", "fsdp2"),
+    Case("uneven", "momentum", "fsdp2"),
+    Case("smooth", "momentum", "fsdp2_bf16"),
+]
+
+
+def train(case: Case, rank: int | None, *, probed: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Trains, and returns the state after it and the rows."""
+    torch.manual_seed(0)
+    model = runs.wrapped(runs.MODELS[case.model](), "alone" if rank is None else case.wrap)
+    optimizer = runs.OPTIMIZERS[case.optimizer]([p for p in model.parameters() if p.requires_grad])
+    torch.manual_seed(1 + (rank or 0))
+    limit = 12 if case.wrap == "fsdp2_bf16" else 40  # bfloat16 is not exact enough for more to help
+    estimators = [
+        HessianNorm(max_products=limit, by_group=case.wrap.startswith("ddp") or case.model == "uneven"),
+        Sharpness(max_products=limit),
+        *(DirectionalCurvature(direction=d) for d in ("gradient", "update")),
+    ]
+    options = {"estimators": estimators, "schedule": every(1), "group_by": by_module()}
+    probe = Probe(model, optimizer, runs.loss_fn, **options) if probed else None
+    for batch in runs.data_of(case, case.steps, seed=3):
+        optimizer.zero_grad()
+        parts = runs.shares(batch, case, rank)
+        for part in parts:
+            if probe:
+                probe.observe(part)
+            (runs.loss_fn(model, part) / len(parts)).backward()
+        optimizer.step()
+    return runs.state_of(model, optimizer), list(probe.trace) if probe else []
+
+
+def work(rank: int, folder: str, cases: Sequence[Case]) -> None:
+    """Takes all runs as one of the processes, and leaves what it found in a file."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", runs.WORLD)
+    timeout = timedelta(seconds=60)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=runs.WORLD, timeout=timeout)
+    found = {c: {"probed": train(c, rank, probed=True), "bare": train(c, rank, probed=False)} for c in cases}
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()
