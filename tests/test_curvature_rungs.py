@@ -164,6 +164,7 @@ def test_products_are_linear_and_zero_for_zero(rung) -> None:
         else:
             product(v)
             assert distance(product.finer(v), flat(base)) < 4 * TOLERANCES[torch.float32][rung]
+            assert float(vectors.norm(product.finer(zero))) == 0
             assert 0 < product.radius < 0.1 * float(vectors.norm(point))
 
 

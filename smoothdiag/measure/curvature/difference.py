@@ -70,6 +70,13 @@ class Difference:
                 break
         return product
 
+    def finer(self, v: Vector) -> list[Tensor]:
+        """Returns H v from a quarter of the last displacement."""
+        length = float(vectors.norm(v))
+        if length == 0 or not math.isfinite(length):
+            return [0 * x for x in v]
+        return self.at(v, self.radius / 4 / length)[0]
+
     def at(self, v: Vector, step: float) -> tuple[list[Tensor], float]:
         """Returns H v from a displacement of ``step`` times v, and by how much the gradient changed, relative to it."""
         ahead = vectors.add_scaled(self._point, v, step)

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from smoothdiag import vectors
 from smoothdiag.measure.curvature.difference import Difference
 from smoothdiag.measure.curvature.guards import autocast_off, twice_differentiable
 from smoothdiag.measure.curvature.reverse import Reverse
@@ -61,7 +60,7 @@ class Hessian:
         if not isinstance(self._products, Difference):
             raise RuntimeError(f"Products by `{self.backend}` have no radius.")
         self.num_hvps += 1
-        return self._products.at(v, self._products.radius / 4 / float(vectors.norm(v)))[0]
+        return self._products.finer(v)
 
 
 @contextmanager
