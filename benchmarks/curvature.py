@@ -68,7 +68,7 @@ def ours(case: Case, seed: int, choice: Choice, start: Sequence[Tensor] | None =
 
 def theirs(case: Case, peer: Peer, seed: int, limit: int | None) -> tuple[float, int]:
     record = Recorder()
-    with twice_differentiable(case.model):
+    with twice_differentiable(case.model, peer.fused):
         value = peer.solve(case.model, case.batch, seed, limit, record)
     return value, record.num_products
 
@@ -89,7 +89,7 @@ def variants(cases: Cases, seed: int, choice: Choice, stops: Sequence[str], note
             continue
         case = cases.here.copied()
         try:
-            with twice_differentiable(case.model):
+            with twice_differentiable(case.model, peer.fused):
                 fewest = peer.fewest(case.model, case.batch, seed, truth)
         except Exception as problem:
             notes.add(f"{name}: fails, {str(problem).strip().splitlines()[0]}")
@@ -151,8 +151,8 @@ def summary(runs: pd.DataFrame, memory: pd.DataFrame) -> pd.DataFrame:
 
 def headline(table: pd.DataFrame) -> pd.Series:
     """Returns for each other library the smaller ratio of those whose answer is not too rough."""
-    usable = table[table["error"] <= ROUGH].drop("smoothdiag", level="variant")
-    return usable.groupby("variant", sort=False)["ratio"].min()
+    usable = table[table["error"] <= ROUGH].drop("smoothdiag", level=0)
+    return usable.groupby(level=0, sort=False)["ratio"].min()
 
 
 def large(task: Task, args: argparse.Namespace) -> pd.DataFrame:

@@ -74,14 +74,14 @@ class Peer:
         package: Where its version stands.
         solve: Returns the eigenvalue.
         krylov: Whether it combines all its products.
-        surplus: Products that it makes beyond those it was limited to.
+        fused: Whether it takes oneDNN's recurrence, which forward mode does not.
     """
 
     module: str
     package: str
     solve: Solver
     krylov: bool
-    surplus: int = 0
+    fused: bool = True
 
     @property
     def missing(self) -> bool:
@@ -153,7 +153,7 @@ PEERS = {
     "hessian-eigenthings, Lanczos": Peer(
         "hessian_eigenthings", "hessian-eigenthings", eigenthings_lanczos, krylov=True
     ),
-    "curvlinops, SciPy": Peer("curvlinops", "curvlinops-for-pytorch", curvlinops_scipy, krylov=True, surplus=1),
+    "curvlinops, SciPy": Peer("curvlinops", "curvlinops-for-pytorch", curvlinops_scipy, krylov=True, fused=False),
 }
 
 
@@ -191,12 +191,14 @@ def largest(
 
 
 @contextmanager
-def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """What users of the other libraries have to switch off themselves: fused attention, and cuDNN's recurrence."""
+def twice_differentiable(model: nn.Module, fused: bool = True) -> Iterator[None]:
+    """What users of the other libraries have to switch off themselves: fused attention, and fused recurrence."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if not fused:
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         yield
 
 
