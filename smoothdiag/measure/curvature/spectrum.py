@@ -163,12 +163,15 @@ def _chosen(ritz: Ritz, target: Target, num_pairs: int, *, known: bool) -> list[
 def _challenged(ritz: Ritz, chosen: list[int], target: Target, tol: float) -> bool:
     """Returns whether another Ritz value may, within its distance, take the place of a chosen one.
 
-    For the largest magnitude that may be the other end of the spectrum; else only what lies outside a closed space.
+    For the largest magnitude that may be the other end of the spectrum, if that has the other sign; else only what lies
+    outside a closed space.
     """
-    ends = {0, len(ritz.values) - 1} if target == "norm" else set()
-    others = (ends | set(np.flatnonzero(ritz.is_new))).difference(chosen)
-    slack = tol * float(np.abs(ritz.values).max())
     values, distances = ritz.values, ritz.distances
+    others = set(np.flatnonzero(ritz.is_new).tolist())
+    if target == "norm":
+        others |= {j for j in (0, len(values) - 1) if values[j] * values[chosen[0]] < 0}
+    others = others.difference(chosen)
+    slack = tol * float(np.abs(ritz.values).max())
     if target == "norm":
         weakest = min(abs(values[j]) for j in chosen)
         return any(abs(values[j]) + distances[j] > weakest + slack for j in others)

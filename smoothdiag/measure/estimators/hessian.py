@@ -58,7 +58,7 @@ class HessianNorm:
             empty, key = block.empty(name), (name, block.suffix, block.group)
             found = lanczos(
                 lambda v: block.times(hessian, v),
-                step.memory.get(key) or mixed(block.gradient(), seed=0),
+                step.memory.get(key) or mixed(block.gradient(), seed=step.index),
                 target=target,
                 tol=self.tol,
                 max_products=self.max_products,
@@ -66,7 +66,11 @@ class HessianNorm:
             pair = found.pairs[0]
             if not math.isfinite(pair.value):
                 return replace(empty, status=Status.NON_FINITE)
-            step.memory[key] = pair.vector
+            # Where the ends are near each other in magnitude, one vector is no start for the other.
+            if target != "norm" or min(found.largest, -found.smallest) < found.norm / 2:
+                step.memory[key] = pair.vector
+            else:
+                step.memory.pop(key, None)
             ends = {"eigenvalue_max": found.largest, "eigenvalue_min": found.smallest, "residual": pair.residual}
             value = found.norm if target == "norm" else pair.value
             estimate = replace(empty, smoothness=value, extra={**empty.extra, **ends})
