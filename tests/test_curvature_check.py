@@ -118,6 +118,11 @@ def chosen(objective: Objective) -> Choice:
     return choose(objective, objective.point(), autocast=False)
 
 
+def beside(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss of a healthy network, and a little of that of another one whose head is detached."""
+    return cross_entropy(model, batch) + 0.1 * Head.apply(model.up(model.down(batch[0])), batch[1])
+
+
 def double_all(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter.register_hook(lambda g: 2 * g)
@@ -130,6 +135,7 @@ PARTIAL = {
     "head under no_grad": (Mlp, without_grad, {}),
     "detached head on a linear model": (lambda: nn.Linear(6, 4), detached, {}),
     "small branch": (Branched, cross_entropy, {}),
+    "small part beside": (lambda: Branched(torch.tanh), beside, {}),
     "hooks on all": (Mlp, cross_entropy, {"hook": double_all}),
     "hook on one": (Mlp, cross_entropy, {"hook": lambda m: m.b.bias.register_hook(lambda g: 2 * g)}),
     "detached head, kinks": (rough, detached, {}),
@@ -235,17 +241,19 @@ def test_kinks_are_settled_in_float64_which_leaves_no_trace() -> None:
     assert float(loss.detach()) > 0
 
 
-def test_models_that_do_not_run_in_float64_are_judged_without() -> None:
+@pytest.mark.parametrize("steps", [0, 30])
+def test_models_that_do_not_run_in_float64_are_judged_without(steps) -> None:
     def narrow(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         if batch[0].dtype == torch.float64:
             raise RuntimeError("only float32 is supported")
         return detached(model, batch)
 
-    objective = objective_after(rough, narrow)
+    objective = objective_after(lambda: rough(norm=True), narrow, steps=steps, seed=1)
     before = state_of(objective.model)
     choice = chosen(objective)
     assert choice.backend == "central"
     assert "float64" not in choice.reason
+    assert "of the curvature along the gradient" in choice.reason
     assert_identical(state_of(objective.model), before)
     assert {p.dtype for p in objective.parameters} == {torch.float32}
 
