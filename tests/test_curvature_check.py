@@ -123,9 +123,9 @@ def beside(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return cross_entropy(model, batch) + 0.1 * Head.apply(model.up(model.down(batch[0])), batch[1])
 
 
-def double_all(model: nn.Module) -> None:
+def scale_all(model: nn.Module, factor: float) -> None:
     for parameter in model.parameters():
-        parameter.register_hook(lambda g: 2 * g)
+        parameter.register_hook(lambda g: factor * g)
 
 
 PARTIAL = {
@@ -136,7 +136,8 @@ PARTIAL = {
     "detached head on a linear model": (lambda: nn.Linear(6, 4), detached, {}),
     "small branch": (Branched, cross_entropy, {}),
     "small part beside": (lambda: Branched(torch.tanh), beside, {}),
-    "hooks on all": (Mlp, cross_entropy, {"hook": double_all}),
+    "hooks on all": (Mlp, cross_entropy, {"hook": lambda m: scale_all(m, 2.0)}),
+    "hooks by a few percent": (Mlp, cross_entropy, {"hook": lambda m: scale_all(m, 1.05)}),
     "hook on one": (Mlp, cross_entropy, {"hook": lambda m: m.b.bias.register_hook(lambda g: 2 * g)}),
     "detached head, kinks": (rough, detached, {}),
     "detached head, kinks, fitted": (rough, detached, {"steps": 150}),
