@@ -1,6 +1,6 @@
 """Products and time until the largest-magnitude eigenvalue of the Hessian is known to a relative 1e-3.
 
-Each model is trained by 40 steps of SGD on synthetic data that can be learned, so that its spectrum is not that of the
+Each model is trained by 150 steps of SGD on synthetic data that can be learned, so that its spectrum is not that of the
 initialisation, and then measured in eval mode, because PyHessian switches to it and curvlinops refuses batch
 statistics. The truth is SciPy's eigsh on a float64 copy that is differentiated twice.
 
@@ -31,10 +31,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from smoothdiag.measure.curvature import Choice, choose, hvp
-
-ROUGH = 10 * TOLERANCE
-"""Error above which an answer does not count, however fast it came."""
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -150,9 +146,9 @@ def summary(runs: pd.DataFrame, memory: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame) -> pd.Series:
-    """Returns for each other library the smaller ratio of those whose answer is not too rough."""
-    usable = table[table["error"] <= ROUGH].drop("smoothdiag", level=0)
-    return usable.groupby(level=0, sort=False)["ratio"].min()
+    """Returns for each other library the ratio of its own stop, or of the ideal one where its own is not accurate."""
+    usable = table[table["error"] <= TOLERANCE].drop("smoothdiag", level=0)
+    return usable.groupby(level=0, sort=False)["ratio"].first()
 
 
 def large(task: Task, args: argparse.Namespace) -> pd.DataFrame:
@@ -216,7 +212,7 @@ def main() -> None:
             print(f"\n{name}: gradient {runs['gradient'].median():.3g} s, ", end="")
             print(f"self-check {(runs['checking'] / runs['gradient']).median():.3g} gradients, once a run")
             print(table.to_string(float_format="{:.3g}".format), *sorted(notes), sep="\n", flush=True)
-    print(f"\nTime over that of smoothdiag cold, the faster stop, if its error is at most {ROUGH:g}")
+    print(f"\nTime over that of smoothdiag cold, to an error of {TOLERANCE:g}: by its own stop where that gets there")
     print(pd.DataFrame(ratios).to_string(float_format="{:.3g}".format))
 
 

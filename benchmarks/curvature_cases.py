@@ -19,7 +19,7 @@ from smoothdiag.measure.curvature import Choice, Hessian, hvp
 from smoothdiag.measure.curvature.spectrum import Spectrum, lanczos
 from smoothdiag.measure.objective import Objective
 
-STEPS, SETTLING = 40, 20
+STEPS, SETTLING = 150, 20
 """Steps of training, and forward passes afterwards in which running statistics catch up with the weights."""
 
 

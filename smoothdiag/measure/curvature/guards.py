@@ -19,6 +19,10 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            # Fused on a CPU it can be, but takes a third longer. The public switch also sets how TF32 is used, and
+            # warns of that.
+            stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
+            torch._C._set_mkldnn_enabled(False)
         yield
 
 

@@ -22,6 +22,10 @@ NEGLIGIBLE = 1e-2
 """Share of the largest magnitude below which the error of an eigenvalue is no longer counted relative to itself."""
 
 
+WIDEST_GAP = 0.1
+"""Gap, relative to an eigenvalue, that is believed at most."""
+
+
 @dataclass(frozen=True)
 class Ritz:
     """Eigenvalues and eigenvectors of an operator restricted to the span of a basis.
@@ -56,17 +60,19 @@ class Ritz:
         """Returns the estimated relative distance of a Ritz value from the next eigenvalue.
 
         Of the two bounds of a Rayleigh quotient, the residual and its square over the gap to the rest of the spectrum,
-        the second takes the other Ritz values for the rest. Relative to the value, or to a hundredth of the largest
+        the second takes the other Ritz values for the rest, and a tenth of the value for the gap where it looks wider:
+        what seems to stand alone may be a cluster. Relative to the value, or to a hundredth of the largest
         magnitude if that is more.
 
         Source: Parlett 1998, *The symmetric eigenvalue problem*, theorem 11.7.1.
         """
-        distance, size = float(self.distances[j]), float(np.abs(self.values).max())
+        distance, value = float(self.distances[j]), abs(float(self.values[j]))
         if distance == 0:
             return 0.0
         gap = float(np.abs(np.delete(self.values, j) - self.values[j]).min(initial=math.inf))
-        bound = distance**2 / gap if 0 < gap < math.inf else distance
-        return min(distance, bound) / max(abs(float(self.values[j])), NEGLIGIBLE * size)
+        gap = min(gap, WIDEST_GAP * value) if math.isfinite(gap) else 0.0  # alone, it says nothing about a gap
+        bound = distance**2 / gap if gap else distance
+        return min(distance, bound) / max(value, NEGLIGIBLE * float(np.abs(self.values).max()))
 
 
 class Krylov:
