@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from smoothdiag.measure.curvature import Choice, choose, hvp
 
+
 @dataclass(frozen=True)
 class Variant:
     """One way to the eigenvalue of a case; ``run`` returns the value and the products made."""
