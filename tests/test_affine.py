@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
+from smoothdiag.fits import walk
 from smoothdiag.fits.affine import (
     Line,
     frontier,
@@ -70,6 +71,26 @@ def test_quantile_line_is_the_primal_programme(seed):
     weights = relative_weights(x, y)
     expected = primal(x, y, 0.9, weights)
     np.testing.assert_allclose(quantile_line(x, y, 0.9, weights), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.95])
+@pytest.mark.parametrize("start", [None, Line(0.0, 500.0), Line(9.0, 0.0)])
+def test_rows_put_together_give_the_line_of_all_rows(quantile, start, monkeypatch):
+    x, y = cloud(1, n=5000)
+    weights = relative_weights(x, y) * np.random.default_rng(1).integers(0, 3, len(x))
+    found = quantile_line(x, y, quantile, weights, start=start)
+    monkeypatch.setattr(walk, "MANY", len(x))
+    np.testing.assert_allclose(found, quantile_line(x, y, quantile, weights, start=start), rtol=1e-10, atol=1e-12)
+    assert loss(found, x, y, quantile, weights) <= loss(primal(x, y, quantile, weights), x, y, quantile, weights) + 1e-6
+
+
+@pytest.mark.parametrize("line", [(50.0, 0.0), (0.0, 0.0), (1e-3, 90.0)])
+def test_rows_on_the_wrong_side_are_noticed(line):
+    # Seen from a line this far off, the rows kept are the wrong ones, and the others lie on sides they will change.
+    x, y = cloud(2, n=3000)
+    weights = relative_weights(x, y)
+    found = walk.Neighbours(x, y, line).walk(0.9, weights, line)
+    np.testing.assert_allclose(found, quantile_line(x, y, 0.9, weights), rtol=1e-10, atol=1e-12)
 
 
 def test_quantile_line_covers_its_share_of_lognormal_noise():

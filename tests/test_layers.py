@@ -63,6 +63,7 @@ WINGS = {
     ),
     "fits": (
         "fits.base",
+        "fits.walk",
         "fits.affine",
         "fits.models",
         "fits.intervals",

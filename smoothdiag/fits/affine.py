@@ -9,14 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linprog, nnls
 
 from smoothdiag.fits.base import Array
-
-# Residuals below this share of the two numbers they come from are rounding: the line passes through the point.
-TOUCHING = 1e-11
-MAX_PIVOTS = 10_000
+from smoothdiag.fits.walk import MANY, walk
 
 
 class Line(NamedTuple):
@@ -63,9 +59,9 @@ def pinball(residual: Array, quantile: float) -> Array:
 def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = None, start: Line | None = None) -> Line:
     """Line below which a share `quantile` of the rows lies, with intercept and slope at zero or above.
 
-    Minimises the weighted sum of pinball losses. Without a start the linear programme is solved by HiGHS in its
-    dual form, which has two constraints instead of one per row; its answer, good to about 1e-7, is then walked to
-    the exact vertex. With a start (a bootstrap replicate, the next quantile of a path) the walk alone is enough.
+    Minimises the weighted sum of pinball losses. Without a start the linear programme (of evenly spaced rows where
+    there are many) is solved by HiGHS in its dual form, which has two constraints instead of one per row; its answer
+    is then walked to the exact vertex. With a start (a bootstrap replicate, the next quantile of a path) the walk alone is enough.
 
     Args:
         x: gradient norms, positive.
@@ -86,11 +82,12 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
     xs, ys = x / x_unit, y / y_unit
     scaled = weights / np.mean(weights)
     if start is None:
-        begin = _solve_dual(xs, ys, quantile, scaled)
+        some = slice(None, None, -(-len(x) // MANY))  # Where to begin need not be known to the last row.
+        begin = _solve_dual(xs[some], ys[some], quantile, scaled[some])
     else:
         begin = Line(start.intercept / y_unit, start.slope * x_unit / y_unit)
-    found = _walk_to_vertex(xs, ys, quantile, scaled, begin)
-    return Line(found.intercept * y_unit, found.slope * y_unit / x_unit)
+    intercept, slope = walk(xs, ys, quantile, scaled, begin)
+    return Line(intercept * y_unit, slope * y_unit / x_unit)
 
 
 def _solve_dual(x: Array, y: Array, quantile: float, weights: Array) -> Line:
@@ -105,85 +102,6 @@ def _solve_dual(x: Array, y: Array, quantile: float, weights: Array) -> Line:
         return Line(float(np.median(y)), 0.0)
     intercept, slope = -result.ineqlin.marginals
     return Line(max(0.0, float(intercept)), max(0.0, float(slope)))
-
-
-def _walk_to_vertex(x: Array, y: Array, quantile: float, weights: Array, start: Line) -> Line:
-    """Exact minimiser of the weighted pinball loss, by line searches along the kinks of the loss.
-
-    The loss is convex and piecewise linear in (intercept, slope), with one kink per row: the lines through that
-    row. It is therefore minimal where it does not fall along any kink through the current point, nor along the
-    two axes, which stand in where fewer than two kinks meet.
-    """
-    a, b = start
-    for _ in range(MAX_PIVOTS):
-        residual = y - a - b * x
-        touching = np.abs(residual) <= TOUCHING * (a + b * x + y)
-        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b))
-        if direction is None:
-            break
-        da, db = direction
-        length = _line_search(residual[~touching], (da + db * x)[~touching], weights[~touching], descent)
-        to_zero = min((-v / change for v, change in ((a, da), (b, db)) if change < 0), default=np.inf)
-        if to_zero <= length:  # A step that ends on a bound ends exactly there, not a rounding error away.
-            length = to_zero
-            a, b = (
-                0.0 if change < 0 and -v / change == length else v + length * change for v, change in ((a, da), (b, db))
-            )
-        else:
-            a, b = a + length * da, b + length * db
-    return Line(float(a), float(b))
-
-
-def _steepest_kink(
-    x: Array,
-    residual: Array,
-    touching: npt.NDArray[np.bool_],
-    quantile: float,
-    weights: Array,
-    at: tuple[float, float],
-) -> tuple[tuple[float, float] | None, float]:
-    """The direction along a kink or an axis in which the loss falls fastest, and its (negative) rate."""
-    signs = np.where(touching, 0.0, np.where(residual > 0, quantile, quantile - 1)) * weights
-    slope_a, slope_b = -float(np.sum(signs)), -float(signs @ x)
-    order = np.argsort(x[touching], kind="stable")
-    xt, wt = x[touching][order], weights[touching][order]
-    below_w, below_wx = np.cumsum(wt), np.cumsum(wt * xt)
-    total_w, total_wx = (float(below_w[-1]), float(below_wx[-1])) if len(xt) else (0.0, 0.0)
-    # Turning about row j moves the touched rows to its left and to its right in opposite senses.
-    left = below_w * xt - below_wx
-    right = (total_wx - below_wx) - (total_w - below_w) * xt
-    turn = slope_b - xt * slope_a
-    up = turn + quantile * left + (1 - quantile) * right
-    down = -turn + (1 - quantile) * left + quantile * right
-    directions = [(-xt, np.ones_like(xt), up), (xt, -np.ones_like(xt), down)]
-    one = np.ones(1)
-    directions += [
-        (one, 0 * one, one * (slope_a + (1 - quantile) * total_w)),
-        (-one, 0 * one, one * (-slope_a + quantile * total_w)),
-        (0 * one, one, one * (slope_b + (1 - quantile) * total_wx)),
-        (0 * one, -one, one * (-slope_b + quantile * total_wx)),
-    ]
-    da, db, rate = (np.concatenate(parts) for parts in zip(*directions, strict=True))
-    feasible = ((at[0] > 0) | (da >= 0)) & ((at[1] > 0) | (db >= 0))
-    scale = float(weights @ (np.abs(x))) + float(np.sum(weights))
-    size = np.abs(da) + np.abs(db)
-    merit = np.where(feasible, rate / size, 0.0)
-    best = int(np.argmin(merit))
-    if merit[best] >= -1e-12 * scale:
-        return None, 0.0
-    return (float(da[best]), float(db[best])), float(rate[best])
-
-
-def _line_search(residual: Array, movement: Array, weights: Array, descent: float) -> float:
-    """Length along a falling direction at which the loss stops falling (a weighted quantile of crossings)."""
-    moving = residual * movement > 0
-    crossings = residual[moving] / movement[moving]
-    gains = weights[moving] * np.abs(movement[moving])
-    order = np.argsort(crossings)
-    stop = int(np.searchsorted(np.cumsum(gains[order]), -descent * (1 - 1e-13)))
-    if stop >= len(order):
-        return float(crossings[order[-1]]) if len(order) else 0.0
-    return float(crossings[order[stop]])
 
 
 def least_squares(x: Array, y: Array, *, nonnegative: bool = True) -> Line:

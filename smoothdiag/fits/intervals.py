@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.fits.affine import TOUCHING, Line, quantile_line
+from smoothdiag.fits.affine import Line
 from smoothdiag.fits.base import Array, Interval
+from smoothdiag.fits.walk import TOUCHING, Neighbours
 
 Counts = npt.NDArray[np.int16]
 
@@ -145,7 +146,11 @@ def bootstrap_lines(x: Array, y: Array, weights: Array, line: Line, quantile: fl
 
     Units: columns [f/x^2] and [1/x].
     """
-    return np.array([quantile_line(x, y, quantile, weights * row, start=line) for row in counts])
+    x_unit, y_unit = float(np.median(x)), float(np.median(y))
+    begin = line.intercept / y_unit, line.slope * x_unit / y_unit
+    rows = Neighbours(x / x_unit, y / y_unit, begin)
+    found = [rows.walk(quantile, weights * row, begin) for row in counts]
+    return np.array(found) * (y_unit, y_unit / x_unit)
 
 
 def percentile_interval(replicates: Array, estimate: float | None = None) -> Interval:

@@ -1,0 +1,165 @@
+"""The walk to the exact minimum of a weighted pinball loss, along the lines through single rows.
+
+Far from the line a row says only on which side it lies. So a walk over many rows keeps the nearest ones as they are,
+puts all others into two numbers, and afterwards asks every one of them whether it is still on its side. If so, the
+minimum is that of all rows, exactly; if not, more rows are kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from smoothdiag.fits.base import Array
+
+# Residuals below this share of the two numbers they come from are rounding: the line passes through the point.
+TOUCHING = 1e-11
+MAX_PIVOTS = 10_000
+MANY = 3000  # Rows from which keeping only some of them is faster.
+
+Start = tuple[float, float]
+
+
+def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start) -> Start:
+    """Intercept and slope that minimise the weighted pinball loss of all rows, both at zero or above.
+
+    Args:
+        x: gradient norms in units that make them about one.
+        y: smoothness, likewise.
+        quantile: level in (0, 1).
+        weights: weight of each row, zero or above.
+        start: where to begin.
+
+    Source: for the rows put together, Portnoy and Koenker, 1997, section 5.
+    """
+    n = len(x)
+    if n <= MANY:
+        return _walk_to_vertex(x, y, quantile, weights, start)[0]
+    some = slice(None, None, max(1, int(n ** (1 / 3) / 2)))
+    near = walk(x[some], y[some], quantile, weights[some], start)
+    return Neighbours(x, y, near).walk(quantile, weights, near)
+
+
+class Neighbours:
+    """Rows in order of their distance from a line, for walks to lines close to it.
+
+    Args:
+        x: gradient norms in units that make them about one.
+        y: smoothness, likewise.
+        line: the line from which distances count.
+    """
+
+    def __init__(self, x: Array, y: Array, line: Start) -> None:
+        height = line[0] + line[1] * x
+        self.order = np.argsort(np.abs(y - height) / (y + height), kind="stable")
+        self.x, self.y = x[self.order], y[self.order]
+        self.above = self.y > height[self.order]
+        # Of independent rows this holds the lines of nearly all other samples; a failed check doubles it.
+        self.kept = min(int(2 * len(x) ** (2 / 3)) + 10, len(x))
+
+    def walk(self, quantile: float, weights: Array, start: Start) -> Start:
+        """As the function `walk`, with one weight for each row as they were given."""
+        weights = weights[self.order]
+        rate = np.where(self.above, -quantile, 1 - quantile) * weights
+        while True:
+            near, far = slice(0, self.kept), slice(self.kept, None)
+            tilt = float(np.sum(rate[far])), float(rate[far] @ self.x[far])
+            found, bounded = _walk_to_vertex(self.x[near], self.y[near], quantile, weights[near], start, tilt)
+            if self.kept == len(self.x) or (bounded and self._still_apart(found)):
+                return found
+            self.kept = min(2 * self.kept, len(self.x))
+
+    def _still_apart(self, line: Start) -> bool:
+        x, y, above = (part[self.kept :] for part in (self.x, self.y, self.above))
+        height = line[0] + line[1] * x
+        distance = np.where(above, y - height, height - y)
+        return bool((distance > TOUCHING * (height + y)).all())
+
+
+def _walk_to_vertex(
+    x: Array, y: Array, quantile: float, weights: Array, start: Start, tilt: Start = (0.0, 0.0)
+) -> tuple[Start, bool]:
+    """Minimiser of the weighted pinball loss plus a linear one, by line searches along the kinks of the loss.
+
+    The loss is convex and piecewise linear in (intercept, slope), with one kink per row: the lines through that
+    row. It is therefore minimal where it does not fall along any kink through the current point, nor along the
+    two axes, which stand in where fewer than two kinks meet.
+
+    Returns:
+        tuple[Start, bool]: the minimiser, and whether there is one: with a tilt the loss may fall for ever.
+    """
+    a, b = start
+    for _ in range(MAX_PIVOTS):
+        residual = y - a - b * x
+        touching = np.abs(residual) <= TOUCHING * (a + b * x + y)
+        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b), tilt)
+        if direction is None:
+            return (float(a), float(b)), True
+        da, db = direction
+        length = _line_search(residual[~touching], (da + db * x)[~touching], weights[~touching], descent)
+        to_zero = min((-v / change for v, change in ((a, da), (b, db)) if change < 0), default=np.inf)
+        if to_zero <= length:  # A step that ends on a bound ends exactly there, not a rounding error away.
+            if to_zero == np.inf:
+                return (float(a), float(b)), False
+            length = to_zero
+            a, b = (
+                0.0 if change < 0 and -v / change == length else v + length * change for v, change in ((a, da), (b, db))
+            )
+        else:
+            a, b = a + length * da, b + length * db
+    return (float(a), float(b)), False
+
+
+def _steepest_kink(
+    x: Array,
+    residual: Array,
+    touching: npt.NDArray[np.bool_],
+    quantile: float,
+    weights: Array,
+    at: Start,
+    tilt: Start,
+) -> tuple[Start | None, float]:
+    """The direction along a kink or an axis in which the loss falls fastest, and its (negative) rate."""
+    signs = np.where(touching, 0.0, np.where(residual > 0, quantile, quantile - 1)) * weights
+    slope_a, slope_b = tilt[0] - float(np.sum(signs)), tilt[1] - float(signs @ x)
+    order = np.argsort(x[touching], kind="stable")
+    xt, wt = x[touching][order], weights[touching][order]
+    below_w, below_wx = np.cumsum(wt), np.cumsum(wt * xt)
+    total_w, total_wx = (float(below_w[-1]), float(below_wx[-1])) if len(xt) else (0.0, 0.0)
+    # Turning about row j moves the touched rows to its left and to its right in opposite senses.
+    left = below_w * xt - below_wx
+    right = (total_wx - below_wx) - (total_w - below_w) * xt
+    turn = slope_b - xt * slope_a
+    up = turn + quantile * left + (1 - quantile) * right
+    down = -turn + (1 - quantile) * left + quantile * right
+    directions = [(-xt, np.ones_like(xt), up), (xt, -np.ones_like(xt), down)]
+    one = np.ones(1)
+    directions += [
+        (one, 0 * one, one * (slope_a + (1 - quantile) * total_w)),
+        (-one, 0 * one, one * (-slope_a + quantile * total_w)),
+        (0 * one, one, one * (slope_b + (1 - quantile) * total_wx)),
+        (0 * one, -one, one * (-slope_b + quantile * total_wx)),
+    ]
+    da, db, rate = (np.concatenate(parts) for parts in zip(*directions, strict=True))
+    feasible = ((at[0] > 0) | (da >= 0)) & ((at[1] > 0) | (db >= 0))
+    scale = float(weights @ (np.abs(x))) + float(np.sum(weights))
+    size = np.abs(da) + np.abs(db)
+    merit = np.where(feasible, rate / size, 0.0)
+    best = int(np.argmin(merit))
+    if merit[best] >= -1e-12 * scale:
+        return None, 0.0
+    return (float(da[best]), float(db[best])), float(rate[best])
+
+
+def _line_search(residual: Array, movement: Array, weights: Array, descent: float) -> float:
+    """Length along a falling direction at which the loss stops falling (a weighted quantile of crossings)."""
+    moving = residual * movement > 0
+    crossings = residual[moving] / movement[moving]
+    gains = weights[moving] * np.abs(movement[moving])
+    order = np.argsort(crossings)
+    gained = np.cumsum(gains[order])
+    stop = int(np.searchsorted(gained, -descent * (1 - 1e-13)))
+    if stop < len(order):
+        return float(crossings[order[stop]])
+    flat = len(order) > 0 and gained[-1] >= -descent * (1 - 1e-9)  # Up to rounding the last crossing is the end.
+    return float(crossings[order[-1]]) if flat else np.inf
