@@ -61,7 +61,7 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
 
     Minimises the weighted sum of pinball losses. Without a start the linear programme (of evenly spaced rows where
     there are many) is solved by HiGHS in its dual form, which has two constraints instead of one per row; its answer
-    is then walked to the exact vertex. With a start (a bootstrap replicate, the next quantile of a path) the walk alone is enough.
+    is then walked to the exact vertex. With a start (the next quantile of a path) the walk alone is enough.
 
     Args:
         x: gradient norms, positive.
