@@ -112,6 +112,7 @@ def test_units_move_every_field_as_they_should(a, b):
     for name, factor in {"L0": L0, "L0_interval": L0, "L1": L1, "L1_interval": L1, "grad_norm_quantiles": x}.items():
         moved[name] = np.multiply(moved[name], factor).tolist()
     moved["lines"] = {name: [p * L0, q * L1] for name, (p, q) in moved["lines"].items()}
+    moved["replicates"] = [[p * L0, q * L1] for p, q in moved["replicates"]]
     moved["corners"] = [[p * L1, q * L0] for p, q in moved["corners"]]
     for score in moved["comparison"]:
         score["intercept"] *= L0
@@ -119,6 +120,8 @@ def test_units_move_every_field_as_they_should(a, b):
     assert_close(other.to_dict(), moved)
     assert other.step_cap == pytest.approx(first.step_cap / b, rel=1e-8)
     assert other.max_lr == pytest.approx(first.max_lr / L0, rel=1e-8)
+    np.testing.assert_allclose(other.step_cap_interval, np.divide(first.step_cap_interval, b), rtol=1e-8)
+    np.testing.assert_allclose(other.max_lr_interval, np.divide(first.max_lr_interval, L0), rtol=1e-8)
 
 
 def assert_close(found, expected):

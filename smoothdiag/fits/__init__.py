@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,10 +17,11 @@ from smoothdiag.fits.verdict import decide
 __all__ = ["Flag", "ModelScore", "SmoothnessFit", "Verdict", "fit_smoothness"]
 
 PATH = (0.5, 0.9, 0.95, 0.99)
+NUM_KEPT = 200  # Bootstrap replicates kept for intervals of what depends on L0 and L1 together.
 
 
 def fit_smoothness(
-    data: HasFrame | pd.DataFrame,
+    data: HasFrame | pd.DataFrame | Sequence[HasFrame | pd.DataFrame],
     *,
     estimator: str | None = None,
     group: str = "all",
@@ -31,7 +33,9 @@ def fit_smoothness(
 
     Args:
         data: a trace, or a table with at least the columns `grad_norm` and `smoothness`; without a column `step`
-            the order of the rows is time.
+            the order of the rows is time. Several runs of one training, such as seeds, are a list of traces or
+            tables, or a table with a column `run`: steps are then compared with later ones of all runs, and the
+            intervals say what another run may give, as far as the runs at hand can tell.
         estimator: whose rows to fit; None prefers "local", then "path", then the only one present, where variants
             (other directions, preconditioned, debiased) do not count. Rows of "local_random" beside "local" ones
             test whether the direction of the gradient makes the relation.
@@ -62,11 +66,13 @@ def fit_smoothness(
     line, weights = found.line, found.weights
 
     comparison = models.compare(x, y, weights, quantile, found.counts)
-    correlations = checks.correlate(x, y, rows.step)
+    by_run = np.lexsort((rows.step, rows.run))  # Blocks of steps in which ranks are compared hold steps of one run.
+    correlations = checks.correlate(x[by_run], y[by_run], rows.step[by_run])
     bounds = np.quantile(x, [0.025, 0.975])
     low, high = float(bounds[0]), float(bounds[1])
     turned = _direction_test(frame, recorded, found, (low, high), quantile, num_boot, seed)
-    flags = checks.check(rows, found.memory.num_effective, correlations, line, quantile, weights, (turned,))
+    others = (turned, intervals.few_runs(rows.num_runs))
+    flags = checks.check(rows, found.memory.num_effective, correlations, line, quantile, weights, others)
     top = x >= math.sqrt(low * high)
     top_slope = checks.loglog_slope(x[top], y[top])
     scale = _Scale(*recorded.units())
@@ -114,6 +120,9 @@ def fit_smoothness(
         dropped=rows.dropped,
         grad_norm_quantiles=tuple(np.quantile(rows.recorded, np.linspace(0, 1, 101)).tolist()),
         corners=tuple((scale.slope(b), scale.intercept(a)) for b, a in zip(slopes, intercepts, strict=True)),
+        num_runs=rows.num_runs,
+        interval_freedom=found.freedom,
+        replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
     )
 
 
@@ -145,6 +154,8 @@ class _QuantileFit:
     weights: Array
     memory: intervals.Dependence
     counts: intervals.Counts
+    replicates: Array
+    freedom: float
     L0_interval: Interval = (0.0, math.inf)
     L1_interval: Interval = (0.0, math.inf)
 
@@ -153,18 +164,21 @@ def _quantile_fit(rows: Rows, quantile: float, num_boot: int, seed: int) -> _Qua
     x, y = rows.x, rows.y
     weights = affine.relative_weights(x, y)
     line = affine.quantile_line(x, y, quantile, weights)
-    memory = intervals.line_dependence(x, y, weights, line, quantile, rows.step)
-    counts = intervals.stationary_counts(rows.step, memory.block_length, num_boot, seed)
-    if len(np.unique(rows.step)) < intervals.MIN_STEPS:
-        return _QuantileFit(line, weights, memory, counts)
+    memory = intervals.line_dependence(x, y, weights, line, quantile, rows.step, rows.run)
+    freedom = intervals.degrees_of_freedom(memory, quantile, rows.num_runs)
+    counts = intervals.stationary_counts(rows.step, memory.block_length, num_boot, seed, rows.run)
+    if len(np.unique(np.stack([rows.run, rows.step]), axis=1).T) < intervals.MIN_STEPS:
+        return _QuantileFit(line, weights, memory, counts, np.zeros((0, 2)), freedom)
     replicates = intervals.bootstrap_lines(x, y, weights, line, quantile, counts)
     return _QuantileFit(
         line,
         weights,
         memory,
         counts,
-        intervals.percentile_interval(replicates[:, 0], line.intercept),
-        intervals.percentile_interval(replicates[:, 1], line.slope),
+        replicates,
+        freedom,
+        intervals.percentile_interval(replicates[:, 0], line.intercept, freedom),
+        intervals.percentile_interval(replicates[:, 1], line.slope, freedom),
     )
 
 

@@ -111,6 +111,10 @@ class SmoothnessFit:
         dropped: number of rows left out, by cause.
         grad_norm_quantiles: 101 quantiles of all recorded gradient norms, 0% to 100%.
         corners: points (L1, L0) where the frontier changes slope.
+        num_runs: runs that the rows come from; with one the intervals say nothing of what another seed would give.
+        interval_freedom: degrees of freedom of the intervals, which are the wider the fewer there are.
+        replicates: (L0, L1) of the first resamples, for intervals of what depends on both; empty where there are too
+            few steps.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
     """
@@ -142,6 +146,9 @@ class SmoothnessFit:
     dropped: dict[str, int]
     grad_norm_quantiles: tuple[float, ...]
     corners: tuple[tuple[float, float], ...]
+    num_runs: int = 1
+    interval_freedom: float = math.inf
+    replicates: tuple[tuple[float, float], ...] = ()
 
     @property
     def step_cap(self) -> float:
@@ -152,6 +159,16 @@ class SmoothnessFit:
     def max_lr(self) -> float:
         """Largest learning rate at a vanishing gradient, 1/L0; infinite where L0 is zero. Units: [x^2/f]."""
         return 1 / self.L0 if self.L0 > 0 else math.inf
+
+    @property
+    def step_cap_interval(self) -> Interval:
+        """Interval of `step_cap`: one over that of L1, infinite where that reaches zero. Units: [x]."""
+        return _inverse(self.L1_interval)
+
+    @property
+    def max_lr_interval(self) -> Interval:
+        """Interval of `max_lr`: one over that of L0, infinite where that reaches zero. Units: [x^2/f]."""
+        return _inverse(self.L0_interval)
 
     def predict(self, grad_norm: npt.ArrayLike) -> Array:
         """Smoothness L0 + L1 * grad_norm on the fitted line. Units: [f/x^2] for gradient norms in [f/x]."""
@@ -204,6 +221,11 @@ class SmoothnessFit:
         return cls(**values)
 
 
+def _inverse(interval: Interval) -> Interval:
+    low, high = (1 / end if end > 0 else math.inf for end in interval)
+    return high, low
+
+
 _SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -243,6 +265,7 @@ def _summarise(fit: SmoothnessFit) -> str:
         thin,
         f"rows in the fit       {fit.num_points} (worth {fit.num_effective:.0f} independent ones; "
         f"bootstrap blocks of {fit.block_length:.1f} steps)",
+        f"runs                  {fit.num_runs}{': the intervals say nothing of other seeds' * (fit.num_runs == 1)}",
         f"rows dropped          {_counts(fit.dropped)}",
         f"gradient norms        {_number(fit.grad_norm_quantiles[0])} to {_number(fit.grad_norm_quantiles[-1])}, "
         f"{fit.decades:.2f} decades in the middle 95%",

@@ -33,11 +33,12 @@ class HasFrame(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """The usable rows of one fit in order of steps, as arrays, and the count of the others by cause."""
+    """The usable rows of one fit in order of steps, those of several runs side by side, and the others by cause."""
 
     x: Array
     y: Array
     step: Array
+    run: Array
     saturation: Array
     noise_floor: Array
     step_norm: Array
@@ -47,6 +48,11 @@ class Rows:
     group: str
     data: str
     dropped: dict[str, int]
+
+    @property
+    def num_runs(self) -> int:
+        """Number of runs that the rows come from."""
+        return len(np.unique(self.run))
 
     def units(self) -> tuple[int, int]:
         """Powers of two next to the median gradient norm and the median smoothness."""
@@ -65,11 +71,15 @@ class Rows:
 
 
 def as_frame(data: object) -> pd.DataFrame:
-    """The table behind a trace or a table.
+    """The table behind a trace or a table; several of them become one, with their number in the column `run`.
 
     Raises:
-        ValueError: where `data` is neither, has no rows, or lacks a column that every fit needs.
+        ValueError: where `data` is none of these, has no rows, or lacks a column that every fit needs.
     """
+    if isinstance(data, list | tuple):
+        if not data:
+            raise ValueError("Parameter `data` should hold at least one trace or table. Found none.")
+        return pd.concat([_numbered(as_frame(one), number) for number, one in enumerate(data)], ignore_index=True)
     if not isinstance(data, pd.DataFrame) and hasattr(data, "to_frame"):
         data = data.to_frame()
     if not isinstance(data, pd.DataFrame):
@@ -85,6 +95,12 @@ def as_frame(data: object) -> pd.DataFrame:
     if len(data) == 0:
         raise ValueError("Parameter `data` should have rows. Found none.")
     return data
+
+
+def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:
+    own = frame["run"].map(lambda name: f"{number}/{name}") if "run" in frame.columns else str(number)
+    step = frame["step"] if "step" in frame.columns else np.arange(len(frame))
+    return frame.assign(run=own, step=step)
 
 
 def companion(frame: pd.DataFrame, estimator: str, rows: Rows) -> Rows | None:
@@ -142,12 +158,14 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         )
     outside = {"other_group": int((~in_group).sum()), "other_estimator": int((in_group & ~chosen).sum())}
     keep = np.flatnonzero(chosen & usable)
-    keep = keep[np.argsort(number["step"][keep], kind="stable")]
+    run = np.unique(label["run"], return_inverse=True)[1].astype(np.float64)
+    keep = keep[np.lexsort((run[keep], number["step"][keep]))]
     gradients = number["grad_norm"][chosen]
     return Rows(
         x=number["grad_norm"][keep],
         y=number["smoothness"][keep],
         step=number["step"][keep],
+        run=run[keep],
         saturation=number["saturation"][keep],
         noise_floor=number["noise_floor"][keep],
         step_norm=number["step_norm"][keep],
@@ -161,11 +179,12 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
 
 
 def _labels(frame: pd.DataFrame) -> dict[str, Labels]:
-    neutral = {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified"}
+    neutral = {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified", "run": "0"}
     labels = {}
     for name, value in neutral.items():
         column = frame[name] if name in frame.columns else pd.Series([value] * len(frame))
-        labels[name] = np.array(["missing" if pd.isna(v) else str(v) for v in column], dtype=object)
+        named = column.astype(object).where(column.notna(), "missing").to_numpy(dtype=object)
+        labels[name] = np.array([v if isinstance(v, str) else str(v) for v in named], dtype=object)
     return labels
 
 
@@ -177,7 +196,8 @@ def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
         else:
             numbers[name] = np.full(len(frame), np.nan)
     if "step" not in frame.columns:
-        numbers["step"] = np.arange(len(frame), dtype=np.float64)
+        order = frame.groupby("run").cumcount() if "run" in frame.columns else np.arange(len(frame))
+        numbers["step"] = np.asarray(order, dtype=np.float64)
     return numbers
 
 
