@@ -5,7 +5,7 @@ initialisation, and then measured in eval mode, because PyHessian switches to it
 statistics. The truth is SciPy's eigsh on a float64 copy that is differentiated twice.
 
 - ``cold``: smoothdiag from nothing: objective, graph, gradient, Lanczos from gradient and noise, its own stop.
-- ``warm``: one step of SGD later on the same batch, from the eigenvector found before; ``next batch``: on another one.
+- ``warm``: one step of SGD later on the same batch, from what was found before; ``next batch``: on another one.
 - ``own stop``: another library as its users call it, with a tolerance of 1e-3. ``ideal``: the same, told beforehand
   after how many products its value first is within 1e-3 of the truth. Fused attention and recurrence, which cannot be
   differentiated twice, are switched off for them from outside.
@@ -27,10 +27,9 @@ from curvature_cases import Case, Cases, clock_of, eigenvalue, forget, mixed, pr
 from curvature_peers import PEERS, TOLERANCE, Peer, Recorder, twice_differentiable
 from models import LARGE, LEARNABLE, TINY, Task
 from probe_overhead import peak, seconds
-from torch import Tensor
 from tqdm import tqdm
 
-from smoothdiag.measure.curvature import Choice, choose, hvp
+from smoothdiag.measure.curvature import Choice, Spectrum, choose, hvp
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Variant:
         return used
 
 
-def ours(case: Case, seed: int, choice: Choice, start: Sequence[Tensor] | None = None) -> tuple[float, int]:
-    found = eigenvalue(case, seed, choice, start)
+def ours(case: Case, seed: int, choice: Choice, before: Spectrum | None = None) -> tuple[float, int]:
+    found = eigenvalue(case, seed, choice, before)
     return found.norm, found.num_products
 
 
@@ -73,9 +72,9 @@ def theirs(case: Case, peer: Peer, seed: int, limit: int | None) -> tuple[float,
 def variants(cases: Cases, seed: int, choice: Choice, stops: Sequence[str], notes: set[str]) -> list[Variant]:
     """Returns all ways to measure; what is missing or fails goes to ``notes``."""
     truth = cases.here.truth(seed)
-    vector = eigenvalue(cases.here, seed, choice).pairs[0].vector
+    before = eigenvalue(cases.here, seed, choice)
     found = [Variant("smoothdiag", "cold", cases.here, truth, partial(ours, seed=seed, choice=choice))]
-    warm = partial(ours, seed=seed, choice=choice, start=vector)
+    warm = partial(ours, seed=seed, choice=choice, before=before)
     found += [
         Variant("smoothdiag", "warm", cases.later, cases.later.truth(seed), warm),
         Variant("smoothdiag", "warm, next batch", cases.other, cases.other.truth(seed), warm),
@@ -165,7 +164,7 @@ def large(task: Task, args: argparse.Namespace) -> pd.DataFrame:
                     product = timed(partial(hessian, mixed(hessian, 0)), args.device)
                 del hessian
                 cold = run(cases.here)
-                warm = run(cases.later, start=cold.pairs[0].vector)
+                warm = run(cases.later, before=cold)
                 used = peak(partial(run, cases.here), args.device) / unit
             except torch.OutOfMemoryError:
                 rows[backend, autocast] = {"eigenvalue": float("nan")}

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,11 +88,14 @@ def prepared(task: Task, seed: int, device: torch.device, steps: int = STEPS) ->
 
 
 def eigenvalue(
-    case: Case, seed: int, choice: Choice | str, start: Sequence[Tensor] | None = None, **options: bool
+    case: Case, seed: int, choice: Choice | str, before: Spectrum | None = None, **options: bool
 ) -> Spectrum:
-    """Returns what smoothdiag finds, from nothing or from an earlier eigenvector."""
+    """Returns what smoothdiag finds, from nothing or from what it found before."""
     with hvp(case.objective(), backend=choice, **options) as hessian:
-        return lanczos(hessian, mixed(hessian, seed) if start is None else start, tol=TOLERANCE)
+        if before is None:
+            return lanczos(hessian, mixed(hessian, seed), tol=TOLERANCE, seed=seed)
+        start, challenger = before.pairs[0].vector, before.challenger
+        return lanczos(hessian, start, challenger=challenger, tol=TOLERANCE, min_products=3, seed=seed)
 
 
 def mixed(hessian: Hessian, seed: int) -> list[Tensor]:

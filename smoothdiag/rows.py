@@ -85,6 +85,14 @@ class Status(Enum):
         "than the one that is trained; move everything that changes the loss into loss_fn."
     )
     NON_FINITE = "the loss or a gradient is inf or NaN at one of the points; look at the loss of this step."
+    RADIUS_DEPENDENT = (
+        "products of the Hessian from differences of gradients at two radii disagree, so neither is the Hessian's; "
+        "use a backend that differentiates twice, a wider dtype, or a loss without kinks."
+    )
+    NOT_SYMMETRIC = (
+        "the gradient is not that of one scalar function (detached targets, straight-through estimators, reversed "
+        "gradients), so it has no Hessian; measure LocalSmoothness, which needs none."
+    )
     NOT_CONVERGED = (
         "the search ended at its limit before it was as accurate as asked for; raise the limit, or ask for less."
     )

@@ -77,7 +77,7 @@ def test_rows_are_equal_on_all_ranks_and_those_of_one_process(found, case, recor
     record_property("worst", f"{case.model} {case.wrap}: {rows[0]['hvp']}, {off[worst]:.0e} tolerances off at {worst}")
     assert off[worst] < 1, worst
     statuses = {row["status"] for row in rows}
-    assert statuses == {"ok"} or (case.wrap == "fsdp2_bf16" and statuses <= {"ok", "not_converged"})
+    assert statuses == {"ok"} or (case.wrap == "fsdp2_bf16" and statuses <= {"ok", "not_converged", "radius_dependent"})
     is_sharded = case.wrap.startswith("fsdp2")
     assert {row["hvp"] for row in rows if row["group"] == "all" and row.get("hvp")} == {
         "central" if is_sharded else "rebuilt" if case.micro_batches > 1 else "retained"

@@ -1,5 +1,6 @@
 """Every way of multiplying against the dense Hessian, in each precision, and what may happen around an open one."""
 
+import threading
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -21,8 +22,9 @@ from curved import (
 from networks import Sparse, texts
 from torch import Tensor, nn
 
-from smoothdiag import Objective, vectors
+from smoothdiag import Objective, objective, vectors
 from smoothdiag.measure.curvature import hvp, mixed
+from smoothdiag.measure.curvature.guards import autocast_off
 from smoothdiag.measure.selftest import LOSS_SCALE
 
 RUNGS = ("retained", "rebuilt", "central", "one_sided")
@@ -255,3 +257,70 @@ def test_unknown_backends_are_refused() -> None:
     objective = objective_of(model_of(torch.float32), cross_entropy, data_of(Residual))
     with pytest.raises(ValueError, match="Parameter `backend` should be one of"), hvp(objective, backend="forward"):
         pass
+
+
+def test_a_closed_hessian_multiplies_no_more() -> None:
+    model = nn.Linear(3, 2)
+    loss = objective(model, lambda m, x: m(x).square().mean(), [torch.randn(4, 3)])
+    with hvp(loss) as hessian:
+        product = hessian(hessian.gradient)
+        with pytest.raises(ValueError, match="Parameter `v` should"):
+            hessian(product[:1])
+    with pytest.raises(RuntimeError, match="closed"):
+        hessian(product)
+
+
+@pytest.mark.parametrize("backend", ["retained", "rebuilt", "central"])
+def test_buffers_are_those_of_the_moment_and_stay_with_the_graph(backend) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2).double()
+            self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x)
+            self.scale.mul_(0.5)
+            return torch.tanh(y * self.scale)
+
+    model, x = Scaled(), torch.randn(8, 3).double()
+    loss = objective(model, lambda m, x: m(x).square().mean(), [x])
+    model.scale.fill_(3.0)
+    twin = [p.detach().clone().requires_grad_() for p in model.inner.parameters()]
+    value = torch.tanh(nn.functional.linear(x, *twin) * 1.5).square().mean()
+    gradient = torch.autograd.grad(value, twin, create_graph=True)
+    v = [torch.randn_like(p) for p in twin]
+    expected = torch.autograd.grad(gradient, twin, v)
+    with hvp(loss, backend=backend) as hessian:
+        for _ in range(2):
+            for found, wanted in zip(hessian(v), expected, strict=True):
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
+    assert float(model.scale) == 3.0
+
+
+def narrow() -> bool:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return nn.Linear(3, 2)(torch.randn(4, 3)).dtype == torch.bfloat16
+
+
+def test_autocast_is_off_for_the_thread_that_measures_alone() -> None:
+    enter, opened, close = torch.autocast.__enter__, threading.Event(), threading.Event()
+    found = {}
+
+    def measure() -> None:
+        with autocast_off(["cpu"]):
+            found["measuring"] = narrow()
+            opened.set()
+            close.wait(10)
+
+    thread = threading.Thread(target=measure)
+    thread.start()
+    opened.wait(10)
+    found["training"] = narrow()
+    with autocast_off(["cpu"]):
+        close.set()
+        thread.join()
+        found["after the other"] = narrow()
+    found["in the end"] = narrow()
+    assert found == {"measuring": False, "training": True, "after the other": False, "in the end": True}
+    assert torch.autocast.__enter__ is enter

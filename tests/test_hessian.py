@@ -8,12 +8,14 @@ import torch
 from asserts import assert_identical, state_of
 from test_probe import regression, small_run, step_over
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from smoothdiag import (
     DirectionalCurvature,
     HessianNorm,
     Probe,
     Sharpness,
+    Status,
     every,
     fit_smoothness,
 )
@@ -187,8 +189,60 @@ def test_a_way_that_fails_later_gives_way_to_differences() -> None:
         regression(model, batch).backward()
         optimizer.step()
         assert probe.trace[-1]["smoothness"] == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-6)
-    assert [r["hvp"] for r in probe.trace] == ["retained", "central", "central"]
+    assert [r["hvp"] for r in probe.trace] == ["retained", "central", "retained"]
     assert "failed at step 1: no second derivative today" in probe.trace[1]["hvp_reason"]
+
+
+def test_a_term_that_comes_later_is_noticed() -> None:
+    class Head(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z, y):
+            ctx.save_for_backward(2 * (z - y) / y.numel())
+            return F.mse_loss(z, y)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * ctx.saved_tensors[0], None
+
+    weight = [0.0]
+
+    def loss_fn(model, batch):
+        return regression(model, batch) + weight[0] * Head.apply(model(batch[0]), batch[1])
+
+    model, optimizer, (batch,) = small_run(1)
+    probe = Probe(model, optimizer, loss_fn, estimators=[Sharpness(), HessianNorm()], schedule=every(1))
+    for k in range(25):
+        weight[0] = float(k > 4)
+        step_over(model, optimizer, probe.watch([batch]), loss_fn)
+    ways = [r["hvp"] for r in probe.trace if r["estimator"] == "sharpness"]
+    assert ways[:10] == ["retained"] * 10
+    assert ways[-5:] == ["central"] * 5
+
+
+def test_a_gradient_of_no_function_has_no_hessian() -> None:
+    def loss_fn(model, batch):
+        return F.mse_loss(model(batch[0]), model(batch[0] + 1).detach())
+
+    model, optimizer, (batch,) = small_run(1)
+    probe = Probe(model, optimizer, loss_fn, estimators=ALL, schedule=every(1))
+    step_over(model, optimizer, probe.watch([batch]), loss_fn)
+    assert "no gradient of one function" in probe.trace[0]["hvp_reason"]
+    assert not any(Status[r["status"].upper()].usable for r in probe.trace)
+
+
+def test_products_that_depend_on_the_radius_say_so() -> None:
+    model = torch.nn.ParameterList([torch.full((100,), 1e5), torch.full((3,), 0.1)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def loss_fn(model, batch):
+        return 1e-3 * (model[0] / 1e6).square().sum() + (model[1] ** 4).sum()
+
+    estimators = [DirectionalCurvature(backend="central"), HessianNorm(backend="central")]
+    probe = Probe(model, optimizer, loss_fn, estimators=estimators)
+    step_over(model, optimizer, probe.watch([0]), loss_fn)
+    statuses = {r["estimator"]: r["status"] for r in probe.trace}
+    assert statuses["batch_sharpness"] == "radius_dependent"
+    assert statuses["hessian_norm"] != "ok"
 
 
 def test_not_finite_and_zero_are_statuses() -> None:

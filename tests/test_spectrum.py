@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.measure.curvature import mixed
-from smoothdiag.measure.curvature.krylov import Krylov
+from smoothdiag.measure.curvature.krylov import Subspace
 from smoothdiag.measure.curvature.quadrature import spectral_density, trace
 from smoothdiag.measure.curvature.spectrum import lanczos, power_iteration
 
@@ -135,18 +135,53 @@ def test_the_other_end_has_to_be_out_of_the_race() -> None:
 
 
 def test_an_eigenvector_of_the_inside_is_left_again() -> None:
-    matrix = Matrix(SPECTRA["close pair"])
+    matrix = Matrix(SPECTRA["both signs"])
     found = lanczos(matrix, matrix.axis(150), target="largest", max_products=60)
     assert found.converged
     assert found.pairs[0].value == pytest.approx(1, rel=1e-3)
 
 
-def test_warm_start_takes_two_products_and_the_vector_is_of_length_one() -> None:
+@pytest.mark.parametrize("n", [1000, 10_000])
+def test_what_the_gradient_does_not_show_is_found_all_the_same(n) -> None:
+    eigenvalues = 0.1 * torch.rand(n, dtype=torch.float64)
+    eigenvalues[:2] = torch.tensor([15.0, 10.0])
+    gradient = torch.zeros(n, dtype=torch.float64)
+    gradient[1] = 1
+    found = lanczos(lambda v: [eigenvalues * v[0]], mixed([gradient], seed=0), target="largest")
+    assert found.pairs[0].value == pytest.approx(15, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("target", ["largest", "norm"])
+@pytest.mark.parametrize("jump", [False, True])
+def test_searches_in_a_row_follow_eigenvalues_that_change_places(dtype, target, jump) -> None:
+    n, wrong, found = 500, 0, None
+    sign = -1 if target == "norm" else 1
+    source = torch.Generator().manual_seed(0)
+    for k in range(100):
+        eigenvalues = torch.linspace(0, 1, n, dtype=dtype)
+        rising = (20.0 if k > 30 else 5.0) if jump else 5 + 0.18 * k
+        eigenvalues[0], eigenvalues[1] = 10, sign * rising
+        start = [torch.randn(n, generator=source, dtype=dtype)] if found is None else found.pairs[0].vector
+        found = lanczos(
+            lambda v: [eigenvalues * v[0]],  # noqa: B023
+            start,
+            challenger=None if found is None else found.challenger,
+            target=target,
+            min_products=5 if found is None else 3,
+            seed=k,
+        )
+        if found.converged and abs(found.pairs[0].value) < 0.97 * max(10, rising):
+            wrong += 1
+    assert wrong == 0
+
+
+def test_warm_start_takes_three_products_and_the_vector_is_of_length_one() -> None:
     matrix = Matrix(SPECTRA["both signs"])
     cold = lanczos(matrix, matrix.start)
-    warm = lanczos(matrix, [7 * x for x in cold.pairs[0].vector])
+    warm = lanczos(matrix, [7 * x for x in cold.pairs[0].vector], challenger=cold.challenger, min_products=3)
     assert cold.num_products > 4
-    assert warm.num_products == 2
+    assert warm.num_products == 3
     assert sum(float(x.square().sum()) for x in warm.pairs[0].vector) == pytest.approx(1)
 
 
@@ -205,11 +240,11 @@ def test_wrong_arguments_are_named(arguments, name) -> None:
 
 def test_basis_stays_orthonormal_in_float32() -> None:
     matrix = Matrix(np.geomspace(1e-6, 1, N), torch.float32)
-    krylov = Krylov(matrix, matrix.start)
-    for ritz in krylov.steps():
-        if len(ritz.values) == 60:
-            break
-    basis = torch.stack([torch.cat([x.reshape(-1) for x in krylov.combine(axis)]) for axis in np.eye(60)]).double()
+    space = Subspace(matrix, matrix.start)
+    ritz = space.grow(space.flatten(matrix.start))
+    while space.num_products < 60:
+        ritz = space.grow(space.residual(ritz, int(ritz.outside.argmax())), leads_out=True)
+    basis = torch.cat(space._rows()).double()
     torch.testing.assert_close(basis @ basis.T, torch.eye(60, dtype=torch.float64), atol=2e-6, rtol=0)
 
 

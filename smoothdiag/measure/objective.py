@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState, copied, cut, devices_of, is_half, map_tensors, widened
-from smoothdiag.measure.coordinates import forward_dtypes, no_sync, reshard
+from smoothdiag.measure.coordinates import no_sync, reshard
 from smoothdiag.measure.graph import leaves_of
 from smoothdiag.measure.state import ModuleState
 from smoothdiag.rows import SmoothdiagWarning
@@ -91,17 +91,11 @@ class Objective:
         self._holders = list(dict.fromkeys([*self.parameters, *model.parameters()]))
         self._state = ModuleState(model, self.parameters) if state is None else state
         self._widened = [t for t in [*self._holders, *model.buffers()] if widen_half and is_half(t)]
-        start, present = self._micro_batches[0].state or (), self._state.values()
-        self._start_state = [*start, *present[len(start) :]]
+        self._start_state: Vector = []
         self._isolated = False
         self._strays: dict[Tensor, Tensor | None] = {}
         self._traced: set[int] = set()
         self.distributed = distributed
-
-    @property
-    def forward_dtypes(self) -> set[torch.dtype]:
-        """Dtypes that parameters are cast to before they are used, other than by autocast."""
-        return forward_dtypes(self.model)
 
     @property
     def num_micro_batches(self) -> int:
@@ -198,6 +192,8 @@ class Objective:
         random_state = RandomState.capture(devices_of(self.parameters))
         reshard(self.model)
         values, tensors, contents = self.point(), self._state.tensors(), self._state.values()
+        start = self._micro_batches[0].state or ()
+        self._start_state = [*start, *contents[len(start) :]]
         self._state.mark()
         gradients = [p.grad for p in self._holders]
         self._strays, self._traced = {}, set()
@@ -237,12 +233,16 @@ class Objective:
                     SmoothdiagWarning,
                 )
 
-    def place(self, point: Vector | None = None) -> None:
-        """Moves to ``point`` and puts everything else back to the start; to be used inside ``isolated``."""
+    def state(self) -> list[Tensor]:
+        """Returns copies of what forward passes change beside the parameters, as it is now."""
+        return self._state.values()
+
+    def place(self, point: Vector | None = None, state: Vector | None = None) -> None:
+        """Moves to ``point``, and the rest to ``state`` or back to the start; to be used inside ``isolated``."""
         reshard(self.model)
         if point is not None:
             vectors.assign_(self.parameters, point)
-        self._state.assign(self._start_state)
+        self._state.assign(self._start_state if state is None else state)
         for parameter in self._holders:
             parameter.grad = None
         # Autocast keeps cast copies of the weights while its region lasts: they are of another point.

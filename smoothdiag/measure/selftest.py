@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import widened
+from smoothdiag.measure.coordinates import forward_dtypes
 from smoothdiag.measure.graph import nodes_of
 from smoothdiag.measure.objective import Evaluation, Objective
 from smoothdiag.rows import SmoothdiagWarning
@@ -79,7 +80,7 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     repeat = difference / math.sqrt(2) / length if length and math.isfinite(difference) else 0.0
     # The coarsest dtype decides: its rounding is the largest.
     coarsest = max(rounding(g.dtype) for g in once.gradient)
-    narrow = _narrowest((dtypes | objective.forward_dtypes) - {g.dtype for g in once.gradient})
+    narrow = _narrowest((dtypes | forward_dtypes(objective.model)) - {g.dtype for g in once.gradient})
     error = max(coarsest, repeat)
     if narrow is not None and length:
         error = max(error, _rounding_error(objective, start, once, narrow))

@@ -26,6 +26,9 @@ SURELY_ASYMMETRIC = 1e-2
 LEAST_SHARE = 0.4
 """Least share of the curvature that differences show along the gradient (ResNet-20 with ReLU: 0.7 to 1)."""
 
+ASYMMETRIC = 0.05
+"""Asymmetry of differences of gradients above which they are not differences of a gradient."""
+
 DOUBTS = 2.0
 """Distance between differences at two radii, times this, is how far off a product may be: at kinks they differ."""
 
@@ -39,11 +42,14 @@ class Choice:
         reason: Why, with the figures of the check.
         gradient_error: Relative error of one gradient, which the radius of differences depends on; ``None`` takes
             what is usual for the dtype of the parameters.
+        symmetric: Whether differences of gradients are, as those of a gradient must be; not tried where products in
+            reverse are.
     """
 
     backend: Rung
     reason: str
     gradient_error: float | None
+    symmetric: bool = True
 
 
 def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
@@ -51,7 +57,7 @@ def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
 
     Differentiating twice is exact, but not every operation can be: some raise an error, and some silently leave
     terms out. Costs about twelve gradients, and some eight in float64 where kinks or a vanishing gradient make
-    differences in float32 useless.
+    differences in float32 useless, or where differences are what is left.
 
     Args:
         objective: The loss.
@@ -92,7 +98,14 @@ def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
             return Choice(way, f"symmetric to {asymmetry:.0e}; {finding}", error)
         failure = f"{way}: {finding}" if is_symmetric else failure
         break
-    return Choice("central", failure, error)
+    with opened(objective, point, "central", gradient_error=error, autocast=autocast) as difference:
+        product, asymmetry = _try(difference, v)
+        spread = float(vectors.norm(vectors.sub(difference(v), difference.finer(v))))
+    # Only where two radii agree: at kinks differences are not symmetric either.
+    symmetric = asymmetry <= ASYMMETRIC or spread > AGREEMENT * float(vectors.norm(product))
+    if not symmetric:
+        failure += f"; differences of gradients are not symmetric either, {asymmetry:.0%}: no gradient of one function"
+    return Choice("central", failure, error, symmetric)
 
 
 def asked_for(objective: Objective, point: Vector, way: Rung, *, autocast: bool) -> Choice:

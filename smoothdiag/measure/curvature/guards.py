@@ -1,7 +1,9 @@
 """Guards: what has to be switched off for a while so that a loss can be differentiated twice, and exactly."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,28 +28,40 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         yield
 
 
+_enter = torch.autocast.__enter__
+_lock = threading.Lock()
+_quiet: Counter[int] = Counter()
+"""Threads that want no autocast, and how many times over."""
+
+
 @contextmanager
 def autocast_off(devices: Iterable[str]) -> Iterator[None]:
-    """Makes autocast regions on these types of devices do nothing, those that are opened inside too.
+    """Makes autocast regions of this thread do nothing on these types of devices, those opened inside too.
 
     There is no public way to switch off a region that ``loss_fn`` opens itself, so the method that opens one is
-    replaced meanwhile, for all threads: backward passes and replicas run in threads of their own.
+    replaced meanwhile. Backward passes in other threads recompute with what the forward pass found.
     """
-    kind = torch.autocast
-    enter: Callable[[Any], Any] = kind.__enter__
-
-    def disabled(self: Any) -> Any:
-        wanted, self._enabled = self._enabled, False
-        try:
-            return enter(self)
-        finally:
-            self._enabled = wanted
-
+    me = threading.get_ident()
     with ExitStack() as stack:
         for device in devices:
             stack.enter_context(torch.autocast(device, enabled=False))
-        kind.__enter__ = disabled  # type: ignore[method-assign]
+        with _lock:
+            _quiet[me] += 1
+            torch.autocast.__enter__ = _enter_unless_quiet  # type: ignore[method-assign]
         try:
             yield
         finally:
-            kind.__enter__ = enter  # type: ignore[method-assign]
+            with _lock:
+                _quiet[me] -= 1
+                if not +_quiet:
+                    _quiet.clear()
+                    torch.autocast.__enter__ = _enter  # type: ignore[method-assign]
+
+
+def _enter_unless_quiet(self: Any) -> Any:
+    wanted = self._enabled
+    self._enabled = wanted and not _quiet[threading.get_ident()]
+    try:
+        return _enter(self)  # type: ignore[no-untyped-call]
+    finally:
+        self._enabled = wanted

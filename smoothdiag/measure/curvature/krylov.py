@@ -1,7 +1,7 @@
-"""Krylov: an orthonormal basis that grows by one product at a time, and what it shows of the spectrum."""
+"""Subspace: an orthonormal basis that grows by one product at a time, and what it shows of the spectrum."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,34 +22,50 @@ NEGLIGIBLE = 1e-2
 """Share of the largest magnitude below which the error of an eigenvalue is no longer counted relative to itself."""
 
 
-WIDEST_GAP = 0.1
-"""Gap, relative to an eigenvalue, that is believed at most."""
+WIDEST_GAP, KNOWN_GAP = 0.1, 0.3
+"""Gap, relative to an eigenvalue, that is believed at most; the second where the next value is known to half of it."""
+
+
+NOISE = 1e-3
+"""Length of the noise in a vector that is handed on, so that nothing has no share in it for ever."""
+
+AHEAD = 0.02
+"""Share of the largest magnitude by which a Ritz value has to be ahead, within its distance, to be pursued."""
 
 
 @dataclass(frozen=True)
 class Ritz:
-    """Eigenvalues and eigenvectors of an operator restricted to the span of a basis.
+    """Eigenvalues and eigenvectors of an operator restricted to a subspace.
 
     Attributes:
         values: Ritz values, rising, shape (k,).
         coordinates: Ritz vectors in the basis, one a column, shape (k, k).
-        distances: ||H y - value y|| of each Ritz vector y, and at least the rounding of one product, shape (k,).
-        start: Place of the first basis vector that was drawn after the space before it turned out to be closed under
-            H; 0 before that happens.
-        is_closed: Whether the space spanned is closed under H.
+        outside: The part of H y that lies outside the subspace, its length, shape (k,).
+        distances: ||H y - value y||, and at least the rounding of one product, shape (k,).
     """
 
     values: Array
     coordinates: Array
+    outside: Array
     distances: Array
-    start: int
-    is_closed: bool
 
     @property
-    def is_new(self) -> npt.NDArray[np.bool_]:
-        """Which Ritz vectors lie outside the last closed space, shape (k,)."""
-        new: npt.NDArray[np.bool_] = (self.coordinates[self.start :] ** 2).sum(axis=0) > 0.5
-        return new if self.start else np.zeros(len(new), dtype=bool)
+    def is_closed(self) -> bool:
+        """Whether H does not lead out of the subspace."""
+        return not self.outside.any()
+
+    def leads_out(self, j: int) -> bool:
+        """Whether a Ritz vector leads out of the subspace by more than rounding."""
+        return bool(self.outside[j] > 1e-3 * self.distances[j])
+
+    def outdoes(self, j: int, chosen: list[int], target: str) -> bool:
+        """Returns whether a Ritz value could, within its distance, be ahead of a chosen one by more than a little."""
+        values, reach, little = self.values, float(self.distances[j]), AHEAD * float(np.abs(self.values).max())
+        if target == "norm":
+            return bool(abs(values[j]) + reach > min(abs(values[chosen])) + little)
+        above = target != "smallest" and values[j] + reach > min(values[chosen]) + little
+        below = target != "largest" and values[j] - reach < max(values[chosen]) - little
+        return bool(above if target == "largest" else below if target == "smallest" else above and below)
 
     def residual(self, j: int) -> float:
         """Returns ||H y - value y|| / |value|; 0 where both are zero."""
@@ -60,115 +76,142 @@ class Ritz:
         """Returns the estimated relative distance of a Ritz value from the next eigenvalue.
 
         Of the two bounds of a Rayleigh quotient, the residual and its square over the gap to the rest of the spectrum,
-        the second takes the other Ritz values for the rest, and a tenth of the value for the gap where it looks wider:
-        what seems to stand alone may be a cluster. Relative to the value, or to a hundredth of the largest
-        magnitude if that is more.
+        the second takes the other Ritz values for the rest, and believes in no wide gap: what seems to stand alone
+        may be a cluster. Relative to the value, or to a hundredth of the largest magnitude if that is more.
 
         Source: Parlett 1998, *The symmetric eigenvalue problem*, theorem 11.7.1.
         """
         distance, value = float(self.distances[j]), abs(float(self.values[j]))
         if distance == 0:
             return 0.0
-        gap = float(np.abs(np.delete(self.values, j) - self.values[j]).min(initial=math.inf))
-        gap = min(gap, WIDEST_GAP * value) if math.isfinite(gap) else 0.0  # alone, it says nothing about a gap
+        gap = 0.0  # alone, a value says nothing about a gap
+        if len(self.values) > 1:
+            gaps = np.abs(self.values - self.values[j])
+            gaps[j] = math.inf
+            nearest = int(np.argmin(gaps))
+            known = self.distances[nearest] < gaps[nearest] / 2
+            gap = min(float(gaps[nearest]), (KNOWN_GAP if known else WIDEST_GAP) * value)
         bound = distance**2 / gap if gap else distance
         return min(distance, bound) / max(value, NEGLIGIBLE * float(np.abs(self.values).max()))
 
 
-class Krylov:
-    """Spans the space of start, H start, H^2 start, ..., with full reorthogonalisation.
+class Subspace:
+    """An orthonormal basis Q, what H makes of it inside, and how far it leads outside.
+
+    What a product leaves outside of the basis is kept until the basis grows into it. If it always grows by what is left
+    of the last product, that is Lanczos with full reorthogonalisation.
 
     Args:
         matvec: v -> H v.
-        start: First vector.
-        seed: Seed of the vectors that go on where the space is closed under H.
+        like: A vector with the shapes that H takes.
+        seed: Seed of random directions.
 
     Attributes:
-        num_products: Products so far.
+        num_products: Products so far, which is also the number of basis vectors.
         is_whole: Whether the basis spans the whole space.
-
-    Raises:
-        ValueError: If ``start`` is zero or not finite.
+        dimension: Dimension of the whole space.
     """
 
-    def __init__(self, matvec: Matvec, start: Vector, seed: int = 0) -> None:
+    def __init__(self, matvec: Matvec, like: Vector, seed: int = 0) -> None:
         self.num_products, self.is_whole = 0, False
-        self._matvec, self._start, self._seed = matvec, start, seed
-        self._layout = Layout(start)
+        self.dimension = sum(x.numel() for x in like)
+        self._matvec, self._like, self._seed = matvec, like, seed
+        self._layout = Layout(like)
         self._blocks: list[Tensor] = []
-        flat = self._layout.flatten(start)
-        length = float(self._layout.norm(flat))
-        if not 0 < length < math.inf:
-            raise ValueError(f"Parameter `start` should be finite and not zero. Found a vector of length {length}.")
-        self._next = flat / length
-        self._eps = torch.finfo(flat.dtype).eps
+        self._inside = np.zeros((0, 0))
+        self._ends: dict[int, Tensor] = {}
+        self._eps = torch.finfo(self._layout.flatten(like).dtype).eps
 
-    def steps(self) -> Iterator[Ritz]:
-        """Yields what is known after each further product; ends where the whole space is spanned or H is not finite."""
-        measured, start = np.zeros((1, 0)), 0
-        while not self.is_whole:
-            k = self.num_products
-            self._append(self._next)
-            w = self._layout.flatten(self._matvec(self._layout.unflatten(self._next)))
-            self.num_products += 1
-            column, length = self._orthogonalise(w)
-            measured = np.pad(measured, ((0, 0), (0, 1)))
-            measured[: k + 1, k] = column
-            # Exact products would be symmetric in the basis; what they are not is part of the distance.
-            symmetric = np.triu(measured) + np.triu(measured, 1).T
-            if not np.isfinite(symmetric).all():
-                unknown = np.full(k + 1, math.nan)
-                yield Ritz(unknown, np.eye(k + 1), unknown, start, is_closed=False)
-                return
-            values, coordinates = np.linalg.eigh(symmetric)
-            rounding = self._eps * np.abs(symmetric).max()
-            is_closed = length <= 100 * rounding
-            if is_closed:
-                length = 0.0
-                self._continue()
-            else:
-                self._next = w / length
-            inside = np.linalg.norm(measured @ coordinates - values * coordinates, axis=0)
-            outside = length * np.abs(coordinates[-1])
-            yield Ritz(values, coordinates, np.hypot(np.hypot(inside, outside), rounding), start, is_closed)
-            measured = np.pad(measured, ((0, 1), (0, 0)))
-            measured[k + 1, k] = length
-            start = k + 1 if is_closed else start
+    def flatten(self, v: Vector) -> Tensor:
+        """Returns a vector as a flat tensor of the kind that ``grow`` takes."""
+        return self._layout.flatten(v)
 
-    def combine(self, coordinates: Array) -> list[Tensor]:
-        """Returns the combination of the basis vectors, scaled to length 1."""
-        flat = self._combined(torch.from_numpy(coordinates.copy()))
-        return self._layout.unflatten(flat / self._layout.norm(flat))
+    def random(self) -> Tensor:
+        """Returns a random direction."""
+        return self.flatten(vectors.random_like(self._like, seed=self._seed + self.num_products))
 
-    def _append(self, flat: Tensor) -> None:
-        if self.num_products % BLOCK == 0:
-            self._blocks.append(flat.new_empty(BLOCK, flat.numel()))
-        self._blocks[-1][self.num_products % BLOCK] = flat
+    def residual(self, ritz: Ritz, j: int) -> Tensor:
+        """Returns the direction in which H leads a Ritz vector out of the subspace; zero where it does not."""
+        parts = [float(ritz.coordinates[k, j]) * end for k, end in self._ends.items()]
+        return sum(parts, torch.zeros_like(self._blocks[0][0]))
 
-    def _rows(self) -> Iterator[Tensor]:
-        for i, block in enumerate(self._blocks):
-            yield block[: min(BLOCK, self.num_products - i * BLOCK)]
+    def combine(self, ritz: Ritz, j: int) -> list[Tensor]:
+        """Returns a Ritz vector, of length 1."""
+        return self._layout.unflatten(self._unit(self._ritz_vector(ritz, j)))
 
-    def _orthogonalise(self, w: Tensor) -> tuple[Array, float]:
+    def image(self, ritz: Ritz, j: int) -> list[Tensor]:
+        """Returns what H makes of a Ritz vector, of length 1, with a little noise; noise alone where that is zero."""
+        flat = float(ritz.values[j]) * self._ritz_vector(ritz, j) + self.residual(ritz, j)
+        noise = self._unit(self.random())
+        return self._layout.unflatten(self._unit(flat) + NOISE * noise if ritz.distances[j] > 0 else noise)
+
+    def _ritz_vector(self, ritz: Ritz, j: int) -> Tensor:
+        return self._combined(torch.from_numpy(ritz.coordinates[:, j].copy()))
+
+    def _unit(self, flat: Tensor) -> Tensor:
+        return flat / self._layout.norm(flat).clamp(min=torch.finfo(flat.dtype).tiny).to(flat.dtype)
+
+    def grow(self, direction: Tensor, *, leads_out: bool = False) -> Ritz | None:
+        """Returns what one product more shows; ``None`` where a direction lies in the subspace already.
+
+        Args:
+            direction: Flat tensor to grow into.
+            leads_out: Whether it is known not to lie in the subspace, as a residual; nothing then waits for the
+                device but the result.
+        """
+        before, k = self._layout.norm(direction), self.num_products
+        direction = direction.clone()
+        length = self._orthogonalise(direction)[-1]
+        if not leads_out and not float(length) > 1e3 * self._eps * float(before):
+            return None
+        q = (direction / length).to(direction.dtype)
+        shares = [self._layout.products(end[None], q) for end in self._ends.values()]
+        if k % BLOCK == 0:
+            self._blocks.append(q.new_empty(BLOCK, q.numel()))
+        self._blocks[-1][k % BLOCK] = q
+        self.num_products += 1
+        w = self.flatten(self._matvec(self._layout.unflatten(q)))
+        column = self._orthogonalise(w)[:-1]
+        places = [*self._ends, k]
+        ends = [end - share.to(q.dtype) * q for end, share in zip(self._ends.values(), shares, strict=True)] + [w]
+        lengths = torch.stack([self._layout.norm(end) for end in ends])
+        rows = torch.stack([self._unit(end) for end in ends])  # squares may be beyond what float32 holds
+        angles = torch.stack([self._layout.products(rows, row) for row in rows])
+        # The one place that waits for the device.
+        known = torch.cat([column, *shares, lengths, angles.flatten()]).cpu().numpy()
+        self._inside = np.pad(self._inside, (0, 1))
+        self._inside[:, k], self._inside[k, places[:-1]] = known[: k + 1], known[k + 1 : k + len(places)]
+        sizes, cosines = np.split(known[k + len(places) :], [len(places)])
+        return self._ritz(places, ends, sizes, cosines.reshape(len(places), -1))
+
+    def _ritz(self, places: list[int], ends: list[Tensor], lengths: Array, angles: Array) -> Ritz:
+        # Exact products would be symmetric in the basis; what they are not is part of the distance.
+        symmetric = np.triu(self._inside) + np.triu(self._inside, 1).T
+        if not (np.isfinite(symmetric).all() and np.isfinite(lengths).all()):
+            unknown = np.full(len(symmetric), math.nan)
+            return Ritz(unknown, np.eye(len(symmetric)), unknown, unknown)
+        values, coordinates = np.linalg.eigh(symmetric)
+        rounding = self._eps * np.abs(symmetric).max()
+        open_ = lengths > 100 * rounding
+        self._ends = {j: end for j, end, is_open in zip(places, ends, open_, strict=True) if is_open}
+        self.is_whole = self.num_products == self.dimension
+        within = np.linalg.norm(self._inside @ coordinates - values * coordinates, axis=0)
+        leading = coordinates[list(self._ends)] * lengths[open_, None]
+        outside = np.sqrt(np.einsum("ij,ik,kj->j", leading, angles[np.ix_(open_, open_)], leading).clip(min=0))
+        return Ritz(values, coordinates, outside, np.hypot(np.hypot(within, outside), rounding))
+
+    def _rows(self) -> list[Tensor]:
+        return [block[: self.num_products - i * BLOCK] for i, block in enumerate(self._blocks)]
+
+    def _orthogonalise(self, w: Tensor) -> Tensor:
         """Takes the basis out of ``w``, in place; returns the coefficients and the length that is left."""
-        total: Tensor | None = None
-        for _ in range(2):  # twice is enough (Parlett 1998, section 6.9, after Kahan)
+        total = torch.zeros(self.num_products, dtype=torch.float64, device=w.device)
+        for _ in range(2 if self.num_products else 0):  # twice is enough (Parlett 1998, section 6.9, after Kahan)
             found = torch.cat([self._layout.products(rows, w) for rows in self._rows()])
             w -= self._combined(found)
-            total = found if total is None else total + found
-        assert total is not None
-        # The one place that waits for the device.
-        *column, length = torch.cat([total, self._layout.norm(w)[None]]).tolist()
-        return np.array(column), length
+            total += found
+        return torch.cat([total, self._layout.norm(w)[None]])
 
     def _combined(self, coefficients: Tensor) -> Tensor:
         parts = torch.split(coefficients.to(self._blocks[0]), BLOCK)
         return sum((c @ rows for c, rows in zip(parts, self._rows(), strict=True)), torch.zeros(()))
-
-    def _continue(self) -> None:
-        """Goes on with a random vector outside the basis."""
-        drawn = self._layout.flatten(vectors.random_like(self._start, seed=self._seed + self.num_products))
-        before = float(self._layout.norm(drawn))
-        _, length = self._orthogonalise(drawn)
-        self.is_whole = length <= 100 * self._eps * before
-        self._next = drawn / (length or 1.0)

@@ -31,20 +31,37 @@ class Hessian:
     def __init__(self, products: Reverse | Difference, point: Vector, backend: Rung, reason: str) -> None:
         self.point, self.backend, self.reason = point, backend, reason
         self.num_hvps = 0
-        self._products = products
+        self._products: Reverse | Difference | None = products
 
     @cached_property
     def gradient(self) -> list[Tensor]:
         """Gradient at the point [f/x]."""
-        return self._products.gradient()
+        return self._open().gradient()
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """Returns H v, tensors shaped like the parameters.
 
+        Raises:
+            ValueError: If ``v`` has other shapes than the parameters.
+            RuntimeError: If the operator is closed.
+
         Units: [f/x^2] times those of ``v``.
         """
+        products = self._open()
+        wanted, found = ([tuple(x.shape) for x in vector] for vector in (self.point, v))
+        if found != wanted:
+            raise ValueError(f"Parameter `v` should hold tensors of shapes {wanted}. Found {found}.")
         self.num_hvps += 1
-        return self._products(v)
+        return products(v)
+
+    def close(self) -> None:
+        """Lets go of the graph; products are no longer possible."""
+        self._products = None
+
+    def _open(self) -> Reverse | Difference:
+        if self._products is None:
+            raise RuntimeError("The Hessian is closed: multiply inside the `with` block that opened it.")
+        return self._products
 
     @property
     def radius(self) -> float | None:
@@ -57,10 +74,11 @@ class Hessian:
         Raises:
             RuntimeError: If products are exact.
         """
-        if not isinstance(self._products, Difference):
+        products = self._open()
+        if not isinstance(products, Difference):
             raise RuntimeError(f"Products by `{self.backend}` have no radius.")
         self.num_hvps += 1
-        return self._products.finer(v)
+        return products.finer(v)
 
 
 @contextmanager
@@ -88,4 +106,7 @@ def opened(
         else:
             error = gradient_error if gradient_error is not None else max(rounding(x.dtype) for x in point)
             products = Difference(objective, point, one_sided=backend == "one_sided", gradient_error=error)
-        yield Hessian(products, point, backend, reason)
+        hessian = Hessian(products, point, backend, reason)
+        del products
+        stack.callback(hessian.close)
+        yield hessian

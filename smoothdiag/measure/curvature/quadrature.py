@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.curvature.krylov import Array, Krylov, Matvec
+from smoothdiag.measure.curvature.krylov import Array, Matvec, Subspace
 from smoothdiag.vectors import Layout, Vector
 
 
@@ -77,10 +77,14 @@ def spectral_density(
     _check("num_products", num_products)
     points, weights = np.zeros((2, num_vectors, num_products))
     for i in range(num_vectors):
-        for ritz in Krylov(matvec, vectors.random_like(like, seed=seed + 10_007 * i), seed).steps():
-            if len(ritz.values) == num_products:
-                break
-        # Eigenvalues met beyond the first closed space have no share in the vector, so they weigh nothing.
+        space = Subspace(matvec, like, seed)
+        ritz = space.grow(space.flatten(vectors.random_like(like, seed=seed + 10_007 * i)))
+        assert ritz is not None
+        # Where H leads nowhere else, what lies outside has no share in the vector and weighs nothing.
+        while len(ritz.values) < num_products and not ritz.is_closed:
+            grown = space.grow(space.residual(ritz, int(ritz.outside.argmax())), leads_out=True)
+            assert grown is not None
+            ritz = grown
         points[i, : len(ritz.values)], weights[i, : len(ritz.values)] = ritz.values, ritz.coordinates[0] ** 2
     return SpectralDensity(points, weights, sum(x.numel() for x in like))
 

@@ -28,6 +28,7 @@ class Reverse:
     def __init__(self, objective: Objective, point: Vector, *, retain: bool) -> None:
         self._objective, self._point, self._retain = objective, point, retain
         self._kept: list[Parts] | None = None
+        self._state: Vector | None = None
 
     def gradient(self) -> list[Tensor]:
         """Returns the gradient at the point."""
@@ -39,7 +40,8 @@ class Reverse:
 
     def _linearised(self) -> Iterable[Parts]:
         """Returns the gradient of each micro-batch with its graph, times the scale of the loss."""
-        self._objective.place(self._point)
+        # A graph that is kept holds buffers as the forward pass left them, not as it found them.
+        self._objective.place(self._point, self._state)
         if self._kept is not None:
             return self._kept
         built = (
@@ -50,7 +52,7 @@ class Reverse:
         )
         if not self._retain:
             return built
-        self._kept = list(built)
+        self._kept, self._state = list(built), self._objective.state()
         return self._kept
 
     def _product(self, parts: Parts, v: Vector) -> Parts:

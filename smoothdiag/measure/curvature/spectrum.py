@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.curvature.krylov import Krylov, Matvec, Ritz
+from smoothdiag.measure.curvature.krylov import Matvec, Ritz, Subspace
 from smoothdiag.vectors import Vector
 
 Target = Literal["norm", "largest", "smallest", "both"]
@@ -45,6 +45,7 @@ class Spectrum:
         smallest: The smallest eigenvalue met, converged or not.
         num_products: Products with the operator.
         converged: Whether all of ``pairs`` are, and no other value met could, within its residual, take their place.
+        challenger: Vector to give the next search beside those of ``pairs``; ``None`` where there is no other.
     """
 
     pairs: tuple[Eigenpair, ...]
@@ -52,6 +53,7 @@ class Spectrum:
     smallest: float
     num_products: int
     converged: bool
+    challenger: list[Tensor] | None = None
 
     @property
     def norm(self) -> float:
@@ -63,26 +65,33 @@ def lanczos(
     matvec: Matvec,
     start: Vector,
     *,
+    challenger: Vector | None = None,
     target: Target = "norm",
     num_pairs: int = 1,
     tol: float = 1e-3,
+    min_products: int = 5,
     max_products: int = 40,
     seed: int = 0,
 ) -> Spectrum:
     """Returns eigenpairs at the ends of the spectrum of a symmetric operator.
 
     The basis is kept, and reorthogonalised in full, so no eigenvalue is found twice and residuals are those of the
-    products as they were made. Memory: one vector for each product. At least two products are made, because one
-    cannot tell an eigenvector at the end of the spectrum from any other.
+    products as they were made. Memory: one vector for each product.
+
+    A vector that happens to lie along some eigenvectors shows no others. So once eigenpairs are found, a second vector,
+    the challenger, is followed until nothing it shows could, within its residual, be ahead of them.
 
     Args:
         matvec: v -> H v, for vectors shaped like ``start``.
         start: First vector, of any length but zero: an earlier eigenvector, or else a mixture of gradient and noise.
+        challenger: Second vector; ``None`` draws one at random. One kept from search to search, as
+            ``Spectrum.challenger``, finds in time what has no share in ``start``.
         target: ``"norm"`` for the largest magnitude, ``"largest"``, ``"smallest"``, or ``"both"`` ends.
         num_pairs: Eigenpairs wanted, for ``"both"`` at each end.
-        tol: Relative error of the eigenvalues to stop at.
+        tol: Estimated relative error of the eigenvalues to stop at.
+        min_products: Products to make at least.
         max_products: Products to give up after; the result then says ``converged=False``.
-        seed: Seed of the vectors to go on with where the space spanned so far is closed under H.
+        seed: Seed of random vectors.
 
     Raises:
         ValueError: If ``start`` is zero or not finite, or an argument is out of range.
@@ -94,33 +103,48 @@ def lanczos(
         raise ValueError(f"Parameter `target` should be one of {get_args(Target)}. Found `target = {target!r}`.")
     if num_pairs < 1:
         raise ValueError(f"Parameter `num_pairs` should be at least 1. Found `num_pairs = {num_pairs!r}`.")
-    krylov = Krylov(matvec, start, seed)
-    converged = False
-    wanted = num_pairs * (1 + (target == "both"))
-    for ritz in krylov.steps():
-        chosen = _chosen(ritz, target, num_pairs, known=True)
-        if len(chosen) < wanted or _challenged(ritz, chosen, target, tol):
-            chosen = _chosen(ritz, target, num_pairs, known=False)
-        errors = [ritz.error(j) for j in chosen]
-        # A closed space says nothing of what lies outside, which may be more of the same.
-        unknown = ritz.is_closed and (not ritz.start or (wanted > 1 and ritz.is_new[chosen].any()))
-        settled = len(ritz.values) > 1 and len(chosen) == wanted and not unknown
-        converged = all(e <= tol for e in errors) and (
-            krylov.is_whole or (settled and not _challenged(ritz, chosen, target, tol))
+    space, wanted = Subspace(matvec, start, seed), num_pairs * (1 + (target == "both"))
+    length = float(vectors.norm(start))
+    if not 0 < length < math.inf:
+        raise ValueError(f"Parameter `start` should be finite and not zero. Found a vector of length {length}.")
+    waiting: list[Tensor] = [space.random() if challenger is None else space.flatten(challenger)]
+    ritz, converged, drawn = space.grow(space.flatten(start)), False, False
+    assert ritz is not None  # what is not zero leads out of nothing
+    chosen, others = _ranked(ritz, target, num_pairs)
+    while not np.isnan(ritz.values).any():
+        unfinished = [j for j in chosen if ritz.error(j) > tol]
+        rivals = [j for j in others if ritz.outdoes(j, chosen, target)]
+        # Another copy of an eigenvalue shows only from outside of what is closed under H.
+        doubtful = len(chosen) < wanted or (
+            wanted > 1 and ritz.is_closed and not (drawn and (ritz.coordinates[-1, others] ** 2).sum() > 0.5)
         )
-        if converged or krylov.num_products >= max_products:
+        settled = space.is_whole or not (unfinished or waiting or rivals or doubtful)
+        converged = settled and not unfinished
+        if space.is_whole or space.num_products >= (min(min_products, max_products) if settled else max_products):
             break
+        # First what is wanted, then what could take its place; a random direction where H leads nowhere else.
+        followed = [j for j in unfinished if ritz.leads_out(j)]
+        followed = followed or [j for j in others if ritz.leads_out(j) and not waiting]
+        drawn = not (followed or waiting)
+        if followed:
+            grown = space.grow(space.residual(ritz, followed[0]), leads_out=True)
+        else:
+            grown = space.grow(waiting.pop() if waiting else space.random())
+        ritz = grown or ritz
+        chosen, others = _ranked(ritz, target, num_pairs)
     pairs = tuple(
-        Eigenpair(float(ritz.values[j]), krylov.combine(ritz.coordinates[:, j]), ritz.residual(j), e, e <= tol)
-        for j, e in zip(chosen, errors, strict=True)
+        Eigenpair(float(ritz.values[j]), space.combine(ritz, j), ritz.residual(j), e, e <= tol)
+        for j, e in ((j, ritz.error(j)) for j in chosen)
     )
-    return Spectrum(pairs, float(ritz.values[-1]), float(ritz.values[0]), krylov.num_products, converged)
+    next_challenger = space.image(ritz, others[0]) if others else None
+    ends = float(ritz.values[-1]), float(ritz.values[0])
+    return Spectrum(pairs, *ends, space.num_products, converged, next_challenger)
 
 
 def power_iteration(matvec: Matvec, start: Vector, *, tol: float = 1e-3, max_products: int = 100) -> Spectrum:
     """Returns the eigenpair of largest magnitude by repeated multiplication, in the memory of two vectors.
 
-    Slower than ``lanczos`` and blind to a second eigenvalue of nearly the same magnitude. It stops at a residual of
+    Slower than ``lanczos`` and blind to every eigenvector that has no share in ``start``. It stops at a residual of
     ``tol``, because it knows no gap that would let it stop earlier.
 
     Args:
@@ -146,38 +170,21 @@ def power_iteration(matvec: Matvec, start: Vector, *, tol: float = 1e-3, max_pro
         if residual <= tol or not 0 < length < math.inf:
             break
     pair = Eigenpair(value, v, residual, residual, residual <= tol)
-    return Spectrum((pair,), max(value, 0.0), min(value, 0.0), done, pair.converged)
+    return Spectrum((pair,), value, value, done, pair.converged)
 
 
-def _chosen(ritz: Ritz, target: Target, num_pairs: int, *, known: bool) -> list[int]:
-    """Returns the places of the wanted Ritz values; ``known`` leaves out those outside the last closed space."""
-    rising = [j for j in range(len(ritz.values)) if not (known and ritz.is_new[j])]
+def _ranked(ritz: Ritz, target: Target, num_pairs: int) -> tuple[list[int], list[int]]:
+    """Returns the places of the wanted Ritz values, and those of the others, the most promising first."""
+    rising = range(len(ritz.values))
+    up = sorted(rising, key=lambda j: -ritz.values[j])
     if target == "norm":
-        return sorted(rising, key=lambda j: -abs(ritz.values[j]))[:num_pairs]
-    smallest, largest = rising[:num_pairs], rising[::-1][:num_pairs]
-    if target == "both":
-        return [*largest, *(j for j in smallest if j not in largest)]
-    return largest if target == "largest" else smallest
-
-
-def _challenged(ritz: Ritz, chosen: list[int], target: Target, tol: float) -> bool:
-    """Returns whether another Ritz value may, within its distance, take the place of a chosen one.
-
-    For the largest magnitude that may be the other end of the spectrum, if that has the other sign; else only what lies
-    outside a closed space.
-    """
-    values, distances = ritz.values, ritz.distances
-    others = set(np.flatnonzero(ritz.is_new).tolist())
-    if target == "norm":
-        others |= {j for j in (0, len(values) - 1) if values[j] * values[chosen[0]] < 0}
-    others = others.difference(chosen)
-    slack = tol * float(np.abs(ritz.values).max())
-    if target == "norm":
-        weakest = min(abs(values[j]) for j in chosen)
-        return any(abs(values[j]) + distances[j] > weakest + slack for j in others)
-    above = target != "smallest" and any(values[j] + distances[j] > min(values[chosen]) + slack for j in others)
-    below = target != "largest" and any(values[j] - distances[j] < max(values[chosen]) - slack for j in others)
-    return above or below
+        chosen = sorted(rising, key=lambda j: -abs(ritz.values[j]))[:num_pairs]
+    elif target == "both":
+        chosen = list(dict.fromkeys([*up[:num_pairs], *up[::-1][:num_pairs]]))
+    else:
+        chosen = (up if target == "largest" else up[::-1])[:num_pairs]
+    promise = {"largest": ritz.values, "smallest": -ritz.values}.get(target, np.abs(ritz.values)) + ritz.distances
+    return chosen, sorted(set(rising).difference(chosen), key=lambda j: -promise[j])
 
 
 def check_limits(tol: float, max_products: int) -> None:
@@ -188,5 +195,7 @@ def check_limits(tol: float, max_products: int) -> None:
     """
     if not 0 < tol < 1:
         raise ValueError(f"Parameter `tol` should be in (0, 1). Found `tol = {tol!r}`.")
-    if max_products < 1:
-        raise ValueError(f"Parameter `max_products` should be at least 1. Found `max_products = {max_products!r}`.")
+    if isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1:
+        raise ValueError(
+            f"Parameter `max_products` should be a whole number of at least 1. Found `max_products = {max_products!r}`."
+        )

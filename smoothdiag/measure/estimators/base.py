@@ -15,7 +15,7 @@ from smoothdiag.measure.stability import UNKNOWN, StabilityLimit
 from smoothdiag.rows import Status
 from smoothdiag.vectors import Vector
 
-__all__ = ["Estimate", "Estimator", "Secants", "Status", "Step", "conclude", "secants", "status_of_scales"]
+__all__ = ["Estimate", "Estimator", "Secants", "Status", "Step", "conclude", "secants"]
 
 SATURATED_ABOVE = 0.5
 """Saturation above which a row says more about the step than about curvature: with orthogonal gradients of
@@ -240,8 +240,12 @@ def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]],
         status = Status.BELOW_NOISE_FLOOR
     elif steepest.saturation > SATURATED_ABOVE:
         status = Status.SATURATED
+    elif two_scale > ROUNDING_ABOVE:
+        status = Status.ROUNDING_LIMITED
+    elif two_scale > KINKS_ABOVE:
+        status = Status.KINK_LIMITED
     else:
-        status = status_of_scales(two_scale)
+        status = Status.OK
     return replace(
         empty,
         smoothness=steepest.smoothness,
@@ -251,13 +255,6 @@ def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]],
         two_scale=two_scale,
         status=status,
     )
-
-
-def status_of_scales(two_scale: float) -> Status:
-    """Returns what the ratio L(h/4)/L(h) says about a difference of gradients; OK where it is not known."""
-    if two_scale > ROUNDING_ABOVE:
-        return Status.ROUNDING_LIMITED
-    return Status.KINK_LIMITED if two_scale > KINKS_ABOVE else Status.OK
 
 
 def _norms_at_start(step: Step, geometry: Geometry) -> dict[tuple[str, str], float]:

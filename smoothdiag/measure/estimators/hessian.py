@@ -7,10 +7,19 @@ from typing import Literal, get_args
 
 from smoothdiag import vectors
 from smoothdiag.measure.curvature import Backend, Choice, Hessian, check_backend, choose, hvp, mixed
-from smoothdiag.measure.curvature.spectrum import Target, check_limits, lanczos
-from smoothdiag.measure.estimators.base import Estimate, Status, Step, status_of_scales
+from smoothdiag.measure.curvature.spectrum import Spectrum, Target, check_limits, lanczos
+from smoothdiag.measure.estimators.base import Estimate, Status, Step
 from smoothdiag.measure.estimators.blocks import Block, blocks_of
 from smoothdiag.vectors import Vector
+
+COLD_PRODUCTS, WARM_PRODUCTS = 5, 3
+"""Products to make at least: one of them follows what could be ahead of the eigenvector found last time."""
+
+RECHECK_EVERY = 10
+"""Measurements after which the way of multiplying is chosen anew: terms of a loss may come and go."""
+
+LARGEST_SPREAD = 0.1
+"""Relative distance between products from two radii above which neither is the Hessian's."""
 
 Direction = Literal["gradient", "update"]
 
@@ -21,7 +30,7 @@ class HessianNorm:
 
     Rows are named "hessian_norm", and "hessian_norm_preconditioned" for P^-1/2 H P^-1/2 where the optimizer divides by
     a known P. It is the curvature of the loss on the measured data alone: that of a minibatch is larger than the mean.
-    The eigenvector is kept as the start of the next measurement, which then takes two or three products if the data
+    Two vectors are kept as the start of the next measurement, which then takes three or four products if the data
     are the same (``probe_batches``). It takes the memory of one vector for each product while it lasts.
 
     Args:
@@ -56,21 +65,22 @@ class HessianNorm:
     def _extreme(self, step: Step, name: str, target: Target) -> Estimate:
         def solve(block: Block, hessian: Hessian) -> Estimate:
             empty, key = block.empty(name), (name, block.suffix, block.group)
+            before: Spectrum | None = step.memory.get(key)
             found = lanczos(
                 lambda v: block.times(hessian, v),
-                step.memory.get(key) or mixed(block.gradient(), seed=step.index),
+                mixed(block.gradient(), seed=step.index) if before is None else before.pairs[0].vector,
+                challenger=None if before is None else before.challenger,
                 target=target,
                 tol=self.tol,
+                min_products=COLD_PRODUCTS if before is None else WARM_PRODUCTS,
                 max_products=self.max_products,
+                seed=step.index,
             )
             pair = found.pairs[0]
             if not math.isfinite(pair.value):
-                return replace(empty, status=Status.NON_FINITE)
-            # Where the ends are near each other in magnitude, one vector is no start for the other.
-            if target != "norm" or min(found.largest, -found.smallest) < found.norm / 2:
-                step.memory[key] = pair.vector
-            else:
                 step.memory.pop(key, None)
+                return replace(empty, status=Status.NON_FINITE)
+            step.memory[key] = found
             ends = {"eigenvalue_max": found.largest, "eigenvalue_min": found.smallest, "residual": pair.residual}
             value = found.norm if target == "norm" else pair.value
             estimate = replace(empty, smoothness=value, extra={**empty.extra, **ends})
@@ -78,6 +88,8 @@ class HessianNorm:
                 return replace(estimate, status=Status.NOT_CONVERGED)
             return _at_two_scales(estimate, pair.vector, block, hessian)
 
+        if self.by_group and not step.groups:
+            raise ValueError("Parameter `by_group` needs groups to measure. Found a probe without `group_by`.")
         blocks = blocks_of(step, by_group=self.by_group)
         return _measured(step, blocks, name, self.backend, self.autocast, solve)
 
@@ -155,9 +167,20 @@ def _at_two_scales(estimate: Estimate, v: Vector, block: Block, hessian: Hessian
     """Returns the estimate with the status that a quarter of the radius gives; exact products need no such doubt."""
     if hessian.radius is None:
         return estimate
-    whole, fine = (float(vectors.dot(v, block.times(matvec, v))) for matvec in (hessian, hessian.finer))
-    two_scale = fine / whole if whole else math.nan
-    return replace(estimate, two_scale=two_scale, status=status_of_scales(two_scale))
+    whole, fine = (block.times(matvec, v) for matvec in (hessian, hessian.finer))
+    size, off = float(vectors.norm(whole)), float(vectors.norm(vectors.sub(whole, fine)))
+    two_scale = float(vectors.norm(fine)) / size if size else math.nan
+    differ = off > LARGEST_SPREAD * size
+    return replace(estimate, two_scale=two_scale, status=Status.RADIUS_DEPENDENT if differ else Status.OK)
+
+
+@dataclass
+class _Chosen:
+    """A way of multiplying, the steps measured since it was chosen, and the last of them."""
+
+    choice: Choice
+    age: int = 0
+    last: int = -1
 
 
 def _measured(
@@ -172,30 +195,36 @@ def _measured(
     if not step.starts_finite:
         return replace(blocks[0].empty(name), status=Status.NON_FINITE)
     key = ("hvp", backend, autocast)
-    is_new = key not in step.memory
-    if is_new:
-        step.memory[key] = (
-            choose(step.objective, step.start, autocast=autocast)
-            if backend == "auto"
-            else Choice(backend, "as asked for", None if not autocast else step.gradient_error)
-        )
+    known: _Chosen | None = step.memory.get(key)
+    reason: str | None = None
+    if backend != "auto":
+        known = known or _Chosen(Choice(backend, "as asked for", None if not autocast else step.gradient_error))
+    elif known is None or (known.age >= RECHECK_EVERY and step.index != known.last):
+        known = _Chosen(choose(step.objective, step.start, autocast=autocast))
+        reason = known.choice.reason
+    if step.index != known.last:
+        known.age, known.last = known.age + 1, step.index
+    step.memory[key] = known
 
-    def attempt() -> Estimate:
-        choice: Choice = step.memory[key]
+    def attempt(choice: Choice) -> Estimate:
         with hvp(step.objective, step.start, backend=choice, autocast=autocast) as hessian:
             found = [measure(block, hessian) for block in blocks]
-        how = {"num_hvps": hessian.num_hvps, "hvp": choice.backend, **({"hvp_reason": choice.reason} if is_new else {})}
+        how = {
+            "num_hvps": hessian.num_hvps,
+            "hvp": choice.backend,
+            **({} if reason is None else {"hvp_reason": reason}),
+        }
+        if not choice.symmetric:
+            found = [replace(e, status=Status.NOT_SYMMETRIC) if e.status.usable else e for e in found]
         return replace(found[0], extra={**found[0].extra, **how}, parts=tuple(found[1:]))
 
-    choice = step.memory[key]
     try:
-        return attempt()
+        return attempt(known.choice)
     except RuntimeError as error:
         # Memory can run out, or an operation be met, that the check did not see. Ranks that disagree would wait for
         # each other for ever.
-        if backend != "auto" or choice.backend == "central" or step.objective.distributed:
+        if backend != "auto" or known.choice.backend == "central" or step.objective.distributed:
             raise
-        is_new = True
-        reason = f"{choice.backend} failed at step {step.index}: {str(error).strip().splitlines()[0]}"
-        step.memory[key] = replace(choice, backend="central", reason=reason)
-    return attempt()
+        reason = f"{known.choice.backend} failed at step {step.index}: {str(error).strip().splitlines()[0]}"
+        del step.memory[key]  # the next measurement chooses anew
+        return attempt(replace(known.choice, backend="central"))
