@@ -1,13 +1,17 @@
 """The bootstrap against closed forms of autoregressions and against the resampling it shortcuts."""
 
+import math
 import time
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from smoothdiag.fits.affine import Line, quantile_line, relative_weights
 from smoothdiag.fits.intervals import (
+    Dependence,
     bootstrap_lines,
+    degrees_of_freedom,
     dependence,
     line_dependence,
     percentile_interval,
@@ -18,8 +22,8 @@ from smoothdiag.fits.intervals import (
 def autoregression(n, memory, seed):
     noise = np.random.default_rng(seed).standard_normal(n)
     series = np.zeros(n)
-    for t in range(1, n):
-        series[t] = memory * series[t - 1] + noise[t]
+    for k in range(1, n):
+        series[k] = memory * series[k - 1] + noise[k]
     return series
 
 
@@ -117,6 +121,73 @@ def test_persistent_noise_widens_the_interval():
 
 def test_interval_reaches_the_estimate_it_belongs_to():
     assert percentile_interval(np.linspace(1, 2, 101), 5.0) == (pytest.approx(1.05), 5.0)
+
+
+def test_few_degrees_of_freedom_widen_the_interval_as_students_t_does():
+    normal = np.random.default_rng(0).standard_normal(200_000)
+    for freedom in (1.0, 3.0, 30.0, math.inf):  # Of normal replicates the ends are those of Student's t.
+        ends = percentile_interval(normal, freedom=freedom)
+        if freedom > 1:
+            np.testing.assert_allclose(ends, (-t.isf(0.05, freedom), t.isf(0.05, freedom)), rtol=0.02)
+    assert degrees_of_freedom(Dependence(1, 100), 0.9) == pytest.approx(10)
+    assert degrees_of_freedom(Dependence(1, 100), 0.1) == pytest.approx(10)
+    assert degrees_of_freedom(Dependence(1, 100), 0.9, num_runs=4) == 3
+    assert degrees_of_freedom(Dependence(1, 2), 0.9) == 1
+
+
+def test_blocks_never_hold_steps_of_two_runs_and_runs_are_drawn_whole():
+    runs, steps = np.repeat(np.arange(4.0), 50), np.tile(np.arange(50.0), 4)
+    counts = stationary_counts(steps, 10.0, 800, seed=0, runs=runs)
+    assert (counts.sum(axis=1) == 200).all()
+    size = np.array([counts[:, runs == run].sum(axis=1) for run in range(4)])
+    assert set((size % 50).ravel().tolist()) == {0}
+    assert set((size // 50).ravel().tolist()) >= {0, 1, 2, 3}
+    # Within the resamples that drew two runs once each, their counts have nothing to do with each other.
+    once = (size[0] == 50) & (size[1] == 50)
+    last, first = counts[once][:, 49] - counts[once][:, 40], counts[once][:, 50] - counts[once][:, 59]
+    assert abs(np.corrcoef(last, first)[0, 1]) < 4 / np.sqrt(once.sum())
+
+
+def test_one_run_is_resampled_as_before_whatever_its_number():
+    steps = np.arange(60.0)
+    alone, named = (stationary_counts(steps, 4.0, 9, seed=3, runs=runs) for runs in (None, np.full(60, 7.0)))
+    assert (alone == named).all()
+
+
+def test_runs_that_differ_are_worth_few_rows():
+    rng = np.random.default_rng(0)
+    runs, steps = np.repeat(np.arange(6.0), 200), np.tile(np.arange(200.0), 6)
+    x = 10 ** rng.uniform(-1, 1, 1200)
+    line, effective = Line(1.0, 2.0), []
+    for spread in (0.0, 0.5):
+        y = line(x) * np.exp(0.2 * rng.standard_normal(1200) + spread * np.repeat(rng.standard_normal(6), 200))
+        effective.append(line_dependence(x, y, relative_weights(x, y), line, 0.5, steps, runs).num_effective)
+    assert effective[0] > 300
+    assert effective[1] < 30
+
+
+def clustered(seed, num_runs=6, n=60):
+    rng = np.random.default_rng(seed)
+    runs, steps = np.repeat(np.arange(float(num_runs)), n), np.tile(np.arange(float(n)), num_runs)
+    x = 10 ** rng.uniform(-1, 1, len(runs))
+    L1 = 2 * np.exp(0.2 * rng.standard_normal(num_runs))
+    return x, (1 + np.repeat(L1, n) * x) * np.exp(0.2 * rng.standard_normal(len(runs))), steps, runs
+
+
+def test_runs_as_clusters_contain_the_slope_where_pooled_rows_miss_it():
+    hits = np.zeros(2)
+    for seed in range(60):
+        x, y, steps, runs = clustered(seed)
+        weights = relative_weights(x, y)
+        line = quantile_line(x, y, 0.5, weights)
+        for k, (order, cluster, number) in enumerate(((steps, runs, 6), (np.arange(len(x)), None, 1))):
+            memory = line_dependence(x, y, weights, line, 0.5, order, cluster)
+            counts = stationary_counts(order, memory.block_length, 100, seed, cluster)
+            slopes = bootstrap_lines(x, y, weights, line, 0.5, counts)[:, 1]
+            low, high = percentile_interval(slopes, freedom=degrees_of_freedom(memory, 0.5, number))
+            hits[k] += low <= 2 <= high
+    assert hits[0] >= 47  # 90% of 60 is 54; three standard deviations below.
+    assert hits[1] < 40
 
 
 def test_four_hundred_replicates_of_a_thousand_rows_take_a_second():
