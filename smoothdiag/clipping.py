@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from smoothdiag.fits.base import SmoothnessFit, Verdict
+from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
+from smoothdiag.fits.intervals import percentile_interval
 
 # A percentile has no theory behind it. This one leaves typical steps alone and still stops the outliers.
 FALLBACK_PERCENTILE = 90
@@ -33,6 +35,7 @@ class ClipRule:
         lr: the optimizer's learning rate the rule is meant for: the given one, or the one the rule chose; NaN where
             neither exists.
         source: "fit", or "percentile" where the fit could not be used.
+        threshold_interval: the same for resampled rows at this rate, at the level of the fit; NaN for a percentile.
 
     Units: threshold [f/x], step_cap [x], rates [x^2/f].
     """
@@ -44,6 +47,7 @@ class ClipRule:
     reason: str
     lr: float
     source: Literal["fit", "percentile"]
+    threshold_interval: Interval = (math.nan, math.nan)
 
     def __str__(self) -> str:
         share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"
@@ -144,7 +148,24 @@ def clip_rule(
         reason=reason,
         lr=choice.eta / gain,
         source="fit" if chosen else "percentile",
+        threshold_interval=_interval(fit, choice, kappa, threshold) if chosen else (math.nan, math.nan),
     )
+
+
+def safe_threshold(L0: npt.ArrayLike, L1: npt.ArrayLike, eta: float, kappa: float = 1.0) -> Array:
+    """Threshold that the rule derives from constants, or from many pairs of them, at the effective rate `eta`."""
+    with np.errstate(divide="ignore"):  # Without a slope no gradient is too long.
+        return np.asarray(np.maximum(kappa / eta - np.asarray(L0), kappa / (2 * eta)) / np.asarray(L1))
+
+
+def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: float) -> Interval:
+    if not fit.replicates:
+        return math.nan, math.nan
+    pairs = np.array(fit.replicates)  # Their inverse thresholds are finite, also where L1 is zero.
+    inverse = 1 / safe_threshold(pairs[:, 0], pairs[:, 1], choice.eta, kappa)
+    low, high = percentile_interval(inverse, 1 / choice.threshold, fit.interval_freedom)
+    least = threshold if threshold > choice.threshold else 0.0  # What the noise raises, it raises at both ends.
+    return max(_over(1.0, high), least), max(_over(1.0, low), least)
 
 
 def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Choice | None:

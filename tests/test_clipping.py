@@ -28,6 +28,28 @@ def test_threshold_makes_the_effective_rate_just_safe(momentum, dampening, kappa
     assert (rule.source, rule.lr) == ("fit", pytest.approx(lr))
 
 
+@pytest.mark.parametrize("lr", [None, 0.01, 0.3, 0.7, 2.0])
+@pytest.mark.parametrize("noise", [None, 100.0])
+def test_interval_of_the_threshold_is_that_of_rules_for_each_replicate(lr, noise):
+    y = (1 + 2 * X) * np.exp(0.2 * np.random.default_rng(1).standard_normal(len(X)))
+    frame = pd.DataFrame({"grad_norm": X, "smoothness": y, "saturation": 0.1})
+    fit = replace(fit_smoothness(frame, num_boot=200, quantile=0.8), interval_freedom=math.inf)
+    rule = clip_rule(fit, lr=lr, noise=noise)
+    rules = [clip_rule(replace(fit, L0=L0, L1=L1), lr=rule.lr, noise=noise) for L0, L1 in fit.replicates]
+    ends = np.quantile([one.threshold for one in rules], [0.05, 0.95])
+    assert rule.source == "fit"
+    np.testing.assert_allclose(rule.threshold_interval, ends, rtol=0.02)
+    assert rule.threshold_interval[0] <= rule.threshold <= rule.threshold_interval[1]
+    assert rule.threshold_interval[0] < rule.threshold_interval[1] or noise
+
+
+def test_interval_of_the_threshold_is_infinite_where_the_slope_reaches_zero_and_unknown_without_a_fit():
+    flat = replace(FIT, replicates=((1.0, 2.0),) + ((1.0, 0.0),) * 9)
+    assert clip_rule(flat, lr=0.1).threshold_interval[1] == math.inf
+    assert np.isnan(clip_rule(replace(FIT, replicates=()), lr=0.1).threshold_interval).all()
+    assert np.isnan(clip_rule(replace(FIT, verdict=Verdict.NOT_IDENTIFIED), lr=0.1).threshold_interval).all()
+
+
 def test_too_large_rate_is_called_unsafe_and_capped_in_length():
     rule = clip_rule(FIT, lr=0.3, momentum=0.9)
     assert "No threshold makes this rate safe" in rule.reason
