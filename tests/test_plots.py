@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
 from smoothdiag.plots import plot_smoothness, plot_trace
+from smoothdiag.plots.common import band
 
 NUM_ROWS = 60
 DISPLACEMENT = 0.05
+REPLICATES = tuple((1 + 0.01 * k, 2 - 0.01 * k) for k in range(-50, 51))  # a high L0 goes with a low L1
 NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
 
 
@@ -58,6 +60,8 @@ def law(**fields: Any) -> Any:
         "L0_interval": (0.8, 1.3),
         "L1_interval": (1.9, 2.2),
         "interval_level": 0.9,
+        "interval_freedom": np.inf,
+        "replicates": REPLICATES,
         "estimator": "local",
         "group": "all",
         "verdict": SimpleNamespace(name="L0L1"),
@@ -155,19 +159,37 @@ def test_envelope_is_the_prediction_over_the_usable_rows() -> None:
     assert r"$L_0$ = 1, $L_1$ = 2" in " ".join(labels(ax))
 
 
-def test_band_runs_between_the_ends_of_both_intervals() -> None:
+def test_band_is_the_interval_of_the_height_at_each_gradient_norm() -> None:
     ax = plot_smoothness(rows(), fit=law(), ax=axes())
-    x, y = labelled(ax, "90% intervals").get_paths()[0].vertices.T
-    left, right = x == x.min(), x == x.max()
-    assert_allclose([y[left].min(), y[left].max()], [0.8 + 1.9 * 0.1, 1.3 + 2.2 * 0.1])
-    assert_allclose([y[right].min(), y[right].max()], [0.8 + 19, 1.3 + 22])
+    x, y = labelled(ax, "90% interval of the line").get_paths()[0].vertices.T
+    for at in (0.1, 10.0):
+        heights = [L0 + L1 * at for L0, L1 in REPLICATES]
+        there = np.isclose(x, at)
+        assert_allclose([y[there].min(), y[there].max()], np.quantile(heights, [0.05, 0.95]))
+    middle = np.abs(x - 1) == np.abs(x - 1).min()
+    assert np.ptp(y[middle]) < 0.1, "all these lines pass through (1, 3), however far their constants spread"
 
 
-@pytest.mark.parametrize("interval", [(0.0, np.inf), (np.nan, np.nan)])
-def test_no_band_where_the_interval_is_not_finite(interval: tuple[float, float]) -> None:
-    ax = plot_smoothness(rows(), fit=law(L1_interval=interval), ax=axes())
-    assert not any("intervals" in label for label in labels(ax))
+def test_band_contains_the_line_and_widens_with_few_degrees_of_freedom() -> None:
+    shifted = tuple((L0 + 1, L1) for L0, L1 in REPLICATES)
+    low, high = band(law(replicates=shifted), np.array([1.0])) or pytest.fail("no band")
+    assert low[0] == 3.0 < high[0]
+    few = band(law(interval_freedom=2.0), np.array([10.0]))
+    many = band(law(), np.array([10.0]))
+    assert few is not None
+    assert many is not None
+    assert few[0] < many[0] < many[1] < few[1]
+
+
+def test_no_band_without_resamples() -> None:
+    ax = plot_smoothness(rows(), fit=law(replicates=()), ax=axes())
+    assert not any("interval" in label for label in labels(ax))
     assert np.isfinite(ax.get_ylim()).all()
+
+
+def test_several_runs_are_drawn_together() -> None:
+    ax = plot_smoothness([rows(), Recorded(rows(7))], ax=axes())
+    assert len(points(labelled(ax, "local, 67 rows"))) == NUM_ROWS + 7
 
 
 def test_verdict_heads_the_legend() -> None:

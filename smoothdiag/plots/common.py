@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from smoothdiag.fits.base import Interval, SmoothnessFit
     from smoothdiag.trace import Trace
 
 Array = npt.NDArray[np.float64]
@@ -63,6 +64,32 @@ def floats(rows: pd.DataFrame, column: str) -> Array:
     return np.asarray(pd.to_numeric(rows[column], errors="coerce"), dtype=np.float64)
 
 
+def runs_together(data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame]) -> Trace | pd.DataFrame:
+    """Returns the rows of several runs as one table; a single trace or table as it is."""
+    import pandas as pd
+
+    if isinstance(data, list | tuple):
+        frames = [one if isinstance(one, pd.DataFrame) else one.to_frame() for one in data]
+        return pd.concat(frames, ignore_index=True)
+    return cast("Trace | pd.DataFrame", data)
+
+
+def band(fit: SmoothnessFit, grid: Array) -> tuple[Array, Array] | None:
+    """Returns the ends of the pointwise interval of the line, None where the fit has no resamples.
+
+    L0 and L1 of one resample belong together: where one is high the other is low. Joining the ends of their separate
+    intervals would promise less than the rows do.
+    """
+    from smoothdiag.fits.intervals import percentile_interval
+
+    if not fit.replicates:
+        return None
+    L0, L1 = np.array(fit.replicates, dtype=np.float64).T
+    ends = [percentile_interval(L0 + L1 * x, float(fit.predict(x)), fit.interval_freedom) for x in grid]
+    low, high = np.array(ends, dtype=np.float64).T
+    return low, high
+
+
 def positive(value: Array) -> Mask:
     """Returns where a logarithmic axis can show a value."""
     return np.isfinite(value) & (value > 0)
@@ -110,7 +137,25 @@ def number_of_rows(number: int) -> str:
     return f"{number} row{'' if number == 1 else 's'}"
 
 
-def legend_below(ax: Axes, title: str | None) -> None:
+def draw_intervals(
+    ax: Axes, height: float, value: float, interval: Interval, limits: Interval, *, filled: bool = True, **look: Any
+) -> None:
+    """Draws an estimate and its interval across an axis that ends at `limits`, with carets where they lead beyond."""
+    if not np.isfinite(value):
+        return
+    low, high = limits
+    ends = [float(np.clip(end, low, high)) for end in interval]
+    if not np.isnan(ends).any():
+        ax.plot(ends, [height, height], linewidth=1.4, solid_capstyle="butt", color=look["color"], zorder=2)
+        for end, edge, caret in ((interval[0], low, 4), (interval[1], high, 5)):  # 4, 5: carets with their tip there
+            if (end < edge) if edge == low else (end > edge):
+                ax.plot([edge], [height], linestyle="none", marker=caret, markersize=6, color=look["color"], zorder=2)
+    if low <= value <= high:
+        face = look["color"] if filled else "white"
+        ax.plot([value], [height], linestyle="none", markersize=5.5, markerfacecolor=face, zorder=3, **look)
+
+
+def legend_below(ax: Axes, title: str | None, *, ncols: int | None = None) -> None:
     """Puts the legend under the label of the x axis, where it covers no point at any size of figure."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -120,7 +165,7 @@ def legend_below(ax: Axes, title: str | None) -> None:
         loc="upper left",
         bbox_to_anchor=(0, 0),
         bbox_transform=ax.transAxes + ScaledTranslation(0, -depth / 72, ax.figure.dpi_scale_trans),
-        ncols=2 if ax.get_window_extent().width / ax.figure.dpi > 4 else 1,
+        ncols=ncols or (2 if ax.get_window_extent().width / ax.figure.dpi > 4 else 1),
         title=title,
         title_fontproperties={"weight": "bold", "size": "small"},
         fontsize="small",

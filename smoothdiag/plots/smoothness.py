@@ -11,6 +11,7 @@ from smoothdiag.plots.common import (
     NORM,
     Array,
     Mask,
+    band,
     current_axes,
     extent,
     floats,
@@ -19,11 +20,14 @@ from smoothdiag.plots.common import (
     note,
     number_of_rows,
     positive,
+    runs_together,
     select,
 )
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from matplotlib.axes import Axes
 
@@ -36,7 +40,7 @@ away, and a label says that as well without squeezing the points into a stripe."
 
 
 def plot_smoothness(
-    data: Trace | pd.DataFrame,
+    data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame],
     *,
     fit: SmoothnessFit | None = None,
     estimator: str | None = None,
@@ -51,8 +55,8 @@ def plot_smoothness(
     logarithmic axis cannot show are counted in a note above the axes.
 
     Args:
-        data: A trace, or its DataFrame.
-        fit: What to draw as the envelope, with its interval and its verdict.
+        data: A trace, or its DataFrame; several runs are a list of them.
+        fit: What to draw as the envelope, with its verdict and the interval of its height at each gradient norm.
         estimator: Whose rows to draw; None takes the one that was fitted, else "local", else "path", else the
             only one there is.
         group: Parameter group whose rows to draw.
@@ -68,7 +72,7 @@ def plot_smoothness(
     """
     if fit is not None and fit.group != group:
         raise ValueError(f"Parameter `group` should be the fit's, `{fit.group}`. Found `group = {group!r}`.")
-    rows = select(data, estimator or (fit.estimator if fit is not None else None), group)
+    rows = select(runs_together(data), estimator or (fit.estimator if fit is not None else None), group)
     x, y = floats(rows, "grad_norm"), floats(rows, "smoothness")
     shown, usable = positive(x) & positive(y), rows["status"].isin(USABLE_STATUSES).to_numpy()
     if not shown.any():
@@ -121,14 +125,13 @@ def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, b
 
 
 def _draw_fit(ax: Axes, fit: SmoothnessFit, grid: Array) -> Array:
-    """Draws the envelope and, where it is finite, its band; returns the heights of the envelope."""
+    """Draws the envelope and, where there are enough steps, its band; returns the heights of the envelope."""
     line = fit.predict(grid)
     label = rf"$L_0 + L_1${NORM}: $L_0$ = {fit.L0:.3g}, $L_1$ = {fit.L1:.3g}"
     ax.plot(grid, line, color="black", linewidth=1.6, zorder=4, label=label)
-    low, high = (fit.L0_interval[end] + fit.L1_interval[end] * grid for end in (0, 1))
-    if np.isfinite([low, high]).all():
-        label = f"{fit.interval_level:.0%} intervals of $L_0$ and $L_1$"
-        ax.fill_between(grid, low, high, color="0.5", alpha=0.3, linewidth=0, zorder=1.2, label=label)
+    if (ends := band(fit, grid)) is not None:
+        label = f"{fit.interval_level:.0%} interval of the line"
+        ax.fill_between(grid, *ends, color="0.5", alpha=0.3, linewidth=0, zorder=1.2, label=label)
     return line
 
 
