@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=LEARNABLE, default=list(LEARNABLE))
-    parser.add_argument("--stops", nargs="+", choices=("own stop", "ideal"), default=("own stop", "ideal"))
+    parser.add_argument("--stops", nargs="*", choices=("own stop", "ideal"), default=("own stop", "ideal"))
     parser.add_argument("--rows", help="where every run goes as a CSV file; {} stands for the model")
     parser.add_argument("--quick", action="store_true", help="one seed, one repetition")
     parser.add_argument("--large", action="store_true", help="ResNet-50 and a GPT of 124M, by smoothdiag alone")

@@ -53,7 +53,7 @@ def hvp(
               accurate in float32, and runs wherever the model can be trained.
             - ``"one_sided"``: from one point and the gradient itself: one gradient, about 1e-3 accurate.
             - ``"auto"``: the first of retained (for one micro-batch), rebuilt and central that passes a check, which
-              costs about twelve gradients. A ``Choice``, as returned by ``choose``, is used as it is.
+              costs 15 to 40 gradients. A ``Choice``, as returned by ``choose``, is used as it is.
         autocast: Whether autocast regions of the loss stay in force, at three gradients to see how exact they are.
             Without, the Hessian is that of the loss in the precision of the parameters.
 

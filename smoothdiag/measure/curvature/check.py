@@ -56,7 +56,7 @@ def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
     """Returns the first way that runs and gives what a Hessian gives: symmetric, and the slope of the gradient.
 
     Differentiating twice is exact, but not every operation can be: some raise an error, and some silently leave
-    terms out. Costs about twelve gradients, and some eight in float64 where kinks or a vanishing gradient make
+    terms out. Costs 15 to 40 gradients, and some eight in float64 where kinks or a vanishing gradient make
     differences in float32 useless, or where differences are what is left.
 
     Args:

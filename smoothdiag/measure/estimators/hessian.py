@@ -15,7 +15,7 @@ from smoothdiag.vectors import Vector
 COLD_PRODUCTS, WARM_PRODUCTS = 5, 3
 """Products to make at least: one of them follows what could be ahead of the eigenvector found last time."""
 
-RECHECK_EVERY = 10
+RECHECK_EVERY = 20
 """Measurements after which the way of multiplying is chosen anew: terms of a loss may come and go."""
 
 LARGEST_SPREAD = 0.1
