@@ -12,7 +12,9 @@ import numpy as np
 from scipy.optimize import linprog, nnls
 
 from smoothdiag.fits.base import Array
-from smoothdiag.fits.walk import MANY, walk
+from smoothdiag.fits.walk import walk
+
+START_ROWS = 250  # Of the linear programme that finds where to begin: on more rows the walk is the faster of the two.
 
 
 class Line(NamedTuple):
@@ -82,7 +84,7 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
     xs, ys = x / x_unit, y / y_unit
     scaled = weights / np.mean(weights)
     if start is None:
-        some = slice(None, None, -(-len(x) // MANY))  # Where to begin need not be known to the last row.
+        some = slice(None, None, -(-len(x) // START_ROWS))
         begin = _solve_dual(xs[some], ys[some], quantile, scaled[some])
     else:
         begin = Line(start.intercept / y_unit, start.slope * x_unit / y_unit)
@@ -95,7 +97,7 @@ def _solve_dual(x: Array, y: Array, quantile: float, weights: Array) -> Line:
         -y,
         A_ub=np.stack([np.ones_like(x), x]),
         b_ub=np.zeros(2),
-        bounds=list(zip((quantile - 1) * weights, quantile * weights, strict=True)),
+        bounds=np.stack([(quantile - 1) * weights, quantile * weights], axis=1),
         method="highs",
     )
     if result.status != 0:  # The walk reaches the optimum from anywhere; it only takes longer.
