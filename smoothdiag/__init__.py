@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smoothdiag import problems as problems
     from smoothdiag.clipping import ClipRule, clip_rule
     from smoothdiag.fits import SmoothnessFit, Verdict, fit_smoothness
-    from smoothdiag.plots import plot_sharpness, plot_smoothness, plot_trace
+    from smoothdiag.plots import plot_fit, plot_sharpness, plot_smoothness, plot_trace
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
@@ -43,6 +43,7 @@ _LAZY = {
     "Verdict": "smoothdiag.fits",
     "clip_rule": "smoothdiag.clipping",
     "fit_smoothness": "smoothdiag.fits",
+    "plot_fit": "smoothdiag.plots",
     "plot_sharpness": "smoothdiag.plots",
     "plot_smoothness": "smoothdiag.plots",
     "plot_trace": "smoothdiag.plots",
@@ -86,6 +87,7 @@ __all__ = [
     "Euclidean",
     "Geometry",
     # look
+    "plot_fit",
     "plot_sharpness",
     "plot_smoothness",
     "plot_trace",

@@ -74,7 +74,14 @@ WINGS = {
         "fits",
     ),
     "optim": ("optim.clipped_momentum", "optim.ggnc", "optim"),
-    "plots": ("plots.common", "plots.smoothness", "plots.over_steps", "plots.sharpness", "plots"),
+    "plots": (
+        "plots.common",
+        "plots.smoothness",
+        "plots.over_steps",
+        "plots.sharpness",
+        "plots.fit",
+        "plots",
+    ),
 }
 
 # Edges that go down and are still wrong: optim serves those who measure nothing, and measuring knows no fit.

@@ -1,11 +1,12 @@
-"""Figures of a trace: smoothness against the gradient norm, both over the steps, and curvature at its limit.
+"""Figures of traces and fits: smoothness against the gradient norm, both over the steps, curvature, constants.
 
 The functions draw on the axes they are given, return them, and leave the style, the backend and every other
 figure alone. Importing this package loads neither matplotlib nor seaborn.
 """
 
+from smoothdiag.plots.fit import plot_fit
 from smoothdiag.plots.over_steps import plot_trace
 from smoothdiag.plots.sharpness import plot_sharpness
 from smoothdiag.plots.smoothness import plot_smoothness
 
-__all__ = ["plot_sharpness", "plot_smoothness", "plot_trace"]
+__all__ = ["plot_fit", "plot_sharpness", "plot_smoothness", "plot_trace"]

@@ -70,7 +70,8 @@ def runs_together(data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame]) -
 
     if isinstance(data, list | tuple):
         frames = [one if isinstance(one, pd.DataFrame) else one.to_frame() for one in data]
-        return pd.concat(frames, ignore_index=True)
+        together: pd.DataFrame = pd.concat(frames, ignore_index=True)
+        return together
     return cast("Trace | pd.DataFrame", data)
 
 
@@ -173,6 +174,7 @@ def legend_below(ax: Axes, title: str | None, *, ncols: int | None = None) -> No
         frameon=False,
         borderaxespad=0,
         labelspacing=0.3,
+        columnspacing=1.2,
         scatterpoints=3,
         scatteryoffsets=[0.5],
     )
