@@ -97,7 +97,7 @@ def _solve_dual(x: Array, y: Array, quantile: float, weights: Array) -> Line:
         -y,
         A_ub=np.stack([np.ones_like(x), x]),
         b_ub=np.zeros(2),
-        bounds=np.stack([(quantile - 1) * weights, quantile * weights], axis=1),
+        bounds=list(zip((quantile - 1) * weights, quantile * weights, strict=True)),
         method="highs",
     )
     if result.status != 0:  # The walk reaches the optimum from anywhere; it only takes longer.
