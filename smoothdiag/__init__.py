@@ -33,15 +33,18 @@ from smoothdiag.trace import Trace
 if TYPE_CHECKING:
     from smoothdiag import problems as problems
     from smoothdiag.clipping import ClipRule, clip_rule
-    from smoothdiag.fits import SmoothnessFit, Verdict, fit_smoothness
+    from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
     from smoothdiag.plots import plot_fit, plot_sharpness, plot_smoothness, plot_trace
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
     "ClipRule": "smoothdiag.clipping",
+    "GroupFits": "smoothdiag.fits",
     "SmoothnessFit": "smoothdiag.fits",
     "Verdict": "smoothdiag.fits",
     "clip_rule": "smoothdiag.clipping",
+    "compare_runs": "smoothdiag.fits",
+    "fit_groups": "smoothdiag.fits",
     "fit_smoothness": "smoothdiag.fits",
     "plot_fit": "smoothdiag.plots",
     "plot_sharpness": "smoothdiag.plots",
@@ -75,8 +78,11 @@ __all__ = [
     "SmoothdiagWarning",
     "Trace",
     # fit
+    "GroupFits",
     "SmoothnessFit",
     "Verdict",
+    "compare_runs",
+    "fit_groups",
     "fit_smoothness",
     # clip
     "ClipRule",

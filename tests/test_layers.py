@@ -62,6 +62,7 @@ WINGS = {
         "measure",
     ),
     "fits": (
+        "fits.text",
         "fits.base",
         "fits.walk",
         "fits.affine",
@@ -71,6 +72,7 @@ WINGS = {
         "fits.artefacts",
         "fits.verdict",
         "fits.checks",
+        "fits.groups",
         "fits",
     ),
     "optim": ("optim.clipped_momentum", "optim.ggnc", "optim"),

@@ -5,16 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from smoothdiag.fits import affine, artefacts, checks, intervals, models
 from smoothdiag.fits.base import Array, Flag, Interval, ModelScore, SmoothnessFit, Verdict
+from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, select_rows
 from smoothdiag.fits.verdict import decide
 
-__all__ = ["Flag", "ModelScore", "SmoothnessFit", "Verdict", "fit_smoothness"]
+__all__ = [
+    "Flag",
+    "GroupFits",
+    "ModelScore",
+    "SmoothnessFit",
+    "Verdict",
+    "compare_runs",
+    "fit_groups",
+    "fit_smoothness",
+]
 
 PATH = (0.5, 0.9, 0.95, 0.99)
 NUM_KEPT = 200  # Bootstrap replicates kept for intervals of what depends on L0 and L1 together.
@@ -124,6 +135,28 @@ def fit_smoothness(
         interval_freedom=found.freedom,
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
     )
+
+
+def fit_groups(
+    data: HasFrame | pd.DataFrame | Sequence[HasFrame | pd.DataFrame],
+    *,
+    groups: Sequence[str] | None = None,
+    **options: Any,
+) -> GroupFits:
+    """Fits the law to each parameter group of a trace: modules, as `Probe(..., group_by=by_module())` records them.
+
+    Args:
+        data: as for `fit_smoothness`.
+        groups: which to fit, in this order; None takes all, "all" first.
+        options: passed on to `fit_smoothness`. Without `estimator` the one chosen for the first group counts for all.
+
+    Returns:
+        GroupFits: the fits by group, and for groups whose rows cannot be fitted the reason.
+
+    Raises:
+        ValueError: where a group is unknown, or none can be fitted.
+    """
+    return fit_each(as_frame(data), groups, fit_smoothness, options)
 
 
 @dataclass(frozen=True)

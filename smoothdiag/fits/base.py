@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from smoothdiag.fits.text import RULE, THIN, WIDTH, fixed, interval, number, wrap
+
 Array = npt.NDArray[np.float64]
 FORMAT_VERSION = 1
-WIDTH = 96  # Of the summary, in characters.
 Interval = tuple[float, float]
 
 
@@ -250,65 +250,63 @@ def _decode(value: Any) -> Any:
     return value
 
 
+_LINES = {"hard": "hard envelope", "mean": "mean"}
+
+
 def _summarise(fit: SmoothnessFit) -> str:
     """The fit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
     level = f"{fit.interval_level:.0%} interval"
-    rule, thin = "=" * WIDTH, "-" * WIDTH
+    head = f"quantile {fit.quantile:g}, estimator {fit.estimator}, group {fit.group}, data {fit.data}"
     out = [
-        rule,
-        f"(L0, L1) fit: quantile line at {fit.quantile:g}".ljust(WIDTH // 2)
-        + f"estimator {fit.estimator}, group {fit.group}, data {fit.data}",
-        thin,
-        f"{'':12}{'estimate':>12}{level:>28}   {'unit':<26}{'inverse':>12}",
-        _constant("L0", fit.L0, fit.L0_interval, "loss / parameter^2", f"max_lr {_number(fit.max_lr)}"),
-        _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap {_number(fit.step_cap)}"),
-        thin,
-        f"rows in the fit       {fit.num_points} (worth {fit.num_effective:.0f} independent ones; "
-        f"bootstrap blocks of {fit.block_length:.1f} steps)",
+        RULE,
+        f"{'smoothness <= L0 + L1 * gradient norm':40}{head:>{WIDTH - 40}}",
+        THIN,
+        f"{'':4}{'estimate':>12}{level:>26}   {'unit':<21}{'inverse':>30}",
+        _constant("L0", fit.L0, fit.L0_interval, "loss / parameter^2", f"max_lr = 1/L0 = {number(fit.max_lr)}"),
+        _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap = 1/L1 = {number(fit.step_cap)}"),
+        THIN,
+        f"rows in the fit       {fit.num_points}, worth {fit.num_effective:.0f} independent ones "
+        f"(bootstrap blocks of {fit.block_length:.1f} steps)",
         f"runs                  {fit.num_runs}{': the intervals say nothing of other seeds' * (fit.num_runs == 1)}",
         f"rows dropped          {_counts(fit.dropped)}",
-        f"gradient norms        {_number(fit.grad_norm_quantiles[0])} to {_number(fit.grad_norm_quantiles[-1])}, "
+        f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
         f"{fit.decades:.2f} decades in the middle 95%",
-        f"rank correlation      {_number(fit.spearman)} (given the step: {_number(fit.partial_spearman)})",
-        f"log-log slope         {_number(fit.loglog_slope)} (the line implies {_number(fit.implied_slope)})",
-        f"coverage              {fit.coverage:.3f} of the rows at or below the line",
-        f"median saturation     {_number(fit.median_saturation)}",
-        thin,
+        f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; given the step "
+        f"{number(fit.partial_spearman)}",
+        f"log-log slope         {number(fit.loglog_slope)}; of rows on the line {number(fit.implied_slope)}",
+        f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
+        f"median saturation     {number(fit.median_saturation)}; near 1 rows repeat the length of the step",
+        THIN,
         f"{'other lines':22}{'L0':>12}{'L1':>12}",
-        *(f"  {name:20}{_number(L0):>12}{_number(L1):>12}" for name, (L0, L1) in fit.lines.items()),
-        thin,
+        *(
+            f"  {_LINES.get(key, f'quantile {key}'):20}{number(a):>12}{number(b):>12}"
+            for key, (a, b) in fit.lines.items()
+        ),
+        THIN,
         f"{'model':12}{'exponent':>10}{'loss':>10}{'later loss':>12}{'skill':>10}{level:>24}",
     ]
     out += [
-        f"{score.name:12}{score.exponent:>10.2f}{score.loss:>10.4f}{score.later_loss:>12.4f}{score.skill:>10.2f}"
-        f"{_interval(score.skill_interval):>24}"
-        for score in fit.comparison
+        f"{score.name:12}{fixed(score.exponent, 2):>10}{fixed(score.loss, 4):>10}{fixed(score.later_loss, 4):>12}"
+        f"{fixed(score.skill, 2):>10}{interval(score.skill_interval, '.2f') if place else 'reference':>24}"
+        for place, score in enumerate(fit.comparison)
     ]
-    out.append(thin)
+    out += [
+        "  later loss: on steps after those fitted; skill: share of the constant's later loss removed",
+        THIN,
+    ]
     for flag in fit.flags:
-        out += _wrap(f"{'FATAL' if flag.fatal else 'flag'}: {flag.name}", f"{flag.cause} ({flag.evidence}).")
-        out += _wrap("  remedy", f"{flag.remedy}.")
+        weight = " (fatal)" if flag.fatal else " (blocks the verdict)" if flag.blocking else ""
+        out += wrap(f"flag {flag.name}{weight}", f"{flag.cause} ({flag.evidence}).")
+        out += wrap("    remedy", f"{flag.remedy}.")
     if not fit.flags:
         out.append("no flags")
-    out += [rule, *_wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *_wrap("reason", fit.verdict_reason)]
-    return "\n".join([*out, rule])
+    out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
+    return "\n".join([*out, RULE])
 
 
-def _constant(name: str, value: float, interval: tuple[float, float], unit: str, inverse: str) -> str:
-    return f"{name:12}{_number(value):>12}{_interval(interval):>28}   {unit:<22}{inverse:>19}"
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"[{_number(interval[0])}, {_number(interval[1])}]"
-
-
-def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.4g}"
+def _constant(name: str, value: float, ends: Interval, unit: str, inverse: str) -> str:
+    return f"{name:4}{number(value):>12}{interval(ends):>26}   {unit:<21}{inverse:>30}"
 
 
 def _counts(dropped: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in dropped.items()) or "none"
-
-
-def _wrap(head: str, text: str) -> list[str]:
-    return textwrap.wrap(f"{head}: {text}", WIDTH, subsequent_indent="    ")

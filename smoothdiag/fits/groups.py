@@ -1,0 +1,169 @@
+"""Several fits beside each other: one per parameter group, or one per run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from smoothdiag.fits.base import SmoothnessFit
+from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
+
+WHOLE = "all"
+
+
+@dataclass(frozen=True, eq=False)
+class GroupFits(Mapping[str, SmoothnessFit]):
+    """The fits of several parameter groups, by the name of the group; "all" comes first.
+
+    Attributes:
+        fits: the fits by group.
+        failed: why there is none, for the groups whose rows cannot be fitted.
+    """
+
+    fits: dict[str, SmoothnessFit]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, group: str) -> SmoothnessFit:
+        if group in self.failed:
+            raise KeyError(f"{group!r} has no fit: {self.failed[group]}")
+        return self.fits[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fits)
+
+    def __len__(self) -> int:
+        return len(self.fits)
+
+    def table(self) -> pd.DataFrame:
+        """One row per group, groups without a fit at the end.
+
+        Returns:
+            DataFrame: by `group`, with the columns of `compare_runs`.
+        """
+        return _frame(self.fits, self.failed).rename_axis("group").drop(columns="group")
+
+    def summary(self) -> str:
+        """The fits as a table to read."""
+        return _summarise(self.fits, self.failed, "group")
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:
+    """Sets fits beside each other: those of several runs, optimizers or models, by names of your choice.
+
+    Args:
+        fits: the fits by name.
+
+    Returns:
+        DataFrame: by `run`, in the given order, with the columns `L0`, `L0_low`, `L0_high`, `L1`, `L1_low`, `L1_high`,
+        `decades`, `num_points`, `num_effective`, `verdict`, `reason`, `estimator`, `group`, `data` and `quantile`.
+
+    Raises:
+        ValueError: where there is no fit, or something else than a fit.
+
+    Units: L0 [f/x^2], L1 [1/x]. Runs whose losses or parameters have different scales cannot be compared by them.
+    """
+    wrong = [name for name, fit in fits.items() if not isinstance(fit, SmoothnessFit)]
+    if wrong or not fits:
+        found = f"{type(fits[wrong[0]]).__name__} at {wrong[0]!r}" if wrong else "none"
+        raise ValueError(f"Parameter `fits` should hold fits by name. Found {found}.")
+    return _frame(fits, {}).rename_axis("run")
+
+
+def fit_each(
+    frame: pd.DataFrame, groups: Sequence[str] | None, fitter: Callable[..., SmoothnessFit], options: dict[str, Any]
+) -> GroupFits:
+    """Fits the groups one after the other; all of them by the rows of one estimator.
+
+    Args:
+        frame: rows of all groups.
+        groups: which to fit; None takes all there are.
+        fitter: what fits one group.
+        options: passed on to it.
+
+    Raises:
+        ValueError: where a group is unknown, or none can be fitted.
+    """
+    column = frame["group"].dropna().astype(str) if "group" in frame.columns else pd.Series([WHOLE])
+    present = sorted(column.unique().tolist(), key=lambda name: name != WHOLE)  # Stable: the others as recorded.
+    asked = present if groups is None else [groups] if isinstance(groups, str) else list(groups)
+    if unknown := [name for name in asked if name not in present]:
+        raise ValueError(f"Parameter `groups` should hold some of {present}. Found {unknown}.")
+    if not asked:
+        raise ValueError(f"Parameter `groups` should hold some of {present}. Found none.")
+    fits: dict[str, SmoothnessFit] = {}
+    failed: dict[str, str] = {}
+    first: ValueError | None = None
+    for group in asked:
+        try:
+            fits[group] = fitter(frame, group=group, **options)
+        except ValueError as error:
+            failed[group], first = str(error), first or error
+            continue
+        # Constants of different estimators measure different things, and one table would compare them.
+        options = options | {"estimator": fits[group].estimator}
+    if first is not None and not fits:
+        raise first
+    return GroupFits(fits, failed)
+
+
+def _frame(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str]) -> pd.DataFrame:
+    rows: dict[str, dict[str, Any]] = {name: _row(fit) for name, fit in fits.items()}
+    rows |= {name: {"verdict": None, "reason": reason} for name, reason in failed.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _row(fit: SmoothnessFit) -> dict[str, Any]:
+    return {
+        "L0": fit.L0,
+        "L0_low": fit.L0_interval[0],
+        "L0_high": fit.L0_interval[1],
+        "L1": fit.L1,
+        "L1_low": fit.L1_interval[0],
+        "L1_high": fit.L1_interval[1],
+        "decades": fit.decades,
+        "num_points": fit.num_points,
+        "num_effective": fit.num_effective,
+        "verdict": fit.verdict.name,
+        "reason": fit.verdict_reason,
+        "estimator": fit.estimator,
+        "group": fit.group,
+        "data": fit.data,
+        "quantile": fit.quantile,
+    }
+
+
+def _summarise(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str], kind: str) -> str:
+    """One line per fit, and the reasons of the groups without."""
+    some = next(iter(fits.values()))
+    level = f"{some.interval_level:.0%} interval"
+    head = [kind, "L0", level, "L1", level, "decades", "rows", "worth", "verdict"]
+    cells = [
+        [
+            name,
+            f"{fit.L0:.3g}",
+            interval(fit.L0_interval, ".3g"),
+            f"{fit.L1:.3g}",
+            interval(fit.L1_interval, ".3g"),
+            fixed(fit.decades, 2),
+            str(fit.num_points),
+            "-" if math.isnan(fit.num_effective) else f"{fit.num_effective:.0f}",
+            fit.verdict.name,
+        ]
+        for name, fit in fits.items()
+    ]
+    lines = table([head, *cells])
+    width = max(len(lines[0]), len(RULE))
+    rule, thin = RULE[0] * width, THIN[0] * width
+    out = [rule, f"smoothness <= L0 + L1 * gradient norm, quantile {some.quantile:g}, estimator {some.estimator}", thin]
+    out += [lines[0], thin, *lines[1:], thin]
+    for name, reason in failed.items():
+        out += wrap(f"{name} has no fit", reason)
+    out.append("worth: independent rows that would tell as much; L0 [loss / parameter^2], L1 [1 / parameter]")
+    return "\n".join([*out, rule])

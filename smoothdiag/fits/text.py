@@ -1,0 +1,41 @@
+"""How summaries write numbers, intervals and long lines."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+
+WIDTH = 96  # Of a summary, in characters.
+RULE, THIN = "=" * WIDTH, "-" * WIDTH
+
+
+def number(value: float) -> str:
+    """A number in four digits; NaN has no value to show."""
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
+
+
+def fixed(value: float, digits: int) -> str:
+    """A number with so many digits after the point, a dash where there is none."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def interval(ends: tuple[float, float], spec: str = ".4g") -> str:
+    """An interval in brackets, a dash where there is none."""
+    return "-" if math.isnan(ends[0]) or math.isnan(ends[1]) else f"[{ends[0]:{spec}}, {ends[1]:{spec}}]"
+
+
+def wrap(head: str, text: str) -> list[str]:
+    """A paragraph with a head, its further lines indented."""
+    return textwrap.wrap(f"{head}: {text}", WIDTH, subsequent_indent="    ")
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their entries, the first one to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
