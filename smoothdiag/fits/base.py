@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from smoothdiag.fits.text import RULE, THIN, WIDTH, fixed, interval, number, wrap
+from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
 
 Array = npt.NDArray[np.float64]
 FORMAT_VERSION = 1
@@ -256,10 +256,10 @@ _LINES = {"hard": "hard envelope", "mean": "mean"}
 def _summarise(fit: SmoothnessFit) -> str:
     """The fit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
     level = f"{fit.interval_level:.0%} interval"
-    head = f"quantile {fit.quantile:g}, estimator {fit.estimator}, group {fit.group}, data {fit.data}"
     out = [
         RULE,
-        f"{'smoothness <= L0 + L1 * gradient norm':40}{head:>{WIDTH - 40}}",
+        f"smoothness <= L0 + L1 * gradient norm, for a share {fit.quantile:g} of the rows",
+        f"rows of estimator {fit.estimator}, group {fit.group}, data {fit.data}",
         THIN,
         f"{'':4}{'estimate':>12}{level:>26}   {'unit':<21}{'inverse':>30}",
         _constant("L0", fit.L0, fit.L0_interval, "loss / parameter^2", f"max_lr = 1/L0 = {number(fit.max_lr)}"),
