@@ -73,6 +73,24 @@ def test_quantile_line_is_the_primal_programme(seed):
     np.testing.assert_allclose(quantile_line(x, y, 0.9, weights), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_path_over_quantiles_is_that_of_the_primal_programme(seed):
+    x, y = cloud(seed, n=400)
+    weights = relative_weights(x, y)
+    start = quantile_line(x, y, 0.95, weights)
+    for quantile in (0.5, 0.9, 0.95, 0.99):
+        line = quantile_line(x, y, quantile, weights, start=start)
+        np.testing.assert_allclose(line, primal(x, y, quantile, weights), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("a", "b"), [(7.3, 1.0), (1.0, 0.013), (1e-30, 1e40)])
+def test_lines_follow_their_units(a, b):
+    x, y = cloud(4, n=4000)
+    for fitted in (lambda u, v: quantile_line(u, v, 0.9), hard_envelope, least_squares):
+        intercept, slope = fitted(x, y)
+        np.testing.assert_allclose(fitted(a * b * x, a * b**2 * y), (a * b**2 * intercept, b * slope), rtol=1e-8)
+
+
 @pytest.mark.parametrize("quantile", [0.5, 0.95])
 @pytest.mark.parametrize("start", [None, Line(0.0, 500.0), Line(9.0, 0.0)])
 def test_rows_put_together_give_the_line_of_all_rows(quantile, start, monkeypatch):
@@ -124,6 +142,17 @@ def test_least_squares_keeps_constants_nonnegative_only_when_asked():
     assert least_squares(x, 2 * x - 1).intercept == 0
     np.testing.assert_allclose(least_squares(x, 2 * x - 1, nonnegative=False), (-1, 2), rtol=1e-12)
     np.testing.assert_allclose(least_squares(1e6 * x, 3 + 2 * x), (3, 2e-6), rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_least_squares_is_the_best_of_its_four_cases(seed):
+    rng = np.random.default_rng(seed)
+    x = 10 ** rng.uniform(-1, 1, 30)
+    y = np.maximum(rng.normal() + rng.normal() * x + rng.standard_normal(30), 0.01)
+    design = np.stack([np.ones(30), x], axis=1)
+    cases = [np.linalg.lstsq(design, y)[0], [np.mean(y), 0.0], [0.0, x @ y / (x @ x)], [0.0, 0.0]]
+    best = min((np.sum((y - design @ c) ** 2), tuple(c)) for c in cases if min(c) >= 0)[1]
+    np.testing.assert_allclose(least_squares(x, y), best, rtol=1e-9, atol=1e-12)
 
 
 def test_frontier_is_the_largest_excess_over_the_slope():
