@@ -23,7 +23,7 @@ from functools import partial
 
 import pandas as pd
 import torch
-from curvature_cases import Case, Cases, clock_of, eigenvalue, forget, mixed, prepared, timed
+from curvature_cases import Case, Cases, clock_of, eigenvalue, forget, prepared, timed
 from curvature_peers import PEERS, TOLERANCE, Peer, Recorder, twice_differentiable
 from models import LARGE, LEARNABLE, TINY, Task
 from probe_overhead import peak, seconds
@@ -161,7 +161,7 @@ def large(task: Task, args: argparse.Namespace) -> pd.DataFrame:
             run = partial(eigenvalue, seed=0, choice=backend, autocast=autocast)
             try:
                 with hvp(cases.here.objective(), backend=backend, autocast=autocast) as hessian:
-                    product = timed(partial(hessian, mixed(hessian, 0)), args.device)
+                    product = timed(partial(hessian, hessian.gradient), args.device)
                 del hessian
                 cold = run(cases.here)
                 warm = run(cases.later, before=cold)

@@ -11,11 +11,10 @@ import torch
 from curvature_peers import TOLERANCE, Batch, exact, largest, twice_differentiable
 from models import Task
 from probe_overhead import seconds
-from torch import Tensor, nn
+from torch import nn
 
-from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState
-from smoothdiag.measure.curvature import Choice, Hessian, hvp
+from smoothdiag.measure.curvature import Choice, hvp
 from smoothdiag.measure.curvature.spectrum import Spectrum, lanczos
 from smoothdiag.measure.objective import Objective
 
@@ -93,15 +92,9 @@ def eigenvalue(
     """Returns what smoothdiag finds, from nothing or from what it found before."""
     with hvp(case.objective(), backend=choice, **options) as hessian:
         if before is None:
-            return lanczos(hessian, mixed(hessian, seed), tol=TOLERANCE, seed=seed)
+            return lanczos(hessian, hessian.gradient, tol=TOLERANCE, seed=seed)
         start, challenger = before.pairs[0].vector, before.challenger
         return lanczos(hessian, start, challenger=challenger, tol=TOLERANCE, min_products=3, seed=seed)
-
-
-def mixed(hessian: Hessian, seed: int) -> list[Tensor]:
-    """Returns the gradient and a random vector of the same length, added up."""
-    noise = vectors.random_like(hessian.gradient, seed=seed)
-    return vectors.add_scaled(noise, hessian.gradient, float(vectors.norm(noise) / vectors.norm(hessian.gradient)))
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

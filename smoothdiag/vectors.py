@@ -8,6 +8,7 @@ make the same calls.
 
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
@@ -77,6 +78,14 @@ def random_like(a: Vector, *, seed: int) -> list[Tensor]:
         local(drawn).copy_(torch.randn(local(x).shape, generator=generators[part]))
         result.append(drawn)
     return result
+
+
+def mixed(direction: Vector, *, seed: int) -> list[Tensor]:
+    """Returns a vector of length about 1, half of it the given direction, half random."""
+    drawn = random_like(direction, seed=seed)
+    length, size = float(norm(direction)), float(norm(drawn))
+    noise = [x * (0.7 / size) for x in drawn]
+    return add_scaled(noise, direction, 0.7 / length) if length and math.isfinite(length) else noise
 
 
 def synchronize(a: Vector) -> None:

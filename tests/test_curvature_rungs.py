@@ -23,7 +23,7 @@ from networks import Sparse, texts
 from torch import Tensor, nn
 
 from smoothdiag import Objective, objective, vectors
-from smoothdiag.measure.curvature import hvp, mixed
+from smoothdiag.measure.curvature import hvp
 from smoothdiag.measure.curvature.guards import autocast_off
 from smoothdiag.measure.selftest import LOSS_SCALE
 
@@ -191,7 +191,7 @@ def test_autocast_that_is_kept_multiplies_with_the_scale_of_float16(record_prope
         objective = objective_of(model, half_autocast, (inputs, targets))
         before = state_of(model)
         with hvp(objective, backend=rung, autocast=True) as product:
-            v = mixed(product.gradient, seed=0)
+            v = vectors.mixed(product.gradient, seed=0)
             errors[rung] = distance(product(v), wanted @ flat(v))
         assert objective.loss_scale == LOSS_SCALE
         assert_identical(state_of(model), before)

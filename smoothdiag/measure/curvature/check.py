@@ -69,7 +69,7 @@ def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
         error = test.gradient_error
         if any(map(vectors.is_sharded, point)):
             return Choice("central", "sharded parameters can be differentiated only once", error)
-        v = mixed(start.gradient, seed=0)
+        v = vectors.mixed(start.gradient, seed=0)
     failure = ""
     ways: Sequence[Rung] = ("retained", "rebuilt") if objective.num_micro_batches == 1 else ("rebuilt",)
     for way in ways:
@@ -123,7 +123,7 @@ def _try(hessian: Hessian, v: Vector) -> tuple[list[torch.Tensor], float]:
     size = float(vectors.norm(product))
     if size == 0 or not math.isfinite(size):
         return product, 0.0
-    u = mixed(product, seed=1)
+    u = vectors.mixed(product, seed=1)
     there, back = float(vectors.dot(u, product)), float(vectors.dot(v, hessian(u)))
     return product, abs(there - back) / (size * float(vectors.norm(u)))
 
@@ -176,11 +176,3 @@ def _compare(difference: Hessian, v: Vector, product: Vector, error: float) -> t
         share = float(missed[worst] / wanted[worst])
         return False, f"{finding}; tensor {worst} is {share:.0%} off", known
     return True, finding, known
-
-
-def mixed(direction: Vector, seed: int) -> list[torch.Tensor]:
-    """Returns a vector of length about 1, half of it the given direction, half random."""
-    drawn = vectors.random_like(direction, seed=seed)
-    length, size = float(vectors.norm(direction)), float(vectors.norm(drawn))
-    random = [x * (0.7 / size) for x in drawn]
-    return vectors.add_scaled(random, direction, 0.7 / length) if length and math.isfinite(length) else random

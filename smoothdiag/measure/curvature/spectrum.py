@@ -13,6 +13,9 @@ from smoothdiag.vectors import Vector
 
 Target = Literal["norm", "largest", "smallest", "both"]
 
+MIN_PRODUCTS = 4
+"""Products to make at least from nothing: as many as bring up what the start shows hardly at all."""
+
 
 @dataclass(frozen=True)
 class Eigenpair:
@@ -69,7 +72,7 @@ def lanczos(
     target: Target = "norm",
     num_pairs: int = 1,
     tol: float = 1e-3,
-    min_products: int = 5,
+    min_products: int = MIN_PRODUCTS,
     max_products: int = 40,
     seed: int = 0,
 ) -> Spectrum:
@@ -78,14 +81,14 @@ def lanczos(
     The basis is kept, and reorthogonalised in full, so no eigenvalue is found twice and residuals are those of the
     products as they were made. Memory: one vector for each product.
 
-    A vector that happens to lie along some eigenvectors shows no others. So once eigenpairs are found, a second vector,
-    the challenger, is followed until nothing it shows could, within its residual, be ahead of them.
+    A vector that happens to lie along some eigenvectors shows no others. So half of the first vector is noise, or there
+    is a second vector, the challenger; either is followed until nothing it shows could, within its residual, be ahead
+    of the eigenpairs found.
 
     Args:
         matvec: v -> H v, for vectors shaped like ``start``.
-        start: First vector, of any length but zero: an earlier eigenvector, or else a mixture of gradient and noise.
-        challenger: Second vector; ``None`` draws one at random. One kept from search to search, as
-            ``Spectrum.challenger``, finds in time what has no share in ``start``.
+        start: What to start from, of any length but zero: the gradient, or an earlier eigenvector.
+        challenger: Second vector, as ``Spectrum.challenger`` of an earlier search; ``None`` mixes noise into ``start``.
         target: ``"norm"`` for the largest magnitude, ``"largest"``, ``"smallest"``, or ``"both"`` ends.
         num_pairs: Eigenpairs wanted, for ``"both"`` at each end.
         tol: Estimated relative error of the eigenvalues to stop at.
@@ -107,9 +110,12 @@ def lanczos(
     length = float(vectors.norm(start))
     if not 0 < length < math.inf:
         raise ValueError(f"Parameter `start` should be finite and not zero. Found a vector of length {length}.")
-    waiting: list[Tensor] = [space.random() if challenger is None else space.flatten(challenger)]
-    ritz, converged, drawn = space.grow(space.flatten(start)), False, False
-    assert ritz is not None  # what is not zero leads out of nothing
+    waiting = [] if challenger is None else [challenger]
+    begin = start if waiting else vectors.mixed(start, seed=seed)
+    # In one dimension noise may cancel the start.
+    ritz = space.grow(space.flatten(begin)) or space.grow(space.flatten(start))
+    assert ritz is not None
+    converged = drawn = False
     chosen, others = _ranked(ritz, target, num_pairs)
     while not np.isnan(ritz.values).any():
         unfinished = [j for j in chosen if ritz.error(j) > tol]
@@ -129,7 +135,7 @@ def lanczos(
         if followed:
             grown = space.grow(space.residual(ritz, followed[0]), leads_out=True)
         else:
-            grown = space.grow(waiting.pop() if waiting else space.random())
+            grown = space.grow(space.flatten(waiting.pop()) if waiting else space.random())
         ritz = grown or ritz
         chosen, others = _ranked(ritz, target, num_pairs)
     pairs = tuple(

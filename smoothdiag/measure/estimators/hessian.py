@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from smoothdiag import vectors
-from smoothdiag.measure.curvature import Backend, Choice, Hessian, check_backend, choose, hvp, mixed
-from smoothdiag.measure.curvature.spectrum import Spectrum, Target, check_limits, lanczos
+from smoothdiag.measure.curvature import Backend, Choice, Hessian, check_backend, choose, hvp
+from smoothdiag.measure.curvature.spectrum import MIN_PRODUCTS, Spectrum, Target, check_limits, lanczos
 from smoothdiag.measure.estimators.base import Estimate, Status, Step
 from smoothdiag.measure.estimators.blocks import Block, blocks_of
 from smoothdiag.vectors import Vector
 
-COLD_PRODUCTS, WARM_PRODUCTS = 5, 3
+WARM_PRODUCTS = 3
 """Products to make at least: one of them follows what could be ahead of the eigenvector found last time."""
 
 RECHECK_EVERY = 20
@@ -68,11 +68,11 @@ class HessianNorm:
             before: Spectrum | None = step.memory.get(key)
             found = lanczos(
                 lambda v: block.times(hessian, v),
-                mixed(block.gradient(), seed=step.index) if before is None else before.pairs[0].vector,
+                block.gradient() if before is None else before.pairs[0].vector,
                 challenger=None if before is None else before.challenger,
                 target=target,
                 tol=self.tol,
-                min_products=COLD_PRODUCTS if before is None else WARM_PRODUCTS,
+                min_products=MIN_PRODUCTS if before is None else WARM_PRODUCTS,
                 max_products=self.max_products,
                 seed=step.index,
             )
