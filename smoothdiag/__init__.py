@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smoothdiag import problems as problems
     from smoothdiag.clipping import ClipRule, clip_rule
     from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
-    from smoothdiag.plots import plot_fit, plot_sharpness, plot_smoothness, plot_trace
+    from smoothdiag.plots import plot_constants, plot_fit, plot_groups, plot_sharpness, plot_smoothness, plot_trace
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
@@ -46,7 +46,9 @@ _LAZY = {
     "compare_runs": "smoothdiag.fits",
     "fit_groups": "smoothdiag.fits",
     "fit_smoothness": "smoothdiag.fits",
+    "plot_constants": "smoothdiag.plots",
     "plot_fit": "smoothdiag.plots",
+    "plot_groups": "smoothdiag.plots",
     "plot_sharpness": "smoothdiag.plots",
     "plot_smoothness": "smoothdiag.plots",
     "plot_trace": "smoothdiag.plots",
@@ -93,7 +95,9 @@ __all__ = [
     "Euclidean",
     "Geometry",
     # look
+    "plot_constants",
     "plot_fit",
+    "plot_groups",
     "plot_sharpness",
     "plot_smoothness",
     "plot_trace",

@@ -82,6 +82,7 @@ WINGS = {
         "plots.over_steps",
         "plots.sharpness",
         "plots.fit",
+        "plots.groups",
         "plots",
     ),
 }

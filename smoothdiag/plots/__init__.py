@@ -5,8 +5,9 @@ figure alone. Importing this package loads neither matplotlib nor seaborn.
 """
 
 from smoothdiag.plots.fit import plot_fit
+from smoothdiag.plots.groups import plot_constants, plot_groups
 from smoothdiag.plots.over_steps import plot_trace
 from smoothdiag.plots.sharpness import plot_sharpness
 from smoothdiag.plots.smoothness import plot_smoothness
 
-__all__ = ["plot_fit", "plot_sharpness", "plot_smoothness", "plot_trace"]
+__all__ = ["plot_constants", "plot_fit", "plot_groups", "plot_sharpness", "plot_smoothness", "plot_trace"]

@@ -120,8 +120,10 @@ def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None
     margin = max(0.05 * decades, (2 / 3 - decades) / 2, 0.03)
     ax.set(**{f"{name}scale": "log", f"{name}lim": (low / 10**margin, high * 10**margin)})
     axis = ax.xaxis if name == "x" else ax.yaxis
-    if decades < 1.5:  # powers of ten alone would label one tick or none
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 3, 5, 7)))
+    powers = np.floor(np.log10(high) + margin) - np.ceil(np.log10(low) - margin) + 1
+    if decades < 1.5 or powers < 2:  # powers of ten alone would label one tick or none
+        subs = (1, 3) if decades > 1.5 else (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 3, 5, 7)
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
