@@ -43,27 +43,42 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    fit = _fitted(Trace.read(arguments.trace), arguments)
-    print(json.dumps(fit.to_dict(), indent=2) if arguments.json else fit.summary())
+    trace = Trace.read(arguments.trace)
+    if not arguments.by_group:
+        fit = _fitted(trace, arguments)
+        print(json.dumps(fit.to_dict(), indent=2) if arguments.json else fit.summary())
+        return
+
+    from smoothdiag.fits import fit_groups
+
+    fits = fit_groups(trace, estimator=arguments.estimator, quantile=arguments.quantile)
+    plain = {"fits": {group: fit.to_dict() for group, fit in fits.items()}, "failed": fits.failed}
+    print(json.dumps(plain, indent=2) if arguments.json else fits.summary())
 
 
 def _plot(arguments: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
-    from smoothdiag.plots import plot_smoothness, plot_trace
+    from smoothdiag.plots import plot_fit, plot_smoothness, plot_trace
 
     trace, group = Trace.read(arguments.trace), arguments.group
-    figure = Figure(figsize=(6.4, 6.4 if arguments.over_steps else 4.8), layout="constrained")
-    if arguments.over_steps:
-        plot_trace(trace, estimator=arguments.estimator, group=group, ax=figure.subplots(3, sharex=True))
-    else:
-        plot_smoothness(trace, fit=_fitted(trace, arguments), group=group, ax=figure.subplots())
     kind = "trace" if arguments.over_steps else "smoothness"
     out = arguments.out or arguments.trace.with_suffix(f".{kind}.png")
     if not out.suffix:
         out = out.with_suffix(".png")
-    figure.savefig(out, dpi=150)
-    print(out)
+    figure = Figure(figsize=(6.4, 6.4 if arguments.over_steps else 4.8), layout="constrained")
+    figures = {out: figure}
+    if arguments.over_steps:
+        plot_trace(trace, estimator=arguments.estimator, group=group, ax=figure.subplots(3, sharex=True))
+    else:
+        fit = _fitted(trace, arguments)
+        plot_smoothness(trace, fit=fit, group=group, ax=figure.subplots())
+        beside = out.with_name(f"{out.name.removesuffix(out.suffix).removesuffix('.smoothness')}.fit{out.suffix}")
+        figures[beside] = Figure(figsize=(6.4, 7.7), layout="constrained")
+        plot_fit(fit, trace, axes=figures[beside].subplots(2, 2))
+    for path, drawn in figures.items():
+        drawn.savefig(path, dpi=150)
+        print(path)
 
 
 def _clip(arguments: argparse.Namespace) -> None:
@@ -115,10 +130,16 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", parents=[rows], help="fit L0 and L1, run the checks, print the verdict")
     fit.add_argument("--json", action="store_true", help="print the fit as JSON")
+    fit.add_argument("--by-group", action="store_true", help="fit every parameter group and print one table")
     fit.set_defaults(run=_fit)
 
-    plot = commands.add_parser("plot", parents=[rows], help="draw gradient norm against smoothness")
-    plot.add_argument("--out", type=Path, metavar="FILE", help="image to write (default: TRACE.smoothness.png)")
+    plot = commands.add_parser("plot", parents=[rows], help="draw gradient norm against smoothness, and the fit")
+    plot.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="image to write (default: TRACE.smoothness.png); that of the fit goes beside it",
+    )
     plot.add_argument("--over-steps", action="store_true", help="draw loss, gradient norm and smoothness over steps")
     plot.set_defaults(run=_plot)
 

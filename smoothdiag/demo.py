@@ -16,7 +16,7 @@ from smoothdiag.fits import SmoothnessFit, fit_smoothness
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import log_spaced
 from smoothdiag.optim import ClippedMomentum
-from smoothdiag.plots import plot_smoothness, plot_trace
+from smoothdiag.plots import plot_fit, plot_smoothness, plot_trace
 from smoothdiag.trace import Trace
 
 WINDOW = 64
@@ -154,7 +154,7 @@ def train(
 
 
 def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, lr: float) -> None:
-    """Runs the demo and leaves trace.jsonl, smoothness.png, trace.png and summary.txt in ``out``."""
+    """Runs the demo and leaves trace.jsonl, smoothness.png, fit.png, trace.png and summary.txt in ``out``."""
     if device.type == "cpu":
         torch.set_num_threads(1)  # no slower for a model of this size, and the losses do not depend on the machine
     out.mkdir(parents=True, exist_ok=True)
@@ -174,16 +174,19 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
     comparison = compare(clipped, plain, measured, lr, rule.threshold)
     print("\n" + comparison)
     (out / "summary.txt").write_text("\n".join([*report, "", comparison, ""]), encoding="utf-8")
-    print(f"\nLeft in {out}/: trace.jsonl, smoothness.png, trace.png, summary.txt")
+    print(f"\nLeft in {out}/: trace.jsonl, smoothness.png, fit.png, trace.png, summary.txt")
 
 
 def save_figures(trace: Trace, fit: SmoothnessFit, out: Path) -> None:
-    """Writes smoothness.png and trace.png."""
+    """Writes smoothness.png, fit.png and trace.png."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     plot_smoothness(trace, fit=fit, ax=figure.subplots())
     figure.savefig(out / "smoothness.png", dpi=150)
+    figure = Figure(figsize=(6.4, 7.7), layout="constrained")
+    plot_fit(fit, trace, axes=figure.subplots(2, 2))
+    figure.savefig(out / "fit.png", dpi=150)
     figure = Figure(figsize=(6.4, 6.4), layout="constrained")
     plot_trace(trace, estimator=fit.estimator, ax=figure.subplots(3, sharex=True))
     figure.savefig(out / "trace.png", dpi=150)

@@ -37,10 +37,11 @@ def lawful(tmp_path) -> Path:
     return path
 
 
-def test_demo_leaves_its_four_files_and_says_both_losses(tmp_path, text, capsys) -> None:
+def test_demo_leaves_its_five_files_and_says_both_losses(tmp_path, text, capsys) -> None:
     out = tmp_path / "out"
     assert main(["demo", "--text", str(text), "--steps", "40", "--out", str(out), "--device", "cpu"]) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["smoothness.png", "summary.txt", "trace.jsonl", "trace.png"]
+    names = ["fit.png", "smoothness.png", "summary.txt", "trace.jsonl", "trace.png"]
+    assert sorted(p.name for p in out.iterdir()) == names
     summary = (out / "summary.txt").read_text()
     assert "VERDICT" in summary
     losses = [float(x) for x in re.findall(r"ClippedMomentum.* (\d+\.\d{4})$", summary, re.MULTILINE)]
@@ -95,18 +96,41 @@ def test_fit_as_json_can_be_read_back(lawful, capsys) -> None:
     assert fit.L1 == pytest.approx(2, rel=0.1)
 
 
-@pytest.mark.parametrize("flags", [[], ["--over-steps"]])
-def test_plot_writes_an_image(lawful, tmp_path, flags, capsys) -> None:
-    out = tmp_path / "figure"
-    assert main(["plot", str(lawful), "--out", str(out), *flags]) == 0
-    (written,) = tmp_path.glob("figure*")
-    assert written.read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.strip() == str(written)
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [([], ["figure.png", "figure.fit.png"]), (["--over-steps"], ["figure.png"])],
+    ids=["smoothness", "over steps"],
+)
+@pytest.mark.parametrize("suffix", ["", ".png"])
+def test_plot_writes_images(lawful, tmp_path, flags, names, suffix, capsys) -> None:
+    assert main(["plot", str(lawful), "--out", str(tmp_path / f"figure{suffix}"), *flags]) == 0
+    written = [tmp_path / name for name in names]
+    assert sorted(tmp_path.glob("figure*")) == sorted(written)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    assert capsys.readouterr().out.split() == [str(path) for path in written]
 
 
-def test_both_plots_have_names_of_their_own(lawful, tmp_path) -> None:
+def test_all_plots_have_names_of_their_own(lawful, tmp_path) -> None:
     assert main(["plot", str(lawful)]) == main(["plot", str(lawful), "--over-steps"]) == 0
-    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["lawful.smoothness.png", "lawful.trace.png"]
+    names = ["lawful.fit.png", "lawful.smoothness.png", "lawful.trace.png"]
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == names
+
+
+def test_fit_by_group_prints_a_line_per_group(lawful, capsys) -> None:
+    frame = Trace.read(lawful).to_frame()
+    with Trace(lawful.with_name("groups.jsonl")) as trace:
+        for group, factor in (("head", 2.0), ("all", 1.0), ("dead", 0.0)):
+            trace.extend(frame.assign(group=group, smoothness=factor * frame["smoothness"]).to_dict("records"))
+    command = ["fit", str(lawful.with_name("groups.jsonl")), "--by-group", "--quantile", "0.5"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if line.endswith("L0L1")] == ["all", "head"]
+    assert "dead has no fit" in printed
+    assert "quantile 0.5" in printed
+    assert main([*command, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert list(plain["fits"]) == ["all", "head"]
+    assert list(plain["failed"]) == ["dead"]
 
 
 def test_a_missing_reader_is_said_in_one_line(tmp_path, capsys, monkeypatch) -> None:
