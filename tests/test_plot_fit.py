@@ -166,18 +166,24 @@ def test_endless_interval_has_no_box_and_a_long_one_does_not_squeeze_the_pair(fi
 
 
 def test_skill_of_every_model_there_is_stands_with_its_interval(fit: sd.SmoothnessFit) -> None:
-    other = replace(fit.comparison[1], name="loss gap", skill=0.5, skill_interval=(-9.0, 0.75))
-    ax = plot_fit(replace(fit, comparison=(*fit.comparison, other)))[3]
-    power = fit.comparison[2].exponent
-    names = ["constant", "affine", f"power {power:.2f}", "loss gap"]
+    other = replace(fit.comparison[1], name="another", skill=0.5, skill_interval=(-9.0, 0.75))
+    scores = (*fit.comparison[:3], other)
+    ax = plot_fit(replace(fit, comparison=scores))[3]
+    names = ["constant", "affine", f"power {fit.comparison[2].exponent:.2f}", "another"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == names
-    for place, (name, score) in enumerate(zip(names, (*fit.comparison, other), strict=True)):
+    for place, (name, score) in enumerate(zip(names, scores, strict=True)):
         assert_allclose(labelled(ax, name).get_xydata(), [[score.skill, place]])
     bars = {int(line.get_ydata()[0]): line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2}
     assert_allclose(bars[1], fit.comparison[1].skill_interval)
     assert_allclose(bars[3], [-1, 0.75])
     assert [line.get_xydata().tolist() for line in ax.lines if line.get_marker() == 4] == [[[-1, 3]]], "a caret"
     assert len({labelled(ax, name).get_marker() for name in names}) == len(names)
+
+
+def test_models_of_the_fit_all_have_a_place_of_their_own(fit: sd.SmoothnessFit) -> None:
+    ax = plot_fit(fit)[3]
+    for tick, score in zip(ax.get_yticklabels(), fit.comparison, strict=True):
+        assert tick.get_text().startswith(score.name)
 
 
 def test_skill_beyond_the_axis_is_no_marker_within_it(fit: sd.SmoothnessFit) -> None:
