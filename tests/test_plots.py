@@ -129,6 +129,12 @@ def test_unusable_rows_are_hollow_and_saturated_ones_are_not() -> None:
     assert len(points(labelled(ax, "local, 58 rows"))) == NUM_ROWS - 2
 
 
+def test_rows_without_a_step_are_hollow_because_no_fit_takes_them() -> None:
+    frame = rows(step=[np.nan, *20.0 * np.arange(1, NUM_ROWS)])
+    ax = plot_smoothness(frame, ax=axes())
+    assert_allclose(points(labelled(ax, "not usable, 1 row")), rows()[["grad_norm", "smoothness"]][:1])
+
+
 def test_figure_of_unusable_rows_alone_has_no_colour_bar() -> None:
     ax = plot_smoothness(rows(status="below_noise_floor"), fit=law(), ax=axes())
     assert len(points(labelled(ax, "not usable"))) == NUM_ROWS

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from smoothdiag.rows import USABLE_STATUSES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -89,6 +91,11 @@ def band(fit: SmoothnessFit, grid: Array) -> tuple[Array, Array] | None:
     ends = [percentile_interval(L0 + L1 * x, float(fit.predict(x)), fit.interval_freedom) for x in grid]
     low, high = np.array(ends, dtype=np.float64).T
     return low, high
+
+
+def in_fit(rows: pd.DataFrame) -> Mask:
+    """Returns which rows a fit may use, as far as a figure of positive values can differ: by status and known step."""
+    return np.asarray(rows["status"].isin(USABLE_STATUSES), dtype=np.bool_) & np.isfinite(floats(rows, "step"))
 
 
 def positive(value: Array) -> Mask:

@@ -15,6 +15,7 @@ from smoothdiag.plots.common import (
     draw_intervals,
     extent,
     floats,
+    in_fit,
     legend_below,
     log_axis,
     note,
@@ -22,7 +23,6 @@ from smoothdiag.plots.common import (
     runs_together,
     select,
 )
-from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ def _draw_residuals(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> 
     x, y = floats(rows, "grad_norm"), floats(rows, "smoothness")
     line = fit.predict(x)
     ratio = y / np.where(line > 0, line, np.nan)
-    shown, usable = positive(x) & positive(ratio), rows["status"].isin(USABLE_STATUSES).to_numpy()
+    shown, usable = positive(x) & positive(ratio), in_fit(rows)
     if not shown.any():
         _say(ax, "no row can be shown\non logarithmic axes")
         return
@@ -154,7 +154,7 @@ def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None
     reach = []
     if rows is not None:
         x, y = floats(rows, "grad_norm"), floats(rows, "smoothness")
-        shown = positive(x) & positive(y) & rows["status"].isin(USABLE_STATUSES).to_numpy()
+        shown = positive(x) & positive(y) & in_fit(rows)
         ax.scatter(x[shown], y[shown], 6, color="0.75", linewidths=0, zorder=1)
     looks = {
         "mean": (shades[2], ":"),

@@ -17,6 +17,7 @@ from smoothdiag.plots.common import (
     draw_intervals,
     extent,
     floats,
+    in_fit,
     legend_below,
     log_axis,
     number_of_rows,
@@ -24,7 +25,6 @@ from smoothdiag.plots.common import (
     runs_together,
     select,
 )
-from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,7 +150,7 @@ def _draw_group(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, shown: Any, fi
     """Draws the rows of a group and its line; returns the heights of the line."""
     import seaborn as sns
 
-    usable = rows["status"].isin(USABLE_STATUSES).to_numpy()
+    usable = in_fit(rows)
     good, bad = shown & usable, shown & ~usable
     size = 8 if len(rows) < 500 else 3
     color = sns.color_palette("colorblind")[0]
@@ -241,10 +241,8 @@ def _limits(values: Array, intervals: list[Interval]) -> Interval:
     """Returns where the axis of a constant begins and ends; a beginning above zero makes it logarithmic."""
     seen = values[np.isfinite(values)]
     top = float(seen.max()) if seen.size and seen.max() > 0 else 1.0
-    highs = [high for _, high in intervals if np.isfinite(high)]
-    if (seen > 0).all() and seen.size and math.log10(top / seen.min()) > _DECADES:
-        lows = [low for low, _ in intervals if low > 0]
-        bottom = float(seen.min())
-        reach = max([top, *(high for high in highs if high <= _FAR * top)])
-        return min([bottom, *(low for low in lows if low >= bottom / _FAR)]), reach
-    return 0.0, max([top, *(high for high in highs if high <= _FAR * top)])
+    reach = max([top, *(high for _, high in intervals if high <= _FAR * top)])
+    if seen.size == 0 or seen.min() <= 0 or math.log10(top / seen.min()) <= _DECADES:
+        return 0.0, reach
+    bottom = float(seen.min())
+    return min([bottom, *(low for low, _ in intervals if low >= bottom / _FAR)]), reach

@@ -15,6 +15,7 @@ from smoothdiag.plots.common import (
     current_axes,
     extent,
     floats,
+    in_fit,
     legend_below,
     log_axis,
     note,
@@ -23,7 +24,6 @@ from smoothdiag.plots.common import (
     runs_together,
     select,
 )
-from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +74,7 @@ def plot_smoothness(
         raise ValueError(f"Parameter `group` should be the fit's, `{fit.group}`. Found `group = {group!r}`.")
     rows = select(runs_together(data), estimator or (fit.estimator if fit is not None else None), group)
     x, y = floats(rows, "grad_norm"), floats(rows, "smoothness")
-    shown, usable = positive(x) & positive(y), rows["status"].isin(USABLE_STATUSES).to_numpy()
+    shown, usable = positive(x) & positive(y), in_fit(rows)
     if not shown.any():
         raise ValueError(
             "Parameter `data` should have rows whose gradient norm and smoothness are positive and finite. "
