@@ -286,8 +286,9 @@ def _summarise(fit: SmoothnessFit) -> str:
         f"{'model':12}{'exponent':>10}{'loss':>10}{'later loss':>12}{'skill':>10}{level:>24}",
     ]
     out += [
-        f"{score.name:12}{fixed(score.exponent, 2):>10}{fixed(score.loss, 4):>10}{fixed(score.later_loss, 4):>12}"
-        f"{fixed(score.skill, 2):>10}{interval(score.skill_interval, '.2f') if place else 'reference':>24}"
+        f"{score.name:12}{fixed(score.exponent or math.nan, 2):>10}{fixed(score.loss, 4):>10}"
+        f"{fixed(score.later_loss, 4):>12}{fixed(score.skill, 2):>10}"
+        f"{interval(score.skill_interval, '.2f') if place else 'reference':>24}"
         for place, score in enumerate(fit.comparison)
     ]
     out += [
