@@ -25,7 +25,16 @@ def flags(x=X, y=None, *, correlations=(0.9, 0.9), num_effective=100.0, dropped=
     n = len(x)
     known = {"saturation": np.full(n, 0.1), "noise_floor": UNKNOWN[:n], "step_norm": UNKNOWN[:n]}
     known["status"] = np.full(n, "ok", dtype=object)
-    labels = {"estimator": "local", "group": "all", "data": "step", "dropped": dropped or {}, "run": np.zeros(n)}
+    labels = {
+        "estimator": "local",
+        "group": "all",
+        "data": "step",
+        "dropped": dropped or {},
+        "run": np.zeros(n),
+        "loss": UNKNOWN[:n],
+        "grad_variance": UNKNOWN[:n],
+        "lr": UNKNOWN[:n],
+    }
     rows = Rows(x=x, y=y, step=STEP[:n], recorded=x, **(known | columns), **labels)
     found = check(rows, num_effective, Correlations(*correlations), line, q, np.ones(n))
     return {flag.name: flag for flag in found}

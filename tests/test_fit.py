@@ -104,9 +104,11 @@ def test_less_than_a_decade_is_not_identified():
 def test_units_move_every_field_as_they_should(a, b):
     # The loss times a; parameters in other units, f(b x).
     y, d = (1 + 2 * X) * noisy(0), 0.01 * norms(5)
-    columns = {"step_norm": d, "noise_floor": 1e-3}
+    loss, lr = 2 + X**0.7 * noisy(7), 0.01 * noisy(8)
+    columns = {"step_norm": d, "noise_floor": 1e-3, "loss": loss, "grad_variance": 0.09 * X**2, "lr": lr}
     first = fit(X, y, **columns)
-    other = fit(a * b * X, a * b**2 * y, step_norm=d / b, noise_floor=1e-3 * a * b**2)
+    columns = {"step_norm": d / b, "noise_floor": 1e-3 * a * b**2, "loss": a * loss, "lr": lr / (a * b**2)}
+    other = fit(a * b * X, a * b**2 * y, grad_variance=0.09 * (a * b * X) ** 2, **columns)
     L0, L1, x = a * b**2, b, a * b
     moved = first.to_dict()
     for name, factor in {"L0": L0, "L0_interval": L0, "L1": L1, "L1_interval": L1, "grad_norm_quantiles": x}.items():
@@ -114,9 +116,11 @@ def test_units_move_every_field_as_they_should(a, b):
     moved["lines"] = {name: [p * L0, q * L1] for name, (p, q) in moved["lines"].items()}
     moved["replicates"] = [[p * L0, q * L1] for p, q in moved["replicates"]]
     moved["corners"] = [[p * L1, q * L0] for p, q in moved["corners"]]
-    for score in moved["comparison"]:
+    for score in (*moved["comparison"], *moved["loss_floors"]):
         score["intercept"] *= L0
-        score["coefficient"] *= L0 / x ** score["exponent"]
+        score["coefficient"] *= L0 / (a if score["name"] == "loss gap" else x) ** score["exponent"]
+        score["floor"] = score["floor"] if isinstance(score["floor"], dict) else a * score["floor"]
+    assert len(moved["loss_floors"]) > 3
     assert_close(other.to_dict(), moved)
     assert other.step_cap == pytest.approx(first.step_cap / b, rel=1e-8)
     assert other.max_lr == pytest.approx(first.max_lr / L0, rel=1e-8)
@@ -341,4 +345,4 @@ def test_summary_says_what_was_found():
 
 
 def test_comparison_is_a_table():
-    assert list(pd.DataFrame(fit(X, 1 + 2 * X).comparison)["name"]) == ["constant", "affine", "power"]
+    assert list(pd.DataFrame(fit(X, 1 + 2 * X).comparison)["name"]) == [*("constant", "affine", "power", "isotonic")]

@@ -63,10 +63,12 @@ WINGS = {
     ),
     "fits": (
         "fits.text",
+        "fits.parts",
         "fits.base",
         "fits.walk",
         "fits.affine",
         "fits.models",
+        "fits.lossgap",
         "fits.intervals",
         "fits.rows",
         "fits.artefacts",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothdiag.fits import affine, artefacts, checks, intervals, models
+from smoothdiag.fits import affine, artefacts, checks, intervals, lossgap, models
 from smoothdiag.fits.base import Array, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, select_rows
@@ -77,6 +77,10 @@ def fit_smoothness(
     line, weights = found.line, found.weights
 
     comparison = models.compare(x, y, weights, quantile, found.counts)
+    gap = lossgap.compare(x, y, weights, quantile, found.counts, rows.loss, comparison)
+    if gap is not None:
+        gap = replace(gap, time=checks.loss_and_time(rows, gap.gap, gap.known))
+        comparison = (*comparison, gap.score)
     by_run = np.lexsort((rows.step, rows.run))  # Blocks of steps in which ranks are compared hold steps of one run.
     correlations = checks.correlate(x[by_run], y[by_run], rows.step[by_run])
     bounds = np.quantile(x, [0.025, 0.975])
@@ -96,6 +100,7 @@ def fit_smoothness(
         top_slope,
         estimator=rows.estimator,
         L1_unit=scale.slope(1.0),
+        gap=gap,
     )
 
     known = rows.saturation[~np.isnan(rows.saturation)]
@@ -132,6 +137,7 @@ def fit_smoothness(
         grad_norm_quantiles=tuple(np.quantile(rows.recorded, np.linspace(0, 1, 101)).tolist()),
         corners=tuple((scale.slope(b), scale.intercept(a)) for b, a in zip(slopes, intercepts, strict=True)),
         num_runs=rows.num_runs,
+        loss_floors=() if gap is None else tuple(scale.score(score) for score in gap.floors),
         interval_freedom=found.freedom,
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
     )
@@ -173,8 +179,9 @@ class _Scale:
         return math.ldexp(value, self.y - self.x)
 
     def score(self, score: ModelScore) -> ModelScore:
+        power = 0.0 if score.name == lossgap.NAME else score.exponent  # Losses are in the units of the caller.
         with np.errstate(over="ignore", under="ignore"):  # A coefficient may have units beyond what a float holds.
-            factor = float(np.exp2(self.y - self.x * score.exponent))
+            factor = float(np.exp2(self.y - self.x * power))
         coefficient = score.coefficient * factor if score.coefficient else 0.0
         return replace(score, intercept=self.intercept(score.intercept), coefficient=coefficient)
 

@@ -4,79 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from smoothdiag.fits.parts import Array, Correction, Flag, Interval, ModelScore, Verdict
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
 
-Array = npt.NDArray[np.float64]
+__all__ = ["Array", "Correction", "Flag", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
+
 FORMAT_VERSION = 1
-Interval = tuple[float, float]
-
-
-class Verdict(Enum):
-    """The outcome of a fit in one word; the value says what it means."""
-
-    L0L1 = "Smoothness grows with the gradient norm along a line, better than the rivals: L0 and L1 can be used."
-    CONSTANT = "Smoothness does not depend on the gradient norm: the largest one is enough, and L1 is zero."
-    POWER = "Smoothness follows a power of the gradient norm other than one: a line misses it."
-    LOSS_GAP = "Smoothness follows the distance of the loss from its minimum rather than the gradient norm."
-    NOT_IDENTIFIED = "The rows do not separate L0 from L1: too few, too narrow or too noisy."
-    ARTEFACT = "The numbers say more about how they were measured than about the loss."
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A doubt about a fit.
-
-    Attributes:
-        name: short name.
-        cause: what is wrong.
-        evidence: the number that shows it.
-        remedy: what to do.
-        fatal: whether it makes the constants an artefact of the measurement.
-        blocking: whether it leaves the law unidentified.
-    """
-
-    name: str
-    cause: str
-    evidence: str
-    remedy: str
-    fatal: bool = False
-    blocking: bool = False
-
-
-@dataclass(frozen=True)
-class ModelScore:
-    """One model of the comparison: smoothness = intercept + coefficient * grad_norm ** exponent.
-
-    Attributes:
-        name: "constant", "affine" or "power".
-        intercept: fitted on all rows.
-        coefficient: fitted on all rows; zero for the constant.
-        exponent: zero for the constant, one for the line, fitted for the power.
-        loss: mean relative pinball loss on the rows it was fitted to.
-        later_loss: the same on blocks of steps later than those it was fitted to; NaN with too few rows.
-        skill: share of the constant's `later_loss` that the model removes; at or below zero: no better.
-        skill_interval: interval of the skill.
-        gain: share of the line's `later_loss` that the model removes.
-        gain_interval: interval of the gain.
-    """
-
-    name: str
-    intercept: float
-    coefficient: float
-    exponent: float
-    loss: float
-    later_loss: float
-    skill: float
-    skill_interval: Interval
-    gain: float
-    gain_interval: Interval
 
 
 @dataclass(frozen=True)
@@ -115,6 +54,9 @@ class SmoothnessFit:
         interval_freedom: degrees of freedom of the intervals, which are the wider the fewer there are.
         replicates: (L0, L1) of the first resamples, for intervals of what depends on both; empty where there are too
             few steps.
+        loss_floors: the loss gap with each f* on a grid below the smallest loss, closest first: how far exponent and
+            skill depend on what cannot be observed. Empty without losses.
+        corrected: constants without the errors of the gradient norm; None where their size is not known.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
     """
@@ -149,6 +91,8 @@ class SmoothnessFit:
     num_runs: int = 1
     interval_freedom: float = math.inf
     replicates: tuple[tuple[float, float], ...] = ()
+    loss_floors: tuple[ModelScore, ...] = ()
+    corrected: Correction | None = None
 
     @property
     def step_cap(self) -> float:
@@ -173,6 +117,22 @@ class SmoothnessFit:
     def predict(self, grad_norm: npt.ArrayLike) -> Array:
         """Smoothness L0 + L1 * grad_norm on the fitted line. Units: [f/x^2] for gradient norms in [f/x]."""
         return np.asarray(self.L0 + self.L1 * np.asarray(grad_norm, dtype=np.float64))
+
+    def comparison_frame(self) -> pd.DataFrame:
+        """The rivals as a table, one row per model; the loss gap with each f* of `loss_floors` has rows of its own.
+
+        Returns:
+            DataFrame: the attributes of `ModelScore`, intervals in columns `skill_low`, `skill_high`, `gain_low` and
+            `gain_high`; `scan` is True for the rows of `loss_floors`.
+        """
+        scores = [(score, False) for score in self.comparison] + [(score, True) for score in self.loss_floors]
+        rows = []
+        for score, scan in scores:
+            row = {name: value for name, value in asdict(score).items() if not name.endswith("_interval")}
+            for name, (low, high) in (("skill", score.skill_interval), ("gain", score.gain_interval)):
+                row |= {f"{name}_low": low, f"{name}_high": high}
+            rows.append(row | {"scan": scan})
+        return pd.DataFrame(rows)
 
     def frontier(self, L1: npt.ArrayLike | None = None) -> pd.DataFrame:
         """The pairs (L1, L0) that just cover every row of the fit.
@@ -200,7 +160,9 @@ class SmoothnessFit:
         plain = {"version": FORMAT_VERSION} | {field.name: getattr(self, field.name) for field in fields(self)}
         plain["verdict"] = self.verdict.name
         plain["flags"] = [asdict(flag) for flag in self.flags]
-        plain["comparison"] = [asdict(score) for score in self.comparison]
+        for name in ("comparison", "loss_floors"):
+            plain[name] = [asdict(score) for score in getattr(self, name)]
+        plain["corrected"] = None if self.corrected is None else asdict(self.corrected)
         return {name: _encode(value) for name, value in plain.items()}
 
     @classmethod
@@ -217,7 +179,9 @@ class SmoothnessFit:
         values = {name: _decode(value) for name, value in plain.items() if name != "version"}
         values["verdict"] = Verdict[values["verdict"]]
         values["flags"] = tuple(Flag(**flag) for flag in values["flags"])
-        values["comparison"] = tuple(ModelScore(**score) for score in values["comparison"])
+        for name in ("comparison", "loss_floors"):
+            values[name] = tuple(ModelScore(**score) for score in values.get(name, ()))
+        values["corrected"] = Correction(**values["corrected"]) if values.get("corrected") else None
         return cls(**values)
 
 

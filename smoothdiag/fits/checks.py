@@ -188,16 +188,27 @@ def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
     )
 
 
+def loss_and_time(rows: Rows, gap: Array, known: Array) -> Flag | None:
+    """Whether time explains smoothness as well as the loss does; `gap` in order of steps, on the rows `known`."""
+    y, step, run = rows.y[known], rows.step[known], rows.run[known]
+    by_run = np.lexsort((step, run))
+    return _tied(correlate(gap[by_run], y[by_run], step[by_run]), "loss")
+
+
 def _time(rows: Rows, found: Correlations) -> Flag | None:
+    return _tied(found) if len(rows.x) >= MIN_POINTS else None
+
+
+def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
     raw = found.raw
-    if np.isnan(raw) or raw < 0.2 or len(rows.x) < MIN_POINTS:
+    if np.isnan(raw) or raw < 0.2:
         return None
-    remedy = "repeat with other learning rates or seeds, so that equal gradient norms occur at different steps"
+    remedy = f"repeat with other learning rates or seeds, so that equal {name} values occur at different steps"
     if np.isnan(found.partial):
         return Flag(
             "tied to time",
-            "the gradient norm or the smoothness moves with the step almost without exception, so a law in the "
-            "gradient norm, a drift in time and a turning direction explain the rows equally well",
+            f"the {name} or the smoothness moves with the step almost without exception, so a law in the "
+            f"{name}, a drift in time and a turning direction explain the rows equally well",
             f"rank correlation {raw:.2f}; given the step it is undefined",
             remedy,
             blocking=True,
@@ -207,7 +218,7 @@ def _time(rows: Rows, found: Correlations) -> Flag | None:
         return None
     return Flag(
         "time trend",
-        "gradient norm and smoothness move together over the run and not from one step to the next: both drift",
+        f"{name} and smoothness move together over the run and not from one step to the next: both drift",
         f"rank correlation {raw:.2f}, given the step {found.partial:.2f}, within blocks of steps {found.within:.2f} "
         f"and without their trends {found.within_given_time:.2f}",
         remedy,

@@ -1,10 +1,12 @@
-"""Rivals of the line: a constant and a power, scored on steps later than those they were fitted to."""
+"""Rivals of the line: a constant, a power and any monotone function, scored on steps later than those of the fit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from smoothdiag.fits.affine import Line, pinball, quantile_line
 from smoothdiag.fits.base import Array, Interval, ModelScore
@@ -15,6 +17,9 @@ NUM_BLOCKS = 6
 FIRST_TEST = 2  # The first score is taken after a third of the run.
 MIN_ROWS = 24
 EXACT = 1e-9  # Relative losses below this are rounding: the model reproduces the rows.
+TIED = 1e-12  # Relative differences of sums below this are rounding.
+
+Counts = npt.NDArray[np.int16]
 
 
 class Curve(NamedTuple):
@@ -63,13 +68,59 @@ def fit_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
     return best
 
 
-FITTERS = {"constant": fit_constant, "affine": fit_affine, "power": fit_power}
+class Steps(NamedTuple):
+    """A monotone function by its values at the gradient norms it was fitted to; straight between them, flat beyond."""
+
+    at: Array
+    values: Array
+
+    def __call__(self, x: Array) -> Array:
+        """Height at the gradient norms `x`."""
+        return np.interp(x, self.at, self.values)
 
 
-def compare(
-    x: Array, y: Array, weights: Array, quantile: float, counts: np.ndarray[tuple[int, int], np.dtype[np.int16]]
-) -> tuple[ModelScore, ...]:
-    """Constant, line and power, each fitted to the steps so far and scored on the next ones.
+def fit_isotonic(x: Array, y: Array, weights: Array, quantile: float) -> Steps:
+    """The function that never falls in x and has the least weighted pinball loss of all of them.
+
+    On the rows it was fitted to no monotone function of the gradient norm does better, whatever its formula. The
+    values are among those of y. Halving the range of values splits the rows, in order of x, into those that stay
+    below the middle and those above; each part is then solved on its own.
+
+    Source: Stout, 2013, Isotonic regression via partitioning.
+    """
+    order = np.argsort(x, kind="stable")
+    ys, ws = y[order], weights[order]
+    at, begins = np.unique(x[order], return_index=True)
+    ends = np.append(begins[1:], len(x))
+    levels = np.unique(y)
+    values = np.empty(len(at))
+    parts = [(0, len(at), 0, len(levels) - 1)]  # Groups of equal x, and the levels they may take.
+    while parts:
+        first, last, low, high = parts.pop()
+        if low == high:
+            values[first:last] = levels[low]
+            continue
+        middle = (low + high) // 2
+        rows = slice(begins[first], ends[last - 1])
+        # What it costs to raise a row from this level to the next, in units of their distance.
+        raising = np.append(0.0, np.cumsum(ws[rows] * ((ys[rows] <= levels[middle]) - quantile)))
+        cost = raising[-1] - raising[np.append(begins[first:last], ends[last - 1]) - begins[first]]
+        best = first + int(np.argmax(cost <= np.min(cost) + TIED * float(np.sum(ws[rows]))))
+        parts += [part for part in ((first, best, low, middle), (best, last, middle + 1, high)) if part[0] < part[1]]
+    return Steps(at, values)
+
+
+Fitter = Callable[[Array, Array, Array, float], Curve | Steps]
+FITTERS: dict[str, Fitter] = {
+    "constant": fit_constant,
+    "affine": fit_affine,
+    "power": fit_power,
+    "isotonic": fit_isotonic,
+}
+
+
+def compare(x: Array, y: Array, weights: Array, quantile: float, counts: Counts) -> tuple[ModelScore, ...]:
+    """Constant, line, power and monotone function, each fitted to the steps so far and scored on the next ones.
 
     Args:
         x: gradient norms in order of steps.
@@ -79,36 +130,76 @@ def compare(
         counts: resamples of the rows, from which the intervals of skill and gain come.
 
     Returns:
-        tuple[ModelScore, ...]: in the order constant, affine, power.
+        tuple[ModelScore, ...]: in the order constant, affine, power, isotonic.
 
     Source: rolling-origin evaluation, Tashman, 2000.
     """
-    edges = np.linspace(0, len(x), NUM_BLOCKS + 1).astype(int)
-    later = {name: np.zeros(0) for name in FITTERS}
-    enough = len(x) >= MIN_ROWS
-    for block in range(FIRST_TEST, NUM_BLOCKS if enough else 0):
-        past, test = slice(0, edges[block]), slice(edges[block], edges[block + 1])
-        for name, fitter in FITTERS.items():
-            curve = fitter(x[past], y[past], weights[past], quantile)
-            losses = weights[test] * pinball(y[test] - curve(x[test]), quantile)
-            later[name] = np.concatenate([later[name], losses])
-    resampled = counts[:, edges[FIRST_TEST] :].astype(np.float64)
+    later = {name: rolling_curve(fitter, x, y, weights, quantile) for name, fitter in FITTERS.items()}
     scores = []
-    for name, fitter in FITTERS.items():
-        curve = fitter(x, y, weights, quantile)
+    for name, losses in later.items():
+        curve = FITTERS[name](x, y, weights, quantile)
         loss = float(np.mean(weights * pinball(y - curve(x), quantile)))
-        nothing = np.nan, (np.nan, np.nan)
-        skill, skill_interval = _saving(later[name], later["constant"], resampled) if enough else nothing
-        gain, gain_interval = _saving(later[name], later["affine"], resampled) if enough else nothing
-        mean = float(np.mean(later[name])) if enough else np.nan
-        scores.append(ModelScore(name, *curve, loss, mean, skill, skill_interval, gain, gain_interval))
+        lowest = curve if isinstance(curve, Curve) else Curve(float(curve.values[0]), 0.0, 0.0)
+        scores.append(score(name, lowest, loss, losses, later["constant"], later["affine"], counts))
     return tuple(scores)
 
 
-def _saving(model: Array, baseline: Array, resampled: Array) -> tuple[float, Interval]:
-    """Share of the baseline's loss that the model removes, with its interval."""
+def rolling_curve(fitter: Fitter, x: Array, y: Array, weights: Array, quantile: float) -> Array:
+    """`rolling` for a model of the gradient norm alone."""
+
+    def fit(past: slice) -> Callable[[slice], Array]:
+        curve = fitter(x[past], y[past], weights[past], quantile)
+        return lambda rows: curve(x[rows])
+
+    return rolling(fit, y, weights, quantile)
+
+
+def rolling(fit: Callable[[slice], Callable[[slice], Array]], y: Array, weights: Array, quantile: float) -> Array:
+    """Relative pinball losses of the later rows, each under the model fitted to the blocks of steps before its own.
+
+    Args:
+        fit: from the rows of the past to the function that says the heights of other rows.
+        y: smoothness in order of steps.
+        weights: weight of each row.
+        quantile: level of the model.
+
+    Returns:
+        Array: one loss for each row from the first test block on; none where there are fewer than `MIN_ROWS` rows.
+    """
+    edges = np.linspace(0, len(y), NUM_BLOCKS + 1).astype(int)
+    found = [np.zeros(0)]
+    for block in range(FIRST_TEST, NUM_BLOCKS if len(y) >= MIN_ROWS else 0):
+        test = slice(int(edges[block]), int(edges[block + 1]))
+        heights = fit(slice(0, int(edges[block])))(test)
+        found.append(weights[test] * pinball(y[test] - heights, quantile))
+    return np.concatenate(found)
+
+
+def score(
+    name: str,
+    formula: tuple[float, ...],
+    loss: float,
+    later: Array,
+    constant: Array,
+    affine: Array,
+    counts: Counts,
+) -> ModelScore:
+    """One model beside the losses of constant and line on the same rows."""
+    nothing = np.nan, (np.nan, np.nan)
+    skill, skill_interval = saving(later, constant, counts) if len(later) else nothing
+    gain, gain_interval = saving(later, affine, counts) if len(later) else nothing
+    mean = float(np.mean(later)) if len(later) else np.nan
+    intercept, coefficient, exponent = formula[:3]
+    return ModelScore(
+        name, intercept, coefficient, exponent, loss, mean, skill, skill_interval, gain, gain_interval, *formula[3:]
+    )
+
+
+def saving(model: Array, baseline: Array, counts: Counts) -> tuple[float, Interval]:
+    """Share of the baseline's loss that the model removes, with its interval; both as from `rolling`."""
+    resampled = counts[:, -len(model) :].astype(np.float64)
     size = np.maximum(resampled.sum(axis=1), 1.0)
     means = [np.append(resampled @ losses / size, np.mean(losses)) for losses in (model, baseline)]
-    *replicates, saving = 1 - np.maximum(means[0], EXACT) / np.maximum(means[1], EXACT)
+    *replicates, found = 1 - np.maximum(means[0], EXACT) / np.maximum(means[1], EXACT)
     low, high = np.quantile(replicates, [0.05, 0.95])
-    return float(saving), (float(low), float(high))
+    return float(found), (float(low), float(high))

@@ -13,6 +13,9 @@ import pandas as pd
 from smoothdiag.fits.base import Array
 from smoothdiag.rows import USABLE_STATUSES
 
+NUMBERS = (
+    "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
+)  # fmt: skip
 Labels = npt.NDArray[np.object_]
 
 # Preference when the caller names no estimator: the first does not depend on the length of the step taken.
@@ -44,6 +47,9 @@ class Rows:
     step_norm: Array
     status: Labels
     recorded: Array
+    loss: Array
+    grad_variance: Array
+    lr: Array
     estimator: str
     group: str
     data: str
@@ -67,6 +73,7 @@ class Rows:
             y=np.ldexp(self.y, -y),
             noise_floor=np.ldexp(self.noise_floor, -y),
             step_norm=np.ldexp(self.step_norm, y - x),
+            grad_variance=np.ldexp(self.grad_variance, -2 * x),
         )
 
 
@@ -170,6 +177,9 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         noise_floor=number["noise_floor"][keep],
         step_norm=number["step_norm"][keep],
         status=label["status"][keep],
+        loss=number["loss"][keep],
+        grad_variance=number["grad_variance"][keep],
+        lr=number["lr"][keep],
         recorded=gradients[np.isfinite(gradients) & (gradients > 0)],
         estimator=estimator,
         group=group,
@@ -190,7 +200,7 @@ def _labels(frame: pd.DataFrame) -> dict[str, Labels]:
 
 def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
     numbers = {}
-    for name in ("grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm"):
+    for name in NUMBERS:
         if name in frame.columns:
             numbers[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
         else:

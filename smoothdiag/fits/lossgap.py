@@ -1,0 +1,172 @@
+"""The rival that knows the loss: smoothness = H0 + H1 (f - f*)^rho, with f* profiled below the smallest loss.
+
+The gap and the exponent are hardly known apart: a lower f* with a larger exponent bends the same way. So the score of
+every f* on the grid is kept, to show what depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from smoothdiag.fits.affine import Line, pinball, quantile_line
+from smoothdiag.fits.base import Array, Flag, Interval, ModelScore
+from smoothdiag.fits.models import (
+    EXACT,
+    MIN_ROWS,
+    Counts,
+    fit_affine,
+    fit_constant,
+    rolling,
+    rolling_curve,
+    saving,
+    score,
+)
+from smoothdiag.fits.models import compare as compare_curves
+
+NAME = "loss gap"
+# Distance of f* from the smallest loss, in units of how far the median loss lies above the smallest.
+DISTANCES = (0.001, 0.03, 0.1, 0.3, 1.0, 3.0)
+EXPONENTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # From 2 on the law is no longer weaker than that of Hessian norms.
+LOWEST_HEIGHT = 1e-6  # Of the median height: the least a row is divided by.
+
+
+class GapCurve(NamedTuple):
+    """The model smoothness = intercept + coefficient * (loss - floor) ** exponent."""
+
+    intercept: float
+    coefficient: float
+    exponent: float
+    floor: float
+
+    def __call__(self, loss: Array) -> Array:
+        """Height at the losses `loss`."""
+        return np.asarray(self.intercept + self.coefficient * (loss - self.floor) ** self.exponent)
+
+
+@dataclass(frozen=True)
+class LossGap:
+    """The loss gap beside the models of the gradient norm, on the rows that have a loss.
+
+    Attributes:
+        score: with f* and the exponent chosen on the past of each block.
+        floors: one score for each f* on the grid, the closest first.
+        best_curve: least later loss of the line, the power and the monotone function.
+        beyond: share of what the loss gap leaves that a line in the gradient norm removes on later steps.
+        beyond_interval: its interval.
+        gap: distance of each row's loss from the f* chosen on all rows, in order of steps.
+        known: rows that have a loss.
+        time: why the rows do not tell the loss from time; None where they do.
+    """
+
+    score: ModelScore
+    floors: tuple[ModelScore, ...]
+    best_curve: float
+    beyond: float
+    beyond_interval: Interval
+    gap: Array
+    known: Array
+    time: Flag | None = None
+
+
+def compare(
+    x: Array,
+    y: Array,
+    weights: Array,
+    quantile: float,
+    counts: Counts,
+    loss: Array,
+    scores: tuple[ModelScore, ...],
+) -> LossGap | None:
+    """The loss gap on later steps; None where fewer than `MIN_ROWS` rows have a loss, or all have the same.
+
+    Args:
+        x: gradient norms in order of steps.
+        y: smoothness.
+        weights: weight of each row.
+        quantile: level of the model.
+        counts: resamples of the rows.
+        loss: loss of each row; NaN where it is not known.
+        scores: of the models of the gradient norm on all rows.
+    """
+    known = np.isfinite(loss)
+    if np.sum(known) < MIN_ROWS or not np.median(loss[known]) > np.min(loss[known]):
+        return None
+    if not known.all():
+        x, y, weights, counts, loss = x[known], y[known], weights[known], counts[:, known], loss[known]
+        scores = compare_curves(x, y, weights, quantile, counts)
+    low = float(np.min(loss))
+    floors = [low - distance * float(np.median(loss) - low) for distance in DISTANCES]
+    fits: dict[int, list[tuple[GapCurve, float]]] = {}
+
+    def fitted(past: slice) -> list[tuple[GapCurve, float]]:
+        """The curve of every floor with its loss on the past, each fitted once."""
+        if past.stop not in fits:
+            fits[past.stop] = [_fit(loss[past], y[past], weights[past], quantile, floor) for floor in floors]
+        return fits[past.stop]
+
+    def at(number: int) -> Callable[[slice], Callable[[slice], Array]]:
+        return lambda past: lambda rows: fitted(past)[number][0](loss[rows])
+
+    def chosen(past: slice) -> GapCurve:
+        return min(fitted(past), key=lambda pair: pair[1])[0]
+
+    everything = slice(0, len(y))
+    baselines = [rolling_curve(fitter, x, y, weights, quantile) for fitter in (fit_constant, fit_affine)]
+
+    def scored(curve: GapCurve, later: Array) -> ModelScore:
+        mean = float(np.mean(weights * pinball(y - curve(loss), quantile)))
+        return score(NAME, curve, mean, later, baselines[0], baselines[1], counts)
+
+    beyond = _beyond(x, y, weights, quantile, lambda past: chosen(past)(loss))
+    best = chosen(everything)
+    share, interval = saving(beyond[1], beyond[0], counts)
+    return LossGap(
+        score=scored(best, rolling(lambda past: lambda rows: chosen(past)(loss[rows]), y, weights, quantile)),
+        floors=tuple(
+            scored(curve, rolling(at(number), y, weights, quantile))
+            for number, (curve, _) in enumerate(fitted(everything))
+        ),
+        best_curve=min(one.later_loss for one in scores if one.name != "constant"),
+        beyond=share,
+        beyond_interval=interval,
+        gap=loss - best.floor,
+        known=known,
+    )
+
+
+def _fit(loss: Array, y: Array, weights: Array, quantile: float, floor: float) -> tuple[GapCurve, float]:
+    """The best exponent for one f*, with its loss."""
+    gap = loss - floor
+    unit = float(np.median(gap))
+    start = Line(float(np.median(y)), 0.0)
+    best, least = GapCurve(0.0, 0.0, 0.0, floor), np.inf
+    for exponent in EXPONENTS:
+        z = (gap / unit) ** exponent
+        line = quantile_line(z, y, quantile, weights, start=start)
+        found = float(weights @ pinball(y - line(z), quantile))
+        if found < least * (1 - EXACT):
+            best, least = GapCurve(line.intercept, line.slope / unit**exponent, exponent, floor), found
+    return best, least
+
+
+def _beyond(
+    x: Array, y: Array, weights: Array, quantile: float, heights_from: Callable[[slice], Array]
+) -> tuple[Array, Array]:
+    """Later losses of the loss gap times a constant, and times a line in the gradient norm."""
+
+    def times(line: bool) -> Callable[[slice], Callable[[slice], Array]]:
+        def fit(past: slice) -> Callable[[slice], Array]:
+            heights = heights_from(past)
+            heights = np.maximum(heights, LOWEST_HEIGHT * np.median(heights[past]))
+            fitter = fit_affine if line else fit_constant
+            curve = fitter(x[past], y[past] / heights[past], weights[past] * heights[past], quantile)
+            return lambda rows: heights[rows] * curve(x[rows])
+
+        return fit
+
+    constant, affine = (rolling(times(line), y, weights, quantile) for line in (False, True))
+    return constant, affine
