@@ -68,7 +68,7 @@ class HessianNorm:
             before: Spectrum | None = step.memory.get(key)
             found = lanczos(
                 lambda v: block.times(hessian, v),
-                block.gradient() if before is None else before.pairs[0].vector,
+                vectors.mixed(block.gradient(), seed=step.index) if before is None else before.pairs[0].vector,
                 challenger=None if before is None else before.challenger,
                 target=target,
                 tol=self.tol,
