@@ -7,7 +7,9 @@ from scipy.stats import rankdata, spearmanr
 from smoothdiag.fits import Flag, ModelScore, Verdict
 from smoothdiag.fits.affine import Line, quantile_line
 from smoothdiag.fits.checks import Correlations, check, correlate, decades, direction, loglog_slope, rank_correlations
+from smoothdiag.fits.lossgap import LossGap
 from smoothdiag.fits.rows import Rows
+from smoothdiag.fits.surrogates import shuffled
 from smoothdiag.fits.verdict import decide
 
 N = 200
@@ -25,16 +27,8 @@ def flags(x=X, y=None, *, correlations=(0.9, 0.9), num_effective=100.0, dropped=
     n = len(x)
     known = {"saturation": np.full(n, 0.1), "noise_floor": UNKNOWN[:n], "step_norm": UNKNOWN[:n]}
     known["status"] = np.full(n, "ok", dtype=object)
-    labels = {
-        "estimator": "local",
-        "group": "all",
-        "data": "step",
-        "dropped": dropped or {},
-        "run": np.zeros(n),
-        "loss": UNKNOWN[:n],
-        "grad_variance": UNKNOWN[:n],
-        "lr": UNKNOWN[:n],
-    }
+    known |= {"loss": UNKNOWN[:n], "grad_variance": UNKNOWN[:n], "lr": UNKNOWN[:n], "run": np.zeros(n)}
+    labels = {"estimator": "local", "group": "all", "data": "step", "dropped": dropped or {}}
     rows = Rows(x=x, y=y, step=STEP[:n], recorded=x, **(known | columns), **labels)
     found = check(rows, num_effective, Correlations(*correlations), line, q, np.ones(n))
     return {flag.name: flag for flag in found}
@@ -99,6 +93,33 @@ def test_difference_of_batches_shows_as_one_over_the_step_length():
 def test_small_noise_on_long_steps_is_a_doubt_and_not_fatal():
     step_norm = 10 ** RNG.uniform(-2, 0, N)
     assert not flags(y=0.01 * X / step_norm, step_norm=step_norm)["step length"].fatal
+
+
+def test_curvature_that_follows_the_learning_rate():
+    rate = np.where(STEP < 100, 0.1, 0.02)
+    noise = np.exp(0.1 * RNG.standard_normal(N))
+    assert flags(y=2 / rate * noise, lr=rate)["learning rate"].blocking
+    # With a slope of its own in the gradient norm the rate is only a doubt.
+    assert not flags(y=2 / rate * X**0.5 * noise, lr=rate)["learning rate"].blocking
+    assert "learning rate" not in flags(y=(1 + 2 * X) * noise, lr=rate)
+    assert "learning rate" not in flags(y=2 / 0.1 * noise, lr=np.full(N, 0.1))
+
+
+def surrogate_flag(x, y):
+    known = {name: UNKNOWN for name in ("saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr")}
+    labels = {"estimator": "local", "group": "all", "data": "step", "dropped": {}, "status": np.full(N, "ok")}
+    rows = Rows(x=x, y=y, step=STEP, run=np.zeros(N), recorded=x, **known, **labels)
+    return shuffled(rows, quantile_line(x, y, 0.9), 0.9)
+
+
+def test_drift_explains_as_much_in_surrogates():
+    rng = np.random.default_rng(0)
+    level = 10 ** (1 - 2 * STEP / N)
+    noise = np.exp(0.3 * rng.standard_normal((2, N)))
+    assert surrogate_flag(level * noise[0], (1 + 2 * level) * noise[1]).blocking
+    assert surrogate_flag(level * noise[0], (1 + 2 * level * noise[0]) * noise[1]) is None
+    assert surrogate_flag(X, (1 + 2 * X) * noise[1]) is None
+    assert surrogate_flag(X, np.ones(N)) is None  # No slope, nothing to explain.
 
 
 def test_range_below_a_decade():
@@ -225,18 +246,36 @@ def test_slope_and_decades_of_a_power():
     assert decades(np.logspace(0, 2, 1001)) == pytest.approx(1.9, rel=1e-9)
 
 
+def loss_gap(gain=0.5, low=0.3, later=0.01, beyond=0.0, time=None):
+    score = ModelScore("loss gap", 1, 2, 1, 0.1, later, 0.9, (low, 0.95), gain, (low, 0.9), floor=0.0)
+    return LossGap(score, (score,), 0.05, beyond, (beyond - 0.01, 1.0), X, X > 0, time)
+
+
+DOUBT = Flag("time trend", "", "", "")
+
+
 def verdict(
-    *, found=(), line=(1.0, 2.0), interval=(1.8, 2.2), exponent=1.0, gain=0.0, gain_low=-0.1, skill_low=0.5, top=0.9
+    *,
+    gap=None,
+    found=(),
+    line=(1.0, 2.0),
+    interval=(1.8, 2.2),
+    exponent=1.0,
+    gain=0.0,
+    gain_low=-0.1,
+    skill=0.9,
+    skill_low=0.5,
+    top=0.9,
 ):
     nothing = (np.nan, np.nan)
     comparison = (
         ModelScore("constant", 1, 0, 0, 1, 1, 0, (0, 0), -1, nothing),
-        ModelScore("affine", 1, 2, 1, 0.1, 0.1, 0.9, (skill_low, 0.95), 0, (0, 0)),
+        ModelScore("affine", 1, 2, 1, 0.1, 0.1, skill, (skill_low, 0.95), 0, (0, 0)),
         ModelScore("power", 1, 2, exponent, 0.1, 0.1, 0.9, nothing, gain, (gain_low, 0.9)),
     )
     free = {"saturation", "kinks"}
     names = tuple(Flag(name, "", "", "", fatal=name == "saturation", blocking=name not in free) for name in found)
-    return decide(names, Line(*line), interval, comparison, (0.1, 10.0), top)[0]
+    return decide(names, Line(*line), interval, comparison, (0.1, 10.0), top, gap=gap)[0]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +300,16 @@ def verdict(
         ({"exponent": 0.6, "gain": 0.04, "gain_low": 0.03}, Verdict.L0L1),
         ({"exponent": 1.3, "gain": 0.5, "gain_low": 0.3}, Verdict.L0L1),
         ({"exponent": 2.0, "gain": 0.5, "gain_low": 0.3, "top": 1.9}, Verdict.POWER),
+        ({"gap": loss_gap()}, Verdict.LOSS_GAP),
+        ({"gap": loss_gap(), "found": ["time trend", "coverage", "surrogates"]}, Verdict.LOSS_GAP),
+        ({"gap": loss_gap(), "found": ["few points"]}, Verdict.NOT_IDENTIFIED),
+        ({"gap": loss_gap(), "found": ["saturation"]}, Verdict.ARTEFACT),
+        ({"gap": loss_gap(low=-0.1)}, Verdict.L0L1),
+        ({"gap": loss_gap(gain=0.04, low=0.01)}, Verdict.L0L1),
+        ({"gap": loss_gap(later=0.0499)}, Verdict.L0L1),
+        ({"gap": loss_gap(beyond=0.2)}, Verdict.L0L1),
+        ({"gap": loss_gap(time=DOUBT)}, Verdict.L0L1),
+        ({"skill": 0.15, "skill_low": 0.1}, Verdict.NOT_IDENTIFIED),
         ({"skill_low": -0.1}, Verdict.NOT_IDENTIFIED),
         ({"skill_low": np.nan}, Verdict.NOT_IDENTIFIED),
     ],

@@ -121,6 +121,7 @@ def test_units_move_every_field_as_they_should(a, b):
         score["coefficient"] *= L0 / (a if score["name"] == "loss gap" else x) ** score["exponent"]
         score["floor"] = score["floor"] if isinstance(score["floor"], dict) else a * score["floor"]
     assert len(moved["loss_floors"]) > 3
+    moved["corrected"] |= {"L0": L0 * moved["corrected"]["L0"], "L1": L1 * moved["corrected"]["L1"]}
     assert_close(other.to_dict(), moved)
     assert other.step_cap == pytest.approx(first.step_cap / b, rel=1e-8)
     assert other.max_lr == pytest.approx(first.max_lr / L0, rel=1e-8)

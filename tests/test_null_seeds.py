@@ -46,7 +46,7 @@ class Bowl(nn.Module):
         self.x = nn.Parameter(torch.as_tensor(x))
 
 
-def overshooting(rng, n=120):
+def overshooting(rng, n=60):
     """Path rows of a probe while clipped descent jumps across the sharpest direction of a quadratic."""
     curvature = torch.as_tensor(rng.uniform(0.5, 1.0) * np.logspace(-2, 0, 20))
     model = Bowl(rng.standard_normal(20))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothdiag.fits import affine, artefacts, checks, intervals, lossgap, models
-from smoothdiag.fits.base import Array, Flag, Interval, ModelScore, SmoothnessFit, Verdict
+from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossgap, models, surrogates
+from smoothdiag.fits.base import Array, Correction, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, select_rows
 from smoothdiag.fits.verdict import decide
@@ -86,7 +86,7 @@ def fit_smoothness(
     bounds = np.quantile(x, [0.025, 0.975])
     low, high = float(bounds[0]), float(bounds[1])
     turned = _direction_test(frame, recorded, found, (low, high), quantile, num_boot, seed)
-    others = (turned, intervals.few_runs(rows.num_runs))
+    others = (turned, surrogates.shuffled(rows, line, quantile, seed), intervals.few_runs(rows.num_runs))
     flags = checks.check(rows, found.memory.num_effective, correlations, line, quantile, weights, others)
     top = x >= math.sqrt(low * high)
     top_slope = checks.loglog_slope(x[top], y[top])
@@ -137,6 +137,7 @@ def fit_smoothness(
         grad_norm_quantiles=tuple(np.quantile(rows.recorded, np.linspace(0, 1, 101)).tolist()),
         corners=tuple((scale.slope(b), scale.intercept(a)) for b, a in zip(slopes, intercepts, strict=True)),
         num_runs=rows.num_runs,
+        corrected=scale.correction(errors.correct(rows, line, quantile, seed)),
         loss_floors=() if gap is None else tuple(scale.score(score) for score in gap.floors),
         interval_freedom=found.freedom,
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
@@ -177,6 +178,11 @@ class _Scale:
 
     def slope(self, value: float) -> float:
         return math.ldexp(value, self.y - self.x)
+
+    def correction(self, found: Correction | None) -> Correction | None:
+        if found is None:
+            return None
+        return replace(found, L0=self.intercept(found.L0), L1=self.slope(found.L1))
 
     def score(self, score: ModelScore) -> ModelScore:
         power = 0.0 if score.name == lossgap.NAME else score.exponent  # Losses are in the units of the caller.

@@ -17,6 +17,9 @@ NOISE_CAUSES = ("below_noise_floor", "rounding_limited", "zero_smoothness")
 MIN_POINTS = 20
 MIN_STEP_SPREAD = 0.1  # Natural-log spread of step lengths at a given gradient norm that makes them comparable.
 MANY = 0.5  # Share of the rows with a doubtful status above which they carry the fit.
+MIN_RATE_SPREAD = 0.2  # Natural-log deviation of the learning rates: one change by half is enough.
+NEAR_EDGE = 0.25  # Distance from -1 of the exponent with which smoothness follows the rate.
+MAX_EXPONENT = 0.1  # Of the gradient norm at equal rate, below which the rate says it all.
 ON_THE_LINE = 1e-9  # Relative distance from the line below which a row lies on it.
 
 
@@ -101,6 +104,37 @@ def step_length(rows: Rows) -> Flag | None:
         # Path rows near the edge of stability show it for a true reason; a slope of -1 with a change of the size of
         # the gradient is what noise alone gives.
         fatal=abs(slope + 1) < max(0.15, 2 * error) and change > SATURATED,
+    )
+
+
+def learning_rate(rows: Rows) -> Flag | None:
+    """Whether smoothness times the learning rate stays the same across changes of the rate.
+
+    At the edge of stability curvature adapts to the rate until the optimizer is barely stable, whatever the gradient
+    norm.
+    """
+    known = np.isfinite(rows.lr) & (rows.lr > 0)
+    if known.sum() < MIN_POINTS:
+        return None
+    x, y, rate = np.log(rows.x[known]), np.log(rows.y[known]), np.log(rows.lr[known])
+    design = np.stack([rate - np.mean(rate), x - np.mean(x)], axis=1)
+    a, b = design.T
+    rest = a - b * float(a @ b) / float(b @ b) if float(b @ b) > 0 else a
+    if np.std(rest) < MIN_RATE_SPREAD:
+        return None
+    exponent, of_norm = np.linalg.lstsq(design, y - np.mean(y), rcond=None)[0]
+    error = float(np.std(y - np.mean(y) - design @ (exponent, of_norm)) / (np.std(rest) * np.sqrt(len(rest))))
+    if abs(exponent + 1) > NEAR_EDGE or 2 * error > NEAR_EDGE:
+        return None
+    product = np.quantile(rows.y[known] * rows.lr[known], [0.1, 0.9])
+    return Flag(
+        "learning rate",
+        "smoothness falls as the learning rate rises and their product stays the same, as at the edge of stability, "
+        "where curvature follows the optimizer",
+        f"at equal gradient norm smoothness ~ rate^{exponent:.2f} +- {error:.2f}, and at equal rate ~ gradient "
+        f"norm^{of_norm:.2f}; their product rises {product[1] / product[0]:.3g}-fold from its 10% to its 90% quantile",
+        "fit steps of one rate at a time, or train at smaller rates, where curvature does not adapt",
+        blocking=bool(abs(of_norm) < MAX_EXPONENT),
     )
 
 

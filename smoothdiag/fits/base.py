@@ -239,6 +239,7 @@ def _summarise(fit: SmoothnessFit) -> str:
         f"{number(fit.partial_spearman)}",
         f"log-log slope         {number(fit.loglog_slope)}; of rows on the line {number(fit.implied_slope)}",
         f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
+        f"errors in the norms   {_errors(fit)}",
         f"median saturation     {number(fit.median_saturation)}; near 1 rows repeat the length of the step",
         THIN,
         f"{'other lines':22}{'L0':>12}{'L1':>12}",
@@ -267,6 +268,16 @@ def _summarise(fit: SmoothnessFit) -> str:
         out.append("no flags")
     out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
     return "\n".join([*out, RULE])
+
+
+def _errors(fit: SmoothnessFit) -> str:
+    """The corrected constants, or which way errors that are not known would move the plain ones."""
+    if fit.corrected is not None:
+        return (
+            f"L0 {number(fit.corrected.L0)}, L1 {number(fit.corrected.L1)} without errors of up to "
+            f"{fit.corrected.deviation:.0%}"
+        )
+    return f"not known, or too large to correct; they make L1 too {'large' if fit.quantile > 0.75 else 'small'}"
 
 
 def _constant(name: str, value: float, ends: Interval, unit: str, inverse: str) -> str:

@@ -133,6 +133,7 @@ def check(
         artefacts.saturation(rows, line),
         artefacts.noise_floor(rows),
         artefacts.step_length(rows),
+        artefacts.learning_rate(rows),
         artefacts.not_reproduced(rows),
         _few(rows, num_effective, quantile),
         _range(rows),

@@ -86,7 +86,9 @@ class Correction:
     Attributes:
         L0: corrected intercept.
         L1: corrected slope.
-        deviation: typical relative error of the gradient norms that was taken out.
+        deviation: median relative error of the gradient norms that was taken out, the largest that the recorded
+            variance of the gradient allows: with less of it along the gradient, the truth is between these constants
+            and the plain ones.
     """
 
     L0: float

@@ -1,0 +1,72 @@
+"""Errors of the gradient norm: what they do to a line, taken out by simulation and extrapolation.
+
+Errors scatter the rows sideways. At the median that attenuates the slope: L1 comes out too small and L0 too large. An
+upper line rests on the rows whose gradient norm came out too small, so it gets steeper instead: L1 is too large.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from smoothdiag.fits.affine import Line, quantile_line, relative_weights
+from smoothdiag.fits.base import Array, Correction
+from smoothdiag.fits.rows import Rows
+
+ADDED = (0.5, 1.0, 1.5, 2.0)  # Variance of the added errors, in units of that of the recorded ones.
+NUM_SIMULATIONS = 10  # Of each; their mean line is extrapolated.
+MIN_KNOWN = 0.9  # Share of the rows whose error must be known.
+MAX_DEVIATION = 0.5  # Median error beyond which a parabola does not reach back to no error at all.
+MIN_DEVIATION = 1e-3  # Below it there is nothing to correct.
+
+
+def relative_errors(rows: Rows) -> Array:
+    """Natural-log deviation of each gradient norm; NaN where not known.
+
+    The variance of a norm is at most that of the gradient along all coordinates, `grad_variance`, and is that if
+    all noise lies along the gradient. So this is the largest error the norm can have, to first order.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sqrt(np.where(rows.grad_variance >= 0, rows.grad_variance, np.nan)) / rows.x)
+
+
+def correct(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Correction | None:
+    """The line without the largest errors that the gradient norms may have; None where these are not known.
+
+    Args:
+        rows: the rows of the fit.
+        line: the line fitted to them.
+        quantile: its level.
+        seed: of the simulated errors.
+    """
+    deviation = relative_errors(rows)
+    known = np.isfinite(deviation)
+    if np.mean(known) < MIN_KNOWN or not MIN_DEVIATION <= np.median(deviation[known]) <= MAX_DEVIATION:
+        return None
+    found = extrapolate(rows.x[known], rows.y[known], deviation[known], line, quantile, seed)
+    return Correction(found.intercept, found.slope, float(np.median(deviation[known])))
+
+
+def extrapolate(x: Array, y: Array, deviation: Array, line: Line, quantile: float, seed: int = 0) -> Line:
+    """The quantile line at a variance of -1 times that of the errors, on a parabola through lines with more of them.
+
+    Args:
+        x: gradient norms with errors.
+        y: smoothness.
+        deviation: natural-log deviation of the error of each gradient norm.
+        line: the line of these rows, from which the others are reached.
+        quantile: its level.
+        seed: of the simulated errors.
+
+    Units: as `Line`.
+
+    Source: Cook and Stefanski, 1994, simulation-extrapolation.
+    """
+    noise = np.random.default_rng(seed).standard_normal((NUM_SIMULATIONS, len(x)))
+    lines = [quantile_line(x, y, quantile, relative_weights(x, y), start=line)]
+    for added in ADDED:
+        spread = [x * np.exp(np.sqrt(added) * deviation * one) for one in noise]
+        found = np.array([quantile_line(z, y, quantile, relative_weights(z, y), start=line) for z in spread])
+        lines.append(Line(*np.mean(found, axis=0).tolist()))
+    variance = np.array([0.0, *ADDED])
+    intercept, slope = (float(np.polyval(np.polyfit(variance, part, 2), -1.0)) for part in np.array(lines).T)
+    return Line(max(intercept, 0.0), max(slope, 0.0))

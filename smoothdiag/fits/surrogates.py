@@ -1,0 +1,59 @@
+"""Surrogates: what the line would seem to explain if gradient norm and smoothness only drifted together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from smoothdiag.fits.affine import Line, pinball, quantile_line, relative_weights
+from smoothdiag.fits.artefacts import MIN_POINTS
+from smoothdiag.fits.base import Array, Flag
+from smoothdiag.fits.models import EXACT, fit_constant
+from smoothdiag.fits.rows import Rows
+from smoothdiag.fits.verdict import FLAT, rises
+
+NUM_BLOCKS = 12
+NUM_SURROGATES = 39  # The skill has to exceed the second largest: one in twenty by chance.
+
+
+def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | None:
+    """Whether the line explains more than it does after shuffling smoothness within blocks of steps.
+
+    A surrogate keeps which block each smoothness belongs to, so a drift over the run keeps its effect, and no row keeps
+    its own gradient norm. The blocks hold steps of one run each.
+
+    Args:
+        rows: the rows of the fit.
+        line: the line fitted to them.
+        quantile: its level.
+        seed: of the shuffling.
+    """
+    if len(rows.x) < MIN_POINTS or rises(line, (float(np.min(rows.x)), float(np.max(rows.x)))) < FLAT:
+        return None
+    by_run = np.lexsort((rows.step, rows.run))
+    x, y = rows.x[by_run], rows.y[by_run]
+    blocks = np.array_split(np.arange(len(x)), NUM_BLOCKS)
+    rng = np.random.default_rng(seed)
+    skill = _skill(x, y, line, quantile)
+    surrogates = [
+        _skill(x, y[np.concatenate([rng.permutation(block) for block in blocks])], line, quantile)
+        for _ in range(NUM_SURROGATES)
+    ]
+    limit = float(np.sort(surrogates)[-2])
+    if skill > limit:
+        return None
+    return Flag(
+        "surrogates",
+        "the line explains no more than it does after shuffling smoothness within blocks of steps: the slow drift of "
+        "the run is all it sees",
+        f"it removes {skill:.0%} of a constant's loss on the rows, and up to {limit:.0%} of it on surrogates",
+        "repeat with other learning rates or seeds, so that equal gradient norms occur at different steps",
+        blocking=True,
+    )
+
+
+def _skill(x: Array, y: Array, start: Line, quantile: float) -> float:
+    """Share of the constant's loss that the line removes on the rows it is fitted to."""
+    weights = relative_weights(x, y)
+    curves = (quantile_line(x, y, quantile, weights, start=start), fit_constant(x, y, weights, quantile))
+    line, constant = (float(weights @ pinball(y - curve(x), quantile)) / len(x) for curve in curves)
+    return 1 - max(line, EXACT) / max(constant, EXACT)
