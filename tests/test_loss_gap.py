@@ -103,6 +103,17 @@ def test_true_gap_is_found_where_nothing_is_noise():
     assert score.later_loss < 1e-6
 
 
+def test_formula_of_the_score_gives_the_heights():
+    rng = np.random.default_rng(0)
+    gap = 10 ** rng.uniform(-1, 1, N)
+    y = 1 + 2 * gap**0.5
+    frame = pd.DataFrame({"grad_norm": 10 ** rng.uniform(-1, 1, N), "smoothness": y, "loss": 5 + gap})
+    score = fit_smoothness(frame, num_boot=20).comparison[-1]
+    assert 0.4 < score.exponent < 0.9
+    heights = score.intercept + score.coefficient * (5 + gap - score.floor) ** score.exponent
+    np.testing.assert_allclose(heights, y, rtol=0.05)
+
+
 def test_constant_added_to_the_loss_changes_the_floor_alone():
     rng = np.random.default_rng(3)
     x, y, loss = by_the_loss(rng)
