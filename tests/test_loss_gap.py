@@ -84,7 +84,7 @@ def test_scan_of_the_smallest_loss():
     assert floors[0] < 3.2
     gap = found.comparison[-1]
     assert gap.name == "loss gap"
-    assert gap.loss == min(score.loss for score in found.loss_floors)
+    assert gap.loss == pytest.approx(min(score.loss for score in found.loss_floors), rel=1e-9)
     exponents = [score.exponent for score in found.loss_floors]
     assert min(exponents) <= 1 <= max(exponents)
     frame = found.comparison_frame()
