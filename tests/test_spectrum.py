@@ -103,6 +103,7 @@ def test_both_ends_and_several_pairs() -> None:
     matrix = Matrix([-8, -5, *np.linspace(-1, 1, N - 4), 6, 10])
     found = lanczos(matrix, matrix.start, target="both", num_pairs=2, tol=1e-6)
     assert [p.value for p in found.pairs] == pytest.approx([10, 6, -8, -5], rel=1e-6)
+    assert found.converged
     assert (found.largest, found.smallest) == pytest.approx((10, -8), rel=1e-6)
     by_size = lanczos(matrix, matrix.start, num_pairs=4, tol=1e-6)
     assert [p.value for p in by_size.pairs] == pytest.approx([10, -8, 6, -5], rel=1e-6)

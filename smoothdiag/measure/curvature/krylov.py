@@ -63,9 +63,11 @@ class Ritz:
         values, reach, little = self.values, float(self.distances[j]), AHEAD * float(np.abs(self.values).max())
         if target == "norm":
             return bool(abs(values[j]) + reach > min(abs(values[chosen])) + little)
-        above = target != "smallest" and values[j] + reach > min(values[chosen]) + little
-        below = target != "largest" and values[j] - reach < max(values[chosen]) - little
-        return bool(above if target == "largest" else below if target == "smallest" else above and below)
+        above = [values[k] for k in chosen if k > j]
+        below = [values[k] for k in chosen if k < j]
+        return bool(values[j] + reach > min(above, default=math.inf) + little) or bool(
+            values[j] - reach < max(below, default=-math.inf) - little
+        )
 
     def residual(self, j: int) -> float:
         """Returns ||H y - value y|| / |value|; 0 where both are zero."""
