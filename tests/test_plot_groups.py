@@ -1,6 +1,5 @@
 """What the figures of several fits show, read from their artists."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +16,9 @@ import smoothdiag as sd
 from smoothdiag.plots import plot_constants, plot_groups
 
 NUM_ROWS = 120
+pytestmark = pytest.mark.usefixtures("no_figure_left_open")
+
 NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open() -> Iterator[None]:
-    plt.close("all")
-    yield
-    plt.close("all")
 
 
 def rows(group: str, seed: int = 0, **columns: Any) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """What the figure of curvature and its limits shows, read from its artists."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,9 @@ from smoothdiag.plots import plot_sharpness
 
 NUM_ROWS = 30
 LR = 0.1
+pytestmark = pytest.mark.usefixtures("no_figure_left_open")
+
 NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open() -> Iterator[None]:
-    plt.close("all")
-    yield
-    plt.close("all")
 
 
 def rows(estimator: str = "sharpness", num_rows: int = NUM_ROWS, **columns: Any) -> pd.DataFrame:

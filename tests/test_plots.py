@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +21,9 @@ from smoothdiag.plots.common import band
 NUM_ROWS = 60
 DISPLACEMENT = 0.05
 REPLICATES = tuple((1 + 0.01 * k, 2 - 0.01 * k) for k in range(-50, 51))  # a high L0 goes with a low L1
+pytestmark = pytest.mark.usefixtures("no_figure_left_open")
+
 NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
-
-
-@pytest.fixture(autouse=True)
-def no_figure_left_open() -> Iterator[None]:
-    plt.close("all")
-    yield
-    plt.close("all")
 
 
 def rows(num_rows: int = NUM_ROWS, **columns: Any) -> pd.DataFrame:
