@@ -8,7 +8,7 @@ from smoothdiag.fits import Flag, ModelScore, Verdict
 from smoothdiag.fits.affine import Line, quantile_line
 from smoothdiag.fits.checks import Correlations, check, correlate, decades, direction, loglog_slope, rank_correlations
 from smoothdiag.fits.lossgap import LossGap
-from smoothdiag.fits.rows import Rows
+from smoothdiag.fits.rows import Rows, step_blocks
 from smoothdiag.fits.surrogates import shuffled
 from smoothdiag.fits.verdict import decide
 
@@ -217,10 +217,10 @@ def test_common_drift_correlates_raw_and_not_given_time():
 def test_common_steps_correlate_raw_and_not_within_blocks():
     level = np.where(STEP < 75, 10.0, 0.3)
     noise = [np.exp(0.1 * RNG.standard_normal(N)) for _ in range(2)]
-    found = correlate(level * noise[0], (1 + level) * noise[1], STEP)
+    found = correlate(level * noise[0], (1 + level) * noise[1], STEP, np.zeros(N))
     assert found.raw > 0.6
     assert found.within < 0.25
-    same = correlate(level * noise[0], level * noise[0], STEP)
+    same = correlate(level * noise[0], level * noise[0], STEP, np.zeros(N))
     assert same.within == pytest.approx(1)
     assert same.within_given_time == pytest.approx(1)
 
@@ -228,9 +228,27 @@ def test_common_steps_correlate_raw_and_not_within_blocks():
 def test_drift_inside_the_blocks_is_taken_out():
     drift = np.exp(-STEP / 10)
     noise = [np.exp(0.5 * RNG.standard_normal(N)) for _ in range(2)]
-    found = correlate(drift * noise[0], drift * noise[1], STEP)
+    found = correlate(drift * noise[0], drift * noise[1], STEP, np.zeros(N))
     assert found.within > 0.4
     assert found.within_given_time < found.critical
+
+
+def test_blocks_hold_steps_of_one_run():
+    run = RNG.permutation(np.repeat([0.0, 1.0, 2.0], [100, 95, 5]))
+    blocks = step_blocks(STEP, run, 12)
+    assert np.sort(np.concatenate(blocks)).tolist() == list(range(N))
+    assert [len(np.unique(run[block])) for block in blocks] == [1] * 13
+    assert all((np.diff(STEP[block]) > 0).all() for block in blocks)
+
+
+def test_a_jump_from_run_to_run_is_no_correlation_within_blocks():
+    # Seven runs against twelve blocks: blocks cut without regard to runs would hold the jumps between their levels.
+    run = np.floor(STEP * 7 / N)
+    level = np.where(run % 2 == 0, 10.0, 0.3)
+    noise = [np.exp(0.1 * RNG.standard_normal(N)) for _ in range(2)]
+    found = correlate(level * noise[0], (1 + level) * noise[1], STEP, run)
+    assert found.raw > 0.6
+    assert found.within < 0.2
 
 
 def test_correlations_without_meaning_are_nan():

@@ -81,8 +81,7 @@ def fit_smoothness(
     if gap is not None:
         gap = replace(gap, time=checks.loss_and_time(rows, gap.gap, gap.known))
         comparison = (*comparison, gap.score)
-    by_run = np.lexsort((rows.step, rows.run))  # Blocks of steps in which ranks are compared hold steps of one run.
-    correlations = checks.correlate(x[by_run], y[by_run], rows.step[by_run])
+    correlations = checks.correlate(x, y, rows.step, rows.run)
     bounds = np.quantile(x, [0.025, 0.975])
     low, high = float(bounds[0]), float(bounds[1])
     turned = _direction_test(frame, recorded, found, (low, high), quantile, num_boot, seed)

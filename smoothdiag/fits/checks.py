@@ -12,14 +12,12 @@ from smoothdiag.fits import artefacts
 from smoothdiag.fits.affine import Line, quantile_line
 from smoothdiag.fits.artefacts import MIN_POINTS, ON_THE_LINE
 from smoothdiag.fits.base import Array, Flag, Interval
-from smoothdiag.fits.rows import Rows
+from smoothdiag.fits.rows import Indices, Rows, step_blocks
 from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, has_slope, rises, widest_rise
 
 MIN_DECADES = 1.0
 MIN_EFFECTIVE = 10.0
-MIN_IN_TAIL = (
-    4.0  # Effective rows beyond the line: 90% intervals then hold the truth at least 80% of the time, with 3 75%.
-)
+MIN_IN_TAIL = 4.0  # Effective rows beyond the line; fewer say too little about an upper quantile.
 MIN_IN_THIRD = 3  # Rows, and the share of the rows, that occupy a third of the range.
 MIN_SHARE_IN_THIRD = 0.01
 TIED_TO_TIME = 0.98  # Rank correlation with the step above which time cannot be held fixed.
@@ -51,22 +49,22 @@ class Correlations:
     critical: float = 0.0
 
 
-def correlate(x: Array, y: Array, time: Array) -> Correlations:
-    """All rank correlations of the rows, in order of steps."""
-    return Correlations(*rank_correlations(x, y, time), *_within_blocks(x, y))
+def correlate(x: Array, y: Array, step: Array, run: Array) -> Correlations:
+    """All rank correlations of the rows, in any order."""
+    blocks = step_blocks(step, run, min(TIME_BLOCKS, max(len(x) // MIN_BLOCK, 1)))
+    return Correlations(*rank_correlations(x, y, step), *_within_blocks(x, y, blocks))
 
 
-def _within_blocks(x: Array, y: Array) -> tuple[float, float, float]:
-    num_blocks = min(TIME_BLOCKS, max(len(x) // MIN_BLOCK, 1))
+def _within_blocks(x: Array, y: Array, blocks: list[Indices]) -> tuple[float, float, float]:
     ranks, rests = [], []
-    for block in np.array_split(np.arange(len(x)), num_blocks):
+    for block in blocks:
         centred = np.stack([rankdata(values[block]) - (len(block) + 1) / 2 for values in (x, y)])
         time = np.arange(len(block)) - (len(block) - 1) / 2
         ranks.append(centred)
         rests.append(centred - np.outer(centred @ time, time) / max(float(time @ time), 1.0))
     within, given_time = (_pooled(np.concatenate(parts, axis=1)) for parts in (ranks, rests))
     # Each block spends two degrees of freedom, on its mean and on its trend; 2.3 is the normal 99% quantile.
-    return 0.0 if np.isnan(within) else within, given_time, 2.3 / math.sqrt(max(len(x) - 2 * num_blocks, 1))
+    return 0.0 if np.isnan(within) else within, given_time, 2.3 / math.sqrt(max(len(x) - 2 * len(blocks), 1))
 
 
 def _pooled(pairs: Array) -> float:
@@ -190,10 +188,8 @@ def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
 
 
 def loss_and_time(rows: Rows, gap: Array, known: Array) -> Flag | None:
-    """Whether time explains smoothness as well as the loss does; `gap` in order of steps, on the rows `known`."""
-    y, step, run = rows.y[known], rows.step[known], rows.run[known]
-    by_run = np.lexsort((step, run))
-    return _tied(correlate(gap[by_run], y[by_run], step[by_run]), "loss")
+    """Whether time explains smoothness as well as the loss does; `gap` on the rows `known`."""
+    return _tied(correlate(gap, rows.y[known], rows.step[known], rows.run[known]), "loss")
 
 
 def _time(rows: Rows, found: Correlations) -> Flag | None:

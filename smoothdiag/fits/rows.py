@@ -17,6 +17,7 @@ NUMBERS = (
     "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
 )  # fmt: skip
 Labels = npt.NDArray[np.object_]
+Indices = npt.NDArray[np.int64]
 
 # Preference when the caller names no estimator: the first does not depend on the length of the step taken.
 PREFERRED = ("local", "path", "hessian_norm")
@@ -75,6 +76,17 @@ class Rows:
             step_norm=np.ldexp(self.step_norm, y - x),
             grad_variance=np.ldexp(self.grad_variance, -2 * x),
         )
+
+
+def step_blocks(step: Array, run: Array, num_blocks: int) -> list[Indices]:
+    """Indices of the rows in order of run and step, cut into blocks of one run each.
+
+    The runs share `num_blocks` by their numbers of rows; each gets at least one.
+    """
+    order = np.lexsort((step, run))
+    runs = np.split(order, np.flatnonzero(np.diff(run[order])) + 1)
+    shares = [max(1, round(num_blocks * len(rows) / len(run))) for rows in runs]
+    return [block for rows, share in zip(runs, shares, strict=True) for block in np.array_split(rows, share)]
 
 
 def as_frame(data: object) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from smoothdiag.fits.affine import Line, pinball, quantile_line, relative_weight
 from smoothdiag.fits.artefacts import MIN_POINTS
 from smoothdiag.fits.base import Array, Flag
 from smoothdiag.fits.models import EXACT, fit_constant
-from smoothdiag.fits.rows import Rows
+from smoothdiag.fits.rows import Rows, step_blocks
 from smoothdiag.fits.verdict import FLAT, rises
 
 NUM_BLOCKS = 12
@@ -29,11 +29,11 @@ def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | N
     """
     if len(rows.x) < MIN_POINTS or rises(line, (float(np.min(rows.x)), float(np.max(rows.x)))) < FLAT:
         return None
-    by_run = np.lexsort((rows.step, rows.run))
-    x, y = rows.x[by_run], rows.y[by_run]
-    blocks = np.array_split(np.arange(len(x)), NUM_BLOCKS)
+    blocks = step_blocks(rows.step, rows.run, NUM_BLOCKS)
+    order = np.concatenate(blocks)
+    x, y = rows.x[order], rows.y
     rng = np.random.default_rng(seed)
-    skill = _skill(x, y, line, quantile)
+    skill = _skill(x, y[order], line, quantile)
     surrogates = [
         _skill(x, y[np.concatenate([rng.permutation(block) for block in blocks])], line, quantile)
         for _ in range(NUM_SURROGATES)
