@@ -79,7 +79,15 @@ WINGS = {
         "fits.groups",
         "fits",
     ),
-    "optim": ("optim.clipped_momentum", "optim.ggnc", "optim"),
+    "optim": (
+        "optim.arithmetic",
+        "optim.base",
+        "optim.descent",
+        "optim.clipped_momentum",
+        "optim.ggnc",
+        "optim",
+    ),
+    "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
     "plots": (
         "plots.common",
         "plots.smoothness",

@@ -1,0 +1,151 @@
+"""Arithmetic of optimizer steps on lists of tensors: true global norms, updates without temporaries, no waiting.
+
+Lists hold local parts of one device and dtype. Scalars are 0-dim tensors, so that no step waits for a device.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from smoothdiag import vectors
+
+# Float32 sums over more entries lose digits: 2e-3 of the norm of 30 million entries on a CPU, 2e-7 in pieces of this.
+_PIECE = 2**16
+
+
+def lengths(tensors: Sequence[Tensor], *, foreach: bool = True) -> list[Tensor]:
+    """Returns the Euclidean norm of each of some tensors of one dtype; 0-dim, in float32 or wider."""
+    # Not float64 throughout: over float32 entries it costs five times as much on a CPU.
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    pieces = [_pieces(t) if wide == torch.float32 else (t,) for t in tensors]
+    flat = [piece for parts in pieces for piece in parts]
+    if foreach:
+        found = list(torch._foreach_norm(flat, 2, dtype=wide))
+    else:
+        found = [torch.linalg.vector_norm(piece, 2, dtype=wide) for piece in flat]
+    result, begin = [], 0
+    for parts in pieces:
+        part = found[begin : begin + len(parts)]
+        result.append(part[0] if len(part) == 1 else torch.linalg.vector_norm(torch.stack(part)))
+        begin += len(parts)
+    return result
+
+
+def total(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
+    """Returns the sum of numbers that belong to parameters, over all ranks that hold parts of those.
+
+    Args:
+        parts: Pairs of equally long lists: 0-dim values of the local parts on one device, and the parameters
+            (`Bucket.owners`) they belong to. Every rank must pass the same parameters in the same order.
+
+    Returns:
+        A 0-dim tensor in float64 (float32 where there is no float64) on the device of the first value.
+    """
+    first = parts[0][0][0]
+    sums: dict[tuple[dist.ProcessGroup, ...], Tensor] = {}
+    for values, owners in parts:
+        by_ranks: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+        for value, owner in zip(values, owners, strict=True):
+            by_ranks.setdefault(vectors._shard_groups(owner), []).append(value)
+        for ranks, found in by_ranks.items():
+            part = torch.stack(found).to(first.device).to(_widest(first.device)).sum()
+            sums[ranks] = sums[ranks] + part if ranks in sums else part
+    for ranks, part in sums.items():
+        for group in ranks:
+            dist.all_reduce(part, group=group)
+    return torch.stack(list(sums.values())).sum()
+
+
+def global_norm(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], *, foreach: bool = True) -> Tensor:
+    """Returns the Euclidean norm over the local parts of vectors on all ranks; 0-dim, see `total`.
+
+    Args:
+        parts: Pairs of equally long lists: local parts of one device and dtype, and the parameters they belong to.
+        foreach: Whether to use the operations on lists.
+    """
+    squares = []
+    for tensors, owners in parts:
+        found = torch.stack(lengths(tensors, foreach=foreach))
+        squares.append((list(found.to(_widest(found.device)).square().unbind()), owners))
+    return total(squares).sqrt()
+
+
+def scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """Returns a number as a 0-dim tensor with the dtype and device of another, without waiting for the device."""
+    if isinstance(value, Tensor) and value.device != like.device and value.device.type != "cpu":
+        value = value.to(like.device)
+    # A product takes a number, or a tensor on the CPU, along with the kernel; a copy would wait for it.
+    return torch.ones_like(like) * value
+
+
+def average_(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float, *, foreach: bool = True) -> None:
+    """Moves averages by ``weight`` in [0, 1] towards new values, in place."""
+    if foreach:
+        torch._foreach_lerp_(list(averages), list(values), weight)
+    else:
+        for average, value in zip(averages, values, strict=True):
+            average.lerp_(value, weight)
+
+
+def multiply_(params: Sequence[Tensor], factor: float | Tensor, *, foreach: bool = True) -> None:
+    """Multiplies parameters by a number or a 0-dim tensor, in place."""
+    first = params[0]
+    if isinstance(factor, Tensor):
+        if first.dtype.itemsize < 4:  # in bfloat16 the factor itself would be rounded to 1
+            for p in params:
+                p.copy_(p.float() * factor.to(first.device).float())
+            return
+        factor = factor.to(first.device).to(first.dtype)
+    if foreach:
+        torch._foreach_mul_(list(params), factor)
+    else:
+        for p in params:
+            p.mul_(factor)
+
+
+def subtract_scaled_(
+    params: Sequence[Tensor],
+    directions: Sequence[Tensor],
+    scale: Tensor | Sequence[Tensor],
+    *,
+    foreach: bool = True,
+) -> None:
+    """Subtracts ``scale`` times directions from parameters of one device and dtype, in place.
+
+    Args:
+        params: Tensors to move.
+        directions: Tensors of their shapes and dtype.
+        scale: 0-dim tensor, or one for each parameter.
+        foreach: Whether to use the operations on lists.
+    """
+    first = params[0]
+    one = isinstance(scale, Tensor)
+    if first.dtype.itemsize < 4:  # the rate itself would lose its digits, or vanish in float16
+        each = [scale] * len(params) if isinstance(scale, Tensor) else list(scale)
+        for p, d, s in zip(params, directions, each, strict=True):
+            p.copy_(p.float() - d.float() * s.to(first.device).float())
+        return
+    scales = [s.to(first.device).to(first.dtype) for s in ([scale] if isinstance(scale, Tensor) else scale)]
+    if foreach and one and first.device.type != "cpu":  # addcmul would launch one kernel per tensor
+        torch._foreach_sub_(list(params), torch._foreach_mul(list(directions), scales[0]))
+        return
+    if one:
+        scales *= len(params)
+    if foreach:  # without a temporary: 2.7 times as fast on a CPU
+        torch._foreach_addcmul_(list(params), list(directions), scales, value=-1)
+    else:
+        for p, d, s in zip(params, directions, scales, strict=True):
+            p.addcmul_(d, s, value=-1)
+
+
+def _pieces(x: Tensor) -> Sequence[Tensor]:
+    if x.numel() <= _PIECE or x.device.type != "cpu" or not x.is_contiguous():
+        return (x,)
+    return cast(Sequence[Tensor], torch.split(x.view(-1), _PIECE))
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

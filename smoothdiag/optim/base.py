@@ -1,0 +1,221 @@
+"""What the optimizers share: options, checked at every step, and parameters, gradients and states in buckets."""
+
+import abc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from smoothdiag import vectors
+
+Group = dict[str, Any]
+
+
+class Option(NamedTuple):
+    """What values an option of a group may take."""
+
+    valid: Callable[[Any], bool]
+    requirement: str
+    """Completes "should be"."""
+    tensor: bool = False
+    """Whether a 0-dim tensor is allowed. Its value is not checked: to read it would wait for the device."""
+
+
+LEARNING_RATE = Option(lambda v: 0 <= v < math.inf, "finite and non-negative", tensor=True)
+NON_NEGATIVE = Option(lambda v: 0 <= v < math.inf, "finite and non-negative")
+POSITIVE = Option(lambda v: v > 0, "positive", tensor=True)
+FLAG = Option(lambda v: isinstance(v, bool), "True or False")
+COMMON: Mapping[str, Option] = {
+    "lr": LEARNING_RATE,
+    "maximize": FLAG,
+    "foreach": Option(lambda v: v is None or isinstance(v, bool), "True, False or None"),
+    "capturable": FLAG,
+}
+
+
+@dataclass
+class Bucket:
+    """The parameters of one group that have a gradient and share a device and a dtype.
+
+    Attributes:
+        group: The options.
+        owners: The parameters as the optimizer was given them; DTensors where they are sharded.
+        params: The parts of them that this rank holds, sharing their memory.
+        grads: The same parts of the gradients. Only to be read.
+        states: The same parts of what is kept for each parameter, by name; ``"step"`` is 0-dim.
+    """
+
+    group: Group
+    owners: list[Tensor]
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: dict[str, list[Tensor]]
+
+    @property
+    def foreach(self) -> bool:
+        """Whether to use the operations on lists."""
+        return self.group["foreach"] is not False
+
+
+class StepOptimizer(Optimizer, abc.ABC):
+    """Base of the optimizers: a subclass names its options and what it keeps, and writes the step.
+
+    ``.grad`` is never written. A step that raises changes nothing. Nothing waits for a device, unless DTensor
+    gradients lie otherwise than their parameters.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]]
+    """One for every option of a group."""
+
+    @abc.abstractmethod
+    def _kept(self, group: Group) -> Sequence[str]:
+        """Returns the names of the states of a parameter; all are zeros like it at first, ``"step"`` is 0-dim."""
+
+    @abc.abstractmethod
+    def _update(self, buckets: list[Bucket]) -> None:
+        """Moves the parameters. ``buckets`` holds at least one; nothing in here should be able to raise."""
+
+    def _check(self, group: Group) -> None:
+        """Raises a ValueError if an option is out of range; extend it for what options mean to each other."""
+        for name, option in self.OPTIONS.items():
+            check_option(name, group[name], option)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a pickled or saved state; options it does not know take their defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group; see `torch.optim.Optimizer.add_param_group`."""
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Takes one step without waiting for a device.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss.
+
+        Returns:
+            What ``closure`` returned, if there is one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            # Everything that can raise comes before the first write: a refused step changes nothing.
+            for group in self.param_groups:
+                self._check(group)
+                for param in group["params"]:
+                    if param.grad is not None:
+                        _check_gradient(self, param, param.grad)
+            self._check_capture()
+            buckets = [bucket for group in self.param_groups for bucket in self._buckets(group)]
+            if buckets:
+                self._update(buckets)
+        return loss
+
+    def _check_capture(self) -> None:
+        if torch.compiler.is_compiling() or not (
+            torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        ):
+            return
+        for group in self.param_groups:
+            if not group["capturable"]:
+                raise RuntimeError("Parameter `capturable` should be True to capture a step in a CUDA graph.")
+            for name, value in group.items():
+                if isinstance(value, Tensor) and not value.is_cuda:  # replays would not see it change
+                    raise RuntimeError(f"Parameter `{name}` should be on the GPU to be captured in a CUDA graph.")
+
+    # torch.compile runs a method of this name and signature as it is and maps what it appends to the lists: hence
+    # lists to fill, and nothing returned.
+    def _init_group(self, group: Group, owners: list[Tensor], grads: list[Tensor], *states: list[Tensor]) -> None:
+        kept = self._kept(group)
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            owners.append(param)
+            grads.append(param.grad)
+            for name, found in zip(kept, states, strict=True):
+                state = self.state[param]
+                if name not in state:
+                    state[name] = _new_step(param, group) if name == "step" else _zeros(param)
+                found.append(state[name])
+
+    def _buckets(self, group: Group) -> list[Bucket]:
+        names = self._kept(group)
+        owners: list[Tensor] = []
+        grads: list[Tensor] = []
+        states: list[list[Tensor]] = [[] for _ in names]
+        self._init_group(group, owners, grads, *states)
+        buckets: dict[tuple[torch.device, torch.dtype], Bucket] = {}
+        for i, param in enumerate(owners):
+            key = (param.device, param.dtype)
+            if key not in buckets:
+                buckets[key] = Bucket(group, [], [], [], {name: [] for name in names})
+            bucket = buckets[key]
+            bucket.owners.append(param)
+            bucket.params.append(_local(param))
+            bucket.grads.append(_local_like(grads[i], param))
+            for name, found in zip(names, states, strict=True):
+                bucket.states[name].append(_local(found[i]))
+        return list(buckets.values())
+
+
+def check_option(name: str, value: Any, option: Option) -> None:
+    """Raises a ValueError if an option has a value that it may not have."""
+    if isinstance(value, Tensor):
+        if not option.tensor or value.dim() > 0:
+            number = "a number or a 0-dim tensor" if option.tensor else "no tensor"
+            raise ValueError(f"Parameter `{name}` should be {number}. Found `{name} = {value!r}`.")
+        return
+    try:
+        valid = option.valid(value)
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"Parameter `{name}` should be {option.requirement}. Found `{name} = {value!r}`.")
+
+
+def _check_gradient(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
+    if grad.layout != torch.strided or grad.is_complex():
+        kind = "complex" if grad.is_complex() else "sparse"
+        raise RuntimeError(f"{type(optimizer).__name__} needs dense, real gradients. Found a {kind} one.")
+    if vectors.is_sharded(param) != vectors.is_sharded(grad):
+        raise RuntimeError(
+            "A parameter that is a DTensor needs a gradient that is one, and others need one that is not."
+        )
+    if vectors.is_sharded(param) and vectors.is_sharded(grad) and param.device_mesh != grad.device_mesh:
+        raise RuntimeError("A gradient should lie on the device mesh of its parameter.")
+
+
+def _local(x: Tensor) -> Tensor:
+    return vectors.local(x) if vectors.is_sharded(x) else x
+
+
+def _local_like(grad: Tensor, param: Tensor) -> Tensor:
+    if vectors.is_sharded(grad) and vectors.is_sharded(param) and grad.placements != param.placements:
+        grad = grad.redistribute(param.device_mesh, param.placements)
+    return _local(grad)
+
+
+def _zeros(param: Tensor) -> Tensor:
+    return torch.zeros_like(param, memory_format=torch.preserve_format)
+
+
+def _new_step(param: Tensor, group: Group) -> Tensor:
+    # On the CPU arithmetic with it is free; a captured graph needs it where the parameter is.
+    return torch.zeros((), dtype=torch.float32, device=_local(param).device if group["capturable"] else "cpu")
