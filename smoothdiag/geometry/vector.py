@@ -1,4 +1,4 @@
-"""Geometries: a norm, its dual norm and its linear minimisation oracle, one small class each."""
+"""Geometries of whole parameter lists."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,0 +1,26 @@
+"""Geometries: a norm, its dual norm and its linear minimisation oracle, one small class each.
+
+`Geometry` measures a list of parameters, `LayerGeometry` the tensor of one layer; `Product` makes the first of the
+second.
+"""
+
+from smoothdiag.geometry.layer import RMS, Column, Frobenius, LayerGeometry, Row, Sign
+from smoothdiag.geometry.product import Product
+from smoothdiag.geometry.spectral import Convolution, Spectral, newton_schulz
+from smoothdiag.geometry.vector import Diagonal, Euclidean, Geometry
+
+__all__ = [
+    "RMS",
+    "Column",
+    "Convolution",
+    "Diagonal",
+    "Euclidean",
+    "Frobenius",
+    "Geometry",
+    "LayerGeometry",
+    "Product",
+    "Row",
+    "Sign",
+    "Spectral",
+    "newton_schulz",
+]

@@ -1,0 +1,227 @@
+"""Geometries of the weights of one layer: of one tensor, seen as a map from its inputs to its outputs.
+
+A weight has the shape (outputs, inputs, ...), as torch stores it. With the root mean square ||v|| / sqrt(len(v)) as the
+size of an activation, the sizes of weights here do not change with the width of a network.
+
+Source: Pethick, Xie, Antonakopoulos, Zhu, Silveti-Falls, Cevher 2025 (ICML), "Training Deep Learning Models with
+Norm-Constrained LMOs", Tables 2 to 4; the norms behind them: Bernstein and Newhouse 2024, "Old optimizer, new norm".
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+
+
+class LayerGeometry(ABC):
+    """A norm on one tensor. A subclass has the four methods that start with an underscore.
+
+    Sharded tensors (DTensor) are gathered: every rank gets the whole, and computes what the others compute. Scalars
+    come back as plain 0-dim tensors in float32 or wider; nothing waits for a device unless a class says so.
+    """
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Returns ||x||, 0-dim."""
+        return self._norm(_checked(self, _whole(x)))
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        """Returns ||g||_* = max of <g, x> over ||x|| <= 1, 0-dim."""
+        return self._dual_norm(_checked(self, _whole(g)))
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Returns a minimiser of <g, x> over ||x|| <= 1, shaped like ``g`` and in its dtype; zero where g = 0."""
+        return self.minimize([g])[0][0]
+
+    def minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns lmo(g) and -<g, lmo(g)> for every tensor; the second is the dual norm wherever lmo is exact."""
+        minimisers, products = self._minimize([_checked(self, _whole(g)) for g in gs])
+        return [_sharded_like(m.to(g.dtype), g) for m, g in zip(minimisers, gs, strict=True)], products
+
+    def check(self, shape: torch.Size) -> None:
+        """Raises a ValueError if tensors of this shape have no such norm."""
+        if len(shape) < self._min_dim:
+            kind = type(self).__name__
+            raise ValueError(f"Parameter `shape` should have {self._min_dim} dimensions for {kind}. Found `{shape}`.")
+
+    _min_dim = 0
+
+    @abstractmethod
+    def _norm(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _dual_norm(self, g: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]: ...
+
+
+class _Slices(LayerGeometry):
+    """The largest Euclidean norm of a slice, times a factor; the dual is the sum over slices, divided by it."""
+
+    def _norm(self, x: Tensor) -> Tensor:
+        lengths = _directions(self._slices(x))[1]
+        return (lengths.amax() if lengths.numel() else lengths.sum()) * self._factor(x)
+
+    def _dual_norm(self, g: Tensor) -> Tensor:
+        return _directions(self._slices(g))[1].sum() / self._factor(g)
+
+    def _minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        minimisers, products = [], []
+        for g in gs:
+            directions, lengths = _directions(self._slices(g))
+            factor = self._factor(g)
+            minimisers.append(self._joined(directions.mul_(-1 / factor), g.shape))
+            products.append(lengths.sum() / factor)
+        return minimisers, products
+
+    def _slices(self, g: Tensor) -> Tensor:
+        """Returns the slices as the rows of a matrix."""
+        return g.reshape(g.shape[0], -1)
+
+    def _joined(self, slices: Tensor, shape: torch.Size) -> Tensor:
+        """Undoes `_slices`."""
+        return slices.reshape(shape)
+
+    @abstractmethod
+    def _factor(self, g: Tensor) -> float: ...
+
+
+@dataclass(frozen=True)
+class Frobenius(_Slices):
+    """The Euclidean norm of one tensor; its own dual. Steps of one length for every tensor, as in LARS."""
+
+    def _slices(self, g: Tensor) -> Tensor:
+        return g.reshape(1, -1)
+
+    def _factor(self, g: Tensor) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class RMS(Frobenius):
+    """The root mean square of all n entries, for biases and the gains of normalisations; lmo(g) = -g / rms(g).
+
+    Its dual norm is sqrt(n) ||g||_2.
+    """
+
+    def _factor(self, g: Tensor) -> float:
+        return 1 / math.sqrt(max(g.numel(), 1))
+
+
+@dataclass(frozen=True)
+class Row(_Slices):
+    """The largest Euclidean norm of a row, times a power of the row's length d; the dual is a sum over rows.
+
+    Attributes:
+        table: False for a map, whose rows each make one output: the norm is max sqrt(d) ||row||, from the root mean
+            square of inputs to the largest output. True for an embedding table, whose rows are the activations
+            themselves: the norm is the largest root mean square, max ||row|| / sqrt(d).
+    """
+
+    table: bool = False
+    _min_dim = 2
+
+    def _factor(self, g: Tensor) -> float:
+        width = math.sqrt(max(math.prod(g.shape[1:]), 1))
+        return 1 / width if self.table else width
+
+
+@dataclass(frozen=True)
+class Column(_Slices):
+    """The largest root mean square of a column of a matrix: of what one input unit adds to the d_out outputs.
+
+    The norm is max ||column|| / sqrt(d_out), its dual sqrt(d_out) sum ||column||.
+    """
+
+    _min_dim = 2
+
+    def check(self, shape: torch.Size) -> None:
+        """Raises a ValueError unless the shape is that of a matrix."""
+        super().check(shape)
+        if len(shape) > 2:
+            raise ValueError(f"Parameter `shape` should have 2 dimensions for Column. Found `{shape}`.")
+
+    def _slices(self, g: Tensor) -> Tensor:
+        return g.T
+
+    def _joined(self, slices: Tensor, shape: torch.Size) -> Tensor:
+        return slices.T.contiguous()
+
+    def _factor(self, g: Tensor) -> float:
+        return 1 / math.sqrt(max(g.shape[0], 1))
+
+
+@dataclass(frozen=True)
+class Sign(LayerGeometry):
+    """The largest absolute entry, times a factor c: lmo(g) = -sign(g) / c, and the dual norm is ||g||_1 / c.
+
+    Attributes:
+        per_input: False for inputs that are indices or of size 1, such as an embedding's: c = 1. True for a map of
+            d_in inputs (all dimensions but the first), such as a head: c = d_in.
+    """
+
+    per_input: bool = False
+
+    def check(self, shape: torch.Size) -> None:
+        """Raises a ValueError if there are no inputs to count."""
+        if self.per_input and len(shape) < 2:
+            raise ValueError(f"Parameter `shape` should have 2 dimensions for Sign(per_input=True). Found `{shape}`.")
+
+    def _norm(self, x: Tensor) -> Tensor:
+        wide = _wide(x).abs()
+        return (wide.amax() if wide.numel() else wide.sum()) * self._factor(x)
+
+    def _dual_norm(self, g: Tensor) -> Tensor:
+        return _wide(g).abs().sum() / self._factor(g)
+
+    def _minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        minimisers = [g.sign().mul_(-1 / self._factor(g)) for g in gs]
+        # A norm reads a bfloat16 tensor once and sums in float32; abs().sum() would make copies of it.
+        sums = [torch.linalg.vector_norm(g, 1, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gs]
+        return minimisers, [s / self._factor(g) for s, g in zip(sums, gs, strict=True)]
+
+    def _factor(self, g: Tensor) -> float:
+        return float(max(math.prod(g.shape[1:]), 1)) if self.per_input else 1.0
+
+
+def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the rows of a matrix at length 1 (zeros stay zeros), and their lengths, shape (rows, 1)."""
+    rows = _wide(rows)
+    if rows.numel() == 0:
+        return rows.clone(), rows.new_zeros(rows.shape[0], 1)
+    # By the largest entry first: squares of 1e-30 are zero in float32, and those of 1e30 infinite.
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    scaled = rows / largest.where(largest > 0, 1.0)
+    lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled.div_(lengths.clamp(min=1.0)), lengths * largest
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _checked(geometry: LayerGeometry, x: Tensor) -> Tensor:
+    geometry.check(x.shape)
+    return x
+
+
+def _whole(x: Tensor) -> Tensor:
+    whole: Tensor = x.full_tensor() if vectors.is_sharded(x) else x
+    return whole.detach()
+
+
+def _sharded_like(whole: Tensor, like: Tensor) -> Tensor:
+    """Returns a tensor that every rank holds as a whole, in the shards of ``like``."""
+    if not vectors.is_sharded(like):
+        return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = like.device_mesh
+    # Every rank keeps its part of what it has: nothing is sent.
+    copies = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return copies.redistribute(placements=like.placements)

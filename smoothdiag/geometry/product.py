@@ -1,0 +1,64 @@
+"""The product of geometries of layers: a geometry of a whole model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smoothdiag.geometry.layer import LayerGeometry
+from smoothdiag.vectors import Vector
+
+
+@dataclass(frozen=True)
+class Product:
+    """The largest of the layers' norms, each divided by its radius; the dual is a sum over all layers.
+
+    ||x|| = max ||x_l||_l / r_l, ||g||_* = sum r_l ||g_l||_l*, and lmo(g)_l = r_l lmo_l(g_l): the minimiser of a layer
+    depends on that layer alone, the dual norm on all.
+
+    Attributes:
+        layers: A geometry for each parameter.
+        radii: Radius r_l for each parameter. Empty: 1 for all.
+
+    Raises:
+        ValueError: If numbers of layers, radii and tensors differ, or a radius is not positive.
+
+    Source: Pethick et al. 2025 (NeurIPS), "Generalized Gradient Norm Clipping & Non-Euclidean (L0,L1)-Smoothness",
+    section 3.3 with the max norm. Its dual norm is printed there with 1 / r_l; the factor is r_l.
+    """
+
+    layers: tuple[LayerGeometry, ...]
+    radii: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.radii:
+            object.__setattr__(self, "radii", (1.0,) * len(self.layers))
+        if len(self.radii) != len(self.layers) or not all(r > 0 for r in self.radii):
+            raise ValueError(
+                f"Parameter `radii` should be {len(self.layers)} positive numbers. Found `radii = {self.radii}`."
+            )
+
+    def norm(self, x: Vector) -> Tensor:
+        """Returns max ||x_l||_l / r_l, a 0-dim float64 tensor."""
+        return self._gather(x, lambda layer, radius, t: layer.norm(t).double() / radius).amax()
+
+    def dual_norm(self, g: Vector) -> Tensor:
+        """Returns sum r_l ||g_l||_l*, a 0-dim float64 tensor; exact also where ``lmo`` is not."""
+        return self._gather(g, lambda layer, radius, t: layer.dual_norm(t).double() * radius).sum()
+
+    def lmo(self, g: Vector) -> list[Tensor]:
+        """Returns the minimisers r_l lmo_l(g_l)."""
+        self._check(g)
+        return [layer.lmo(t) * radius for layer, radius, t in zip(self.layers, self.radii, g, strict=True)]
+
+    def _gather(self, a: Vector, value: Callable[[LayerGeometry, float, Tensor], Tensor]) -> Tensor:
+        self._check(a)
+        found = [value(*each) for each in zip(self.layers, self.radii, a, strict=True)]
+        return torch.stack([v.to(found[0].device) for v in found])
+
+    def _check(self, a: Vector) -> None:
+        if len(a) != len(self.layers):
+            raise ValueError(
+                f"Parameter `a` should be {len(self.layers)} tensors, one for each layer. Found `len(a) = {len(a)}`."
+            )
