@@ -4,13 +4,14 @@
 second.
 """
 
-from smoothdiag.geometry.layer import RMS, Column, Frobenius, LayerGeometry, Row, Sign
-from smoothdiag.geometry.product import Product
+from smoothdiag.geometry.layer import RMS, Column, Frobenius, LayerGeometry, Row, Sign, describe
+from smoothdiag.geometry.product import ByShape, Product
 from smoothdiag.geometry.spectral import Convolution, Spectral, newton_schulz
 from smoothdiag.geometry.vector import Diagonal, Euclidean, Geometry
 
 __all__ = [
     "RMS",
+    "ByShape",
     "Column",
     "Convolution",
     "Diagonal",
@@ -22,5 +23,6 @@ __all__ = [
     "Row",
     "Sign",
     "Spectral",
+    "describe",
     "newton_schulz",
 ]

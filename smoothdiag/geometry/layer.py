@@ -10,7 +10,7 @@ Norm-Constrained LMOs", Tables 2 to 4; the norms behind them: Bernstein and Newh
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 from torch import Tensor
@@ -181,12 +181,17 @@ class Sign(LayerGeometry):
 
     def _minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         minimisers = [g.sign().mul_(-1 / self._factor(g)) for g in gs]
-        # A norm reads a bfloat16 tensor once and sums in float32; abs().sum() would make copies of it.
-        sums = [torch.linalg.vector_norm(g, 1, dtype=torch.promote_types(g.dtype, torch.float32)) for g in gs]
-        return minimisers, [s / self._factor(g) for s, g in zip(sums, gs, strict=True)]
+        return minimisers, [self._dual_norm(g) for g in gs]
 
     def _factor(self, g: Tensor) -> float:
         return float(max(math.prod(g.shape[1:]), 1)) if self.per_input else 1.0
+
+
+def describe(geometry: object) -> str:
+    """Returns the name of a geometry with the attributes that differ from their defaults, as one would write it."""
+    assert is_dataclass(geometry)
+    given = [f for f in fields(geometry) if getattr(geometry, f.name) != f.default]
+    return f"{type(geometry).__name__}({', '.join(f'{f.name}={getattr(geometry, f.name)!r}' for f in given)})"
 
 
 def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +202,8 @@ def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
     # By the largest entry first: squares of 1e-30 are zero in float32, and those of 1e30 infinite.
     largest = rows.abs().amax(dim=1, keepdim=True)
     scaled = rows / largest.where(largest > 0, 1.0)
-    lengths = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    # Not vector_norm: in float32 it loses digits over millions of entries on a CPU, where sum adds up pairs.
+    lengths = scaled.square().sum(dim=1, keepdim=True).sqrt_()
     return scaled.div_(lengths.clamp(min=1.0)), lengths * largest
 
 

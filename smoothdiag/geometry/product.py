@@ -1,13 +1,53 @@
-"""The product of geometries of layers: a geometry of a whole model."""
+"""Geometries that put others together: one for each shape, and the product over the layers of a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from smoothdiag.geometry.layer import LayerGeometry
+from smoothdiag.geometry.layer import RMS, LayerGeometry
+from smoothdiag.geometry.spectral import Convolution, Spectral
 from smoothdiag.vectors import Vector
+
+_SPECTRAL, _CONVOLUTION, _RMS = Spectral(), Convolution(), RMS()
+
+
+@dataclass(frozen=True)
+class ByShape(LayerGeometry):
+    """Takes the geometry that suits a tensor's number of dimensions.
+
+    Attributes:
+        matrix: For two dimensions.
+        convolution: For three and more.
+        vector: For none and one.
+    """
+
+    matrix: LayerGeometry = _SPECTRAL
+    convolution: LayerGeometry = _CONVOLUTION
+    vector: LayerGeometry = _RMS
+
+    def check(self, shape: torch.Size) -> None:
+        """Raises a ValueError if the geometry for this number of dimensions does."""
+        self._of(shape).check(shape)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return self._of(x.shape).norm(x)
+
+    def _dual_norm(self, g: Tensor) -> Tensor:
+        return self._of(g.shape).dual_norm(g)
+
+    def _minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        minimisers, products = list(gs), list(gs)
+        for geometry in dict.fromkeys(self._of(g.shape) for g in gs):
+            members = [i for i, g in enumerate(gs) if self._of(g.shape) == geometry]
+            found = geometry.minimize([gs[i] for i in members])  # together, for what is done in batches
+            for i, minimiser, product in zip(members, *found, strict=True):
+                minimisers[i], products[i] = minimiser, product
+        return minimisers, products
+
+    def _of(self, shape: torch.Size) -> LayerGeometry:
+        return self.vector if len(shape) < 2 else self.matrix if len(shape) == 2 else self.convolution
 
 
 @dataclass(frozen=True)
