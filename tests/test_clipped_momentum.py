@@ -295,7 +295,8 @@ INVALID = [
     ("lr", -0.1), ("lr", math.nan), ("lr", math.inf), ("threshold", 0.0), ("threshold", -1.0),
     ("threshold", math.nan), ("momentum", 1.0), ("momentum", -0.1), ("momentum", math.nan), ("nu", 1.1),
     ("nu", -0.1), ("clip", "value"), ("weight_decay", -1.0), ("weight_decay", math.nan),
-    ("lr", torch.tensor(0.1)),
+    ("lr", torch.tensor([0.1])), ("nu", torch.tensor(0.1)), ("threshold", "big"),
+    ("foreach", 1), ("norm_scope", "layer"), ("bias_correction", None),
 ]  # fmt: skip
 
 

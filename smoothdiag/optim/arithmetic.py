@@ -51,12 +51,17 @@ def total(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
         for value, owner in zip(values, owners, strict=True):
             by_ranks.setdefault(vectors._shard_groups(owner), []).append(value)
         for ranks, found in by_ranks.items():
-            part = torch.stack(found).to(first.device).to(_widest(first.device)).sum()
+            part = torch.stack(found).to(first.device).to(widest(first.device)).sum()
             sums[ranks] = sums[ranks] + part if ranks in sums else part
     for ranks, part in sums.items():
         for group in ranks:
             dist.all_reduce(part, group=group)
     return torch.stack(list(sums.values())).sum()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Returns the widest floating-point type that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def global_norm(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], *, foreach: bool = True) -> Tensor:
@@ -69,7 +74,7 @@ def global_norm(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], *, f
     squares = []
     for tensors, owners in parts:
         found = torch.stack(lengths(tensors, foreach=foreach))
-        squares.append((list(found.to(_widest(found.device)).square().unbind()), owners))
+        squares.append((list(found.to(widest(found.device)).square().unbind()), owners))
     return total(squares).sqrt()
 
 
@@ -88,6 +93,13 @@ def average_(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float
     else:
         for average, value in zip(averages, values, strict=True):
             average.lerp_(value, weight)
+
+
+def add_scaled(a: Sequence[Tensor], b: Sequence[Tensor], alpha: float, *, foreach: bool = True) -> Sequence[Tensor]:
+    """Returns a + alpha b."""
+    if foreach:
+        return torch._foreach_add(list(a), list(b), alpha=alpha)
+    return [torch.add(x, y, alpha=alpha) for x, y in zip(a, b, strict=True)]
 
 
 def multiply_(params: Sequence[Tensor], factor: float | Tensor, *, foreach: bool = True) -> None:
@@ -147,5 +159,4 @@ def _pieces(x: Tensor) -> Sequence[Tensor]:
     return cast(Sequence[Tensor], torch.split(x.view(-1), _PIECE))
 
 
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+_widest = widest

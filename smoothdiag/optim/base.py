@@ -52,7 +52,7 @@ class Bucket:
     group: Group
     owners: list[Tensor]
     params: list[Tensor]
-    grads: list[Tensor]
+    grads: Sequence[Tensor]
     states: dict[str, list[Tensor]]
 
     @property
@@ -71,9 +71,16 @@ class StepOptimizer(Optimizer, abc.ABC):
     OPTIONS: ClassVar[Mapping[str, Option]]
     """One for every option of a group."""
 
+    LATER: ClassVar[Mapping[str, Any]] = {}
+    """Options that states saved by the first version do not have, and what they then amounted to."""
+
     @abc.abstractmethod
     def _kept(self, group: Group) -> Sequence[str]:
-        """Returns the names of the states of a parameter; all are zeros like it at first, ``"step"`` is 0-dim."""
+        """Returns the names of the states of a parameter: zeros like it at first.
+
+        A state called ``"step"`` comes first and is 0-dim: a counter for the subclass to advance. It starts at
+        infinity where there are other states already, since nobody counted how old those are.
+        """
 
     @abc.abstractmethod
     def _update(self, buckets: list[Bucket]) -> None:
@@ -87,6 +94,7 @@ class StepOptimizer(Optimizer, abc.ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a pickled or saved state; options it does not know take their defaults."""
         super().__setstate__(state)
+        self.defaults = {**self.LATER, **self.defaults}
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -149,10 +157,13 @@ class StepOptimizer(Optimizer, abc.ABC):
                 continue
             owners.append(param)
             grads.append(param.grad)
+            if "step" not in kept and param in self.state:
+                self.state[param].pop("step", None)  # it would stop while the other states go on
             for name, found in zip(kept, states, strict=True):
                 state = self.state[param]
                 if name not in state:
-                    state[name] = _new_step(param, group) if name == "step" else _zeros(param)
+                    zeros = torch.zeros_like(param, memory_format=torch.preserve_format)
+                    state[name] = _new_step(param, group, state) if name == "step" else zeros
                 found.append(state[name])
 
     def _buckets(self, group: Group) -> list[Bucket]:
@@ -161,18 +172,19 @@ class StepOptimizer(Optimizer, abc.ABC):
         grads: list[Tensor] = []
         states: list[list[Tensor]] = [[] for _ in names]
         self._init_group(group, owners, grads, *states)
-        buckets: dict[tuple[torch.device, torch.dtype], Bucket] = {}
+        members: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for i, param in enumerate(owners):
-            key = (param.device, param.dtype)
-            if key not in buckets:
-                buckets[key] = Bucket(group, [], [], [], {name: [] for name in names})
-            bucket = buckets[key]
-            bucket.owners.append(param)
-            bucket.params.append(_local(param))
-            bucket.grads.append(_local_like(grads[i], param))
-            for name, found in zip(names, states, strict=True):
-                bucket.states[name].append(_local(found[i]))
-        return list(buckets.values())
+            members.setdefault((param.device, param.dtype), []).append(i)
+        return [
+            Bucket(
+                group,
+                owners=[owners[i] for i in indices],
+                params=[_local(owners[i]) for i in indices],
+                grads=[_local_like(grads[i], owners[i]) for i in indices],
+                states={name: [_local(found[i]) for i in indices] for name, found in zip(names, states, strict=True)},
+            )
+            for indices in members.values()
+        ]
 
 
 def check_option(name: str, value: Any, option: Option) -> None:
@@ -194,6 +206,8 @@ def _check_gradient(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
     if grad.layout != torch.strided or grad.is_complex():
         kind = "complex" if grad.is_complex() else "sparse"
         raise RuntimeError(f"{type(optimizer).__name__} needs dense, real gradients. Found a {kind} one.")
+    if grad.dtype != param.dtype:
+        raise RuntimeError(f"{type(optimizer).__name__} needs gradients of the dtype of their parameters.")
     if vectors.is_sharded(param) != vectors.is_sharded(grad):
         raise RuntimeError(
             "A parameter that is a DTensor needs a gradient that is one, and others need one that is not."
@@ -212,10 +226,7 @@ def _local_like(grad: Tensor, param: Tensor) -> Tensor:
     return _local(grad)
 
 
-def _zeros(param: Tensor) -> Tensor:
-    return torch.zeros_like(param, memory_format=torch.preserve_format)
-
-
-def _new_step(param: Tensor, group: Group) -> Tensor:
-    # On the CPU arithmetic with it is free; a captured graph needs it where the parameter is.
-    return torch.zeros((), dtype=torch.float32, device=_local(param).device if group["capturable"] else "cpu")
+def _new_step(param: Tensor, group: Group, state: dict[str, Any]) -> Tensor:
+    # On the CPU arithmetic with it is cheap; a captured graph needs it where the parameter is.
+    device = _local(param).device if group["capturable"] else torch.device("cpu")
+    return torch.full((), math.inf if state else 0.0, dtype=torch.float32, device=device)
