@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 
@@ -11,13 +12,15 @@ class SlowClippedMomentum:
 
     Args:
         groups: One list of float64 tensors per group, moved in place.
-        options: One dict per group: lr, threshold, momentum, nu, clip, weight_decay, maximize.
+        options: One dict per group: lr, threshold, momentum, nu, clip, weight_decay, maximize; and, if they differ
+            from the paper: longest_step (threshold None), decoupled_weight_decay, bias_correction, norm_scope.
     """
 
     def __init__(self, groups: Sequence[Sequence[Tensor]], options: Sequence[dict]) -> None:
         self.groups = groups
         self.options = options
         self.momenta = [[[0.0] * p.numel() for p in group] for group in groups]
+        self.ages = [[0 for _ in group] for group in groups]
 
     def step(self, grads: Sequence[Sequence[Tensor | None]]) -> None:
         """Takes one step; a gradient of None leaves its parameter and its momentum alone."""
@@ -25,31 +28,76 @@ class SlowClippedMomentum:
         for i, group in enumerate(self.groups):
             for j, p in enumerate(group):
                 if grads[i][j] is not None:
-                    sign = -1.0 if self.options[i]["maximize"] else 1.0
-                    live.append((self.options[i], p, [sign * v.item() for v in grads[i][j].flatten()], i, j))
+                    o = self.options[i]
+                    sign = -1.0 if o["maximize"] else 1.0
+                    g = [sign * v.item() for v in grads[i][j].flatten()]
+                    if not o.get("decoupled_weight_decay", True):
+                        g = [v + o["weight_decay"] * x.item() for v, x in zip(g, p.flatten(), strict=True)]
+                    live.append((o, p, g, i, j))
 
+        averages = {}
         for o, _, g, i, j in live:
             beta, m = o["momentum"], self.momenta[i][j]
             for k in range(len(g)):
                 m[k] = beta * m[k] + (1 - beta) * g[k]
-        g_norm = math.sqrt(sum(v**2 for _, _, g, _, _ in live for v in g))
-        m_norm = math.sqrt(sum(v**2 for _, _, _, i, j in live for v in self.momenta[i][j]))
+            self.ages[i][j] += 1
+            corrected = o.get("bias_correction", False)
+            averages[i, j] = [v / (1 - beta ** self.ages[i][j]) for v in m] if corrected else m
 
         for o, p, g, i, j in live:
-            eta, nu, m = o["lr"], o["nu"], self.momenta[i][j]
+            counted = [e for e in live if o.get("norm_scope", "all") == "all" or e[3] == i]
+            g_norm = math.sqrt(sum(v**2 for e in counted for v in e[2]))
+            m_norm = math.sqrt(sum(v**2 for e in counted for v in averages[e[3], e[4]]))
+            eta, nu, m = o["lr"], o["nu"], averages[i, j]
             flat = p.view(-1)
             for k in range(len(g)):
                 x = flat[k].item()
-                x = x - eta * o["weight_decay"] * x
+                if o.get("decoupled_weight_decay", True):
+                    x = x - eta * o["weight_decay"] * x
                 x = x - nu * _rate(m_norm, o) * m[k] - (1 - nu) * _rate(g_norm, o) * g[k]
                 flat[k] = x
 
 
 def _rate(norm: float, o: dict) -> float:
     eta = o["lr"]
-    if norm == 0 or o["threshold"] == math.inf:
+    if norm == 0 or math.inf in (o["threshold"], o.get("longest_step")) or (eta == 0 and o["clip"] != "normalize"):
         return eta
-    gamma = eta * o["threshold"]
+    gamma = o["longest_step"] if o["threshold"] is None else eta * o["threshold"]
     if o["clip"] == "soft":
         return eta / (1 + eta * norm / gamma)
+    if o["clip"] == "normalize":
+        return gamma / norm
     return min(eta, gamma / norm)
+
+
+def slow_geometry(name: str, g: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Returns ||g||, ||g||_* and lmo(g) of a layer's geometry, from the tables of Pethick et al. 2025, entry by entry.
+
+    Args:
+        name: "frobenius", "rms", "row", "table", "column", "sign", "sign_per_input", "spectral", "convolution",
+            "transposed".
+        g: float64 array.
+    """
+    if name in ("frobenius", "rms"):
+        n = g.size if name == "rms" else 1
+        length = math.sqrt(sum(v * v for v in g.ravel()))
+        return length / math.sqrt(n), length * math.sqrt(n), -math.sqrt(n) * g / (length or 1.0)
+    if name in ("sign", "sign_per_input"):
+        d_in = g[0].size if name == "sign_per_input" else 1
+        absolute = [abs(v) for v in g.ravel()]
+        lmo = np.array([-((v > 0) - (v < 0)) / d_in for v in g.ravel()], dtype=float).reshape(g.shape)
+        return d_in * max(absolute), sum(absolute) / d_in, lmo
+    if name in ("row", "table", "column"):
+        slices = g.T if name == "column" else g.reshape(len(g), -1)
+        scale = math.sqrt(slices.shape[1]) if name != "row" else 1 / math.sqrt(slices.shape[1])
+        lengths = [math.sqrt(sum(v * v for v in part)) for part in slices]
+        lmo = np.array([-scale * part / (length or 1.0) for part, length in zip(slices, lengths, strict=True)])
+        lmo = lmo.T if name == "column" else lmo.reshape(g.shape)
+        return max(lengths) / scale, sum(lengths) * scale, lmo
+    swapped = g.swapaxes(0, 1) if name == "transposed" else g
+    positions = math.prod(g.shape[2:])
+    scale = math.sqrt(swapped.shape[0] / swapped.shape[1]) / positions
+    u, s, vt = np.linalg.svd(swapped.reshape(len(swapped), -1), full_matrices=False)
+    rank = int((s > 1e-13 * max(s[0], 1e-300) * max(g.shape)).sum())
+    lmo = (-scale * u[:, :rank] @ vt[:rank]).reshape(swapped.shape)
+    return s[0] / scale, s.sum() * scale, lmo.swapaxes(0, 1) if name == "transposed" else lmo

@@ -45,18 +45,23 @@ def set_grads(groups, grads):
         p.grad = None if g is None else g.to(p.dtype)
 
 
-def compare_with_twin(options, num_steps=100):
+def compare_with_twin(options, num_steps=100, schedule=None, more=None):
     groups = make_groups()
     optimizer = ClippedMomentum(
-        [{"params": p, **o} for p, o in zip(groups, options, strict=True)], lr=9.0, threshold=9.0
+        [{"params": p, **o} for p, o in zip(groups, options, strict=True)], lr=9.0, threshold=9.0, **(more or {})
     )
+    scheduler = schedule and torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     twin = SlowClippedMomentum([[p.detach().clone() for p in group] for group in groups], options)
     generator = torch.Generator().manual_seed(1)
     for step in range(num_steps):
+        if schedule:
+            twin.options = [{**o, "lr": o["lr"] * schedule(step)} for o in options]
         grads = random_grads(step, generator)
         set_grads(groups, grads)
         optimizer.step()
         twin.step(grads)
+        if scheduler:
+            scheduler.step()
         assert_close([[p.detach() for p in group] for group in groups], twin.groups, rtol=1e-12, atol=1e-12)
     for i, group in enumerate(groups):
         for j, p in enumerate(group):
@@ -81,6 +86,39 @@ def test_equals_the_twin_when_every_group_has_its_own_options():
     second = {**DEFAULTS, "lr": 0.01, "threshold": math.inf, "momentum": 0.0, "nu": 1.0, "clip": "soft"}
     third = {**DEFAULTS, "nu": 0.0, "maximize": True}
     compare_with_twin([first, second, third])
+
+
+CAPS = [{"threshold": 0.7}, {"threshold": None, "longest_step": 0.07}]
+DECAYS = [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": False}]
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("norm_scope", ["all", "group"])
+@pytest.mark.parametrize("clip", ["hard", "soft", "normalize"])
+def test_every_combination_equals_the_twin(clip, norm_scope, bias_correction, foreach):
+    more = {"clip": clip, "norm_scope": norm_scope, "bias_correction": bias_correction}
+    for nu, cap, decay, maximize in itertools.product([0.0, 0.7, 1.0], CAPS, DECAYS, [False, True]):
+        options = {**DEFAULTS, **more, **cap, **decay, "nu": nu, "maximize": maximize}
+        compare_with_twin([options] * 3, num_steps=10, more={"foreach": foreach})
+
+
+@pytest.mark.parametrize("cap", CAPS, ids=str)
+@pytest.mark.parametrize("clip", ["hard", "soft", "normalize"])
+@pytest.mark.parametrize("more", [{"bias_correction": True, "nu": 0.7}, *DECAYS], ids=str)
+def test_equals_the_twin_under_a_schedule(cap, clip, more):
+    def warm_up_and_halt(step):
+        return min(1, step / 10) * 0.97**step if step < 90 else 0.0
+
+    compare_with_twin([{**DEFAULTS, **cap, **more, "clip": clip}] * 3, schedule=warm_up_and_halt)
+
+
+def test_equals_the_twin_when_groups_differ_in_everything():
+    first = {**DEFAULTS, "threshold": None, "longest_step": 0.2, "nu": 0.7, "norm_scope": "group", "maximize": True}
+    second = {**DEFAULTS, "lr": 0.01, "bias_correction": True, "clip": "soft", "weight_decay": 0.1, "nu": 0.4}
+    third = {**DEFAULTS, "nu": 0.0, "clip": "normalize"}
+    compare_with_twin([first, second, third])
+    compare_with_twin([{**second, "decoupled_weight_decay": False}, {**first, "nu": 0.0}, third])
 
 
 def quadratic_run(optimizer, p, num_steps=50, scheduler=None):

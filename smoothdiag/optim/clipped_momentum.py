@@ -48,7 +48,7 @@ class ClippedMomentum(StepOptimizer):
         momentum: Weight of the past in the average, in [0, 1).
         nu: Weight of the averaged gradient against the raw one, in [0, 1].
         clip: ``"hard"`` cuts the norm at the threshold; ``"soft"`` divides by 1 + norm/threshold;
-            ``"normalize"`` gives every step the length lr * threshold, or ``longest_step``, whatever the norm.
+            ``"normalize"`` gives every step the length lr * threshold, or ``longest_step`` whatever the rate.
         weight_decay: Decoupled: parameters are multiplied by 1 - lr * weight_decay before the step.
         decoupled_weight_decay: False adds weight_decay * parameter to the gradient, before norm and momentum.
         bias_correction: Divides m by 1 - momentum^t after t steps, as if it had not started at zero. An average that
@@ -230,7 +230,7 @@ def _clip(moved: Sequence[Bucket], counted: Sequence[Bucket]) -> None:
             bucket.params,
             bucket.grads,
             bucket.states.get("momentum_buffer", ()),
-            lr=-lr if group["maximize"] else lr,
+            lr=-1.0 * lr if group["maximize"] else lr,
             threshold=group["threshold"],
             longest_step=group["longest_step"],
             nu=group["nu"],

@@ -97,15 +97,17 @@ def _rate(
     """Returns the rate at which a vector of this norm is subtracted; 0-dim."""
     norm = norm.to(widest(norm.device))  # quotients of extreme rates and lengths leave the range of float32
     eta = scalar(lr, norm)
-    if longest_step is not None:
-        cap = scalar(longest_step, norm) / eta.abs()
-    else:
+    if longest_step is None:
         cap = scalar(math.inf if threshold is None else threshold, norm)
-    if clip == "hard":
-        shrinkage = torch.where(norm <= cap, 1.0, cap / norm)
-    elif clip == "soft":
-        shrinkage = torch.where(cap.isinf(), 1.0, cap / (cap + norm))
+        gamma = eta * cap
     else:
-        shrinkage = torch.where(eta == 0, 0.0, cap / norm)
+        gamma = scalar(longest_step, norm).copysign(eta)
+        cap = gamma / eta
+    if clip == "hard":
+        rate = torch.where(norm <= cap, eta, eta * (cap / norm))
+    elif clip == "soft":
+        rate = torch.where(cap.isinf(), eta, eta * (cap / (cap + norm)))
+    else:
+        rate = gamma / norm
     # Where the norm is 0, be it by underflow, the vector is no direction: at a huge rate it would still be a long step.
-    return torch.where(norm == 0, 0.0, eta * shrinkage)
+    return torch.where(norm == 0, 0.0, rate)
