@@ -85,7 +85,7 @@ def slow_geometry(name: str, g: np.ndarray) -> tuple[float, float, np.ndarray]:
     if name in ("sign", "sign_per_input"):
         d_in = g[0].size if name == "sign_per_input" else 1
         absolute = [abs(v) for v in g.ravel()]
-        lmo = np.array([-((v > 0) - (v < 0)) / d_in for v in g.ravel()], dtype=float).reshape(g.shape)
+        lmo = np.array([(int(v < 0) - int(v > 0)) / d_in for v in g.ravel()], dtype=float).reshape(g.shape)
         return d_in * max(absolute), sum(absolute) / d_in, lmo
     if name in ("row", "table", "column"):
         slices = g.T if name == "column" else g.reshape(len(g), -1)

@@ -81,7 +81,7 @@ class _Slices(LayerGeometry):
 
     def _slices(self, g: Tensor) -> Tensor:
         """Returns the slices as the rows of a matrix."""
-        return g.reshape(g.shape[0], -1)
+        return g.reshape(g.shape[0], math.prod(g.shape[1:]))
 
     def _joined(self, slices: Tensor, shape: torch.Size) -> Tensor:
         """Undoes `_slices`."""
@@ -96,7 +96,7 @@ class Frobenius(_Slices):
     """The Euclidean norm of one tensor; its own dual. Steps of one length for every tensor, as in LARS."""
 
     def _slices(self, g: Tensor) -> Tensor:
-        return g.reshape(1, -1)
+        return g.reshape(1, g.numel())
 
     def _factor(self, g: Tensor) -> float:
         return 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smoothdiag.geometry.layer import LayerGeometry, _wide
 
-# Jordan et al. 2024, "Muon": the steepest slope at zero that still ends near 1, at 0.68 to 1.13 and not at 1.
+# Jordan et al. 2024, "Muon": the steepest slope at zero that still ends near 1, though not at 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _MAX_BATCH = 2**25
 """Entries that go through one batch of products: enough to fill a device, and three copies of them are 200 MB."""
@@ -19,8 +19,10 @@ _MAX_BATCH = 2**25
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     """Returns about U V' of matrices U S V', by products of matrices alone; zero for a zero matrix.
 
-    Singular values end between 0.68 and 1.13 after five steps if they were above about 0.003 of the Frobenius norm,
-    and below that at up to 485 times their share: <G, result> is 5 to 23% below the nuclear norm.
+    After five steps singular values end between 0.68 and 1.21 if they were above 0.002 of the Frobenius norm, and below
+    that at up to 485 times their share. So <G, result> is not the nuclear norm: 5 to 23% less for most matrices, 30%
+    less for rank one, 7% more for rank eight, up to 12% more for matrices that are orthogonal already. In bfloat16 the
+    rounding of entries counts as small singular values: a matrix of rank one gains others of up to 0.5.
 
     Args:
         matrices: Shape (..., m, n), of any scale. The products are taken in its dtype.
@@ -28,6 +30,8 @@ def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
 
     Source: Bernstein and Newhouse 2024, "Old optimizer, new norm", with the coefficients of Jordan et al. 2024.
     """
+    if matrices.numel() == 0:
+        return matrices
     tall = matrices.shape[-2] > matrices.shape[-1]
     scaled = _scaled(matrices)[0]
     x = scaled / torch.linalg.matrix_norm(scaled, keepdim=True).clamp(min=1.0)
@@ -97,8 +101,9 @@ class _Matrix(LayerGeometry):
 
     def _singular_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scaled, largest = _scaled(_wide(self._matrix(x)))
-        values: Tensor = torch.linalg.svdvals(scaled)
-        return values, largest.squeeze()
+        finite = scaled.isfinite().all()
+        values = torch.linalg.svdvals(scaled.where(finite, 0.0))
+        return values.where(finite, math.nan), largest.squeeze()
 
     @abstractmethod
     def _scale(self, shape: torch.Size) -> float: ...
@@ -189,10 +194,11 @@ def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def _polar_factor(matrix: Tensor) -> Tensor:
     """Returns U V' of the reduced decomposition, whose singular values are not zero."""
     scaled = _scaled(_wide(matrix))[0]
-    u, s, vt = torch.linalg.svd(scaled, full_matrices=False)
-    if s.numel() == 0:
-        return torch.zeros_like(scaled)
+    if scaled.numel() == 0:
+        return scaled
+    finite = scaled.isfinite().all()  # the decomposition would raise, in the middle of a step
+    u, s, vt = torch.linalg.svd(scaled.where(finite, 0.0), full_matrices=False)
     # Directions of rounding errors are no part of the matrix.
     kept = s > s.amax() * max(scaled.shape) * torch.finfo(s.dtype).eps
     factor: Tensor = (u * kept) @ vt
-    return factor
+    return factor.where(finite, math.nan)
