@@ -26,7 +26,7 @@ from smoothdiag.measure.fixed import objective
 from smoothdiag.measure.objective import Objective
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule, budget, every, log_spaced
-from smoothdiag.optim import ClippedMomentum
+from smoothdiag.optim import GGNC, ClippedMomentum, ClippedScion, GradientDescent
 from smoothdiag.rows import SmoothdiagWarning, Status
 from smoothdiag.trace import Trace
 
@@ -88,8 +88,12 @@ __all__ = [
     "fit_smoothness",
     # clip
     "ClipRule",
-    "ClippedMomentum",
     "clip_rule",
+    # step
+    "GGNC",
+    "ClippedMomentum",
+    "ClippedScion",
+    "GradientDescent",
     # geometry
     "Diagonal",
     "Euclidean",

@@ -1,0 +1,205 @@
+"""Gradient descent whose rate follows from the gradient norm: clipped, normalized, and smoothed steps.
+
+A rule maps the norm of the gradient to a rate. The rules of this file are frozen dataclasses that serve with fitted
+constants: ``GradientDescent(params, LogSmoothed(fit.L0, fit.L1))``.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from smoothdiag.optim.arithmetic import global_norm, scalar, subtract_scaled_
+from smoothdiag.optim.base import COMMON, NON_NEGATIVE, Bucket, Group, Option, StepOptimizer, check_option
+
+StepSize = Callable[[Tensor], Tensor]
+"""Maps a 0-dim gradient norm to a 0-dim rate, without waiting for the device."""
+
+_POSITIVE = Option(lambda v: 0 < v < math.inf, "finite and positive")
+_CAP = Option(lambda v: v > 0, "positive")
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """The rate min(lr, lr threshold/||g||): clipped gradient descent.
+
+    On an (L0, L1)-smooth function the loss never rises if lr (L0 + threshold L1) <= 1.
+
+    Attributes:
+        lr: eta, the rate while the gradient is small.
+        threshold: Norm from which no step is longer than lr * threshold; ``inf`` never clips.
+
+    Units: lr [x^2/f], threshold [f/x].
+
+    Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), Theorem 3; Pethick et al. 2025 (NeurIPS), Theorem 4.3.
+    """
+
+    lr: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        check_option("lr", self.lr, NON_NEGATIVE)
+        check_option("threshold", self.threshold, _CAP)
+
+    def __call__(self, norm: Tensor) -> Tensor:
+        """Returns the rate at a gradient of this norm; 0-dim."""
+        if math.isinf(self.threshold):
+            return torch.full_like(norm, self.lr)
+        return self.lr * (self.threshold / norm).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """The rate lr/(||g|| + beta): normalized gradient descent.
+
+    No step is longer than ``lr``, and the rate of a small gradient is lr/beta. It lies between half the rate and the
+    rate of ``Clipped(lr / beta, beta)``, and so inherits what holds for every smaller rate than that.
+
+    Attributes:
+        lr: eta, the longest step.
+        beta: Norm at which the step has half that length.
+
+    Units: lr [x], beta [f/x].
+
+    Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), "Why gradient clipping accelerates training", normalized GD.
+    """
+
+    lr: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        check_option("lr", self.lr, NON_NEGATIVE)
+        check_option("beta", self.beta, _POSITIVE)
+
+    def __call__(self, norm: Tensor) -> Tensor:
+        """Returns the rate at a gradient of this norm; 0-dim."""
+        return self.lr / (norm + self.beta)
+
+
+@dataclass(frozen=True)
+class _WithConstants:
+    """Constants of smoothness: ||H|| <= L0 + L1 ||g||."""
+
+    L0: float
+    L1: float
+
+    def __post_init__(self) -> None:
+        check_option("L0", self.L0, NON_NEGATIVE)
+        check_option("L1", self.L1, NON_NEGATIVE)
+        if self.L0 == 0 == self.L1:
+            raise ValueError("Parameter `L0` should be positive where `L1` is zero. Found `L0 = 0`.")
+
+
+@dataclass(frozen=True)
+class Smoothed(_WithConstants):
+    """The rate 1/(L0 + 1.5 L1 ||g||).
+
+    On an (L0, L1)-smooth function every step lowers the loss by at least half of rate * ||g||^2. No step is longer than
+    2/(3 L1).
+
+    Attributes:
+        L0: Smoothness at a zero gradient. Where it is 0, the rate at a zero gradient is infinite.
+        L1: Its growth with the gradient norm; 0 gives the constant rate 1/L0.
+
+    Units: L0 [f/x^2], L1 [1/x], the rate [x^2/f].
+
+    Source: Vankov, Rodomanov, Nedich, Sankar, Stich 2024, "Optimizing (L0, L1)-smooth functions by gradient methods".
+    """
+
+    def __call__(self, norm: Tensor) -> Tensor:
+        """Returns the rate at a gradient of this norm; 0-dim."""
+        return 1.0 / (self.L0 + 1.5 * self.L1 * norm)
+
+
+@dataclass(frozen=True)
+class LogSmoothed(_WithConstants):
+    """The rate ln(1 + L1 ||g||/(L0 + L1 ||g||))/(L1 ||g||).
+
+    It minimizes the bound on the next loss that follows from L0, L1 and ||g||.
+
+    On an (L0, L1)-smooth function every step lowers the loss by at least a/L1^2 ((1 + u) ln(1 + u) - u), where
+    a = L0 + L1 ||g|| and u = L1 ||g||/a. No step is longer than ln 2/L1.
+
+    Attributes:
+        L0: Smoothness at a zero gradient. Where it is 0, the rate at a zero gradient is infinite.
+        L1: Its growth with the gradient norm; 0 gives the constant rate 1/L0.
+
+    Units: L0 [f/x^2], L1 [1/x], the rate [x^2/f].
+
+    Source: Vankov, Rodomanov, Nedich, Sankar, Stich 2024, "Optimizing (L0, L1)-smooth functions by gradient methods";
+    Tyurin 2024, "Toward a unified theory of gradient descent under generalized smoothness", has the same.
+    """
+
+    def __call__(self, norm: Tensor) -> Tensor:
+        """Returns the rate at a gradient of this norm; 0-dim."""
+        growth = self.L1 * norm
+        curvature = self.L0 + growth
+        u = growth / curvature
+        # ln(1 + u)/u has the limit 1, which is not left to 0/0; log1p keeps its digits on the way there.
+        return torch.where(growth == 0, 1.0, torch.log1p(u) / u) / curvature
+
+
+class GradientDescent(StepOptimizer):
+    """Gradient descent with a rate that a rule computes from the norm of the whole gradient: x -= lr * rule(||g||) g.
+
+    Things to know:
+        * The rules promise what they promise about gradients of the whole loss, not of a minibatch.
+        * One norm over all groups. A parameter without a gradient does not move and does not count.
+        * A learning-rate schedule changes ``lr``, a factor of the rate: the longest step shrinks with it, the norm at
+          which the rule turns stays.
+        * ``state_dict`` does not hold the rule: resume with the same one.
+        * ``.grad`` is only read. A zero gradient gives a zero step, whatever the rule. One with an inf or a NaN is not
+          filtered.
+
+    Args:
+        params: Parameters, named parameters or groups of them.
+        step_size: Rule: `Clipped`, `Normalized`, `Smoothed`, `LogSmoothed`, or a function of a 0-dim norm.
+        lr: Factor kappa of the rate, without unit, a number or a 0-dim tensor. Promises hold for 1; a fit's constants
+            are estimates, which may call for less.
+        maximize: Ascend instead of descending.
+        foreach: Operations on lists of tensors. None: where faster, at present everywhere; False: one by one.
+        capturable: Promises that a CUDA graph may capture the step, see `ClippedMomentum`.
+
+    Raises:
+        ValueError: If an option is out of its range, now or when a step finds it so in a group.
+        RuntimeError: If a step meets a gradient that is sparse or complex, or of another dtype or mesh than its
+            parameter.
+
+    Source: that of the rule.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = COMMON
+
+    def __init__(
+        self,
+        params: ParamsT,
+        step_size: StepSize,
+        *,
+        lr: float | Tensor = 1.0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+    ) -> None:
+        if not callable(step_size):
+            raise ValueError(f"Parameter `step_size` should be a rule. Found `step_size = {step_size!r}`.")
+        self.step_size = step_size
+        super().__init__(params, {"lr": lr, "maximize": maximize, "foreach": foreach, "capturable": capturable})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what pickles and copies hold: the rule beside what every optimizer has."""
+        return {**super().__getstate__(), "step_size": self.step_size}
+
+    def _kept(self, group: Group) -> Sequence[str]:
+        return ()
+
+    def _update(self, buckets: list[Bucket]) -> None:
+        norm = global_norm([(b.grads, b.owners) for b in buckets], foreach=all(b.foreach for b in buckets))
+        # Where L0 is 0, the rate at a zero gradient is infinite, and infinity times zero no step.
+        rate = torch.where(norm == 0, 0.0, self.step_size(norm))
+        for b in buckets:
+            factor = scalar(-1.0 * b.group["lr"] if b.group["maximize"] else b.group["lr"], norm)
+            subtract_scaled_(b.params, b.grads, factor * rate, foreach=b.foreach)
