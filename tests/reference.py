@@ -79,7 +79,7 @@ def slow_geometry(name: str, g: np.ndarray) -> tuple[float, float, np.ndarray]:
         g: float64 array.
     """
     if name in ("frobenius", "rms"):
-        n = g.size if name == "rms" else 1
+        n = max(g.size, 1) if name == "rms" else 1
         length = math.sqrt(sum(v * v for v in g.ravel()))
         return length / math.sqrt(n), length * math.sqrt(n), -math.sqrt(n) * g / (length or 1.0)
     if name in ("sign", "sign_per_input"):
@@ -101,3 +101,56 @@ def slow_geometry(name: str, g: np.ndarray) -> tuple[float, float, np.ndarray]:
     rank = int((s > 1e-13 * max(s[0], 1e-300) * max(g.shape)).sum())
     lmo = (-scale * u[:, :rank] @ vt[:rank]).reshape(swapped.shape)
     return s[0] / scale, s.sum() * scale, lmo.swapaxes(0, 1) if name == "transposed" else lmo
+
+
+class SlowGGNC:
+    """Algorithms 1 and 2 of Pethick et al. 2025 over a product of norms, with the direction u formed as written.
+
+    Args:
+        groups: One list of float64 tensors per group, moved in place.
+        options: One dict per group, with the options of GGNC; geometries by the names of `slow_geometry`, or
+            "euclidean" for the tensors that share one Euclidean norm.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[Tensor]], options: Sequence[dict]) -> None:
+        self.groups = groups
+        self.options = options
+        self.momenta = [[np.zeros(p.shape) for p in group] for group in groups]
+
+    def step(self, grads: Sequence[Sequence[Tensor | None]]) -> None:
+        """Takes one step; a gradient of None leaves its parameter and its momentum alone."""
+        live = []
+        for i, group in enumerate(self.groups):
+            for j, p in enumerate(group):
+                if grads[i][j] is not None:
+                    o = self.options[i]
+                    g = -grads[i][j].numpy() if o["maximize"] else grads[i][j].numpy()
+                    self.momenta[i][j] = np.asarray(o["momentum"] * self.momenta[i][j] + (1 - o["momentum"]) * g)
+                    live.append((o, p.numpy(), self.momenta[i][j]))
+        joint = math.sqrt(sum(((o["radius"] * d) ** 2).sum() for o, _, d in live if o["geometry"] == "euclidean"))
+
+        inner, largest, joint_square, directions = 0.0, 0.0, 0.0, []
+        for o, x, d in live:
+            if o["geometry"] == "euclidean":
+                lmo = -(o["radius"] ** 2) * d / (joint or 1.0)
+            else:
+                lmo = o["radius"] * slow_geometry(o["geometry"], d)[2]
+            u = o["weight_decay"] * x - lmo
+            inner += float((d * u).sum())
+            if o["geometry"] == "euclidean":
+                joint_square += float(((u / o["radius"]) ** 2).sum())
+            else:
+                largest = max(largest, slow_geometry(o["geometry"], u)[0] / o["radius"])
+            directions.append(u)
+        square = max(largest**2, joint_square)
+        if all(o["weight_decay"] == 0 for o, _, _ in live):
+            square = 1.0
+        elif self.options[0]["short_step"] == "bound":
+            square = 4.0
+        tau = max(inner / square, 0.0) if square else 0.0
+
+        for (o, x, _), u in zip(live, directions, strict=True):
+            if o["longest_step"] is None:
+                x -= o["lr"] * min(o["threshold"], tau) * u
+            else:
+                x -= min(o["longest_step"], o["lr"] * tau) * u

@@ -197,7 +197,7 @@ class GGNC(StepOptimizer):
                 total = total / 4  # ||u|| <= ||weight_decay x|| + ||lmo(d)|| <= 2
             else:
                 square = self._square_of_direction(buckets, minimisers)
-                total = (total / square).where(square > 0, 0.0)
+                total = (total / square).where(square != 0, 0.0)  # a NaN stays one
             total = total.clamp(min=0.0)
 
         for b, (directions, scale) in zip(buckets, minimisers, strict=True):
@@ -215,7 +215,7 @@ class GGNC(StepOptimizer):
             geometry, radius, sign = b.group["geometry"], b.group["radius"], -1.0 if b.group["maximize"] else 1.0
             if isinstance(geometry, Euclidean):
                 # For ||x|| = ||x_1 / r_1, x_2 / r_2, ...|| the minimiser is -r_i^2 d_i / ||r_1 d_1, r_2 d_2, ...||.
-                scale = (-sign * radius**2 / length).where(length > 0, 0.0)
+                scale = (-sign * radius**2 / length).where(length != 0, 0.0)
                 found.append((b.states["momentum_buffer"], scale))
                 continue
             momenta = [self.state[owner]["momentum_buffer"] for owner in b.owners]
