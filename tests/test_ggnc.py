@@ -300,7 +300,11 @@ def test_follows_its_units():
     p, q = start(), start()
     quadratic_run(GGNC([p], lr=0.1, threshold=0.5, geometry=Spectral(exact=True), weight_decay=0.1), [p])
     optimizer = GGNC([q], lr=0.1 / 3, threshold=1.5, geometry=Spectral(exact=True), weight_decay=0.1)
-    optimizer.register_step_pre_hook(lambda *_: [q.grad.mul_(3)] and None)
+
+    def triple(*_):
+        q.grad.mul_(3)
+
+    optimizer.register_step_pre_hook(triple)
     quadratic_run(optimizer, [q])
     assert_close(p, q, rtol=1e-10, atol=1e-12)
 
