@@ -37,8 +37,29 @@ def check_arguments(
         )
 
 
-def is_below(outer: FrameType, frame: FrameType | None) -> bool:
-    """Returns whether the call ``outer`` is still running, further down the stack of ``frame``."""
-    while frame is not None and frame is not outer:
-        frame = frame.f_back
-    return frame is outer
+class Outermost:
+    """Tells the outermost of nested calls from those within.
+
+    A subclass whose step calls super().step() fires the hooks twice; the outer pair counts. A step that raised an
+    error has left its frame behind, but not on the stack.
+    """
+
+    def __init__(self) -> None:
+        self._outer: FrameType | None = None
+
+    def enter(self, frame: FrameType) -> bool:
+        """Returns whether the call of ``frame`` is the outermost, before it does its work."""
+        below: FrameType | None = frame
+        while self._outer is not None and below is not None:
+            if below is self._outer:
+                return False
+            below = below.f_back
+        self._outer = frame
+        return True
+
+    def leave(self, frame: FrameType) -> bool:
+        """Returns whether the call of ``frame`` is the outermost, after it."""
+        if self._outer is not frame:
+            return False
+        self._outer = None
+        return True

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -14,14 +13,14 @@ from torch import nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.accumulation import Accumulation, gradients_of
-from smoothdiag.measure.arguments import check_arguments, is_below
+from smoothdiag.measure.arguments import Outermost, check_arguments
 from smoothdiag.measure.batches import held_out, widened
 from smoothdiag.measure.coordinates import common, coordinates, is_distributed, learning_rates, parameter_groups
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness, Status, Step
 from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
 from smoothdiag.measure.preconditioner import preconditioner
 from smoothdiag.measure.recording import rows_of
-from smoothdiag.measure.schedule import Adaptive, Schedule, every
+from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
 from smoothdiag.measure.stability import stability_limit
 from smoothdiag.measure.watched import Watched
@@ -55,6 +54,8 @@ class Probe:
         ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range.
 
     Attributes:
+        optimizer: The optimizer it holds on to.
+        estimators: What it measures.
         trace: What was recorded; under data parallelism only the first rank writes to a path.
         steps: Optimizer steps so far.
         self_test: What the first measured step showed about the loss; ``None`` before it.
@@ -75,8 +76,8 @@ class Probe:
         seed: int = 0,
     ) -> None:
         check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction)
-        self._model, self._optimizer, self._loss_fn = model, optimizer, loss_fn
-        self._estimators, self._reduction, self._group_by = tuple(estimators), reduction, group_by
+        self._model, self.optimizer, self._loss_fn = model, optimizer, loss_fn
+        self.estimators, self._reduction, self._group_by = tuple(estimators), reduction, group_by
         self._schedule = every(20) if schedule is None else schedule
         self._take_coordinates(coordinates(model, optimizer))
         self._distributed = is_distributed(model, self._parameters)
@@ -88,16 +89,16 @@ class Probe:
         self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=meta)
         self.steps = 0
         self.self_test: SelfTest | None = None
+        self._further: list[Schedule] = []
         self._due = self._schedule(0)
         self._start: Vector | None = None
         self._training: Vector | None = None
         self._untouched = self._has_measured = False
         self._lrs: list[float] = []
-        self._outer: FrameType | None = None
+        self._outermost = Outermost()
         self._warned: set[str] = set()
         self._num_untested = 0
-        self._clock: float | None = None
-        self._steps_timed = 0
+        self._stopwatch = Stopwatch()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -114,12 +115,18 @@ class Probe:
             batch: What ``loss_fn`` takes. It is kept by reference until the optimizer steps.
             weight: Weight of its loss in the step's loss; default: as ``reduction`` says.
         """
-        if self._clock is None:
-            self._clock = time.perf_counter()
+        self._stopwatch.start()
         if self._due and self._held_out is None:
             if not self._accumulation.has_observed:
                 self._follow_changes()
             self._accumulation.add(batch, weight)
+
+    def also(self, schedule: Schedule) -> None:
+        """Measures the steps that ``schedule`` names too, after whatever else has by now been hooked to the step."""
+        self._further.append(schedule)
+        self._due = self._is_due()
+        self._handles.pop().remove()
+        self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
 
     def close(self) -> None:
         """Detaches from the optimizer; closes the trace's file if the probe opened it."""
@@ -132,8 +139,7 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on measuring at the same steps."""
-        following = self._schedule.next if isinstance(self._schedule, Adaptive) else None
-        return {"steps": self.steps, "next": following}
+        return {"steps": self.steps, "next": self._schedule.next if isinstance(self._schedule, Adaptive) else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state``, as returned by ``state_dict``.
@@ -144,7 +150,7 @@ class Probe:
         self.steps = int(state["steps"])
         if isinstance(self._schedule, Adaptive) and state["next"] is not None:
             self._schedule.next = int(state["next"])
-        self._due = self._schedule(self.steps)
+        self._due = self._is_due()
         if self._owns_trace:
             self.trace.resume(self.steps)
 
@@ -155,13 +161,7 @@ class Probe:
         self.close()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # A subclass whose step calls super().step() fires the hooks twice; the outer pair counts. A step that raised
-        # an error has left its frame behind, but not on the stack.
-        frame = sys._getframe(1)
-        if self._outer is not None and is_below(self._outer, frame):
-            return
-        self._outer = frame
-        if not self._due:
+        if not (self._outermost.enter(sys._getframe(1)) and self._due):
             return
         if self._held_out is not None:
             self._follow_changes()
@@ -182,10 +182,9 @@ class Probe:
         self._training = untouched if untouched is not None else gradients_of(self._parameters)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._outer is not sys._getframe(1):
+        if not self._outermost.leave(sys._getframe(1)):
             return
-        self._outer = None
-        self._steps_timed += 1
+        self._stopwatch.steps += 1
         try:
             if self._start is not None:
                 self._measure(self._start)
@@ -196,7 +195,7 @@ class Probe:
             self._accumulation.clear()
             self._start, self._training, self._untouched = None, None, False
             self.steps += 1
-            self._due = self._schedule(self.steps)
+            self._due = self._is_due()
 
     def _measure(self, start: Vector) -> None:
         vectors.synchronize(start)  # so that the time of the step does not count as ours
@@ -229,13 +228,13 @@ class Probe:
                 lr=common(self._lrs),
                 gradient_error=self.self_test.gradient_error,
                 groups=self._groups,
-                preconditioner=preconditioner(self._optimizer, self._parameters),
+                preconditioner=preconditioner(self.optimizer, self._parameters),
                 known_start=known,
                 memory=self._memory,
-                stability_limit=stability_limit(self._optimizer, self._parameters),
+                stability_limit=stability_limit(self.optimizer, self._parameters),
             )
             names: set[str] = set()
-            for estimator in self._estimators:
+            for estimator in self.estimators:
                 name = self._record(step, estimator, changed=changed)
                 if name in names and not self._has_measured:
                     raise ValueError(
@@ -244,7 +243,11 @@ class Probe:
                     )
                 names.add(name)
         vectors.synchronize(start)
-        self._plan(time.perf_counter() - began, 0.0 if self._clock is None else began - self._clock)
+        interval = self._stopwatch.interval(self._schedule, began)
+        if isinstance(self._schedule, Adaptive):
+            if self._distributed:
+                interval = vectors.of_first_rank(interval, self._parameters[0])
+            self._schedule.next = self.steps + interval
 
     def _known_start(self, objective: Objective, start: Vector) -> Evaluation | None:
         """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
@@ -290,14 +293,8 @@ class Probe:
             self._warn_once(NOT_REPRODUCED)
         return reproduced
 
-    def _plan(self, probe_seconds: float, train_seconds: float) -> None:
-        """Sets the next step of a schedule that minds its costs, the same one on every rank."""
-        if isinstance(self._schedule, Adaptive):
-            interval = self._schedule.interval(train_seconds, self._steps_timed, probe_seconds)
-            if self._distributed:
-                interval = vectors.of_first_rank(interval, self._parameters[0])
-            self._schedule.next = self.steps + interval
-        self._clock, self._steps_timed = time.perf_counter(), 0
+    def _is_due(self) -> bool:
+        return any([schedule(self.steps) for schedule in (self._schedule, *self._further)])
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -306,7 +303,7 @@ class Probe:
 
     def _follow_changes(self) -> None:
         """Takes up parameters that were frozen, unfrozen, or given to the optimizer since the last measurement."""
-        present = coordinates(self._model, self._optimizer)
+        present = coordinates(self._model, self.optimizer)
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
             self._take_coordinates(present)
 

@@ -1,6 +1,7 @@
 """Schedules: which optimizer steps a probe measures."""
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -71,6 +72,34 @@ class _Budget:
         allowed = self.fraction / (1 - self.fraction)
         missing = (self.probe_seconds + probe_seconds) / allowed - self.train_seconds
         return max(1, math.ceil(missing / (train_seconds / steps)))
+
+
+class Stopwatch:
+    """Times steps and measurements for a schedule that minds their costs.
+
+    Attributes:
+        steps: Optimizer steps since the last measurement.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Starts, unless it is running."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def interval(self, schedule: Schedule, began: float) -> int:
+        """Returns the steps to wait after a measurement that has just ended, and starts anew.
+
+        Args:
+            schedule: The schedule; one that is not adaptive is not asked.
+            began: When the measurement began.
+        """
+        now, trained = time.perf_counter(), 0.0 if self._since is None else began - self._since
+        steps, self.steps, self._since = self.steps, 0, now
+        return schedule.interval(trained, steps, now - began) if isinstance(schedule, Adaptive) else 1
 
 
 def every(n: int) -> Schedule:
