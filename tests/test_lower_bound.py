@@ -53,9 +53,9 @@ def test_clipped_descent_converges_from_a_hundred(L0, L1, dim):
         lambda p: GradientDescent(p, Clipped(0.5 / L0, L0 / L1)),
         lambda p: ClippedMomentum.sgd_clip(p, 0.5 / L0, threshold=L0 / L1),
         lambda p: ClippedMomentum.sgd_clip(p, 0.5 / L0, longest_step=0.5 / L1),
-        lambda p: ClippedMomentum.mom_clip(p, 0.5 / L0, threshold=0.5 * L0 / L1),
+        lambda p: ClippedMomentum.mom_clip(p, 0.5 / L0, threshold=0.2 * L0 / L1),
     ):
-        norms = descend(optimizer_of, 100.0, L0, L1, dim, num_steps=600)
+        norms = descend(optimizer_of, 100.0, L0, L1, dim, num_steps=1400)
         assert norms[0] > 1e42 * L0 / L1
         assert norms[-1] < 1e-6 * L0 / L1
 
