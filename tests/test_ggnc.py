@@ -286,11 +286,11 @@ def test_descends_where_the_law_holds_in_the_norm_of_the_geometry():
     for cap, monotone in ((a * n, True), (math.inf, False)):
         p = (3 * start((n,))).detach().requires_grad_()
         optimizer = GGNC([p], lr=1 / (2.6 * a**2 * n), threshold=cap, momentum=0.0, geometry=Sign())
-        values = [float(torch.cosh(a * p).sum())]
+        values = [torch.cosh(a * p).sum().item()]
         for _ in range(200):
             p.grad = a * torch.sinh(a * p.detach())
             optimizer.step()
-            values.append(float(torch.cosh(a * p).sum()))
+            values.append(torch.cosh(a * p).sum().item())
         assert monotone == all(v <= u * (1 + 1e-12) for u, v in itertools.pairwise(values))
     assert not values[-1] < values[0], "the last one diverges"
 

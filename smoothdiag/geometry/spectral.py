@@ -16,7 +16,7 @@ _MAX_BATCH = 2**25
 """Entries that go through one batch of products: enough to fill a device, and three copies of them are 200 MB."""
 
 
-def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
+def newton_schulz(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """Returns about U V' of matrices U S V', by products of matrices alone; zero for a zero matrix.
 
     After five steps singular values end between 0.68 and 1.21 if they were above 0.002 of the Frobenius norm, and below
@@ -25,17 +25,19 @@ def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     rounding of entries counts as small singular values: a matrix of rank one gains others of up to 0.5.
 
     Args:
-        matrices: Shape (..., m, n), of any scale. The products are taken in its dtype.
+        matrices: Shape (..., m, n), of any scale.
         steps: Number of iterations, each of three products.
+        dtype: In which the products are taken, and that of the result. None: that of the matrices.
 
     Source: Bernstein and Newhouse 2024, "Old optimizer, new norm", with the coefficients of Jordan et al. 2024.
     """
+    dtype = matrices.dtype if dtype is None else dtype
     if matrices.numel() == 0:
-        return matrices
+        return matrices.to(dtype)
     tall = matrices.shape[-2] > matrices.shape[-1]
     scaled = _scaled(matrices)[0]
     x = scaled / torch.linalg.matrix_norm(scaled, keepdim=True).clamp(min=1.0)
-    x = (x.mT if tall else x).to(matrices.dtype)
+    x = (x.mT if tall else x).to(dtype)
     shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
     a, b, c = _QUINTIC
     for _ in range(steps):
@@ -61,19 +63,13 @@ class _Matrix(LayerGeometry):
         return values.sum() * largest * self._scale(g.shape)
 
     def _minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        matrices = [self._matrix(g) for g in gs]
-        factors = self._polar(matrices)
-        minimisers, products = [], []
-        for g, matrix, factor in zip(gs, matrices, factors, strict=True):
-            scale = self._scale(g.shape)
-            products.append((matrix * factor).sum(dtype=factor.dtype) * scale)
-            minimisers.append(self._tensor(factor * -scale, g.shape))
-        return minimisers, products
+        factors, products = self._polar([self._matrix(g) for g in gs])
+        scales = [self._scale(g.shape) for g in gs]
+        minimisers = [self._tensor(f * -s, g.shape) for f, s, g in zip(factors, scales, gs, strict=True)]
+        return minimisers, [p * s for p, s in zip(products, scales, strict=True)]
 
-    def _polar(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """Returns U V' for every matrix, in float32 or wider; matrices of equal shapes go together."""
-        if self.exact:
-            return [_polar_factor(m) for m in matrices]
+    def _polar(self, matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns F = U V' and <G, F> for every matrix G, in float32 or wider; those of equal shapes go together."""
         batches: dict[tuple[object, ...], list[list[int]]] = {}
         for i, m in enumerate(matrices):
             # (m, n) and (n, m) are the same problem.
@@ -81,17 +77,21 @@ class _Matrix(LayerGeometry):
             if (len(alike[-1]) + 1) * m.numel() > _MAX_BATCH and alike[-1]:
                 alike.append([])
             alike[-1].append(i)
-        factors = list(matrices)
+        factors, products = list(matrices), list(matrices)
         for indices in (part for alike in batches.values() for part in alike):
             wide = [matrices[i].shape[0] <= matrices[i].shape[1] for i in indices]
-            stacked = torch.stack(
-                [_wide(matrices[i] if w else matrices[i].T) for i, w in zip(indices, wide, strict=True)]
-            )
-            # The scale is taken out before the cast: bfloat16 keeps eight bits of it.
-            found = newton_schulz(_scaled(stacked)[0].to(self._dtype_for(stacked)), self.steps)
-            for i, w, factor in zip(indices, wide, found.to(stacked.dtype).unbind(), strict=True):
-                factors[i] = factor if w else factor.T
-        return factors
+            stacked = torch.stack([matrices[i] if w else matrices[i].T for i, w in zip(indices, wide, strict=True)])
+            stacked = _wide(stacked)
+            found = self._factors(stacked)
+            inner = (stacked * found).sum(dim=(-2, -1))
+            for i, w, factor, product in zip(indices, wide, found.unbind(), inner.unbind(), strict=True):
+                factors[i], products[i] = factor if w else factor.T, product
+        return factors, products
+
+    def _factors(self, matrices: Tensor) -> Tensor:
+        if self.exact:
+            return _polar_factors(matrices)
+        return newton_schulz(matrices, self.steps, self._dtype_for(matrices)).to(matrices.dtype)
 
     def _dtype_for(self, x: Tensor) -> torch.dtype:
         if self.dtype is not None or x.dtype == torch.float64:
@@ -191,14 +191,15 @@ def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return matrices / largest, largest
 
 
-def _polar_factor(matrix: Tensor) -> Tensor:
-    """Returns U V' of the reduced decomposition, whose singular values are not zero."""
-    scaled = _scaled(_wide(matrix))[0]
-    if scaled.numel() == 0:
-        return scaled
-    finite = scaled.isfinite().all()  # the decomposition would raise, in the middle of a step
+def _polar_factors(matrices: Tensor) -> Tensor:
+    """Returns U V' of the reduced decompositions, whose singular values are not zero."""
+    if matrices.numel() == 0:
+        return matrices
+    scaled = _scaled(matrices)[0]
+    # The decomposition of what is not finite would raise, in the middle of a step.
+    finite = scaled.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
     u, s, vt = torch.linalg.svd(scaled.where(finite, 0.0), full_matrices=False)
     # Directions of rounding errors are no part of the matrix.
-    kept = s > s.amax() * max(scaled.shape) * torch.finfo(s.dtype).eps
-    factor: Tensor = (u * kept) @ vt
-    return factor.where(finite, math.nan)
+    kept = s > s.amax(dim=-1, keepdim=True) * max(scaled.shape[-2:]) * torch.finfo(s.dtype).eps
+    factors: Tensor = (u * kept.unsqueeze(-2)) @ vt
+    return factors.where(finite, math.nan)
