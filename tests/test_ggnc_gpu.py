@@ -1,4 +1,4 @@
-"""GGNC and ClippedScion on a GPU: nothing waits for the device, a CUDA graph repeats the step, Newton-Schulz in bf16."""
+"""GGNC and ClippedScion on a GPU: nothing waits for the device, and a CUDA graph repeats the step."""
 
 import pytest
 import torch

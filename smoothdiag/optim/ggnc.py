@@ -52,9 +52,9 @@ class GGNC(StepOptimizer):
         * A learning-rate schedule changes ``lr``; ``threshold`` stays, so the longest step shrinks with the rate.
           ``longest_step`` in its place stays itself, and the threshold longest_step / lr moves.
         * The ``lr`` of Scion and Muon is ``lr * threshold`` here.
-        * With `Spectral` the dual norm is that of the approximate minimiser, as in the paper: mostly 5 to 23% below
-          the exact one, from 30% below to 12% above at the extremes. A threshold from measured norms should allow
-          for that.
+        * `Spectral` and `Convolution` take their minimisers and the dual norm from Newton-Schulz, as the paper does:
+          the dual norm is mostly 5 to 23% below the exact one (30% below to 12% above at the extremes), which a
+          threshold from measured norms should allow for, and steps and balls are up to 1.21 times as large.
         * A parameter without a gradient neither moves nor decays, and counts in no norm. ``.grad`` is only read.
         * Parameters outside of the ball may stay where they are: `scion_init_` puts them on its surface.
         * Sharded matrices (DTensor) are gathered for their minimiser, which every rank computes.
