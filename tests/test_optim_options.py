@@ -189,11 +189,16 @@ def test_one_by_one_gives_the_same_numbers(options):
 # Norms and rates keep their digits.
 
 
-def test_the_norm_of_a_large_tensor_keeps_its_digits():
-    p = torch.zeros(5_000_000, requires_grad=True)
-    p.grad = torch.randn(5_000_000, generator=torch.Generator().manual_seed(0))
-    ClippedMomentum.sgd_clip([p], 1.0, threshold=1.0).step()
-    assert p.detach().double().norm().item() == pytest.approx(1, rel=3e-6)
+@pytest.mark.parametrize("foreach", [None, False])
+@pytest.mark.parametrize("size", [2**14, 2**14 + 1, 3 * 2**14, 5_000_000])
+def test_the_norm_of_a_large_tensor_keeps_its_digits(size, foreach):
+    p, q = torch.zeros(size, requires_grad=True), torch.zeros(3, requires_grad=True)
+    p.grad = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    q.grad = torch.ones(3)
+    expected = torch.cat([p.grad, q.grad]).double()
+    ClippedMomentum.sgd_clip([p, q], 1.0, threshold=1.0, foreach=foreach).step()
+    moved = torch.cat([p, q]).detach().double()
+    assert_close(moved, -expected / expected.norm(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
