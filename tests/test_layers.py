@@ -90,6 +90,7 @@ WINGS = {
         "optim",
     ),
     "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
+    "autoclip": ("autoclip.calibration", "autoclip.acting", "autoclip"),
     "plots": (
         "plots.common",
         "plots.smoothness",
