@@ -222,10 +222,21 @@ def test_the_dual_norm_is_that_of_the_product():
     for p, g in zip(params, grads, strict=True):
         p.grad = g
     optimizer.step()
-    product = Product(layers, radii)
+    product = optimizer.product(params)
+    assert product == Product(layers, radii)
     step = float(product.dual_norm(grads)) * 1e-3
     expected = [x + step * v for x, v in zip(before, product.lmo(grads), strict=True)]
     assert_close([p.detach() for p in params], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_product_follows_the_order_asked_for_and_needs_geometries_of_layers():
+    p, q = start(), start((4,))
+    optimizer = GGNC([{"params": [q]}, {"params": [p], "geometry": Sign()}], lr=0.1, threshold=1.0, geometry=RMS())
+    assert optimizer.product([p, q]) == Product((Sign(), RMS()))
+    with pytest.raises(ValueError, match=r"Parameter `params` should .* Found `geometry = \[RMS\(\), None\]`"):
+        optimizer.product([q, start()])
+    with pytest.raises(ValueError, match=r"Found `geometry = \[Euclidean\(\)\]`"):
+        GGNC([p], lr=0.1, threshold=1.0, geometry=Euclidean()).product([p])
 
 
 @pytest.mark.parametrize("geometry", [Euclidean(), Sign(), Spectral(exact=True), RMS()], ids=str)

@@ -1,6 +1,6 @@
 """Generalised gradient norm clipping: clipped steps in any norm."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from smoothdiag import vectors
-from smoothdiag.geometry import Euclidean, LayerGeometry, describe
+from smoothdiag.geometry import Euclidean, LayerGeometry, Product, describe
 from smoothdiag.optim import arithmetic
 from smoothdiag.optim.base import COMMON, NON_NEGATIVE, POSITIVE, Bucket, Group, Option, StepOptimizer
 
@@ -137,6 +137,24 @@ class GGNC(StepOptimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+
+    def product(self, params: Iterable[Tensor]) -> Product:
+        """Returns the norm in which the optimizer steps, to measure in: exact also where its minimisers are not.
+
+        Args:
+            params: Parameters in the order in which they are measured; for a probe ``model.parameters()``.
+
+        Raises:
+            ValueError: If a parameter is not the optimizer's, or its geometry is `Euclidean`.
+        """
+        groups = {param: group for group in self.param_groups for param in group["params"]}
+        found = [groups.get(param, {}) for param in params]
+        if not all(isinstance(group.get("geometry"), LayerGeometry) for group in found):
+            raise ValueError(
+                "Parameter `params` should be parameters of this optimizer with geometries of layers. "
+                f"Found `geometry = {[group.get('geometry') for group in found]}`."
+            )
+        return Product(tuple(g["geometry"] for g in found), tuple(float(g["radius"]) for g in found))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state; geometries are described in words, which any reader may load."""
