@@ -100,11 +100,13 @@ def multiply_(params: Sequence[Tensor], factor: float | Tensor, *, foreach: bool
     """Multiplies parameters by a number or a 0-dim tensor, in place."""
     first = params[0]
     if isinstance(factor, Tensor):
+        wide = torch.promote_types(first.dtype, torch.float32)
+        factor = scalar(factor, torch.ones((), dtype=wide, device=first.device))
         if first.dtype.itemsize < 4:  # in bfloat16 the factor itself would be rounded to 1
             for p in params:
-                p.copy_(p.float() * factor.to(first.device).float())
+                p.copy_(p.float() * factor)
             return
-        factor = factor.to(first.device).to(first.dtype)
+        factor = factor.to(first.dtype)
     if foreach:
         torch._foreach_mul_(list(params), factor)
     else:

@@ -187,6 +187,37 @@ class StepOptimizer(Optimizer, abc.ABC):
         ]
 
 
+class CappedOptimizer(StepOptimizer):
+    """Base of optimizers whose steps have a longest length: groups give it, or the threshold longest_step / lr."""
+
+    CAPS: ClassVar[Mapping[str, Option]] = {
+        name: Option(lambda v: v is None or v > 0, "positive", tensor=True) for name in ("threshold", "longest_step")
+    }
+    """The two options; exactly one of them is not None in a group."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group; a cap of its own, be it threshold or longest step, replaces either default."""
+        caps = dict.fromkeys(self.CAPS) if self.CAPS.keys() & param_group.keys() else {}
+        super().add_param_group({**caps, **param_group})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a pickled or saved state; options it does not know take their defaults."""
+        for group in state["param_groups"]:
+            if self.CAPS.keys() & group.keys():  # not both, where the default is the other one
+                for name in self.CAPS:
+                    group.setdefault(name, None)
+        super().__setstate__(state)
+
+    def _check(self, group: Group) -> None:
+        super()._check(group)
+        threshold, longest_step = group["threshold"], group["longest_step"]
+        if (threshold is None) == (longest_step is None):
+            raise ValueError(
+                "Parameter `threshold` should be given or `longest_step`, one of the two in every group. "
+                f"Found `threshold = {threshold!r}`, `longest_step = {longest_step!r}`."
+            )
+
+
 def check_option(name: str, value: Any, option: Option) -> None:
     """Raises a ValueError if an option has a value that it may not have."""
     if isinstance(value, Tensor):

@@ -9,16 +9,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from smoothdiag.optim.arithmetic import add_scaled, average_, global_norm, multiply_, widest
-from smoothdiag.optim.base import COMMON, FLAG, NON_NEGATIVE, Bucket, Group, Option, StepOptimizer
+from smoothdiag.optim.base import COMMON, FLAG, NON_NEGATIVE, Bucket, CappedOptimizer, Group, Option
 from smoothdiag.optim.clipped_update import Clip, averages_norm, clipped_momentum_update
 
 Scope = Literal["all", "group"]
 
-_CAPS = ("threshold", "longest_step")
-_CAP = Option(lambda v: v is None or v > 0, "positive", tensor=True)
 
-
-class ClippedMomentum(StepOptimizer):
+class ClippedMomentum(CappedOptimizer):
     """Momentum as an average, with the step clipped by a global norm.
 
     The momentum is m = momentum * m + (1 - momentum) * g, from m = 0; the step is that of
@@ -73,8 +70,7 @@ class ClippedMomentum(StepOptimizer):
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         **COMMON,
-        "threshold": _CAP,
-        "longest_step": _CAP,
+        **CappedOptimizer.CAPS,
         "momentum": Option(lambda v: 0 <= v < 1, "in [0, 1)"),
         "nu": Option(lambda v: 0 <= v <= 1, "in [0, 1]"),
         "clip": Option(lambda v: v in ("hard", "soft", "normalize"), '"hard", "soft" or "normalize"'),
@@ -158,27 +154,8 @@ class ClippedMomentum(StepOptimizer):
         """
         return cls(params, lr, **{"threshold": 1.0, "clip": "normalize", "momentum": 0.9, **options})
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Adds a group; a cap of its own, be it threshold or longest step, replaces either default."""
-        caps = {name: None for name in _CAPS if any(name_ in param_group for name_ in _CAPS)}
-        super().add_param_group({**caps, **param_group})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a pickled or saved state; options it does not know take their defaults."""
-        for group in state["param_groups"]:
-            if any(name in group for name in _CAPS):  # not both, where the default is the other one
-                for name in _CAPS:
-                    group.setdefault(name, None)
-        super().__setstate__(state)
-
     def _check(self, group: Group) -> None:
         super()._check(group)
-        threshold, longest_step = group["threshold"], group["longest_step"]
-        if (threshold is None) == (longest_step is None):
-            raise ValueError(
-                "Parameter `threshold` should be given or `longest_step`, one of the two in every group. "
-                f"Found `threshold = {threshold!r}`, `longest_step = {longest_step!r}`."
-            )
         if group["clip"] == "normalize" and _is_infinite(group):
             raise ValueError('Parameter `threshold` should be finite with clip="normalize". Found an infinite cap.')
 
