@@ -210,6 +210,14 @@ def test_half_precision_does_not_round_the_rate(dtype):
     assert_close(p.detach().float(), torch.full((4,), -2048e-8).to(dtype).float(), rtol=0, atol=0)
 
 
+def test_half_precision_does_not_round_the_decay():
+    # In bfloat16 1 - 0.0025 is 0.9961, which would take 1 + 1/128 down to 1; the exact factor leaves it the nearest.
+    p = torch.full((4,), 1 + 1 / 128, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.zeros_like(p)
+    ClippedMomentum([p], torch.tensor(0.25), threshold=1.0, weight_decay=0.01).step()
+    assert_close(p.detach().float(), torch.full((4,), 1 + 1 / 128), rtol=0, atol=0)
+
+
 # State.
 
 
