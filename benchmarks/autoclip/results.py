@@ -1,0 +1,69 @@
+"""The table of runs: one line for each, written when it ends, never twice."""
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+KEY = ("workload", "lr", "seed", "arm", "steps")
+
+COLUMNS = (
+    *KEY,
+    "kind",
+    "initial",
+    "final",
+    "tail",
+    "best",
+    "diverged",
+    "clip_share",
+    "probe_gradients",
+    "train_gradients",
+    "seconds",
+    "longest_step",
+    "reason",
+)
+
+
+class Case(NamedTuple):
+    """What tells one run from another."""
+
+    workload: str
+    lr: float
+    seed: int
+    arm: str
+    steps: int
+
+
+def done(path: Path) -> set[Case]:
+    """Returns the runs that are in the file; a last line that was cut short is taken out of it."""
+    if not path.exists():
+        return set()
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        path.write_bytes(whole)
+    if not whole:
+        return set()
+    first, *lines = whole.decode().splitlines()
+    if first.split(",") != list(COLUMNS):
+        raise ValueError(f"Parameter `out` should be a file of this benchmark. Found `{path}` with other columns.")
+    rows = csv.DictReader(lines, fieldnames=COLUMNS)
+    return {Case(row["workload"], float(row["lr"]), int(row["seed"]), row["arm"], int(row["steps"])) for row in rows}
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line to the file, which it makes if need be, and waits until it is on the disk."""
+    new = not path.exists() or path.stat().st_size == 0
+    with path.open("a", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        # One line for each run: that is how a line that was cut short is told.
+        writer.writerow({**row, "reason": " ".join(str(row["reason"]).split())})
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def remaining(cases: Iterable[Case], finished: set[Case]) -> list[Case]:
+    return [case for case in cases if case not in finished]
