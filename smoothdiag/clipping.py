@@ -163,7 +163,7 @@ def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: floa
         return math.nan, math.nan
     pairs = np.array(fit.replicates)  # Their inverse thresholds are finite, also where L1 is zero.
     inverse = 1 / safe_threshold(pairs[:, 0], pairs[:, 1], choice.eta, kappa)
-    low, high = percentile_interval(inverse, 1 / choice.threshold, fit.interval_freedom)
+    low, high = percentile_interval(inverse, _over(1.0, choice.threshold), fit.interval_freedom)
     least = threshold if threshold > choice.threshold else 0.0  # What the noise raises, it raises at both ends.
     return max(_over(1.0, high), least), max(_over(1.0, low), least)
 

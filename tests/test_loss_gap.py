@@ -171,3 +171,29 @@ def test_isotonic_gives_equal_gradient_norms_one_value():
     steps = fit_isotonic(x, y, np.ones(15), 0.5)
     np.testing.assert_array_equal(steps.at, [1, 2, 3])
     np.testing.assert_allclose(steps(np.array([0.5, 1.0, 9.0])), [3, 3, steps.values[-1]])
+
+
+def test_where_every_floor_gives_the_same_line_units_do_not_choose_one():
+    # With an exponent of 1 the fits for all f* are one line; only rounding would prefer one of them.
+    rng = np.random.default_rng(1)
+    x, _, loss = by_the_loss(rng)
+    y = (1 + 2 * (loss - 3)) * spread(rng, 0.1)
+    frame = pd.DataFrame({"grad_norm": x, "smoothness": y, "loss": loss, "saturation": 0.1})
+
+    def floor(a, b):
+        scaled = frame.assign(grad_norm=a * b * x, smoothness=a * b * b * y, loss=a * loss)
+        return fit_smoothness(scaled, num_boot=20).comparison[-1].floor / a
+
+    assert [floor(a, b) for a, b in ((1, 7), (1 / 7, 1), (1e-6, 1), (3, 1e5))] == pytest.approx(
+        [floor(1, 1)] * 4, rel=1e-8
+    )
+
+
+@pytest.mark.parametrize("factor", [1e160, 1e-155, 1e-170])
+def test_losses_whose_powers_overflow_are_not_known(factor):
+    x, y, loss = by_the_loss(np.random.default_rng(0))
+    frame = pd.DataFrame({"grad_norm": x, "smoothness": y, "loss": factor * loss, "saturation": 0.1})
+    assert "loss gap" not in [score.name for score in fit_smoothness(frame, num_boot=20).comparison]
+    one = frame.assign(loss=np.where(np.arange(N) == 5, -1e308, loss))
+    with np.errstate(all="raise"):
+        assert fit_smoothness(one, num_boot=20).comparison[-1].name == "loss gap"

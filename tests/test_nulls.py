@@ -200,3 +200,25 @@ def test_cover_of_the_intervals_where_the_verdict_lets_them_stand():
         )
     assert total >= 25
     assert hits >= 0.75 * total
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.1, 0.2, 0.3])
+def test_edge_of_stability_with_gradient_norms_that_move_with_the_rate_is_no_law(noise):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        lr = 10 ** (-1 - 1.2 * (0.5 + 0.5 * np.cos(2 * np.pi * np.arange(200) / 40)))
+        norm = 0.01 / lr * np.exp(noise * rng.standard_normal(200))
+        smoothness = 2 / lr * np.exp(0.1 * rng.standard_normal(200))
+        frame = pd.DataFrame({"grad_norm": norm, "smoothness": smoothness, "lr": lr, "saturation": 0.1})
+        found = fit_smoothness(frame, num_boot=60)
+        assert found.verdict is Verdict.NOT_IDENTIFIED
+        assert next(flag for flag in found.flags if flag.name == "learning rate").blocking
+
+
+def test_a_law_holds_across_rates_that_do_not_set_the_gradient_norm():
+    rng = np.random.default_rng(0)
+    norm = 10 ** rng.uniform(-1, 1, 400)
+    lr = np.where(np.arange(400) % 100 < 50, 0.1, 0.01)
+    smoothness = (1 + 2 * norm) * np.exp(0.1 * rng.standard_normal(400))
+    frame = pd.DataFrame({"grad_norm": norm, "smoothness": smoothness, "lr": lr, "saturation": 0.1})
+    assert fit_smoothness(frame, num_boot=60).verdict is Verdict.L0L1

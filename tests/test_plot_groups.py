@@ -211,3 +211,14 @@ def test_nothing_overlaps_or_leaves_the_figure(trace: pd.DataFrame, fits: sd.Gro
                 assert ax.get_window_extent().height > 50 * figure.dpi / 72
                 shown = [tick for tick in ax.xaxis.get_majorticklocs() if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
                 assert len(shown) >= 2
+
+
+def test_labels_that_are_numbers_or_missing_are_drawn_as_they_are_fitted() -> None:
+    frame = pd.concat([rows("all"), rows("0", 1), rows("1", 2)], ignore_index=True)
+    numbered = frame.assign(group=frame["group"].map({"all": "all", "0": 0, "1": 1}))
+    for table in (numbered, frame.assign(group=frame["group"].where(frame["group"] != "1"))):
+        fits = sd.fit_groups(table, num_boot=20, quantile=0.5)
+        assert set(fits) == {"all", "0", "1"} or set(fits) == {"all", "0", "missing"}
+        assert len(plot_groups(table, fits=fits)) == 3
+        plt.close("all")
+    assert sd.fit_smoothness(numbered, group=0, num_boot=20, quantile=0.5).group == "0"  # type: ignore[arg-type]

@@ -106,3 +106,9 @@ def test_units_move_the_fit_of_several_runs():
     np.testing.assert_allclose(other.L0_interval, np.multiply(found.L0_interval, 7e-4), rtol=1e-8)
     np.testing.assert_allclose(other.step_cap_interval, np.multiply(found.step_cap_interval, 3e5 / 7e-4), rtol=1e-8)
     np.testing.assert_allclose(other.num_effective, found.num_effective, rtol=1e-8)
+
+
+def test_a_run_without_rows_of_the_estimator_is_refused():
+    named = RUNS[0].assign(estimator="local")
+    with pytest.raises(ValueError, match=r"usable rows of every run .* Found none of the runs \['1'\]"):
+        fit([named, RUNS[1]])

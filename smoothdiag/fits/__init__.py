@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ def fit_smoothness(
             the order of the rows is time. Several runs of one training, such as seeds, are a list of traces or
             tables, or a table with a column `run`: steps are then compared with later ones of all runs, and the
             intervals say what another run may give, as far as the runs at hand can tell.
-        estimator: whose rows to fit; None prefers "local", then "path", then the only one present, where variants
-            (other directions, preconditioned, debiased) do not count. Rows of "local_random" beside "local" ones
-            test whether the direction of the gradient makes the relation.
+        estimator: whose rows to fit; None prefers "local", then "path", then "hessian_norm", then the only one present,
+            where variants (other directions, preconditioned, debiased) do not count. Rows of "local_random" beside
+            "local" ones test whether the direction of the gradient makes the relation.
         group: parameter group to fit.
         quantile: share of the rows that should lie below the line, in (0, 1). The rows beyond it must be worth four
             independent ones: 80 at .95, 400 at .99.
@@ -65,10 +66,13 @@ def fit_smoothness(
 
     Units: L0 in units of smoothness [f/x^2], L1 in [1/x].
     """
-    if not 0 < quantile < 1:
-        raise ValueError(f"Parameter `quantile` should be in (0, 1). Found `quantile = {quantile}`.")
-    if not num_boot >= 20:
-        raise ValueError(f"Parameter `num_boot` should be at least 20. Found `num_boot = {num_boot}`.")
+    if not isinstance(quantile, Real) or not 0 < quantile < 1:
+        raise ValueError(f"Parameter `quantile` should be in (0, 1). Found `quantile = {quantile!r}`.")
+    for name, value, least in (("num_boot", num_boot, 20), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(
+                f"Parameter `{name}` should be a whole number of at least {least}. Found `{name} = {value!r}`."
+            )
     frame = as_frame(data)
     recorded = select_rows(frame, estimator, group)
     rows = recorded.scaled()
@@ -121,7 +125,7 @@ def fit_smoothness(
         spearman=correlations.raw,
         partial_spearman=correlations.partial,
         loglog_slope=checks.loglog_slope(x, y),
-        implied_slope=checks.loglog_slope(x, height) if (height > 0).all() else math.nan,
+        implied_slope=_implied_slope(line, x),
         coverage=float(np.mean(y <= height * (1 + 1e-9))),
         median_saturation=float(np.median(known)) if len(known) else math.nan,
         lines={name: (scale.intercept(a), scale.slope(b)) for name, (a, b) in lines.items()},
@@ -203,6 +207,14 @@ class _QuantileFit:
     freedom: float
     L0_interval: Interval = (0.0, math.inf)
     L1_interval: Interval = (0.0, math.inf)
+
+
+def _implied_slope(line: affine.Line, x: Array) -> float:
+    """Least-squares slope of the logarithm of the line's height at the rows; 0 for a flat line, NaN for zero."""
+    height = line(x)
+    if not (height > 0).all():
+        return math.nan
+    return checks.loglog_slope(x, height) if line.slope > 0 else 0.0
 
 
 def _quantile_fit(rows: Rows, quantile: float, num_boot: int, seed: int) -> _QuantileFit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from smoothdiag.fits.affine import Line
-from smoothdiag.fits.base import Flag
+from smoothdiag.fits.base import Array, Flag
 from smoothdiag.fits.rows import Rows
 
 SATURATED = 0.5  # Above it the change of the gradient is as large as the gradient: the step sets the ratio.
@@ -119,12 +119,14 @@ def learning_rate(rows: Rows) -> Flag | None:
     x, y, rate = np.log(rows.x[known]), np.log(rows.y[known]), np.log(rows.lr[known])
     design = np.stack([rate - np.mean(rate), x - np.mean(x)], axis=1)
     a, b = design.T
-    rest = a - b * float(a @ b) / float(b @ b) if float(b @ b) > 0 else a
-    if np.std(rest) < MIN_RATE_SPREAD:
+    if np.std(a) < MIN_RATE_SPREAD:
         return None
+    rest = a - b * float(a @ b) / float(b @ b) if float(b @ b) > 0 else a
     exponent, of_norm = np.linalg.lstsq(design, y - np.mean(y), rcond=None)[0]
-    error = float(np.std(y - np.mean(y) - design @ (exponent, of_norm)) / (np.std(rest) * np.sqrt(len(rest))))
-    if abs(exponent + 1) > NEAR_EDGE or 2 * error > NEAR_EDGE:
+    error = _error(y - np.mean(y) - design @ (exponent, of_norm), rest)
+    if 2 * error > NEAR_EDGE:
+        return _tied_to_rate(a, b, y - np.mean(y))
+    if abs(exponent + 1) > NEAR_EDGE:
         return None
     product = np.quantile(rows.y[known] * rows.lr[known], [0.1, 0.9])
     return Flag(
@@ -136,6 +138,29 @@ def learning_rate(rows: Rows) -> Flag | None:
         "fit steps of one rate at a time, or train at smaller rates, where curvature does not adapt",
         blocking=bool(abs(of_norm) < MAX_EXPONENT),
     )
+
+
+def _tied_to_rate(rate: Array, x: Array, y: Array) -> Flag | None:
+    """Whether smoothness follows the rate as at the edge, where rate and gradient norm cannot be told apart."""
+    exponent = float(rate @ y) / float(rate @ rate)
+    error = _error(y - exponent * rate, rate)
+    if abs(exponent + 1) > NEAR_EDGE or 2 * error > NEAR_EDGE:
+        return None
+    return Flag(
+        "learning rate",
+        "smoothness falls as the learning rate rises and their product stays the same, as at the edge of stability, "
+        "and the gradient norm moves with the rate: either of the two could make the relation",
+        f"smoothness ~ rate^{exponent:.2f} +- {error:.2f}; correlation of the logarithms of rate and gradient norm "
+        f"{float(rate @ x) / float(np.sqrt((rate @ rate) * (x @ x))):.2f}",
+        "fit steps of one rate at a time, or train at smaller rates, where curvature does not adapt",
+        blocking=True,
+    )
+
+
+def _error(residual: Array, variable: Array) -> float:
+    """Standard error of the coefficient of a variable, from the residual and the part of it nothing else explains."""
+    spread = float(np.std(variable)) * np.sqrt(len(variable))
+    return float(np.std(residual) / spread) if spread > 0 else np.inf
 
 
 def kinks(rows: Rows) -> Flag | None:

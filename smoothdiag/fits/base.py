@@ -40,7 +40,7 @@ class SmoothnessFit:
         coverage: share of rows at or below the line.
         median_saturation: median of the saturation; NaN where it was not recorded.
         lines: (L0, L1) of other fits: quantile lines by level, "hard" envelope, "mean" (non-negative least squares).
-        comparison: constant, line and power, scored on later steps.
+        comparison: constant, line, power, isotonic and, where losses are known, loss gap, on later steps.
         flags: doubts, fatal ones first.
         verdict: the outcome.
         verdict_reason: why, in words.

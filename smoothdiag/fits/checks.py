@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import rankdata
 
 from smoothdiag.fits import artefacts
@@ -187,7 +188,7 @@ def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
     )
 
 
-def loss_and_time(rows: Rows, gap: Array, known: Array) -> Flag | None:
+def loss_and_time(rows: Rows, gap: Array, known: npt.NDArray[np.bool_]) -> Flag | None:
     """Whether time explains smoothness as well as the loss does; `gap` on the rows `known`."""
     return _tied(correlate(gap, rows.y[known], rows.step[known], rows.run[known]), "loss")
 

@@ -19,6 +19,10 @@ MAX_DEVIATION = 0.5  # Median error beyond which a parabola does not reach back 
 MIN_DEVIATION = 1e-3  # Below it there is nothing to correct.
 
 
+LARGEST_ERROR = 3.0
+"""Deviation above which a gradient norm is all error, and nothing that a simulation of more of it would tell from."""
+
+
 def relative_errors(rows: Rows) -> Array:
     """Natural-log deviation of each gradient norm; NaN where not known.
 
@@ -39,7 +43,7 @@ def correct(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Correctio
         seed: of the simulated errors.
     """
     deviation = relative_errors(rows)
-    known = np.isfinite(deviation)
+    known = deviation < LARGEST_ERROR  # False for NaN too
     if np.mean(known) < MIN_KNOWN or not MIN_DEVIATION <= np.median(deviation[known]) <= MAX_DEVIATION:
         return None
     found = extrapolate(rows.x[known], rows.y[known], deviation[known], line, quantile, seed)

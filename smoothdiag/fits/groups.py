@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from smoothdiag.fits.base import SmoothnessFit
+from smoothdiag.fits.rows import labels
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
 
 WHOLE = "all"
@@ -90,9 +91,9 @@ def fit_each(
     Raises:
         ValueError: where a group is unknown, or none can be fitted.
     """
-    column = frame["group"].dropna().astype(str) if "group" in frame.columns else pd.Series([WHOLE])
-    present = sorted(column.unique().tolist(), key=lambda name: name != WHOLE)  # Stable: the others as recorded.
-    asked = present if groups is None else [groups] if isinstance(groups, str) else list(groups)
+    named = dict.fromkeys(labels(frame)["group"].tolist())
+    present = sorted(named, key=lambda name: name != WHOLE)  # Stable: the others as recorded.
+    asked = present if groups is None else [groups] if isinstance(groups, str) else [str(name) for name in groups]
     if unknown := [name for name in asked if name not in present]:
         raise ValueError(f"Parameter `groups` should hold some of {present}. Found {unknown}.")
     if not asked:

@@ -74,7 +74,7 @@ def dependence(series: Array) -> Dependence:
     longest = math.ceil(min(3 * math.sqrt(n), n / 3))
     if spectrum <= 0:
         return Dependence(1.0, float(n))
-    block = (curvature**2 / spectrum**2) ** (1 / 3) * n ** (1 / 3)
+    block = (abs(curvature) / spectrum) ** (2 / 3) * n ** (1 / 3)
     return Dependence(min(max(block, 1.0), longest), min(max(n * variance / spectrum, 1.0), float(n)))
 
 

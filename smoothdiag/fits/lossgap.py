@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from smoothdiag.fits.affine import Line, pinball, quantile_line
 from smoothdiag.fits.base import Array, Flag, Interval, ModelScore
@@ -31,7 +32,11 @@ NAME = "loss gap"
 # Distance of f* from the smallest loss, in units of how far the median loss lies above the smallest.
 DISTANCES = (0.001, 0.03, 0.1, 0.3, 1.0, 3.0)
 EXPONENTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # From 2 on the law is no longer weaker than that of Hessian norms.
+LARGEST = 1e100  # Losses beyond are not known, and differences below its inverse are none: their powers overflow.
 LOWEST_HEIGHT = 1e-6  # Of the median height: the least a row is divided by.
+
+
+Mask = npt.NDArray[np.bool_]
 
 
 class GapCurve(NamedTuple):
@@ -68,7 +73,7 @@ class LossGap:
     beyond: float
     beyond_interval: Interval
     gap: Array
-    known: Array
+    known: Mask
     time: Flag | None = None
 
 
@@ -81,7 +86,7 @@ def compare(
     loss: Array,
     scores: tuple[ModelScore, ...],
 ) -> LossGap | None:
-    """The loss gap on later steps; None where fewer than `MIN_ROWS` rows have a loss, or all have the same.
+    """The loss gap on later steps; None where fewer than `MIN_ROWS` rows have a loss, or most have the smallest.
 
     Args:
         x: gradient norms in order of steps.
@@ -92,8 +97,8 @@ def compare(
         loss: loss of each row; NaN where it is not known.
         scores: of the models of the gradient norm on all rows.
     """
-    known = np.isfinite(loss)
-    if np.sum(known) < MIN_ROWS or not np.median(loss[known]) > np.min(loss[known]):
+    known: Mask = np.abs(loss) < LARGEST  # False for NaN too
+    if np.sum(known) < MIN_ROWS or not np.median(loss[known]) - np.min(loss[known]) > 1 / LARGEST:
         return None
     if not known.all():
         x, y, weights, counts, loss = x[known], y[known], weights[known], counts[:, known], loss[known]
@@ -112,7 +117,9 @@ def compare(
         return lambda past: lambda rows: fitted(past)[number][0](loss[rows])
 
     def chosen(past: slice) -> GapCurve:
-        return min(fitted(past), key=lambda pair: pair[1])[0]
+        least = min(found for _, found in fitted(past))
+        # With an exponent of 1 every f* gives the same line. The closest is taken, and not what rounding prefers.
+        return next(curve for curve, found in fitted(past) if found <= least * (1 + EXACT))
 
     everything = slice(0, len(y))
     baselines = [rolling_curve(fitter, x, y, weights, quantile) for fitter in (fit_constant, fit_affine)]

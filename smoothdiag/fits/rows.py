@@ -102,7 +102,8 @@ def as_frame(data: object) -> pd.DataFrame:
     if not isinstance(data, pd.DataFrame) and hasattr(data, "to_frame"):
         data = data.to_frame()
     if not isinstance(data, pd.DataFrame):
-        hint = "pass its `trace`" if hasattr(data, "trace") else "read a file with `Trace.read`"
+        has_trace = hasattr(data, "trace") and not isinstance(data, np.ndarray)  # whose trace is a sum
+        hint = "pass its `trace`" if has_trace else "read a file with `Trace.read`"
         found = repr(data) if isinstance(data, str) else type(data).__name__
         raise ValueError(
             "Parameter `data` should be an object with `to_frame`, such as a Trace, or a DataFrame with at least the "
@@ -111,6 +112,8 @@ def as_frame(data: object) -> pd.DataFrame:
     missing = [name for name in ("grad_norm", "smoothness") if name not in data.columns]
     if missing:
         raise ValueError(f"Parameter `data` should have the columns `grad_norm` and `smoothness`. Found no {missing}.")
+    if twice := sorted({str(name) for name in data.columns[data.columns.duplicated()]}):
+        raise ValueError(f"Parameter `data` should have every column once. Found {twice} more often.")
     if len(data) == 0:
         raise ValueError("Parameter `data` should have rows. Found none.")
     return data
@@ -143,21 +146,21 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
 
     Args:
         frame: from `as_frame`.
-        estimator: name of the estimator; None prefers "local", then "path", then the only one there is.
+        estimator: name of the estimator; None prefers "local", "path", "hessian_norm", then the only one there is.
         group: parameter group.
 
     Raises:
-        ValueError: where estimators or kinds of data would be mixed, or no row is usable.
+        ValueError: where estimators or kinds of data would be mixed, or no row, or none of a run, is usable.
     """
-    label = _labels(frame)
+    label = labels(frame)
     number = _numbers(frame)
-    in_group = label["group"] == group
+    in_group = label["group"] == (group := str(group))
     if not in_group.any():
         raise ValueError(f"Parameter `group` should be one of {_names(label['group'])}. Found `group = {group!r}`.")
     cause = _causes(label["status"], number)
     usable = cause == ""
     if estimator is None:
-        estimator = _choose_estimator(label["estimator"][in_group], usable[in_group])
+        estimator = choose_estimator(label["estimator"][in_group], usable[in_group])
     chosen = in_group & (label["estimator"] == estimator)
     if not chosen.any():
         known = _names(label["estimator"][in_group])
@@ -174,6 +177,11 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         raise ValueError(
             f"Parameter `data` should hold rows measured on one kind of data. Found {kinds}: filter the frame, "
             f"for example with `frame[frame['data'] == {kinds[0]!r}]`."
+        )
+    if lost := sorted(set(label["run"][in_group]) - set(label["run"][chosen & usable])):
+        raise ValueError(
+            f"Parameter `data` should have usable rows of every run for the group {group!r} and the estimator "
+            f"{estimator!r}. Found none of the runs {lost}."
         )
     outside = {"other_group": int((~in_group).sum()), "other_estimator": int((in_group & ~chosen).sum())}
     keep = np.flatnonzero(chosen & usable)
@@ -200,14 +208,15 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     )
 
 
-def _labels(frame: pd.DataFrame) -> dict[str, Labels]:
+def labels(frame: pd.DataFrame) -> dict[str, Labels]:
+    """The columns of names as strings, "missing" where an entry is none, and a neutral name where the column is."""
     neutral = {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified", "run": "0"}
-    labels = {}
+    found = {}
     for name, value in neutral.items():
         column = frame[name] if name in frame.columns else pd.Series([value] * len(frame))
         named = column.astype(object).where(column.notna(), "missing").to_numpy(dtype=object)
-        labels[name] = np.array([v if isinstance(v, str) else str(v) for v in named], dtype=object)
-    return labels
+        found[name] = np.array([v if isinstance(v, str) else str(v) for v in named], dtype=object)
+    return found
 
 
 def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
@@ -242,7 +251,12 @@ def _causes(status: Labels, number: dict[str, Array]) -> Labels:
     return cause
 
 
-def _choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
+def choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
+    """The estimator to take where none is named.
+
+    Raises:
+        ValueError: where there are several that nothing ranks.
+    """
     present = _names(names[usable]) or _names(names)
     for name in PREFERRED:
         if name in present:
@@ -256,5 +270,5 @@ def _choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
     return candidates[0]
 
 
-def _names(labels: Labels) -> list[str]:
-    return sorted(set(labels.tolist()))
+def _names(found: Labels) -> list[str]:
+    return sorted(set(found.tolist()))

@@ -23,17 +23,16 @@ Mask = npt.NDArray[np.bool_]
 
 HOLLOW: Final[dict[str, Any]] = {"facecolors": "none", "edgecolors": "0.5", "linewidths": 0.8}
 NORM: Final = r"$\|g\|$"
-_PREFERRED: Final = ("local", "path", "hessian_norm")  # the first does not depend on the length of the step taken
 
 
 def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.DataFrame:
     """Returns the rows of one estimator and one group, with every column that the figures need."""
+    from smoothdiag.fits.rows import choose_estimator
+
     frame = rows_of_group(data, group)
     if estimator is None:
-        names = frame["estimator"].unique().tolist()
-        found = [name for name in _PREFERRED if name in names] or names
-        # Estimators that nobody ranked measure different things; picking one would be a guess.
-        estimator = found[0] if len(names) == 1 or found[0] in _PREFERRED else None
+        names = frame["estimator"].to_numpy(dtype=object)
+        estimator = choose_estimator(names, frame["status"].isin(USABLE_STATUSES).to_numpy(dtype=np.bool_))
     return _only(frame, "estimator", estimator)
 
 
@@ -41,19 +40,22 @@ def rows_of_group(data: Trace | pd.DataFrame, group: str) -> pd.DataFrame:
     """Returns the rows of one group, with every column that the figures need."""
     import pandas as pd
 
+    from smoothdiag.fits.rows import labels
+
     frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
     missing = [name for name in ("grad_norm", "smoothness") if name not in frame.columns]
     if missing:
         raise ValueError(f"Parameter `data` should have the columns of a trace. Missing: {', '.join(missing)}.")
     if frame.empty:
         raise ValueError("Parameter `data` should have rows. Found none.")
-    defaults: dict[str, Any] = {"step": range(len(frame)), "estimator": "unnamed", "group": "all", "status": "ok"}
+    defaults: dict[str, Any] = {"step": range(len(frame))}
     defaults |= dict.fromkeys(("loss", "lr", "saturation", "stability_limit"), np.nan)
     frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame.columns})
-    return _only(frame, "group", group)
+    names = {name: found for name, found in labels(frame).items() if name in ("estimator", "group", "status")}
+    return _only(frame.assign(**names), "group", str(group))
 
 
-def _only(frame: pd.DataFrame, column: str, value: str | None) -> pd.DataFrame:
+def _only(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     if value not in (names := sorted(frame[column].unique().tolist())):
         raise ValueError(f"Parameter `{column}` should be one of {names}. Found `{column} = {value!r}`.")
     return frame[frame[column] == value]
