@@ -23,7 +23,7 @@ from functools import partial
 
 import pandas as pd
 import torch
-from curvature_cases import Case, Cases, clock_of, eigenvalue, forget, prepared, timed
+from curvature_cases import Case, Cases, clock_of, eigenvalue, forget, prepared, products_needed, timed
 from curvature_peers import PEERS, TOLERANCE, Peer, Recorder, twice_differentiable
 from models import LARGE, LEARNABLE, TINY, Task
 from probe_overhead import peak, seconds
@@ -57,8 +57,10 @@ class Variant:
         return used
 
 
-def ours(case: Case, seed: int, choice: Choice, before: Spectrum | None = None) -> tuple[float, int]:
-    found = eigenvalue(case, seed, choice, before)
+def ours(
+    case: Case, seed: int, choice: Choice, before: Spectrum | None = None, limit: int | None = None
+) -> tuple[float, int]:
+    found = eigenvalue(case, seed, choice, before, limit)
     return found.norm, found.num_products
 
 
@@ -73,12 +75,16 @@ def variants(cases: Cases, seed: int, choice: Choice, stops: Sequence[str], note
     """Returns all ways to measure; what is missing or fails goes to ``notes``."""
     truth = cases.here.truth(seed)
     before = eigenvalue(cases.here, seed, choice)
-    found = [Variant("smoothdiag", "cold", cases.here, truth, partial(ours, seed=seed, choice=choice))]
-    warm = partial(ours, seed=seed, choice=choice, before=before)
-    found += [
-        Variant("smoothdiag", "warm", cases.later, cases.later.truth(seed), warm),
-        Variant("smoothdiag", "warm, next batch", cases.other, cases.other.truth(seed), warm),
-    ]
+    searches = {"cold": (cases.here, None), "warm": (cases.later, before), "warm, next batch": (cases.other, before)}
+    found = []
+    for stop, (case, known) in searches.items():
+        right = truth if case is cases.here else case.truth(seed)
+        run = partial(ours, seed=seed, choice=choice, before=known)
+        limited = partial(run, limit=products_needed(case, seed, choice, known, right))
+        found += [
+            Variant("smoothdiag", stop, case, right, run),
+            Variant("smoothdiag", f"{stop}, ideal", case, right, limited),
+        ]
     for name, peer in PEERS.items():
         if peer.missing:
             notes.add(f"{name}: not installed")

@@ -15,7 +15,7 @@ from torch import nn
 
 from smoothdiag.measure.batches import MicroBatch, RandomState
 from smoothdiag.measure.curvature import Choice, hvp
-from smoothdiag.measure.curvature.spectrum import Spectrum, lanczos
+from smoothdiag.measure.curvature.spectrum import MIN_PRODUCTS, Spectrum, lanczos
 from smoothdiag.measure.objective import Objective
 
 STEPS, SETTLING = 150, 20
@@ -87,14 +87,35 @@ def prepared(task: Task, seed: int, device: torch.device, steps: int = STEPS) ->
 
 
 def eigenvalue(
-    case: Case, seed: int, choice: Choice | str, before: Spectrum | None = None, **options: bool
+    case: Case,
+    seed: int,
+    choice: Choice | str,
+    before: Spectrum | None = None,
+    limit: int | None = None,
+    **options: bool,
 ) -> Spectrum:
-    """Returns what smoothdiag finds, from nothing or from what it found before."""
+    """Returns what smoothdiag finds, from nothing or from what it found before, by its own stop or after ``limit``."""
     with hvp(case.objective(), backend=choice, **options) as hessian:
-        if before is None:
-            return lanczos(hessian, hessian.gradient, tol=TOLERANCE, seed=seed)
-        start, challenger = before.pairs[0].vector, before.challenger
-        return lanczos(hessian, start, challenger=challenger, tol=TOLERANCE, min_products=3, seed=seed)
+        start, challenger = (hessian.gradient, None) if before is None else (before.pairs[0].vector, before.challenger)
+        least = 3 if before else MIN_PRODUCTS
+        return lanczos(
+            hessian,
+            start,
+            challenger=challenger,
+            tol=TOLERANCE,
+            min_products=limit or least,
+            max_products=limit or 40,
+            seed=seed,
+        )
+
+
+def products_needed(case: Case, seed: int, choice: Choice, before: Spectrum | None, truth: float) -> int:
+    """Returns after how many products the value is first right, whether or not the search would know."""
+    return next(
+        limit
+        for limit in range(1, 41)
+        if abs(eigenvalue(case.copied(), seed, choice, before, limit).norm / abs(truth) - 1) <= TOLERANCE
+    )
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
