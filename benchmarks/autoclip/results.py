@@ -35,17 +35,27 @@ class Case(NamedTuple):
     steps: int
 
 
-def done(path: Path) -> set[Case]:
-    """Returns the runs that are in the file; a last line that was cut short is taken out of it."""
-    if not path.exists():
-        return set()
+def read_whole(path: Path) -> str:
+    """Returns the lines that were written to their end; the file may be added to meanwhile."""
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
-    if not whole:
+    return content[: content.rfind(b"\n") + 1].decode()
+
+
+def mend(path: Path) -> None:
+    """Takes a last line that was cut short out of the file, so that lines can be added."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        path.write_text(read_whole(path), encoding="utf-8")
+
+
+def done(path: Path) -> set[Case]:
+    """Returns the runs that are in the file.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
+    if not path.exists() or not (whole := read_whole(path)):
         return set()
-    first, *lines = whole.decode().splitlines()
+    first, *lines = whole.splitlines()
     if first.split(",") != list(COLUMNS):
         raise ValueError(f"Parameter `out` should be a file of this benchmark. Found `{path}` with other columns.")
     rows = csv.DictReader(lines, fieldnames=COLUMNS)

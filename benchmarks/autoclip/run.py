@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from arms import ARMS, CAPS, ORACLE, named
-from results import Case, append, done, remaining
+from results import Case, append, done, mend, remaining
 from tqdm import tqdm
 from training import data_of, train
 from workloads import SET_ASIDE, WORKLOADS
@@ -82,6 +82,7 @@ def main() -> None:
         arms = named(args.arms)
         for name in args.workloads:
             data_of(WORKLOADS[name])  # what is missing should be said before hours of work
+        mend(args.out)
         todo = remaining(cases(args.workloads, arms, args.seeds, args.steps, args.rates), done(args.out))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

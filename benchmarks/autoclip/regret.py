@@ -1,0 +1,99 @@
+"""From runs to regrets, and from regrets to what is said of a way of clipping. Numbers only."""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+
+CASE = ["workload", "lr", "seed", "steps"]
+"""What runs have in common that are compared with each other."""
+
+NEAR = 1.05
+"""Rates whose loss is within this factor of the best loss of the workload count as good ones."""
+
+
+def with_regret(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final") -> pd.DataFrame:
+    """Returns the runs with the columns ``reference``, ``regret`` and ``rescued``.
+
+    The reference is the lowest loss of any run of the oracle in the same case: fixed thresholds and none. Regret is
+    (loss - reference) / (initial - reference), 1 at most and for runs that diverged; NaN where the whole oracle
+    diverged, or was not run. ``rescued`` says whether some of the oracle survived.
+
+    Args:
+        runs: One row a run.
+        oracle: Names of the arms that make the reference.
+        loss: Column to compare: ``"final"``, ``"tail"`` or ``"best"``.
+    """
+    runs = runs.copy()
+    # A run that ended above where it began may have been better on the way; that does not count.
+    value = runs[loss].where(~runs["diverged"].astype(bool))
+    runs["reference"] = value.where(runs["arm"].isin(oracle)).groupby([runs[name] for name in CASE]).transform("min")
+    room = runs["initial"] - runs["reference"]
+    runs["regret"] = ((value - runs["reference"]) / room).clip(upper=1.0).fillna(1.0).where(runs["reference"].notna())
+    runs["rescued"] = runs["reference"].notna()
+    return runs
+
+
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns one row an arm, of runs with regret: median, mean and worst regret, divergence and cost of probing."""
+    compared = runs[runs["rescued"]]
+    arms = compared.groupby("arm", sort=False)
+    return pd.DataFrame(
+        {
+            "runs": arms.size(),
+            "median": arms["regret"].median(),
+            "mean": arms["regret"].mean(),
+            "worst": arms["regret"].max(),
+            "diverged": arms["diverged"].sum(),
+            "clipped": arms["clip_share"].mean(),
+            "probing": arms["probe_gradients"].sum() / arms["train_gradients"].sum(),
+        }
+    )
+
+
+def per_rate(runs: pd.DataFrame, loss: str = "final") -> pd.DataFrame:
+    """Returns the mean loss over seeds, rows (workload, arm), one column a place in the list of rates.
+
+    It is infinite where one of the seeds diverged.
+    """
+    value = runs[loss].where(~runs["diverged"].astype(bool), np.inf)
+    place = runs.groupby("workload")["lr"].rank(method="dense").astype(int) - 1
+    return value.groupby([runs["workload"], runs["arm"], place.rename("rate")]).mean().unstack("rate")
+
+
+def widths(runs: pd.DataFrame, loss: str = "final", near: float = NEAR) -> pd.DataFrame:
+    """Returns by which factor learning rates may differ and end near the best loss, rows arms, columns workloads.
+
+    The best loss is that of any arm and rate. 1 is a single rate, 0 none; of several ranges the widest counts.
+    """
+    losses = per_rate(runs, loss)
+    found = {}
+    for workload, arms in losses.groupby("workload"):
+        rates = np.sort(runs.loc[runs["workload"] == workload, "lr"].unique())
+        good = arms <= near * float(np.nanmin(arms.to_numpy()))
+        found[workload] = {arm: widest(rates, row.to_numpy()[: len(rates)]) for (_, arm), row in good.iterrows()}
+    return pd.DataFrame(found)
+
+
+def widest(rates: Sequence[float], good: Sequence[bool]) -> float:
+    """Returns the largest factor between two rates with none but good ones from one to the other."""
+    best, start = 0.0, None
+    for rate, is_good in zip(rates, good, strict=True):
+        start = (rate if start is None else start) if is_good else None
+        if start is not None:
+            best = max(best, rate / start)
+    return best
+
+
+def doses(runs: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    """Returns the mean regret, one row a multiple, one column a workload, of arms named prefix + multiple."""
+    dosed = runs[runs["arm"].str.startswith(prefix) & runs["rescued"]]
+    multiple = dosed["arm"].str.removeprefix(prefix).astype(float).rename("multiple")
+    return dosed.groupby([multiple, "workload"])["regret"].mean().unstack("workload")
+
+
+def at_edge(runs: pd.DataFrame, oracle: Sequence[str]) -> pd.Series:
+    """Returns how often each member of the oracle was its best; a best at an end of the grid may lie beyond it."""
+    members = runs[runs["arm"].isin(oracle) & runs["rescued"]]
+    best = members[members["regret"] == 0].groupby(CASE)["arm"].first()
+    return best.value_counts().reindex(list(oracle), fill_value=0)
