@@ -243,3 +243,13 @@ def test_nothing_overlaps_or_leaves_the_figure(fit: sd.SmoothnessFit, width: flo
     for ax in panels:
         assert ax.get_window_extent().height > 0.1 * whole.height
         assert min(text.get_fontsize() for text in ax.get_xticklabels()) >= 8
+
+
+def test_rows_beyond_the_axis_of_the_lines_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    norm = 10 ** rng.uniform(-1, 1, 200)
+    smoothness = (1 + 2 * norm) * np.exp(0.1 * rng.standard_normal(200))
+    smoothness[:7] *= 1e-5
+    frame = pd.DataFrame({"grad_norm": norm, "smoothness": smoothness, "saturation": 0.1})
+    panel = plot_fit(sd.fit_smoothness(frame, num_boot=20), frame)[1]
+    assert "7 rows not shown (beyond the axis)" in [text.get_text() for text in panel.texts]

@@ -137,10 +137,10 @@ def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None
     axis.set_minor_formatter(NullFormatter())
 
 
-def note(ax: Axes, num_left_out: int, *, log: bool = True) -> None:
+def note(ax: Axes, num_left_out: int, why: str = "zero, < 0, inf, NaN") -> None:
     """Says above the axes how many rows could not be drawn."""
     if num_left_out:
-        text = f"{number_of_rows(num_left_out)} not shown ({'zero, < 0, inf, NaN' if log else 'inf, NaN'})"
+        text = f"{number_of_rows(num_left_out)} not shown ({why})"
         ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize="small", color="0.35")
 
 

@@ -151,11 +151,12 @@ def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None
     shades = sns.color_palette("colorblind")
     ends = fit.grad_norm_quantiles[0], fit.grad_norm_quantiles[-1]
     grid = np.geomspace(ends[0], ends[1], 60)
-    reach = []
+    reach, cloud = [], np.zeros(0)
     if rows is not None:
         x, y = floats(rows, "grad_norm"), floats(rows, "smoothness")
         shown = positive(x) & positive(y) & in_fit(rows)
-        ax.scatter(x[shown], y[shown], 6, color="0.75", linewidths=0, zorder=1)
+        cloud = y[shown]
+        ax.scatter(x[shown], cloud, 6, color="0.75", linewidths=0, zorder=1)
     looks = {
         "mean": (shades[2], ":"),
         "0.5": (shades[9], (0, (1, 1))),
@@ -183,6 +184,8 @@ def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None
         # Lines of zero intercept fall as far as the gradient norms do; four decades tell enough.
         low, high = extent(reach)
         log_axis(ax, "y", max(low, high / 1e4), high)
+        bottom, top = ax.get_ylim()
+        note(ax, int(((cloud < bottom) | (cloud > top)).sum()), "beyond the axis")
     legend_below(ax, None, ncols=2)
 
 

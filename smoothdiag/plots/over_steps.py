@@ -71,7 +71,7 @@ def plot_trace(
         if bad.any():
             panel.scatter(step[bad], value[bad], 14, label="not usable", **HOLLOW)
         panel.set_ylabel(label)
-        note(panel, int((~shown).sum()), log=log)
+        note(panel, int((~shown).sum()), "zero, < 0, inf, NaN" if log else "inf, NaN")
         reach = [value[shown]]
         if column == "smoothness" and (stable := positive(lr := floats(rows, "lr"))).any():
             # Outside of the rows with a positive rate there is no line, not a line at infinity.
