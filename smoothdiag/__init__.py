@@ -32,15 +32,18 @@ from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
     from smoothdiag import problems as problems
+    from smoothdiag.autoclip import AutoClip, StepRule
     from smoothdiag.clipping import ClipRule, clip_rule
     from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
     from smoothdiag.plots import plot_constants, plot_fit, plot_groups, plot_sharpness, plot_smoothness, plot_trace
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
+    "AutoClip": "smoothdiag.autoclip",
     "ClipRule": "smoothdiag.clipping",
     "GroupFits": "smoothdiag.fits",
     "SmoothnessFit": "smoothdiag.fits",
+    "StepRule": "smoothdiag.autoclip",
     "Verdict": "smoothdiag.fits",
     "clip_rule": "smoothdiag.clipping",
     "compare_runs": "smoothdiag.fits",
@@ -87,7 +90,9 @@ __all__ = [
     "fit_groups",
     "fit_smoothness",
     # clip
+    "AutoClip",
     "ClipRule",
+    "StepRule",
     "clip_rule",
     # step
     "GGNC",

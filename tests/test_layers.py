@@ -90,7 +90,17 @@ WINGS = {
         "optim",
     ),
     "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
-    "autoclip": ("autoclip.calibration", "autoclip.acting", "autoclip"),
+    "autoclip": (
+        "autoclip.calibration",
+        "autoclip.arguments",
+        "autoclip.rates",
+        "autoclip.free_rate",
+        "autoclip.rows",
+        "autoclip.acting",
+        "autoclip.events",
+        "autoclip.clipper",
+        "autoclip",
+    ),
     "plots": (
         "plots.common",
         "plots.smoothness",

@@ -1,42 +1,72 @@
 """Acting: three ways of keeping a step within a length, none of which waits for the device."""
 
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.autoclip.rates import Group, Number, Peaks, gain, plain, ratio, shortening
+from smoothdiag.geometry import Euclidean
 from smoothdiag.optim import GGNC, ClippedMomentum
-from smoothdiag.optim.arithmetic import global_norm
+from smoothdiag.optim.arithmetic import global_norm, multiply_
 
-Group = Mapping[str, Any]
-Length = float | Tensor
+Bucket = tuple[list[Tensor], list[Tensor]]
+"""Local tensors of one device and dtype, and the tensors they are part of."""
 
 
 class Counts:
-    """How many steps were shortened and how many gradients were not finite; counted on the device."""
+    """How many steps were shortened and how many gradients were not finite, counted on the device.
+
+    Attributes:
+        clipped: Steps that were longer than allowed.
+        skipped: Gradients that were not finite.
+        last_skipped: Step of the last of these, or -1.
+    """
 
     def __init__(self) -> None:
         self.clipped: Tensor | int = 0
         self.skipped: Tensor | int = 0
+        self.last_skipped: Tensor | int = -1
 
-    def add(self, clipped: Tensor, finite: Tensor) -> None:
-        """Counts one step."""
-        self.clipped = self.clipped + (clipped & finite).long()
+    def add_clipped(self, clipped: Tensor) -> None:
+        """Counts a step."""
+        self.clipped = self.clipped + clipped.long()
+
+    def add_gradient(self, finite: Tensor, step: int) -> None:
+        """Counts the gradient of a step."""
         self.skipped = self.skipped + (~finite).long()
+        self.last_skipped = torch.where(finite, self.last_skipped, torch.full_like(finite, step, dtype=torch.long))
 
 
 class Action(Protocol):
-    """A way of keeping steps within a length."""
+    """A way of keeping steps within a length.
 
-    def before(self, longest: Length, counts: Counts) -> None:
+    Attributes:
+        shortens_updates: Whether it is the update that is measured and shortened, whatever the gradient.
+        counts_steps: Whether it knows how many steps were longer than allowed.
+    """
+
+    shortens_updates: ClassVar[bool]
+    counts_steps: ClassVar[bool]
+
+    def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Called before a step, with its gradients in place."""
         ...
 
-    def after(self, longest: Length, counts: Counts) -> None:
+    def after(self, longest: Number, counts: Counts) -> None:
         """Called after the step."""
+        ...
+
+    def reach(self, group: Group) -> float:
+        """Returns the step length that goes with a gradient norm of 1 and a rate of 1, where clipping begins."""
+        ...
+
+    def typical(self, group: Group) -> float:
+        """Returns how long clipped steps are, in longest steps, where successive gradients are uncorrelated."""
         ...
 
 
@@ -47,24 +77,39 @@ class ScaleGradients:
     that a decay of the rate shortens the longest step too. Gradients that are not finite become zero.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, peaks: "Peaks", *, acts: bool = True) -> None:
+    shortens_updates: ClassVar[bool] = False
+    counts_steps: ClassVar[bool] = True
+
+    def __init__(self, optimizer: torch.optim.Optimizer, peaks: Peaks, *, acts: bool = True) -> None:
         self._optimizer, self._peaks, self._acts = optimizer, peaks, acts
 
-    def before(self, longest: Length, counts: Counts) -> None:
+    def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Scales the gradients."""
         squares = []
-        for group, rate in zip(self._optimizer.param_groups, self._peaks.steady_rates(), strict=True):
-            squares += [(rate * norm).square() for norm in _gradient_norms(group)]
+        for group, peak in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
+            if bucket := _gradients(group):
+                rate = peak * self.reach(group)
+                squares.append((rate * global_norm(bucket)).square())
         if not squares:
             return
         length = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
+        length = _unscaled(self._optimizer, length)
         finite, scale = torch.isfinite(length), (longest / length).clamp(max=1.0)
-        counts.add(scale < 1, finite)
+        counts.add_gradient(finite, step)
+        counts.add_clipped((scale < 1) & finite)
         if self._acts:
             _multiply_gradients(self._optimizer, scale, finite)
 
-    def after(self, longest: Length, counts: Counts) -> None:
+    def after(self, longest: Number, counts: Counts) -> None:
         """Does nothing."""
+
+    def reach(self, group: Group) -> float:
+        """Returns what momentum makes of a constant gradient."""
+        return gain(group)
+
+    def typical(self, group: Group) -> float:
+        """Returns what momentum makes of uncorrelated gradients, in what it makes of constant ones."""
+        return shortening(group)
 
 
 class ShortenUpdate:
@@ -73,27 +118,45 @@ class ShortenUpdate:
     Gradients that are not finite become zero before the optimizer averages them.
     """
 
+    shortens_updates: ClassVar[bool] = True
+    counts_steps: ClassVar[bool] = True
+
     def __init__(self, optimizer: torch.optim.Optimizer, *, acts: bool = True) -> None:
         self._optimizer, self._acts = optimizer, acts
-        self._start: list[Tensor] = []
+        self._start: list[Bucket] = []
 
-    def before(self, longest: Length, counts: Counts) -> None:
+    def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Keeps a copy of the parameters."""
-        self._start = vectors.clone(_parameters(self._optimizer))
-        _leave_out_non_finite(self._optimizer, counts, acts=self._acts)
+        self._start = [([_wide(x.clone()) for x in local], owners) for local, owners in self._parameters()]
+        _leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
 
-    def after(self, longest: Length, counts: Counts) -> None:
+    def after(self, longest: Number, counts: Counts) -> None:
         """Moves the parameters back towards the copy."""
-        parameters, start = _parameters(self._optimizer), self._start
-        self._start = []
-        length = vectors.norm(vectors.sub(parameters, start))
-        scale = (longest / length).clamp(max=1.0)
-        counts.add(scale < 1, torch.ones_like(scale, dtype=torch.bool))
-        if self._acts:
-            for p, x in zip(parameters, start, strict=True):
-                here, there = vectors.local(p), vectors.local(x)
-                # At a weight of 1 lerp returns the end bit for bit.
-                here.copy_(torch.lerp(there, here, scale.to(here)))
+        back, self._start = self._start, []
+        if not back:
+            return
+        for (start, _), (here, _) in zip(back, self._parameters(), strict=True):
+            torch._foreach_sub_(start, here)  # in place: another copy of large models may not fit
+        scale = (longest / global_norm(back)).clamp(max=1.0)
+        counts.add_clipped(scale < 1)
+        if not self._acts or (scale.device.type == "cpu" and bool(scale == 1)):
+            return
+        for (start, _), (here, _) in zip(back, self._parameters(), strict=True):
+            multiply_(start, 1 - scale)
+            for x, d in zip(here, start, strict=True):
+                x.add_(d)  # in float32 or wider, and then rounded; bit for bit x where d is zero
+
+    def reach(self, group: Group) -> float:
+        """Returns 1: no gradient norm says how long an update is."""
+        return 1.0
+
+    def typical(self, group: Group) -> float:
+        """Returns 1: whatever momentum there is, it is the update that is shortened."""
+        return 1.0
+
+    def _parameters(self) -> list[Bucket]:
+        held = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return _buckets(held, held)
 
 
 class SetCap:
@@ -102,63 +165,50 @@ class SetCap:
     Such an optimizer clips the average of the gradients, and every one of its steps may then be as long as the cap.
     Under `torch.optim.SGD` the longest step is that of equal gradients, and steps of uncorrelated ones are shorter by
     the root of (1 - momentum) / (1 + momentum): so is the cap here. Gradients that are not finite become zero.
+
+    Raises:
+        ValueError: If the optimizer measures steps in another norm, or with one norm for each group.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, peaks: "Peaks") -> None:
-        self._optimizer, self._peaks = optimizer, peaks
+    shortens_updates: ClassVar[bool] = False
+    counts_steps: ClassVar[bool] = False
 
-    def before(self, longest: Length, counts: Counts) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, peaks: Peaks, *, acts: bool = True) -> None:
+        self._optimizer, self._peaks, self._acts = optimizer, peaks, acts
+        for group in optimizer.param_groups:
+            geometry, radius = group.get("geometry", Euclidean()), group.get("radius", 1.0)
+            if not isinstance(geometry, Euclidean) or radius != 1:
+                raise ValueError(
+                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: the longest step is "
+                    f"measured in it. Found `geometry = {geometry}`, `radius = {radius}`."
+                )
+            if group.get("norm_scope", "all") != "all" and len(optimizer.param_groups) > 1:
+                raise ValueError(
+                    'Parameter `norm_scope` should be "all": the longest step is one of all groups together. '
+                    f'Found `norm_scope = "{group["norm_scope"]}"` with {len(optimizer.param_groups)} groups.'
+                )
+
+    def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Writes ``longest_step`` where a group has one, and else ``threshold``."""
-        for group, rate in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
-            cap = longest * shortening(group)
-            if group["longest_step"] is not None:
-                group["longest_step"] = cap
-            elif isinstance(rate, Tensor) or rate > 0:
-                group["threshold"] = cap / rate
-        _leave_out_non_finite(self._optimizer, counts, acts=True)
+        if self._acts:
+            for group, peak in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
+                cap = longest / self.reach(group)
+                if group["longest_step"] is not None:
+                    group["longest_step"] = cap * ratio(plain(group["lr"]), peak)
+                elif isinstance(peak, Tensor) or peak > 0:
+                    group["threshold"] = cap / peak
+        _leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
 
-    def after(self, longest: Length, counts: Counts) -> None:
+    def after(self, longest: Number, counts: Counts) -> None:
         """Does nothing."""
 
+    def reach(self, group: Group) -> float:
+        """Returns the inverse of what the cap is shortened by."""
+        return 1 / shortening(group)
 
-class Peaks:
-    """The largest learning rate that each group has had so far.
-
-    A rate that is a tensor on a GPU is compared there; whether it rose is then not known without waiting.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self.values: list[float | Tensor] = [0.0 for _ in optimizer.param_groups]
-
-    def update(self) -> bool:
-        """Takes up the present rates; returns whether one of them is above all of its earlier ones."""
-        self.values += [0.0] * (len(self._optimizer.param_groups) - len(self.values))
-        rose = False
-        for i, group in enumerate(self._optimizer.param_groups):
-            rate, peak = group["lr"], self.values[i]
-            if isinstance(rate, Tensor) and rate.device.type != "cpu":
-                self.values[i] = torch.maximum(rate.detach(), torch.as_tensor(peak).to(rate))
-            elif float(rate) > peak:
-                rose = rose or float(rate) > 1.001 * float(peak)
-                self.values[i] = float(rate)
-        return rose
-
-    def steady_rates(self) -> list[float | Tensor]:
-        """The same times what momentum makes of a constant gradient."""
-        return [peak * gain(group) for peak, group in zip(self.values, self._optimizer.param_groups, strict=True)]
-
-
-def gain(group: Group) -> float:
-    """Returns how many learning rates long a step is, per norm of a constant gradient, under `torch.optim.SGD`."""
-    momentum = float(group.get("momentum", 0.0))
-    return (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum else 1.0
-
-
-def shortening(group: Group) -> float:
-    """Returns how long steps are that average uncorrelated gradients, in those that do not average."""
-    momentum, nu = float(group["momentum"]), float(group.get("nu", 1.0))
-    return nu * math.sqrt((1 - momentum) / (1 + momentum)) + 1 - nu
+    def typical(self, group: Group) -> float:
+        """Returns what the cap is shortened by."""
+        return shortening(group)
 
 
 def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Action:
@@ -167,60 +217,80 @@ def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Act
     Raises:
         ValueError: If ``mode`` does not fit the optimizer.
     """
-    clips_itself = isinstance(optimizer, ClippedMomentum | GGNC)
-    if mode == "set":
-        if not clips_itself:
-            raise ValueError(
-                'Parameter `mode` should be "clip" for an optimizer that has no threshold of its own. '
-                f'Found `mode = "set"` with {type(optimizer).__name__}.'
-            )
-        return SetCap(optimizer, peaks)
+    clips_itself, acts = isinstance(optimizer, ClippedMomentum | GGNC), mode != "shadow"
     if clips_itself and mode == "clip":
         raise ValueError(
             'Parameter `mode` should be "set" for an optimizer that clips by itself. '
             f'Found `mode = "clip"` with {type(optimizer).__name__}.'
         )
+    if not clips_itself and mode == "set":
+        raise ValueError(
+            'Parameter `mode` should be "clip" for an optimizer that has no threshold of its own. '
+            f'Found `mode = "set"` with {type(optimizer).__name__}.'
+        )
+    if clips_itself:
+        return SetCap(optimizer, peaks, acts=acts)
     if isinstance(optimizer, torch.optim.SGD):
-        return ScaleGradients(optimizer, peaks, acts=mode != "shadow")
-    return ShortenUpdate(optimizer, acts=mode != "shadow")
+        return ScaleGradients(optimizer, peaks, acts=acts)
+    return ShortenUpdate(optimizer, acts=acts)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+def check_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Raises a RuntimeError if a gradient has no length that is easily told."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.layout != torch.strided:
+                raise RuntimeError("AutoClip needs dense gradients. Found a sparse one.")
+            if vectors.is_sharded(p.grad) and any(placement.is_partial() for placement in p.grad.placements):
+                raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
 
 
-def _gradients(group: Group) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yields local parts of gradients of one device and dtype, and the parameters they belong to."""
-    buckets: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-    for p in group["params"]:
-        if p.grad is not None:
-            grad = vectors.local(p.grad)
-            grads, owners = buckets.setdefault((grad.device, grad.dtype), ([], []))
-            grads.append(grad)
-            owners.append(p)
-    yield from buckets.values()
+def _gradients(group: Group) -> list[Bucket]:
+    grads = [p.grad for p in group["params"] if p.grad is not None]
+    return _buckets(grads, grads)
 
 
-def _gradient_norms(group: Group) -> list[Tensor]:
-    return [global_norm([bucket]) for bucket in _gradients(group)]
+def _buckets(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Bucket]:
+    """Returns local parts by device and dtype."""
+    found: dict[Any, Bucket] = {}
+    for tensor, owner in zip(tensors, owners, strict=True):
+        local = vectors.local(tensor)
+        members = found.setdefault((local.device, local.dtype), ([], []))
+        members[0].append(local)
+        members[1].append(owner)
+    return list(found.values())
 
 
-def _leave_out_non_finite(optimizer: torch.optim.Optimizer, counts: Counts, *, acts: bool) -> None:
-    norms = [norm for group in optimizer.param_groups for norm in _gradient_norms(group)]
-    if not norms:
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def _unscaled(optimizer: torch.optim.Optimizer, length: Tensor) -> Tensor:
+    """Returns the length without the factor of a GradScaler, which fused optimizers take out in their step."""
+    factor = getattr(optimizer, "grad_scale", None)
+    return length if factor is None else length / factor.to(length.device)
+
+
+def _leave_out_non_finite(optimizer: torch.optim.Optimizer, counts: Counts, step: int, *, acts: bool) -> None:
+    buckets = [bucket for group in optimizer.param_groups for bucket in _gradients(group)]
+    if not buckets:
         return
-    finite = torch.isfinite(torch.stack([norm.to(norms[0].device) for norm in norms]).sum())
-    counts.add(torch.zeros_like(finite), finite)
+    finite = torch.isfinite(global_norm(buckets))
+    counts.add_gradient(finite, step)
     if acts:
-        _multiply_gradients(optimizer, torch.ones((), device=finite.device), finite)
+        _multiply_gradients(optimizer, None, finite)
 
 
-def _multiply_gradients(optimizer: torch.optim.Optimizer, scale: Tensor, finite: Tensor) -> None:
+def _multiply_gradients(optimizer: torch.optim.Optimizer, scale: Tensor | None, finite: Tensor) -> None:
+    """Multiplies all gradients by ``scale``, or makes them zero where they are not all finite."""
+    on_cpu = finite.device.type == "cpu"  # there is nothing to wait for there
     for group in optimizer.param_groups:
         for grads, _ in _gradients(group):
-            device = grads[0].device
-            torch._foreach_mul_(grads, scale.to(device, torch.promote_types(grads[0].dtype, torch.float32)))
-            if device.type == "cpu" and finite.device.type == "cpu" and bool(finite):
-                continue  # on a CPU there is nothing to wait for
-            for grad in grads:
-                grad.masked_fill_(~finite.to(device), 0.0)
+            if scale is not None and not (on_cpu and bool(scale == 1)):
+                multiply_(grads, scale)
+            if not (on_cpu and bool(finite)):
+                lost = ~finite.to(grads[0].device)
+                for grad in grads:
+                    grad.masked_fill_(lost, 0.0)

@@ -26,9 +26,6 @@ LATER = 3
 LOWER_BY = 2.0
 """Factor that a later median has to fall by before the longest step follows: less is within what medians scatter."""
 
-RISEN = 1.001
-"""Factor above the largest rate so far that counts as a rise."""
-
 
 @dataclass(frozen=True)
 class StepRule:
@@ -39,7 +36,7 @@ class StepRule:
     there are fewer than five valid measurements S is relative * ||x||, or the smaller of the two.
 
     Attributes:
-        multiple: Of the median length; None goes by the length of the parameters alone.
+        multiple: Of the median length; None goes by the length of the parameters alone, and measures nothing.
         relative: Share of the length of the parameters.
         bounded: Whether the relative cap holds beside the measured one for good.
 
@@ -83,10 +80,12 @@ class Measurement:
     Attributes:
         step: Optimizer step.
         length: Step at which a quadratic with the measured curvature is lowest [x], positive and finite.
+        rate: The learning rate that makes it [x^2/f], without momentum; NaN along updates.
     """
 
     step: int
     length: float
+    rate: float
 
 
 @dataclass
@@ -100,9 +99,8 @@ class Calibration:
     Attributes:
         rule: What is made of the measurements.
         measurements: Valid ones so far.
-        num_invalid: Rows that could not be used.
-        param_norm: ||x|| of the last row [x]; NaN before the first.
-        risen_at: Step at which the learning rate was last above all before.
+        invalid: How many rows could not be used, by their status.
+        risen_at: Step at which the learning rate was last above all before, or at which the run was joined.
         longest: S from measurements alone [x]; NaN where there are none.
         held_at: Step since which S is held, or -1.
         lowered_at: Step at which it was lowered last, or -1.
@@ -110,55 +108,74 @@ class Calibration:
 
     rule: StepRule
     measurements: list[Measurement] = field(default_factory=list)
-    num_invalid: int = 0
-    param_norm: float = math.nan
+    invalid: dict[str, int] = field(default_factory=dict)
     risen_at: int = 0
     longest: float = math.nan
     held_at: int = -1
     lowered_at: int = -1
 
     def due(self, step: int) -> bool:
-        """Returns whether to measure optimizer step ``step``: also a schedule for the probe."""
+        """Returns whether to measure optimizer step ``step``."""
+        if self.rule.multiple is None:
+            return False
         since = step - self.risen_at
         # A rate that rises at every step would make every step the first after a rise.
         after_rise = self.risen_at > 0 and 2 <= since < PHASE and is_in_progression(since)
         return after_rise or is_in_progression(step, LATER if self.held_at >= 0 else 1)
 
-    def rate_rose(self, step: int) -> None:
-        """Notes that step ``step`` is taken at a higher rate than any before."""
-        self.risen_at = step
+    def add(self, step: int, length: float, rate: float, status: str, typical: float = 1.0) -> bool:
+        """Takes up a row; returns whether it lowered a longest step that was held.
 
-    def add(self, step: int, length: float, param_norm: float) -> None:
-        """Takes up a measurement; ``length`` is NaN where it is not valid."""
-        if math.isfinite(param_norm):
-            self.param_norm = param_norm
-        if self.rule.multiple is None:
-            return
+        Args:
+            step: Optimizer step.
+            length: Length that was measured [x]; not positive or not finite where there is none.
+            rate: See `Measurement`.
+            status: What to count the row under where there is none.
+            typical: How long clipped steps are at present, in S: shorter where the rate has decayed, or momentum
+                averages gradients. Curvature adapts to them, so S is lowered only by what is short beside them.
+        """
         if not 0 < length < math.inf:
-            self.num_invalid += 1
-            return
-        self.measurements.append(Measurement(step, length))
+            self.invalid[status] = self.invalid.get(status, 0) + 1
+            return False
+        if self.rule.multiple is None:
+            return False
         if self.held_at < 0:
+            self.measurements.append(Measurement(step, length, rate))
             self.longest = self.rule.multiple * median(self.lengths)
-            return
+            return False
+        if typical == 0:
+            return False
+        self.measurements.append(Measurement(step, length / typical, rate))
         later = [m.length for m in self.measurements if m.step >= self.held_at and m.step > self.lowered_at]
-        if len(later) >= LATER and (found := self.rule.multiple * median(later[-LATER:])) < self.longest / LOWER_BY:
-            self.longest, self.lowered_at = found, step
+        found = self.rule.multiple * median(later[-LATER:])
+        if len(later) < LATER or not found < self.longest / LOWER_BY:
+            return False
+        self.longest, self.lowered_at = found, step
+        return True
 
     def advance(self, step: int) -> bool:
         """Ends calibration when its time has come, before step ``step``; returns whether it just did."""
-        if self.rule.multiple is None or len(self.measurements) < FEWEST:
-            return False
-        if self.held_at >= 0 or step < self.risen_at + PHASE:
+        if self.held_at >= 0 or len(self.measurements) < FEWEST or step < self.risen_at + PHASE:
             return False
         self.held_at = step
         return True
 
     @property
+    def counted(self) -> list[Measurement]:
+        """The measurements that the median is, or was, taken over; after S was lowered, those that lowered it."""
+        if self.lowered_at >= 0:
+            return [m for m in self.measurements if m.step <= self.lowered_at][-LATER:]
+        return self.early
+
+    @property
+    def early(self) -> list[Measurement]:
+        """The last measurements of calibration."""
+        return [m for m in self.measurements if self.held_at < 0 or m.step < self.held_at][-WINDOW:]
+
+    @property
     def lengths(self) -> list[float]:
-        """The lengths that the median is, or was, taken over."""
-        before = [m.length for m in self.measurements if self.held_at < 0 or m.step < self.held_at]
-        return before[-WINDOW:]
+        """Lengths of the early measurements [x]."""
+        return [m.length for m in self.early]
 
     @property
     def is_measured(self) -> bool:
@@ -166,20 +183,37 @@ class Calibration:
         return len(self.measurements) >= FEWEST and not self.rule.bounded
 
     def interval(self) -> tuple[float, float]:
-        """Returns order statistics that hold the median of the lengths 9 times in 10, or NaN with fewer than five."""
-        values, n = sorted(self.lengths), len(self.lengths)
-        outside, k = 2.0 / 2**n, 0
-        while k + 1 < n / 2 and outside + 2 * math.comb(n, k + 1) / 2**n <= 0.1:
-            k, outside = k + 1, outside + 2 * math.comb(n, k + 1) / 2**n
-        return (values[k], values[n - 1 - k]) if outside <= 0.1 else (math.nan, math.nan)
+        """Returns order statistics that hold the median of the early lengths 9 times in 10; NaN with fewer than five.
+
+        Units: [x].
+        Source: the sign test: each of n independent lengths is below the median with probability 1/2.
+        """
+        return median_interval(self.lengths)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all of it but the rule, as numbers."""
-        own = {name: value for name, value in vars(self).items() if name not in ("rule", "measurements")}
-        return {**own, "measurements": [(m.step, m.length) for m in self.measurements]}
+        own = {name: value for name, value in vars(self).items() if name not in ("rule", "measurements", "invalid")}
+        measured = [(m.step, m.length, m.rate) for m in self.measurements]
+        return {**own, "invalid": dict(self.invalid), "measurements": measured}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
-        measured: Sequence[tuple[int, float]] = state["measurements"]
-        restored = replace(self, **{**state, "measurements": [Measurement(*pair) for pair in measured]})
-        vars(self).update(vars(restored))
+        measured: Sequence[tuple[int, float, float]] = state["measurements"]
+        parts = {"measurements": [Measurement(*m) for m in measured], "invalid": dict(state["invalid"])}
+        vars(self).update(vars(replace(self, **{**state, **parts})))
+
+
+def median_interval(values: Sequence[float], level: float = 0.9) -> tuple[float, float]:
+    """Returns the narrowest pair of opposite order statistics that holds the median with at least this probability.
+
+    NaN where even the smallest and the largest do not.
+    """
+    ordered, n = sorted(values), len(values)
+    # The pair (k, n - 1 - k) misses the median when at most k values lie on one side of it.
+    outside, best = 0.0, -1
+    for k in range((n + 1) // 2):
+        outside += 2 * math.comb(n, k) / 2**n
+        if outside > 1 - level:
+            break
+        best = k
+    return (ordered[best], ordered[n - 1 - best]) if best >= 0 else (math.nan, math.nan)

@@ -127,8 +127,9 @@ class DirectionalCurvature:
     Raises:
         ValueError: If ``direction`` or ``backend`` is unknown.
 
-    Units: smoothness [f/x^2]. Extra columns: ``curvature_norm``, ||Hv|| / ||v|| [f/x^2]; ``num_hvps``, ``hvp`` and
-    ``hvp_reason`` as for ``HessianNorm``.
+    Units: smoothness [f/x^2]. Extra columns: ``curvature_norm``, ||Hv|| / ||v|| [f/x^2]; ``slope``, <g, v> / ||v|| [f/x],
+    so that -slope / smoothness is the length of the best step along v where the loss is quadratic; ``num_hvps``,
+    ``hvp`` and ``hvp_reason`` as for ``HessianNorm``.
     Source: Andreyev, Beneventano 2024, *Edge of stochastic stability*, for batch sharpness.
     """
 
@@ -157,7 +158,8 @@ class DirectionalCurvature:
             value, size = float(vectors.dot(v, product)), float(vectors.norm(product))
             if not math.isfinite(size):
                 return replace(empty, status=Status.NON_FINITE)
-            found = replace(empty, smoothness=value, extra={**empty.extra, "curvature_norm": size})
+            slope = float(vectors.dot(block.gradient(), v))
+            found = replace(empty, smoothness=value, extra={**empty.extra, "curvature_norm": size, "slope": slope})
             return _at_two_scales(found, v, block, hessian)
 
         return _measured(step, blocks_of(step, by_group=False), name, self.backend, self.autocast, along)

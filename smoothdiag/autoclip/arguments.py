@@ -1,0 +1,40 @@
+"""Checks of what an AutoClip is given."""
+
+from typing import Literal, get_args
+
+import torch
+
+from smoothdiag.autoclip.calibration import StepRule
+from smoothdiag.measure.probe import Probe
+
+Mode = Literal["clip", "set", "shadow"]
+
+
+def check(optimizer: object, probe: object, mode: object, rule: object) -> None:
+    """Raises a ValueError if an argument is not of its kind."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
+    if not isinstance(probe, Probe):
+        raise ValueError(f"Parameter `probe` should be a Probe. Found `probe = {probe!r}`.")
+    if probe.optimizer is not optimizer:
+        raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
+    if rule is not None and not isinstance(rule, StepRule):
+        raise ValueError(f"Parameter `rule` should be a StepRule. Found `rule = {rule!r}`.")
+
+
+def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, along_update: bool) -> None:
+    """Raises a ValueError if measurements do not tell a learning rate."""
+    if along_update or rule.multiple is None:
+        raise ValueError(
+            "A learning rate can be suggested where gradients are clipped and measured. Found "
+            f"{type(optimizer).__name__} and `multiple = {rule.multiple}`."
+        )
+
+
+def check_schedule(optimizer: torch.optim.Optimizer) -> None:
+    """Raises a ValueError if somebody else sets the learning rates of an optimizer."""
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            "Parameter `set_lr` should be False under a schedule, which would overwrite the rate: give `suggest_lr()` "
+            "to the schedule. Found an optimizer with one."
+        )

@@ -1,0 +1,328 @@
+"""AutoClip: the clipper that hooks into an optimizer and keeps its steps within a measured length."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.autoclip.acting import Action, Counts, action_for, check_gradients
+from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule
+from smoothdiag.autoclip.calibration import Calibration, StepRule, is_in_progression
+from smoothdiag.autoclip.events import COLUMNS, Event, acted, explained, restored, stage
+from smoothdiag.autoclip.free_rate import raise_rates, suggested
+from smoothdiag.autoclip.rates import Number, Peaks, plain, shared
+from smoothdiag.autoclip.rows import Rows
+from smoothdiag.measure.arguments import Outermost
+from smoothdiag.measure.probe import Probe
+from smoothdiag.rows import SmoothdiagWarning
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from smoothdiag.trace import Trace
+
+GRADIENT_RULE, UPDATE_RULE = StepRule(), StepRule(multiple=None, relative=0.01)
+"""Defaults where gradients are clipped, and where updates are: there measured curvature was no better than ||x||."""
+
+ROSE = "rate rose"
+
+
+class AutoClip:
+    """Keeps steps within a length that is set from measured smoothness in the first steps of the run, and then held.
+
+    The longest step is S = multiple * median(||g|| / L) over measurements in the first thirty steps after the learning
+    rate has last risen. Until there are five of them a share of ||x|| caps the steps as well. Afterwards S is held;
+    it is lowered where later measurements fall by a factor of two, and never raised.
+
+    How it acts depends on the optimizer. `torch.optim.SGD`: gradients are scaled before the step, as by
+    `clip_grad_norm_` with max_norm = S / (largest rate so far * gain of the momentum). `ClippedMomentum` and
+    `GGNC` (``mode="set"``): their ``longest_step`` or ``threshold`` is written. Any other: what the update is longer
+    than S is taken back after the step. A gradient that is not finite counts as zero, before anything averages it.
+
+    Things to know:
+        * It asks the probe for some twenty measurements of its own. Give the probe ``estimators=(LocalSmoothness(),)``
+          where every gradient counts.
+        * Make the probe first, and clip nowhere else: a norm that is clipped already is what it would see.
+        * A decay of the rate shortens the longest step with it; a rise leaves S as it is and lowers the threshold.
+        * No step waits for the device, but those that are measured do.
+        * To resume, load the states of model, optimizer, probe and AutoClip, in any order.
+
+    Args:
+        optimizer: The optimizer that the probe watches.
+        probe: The probe, with a `LocalSmoothness` along the gradient among its estimators.
+        mode: ``"clip"`` acts on gradients or updates, ``"set"`` writes the cap of an optimizer that clips by itself,
+            ``"shadow"`` changes nothing and only keeps the books.
+        rule: How long a step may be; default: ``GRADIENT_RULE``, or ``UPDATE_RULE`` where updates are shortened.
+        set_lr: Whether to raise the learning rate to ``suggest_lr()`` when the longest step is held.
+
+    Raises:
+        ValueError: If the probe watches another optimizer or measures no local smoothness, or an option does not fit.
+
+    Units: longest_step [x], threshold [f/x].
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        probe: Probe,
+        *,
+        mode: Mode = "clip",
+        rule: StepRule | None = None,
+        set_lr: bool = False,
+    ) -> None:
+        check(optimizer, probe, mode, rule)
+        self._optimizer, self._probe, self._mode = optimizer, probe, mode
+        self._peaks = Peaks(optimizer)
+        self._action: Action = action_for(optimizer, mode, self._peaks)
+        if rule is None:
+            rule = UPDATE_RULE if self._action.shortens_updates else GRADIENT_RULE
+        self._rows = Rows(probe, along_update=self._action.shortens_updates, needed=rule.multiple is not None)
+        # A run that is joined late is calibrated then: what it showed before counts too if it is in the trace.
+        self._calibration = Calibration(rule, risen_at=probe.steps)
+        self._counts, self._num_noted = Counts(), 0
+        self._steps, self._num_acted = probe.steps, 0
+        self._fresh, self._alone = True, False
+        self._relative: Number = math.nan
+        self._sets_lr = set_lr
+        if set_lr:
+            check_schedule(optimizer)
+            check_free_rate(self._optimizer, self._calibration.rule, along_update=self._action.shortens_updates)
+        self._events: list[Event] = []
+        self._attached, self._outermost = True, Outermost()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        probe.also(self._is_due)
+
+    @property
+    def longest_step(self) -> float:
+        """Length S that steps are kept within at present [x]; waits for the device before the first measurement."""
+        self._read()
+        return float(self._longest())
+
+    @property
+    def threshold(self) -> float:
+        """Gradient norm above which a step is longer than S [f/x]; NaN where groups differ, or updates are capped.
+
+        That of the averaged gradient where the optimizer clips that; infinite before the first step.
+        """
+        self._read()
+        return float(self._threshold())
+
+    @property
+    def trace(self) -> Trace:
+        """The rows of the probe."""
+        return self._probe.trace
+
+    @property
+    def reason(self) -> str:
+        """Where the longest step comes from and what it has done so far, in words."""
+        longest, threshold, lr = self.longest_step, self.threshold, float(shared(self._peaks.values))
+        said = f"longest step {longest:.3g} from {explained(self._calibration)}"
+        if math.isfinite(threshold):
+            name = "max_norm" if self._action.counts_steps else "a threshold on the averaged gradient of"
+            said += f"; at lr {lr:.3g} this is {name} {threshold:.3g}"
+        if self._alone:
+            said += "; the probe has stopped, so nothing will change it any more"
+        did = acted(self._counts, self._num_acted, self._mode, known=self._action.counts_steps)
+        return f"{said}; {stage(self._calibration)}{did}."
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """What happened when: one row for each event, with the state after it; see `Event` for the columns."""
+        import pandas as pd
+
+        self._read()
+        return pd.DataFrame([event.as_numbers() for event in self._events], columns=COLUMNS)
+
+    def suggest_lr(self, multiple: float = 4.0) -> float:
+        """Returns a learning rate that is large enough for the longest step to be what limits the run.
+
+        That is multiple * median(1/L) / gain over the early measurements. At 1/L a step along the gradient is the best
+        one on the measured batch. Any lower rate wastes steps that S would allow, and no clipping makes
+        up for that; how much higher is best, no early measurement says. With S in force four times 1/L is safe.
+
+        Args:
+            multiple: Of 1/L.
+
+        Returns:
+            The rate, in the convention of the optimizer; NaN where there are fewer than five measurements.
+
+        Raises:
+            ValueError: If updates are shortened: their length is not the rate times a gradient.
+
+        Units: [x^2/f].
+        """
+        check_free_rate(self._optimizer, self._calibration.rule, along_update=self._action.shortens_updates)
+        self._read()
+        return suggested(self._calibration, self._optimizer, multiple)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs to go on exactly; waits for the device."""
+        self._read()
+        return {
+            "steps": self._steps,
+            "num_acted": self._num_acted,
+            "alone": self._alone,
+            "last_row": self._rows.last,
+            "relative": float(self._relative),
+            "peaks": [float(peak) for peak in self._peaks.values],
+            "clipped": int(self._counts.clipped),
+            "skipped": int(self._counts.skipped),
+            "last_skipped": int(self._counts.last_skipped),
+            "calibration": self._calibration.state_dict(),
+            "events": [event.as_numbers() for event in self._events],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state``, as returned by ``state_dict``."""
+        self._steps, self._num_acted = int(state["steps"]), int(state["num_acted"])
+        self._fresh, self._alone = True, bool(state["alone"])
+        self._rows.last = int(state["last_row"])
+        self._relative = float(state["relative"])
+        self._peaks.values = list(state["peaks"])
+        counts = self._counts
+        counts.clipped, counts.skipped = int(state["clipped"]), int(state["skipped"])
+        counts.last_skipped, self._num_noted = int(state["last_skipped"]), int(state["skipped"])
+        self._calibration.load_state_dict(state["calibration"])
+        self._events = restored(state["events"])
+        # The probe may have decided about its next step by the calibration as it was before.
+        self._probe.also(self._is_due)
+
+    def detach(self) -> None:
+        """Stops acting and measuring. An optimizer that clips by itself keeps the cap that was written last."""
+        self._attached = False
+        for handle in self._handles:
+            handle.remove()
+
+    def _is_due(self, step: int) -> bool:
+        return self._attached and self._calibration.due(step)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._outermost.enter(sys._getframe(1)):
+            return
+        if kwargs.get("closure") is not None or any(map(callable, args[1:])):  # args[0] is the optimizer
+            raise ValueError("Parameter `closure` should be None under AutoClip. Found one.")
+        check_gradients(optimizer)
+        self._follow_probe()
+        self._read()
+        first, rose = not self._events, self._peaks.update()
+        if first or is_in_progression(self._steps):
+            self._relative = self._share_of_parameters()
+        if first:
+            self._note("started", explained(self._calibration))
+        elif rose:
+            went_on = self._calibration.risen_at == self._steps - 1 and any(e.event == ROSE for e in self._events)
+            if not went_on:
+                self._note(ROSE, "the threshold falls as the rate rises; the longest step stays")
+            self._calibration.risen_at = self._steps
+        if self._calibration.advance(self._steps):
+            self._note("held", explained(self._calibration))
+            if self._sets_lr:
+                self._set_lr()
+        self._action.before(self._longest(), self._counts, self._steps)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._outermost.leave(sys._getframe(1)):
+            return
+        self._action.after(self._longest(), self._counts)
+        self._steps += 1
+        self._num_acted += 1
+        self._fresh = False
+        skipped = self._counts.skipped
+        if isinstance(skipped, Tensor) and skipped.device.type == "cpu":
+            self._note_skipped()
+
+    def _follow_probe(self) -> None:
+        """Notices that the probe has stopped, or was not resumed."""
+        if self._probe.steps == self._steps or self._alone:
+            return
+        if self._fresh:
+            raise ValueError(
+                "Parameter `probe` should have taken as many steps as AutoClip: load the states of both. Found "
+                f"{self._probe.steps} of the probe and {self._steps} of AutoClip."
+            )
+        self._alone = True
+        self._note("probe stopped", "the longest step stays as it is")
+        warnings.warn(f"The probe has stopped: {self.reason}", SmoothdiagWarning)
+
+    def _read(self) -> None:
+        """Takes up the rows that the probe has recorded since."""
+        rows = self._rows.new()
+        for row in rows:
+            before = self._calibration.longest
+            found = self._rows.measured(row)
+            if self._calibration.add(row["step"], *found, row["status"], self._typical()):
+                now = self._calibration.longest
+                self._note("lowered", f"from {before:.3g}: {explained(self._calibration)}")
+                warnings.warn(
+                    f"AutoClip lowered the longest step from {before:.3g} to {now:.3g}, because the loss has become "
+                    f"more curved by step {row['step']}.",
+                    SmoothdiagWarning,
+                )
+        if rows:  # which were waited for
+            self._note_skipped()
+
+    def _typical(self) -> float:
+        """Returns how long clipped steps are at present, in longest steps."""
+        return float(self._peaks.share) * max(map(self._action.typical, self._optimizer.param_groups))
+
+    def _longest(self) -> Number:
+        measured = self._calibration.longest
+        if self._calibration.is_measured:
+            return measured
+        # Nobody has taken a step yet: parameters may still be loaded.
+        relative = self._relative if self._events else self._share_of_parameters()
+        if math.isnan(measured):
+            return relative
+        return relative.clamp(max=measured) if isinstance(relative, Tensor) else min(relative, measured)
+
+    def _share_of_parameters(self) -> Number:
+        x = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        length = vectors.norm(x)
+        # Parameters that are all zero are no yardstick.
+        return plain((self._calibration.rule.relative * length).where(length > 0, math.inf))
+
+    def _threshold(self) -> Number:
+        if self._action.shortens_updates:
+            return math.nan
+        groups = self._optimizer.param_groups
+        rates = [peak * self._action.reach(g) for peak, g in zip(self._peaks.values, groups, strict=False)]
+        rate = shared(rates)
+        return math.inf if not isinstance(rate, Tensor) and rate == 0 else self._longest() / rate
+
+    def _note(self, event: str, note: str, step: int | None = None) -> None:
+        lr, counts = shared(self._peaks.values), self._counts
+        clipped = counts.clipped if self._action.counts_steps else -1
+        now = (self._longest(), self._threshold(), lr, clipped, counts.skipped)
+        self._events.append(Event(self._steps if step is None else step, event, *now, note))
+
+    def _set_lr(self) -> None:
+        lr = self.suggest_lr()
+        check_schedule(self._optimizer)
+        if raise_rates(self._optimizer, lr):
+            self._note("set lr", f"to {lr:.3g}, four times what curvature allows a small step")
+            self._peaks.update()
+
+    def _note_skipped(self) -> None:
+        number = int(self._counts.skipped) - self._num_noted
+        if number <= 0:
+            return
+        last = int(self._counts.last_skipped)
+        if self._num_noted == 0:
+            warnings.warn(
+                f"The gradient of step {last} was not finite. AutoClip takes such gradients "
+                "for zero and counts them in `history`.",
+                SmoothdiagWarning,
+            )
+        self._num_noted += number
+        since = "" if number == 1 else f" in {number} steps, of which this was the last"
+        self._note("not finite", f"the gradient counted as zero{since}", last)

@@ -1,0 +1,109 @@
+"""Events: what happened to the longest step of a run and when; and the same in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from smoothdiag.autoclip.acting import Counts
+from smoothdiag.autoclip.calibration import FEWEST, Calibration, median_interval
+from smoothdiag.autoclip.rates import Number
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, and the state after it. Numbers stay on the device until somebody asks.
+
+    Attributes:
+        step: Optimizer steps taken before it.
+        event: What happened, in a word or two.
+        longest_step: S [x].
+        threshold: Gradient norm above which steps are longer than S [f/x]; NaN where there is none.
+        lr: Largest learning rate so far [x^2/f]; NaN where groups differ.
+        clipped: Steps so far that were longer than S; -1 where that is not known.
+        skipped: Gradients so far that were not finite.
+        note: Details in words.
+    """
+
+    step: int
+    event: str
+    longest_step: Number
+    threshold: Number
+    lr: Number
+    clipped: Tensor | int
+    skipped: Tensor | int
+    note: str
+
+    def as_numbers(self) -> dict[str, Any]:
+        """Returns the fields as a dict of numbers and strings."""
+        return {name: value.item() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+
+
+COLUMNS = tuple(field.name for field in fields(Event))
+
+
+def explained(calibration: Calibration) -> str:
+    """Returns where the longest step comes from, in words."""
+    rule, found, lowered = calibration.rule, calibration.early, calibration.lowered_at >= 0
+    relative = f"{rule.relative:g} ||x||"
+    if rule.multiple is None:
+        return f"{relative}, without measurements"
+    if len(calibration.measurements) < FEWEST:
+        number = len(calibration.measurements)
+        at_most = f"{relative}, or less if they say so, " if number else f"{relative}, "
+        return f"{at_most}because there are {number} valid measurements of the {FEWEST} it takes" + _unusable(
+            calibration
+        )
+    said = _measured(calibration.counted if lowered else found)
+    if not lowered:
+        said += f", times {rule.multiple:g}"
+    else:
+        said += f", times {rule.multiple:g}, lowered from what {_measured(found)} gave"
+    return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
+
+
+def stage(calibration: Calibration) -> str:
+    """Returns how far calibration has come, in words, with a semicolon after them."""
+    if calibration.rule.multiple is None:
+        return ""
+    held, lowered = calibration.held_at, calibration.lowered_at
+    if held < 0:
+        return "still calibrating; "
+    return f"held since step {held}{'' if lowered < 0 else f', lowered at step {lowered}'}; "
+
+
+def acted(counts: Counts, num_steps: int, mode: str, *, known: bool) -> str:
+    """Returns what was done, in words; ``known`` says whether anybody counts the steps that were clipped."""
+    skipped = int(counts.skipped)
+    if not known:
+        said = "nothing is set in shadow mode" if mode == "shadow" else "the optimizer clips by itself"
+    elif num_steps == 0:
+        said = "no step taken yet"
+    else:
+        did = "would have been clipped so far" if mode == "shadow" else "clipped so far"
+        said = f"{int(counts.clipped) / num_steps:.0%} of steps {did}"
+    return said + (f"; {skipped} gradient{'s were' if skipped > 1 else ' was'} not finite" if skipped else "")
+
+
+def _measured(measurements: Sequence[Any]) -> str:
+    steps, lengths = [m.step for m in measurements], [m.length for m in measurements]
+    low, high = median_interval(lengths)
+    interval = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
+    return f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: median ||g||/L {median(lengths):.3g}{interval}"
+
+
+def _unusable(calibration: Calibration) -> str:
+    if not calibration.invalid:
+        return ""
+    each = ", ".join(f"{number} {status}" for status, number in sorted(calibration.invalid.items()))
+    return f" ({sum(calibration.invalid.values())} rows were not usable: {each})"
+
+
+def restored(events: Sequence[Mapping[str, Any]]) -> list[Event]:
+    """Returns events from their numbers."""
+    return [Event(**event) for event in events]

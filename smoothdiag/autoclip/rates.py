@@ -1,0 +1,95 @@
+"""Rates: the largest learning rate of every group so far, and how long the steps are that it makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Group = Mapping[str, Any]
+Number = float | Tensor
+"""A number, or a 0-dim tensor on a device that should not be waited for."""
+
+RISEN = 1.001
+"""Factor above the largest rate so far that counts as a rise."""
+
+
+class Peaks:
+    """The largest learning rate that each group has had so far.
+
+    A rate that is a tensor on a GPU is compared there; whether it rose is then not known without waiting.
+
+    Attributes:
+        values: Largest rate of each group so far [x^2/f].
+        share: Present rate over its peak, the largest of all groups.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self.values: list[Number] = [0.0 for _ in optimizer.param_groups]
+        self.share: Number = 1.0
+
+    def update(self) -> bool:
+        """Takes up the present rates; returns whether one of them is above all of its earlier ones."""
+        self.values += [0.0] * (len(self._optimizer.param_groups) - len(self.values))
+        rose = False
+        shares: list[Number] = []
+        for i, group in enumerate(self._optimizer.param_groups):
+            rate, peak = plain(group["lr"]), self.values[i]
+            if isinstance(rate, Tensor):
+                self.values[i] = highest = rate.clamp(min=peak)
+                shares.append((rate / highest).nan_to_num(1.0))
+            else:
+                rose = rose or rate > RISEN * float(peak)
+                self.values[i] = max(rate, float(peak))
+                shares.append(ratio(rate, self.values[i]))
+        self.share = largest(shares)
+        return rose
+
+
+def plain(value: Number) -> Number:
+    """Returns a number as a float, unless it would have to be waited for."""
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value.detach()
+    return float(value)
+
+
+def ratio(value: Number, peak: Number) -> Number:
+    """Returns value / peak; 1 where both are zero."""
+    if isinstance(value, Tensor) or isinstance(peak, Tensor):
+        return torch.as_tensor(value / peak).nan_to_num(1.0)
+    return value / peak if peak else 1.0
+
+
+def largest(values: Sequence[Number]) -> Number:
+    """Returns the largest of some numbers."""
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    if not tensors:
+        return max(values)
+    # `full` fills on the device, where a number that is made into a tensor there would be waited for.
+    device = tensors[0].device
+    found = [v.to(device) if isinstance(v, Tensor) else torch.full((), v, device=device) for v in values]
+    return torch.stack(found).amax()
+
+
+def shared(values: Sequence[Number]) -> Number:
+    """Returns the number that all groups have, NaN where they differ or are not known to agree."""
+    first = values[0]
+    if len(values) == 1 or all(not isinstance(v, Tensor) and v == first for v in values):
+        return first
+    return math.nan
+
+
+def gain(group: Group) -> float:
+    """Returns how many learning rates long a step is, per norm of a constant gradient, under `torch.optim.SGD`."""
+    momentum = float(group.get("momentum", 0.0))
+    return (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum else 1.0
+
+
+def shortening(group: Group) -> float:
+    """Returns how long steps are that average uncorrelated gradients, in those that do not average."""
+    momentum, nu = float(group.get("momentum", 0.0)), float(group.get("nu", 1.0))
+    return nu * math.sqrt((1 - momentum) / (1 + momentum)) + 1 - nu
