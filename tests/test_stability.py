@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
-from smoothdiag import ClippedMomentum
+from smoothdiag import GGNC, ClippedMomentum, ClippedScion, Euclidean, GradientDescent
+from smoothdiag.geometry import Sign
 from smoothdiag.measure.preconditioner import preconditioner
 from smoothdiag.measure.stability import stability_limit
+from smoothdiag.optim import Smoothed
 
 LR = 0.07
 START = 1e-9
@@ -78,6 +80,23 @@ CASES = {
         lambda p: ClippedMomentum(p, LR, threshold=1e9, momentum=0.8, nu=0.7, weight_decay=5.0),
         lambda x, m, h: mixture(x, m, h * x, 0.8, 0.7, 5.0),
         (2 - LR * 5) / LR / (0.3 + 0.7 * 0.2 / 1.8),
+    ),
+    "mixture and coupled decay": (
+        lambda p: ClippedMomentum(
+            p, LR, threshold=1e9, momentum=0.8, nu=0.7, weight_decay=5.0, decoupled_weight_decay=False
+        ),
+        lambda x, m, h: mixture(x, m, h * x + 5 * x, 0.8, 0.7),
+        2 / LR / (0.3 + 0.7 * 0.2 / 1.8) - 5,
+    ),
+    "bias correction": (
+        lambda p: ClippedMomentum(p, LR, longest_step=1e9, momentum=0.5, bias_correction=True),
+        lambda x, m, h: mixture(x, m, h * x, 0.5, 1.0),
+        6 / LR,
+    ),
+    "soft clipping": (
+        lambda p: ClippedMomentum(p, LR, threshold=1e9, momentum=0.9, clip="soft"),
+        lambda x, m, h: mixture(x, m, h * x, 0.9, 1.0),
+        38 / LR,
     ),
     "adam": (
         lambda p: Adam(p, LR, betas=(0.9, NEVER), eps=0.0),
@@ -221,6 +240,13 @@ class Signed(SGD):
         lambda p: NAdam(p, LR),
         lambda p: torch.optim.LBFGS(p, LR),
         lambda p: Signed(p, LR),
+        lambda p: ClippedMomentum(p, LR, threshold=1e9, maximize=True),
+        lambda p: ClippedMomentum(p, LR, threshold=1e9, clip="normalize"),
+        lambda p: ClippedMomentum.nsgd_m(p, LR),
+        lambda p: GGNC(p, LR, threshold=1e9, geometry=Sign()),
+        lambda p: GGNC(p, LR, longest_step=1e9, geometry=Euclidean()),
+        lambda p: ClippedScion(p, LR, threshold=1e9, radius=1.0),
+        lambda p: GradientDescent(p, Smoothed(1.0, 1.0)),
     ],
 )
 def test_where_there_is_no_one_limit_it_is_nan(make) -> None:

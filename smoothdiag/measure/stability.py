@@ -43,13 +43,14 @@ def stability_limit(optimizer: torch.optim.Optimizer, parameters: Iterable[Tenso
     ========================================  =====================================
 
     Adaptive optimizers are taken with P held fixed and past their first steps; Adagrad at the decayed rate of its last
-    step. Weight decay w in the gradient adds to the curvature: the limit of SGD is less by w, and for adaptive
-    optimizers, which divide it by P, there is no one limit. Decoupled weight decay (AdamW, ClippedMomentum) makes
-    2 / lr into 2 / lr - w.
+    step, ClippedMomentum with ``bias_correction`` past the correction. Weight decay w in the gradient adds to the
+    curvature: the limit of SGD and ClippedMomentum is less by w, and for adaptive optimizers, which divide it by P,
+    there is no one limit. Decoupled weight decay (AdamW, ClippedMomentum) makes 2 / lr into 2 / lr - w.
 
-    NaN where groups have different limits, for ``maximize``, momentum of 1 or more, and optimizers that are not known.
-    A subclass with a ``step`` of its own is not known. ClippedMomentum is known by the options of its groups, so that
-    measuring need not import it: ``lr``, ``momentum``, ``nu``, ``threshold``, ``weight_decay`` and ``maximize``.
+    NaN where groups have different limits, for ``maximize``, momentum of 1 or more, ``clip="normalize"``, and
+    optimizers that are not known, such as GGNC, ClippedScion and GradientDescent. A subclass with a ``step`` of its own
+    is not known. ClippedMomentum is known by the options of its groups, so that measuring need not import it: ``lr``,
+    ``momentum``, ``nu``, ``threshold``, ``weight_decay`` and ``maximize``.
 
     Args:
         optimizer: The optimizer, after the step in question.
@@ -78,9 +79,11 @@ def _sgd(group: Group, states: States) -> float:
 
 
 def _clipped_momentum(group: Group, states: States) -> float:
-    momentum, nu = float(group["momentum"]), float(group["nu"])
-    gain = 1 - nu + nu * (1 - momentum) / (1 + momentum)
-    return (_two_over(float(group["lr"])) - float(group["weight_decay"])) / gain
+    if group.get("clip") == "normalize":  # steps of one length never settle, whatever the curvature
+        return math.nan
+    momentum, nu, decay = float(group["momentum"]), float(group["nu"]), float(group["weight_decay"])
+    gain, limit = 1 - nu + nu * (1 - momentum) / (1 + momentum), _two_over(float(group["lr"]))
+    return (limit - decay) / gain if group.get("decoupled_weight_decay", True) else limit / gain - decay
 
 
 def _adamw(group: Group, states: States) -> float:
