@@ -108,6 +108,14 @@ def is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
     return isinstance(x, getattr(module, "DTensor", ()))
 
 
+def shard_groups(x: Tensor) -> "tuple[dist.ProcessGroup, ...]":
+    """Returns the groups of ranks that hold the other parts of ``x``."""
+    if not is_sharded(x):
+        return ()
+    # Replicated dimensions of a mesh hold equal copies: only sharded ones add up.
+    return tuple(x.device_mesh.get_group(d) for d, placement in enumerate(x.placements) if not placement.is_replicate())
+
+
 def mean_over_ranks(value: float, like: Tensor) -> float:
     """Returns the mean of a number over all ranks; every rank must call it. ``like`` gives the device to use."""
     total = torch.tensor(value, dtype=torch.float64, device=local(like).device)
@@ -151,7 +159,7 @@ class Layout:
         self._dtype = functools.reduce(torch.promote_types, [x.dtype for x in like], torch.float32)
         sizes = [local(x).numel() for x in like]
         # Tensors that are spread over the same ranks lie together, so that one sum over ranks serves them all.
-        groups = [_shard_groups(x) for x in like]
+        groups = [shard_groups(x) for x in like]
         self._order = sorted(range(len(like)), key=lambda i: [id(g) for g in groups[i]])
         self._segments: list[tuple[tuple[dist.ProcessGroup, ...], slice]] = []
         end = 0
@@ -203,21 +211,13 @@ def _sum_over_ranks(values: Tensor, owners: Vector) -> Tensor:
     """Adds up per-tensor sums of local parts over the ranks that hold the other parts."""
     groups: dict[dist.ProcessGroup, list[int]] = {}
     for index, owner in enumerate(owners):
-        for group in _shard_groups(owner):
+        for group in shard_groups(owner):
             groups.setdefault(group, []).append(index)
     for group, indices in groups.items():
         part = values[indices]
         dist.all_reduce(part, group=group)
         values = values.index_copy(0, torch.tensor(indices, device=values.device), part)
     return values
-
-
-def _shard_groups(x: Tensor) -> "tuple[dist.ProcessGroup, ...]":
-    """Returns the groups of ranks that hold the other parts of ``x``."""
-    if not is_sharded(x):
-        return ()
-    # Replicated dimensions of a mesh hold equal copies: only sharded ones add up.
-    return tuple(x.device_mesh.get_group(d) for d, placement in enumerate(x.placements) if not placement.is_replicate())
 
 
 def _part_index(x: Tensor) -> int:

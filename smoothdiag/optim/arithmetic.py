@@ -43,7 +43,7 @@ def total(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
     for values, owners in parts:
         by_ranks: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
         for value, owner in zip(values, owners, strict=True):
-            by_ranks.setdefault(vectors._shard_groups(owner), []).append(value)
+            by_ranks.setdefault(vectors.shard_groups(owner), []).append(value)
         for ranks, found in by_ranks.items():
             part = torch.stack(found).to(first.device).to(widest(first.device)).sum()
             sums[ranks] = sums[ranks] + part if ranks in sums else part

@@ -10,11 +10,9 @@ from torch.optim.optimizer import ParamsT
 from smoothdiag import vectors
 from smoothdiag.geometry import Euclidean, LayerGeometry, Product, describe
 from smoothdiag.optim import arithmetic
-from smoothdiag.optim.base import COMMON, NON_NEGATIVE, POSITIVE, Bucket, Group, Option, StepOptimizer
+from smoothdiag.optim.base import COMMON, NON_NEGATIVE, POSITIVE, Bucket, CappedOptimizer, Group, Option
 
 ShortStep = Literal["bound", "norm"]
-_CAPS = ("threshold", "longest_step")
-_CAP = Option(lambda v: v is None or v > 0, "positive or None", tensor=True)
 
 
 # Differences from the paper:
@@ -28,7 +26,7 @@ _CAP = Option(lambda v: v is None or v > 0, "positive or None", tensor=True)
 #    so that its threshold means something else on other machines.
 # 4. lr is the paper's gamma; theirs is gamma * rho. Theirs has no factor of 4 in variant 2: lr * 4 and threshold / 4
 #    here make the same steps.
-class GGNC(StepOptimizer):
+class GGNC(CappedOptimizer):
     """Steepest descent in the norm of a geometry, with steps clipped by the dual norm of the averaged gradient.
 
     With d the momentum, lmo(d) the minimiser of <d, x> over ||x|| <= 1, and ||d||_* = -<d, lmo(d)>::
@@ -88,8 +86,7 @@ class GGNC(StepOptimizer):
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
         **COMMON,
-        "threshold": _CAP,
-        "longest_step": _CAP,
+        **CappedOptimizer.CAPS,
         "geometry": Option(lambda v: isinstance(v, Euclidean | LayerGeometry), "Euclidean() or a LayerGeometry"),
         "radius": POSITIVE,
         "momentum": Option(lambda v: 0 <= v < 1, "in [0, 1)"),
@@ -130,8 +127,7 @@ class GGNC(StepOptimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group; a cap of its own, be it threshold or longest step, replaces either default."""
-        caps = {name: None for name in _CAPS if any(other in param_group for other in _CAPS)}
-        super().add_param_group({**caps, **param_group})
+        super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])  # now that the parameters are a list of tensors
         except ValueError:
@@ -186,11 +182,6 @@ class GGNC(StepOptimizer):
 
     def _check(self, group: Group) -> None:
         super()._check(group)
-        if (group["threshold"] is None) == (group["longest_step"] is None):
-            raise ValueError(
-                "Parameter `threshold` should be given or `longest_step`, one of the two in every group. Found "
-                f"`threshold = {group['threshold']!r}`, `longest_step = {group['longest_step']!r}`."
-            )
         if not any(group is own for own in self.param_groups):
             return
         if group["short_step"] != (first := self.param_groups[0]["short_step"]):
