@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.autoclip.acting import Action, Counts, action_for, check_gradients
+from smoothdiag.autoclip.acting import Action, action_for, check_gradients
 from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule
 from smoothdiag.autoclip.calibration import Calibration, StepRule, is_in_progression
-from smoothdiag.autoclip.events import COLUMNS, Event, acted, explained, restored, stage
+from smoothdiag.autoclip.events import ROSE, History, acted, explained, stage
 from smoothdiag.autoclip.free_rate import raise_rates, suggested
 from smoothdiag.autoclip.rates import Number, Peaks, plain, shared
 from smoothdiag.autoclip.rows import Rows
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 GRADIENT_RULE, UPDATE_RULE = StepRule(), StepRule(multiple=None, relative=0.01)
 """Defaults where gradients are clipped, and where updates are: there measured curvature was no better than ||x||."""
-
-ROSE = "rate rose"
 
 
 class AutoClip:
@@ -86,7 +84,7 @@ class AutoClip:
         self._rows = Rows(probe, along_update=self._action.shortens_updates, needed=rule.multiple is not None)
         # A run that is joined late is calibrated then: what it showed before counts too if it is in the trace.
         self._calibration = Calibration(rule, risen_at=probe.steps)
-        self._counts, self._num_noted = Counts(), 0
+        self._history = History()
         self._steps, self._num_acted = probe.steps, 0
         self._fresh, self._alone = True, False
         self._relative: Number = math.nan
@@ -94,7 +92,6 @@ class AutoClip:
         if set_lr:
             check_schedule(optimizer)
             check_free_rate(self._optimizer, self._calibration.rule, along_update=self._action.shortens_updates)
-        self._events: list[Event] = []
         self._attached, self._outermost = True, Outermost()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -132,16 +129,14 @@ class AutoClip:
             said += f"; at lr {lr:.3g} this is {name} {threshold:.3g}"
         if self._alone:
             said += "; the probe has stopped, so nothing will change it any more"
-        did = acted(self._counts, self._num_acted, self._mode, known=self._action.counts_steps)
+        did = acted(self._history.counts, self._num_acted, self._mode, known=self._action.counts_steps)
         return f"{said}; {stage(self._calibration)}{did}."
 
     @property
     def history(self) -> pd.DataFrame:
         """What happened when: one row for each event, with the state after it; see `Event` for the columns."""
-        import pandas as pd
-
         self._read()
-        return pd.DataFrame([event.as_numbers() for event in self._events], columns=COLUMNS)
+        return self._history.to_frame()
 
     def suggest_lr(self, multiple: float = 4.0) -> float:
         """Returns a learning rate that is large enough for the longest step to be what limits the run.
@@ -175,11 +170,8 @@ class AutoClip:
             "last_row": self._rows.last,
             "relative": float(self._relative),
             "peaks": [float(peak) for peak in self._peaks.values],
-            "clipped": int(self._counts.clipped),
-            "skipped": int(self._counts.skipped),
-            "last_skipped": int(self._counts.last_skipped),
             "calibration": self._calibration.state_dict(),
-            "events": [event.as_numbers() for event in self._events],
+            "history": self._history.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -189,11 +181,8 @@ class AutoClip:
         self._rows.last = int(state["last_row"])
         self._relative = float(state["relative"])
         self._peaks.values = list(state["peaks"])
-        counts = self._counts
-        counts.clipped, counts.skipped = int(state["clipped"]), int(state["skipped"])
-        counts.last_skipped, self._num_noted = int(state["last_skipped"]), int(state["skipped"])
         self._calibration.load_state_dict(state["calibration"])
-        self._events = restored(state["events"])
+        self._history.load_state_dict(state["history"])
         # The probe may have decided about its next step by the calibration as it was before.
         self._probe.also(self._is_due)
 
@@ -214,13 +203,13 @@ class AutoClip:
         check_gradients(optimizer)
         self._follow_probe()
         self._read()
-        first, rose = not self._events, self._peaks.update()
+        first, rose = not self._history.events, self._peaks.update()
         if first or is_in_progression(self._steps):
             self._relative = self._share_of_parameters()
         if first:
             self._note("started", explained(self._calibration))
         elif rose:
-            went_on = self._calibration.risen_at == self._steps - 1 and any(e.event == ROSE for e in self._events)
+            went_on = self._calibration.risen_at == self._steps - 1 and ROSE in self._history
             if not went_on:
                 self._note(ROSE, "the threshold falls as the rate rises; the longest step stays")
             self._calibration.risen_at = self._steps
@@ -228,16 +217,16 @@ class AutoClip:
             self._note("held", explained(self._calibration))
             if self._sets_lr:
                 self._set_lr()
-        self._action.before(self._longest(), self._counts, self._steps)
+        self._action.before(self._longest(), self._history.counts, self._steps)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._outermost.leave(sys._getframe(1)):
             return
-        self._action.after(self._longest(), self._counts)
+        self._action.after(self._longest(), self._history.counts)
         self._steps += 1
         self._num_acted += 1
         self._fresh = False
-        skipped = self._counts.skipped
+        skipped = self._history.counts.skipped
         if isinstance(skipped, Tensor) and skipped.device.type == "cpu":
             self._note_skipped()
 
@@ -264,8 +253,8 @@ class AutoClip:
                 now = self._calibration.longest
                 self._note("lowered", f"from {before:.3g}: {explained(self._calibration)}")
                 warnings.warn(
-                    f"AutoClip lowered the longest step from {before:.3g} to {now:.3g}, because the loss has become "
-                    f"more curved by step {row['step']}.",
+                    f"AutoClip lowered the longest step from {before:.3g} to {now:.3g}: the steps that curvature allows "
+                    f"have become that much shorter by step {row['step']}.",
                     SmoothdiagWarning,
                 )
         if rows:  # which were waited for
@@ -280,7 +269,7 @@ class AutoClip:
         if self._calibration.is_measured:
             return measured
         # Nobody has taken a step yet: parameters may still be loaded.
-        relative = self._relative if self._events else self._share_of_parameters()
+        relative = self._relative if self._history.events else self._share_of_parameters()
         if math.isnan(measured):
             return relative
         return relative.clamp(max=measured) if isinstance(relative, Tensor) else min(relative, measured)
@@ -300,10 +289,9 @@ class AutoClip:
         return math.inf if not isinstance(rate, Tensor) and rate == 0 else self._longest() / rate
 
     def _note(self, event: str, note: str, step: int | None = None) -> None:
-        lr, counts = shared(self._peaks.values), self._counts
-        clipped = counts.clipped if self._action.counts_steps else -1
-        now = (self._longest(), self._threshold(), lr, clipped, counts.skipped)
-        self._events.append(Event(self._steps if step is None else step, event, *now, note))
+        at = self._steps if step is None else step
+        state = (self._longest(), self._threshold(), shared(self._peaks.values))
+        self._history.add(at, event, *state, known=self._action.counts_steps, note=note)
 
     def _set_lr(self) -> None:
         lr = self.suggest_lr()
@@ -313,16 +301,14 @@ class AutoClip:
             self._peaks.update()
 
     def _note_skipped(self) -> None:
-        number = int(self._counts.skipped) - self._num_noted
-        if number <= 0:
+        first = self._history.num_noted == 0
+        number, last = self._history.unnoted()
+        if number == 0:
             return
-        last = int(self._counts.last_skipped)
-        if self._num_noted == 0:
+        if first:
             warnings.warn(
-                f"The gradient of step {last} was not finite. AutoClip takes such gradients "
-                "for zero and counts them in `history`.",
+                f"The gradient of step {last} was not finite. AutoClip takes such gradients for zero and counts them.",
                 SmoothdiagWarning,
             )
-        self._num_noted += number
         since = "" if number == 1 else f" in {number} steps, of which this was the last"
         self._note("not finite", f"the gradient counted as zero{since}", last)

@@ -6,13 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from smoothdiag.autoclip.acting import Counts
 from smoothdiag.autoclip.calibration import FEWEST, Calibration, median_interval
 from smoothdiag.autoclip.rates import Number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROSE = "rate rose"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,50 @@ class Event:
         return {name: value.item() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
 
-COLUMNS = tuple(field.name for field in fields(Event))
+class History:
+    """The events of a run, and what was counted in it.
+
+    Attributes:
+        events: What happened.
+        counts: Steps and gradients.
+        num_noted: Gradients that were not finite and are among the events.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.counts = Counts()
+        self.num_noted = 0
+
+    def __contains__(self, event: object) -> bool:
+        return any(found.event == event for found in self.events)
+
+    def add(self, step: int, event: str, *state: Number, known: bool, note: str) -> None:
+        """Adds an event; ``state`` is longest step, threshold and rate, ``known`` whether clipped steps are counted."""
+        longest, threshold, lr = state
+        clipped = self.counts.clipped if known else -1
+        self.events.append(Event(step, event, longest, threshold, lr, clipped, self.counts.skipped, note))
+
+    def unnoted(self) -> tuple[int, int]:
+        """Returns how many gradients were not finite since it was last called, and the step of the last of them."""
+        before, self.num_noted = self.num_noted, int(self.counts.skipped)
+        return self.num_noted - before, int(self.counts.last_skipped)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns the events as a DataFrame, one row for each."""
+        import pandas as pd
+
+        names = [field.name for field in fields(Event)]
+        return pd.DataFrame([event.as_numbers() for event in self.events], columns=names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all of it as numbers."""
+        counts = {name: int(value) for name, value in vars(self.counts).items()}
+        return {"counts": counts, "num_noted": self.num_noted, "events": [e.as_numbers() for e in self.events]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state``."""
+        vars(self.counts).update(state["counts"])
+        self.num_noted, self.events = int(state["num_noted"]), [Event(**event) for event in state["events"]]
 
 
 def explained(calibration: Calibration) -> str:
@@ -102,8 +150,3 @@ def _unusable(calibration: Calibration) -> str:
         return ""
     each = ", ".join(f"{number} {status}" for status, number in sorted(calibration.invalid.items()))
     return f" ({sum(calibration.invalid.values())} rows were not usable: {each})"
-
-
-def restored(events: Sequence[Mapping[str, Any]]) -> list[Event]:
-    """Returns events from their numbers."""
-    return [Event(**event) for event in events]

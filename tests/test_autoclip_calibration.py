@@ -1,0 +1,198 @@
+"""What calibration makes of measurements: against closed forms, scipy and lists written out by hand."""
+
+import itertools
+import math
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+from smoothdiag import AutoClip, LocalSmoothness, Probe, StepRule, every, problems
+from smoothdiag.autoclip.calibration import Calibration, is_in_progression, median_interval, progression
+
+FIRST = [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29]
+
+
+def calibrated(lengths, steps=range(1000), rule=None) -> Calibration:
+    state = Calibration(rule or StepRule())
+    for step, length in zip(steps, lengths, strict=False):
+        state.advance(step)
+        state.add(step, length, length, "ok")
+    return state
+
+
+def test_the_progression_grows_by_three_tenths() -> None:
+    assert list(itertools.islice(progression(), 14)) == [*FIRST, 38]
+    assert [step for step in range(39) if is_in_progression(step)] == [*FIRST, 38]
+    assert [step for step in range(39) if is_in_progression(step, 3)] == [0, 3, 6, 13, 29]
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+def test_the_interval_is_the_exact_binomial_one(n) -> None:
+    values = list(np.random.default_rng(n).permutation(n).astype(float))
+    low, high = median_interval(values)
+    ranks = [k for k in range((n + 1) // 2) if 2 * binom.cdf(k, n, 0.5) <= 0.1]
+    if not ranks:
+        assert n < 5
+        assert math.isnan(low)
+        assert math.isnan(high)
+    else:
+        assert (low, high) == (max(ranks), n - 1 - max(ranks))
+
+
+def test_the_interval_holds_the_median_nine_times_in_ten() -> None:
+    draws = np.random.default_rng(0).lognormal(size=(2000, 13))
+    inside = [low <= 1 <= high for low, high in (median_interval(list(row)) for row in draws)]
+    assert np.mean(inside) == pytest.approx(1 - 2 * binom.cdf(3, 13, 0.5), abs=0.02)
+
+
+def test_the_longest_step_is_the_multiple_of_the_median() -> None:
+    lengths = np.random.default_rng(1).lognormal(size=40)
+    state = calibrated(lengths, FIRST)
+    assert state.longest == pytest.approx(1.5 * median(lengths[:13]))
+    assert state.held_at == -1
+    assert state.advance(30)
+    assert state.held_at == 30
+    assert not state.advance(31)
+    assert state.interval() == median_interval(list(lengths[:13]))
+
+
+def test_it_waits_for_five_measurements() -> None:
+    state = calibrated([1.0] * 4, [0, 10, 20, 29])
+    assert not state.advance(50)
+    assert not state.is_measured
+    state.add(51, 1.0, 1.0, "ok")
+    assert state.is_measured
+    assert state.advance(52)
+
+
+def test_rows_without_a_length_are_counted_and_left_out() -> None:
+    state = calibrated([1.0, 2.0])
+    for length in (math.nan, math.inf, 0.0, -1.0):
+        state.add(5, length, 1.0, "saturated")
+    assert state.longest == 1.5 * 1.5
+    assert state.invalid == {"saturated": 4}
+
+
+def test_a_held_length_follows_down_by_a_factor_of_two_and_never_up() -> None:
+    state = calibrated([1.0] * 13, FIRST)
+    state.advance(30)
+    for step in range(40, 60):
+        assert not state.add(step, 100.0, 1.0, "ok")
+    for step in range(60, 80):
+        assert not state.add(step, 0.51, 1.0, "ok")
+    assert state.longest == 1.5
+    assert [state.add(step, 0.49, 1.0, "ok") for step in range(80, 84)] == [False, True, False, False]
+    assert state.longest == pytest.approx(1.5 * 0.49)
+    assert state.lowered_at == 81
+    state.add(90, 0.01, 1.0, "ok")
+    assert state.longest == pytest.approx(1.5 * 0.49), "a single measurement changes nothing"
+
+
+def test_lengths_count_beside_the_steps_that_are_taken() -> None:
+    state = calibrated([1.0] * 13, FIRST)
+    state.advance(30)
+    for step in range(40, 50):  # the rate has decayed to a tenth: steps are short, and curvature has adapted
+        assert not state.add(step, 0.1, 1.0, "ok", typical=0.1)
+    for step in range(50, 60):
+        assert not state.add(step, 0.0001, 1.0, "ok", typical=0.0)
+    assert any(state.add(step, 0.04, 1.0, "ok", typical=0.1) for step in range(60, 63))
+    assert state.longest == pytest.approx(1.5 * 0.4)
+
+
+def test_a_state_goes_through_numbers() -> None:
+    state = calibrated(np.random.default_rng(2).lognormal(size=20).tolist(), range(25, 45))
+    state.add(50, math.nan, math.nan, "non_finite")
+    other = Calibration(StepRule())
+    other.load_state_dict(state.state_dict())
+    assert other == state
+    other.add(60, 1.0, 1.0, "ok")
+    assert other != state, "a copy of its own"
+
+
+def descend(value, x0, lr, steps=120, schedule=1, **options):
+    """Descends on a landscape under AutoClip; returns the clipper, gradient norms, and longest steps by step."""
+    module = nn.Module()
+    module.x = nn.Parameter(x0.clone())
+    optimizer = torch.optim.SGD([module.x], lr=lr)
+
+    def loss(model, _):
+        return value(model.x)
+
+    probe = Probe(module, optimizer, loss, estimators=[LocalSmoothness()], schedule=every(schedule))
+    clipper, norms, longest = AutoClip(optimizer, probe, **options), [], []
+    for batch in probe.watch([torch.zeros(1)] * steps):
+        optimizer.zero_grad()
+        loss(module, batch).backward()
+        norms.append(float(module.x.grad.norm()))
+        optimizer.step()
+        longest.append(float(clipper._longest()))
+    return clipper, np.array(norms), np.array(longest)
+
+
+@pytest.mark.filterwarnings("ignore:AutoClip lowered")
+@pytest.mark.parametrize("rate", [0.3, 1.0, 1.9, 10.0, 100.0])
+def test_on_a_quadratic_steps_stay_above_one_over_the_largest_curvature(rate) -> None:
+    """The secant along g is ||H g|| / ||g|| <= lambda_max, so S >= 1.5 ||g|| / lambda_max at the median ||g||.
+
+    A gradient g is then taken at a rate of at least min(lr, 1.5 ||median|| / (||g|| lambda_max)): from the end of
+    calibration on, descent goes at min(lr, 1 / lambda_max) or faster unless a gradient is 1.5 times that median. Above
+    2 / lambda_max small gradients grow until they are clipped; there the claim is about half of the steps.
+    """
+    values = torch.logspace(-2, 1, 30, dtype=torch.float64)
+    top = float(values.max())
+    x0 = torch.randn(30, dtype=torch.float64)
+    clipper, norms, longest = descend(lambda x: 0.5 * (values * x * x).sum(), x0, rate / top)
+    early = [m.step for m in clipper._calibration.early]
+    held = clipper.history.query("event == 'held'")["longest_step"].iloc[0]
+    assert held >= 1.5 * np.median(norms[early]) / top
+    taken = np.minimum(rate / top, longest / norms)[31:]
+    slowest = taken.min() if rate < 2 else np.median(taken)
+    assert slowest >= min(rate, 1.0) / top * (1 - 1e-9)
+    assert np.isfinite(norms).all()
+
+
+@pytest.mark.parametrize(("L0", "L1"), [(1.0, 2.0), (0.3, 0.5), (4.0, 10.0)])
+@pytest.mark.parametrize("name", ["exponential", "hybrid"])
+def test_the_longest_step_is_near_the_closed_form_where_gradients_are_large(name, L0, L1) -> None:
+    """Where L1 ||g|| >> L0, the step that minimises the quadratic model is ||g|| / ||H|| = 1 / L1 on both landscapes.
+
+    Beside it stand, from f(x - s g/||g||) <= f(x) - s ||g|| + (L0 + L1 ||g||) (e^{L1 s} - L1 s - 1) / L1^2: the step
+    with the largest guaranteed decrease, ln(1 + L1 ||g|| / (L0 + L1 ||g||)) / L1 -> ln 2 / L1 = 0.69 / L1; and the
+    longest one that is guaranteed not to ascend, with e^t = 1 + 2t at t = L1 s = 1.256. S is 1.5 / L1 times
+    L1 ||g|| / (L0 + L1 ||g||): within 1.5 of the first, 1.2 of the last, and up to 2.2 above the second.
+    """
+    problem = getattr(problems, name)(L0=L0, L1=L1, dim=3)
+    x0 = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64) * 60 / L1
+    clipper, norms, _ = descend(problem.value, x0, 1.0 / L0, steps=40)
+    assert L1 * norms[29] > L0
+    assert 1 / 1.5 <= clipper.longest_step * L1 <= 1.5 * (1 + 1e-4)
+    g = norms[[m.step for m in clipper._calibration.early]]
+    expected = g / (L0 + L1 * g) if name == "exponential" else np.full(13, 1 / L1)
+    assert clipper.longest_step == pytest.approx(1.5 * np.median(expected), rel=1e-3)
+    assert math.exp(1.2564) == pytest.approx(1 + 2 * 1.2564, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:AutoClip lowered")
+def test_units_of_loss_and_parameters_are_followed() -> None:
+    """f -> a f leaves S and divides thresholds' rates; f(b x) divides S by b."""
+    problem = problems.exponential(L0=1.0, L1=2.0, dim=2)
+    x0 = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    plain, *_ = descend(problem.value, x0, 0.5, steps=40)
+    scaled, *_ = descend(problem.scaled(7.0, 3.0).value, x0 / 3, 0.5 / (7 * 9), steps=40)
+    assert scaled.longest_step == pytest.approx(plain.longest_step / 3, rel=1e-6)
+    assert scaled.threshold == pytest.approx(plain.threshold * 7 * 3, rel=1e-6)
+    assert scaled.suggest_lr() == pytest.approx(plain.suggest_lr() / (7 * 9), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:AutoClip lowered")
+def test_the_suggested_rate_is_four_times_the_inverse_curvature() -> None:
+    values = torch.tensor([5.0, 5.0], dtype=torch.float64)
+    clipper, *_ = descend(lambda x: 0.5 * (values * x * x).sum(), torch.ones(2, dtype=torch.float64), 0.01)
+    assert clipper.suggest_lr() == pytest.approx(4 / 5, rel=1e-6)
+    assert clipper.suggest_lr(1.0) == pytest.approx(1 / 5, rel=1e-6)
+    with pytest.raises(ValueError, match="Parameter `multiple` should be positive"):
+        clipper.suggest_lr(-1.0)

@@ -1,0 +1,305 @@
+"""Runs under AutoClip that are interrupted, disturbed, or badly set."""
+
+import io
+import math
+import re
+from statistics import median
+
+import pandas as pd
+import pytest
+import torch
+from asserts import assert_identical, state_of
+from autoclip_runs import ALONG_BOTH, Run, adamw, batches, loss_fn, never, sgd
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from smoothdiag import (
+    AutoClip,
+    ClippedMomentum,
+    LocalSmoothness,
+    PathSmoothness,
+    Probe,
+    SmoothdiagWarning,
+    StepRule,
+    Trace,
+    by_module,
+    every,
+)
+
+
+def saved(*objects):
+    """States as they come back from a file that may hold tensors and plain values alone."""
+    file = io.BytesIO()
+    torch.save([o.state_dict() for o in objects], file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def warm(run: Run) -> LambdaLR:
+    return LambdaLR(run.optimizer, lambda k: min((k + 1) / 10, 1.0, 40 / (k + 1)))
+
+
+RESUMED = {
+    "sgd": (sgd(4.0, 0.9), {}),
+    "adamw": (adamw(0.1), {}),
+    "measured": (adamw(0.1), {"estimators": ALONG_BOTH, "rule": StepRule(0.5)}),
+    "set": (lambda m: ClippedMomentum(m.parameters(), lr=9.0, longest_step=1.0), {"mode": "set"}),
+    "bounded": (sgd(4.0), {"rule": StepRule(bounded=True)}),
+}
+
+
+FORTH, BACK = (0, 1, 2, 3), (3, 2, 1, 0)
+CASES = [
+    *(("sgd", stop, order, in_file) for stop, order, in_file in
+      [(0, FORTH, True), (3, BACK, False), (17, FORTH, False), (40, BACK, True), (60, FORTH, True)]),
+    *((name, 17, BACK, True) for name in ("adamw", "set")),
+    *((name, 60, BACK, False) for name in RESUMED),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:AutoClip lowered")
+@pytest.mark.parametrize(("name", "stop", "order", "in_file"), CASES)
+def test_a_resumed_run_goes_on_bit_for_bit(name, stop, order, in_file, tmp_path) -> None:
+    make, options = RESUMED[name]
+    loader = batches(80, seed=11)
+
+    def start(file):
+        run = Run(make, schedule=every(7), trace=tmp_path / file if in_file else None, **options)
+        return run, warm(run)
+
+    def go(run, schedule, part):
+        for batch in part:
+            run.step(batch)
+            schedule.step()
+
+    whole, schedule = start("whole.jsonl")
+    go(whole, schedule, loader)
+    first, schedule = start("resumed.jsonl")
+    go(first, schedule, loader[:stop])
+    states = saved(first.model, first.optimizer, first.probe, first.clipper, schedule)
+    go(first, schedule, loader[stop : stop + 2])  # steps that are lost with the process
+    first.probe.trace.close()
+    second, schedule = start("resumed.jsonl")
+    parts = [second.model, second.optimizer, second.probe, second.clipper]
+    for i in order:
+        parts[i].load_state_dict(states[i])
+    schedule.load_state_dict(states[4])
+    go(second, schedule, loader[stop:])
+    assert_identical(state_of(second.model, second.optimizer), state_of(whole.model, whole.optimizer))
+    assert second.clipper.reason == whole.clipper.reason
+    pd.testing.assert_frame_equal(second.clipper.history, whole.clipper.history)
+    if in_file:
+        kept, expected = Trace.read(tmp_path / "resumed.jsonl"), Trace.read(tmp_path / "whole.jsonl")
+        assert [(r["step"], r["smoothness"]) for r in kept] == [(r["step"], r["smoothness"]) for r in expected]
+
+
+@pytest.mark.parametrize("forgotten", [2, 3])
+def test_a_state_that_was_not_loaded_is_missed(forgotten) -> None:
+    first = Run(sgd()).over(batches(3))
+    states = saved(first.model, first.optimizer, first.probe, first.clipper)
+    second = Run(sgd())
+    for i, part in enumerate([second.model, second.optimizer, second.probe, second.clipper]):
+        if i != forgotten:
+            part.load_state_dict(states[i])
+    before = second.weights()
+    with pytest.raises(ValueError, match="load the states of both"):
+        second.over(batches(1))
+    assert torch.equal(second.weights(), before)
+
+
+def test_a_reloaded_optimizer_is_clipped_on() -> None:
+    run = Run(sgd(3.0, 0.9), rule=StepRule(None)).over(batches(3))
+    run.optimizer.load_state_dict(saved(run.optimizer)[0])
+    before = run.clipper._history.counts.clipped
+    run.over(batches(2))
+    assert int(run.clipper._history.counts.clipped) == int(before) + 2
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "make", [sgd(0.5, 0.9), sgd(0.5), adamw(), lambda m: ClippedMomentum(m.parameters(), 1.0, threshold=1.0)]
+)
+def test_a_gradient_that_is_not_finite_counts_as_zero(make, value) -> None:
+    mode = "set" if isinstance(make(nn.Linear(1, 1)), ClippedMomentum) else "clip"
+    run, twin = (Run(make, rule=StepRule(multiple=None, relative=0.05), mode=mode) for _ in range(2))
+    loader = batches(6)
+    for k, batch in enumerate(loader):
+        if k != 3:
+            run.step(batch)
+            twin.step(batch)
+            continue
+        run.optimizer.zero_grad()
+        loss_fn(run.model, batch).backward()
+        run.model[0].weight.grad[1, 2] = value
+        with pytest.warns(SmoothdiagWarning, match="The gradient of step 3 was not finite"):
+            run.optimizer.step()
+        for p in twin.model.parameters():
+            p.grad = torch.zeros_like(p)
+        twin.optimizer.step()
+    assert_identical(state_of(run.model, run.optimizer), state_of(twin.model, twin.optimizer))
+    assert torch.isfinite(run.weights()).all()
+    (event,) = run.clipper.history.query("event == 'not finite'").to_dict("records")
+    assert (event["step"], event["skipped"]) == (3, 1)
+    assert "1 gradient was not finite" in run.clipper.reason
+
+
+def test_batches_that_are_not_finite_leave_calibration_alone() -> None:
+    run = Run(sgd(4.0, 0.9))
+    loader = batches(60)
+    for k in (2, 5, 13, 40, 41):
+        loader[k] = (loader[k][0] * math.inf, loader[k][1])
+    with pytest.warns(SmoothdiagWarning, match="The gradient of step 2 was not finite"):
+        run.over(loader)
+    events = run.clipper.history.query("event == 'not finite'")
+    assert list(events["step"]) == [2, 5, 13, 40, 41]
+    assert list(events["skipped"]) == [1, 2, 3, 4, 5]
+    assert "3 rows were not usable: 3 non_finite" in run.clipper.reason
+    assert "10 probes" in run.clipper.reason
+    assert math.isfinite(run.losses[-1])
+    assert median(run.losses[-10:]) < 0.5 * run.losses[0]
+
+
+def test_a_bad_batch_moves_the_weights_by_no_more_than_the_longest_step() -> None:
+    loader = batches(60)
+    loader[40] = (loader[40][0] * 5, (loader[40][1] + 1) % 3)
+
+    def ends(clipped):
+        run = Run(sgd(5.0), clipped=clipped)
+        run.over(loader[:40])
+        before = run.weights()
+        run.step(loader[40])
+        moved = float((run.weights() - before).norm())
+        run.over(loader[41:])
+        return moved, median(run.losses[-10:]), run
+
+    free, clipped = ends(False), ends(True)
+    assert clipped[0] == pytest.approx(clipped[2].clipper.longest_step, rel=1e-5)
+    assert free[0] > 5 * clipped[0]
+    assert clipped[1] < free[1]
+
+
+@pytest.mark.filterwarnings("ignore:AutoClip lowered")
+def test_a_rate_far_too_large_trains_where_it_diverges_without() -> None:
+    loader = batches(150)
+    clipped, free = (
+        median(Run(sgd(60.0, 0.9), clipped=c, schedule=never).over(loader).losses[-20:]) for c in (True, False)
+    )
+    assert clipped < 0.7
+    assert not free < 5.0
+
+
+def test_curvature_that_grows_late_lowers_the_longest_step() -> None:
+    """On a bowl that becomes 50 times as steep at step 60, the same gradient needs a step 50 times shorter."""
+    model = nn.Linear(1, 4, bias=False).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    centre = torch.tensor([[3.0], [1.0], [-2.0], [4.0]], dtype=torch.float64)
+
+    def loss(net, batch):
+        scale, here = batch  # g stays: the more the curvature grows, the nearer is the centre
+        return (scale * 0.5 * (net.weight - here + centre / scale) ** 2).sum()
+
+    probe = Probe(model, optimizer, loss, estimators=[LocalSmoothness()], schedule=every(5))
+    clipper = AutoClip(optimizer, probe)
+    with pytest.warns(SmoothdiagWarning, match="lowered the longest step"):
+        for k in range(100):
+            batch = (1.0 if k < 60 else 50.0, model.weight.detach().clone())
+            probe.observe(batch)
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            optimizer.step()
+    events = clipper.history.set_index("event")
+    size = float(centre.norm())
+    assert events.loc["held", "longest_step"] == pytest.approx(1.5 * size, rel=1e-6)
+    assert clipper.longest_step == pytest.approx(1.5 * size / 50, rel=1e-6)
+    assert events.loc["lowered", "step"] == 65, "two of three measurements, those of steps 60 and 64, say so"
+    assert "lowered at step 64" in clipper.reason
+
+
+FORM = (
+    r"longest step [\d.]+ from 13 probes in steps 1-29: median \|\|g\|\|/L [\d.]+ \[[\d.]+, [\d.]+\], times 1.5; "
+    r"at lr 4 this is max_norm [\d.]+; held since step 30; \d+% of steps clipped so far\."
+)
+
+
+def test_the_reason_is_a_sentence_of_numbers() -> None:
+    run = Run(sgd(4.0), schedule=every(7))
+    assert "no step taken yet" in run.clipper.reason
+    assert "0.03 ||x||, because there are 0 valid measurements of the 5 it takes" in run.clipper.reason
+    run.over(batches(31))
+    reason = run.clipper.reason
+    assert re.fullmatch(FORM.replace("1-29", r"\d-29"), reason), reason
+    (share,) = re.findall(r"(\d+)% of steps", reason)
+    assert int(share) == round(100 * int(run.clipper._history.counts.clipped) / 31)
+    rows = run.probe.trace.to_frame().query("estimator == 'local' and step < 30")
+    lengths = (rows["grad_norm"] / rows["smoothness"])[-13:]
+    assert run.clipper.longest_step == pytest.approx(1.5 * lengths.median(), rel=1e-12)
+    assert f"median ||g||/L {lengths.median():.3g}" in reason
+
+
+def test_without_measurements_it_says_what_it_goes_by() -> None:
+    run = Run(sgd(4.0))
+    for batch in batches(40):  # nobody shows the probe a batch
+        run.optimizer.zero_grad()
+        loss_fn(run.model, batch).backward()
+        if run.probe.steps == 0:
+            with pytest.warns(SmoothdiagWarning, match="saw no batch"):
+                run.optimizer.step()
+        else:
+            run.optimizer.step()
+    assert "from 0.03 ||x||, because there are 0 valid measurements" in run.clipper.reason
+    assert run.clipper.longest_step == pytest.approx(0.03 * float(run.weights().norm()), rel=0.2)
+
+
+def test_rows_of_other_estimators_and_groups_do_not_count() -> None:
+    estimators = (PathSmoothness(), LocalSmoothness(), LocalSmoothness(direction="random"))
+    model_rows = Run(sgd(4.0), estimators=estimators)
+    model_rows.probe.close()
+    runs = []
+    for kind in (estimators, (LocalSmoothness(),)):
+        run = Run(sgd(4.0), estimators=kind)
+        run.over(batches(40))
+        runs.append(run)
+    assert runs[0].clipper.reason == runs[1].clipper.reason
+    grouped = Run.__new__(Run)
+    Run.__init__(grouped, sgd(4.0), clipped=False)
+    probe = Probe(grouped.model, grouped.optimizer, loss_fn, estimators=[LocalSmoothness()], schedule=never,
+                  group_by=by_module())  # fmt: skip
+    grouped.probe.close()
+    grouped.probe, grouped.clipper = probe, AutoClip(grouped.optimizer, probe)
+    assert grouped.over(batches(40)).clipper.reason == runs[1].clipper.reason
+
+
+def test_set_lr_raises_a_rate_that_is_too_small() -> None:
+    run = Run(sgd(1e-3, 0.9), set_lr=True).over(batches(60))
+    expected = run.clipper.suggest_lr()
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12)
+    measured = [m.rate for m in run.clipper._calibration.early]
+    assert expected == pytest.approx(4 * median(measured) * (1 - 0.9), rel=1e-12)
+    assert "set lr" in set(run.clipper.history["event"])
+    small = Run(sgd(1e-3, 0.9)).over(batches(60))
+    assert median(run.losses[-10:]) < 0.7 * median(small.losses[-10:])
+    large = Run(sgd(100.0, 0.9), set_lr=True).over(batches(40))
+    assert large.optimizer.param_groups[0]["lr"] == 100.0, "it is never lowered"
+
+
+def test_a_rate_is_not_set_under_a_schedule_or_for_updates() -> None:
+    def scheduled(model):
+        optimizer = sgd()(model)
+        LambdaLR(optimizer, lambda k: 1.0)
+        return optimizer
+
+    with pytest.raises(ValueError, match="Parameter `set_lr` should be False under a schedule"):
+        Run(scheduled, set_lr=True)
+    with pytest.raises(ValueError, match="where gradients are clipped and measured"):
+        Run(adamw(), set_lr=True)
+    assert math.isnan(Run(sgd()).clipper.suggest_lr())
+
+
+def test_rows_are_read_once_however_long_the_trace(monkeypatch) -> None:
+    run = Run(sgd(0.1), schedule=every(1))
+    read = []
+    original = Trace.__getitem__
+    monkeypatch.setattr(Trace, "__getitem__", lambda self, i: read.append(i) or original(self, i))
+    run.over(batches(50))
+    assert run.clipper.longest_step > 0
+    assert read == list(range(50))
