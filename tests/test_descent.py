@@ -236,6 +236,7 @@ def test_invalid_constants_are_refused(rule, name, values):
         rule(*values)
 
 
-def test_what_is_no_rule_is_refused():
-    with pytest.raises(ValueError, match=r"Parameter `step_size` should be a rule. Found `step_size = 0.1`"):
-        GradientDescent([torch.ones(1, requires_grad=True)], 0.1)
+@pytest.mark.parametrize("rule", [0.1, Smoothed])
+def test_what_is_no_rule_is_refused(rule):
+    with pytest.raises(ValueError, match=r"Parameter `step_size` should be a rule, such .* Found `step_size = "):
+        GradientDescent([torch.ones(1, requires_grad=True)], rule)

@@ -141,6 +141,8 @@ def test_first_weights_need_a_geometry_and_a_radius():
         scion_init_([{"params": [p], "geometry": Euclidean(), "radius": 1.0}])
     with pytest.raises(ValueError, match="3 dimensions for Convolution"):
         scion_init_([{"params": [p], "geometry": Convolution(), "radius": 1.0}])
+    with pytest.raises(ValueError, match="Parameter `groups` should hold groups .* Found a `Parameter`"):
+        scion_init_([p], radius=1.0)
     assert not p.any()
 
 

@@ -184,8 +184,11 @@ class GradientDescent(StepOptimizer):
         foreach: bool | None = None,
         capturable: bool = False,
     ) -> None:
-        if not callable(step_size):
-            raise ValueError(f"Parameter `step_size` should be a rule. Found `step_size = {step_size!r}`.")
+        if isinstance(step_size, type) or not callable(step_size):
+            raise ValueError(
+                "Parameter `step_size` should be a rule, such as `Smoothed(L0, L1)` with its constants, or a function. "
+                f"Found `step_size = {step_size!r}`."
+            )
         self.step_size = step_size
         super().__init__(params, {"lr": lr, "maximize": maximize, "foreach": foreach, "capturable": capturable})
 

@@ -125,8 +125,8 @@ def scion_groups(
     radii, kinds = dict(radii or {}), dict(kinds or {})
     names = {name: p for name, p in model.named_parameters() if p.requires_grad}
     _refuse("kinds", set(kinds) - set(names), "names of parameters that need a gradient")
-    _refuse("kinds", set(kinds.values()) - set(get_args(Kind)), f"kinds: {', '.join(get_args(Kind))}")
-    _refuse("radii", set(radii) - set(get_args(Kind)), f"given for kinds: {', '.join(get_args(Kind))}")
+    _refuse("kinds", set(kinds.values()) - set(get_args(Kind)), f"kinds out of: {', '.join(get_args(Kind))}")
+    _refuse("radii", set(radii) - set(get_args(Kind)), f"radii by kind, out of: {', '.join(get_args(Kind))}")
     found = _kinds_of_weights(model, head)
     groups: dict[Kind, dict[str, Any]] = {}
     for name, p in names.items():
@@ -163,6 +163,10 @@ def scion_init_(
     """
     checked = []
     for group in groups:
+        if not isinstance(group, Mapping):
+            raise ValueError(
+                f"Parameter `groups` should hold groups of `scion_groups`. Found a `{type(group).__name__}`."
+            )
         geometry, r = group.get("geometry"), group.get("radius", radius)
         if not isinstance(geometry, LayerGeometry):
             raise ValueError(f"Parameter `geometry` should be a LayerGeometry. Found `geometry = {geometry!r}`.")
