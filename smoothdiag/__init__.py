@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     from smoothdiag.autoclip import AutoClip, StepRule
     from smoothdiag.clipping import ClipRule, clip_rule
     from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
-    from smoothdiag.plots import plot_constants, plot_fit, plot_groups, plot_sharpness, plot_smoothness, plot_trace
+    from smoothdiag.plots import (
+        plot_clipping,
+        plot_constants,
+        plot_fit,
+        plot_groups,
+        plot_sharpness,
+        plot_smoothness,
+        plot_trace,
+    )
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
@@ -49,6 +57,7 @@ _LAZY = {
     "compare_runs": "smoothdiag.fits",
     "fit_groups": "smoothdiag.fits",
     "fit_smoothness": "smoothdiag.fits",
+    "plot_clipping": "smoothdiag.plots",
     "plot_constants": "smoothdiag.plots",
     "plot_fit": "smoothdiag.plots",
     "plot_groups": "smoothdiag.plots",
@@ -104,6 +113,7 @@ __all__ = [
     "Euclidean",
     "Geometry",
     # look
+    "plot_clipping",
     "plot_constants",
     "plot_fit",
     "plot_groups",

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from smoothdiag import (
     AutoClip,
     ClippedMomentum,
+    DirectionalCurvature,
     LocalSmoothness,
     PathSmoothness,
     Probe,
@@ -211,8 +212,8 @@ def test_curvature_that_grows_late_lowers_the_longest_step() -> None:
     size = float(centre.norm())
     assert events.loc["held", "longest_step"] == pytest.approx(1.5 * size, rel=1e-6)
     assert clipper.longest_step == pytest.approx(1.5 * size / 50, rel=1e-6)
-    assert events.loc["lowered", "step"] == 65, "two of three measurements, those of steps 60 and 64, say so"
-    assert "lowered at step 64" in clipper.reason
+    assert events.loc["lowered", "step"] == 66, "three measurements, of steps 60, 64 and 65, say so"
+    assert "lowered at step 65" in clipper.reason
 
 
 FORM = (
@@ -303,3 +304,24 @@ def test_rows_are_read_once_however_long_the_trace(monkeypatch) -> None:
     run.over(batches(50))
     assert run.clipper.longest_step > 0
     assert read == list(range(50))
+
+
+def test_the_slope_of_a_direction_says_how_far_to_go() -> None:
+    """On a quadratic f(x + s v/||v||) is lowest at s = -<g, v> ||v|| / v'Hv."""
+    values = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
+    model = nn.Linear(3, 1, bias=False).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.3)
+
+    def loss(net, _):
+        return 0.5 * (values * net.weight**2).sum()
+
+    probe = Probe(model, optimizer, loss, estimators=[DirectionalCurvature("update")], schedule=every(1))
+    x = model.weight.detach().clone()[0]
+    probe.observe(torch.zeros(1))
+    loss(model, None).backward()
+    optimizer.step()
+    v = model.weight.detach()[0] - x
+    row = next(r for r in probe.trace if r["estimator"] == "curvature_update")
+    assert row["slope"] == pytest.approx(float((values * x) @ v / v.norm()), rel=1e-9)
+    best = -float((values * x) @ v) * float(v.norm()) / float(v @ (values * v))
+    assert -row["slope"] / row["smoothness"] == pytest.approx(best, rel=1e-9)

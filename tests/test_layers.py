@@ -108,6 +108,7 @@ WINGS = {
         "plots.sharpness",
         "plots.fit",
         "plots.groups",
+        "plots.clipping",
         "plots",
     ),
 }

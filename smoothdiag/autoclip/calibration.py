@@ -21,10 +21,11 @@ FEWEST = 5
 """Measurements below which the relative cap counts too: a single one is often 2.5 times off."""
 
 LATER = 3
-"""After calibration one in so many steps of the progression is measured, and as many make a median."""
+"""After calibration one in so many steps of the progression is measured, and so many rows have to agree that S is too
+long: a median of as many, tested again with every row, would sooner or later fall to the low end of the scatter."""
 
 LOWER_BY = 2.0
-"""Factor that a later median has to fall by before the longest step follows: less is within what medians scatter."""
+"""Factor that they all have to be short by before the longest step follows the largest of them."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Calibration:
 
     The first measurements set the longest step. Thirty steps after the learning rate has last risen it is held:
     from then on curvature follows the steps taken, and following it in turn leads nowhere. Later measurements can
-    only lower it, where they fall by a factor of two.
+    only lower it, where three in a row are short by a factor of two.
 
     Attributes:
         rule: What is made of the measurements.
@@ -147,7 +148,7 @@ class Calibration:
             return False
         self.measurements.append(Measurement(step, length / typical, rate))
         later = [m.length for m in self.measurements if m.step >= self.held_at and m.step > self.lowered_at]
-        found = self.rule.multiple * median(later[-LATER:])
+        found = self.rule.multiple * max(later[-LATER:])
         if len(later) < LATER or not found < self.longest / LOWER_BY:
             return False
         self.longest, self.lowered_at = found, step
@@ -161,15 +162,13 @@ class Calibration:
         return True
 
     @property
-    def counted(self) -> list[Measurement]:
-        """The measurements that the median is, or was, taken over; after S was lowered, those that lowered it."""
-        if self.lowered_at >= 0:
-            return [m for m in self.measurements if m.step <= self.lowered_at][-LATER:]
-        return self.early
+    def lowering(self) -> list[Measurement]:
+        """The measurements that S was lowered by last, in steps as long as those of the highest rate."""
+        return [m for m in self.measurements if m.step <= self.lowered_at][-LATER:]
 
     @property
     def early(self) -> list[Measurement]:
-        """The last measurements of calibration."""
+        """The last measurements of calibration, which the median is taken over."""
         return [m for m in self.measurements if self.held_at < 0 or m.step < self.held_at][-WINDOW:]
 
     @property

@@ -37,7 +37,7 @@ class AutoClip:
 
     The longest step is S = multiple * median(||g|| / L) over measurements in the first thirty steps after the learning
     rate has last risen. Until there are five of them a share of ||x|| caps the steps as well. Afterwards S is held;
-    it is lowered where later measurements fall by a factor of two, and never raised.
+    it is lowered where three measurements in a row fall below half of it, and never raised.
 
     How it acts depends on the optimizer. `torch.optim.SGD`: gradients are scaled before the step, as by
     `clip_grad_norm_` with max_norm = S / (largest rate so far * gain of the momentum). `ClippedMomentum` and
@@ -171,7 +171,7 @@ class AutoClip:
             "relative": float(self._relative),
             "peaks": [float(peak) for peak in self._peaks.values],
             "calibration": self._calibration.state_dict(),
-            "history": self._history.state_dict(),
+            **self._history.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -182,7 +182,7 @@ class AutoClip:
         self._relative = float(state["relative"])
         self._peaks.values = list(state["peaks"])
         self._calibration.load_state_dict(state["calibration"])
-        self._history.load_state_dict(state["history"])
+        self._history.load_state_dict(state)
         # The probe may have decided about its next step by the calibration as it was before.
         self._probe.also(self._is_due)
 
@@ -247,16 +247,18 @@ class AutoClip:
         """Takes up the rows that the probe has recorded since."""
         rows = self._rows.new()
         for row in rows:
-            before = self._calibration.longest
+            before, was_measured = self._calibration.longest, self._calibration.is_measured
             found = self._rows.measured(row)
             if self._calibration.add(row["step"], *found, row["status"], self._typical()):
                 now = self._calibration.longest
                 self._note("lowered", f"from {before:.3g}: {explained(self._calibration)}")
                 warnings.warn(
-                    f"AutoClip lowered the longest step from {before:.3g} to {now:.3g}: the steps that curvature allows "
-                    f"have become that much shorter by step {row['step']}.",
+                    f"AutoClip lowered the longest step from {before:.3g} to {now:.3g}: the steps that curvature "
+                    f"allows have become that much shorter by step {row['step']}.",
                     SmoothdiagWarning,
                 )
+            if self._calibration.is_measured and not was_measured:
+                self._note("measured", explained(self._calibration))
         if rows:  # which were waited for
             self._note_skipped()
 

@@ -87,17 +87,17 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """Returns all of it as numbers."""
         counts = {name: int(value) for name, value in vars(self.counts).items()}
-        return {"counts": counts, "num_noted": self.num_noted, "events": [e.as_numbers() for e in self.events]}
+        return {**counts, "num_noted": self.num_noted, "events": [event.as_numbers() for event in self.events]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
-        vars(self.counts).update(state["counts"])
+        vars(self.counts).update({name: int(state[name]) for name in vars(self.counts)})
         self.num_noted, self.events = int(state["num_noted"]), [Event(**event) for event in state["events"]]
 
 
 def explained(calibration: Calibration) -> str:
     """Returns where the longest step comes from, in words."""
-    rule, found, lowered = calibration.rule, calibration.early, calibration.lowered_at >= 0
+    rule, found = calibration.rule, calibration.early
     relative = f"{rule.relative:g} ||x||"
     if rule.multiple is None:
         return f"{relative}, without measurements"
@@ -107,11 +107,12 @@ def explained(calibration: Calibration) -> str:
         return f"{at_most}because there are {number} valid measurements of the {FEWEST} it takes" + _unusable(
             calibration
         )
-    said = _measured(calibration.counted if lowered else found)
-    if not lowered:
-        said += f", times {rule.multiple:g}"
-    else:
-        said += f", times {rule.multiple:g}, lowered from what {_measured(found)} gave"
+    said = f"{_measured(found)}, times {rule.multiple:g}"
+    if calibration.lowered_at >= 0:
+        later = calibration.lowering
+        steps, lengths = [m.step for m in later], [m.length for m in later]
+        most = f"||g||/L at most {max(lengths):.3g}, times {rule.multiple:g}"
+        said = f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: {most}; first it was from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
 
 

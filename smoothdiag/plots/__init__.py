@@ -4,10 +4,19 @@ The functions draw on the axes they are given, return them, and leave the style,
 figure alone. Importing this package loads neither matplotlib nor seaborn.
 """
 
+from smoothdiag.plots.clipping import plot_clipping
 from smoothdiag.plots.fit import plot_fit
 from smoothdiag.plots.groups import plot_constants, plot_groups
 from smoothdiag.plots.over_steps import plot_trace
 from smoothdiag.plots.sharpness import plot_sharpness
 from smoothdiag.plots.smoothness import plot_smoothness
 
-__all__ = ["plot_constants", "plot_fit", "plot_groups", "plot_sharpness", "plot_smoothness", "plot_trace"]
+__all__ = [
+    "plot_clipping",
+    "plot_constants",
+    "plot_fit",
+    "plot_groups",
+    "plot_sharpness",
+    "plot_smoothness",
+    "plot_trace",
+]

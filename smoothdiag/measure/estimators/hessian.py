@@ -127,9 +127,9 @@ class DirectionalCurvature:
     Raises:
         ValueError: If ``direction`` or ``backend`` is unknown.
 
-    Units: smoothness [f/x^2]. Extra columns: ``curvature_norm``, ||Hv|| / ||v|| [f/x^2]; ``slope``, <g, v> / ||v|| [f/x],
-    so that -slope / smoothness is the length of the best step along v where the loss is quadratic; ``num_hvps``,
-    ``hvp`` and ``hvp_reason`` as for ``HessianNorm``.
+    Units: smoothness [f/x^2]. Extra columns: ``curvature_norm``, ||Hv|| / ||v|| [f/x^2]; ``slope``, <g, v> / ||v||
+    [f/x], so that -slope / smoothness is the length of the best step along v where the loss is quadratic;
+    ``num_hvps``, ``hvp`` and ``hvp_reason`` as for ``HessianNorm``.
     Source: Andreyev, Beneventano 2024, *Edge of stochastic stability*, for batch sharpness.
     """
 
