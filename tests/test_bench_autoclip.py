@@ -73,6 +73,16 @@ def test_regret_is_the_share_of_the_possible_descent_that_is_missed(bench) -> No
     assert found.to_dict() == pytest.approx(expected)
 
 
+def test_other_losses_count_only_for_runs_that_end_well(bench) -> None:
+    runs = runs_of([
+        ("w", 1.0, 0, 9, "none", 10.0, 4.0, False),
+        ("w", 1.0, 0, 9, "fixed1", 10.0, 20.0, True),
+        ("w", 1.0, 0, 9, "late", 10.0, 9.0, False),
+    ]).assign(tail=[5.0, 2.0, 11.0])  # fmt: skip
+    found = bench.regret.with_regret(runs, {"none", "fixed1"}, "tail").set_index("arm")["regret"]
+    assert found.to_dict() == {"none": 0.0, "fixed1": 1.0, "late": 1.0}
+
+
 def test_oracle_is_that_of_the_same_rate_and_seed(bench) -> None:
     rows = [("w", lr, seed, 9, "none", 10.0, lr + seed, False) for lr in (1.0, 2.0) for seed in (0, 1)]
     rows += [("w", lr, seed, 9, "x", 10.0, lr + seed + 1, False) for lr in (1.0, 2.0) for seed in (0, 1)]

@@ -7,7 +7,18 @@ from typing import Any
 
 import torch
 from clippers import AdaptiveGradientClipping, MaxNorm, Percentile, StepCap, ZClip, relative_cap
-from measured import autoclip, bounded, clip_percentage, fed_with, mean_scale, multiple, other_batch, path, shuffled
+from measured import (
+    autoclip,
+    bounded,
+    clip_percentage,
+    fed_with,
+    mean_scale,
+    multiple,
+    other_batch,
+    path,
+    shuffled,
+    wide,
+)
 from training import Arm, Clipper, Loop, typical_step
 from workloads import Workload
 
@@ -17,7 +28,7 @@ from smoothdiag.autoclip import StepRule
 EXPONENTS, RATIO = range(-3, 4), 3.0
 """The oracle's longest steps: the typical first step at the smallest rate times these powers."""
 
-MULTIPLES = (0.15, 0.5, 1.0, 1.5, 2.0, 3.0, 15.0)
+MULTIPLES = (0.15, 0.5, 1.0, 1.5, 2.0, 3.0, 6.0, 15.0)
 
 SGD: Any = ("sgd",)
 
@@ -66,6 +77,8 @@ BASELINES = {
 
 DOSES = {f"autoclip_x{factor:g}": Arm(autoclip(multiple(factor))) for factor in MULTIPLES}
 
+WIDE = {f"wide_x{factor:g}": Arm(wide(multiple(factor)), kinds=SGD) for factor in MULTIPLES}
+
 AUTOCLIP = {
     "autoclip": Arm(autoclip()),
     "autoclip_bounded_0.03": Arm(autoclip(bounded(0.03))),
@@ -81,7 +94,14 @@ CONTROLS = {
     "control_lower_rate": Arm(nothing, kinds=SGD, rate=mean_scale),
 }
 
-GROUPS = {"oracle": ORACLE, "baselines": BASELINES, "rules": AUTOCLIP, "doses": DOSES, "controls": CONTROLS}
+GROUPS = {
+    "oracle": ORACLE,
+    "baselines": BASELINES,
+    "rules": AUTOCLIP,
+    "doses": DOSES,
+    "wide": WIDE,
+    "controls": CONTROLS,
+}
 
 ARMS = {name: arm for group in GROUPS.values() for name, arm in group.items()}
 

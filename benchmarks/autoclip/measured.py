@@ -89,6 +89,11 @@ def bounded(share: float) -> Callable[[Workload], StepRule]:
     return lambda workload: StepRule(multiple=MULTIPLE[workload.kind], relative=share, bounded=True)
 
 
+def wide(rule: Callable[[Workload], StepRule]) -> Callable[[Loop], Measured]:
+    """Returns what attaches AutoClip to secants over a hundredth of ||x||, about as long as the steps they are for."""
+    return lambda loop: Measured(loop, rule(loop.workload), (LocalSmoothness(radius=0.01, two_scale=False),))
+
+
 @dataclass(frozen=True)
 class InsteadOfLocal(LocalSmoothness):
     """Rows of another origin under the name that AutoClip reads."""

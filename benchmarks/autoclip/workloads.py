@@ -118,17 +118,22 @@ WORDS = 2000
 
 SHAKESPEARE = partial(text, sources.tiny_shakespeare, length=32, size=16, held_out=256)
 
+PENN = partial(text, partial(sources.penn_treebank, WORDS), length=25, size=16, held_out=128)
+
 _ALL = (
+    Workload("lstm-ptb", lambda: WordLSTM(WORDS), PENN, class_loss, "sgd", safe_rate=0.5, published_step=5.0),
     Workload(
-        "lstm-ptb",
+        "lstm-ptb-plain",
         model=lambda: WordLSTM(WORDS),
-        data=lambda: text(lambda: sources.penn_treebank(WORDS), length=25, size=16, held_out=128),
+        data=PENN,
         loss_fn=class_loss,
         kind="sgd",
-        safe_rate=0.5,
+        safe_rate=5.0,
         published_step=5.0,
+        momentum=0.0,
     ),
     Workload("gpt-shakespeare", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "sgd", safe_rate=0.02),
+    Workload("gpt-shakespeare-plain", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "sgd", safe_rate=0.2, momentum=0.0),
     Workload("gpt-shakespeare-adamw", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "adamw", safe_rate=0.002),
     Workload(
         "resnet-cifar",
