@@ -82,6 +82,11 @@ def test_descent_equals_the_literal_twin(rule):
         )
 
 
+def test_an_infinite_threshold_never_clips():
+    for norm in (0.0, 1.0, math.inf):
+        assert Clipped(0.3, math.inf)(number(norm)).item() == 0.3
+
+
 def test_limits_of_the_smoothed_rates():
     for rule in (Smoothed, LogSmoothed):
         assert rule(2.0, 3.0)(number(0.0)).item() == 0.5
