@@ -234,6 +234,32 @@ def test_arms_share_weights_and_data(bench) -> None:
     assert len(seen["none"]) == 8
 
 
+def test_weights_follow_the_seed_and_validation_drops_nothing(bench) -> None:
+    data = bench.workloads.Data(lambda seed: iter([torch.ones(1, 4)] * 9), torch.ones(64, 4))
+    workload = bench.workloads.Workload(
+        "dropout", lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1)), lambda: data,
+        lambda model, x: (model(x) + 3).square().mean(), "sgd", safe_rate=0.1,
+    )  # fmt: skip
+
+    def initial(seed: int) -> float:
+        return bench.training.train(workload, 0.01, seed, bench.arms.ARMS["none"], 2)["initial"]
+
+    torch.manual_seed(7)
+    linear = nn.Linear(4, 1).requires_grad_(False)
+    assert initial(7) == pytest.approx(float(linear.weight.sum() + linear.bias + 3) ** 2, rel=1e-5)
+    assert initial(7) == initial(7) != initial(8)
+
+
+def test_wider_secants_are_over_a_hundredth_of_the_parameters(bench) -> None:
+    workload = quadratic(bench)
+    loop = bench.training.set_up(workload, 0.01, 0, bench.arms.ARMS["wide_x1"], 5)
+    clipper = bench.arms.ARMS["wide_x1"].attach(loop)
+    bench.training.step(loop, clipper, torch.tensor(1.5))
+    row = clipper.probe.trace[0]
+    assert row["step_norm"] == pytest.approx(0.05, rel=1e-4)
+    assert row["smoothness"] == pytest.approx(1.5, rel=1e-4)
+
+
 def test_run_without_clipping_is_gradient_descent_with_momentum(bench) -> None:
     workload = quadratic(bench)
     row = bench.training.train(workload, 0.05, 0, bench.arms.ARMS["none"], 20)
