@@ -39,7 +39,8 @@ class Counts:
     def add_gradient(self, finite: Tensor, step: int) -> None:
         """Counts the gradient of a step."""
         self.skipped = self.skipped + (~finite).long()
-        self.last_skipped = torch.where(finite, self.last_skipped, torch.full_like(finite, step, dtype=torch.long))
+        # Numbers that become tensors, as in `where`, would be waited for: step where it is not finite, else -1.
+        self.last_skipped = ((~finite).long() * (step + 1) - 1).clamp(min=self.last_skipped)
 
 
 class Action(Protocol):

@@ -280,7 +280,7 @@ class AutoClip:
         x = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
         length = vectors.norm(x)
         # Parameters that are all zero are no yardstick.
-        return plain((self._calibration.rule.relative * length).where(length > 0, math.inf))
+        return plain((self._calibration.rule.relative * length).masked_fill(length == 0, math.inf))
 
     def _threshold(self) -> Number:
         if self._action.shortens_updates:

@@ -1,0 +1,67 @@
+"""What each of two processes does for test_autoclip_distributed.py, and one process for comparison."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from autoclip_runs import ALONG_BOTH, ALONG_GRADIENT, batches, loss_fn, network, never
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule
+
+WORLD = 2
+CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "sgd": (lambda p: torch.optim.SGD(p, lr=4.0, momentum=0.9), ALONG_GRADIENT, {}),
+    "relative": (lambda p: torch.optim.AdamW(p, lr=0.1), ALONG_GRADIENT, {}),
+    "adamw": (lambda p: torch.optim.AdamW(p, lr=0.1), ALONG_BOTH, {"rule": StepRule(0.5)}),
+    "set": (lambda p: ClippedMomentum(p, lr=9.0, longest_step=1.0), ALONG_GRADIENT, {"mode": "set"}),
+}
+STEPS, BAD = 36, 33
+
+
+def whole(x: Tensor) -> Tensor:
+    return (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().clone()
+
+
+def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, Any]:
+    make, estimators, options = CASES[name]
+    model: nn.Module = network(dtype=torch.float64)
+    if wrap == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif wrap == "fsdp2":
+        for part in (model[0], model[2], model):
+            fully_shard(part)
+    optimizer = make(model.parameters())
+    probe = Probe(model, optimizer, loss_fn, estimators=estimators, schedule=never)
+    clipper = AutoClip(optimizer, probe, **options)
+    for k, batch in enumerate(batches(STEPS, dtype=torch.float64)):
+        if rank is not None:
+            batch = tuple(t.chunk(WORLD)[rank] for t in batch)
+        probe.observe(batch)
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        if k == BAD and rank in (None, 1):  # on one rank alone, as far as ranks have parts of their own
+            grad = model.module[0].weight.grad if wrap == "ddp" else model[0].weight.grad
+            part = grad.to_local() if hasattr(grad, "to_local") else grad
+            part[-1, 0] = torch.inf
+        if k == BAD and wrap == "ddp" and rank == 0:
+            model.module[0].weight.grad[-1, 0] = torch.inf  # the same on every rank, as after a reduction
+        optimizer.step()
+    return {
+        "weights": [whole(p) for p in model.parameters()],
+        "longest_step": clipper.longest_step,
+        "history": clipper.history.drop(columns=["longest_step", "threshold", "note"]).to_dict("list"),
+        "state": clipper.state_dict(),
+    }
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    found = {(name, wrap): train(name, wrap, rank) for name in CASES for wrap in ("ddp", "fsdp2")}
+    torch.save(found, Path(folder) / f"rank{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,49 @@
+"""Two processes under AutoClip, replicated or sharded, take the steps of one process."""
+
+import math
+
+import pytest
+import torch
+from autoclip_worker import BAD, CASES, WORLD, train, work
+from torch.testing import assert_close
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The gradient of step"),
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it"),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = torch.multiprocessing.get_context("spawn")
+    ranks = [processes.Process(target=work, args=(r, str(folder))) for r in range(WORLD)]
+    try:
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(timeout=300)
+        assert [rank.exitcode for rank in ranks] == [0] * WORLD
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(WORLD)]
+
+
+@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_agree_with_each_other_and_with_one_process(found, name, wrap) -> None:
+    first, second = (rank[name, wrap] for rank in found)
+    alone = train(name)
+    assert first["longest_step"] == second["longest_step"]
+    assert repr(first["state"]) == repr(second["state"]), "as text, where NaN equals NaN"
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)
+    assert first["longest_step"] == pytest.approx(alone["longest_step"], rel=1e-6)
+    assert_close(first["weights"], alone["weights"], rtol=1e-6, atol=1e-9)
+    assert first["history"]["event"] == alone["history"]["event"]
+    assert first["history"]["step"] == alone["history"]["step"]
+    assert first["history"]["clipped"] == second["history"]["clipped"] == alone["history"]["clipped"]
+    assert first["history"]["step"][-1] == BAD
+    assert math.isfinite(sum(float(w.sum()) for w in first["weights"]))
