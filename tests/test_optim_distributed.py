@@ -3,6 +3,7 @@
 import pytest
 import torch
 from optim_worker import OPTIMIZERS, WORLD, train_model, train_tensors, work
+from ranks import run_ranks
 from torch.testing import assert_close
 
 pytestmark = [
@@ -13,19 +14,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    processes = torch.multiprocessing.get_context("spawn")
-    ranks = [processes.Process(target=work, args=(r, str(folder))) for r in range(WORLD)]
-    try:
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(timeout=300)
-        assert [rank.exitcode for rank in ranks] == [0] * WORLD
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(folder / f"rank{r}.pt") for r in range(WORLD)]
+    return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD)
 
 
 @pytest.mark.parametrize("layout", ["sharded", "replicated", "hybrid", "gradient elsewhere"])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from ranks import run_ranks
 from scion_worker import CASES, WORLD, train, work
 from torch import nn
 from torch.testing import assert_close
@@ -170,19 +171,7 @@ def test_a_model_starts_in_its_ball_stays_there_and_learns():
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, str(folder))) for rank in range(WORLD)]
-    try:
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(timeout=120)
-        assert [process.exitcode for process in processes] == [0] * WORLD
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(WORLD)]
+    return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
