@@ -125,7 +125,7 @@ class Spectral(_Matrix):
     and wait for the device.
 
     Attributes:
-        exact: Take singular value decompositions in ``lmo`` too; several times slower.
+        exact: Take singular value decompositions in ``lmo`` too; several times slower, and they wait for the device.
         steps: Iterations of Newton and Schulz.
         dtype: In which they are taken. None: in bfloat16, on a CPU in float32; float64 stays float64.
     """

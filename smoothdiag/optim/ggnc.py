@@ -68,7 +68,8 @@ class GGNC(CappedOptimizer):
         momentum: Weight of the past in the average, in [0, 1); the paper's 1 - alpha.
         weight_decay: 1 / radius of the ball; a ball of its own for each group, times its ``radius``.
         short_step: With weight decay, how ||u||^2 is found. ``"bound"``: 4, which it never exceeds in the ball
-            (variant 2). ``"norm"``: computed (variant 1), for `Spectral` by singular values. One for all groups.
+            (variant 2). ``"norm"``: computed (variant 1), for `Spectral` by singular values, which wait for the device.
+            One for all groups.
         maximize: Ascend instead of descending.
         foreach: Whether to use operations on lists of tensors. None: yes.
         capturable: Whether steps may be captured in a CUDA graph.
