@@ -138,12 +138,12 @@ class AutoClip:
         self._read()
         return self._history.to_frame()
 
-    def suggest_lr(self, multiple: float = 4.0) -> float:
-        """Returns a learning rate that is large enough for the longest step to be what limits the run.
+    def suggest_lr(self, multiple: float = 1.0) -> float:
+        """Returns a learning rate that wastes no length that curvature allows: no clipping makes up for one too small.
 
         That is multiple * median(1/L) / gain over the early measurements. At 1/L a step along the gradient is the best
-        one on the measured batch. Any lower rate wastes steps that S would allow, and no clipping makes
-        up for that; how much higher is best, no early measurement says. With S in force four times 1/L is safe.
+        one on the measured batch; from 1.5/L on, S is what limits such a step. Which of them ends best, a single
+        early step does not say.
 
         Args:
             multiple: Of 1/L.
@@ -201,6 +201,8 @@ class AutoClip:
         if kwargs.get("closure") is not None or any(map(callable, args[1:])):  # args[0] is the optimizer
             raise ValueError("Parameter `closure` should be None under AutoClip. Found one.")
         check_gradients(optimizer)
+        if self._sets_lr and self._num_acted == 0:  # schedules may be made after AutoClip
+            check_schedule(optimizer)
         self._follow_probe()
         self._read()
         first, rose = not self._history.events, self._peaks.update()
@@ -297,9 +299,8 @@ class AutoClip:
 
     def _set_lr(self) -> None:
         lr = self.suggest_lr()
-        check_schedule(self._optimizer)
         if raise_rates(self._optimizer, lr):
-            self._note("set lr", f"to {lr:.3g}, four times what curvature allows a small step")
+            self._note("set lr", f"to {lr:.3g}, the best for a single step along the gradient")
             self._peaks.update()
 
     def _note_skipped(self) -> None:
