@@ -90,8 +90,8 @@ def test_the_script_counts_steps_on_the_flat_function(script, monkeypatch):
         (g,) = torch.autograd.grad(f(x), x)
         if g <= e:
             break
-        x, steps = (x - 0.5 * g).detach(), steps + 1
-    assert script.flat_steps(0.5) == pytest.approx(steps, abs=1)
+        x, steps = (x - 0.05 * g).detach(), steps + 1
+    assert script.flat_steps(0.05) == pytest.approx(steps, abs=1)
 
 
 def test_steps_of_fixed_rates_grow_with_the_gradient_and_those_of_clipped_descent_do_not(script):
