@@ -98,7 +98,7 @@ def test_updates_are_shortened_as_by_hand(dtype) -> None:
     run = Run(adamw(0.1), rule=FIXED, dtype=dtype)
     twin = copy.deepcopy(run.model)
     optimizer = torch.optim.AdamW(twin.parameters(), lr=0.1)
-    for batch in batches(3, dtype=dtype):
+    for k, batch in enumerate(batches(3, dtype=dtype)):
         longest = relative(twin, 0.02)
         start = [p.detach().clone().double() for p in twin.parameters()]
         optimizer.zero_grad()
@@ -114,6 +114,8 @@ def test_updates_are_shortened_as_by_hand(dtype) -> None:
         tolerance = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
         for p, q in zip(run.model.parameters(), twin.parameters(), strict=True):
             assert_close(p, q, rtol=tolerance, atol=tolerance)
+        if k == 0 and dtype == torch.bfloat16:  # rounded once, at the end
+            assert float((run.weights() == torch.cat([q.flatten() for q in twin.parameters()])).double().mean()) > 0.98
     assert "100% of steps clipped" in run.clipper.reason
     assert math.isnan(run.clipper.threshold)
 
