@@ -215,6 +215,9 @@ def test_matrices_of_equal_shapes_are_taken_together_and_come_back_in_order(monk
     monkeypatch.setattr(spectral, "_MAX_BATCH", 48)  # two of the larger ones
     halves, _ = Spectral().minimize(gs)
     assert batches[2:] == [(2, 4, 6), (2, 4, 6), (2, 3, 3)]
+    monkeypatch.setattr(spectral, "_MAX_BATCH_ON_CPU", 24)
+    Spectral().minimize(gs)
+    assert batches[5:] == [(1, 4, 6)] * 4 + [(2, 3, 3)]
     for g, minimiser, other, product in zip(gs, found, halves, products, strict=True):
         assert_close(minimiser, Spectral().lmo(g), rtol=1e-10, atol=1e-12)
         assert_close(other, minimiser, rtol=1e-10, atol=1e-12)
