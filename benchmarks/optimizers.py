@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--threads", type=int, default=1, help="more threads than idle cores blur every ratio")
+    parser.add_argument("--rounds", type=int, help="for a short look; the steps of Scion take half a minute each")
     parser.add_argument("--quick", action="store_true", help="10M parameters and few rounds: a look in a minute")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -142,8 +143,8 @@ def main() -> None:
         for p in model.parameters():
             p.grad = torch.randn_like(p) / math.sqrt(count)
         for variants, reference, rounds in ((vector_variants, SGD, 41), (scion_variants, SCION, 7)):
-            on_a_gpu = args.device.type == "cuda"
-            times = take_turns(variants(model), 5 if args.quick else 101 if on_a_gpu else rounds, args.device)
+            rounds = args.rounds or (5 if args.quick else 101 if args.device.type == "cuda" else rounds)
+            times = take_turns(variants(model), rounds, args.device)
             print(f"\n{count / 1e6:.1f} million parameters, time over that of {reference}, quartiles")
             print(table(times, reference).to_string(float_format="{:.3g}".format))
 
