@@ -101,7 +101,10 @@ class AutoClip:
 
     @property
     def longest_step(self) -> float:
-        """Length S that steps are kept within at present [x]; waits for the device before the first measurement."""
+        """Length S that steps are kept within at present [x]; NaN before the first step.
+
+        It waits for the device before the first measurement. A rank may ask alone.
+        """
         self._read()
         return float(self._longest())
 
@@ -123,7 +126,7 @@ class AutoClip:
     def reason(self) -> str:
         """Where the longest step comes from and what it has done so far, in words."""
         longest, threshold, lr = self.longest_step, self.threshold, float(shared(self._peaks.values))
-        said = f"longest step {longest:.3g} from {explained(self._calibration)}"
+        said = f"longest step {'' if math.isnan(longest) else f'{longest:.3g} '}from {explained(self._calibration)}"
         if math.isfinite(threshold):
             name = "max_norm" if self._action.counts_steps else "a threshold on the averaged gradient of"
             said += f"; at lr {lr:.3g} this is {name} {threshold:.3g}"
@@ -272,8 +275,7 @@ class AutoClip:
         measured = self._calibration.longest
         if self._calibration.is_measured:
             return measured
-        # Nobody has taken a step yet: parameters may still be loaded.
-        relative = self._relative if self._history.events else self._share_of_parameters()
+        relative = self._relative
         if math.isnan(measured):
             return relative
         return relative.clamp(max=measured) if isinstance(relative, Tensor) else min(relative, measured)
