@@ -3,6 +3,7 @@
 import argparse
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -12,9 +13,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from regret import at_edge, doses, summary, widths, with_regret
 from results import read_whole
+from workloads import WORKLOADS
 
-DOSE = "autoclip_x"
-BESIDE = ("relative_0.01", "relative_0.03", "control_percentile")
+DOSES = {"autoclip_x": ("o-", "as by default"), "wide_x": ("s--", "over a hundredth of ||x||")}
+"""Beginnings of the names of arms that end in a multiple: how to draw them, and what they are."""
+
+LOSSES = ("final", "tail", "best")
+
+BESIDE = {"relative_0.01": "--", "relative_0.03": ":", "control_percentile": "-."}
 """Arms without a multiple that stand beside the dose-response."""
 
 
@@ -33,6 +39,15 @@ def percent(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return table
 
 
+def print_pooled(runs: pd.DataFrame) -> None:
+    """Median, mean and worst regret by all three losses: where they disagree, noise decides."""
+    columns = ["median", "mean", "worst"]
+    tables = {loss: summary(with_regret(runs, set(ORACLE), loss))[columns] for loss in LOSSES}
+    table = (100 * pd.concat(tables, axis=1)).round(1)
+    print("Regret by the loss it is taken from: after the last step, mean of the last tenth, lowest on the way [%]")
+    print(table.drop(index=list(set(ORACLE) - {"none"}), errors="ignore").to_string(), end="\n\n")
+
+
 def print_tables(runs: pd.DataFrame, loss: str) -> None:
     shares = ["median", "mean", "worst", "clipped", "probing"]
     others = runs[~runs["arm"].isin(set(ORACLE) - {"none"})]
@@ -46,44 +61,50 @@ def print_tables(runs: pd.DataFrame, loss: str) -> None:
     print((100 * cases).round(1).sort_index(axis=1).to_string())
     print("\nRange of rates that end within 5% of the best loss [factor]")
     print(widths(runs, loss).reindex([a for a in ARMS if a in set(others["arm"])]).round().to_string())
-    print("\nMean regret by multiple of the measured length [%]")
-    print((100 * doses(runs, DOSE)).round(1).to_string())
+    for prefix, (_, label) in DOSES.items():
+        print(f"\nMean regret by multiple of the length, measured {label} [%]")
+        print((100 * doses(runs, prefix)).round(1).to_string())
     lost = runs.loc[~runs["rescued"], ["workload", "lr", "seed"]].drop_duplicates()
     print(f"\nCases in which no fixed threshold survived, or none was run: {len(lost)}")
     print("Best member of the oracle, how often:", at_edge(runs, list(ORACLE)).to_dict())
 
 
+def colours(runs: pd.DataFrame) -> dict[str, Any]:
+    workloads = [name for name in WORKLOADS if name in set(runs["workload"])]
+    return dict(zip(workloads, sns.color_palette("colorblind", len(workloads)), strict=True))
+
+
 def draw_regrets(runs: pd.DataFrame, ax: Axes) -> None:
-    shown = [name for name in ARMS if name in set(runs["arm"]) and name not in set(ORACLE) - {"none"}]
-    shown = [name for name in shown if not name.startswith(DOSE)]
+    present = set(runs["arm"])
+    shown = [name for name in ARMS if name in present and name not in set(ORACLE) - {"none"}]
+    shown = [name for name in shown if not name.startswith(tuple(DOSES))]
     data = runs[runs["arm"].isin(shown) & runs["rescued"]].assign(regret=lambda d: 100 * d["regret"])
+    by_workload = {"hue": "workload", "palette": colours(runs), "hue_order": list(colours(runs))}
     sns.boxplot(data, y="arm", x="regret", order=shown, color="0.92", fliersize=0, width=0.6, ax=ax)
-    sns.stripplot(
-        data, y="arm", x="regret", hue="workload", order=shown, palette="colorblind", size=4, alpha=0.8, ax=ax
-    )
+    sns.stripplot(data, y="arm", x="regret", order=shown, size=4, alpha=0.8, ax=ax, **by_workload)
     ax.set_xscale("symlog", linthresh=1)
     ax.set(xlabel="regret to the best fixed threshold at the same rate [%]", ylabel="")
     ax.axvline(0, color="0.5", lw=0.8, zorder=0)
-    ax.legend(title=None, fontsize="small", loc="lower right")
+    sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1.01), ncol=3, title=None, fontsize="small", frameon=False)
 
 
 def draw_doses(runs: pd.DataFrame, ax: Axes) -> None:
-    table = (100 * doses(runs, DOSE)).stack().rename("regret").reset_index()
-    workloads = sorted(runs["workload"].unique())
-    if not table.empty:
-        sns.lineplot(
-            table, x="multiple", y="regret", hue="workload", hue_order=workloads, style="workload",
-            markers=True, dashes=False, palette="colorblind", legend=False, ax=ax,
-        )  # fmt: skip
-        ax.set_xscale("log")
-    beside = runs[runs["arm"].isin(BESIDE) & runs["rescued"]].groupby("arm")["regret"].mean()
-    right = float(table["multiple"].max()) if not table.empty else 1.0
-    for name, style in zip(BESIDE, ("--", ":", "-."), strict=True):
-        if name in beside:
-            ax.axhline(100 * beside[name], color="0.3", ls=style, lw=1)
-            ax.annotate(f"{name}, mean", (right, 100 * beside[name]), ha="right", va="bottom", fontsize="x-small")
+    colour = colours(runs)
+    for prefix, (style, label) in DOSES.items():
+        table = 100 * doses(runs, prefix)
+        for workload in table:
+            regret = table[workload].dropna()
+            ax.plot(regret.index, regret, style, color=colour[workload], ms=4)
+        if not table.empty:
+            ax.plot([], [], style, color="0.3", label=label)
+    for name, style in BESIDE.items():
+        regret = runs.loc[(runs["arm"] == name) & runs["rescued"], "regret"]
+        if not regret.empty:
+            ax.axhline(100 * regret.mean(), color="0.3", ls=style, lw=1, label=f"{name}, mean over all")
+    ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=1)
     ax.set(xlabel="longest step [measured lengths]", ylabel="mean regret [%]")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncol=2, fontsize="small", frameon=False)
 
 
 def figure(runs: pd.DataFrame, path: Path) -> None:
@@ -99,13 +120,14 @@ def figure(runs: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--loss", choices=("final", "tail", "best"), default="final")
+    parser.add_argument("--loss", choices=LOSSES, default="final")
     parser.add_argument("--steps", type=int, help="runs of this length only")
     parser.add_argument("--figure", type=Path, help="default: beside the results")
     args = parser.parse_args()
     runs = read(args.results)
     if args.steps is not None:
         runs = runs[runs["steps"] == args.steps]
+    print_pooled(runs)
     runs = with_regret(runs, set(ORACLE), args.loss)
     print_tables(runs, args.loss)
     path = args.figure or args.results.with_suffix(".png")
