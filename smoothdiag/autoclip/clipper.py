@@ -139,6 +139,7 @@ class AutoClip:
     def history(self) -> pd.DataFrame:
         """What happened when: one row for each event, with the state after it; see `Event` for the columns."""
         self._read()
+        self._note_skipped()
         return self._history.to_frame()
 
     def suggest_lr(self, multiple: float = 1.0) -> float:
@@ -166,6 +167,7 @@ class AutoClip:
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on exactly; waits for the device."""
         self._read()
+        self._note_skipped()
         return {
             "steps": self._steps,
             "num_acted": self._num_acted,
@@ -208,14 +210,13 @@ class AutoClip:
             check_schedule(optimizer)
         self._follow_probe()
         self._read()
-        first, rose = not self._history.events, self._peaks.update()
+        first, rose = self._num_acted == 0, self._peaks.update()
         if first or is_in_progression(self._steps):
             self._relative = self._share_of_parameters()
         if first:
             self._note("started", explained(self._calibration))
         elif rose:
-            went_on = self._calibration.risen_at == self._steps - 1 and ROSE in self._history
-            if not went_on:
+            if self._calibration.risen_at != self._steps - 1 or ROSE not in self._history:
                 self._note(ROSE, "the threshold falls as the rate rises; the longest step stays")
             self._calibration.risen_at = self._steps
         if self._calibration.advance(self._steps):
@@ -306,11 +307,10 @@ class AutoClip:
             self._peaks.update()
 
     def _note_skipped(self) -> None:
-        first = self._history.num_noted == 0
         number, last = self._history.unnoted()
         if number == 0:
             return
-        if first:
+        if number == self._history.num_noted:  # the first ones
             warnings.warn(
                 f"The gradient of step {last} was not finite. AutoClip takes such gradients for zero and counts them.",
                 SmoothdiagWarning,
