@@ -106,6 +106,12 @@ def test_summary_of_known_regrets(bench) -> None:
     assert row.to_dict() == pytest.approx(expected)
 
 
+def test_common_cases_have_all_of_the_arms(bench) -> None:
+    rows = [("w", lr, 0, 9, arm, 1.0, 0.0, False) for lr in (1.0, 2.0) for arm in ("none", "x", "y")]
+    found = bench.regret.common(runs_of(rows[:-1]), ["x", "y"])
+    assert found[["lr", "arm"]].to_numpy().tolist() == [[1.0, "none"], [1.0, "x"], [1.0, "y"]]
+
+
 @pytest.mark.parametrize(
     ("good", "factor"),
     [([0, 0, 0, 0], 0), ([0, 1, 0, 0], 1), ([1, 1, 0, 1], 4), ([1, 0, 1, 1], 4), ([1, 1, 1, 1], 64)],

@@ -12,6 +12,7 @@ from measured import (
     bounded,
     clip_percentage,
     fed_with,
+    for_momentum,
     mean_scale,
     multiple,
     other_batch,
@@ -83,6 +84,8 @@ AUTOCLIP = {
     "autoclip": Arm(autoclip()),
     "autoclip_bounded_0.03": Arm(autoclip(bounded(0.03))),
     "autoclip_relative_0.03": Arm(autoclip(lambda workload: StepRule(multiple=None, relative=0.03))),
+    "momentum_wide": Arm(wide(for_momentum(0.03, bounded=False)), kinds=SGD),
+    "momentum_wide_bounded_0.1": Arm(wide(for_momentum(0.1, bounded=True)), kinds=SGD),
     "autoclip_set": Arm(autoclip(mode="set"), averaged, SGD),
 }
 

@@ -89,6 +89,20 @@ def bounded(share: float) -> Callable[[Workload], StepRule]:
     return lambda workload: StepRule(multiple=MULTIPLE[workload.kind], relative=share, bounded=True)
 
 
+def for_momentum(share: float, *, bounded: bool) -> Callable[[Workload], StepRule]:
+    """A rule that knows of momentum.
+
+    Steps of uncorrelated gradients are shorter than those of equal ones by sqrt((1 - momentum) / (1 + momentum)): 4.4
+    times at 0.9. Doses that are best differ by half of that on a log scale: 1.5 without momentum and 3 with it.
+    """
+
+    def rule(workload: Workload) -> StepRule:
+        shorter = ((1 - workload.momentum) / (1 + workload.momentum)) ** 0.5
+        return StepRule(multiple=MULTIPLE["sgd"] / shorter**0.5, relative=share, bounded=bounded)
+
+    return rule
+
+
 def wide(rule: Callable[[Workload], StepRule]) -> Callable[[Loop], Measured]:
     """Returns what attaches AutoClip to secants over a hundredth of ||x||, about as long as the steps they are for."""
     return lambda loop: Measured(loop, rule(loop.workload), (LocalSmoothness(radius=0.01, two_scale=False),))

@@ -34,6 +34,13 @@ def with_regret(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final"
     return runs
 
 
+def common(runs: pd.DataFrame, arms: Collection[str]) -> pd.DataFrame:
+    """Returns the runs of cases in which every one of the arms was run: others would compare unlike with unlike."""
+    had = runs[runs["arm"].isin(arms)].groupby([runs[name] for name in CASE])["arm"].nunique()
+    complete = had[had == len(set(arms))].index
+    return runs[pd.MultiIndex.from_frame(runs[CASE]).isin(complete)]
+
+
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """Returns one row an arm, of runs with regret: median, mean and worst regret, divergence and cost of probing."""
     compared = runs[runs["rescued"]]

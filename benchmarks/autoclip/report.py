@@ -8,10 +8,10 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
-from arms import ARMS, ORACLE
+from arms import ARMS, ORACLE, named
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from regret import at_edge, doses, summary, widths, with_regret
+from regret import at_edge, common, doses, summary, widths, with_regret
 from results import read_whole
 from workloads import WORKLOADS
 
@@ -123,8 +123,14 @@ def main() -> None:
     parser.add_argument("--loss", choices=LOSSES, default="final")
     parser.add_argument("--steps", type=int, help="runs of this length only")
     parser.add_argument("--figure", type=Path, help="default: beside the results")
+    parser.add_argument(
+        "--arms", nargs="+", metavar="NAME", help="these beside the oracle, in cases that have them all"
+    )
     args = parser.parse_args()
     runs = read(args.results)
+    if args.arms is not None:
+        arms = named(args.arms)
+        runs = common(runs[runs["arm"].isin({*arms, *ORACLE})], arms)
     if args.steps is not None:
         runs = runs[runs["steps"] == args.steps]
     print_pooled(runs)
