@@ -18,6 +18,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from smoothdiag import Diagonal, Euclidean, LocalSmoothness, Objective, Probe, budget, vectors
 from smoothdiag.measure import probe as probe_module
+from smoothdiag.measure import schedule as schedule_module
 from smoothdiag.measure.batches import MicroBatch, RandomState
 from smoothdiag.measure.coordinates import coordinates
 
@@ -32,7 +33,7 @@ def train_on_a_budget(rank: int, folder: Path) -> dict[str, Any]:
         now += 0.0 if rank else 1.0
         return loss_fn(model, batch)
 
-    probe_module.time = SimpleNamespace(perf_counter=lambda: now)
+    probe_module.time = schedule_module.time = SimpleNamespace(perf_counter=lambda: now)
     try:
         torch.manual_seed(0)
         model = wrapped(Mlp(), "ddp")
@@ -54,7 +55,7 @@ def train_on_a_budget(rank: int, folder: Path) -> dict[str, Any]:
                 found["path"] = probe.trace.path
         return found | {"state": state}
     finally:
-        probe_module.time = time
+        probe_module.time = schedule_module.time = time
 
 
 def measure_changed_data(rank: int) -> list[str]:

@@ -203,7 +203,7 @@ model = torch.nn.Linear(2, 1)
 probe = sd.Probe(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda m, b: m(b).square().mean())
 probe.observe(torch.ones(3, 2))
 model(torch.ones(3, 2)).square().mean().backward()
-probe._optimizer.step()
+probe.optimizer.step()
 print(len(probe.trace))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
