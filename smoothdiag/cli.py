@@ -59,16 +59,17 @@ def _fit(arguments: argparse.Namespace) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
-    from smoothdiag.plots import plot_fit, plot_smoothness, plot_trace
+    from smoothdiag.plots import plot_fit, plot_sharpness, plot_smoothness, plot_trace
 
-    trace, group = Trace.read(arguments.trace), arguments.group
-    kind = "trace" if arguments.over_steps else "smoothness"
+    trace, group, kind = Trace.read(arguments.trace), arguments.group, arguments.kind
     out = arguments.out or arguments.trace.with_suffix(f".{kind}.png")
     if not out.suffix:
         out = out.with_suffix(".png")
-    figure = Figure(figsize=(6.4, 6.4 if arguments.over_steps else 4.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 6.4 if kind == "trace" else 4.8), layout="constrained")
     figures = {out: figure}
-    if arguments.over_steps:
+    if kind == "sharpness":
+        plot_sharpness(trace, estimators=arguments.estimator, group=group, ax=figure.subplots())
+    elif kind == "trace":
         plot_trace(trace, estimator=arguments.estimator, group=group, ax=figure.subplots(3, sharex=True))
     else:
         fit = _fitted(trace, arguments)
@@ -140,8 +141,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="image to write (default: TRACE.smoothness.png); that of the fit goes beside it",
     )
-    plot.add_argument("--over-steps", action="store_true", help="draw loss, gradient norm and smoothness over steps")
-    plot.set_defaults(run=_plot)
+    kinds = plot.add_mutually_exclusive_group()
+    for flag, kind, what in (
+        ("--over-steps", "trace", "loss, gradient norm and smoothness over steps"),
+        ("--sharpness", "sharpness", "curvature over steps, beside the limit at which the optimizer turns unstable"),
+    ):
+        kinds.add_argument(flag, dest="kind", action="store_const", const=kind, help=f"draw {what}")
+    plot.set_defaults(run=_plot, kind="smoothness")
 
     clip = commands.add_parser("clip", parents=[rows], help="derive a clipping threshold and say why")
     clip.add_argument("--lr", type=float, help="learning rate of the run (default: free, suggested too)")

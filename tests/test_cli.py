@@ -116,6 +116,18 @@ def test_all_plots_have_names_of_their_own(lawful, tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.glob("*.png")) == names
 
 
+def test_plot_draws_sharpness_where_there_is_some(lawful, tmp_path, capsys) -> None:
+    frame = Trace.read(lawful).to_frame()
+    with Trace(tmp_path / "sharp.jsonl") as trace:
+        trace.extend(frame.assign(estimator="sharpness", stability_limit=2.0).to_dict("records"))
+    assert main(["plot", str(tmp_path / "sharp.jsonl"), "--sharpness"]) == 0
+    assert [path.name for path in tmp_path.glob("*.png")] == ["sharp.sharpness.png"]
+    assert main(["plot", str(lawful), "--sharpness"]) == 2
+    assert "an estimator of curvature" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plot", str(lawful), "--sharpness", "--over-steps"])
+
+
 def test_fit_by_group_prints_a_line_per_group(lawful, capsys) -> None:
     frame = Trace.read(lawful).to_frame()
     with Trace(lawful.with_name("groups.jsonl")) as trace:
