@@ -1,19 +1,25 @@
 """Processes that work on one problem together, each as one rank."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import torch
 
 
-def run_ranks(work, folder, world: int) -> list:
-    """Runs ``work(rank, folder)`` in processes of their own, and returns what they left in ``rank<n>.pt``."""
+def run_ranks(
+    work: Callable[..., None], folder: Path, world: int, *args: Any, timeout: float = 300, weights_only: bool = True
+) -> list[dict[Any, Any]]:
+    """Runs ``work(rank, folder, *args)`` in processes of their own, and returns what they left in ``rank<n>.pt``."""
     context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=work, args=(rank, str(folder))) for rank in range(world)]
+    ranks = [context.Process(target=work, args=(rank, str(folder), *args)) for rank in range(world)]
     try:
         for rank in ranks:
             rank.start()
         for rank in ranks:
-            rank.join(timeout=300)
+            rank.join(timeout=timeout)
         assert [rank.exitcode for rank in ranks] == [0] * world
     finally:
         for rank in ranks:
             rank.kill()
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(world)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=weights_only) for rank in range(world)]

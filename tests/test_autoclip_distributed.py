@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from autoclip_worker import BAD, CASES, WORLD, train, work
+from ranks import run_ranks
 from torch.testing import assert_close
 
 pytestmark = [
@@ -16,19 +17,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    processes = torch.multiprocessing.get_context("spawn")
-    ranks = [processes.Process(target=work, args=(r, str(folder))) for r in range(WORLD)]
-    try:
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(timeout=300)
-        assert [rank.exitcode for rank in ranks] == [0] * WORLD
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in range(WORLD)]
+    return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD)
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])

@@ -4,7 +4,6 @@ The processes are started once and take all runs of ``distributed_curvature``; t
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from asserts import assert_identical
 from distributed_curvature import CASES, train, work
 from distributed_runs import WORLD, Case
+from ranks import run_ranks
 
 COST_COLUMNS = {"seconds", "num_grads"}
 COMPARED = ("smoothness", "grad_norm", "loss", "curvature_norm", "stability_limit")
@@ -24,19 +24,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[Any, Any]]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    processes = torch.multiprocessing.get_context("spawn")
-    ranks = [processes.Process(target=work, args=(r, str(folder), CASES)) for r in range(WORLD)]
-    try:
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(timeout=300)
-        assert [rank.exitcode for rank in ranks] == [0] * WORLD
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(WORLD)]
+    return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD, CASES, weights_only=False)
 
 
 def without_cost(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import torch
 from asserts import assert_identical
 from distributed_runs import ALL_CASES, CASES, WORLD, Case
 from distributed_worker import work
+from ranks import run_ranks
 
 from smoothdiag import Status, Trace
 
@@ -30,18 +31,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 def start(folder: Path, cases: list[Case], *, extras: bool) -> list[dict[Any, Any]]:
     """Starts the processes, waits for them, and returns what each of them found."""
-    processes = torch.multiprocessing.get_context("spawn")
-    ranks = [processes.Process(target=work, args=(r, str(folder), cases, extras)) for r in range(WORLD)]
-    try:
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(timeout=900)
-        assert [rank.exitcode for rank in ranks] == [0] * WORLD
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(folder / f"rank{r}.pt", weights_only=False) for r in range(WORLD)]
+    return run_ranks(work, folder, WORLD, cases, extras, timeout=900, weights_only=False)
 
 
 @pytest.fixture(scope="module")
