@@ -6,12 +6,11 @@ the same parameters, in an order that rotates; every ratio is a median over roun
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterable
 
 import pandas as pd
 import torch
-from probe_overhead import seconds
+from probe_overhead import take_turns
 from torch import Tensor, nn
 
 from smoothdiag.geometry import RMS, Spectral
@@ -104,20 +103,6 @@ def scion_variants(model: nn.Module) -> dict[str, Callable[[], None]]:
     }
 
 
-def take_turns(calls: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> pd.DataFrame:
-    """Returns seconds, one row a round, one column a call."""
-    names = list(calls)
-    # On a CPU that is shared, the time of this process says more than the time on the wall.
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    for name in names:  # the first step makes the states
-        calls[name]()
-    rows = []
-    for i in range(rounds):
-        turn = i % len(names)
-        rows.append({name: seconds(calls[name], device, clock) for name in names[turn:] + names[:turn]})
-    return pd.DataFrame(rows)
-
-
 def table(times: pd.DataFrame, reference: str) -> pd.DataFrame:
     ratios = times.div(times[reference], axis=0)
     spread = ratios.quantile([0.25, 0.5, 0.75])
@@ -144,7 +129,7 @@ def main() -> None:
             p.grad = torch.randn_like(p) / math.sqrt(count)
         for variants, reference, rounds in ((vector_variants, SGD, 41), (scion_variants, SCION, 7)):
             rounds = args.rounds or (5 if args.quick else 101 if args.device.type == "cuda" else rounds)
-            times = take_turns(variants(model), rounds, args.device)
+            times = take_turns(variants(model), rounds, args.device, warm_up=1)
             print(f"\n{count / 1e6:.1f} million parameters, time over that of {reference}, quartiles")
             print(table(times, reference).to_string(float_format="{:.3g}".format))
 

@@ -98,12 +98,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def take_turns(calls: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> pd.DataFrame:
-    """Returns seconds, one row a round, one column a call."""
+def take_turns(
+    calls: dict[str, Callable[[], None]], rounds: int, device: torch.device, warm_up: int = 3
+) -> pd.DataFrame:
+    """Returns seconds, one row a round, one column a call, after some calls that do not count."""
     names = list(calls)
     # On a CPU that is shared, the time of this process says more than the time on the wall.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    for name in names * 3:  # the first measured step has a self-test, and kernels warm up
+    for name in names * warm_up:  # the first measured step has a self-test, and kernels warm up
         calls[name]()
     rows = []
     for i in range(rounds):

@@ -2,9 +2,12 @@ import copy
 import itertools
 import math
 import pickle
+from functools import partial
 
+import grouped
 import pytest
 import torch
+from grouped import set_grads
 from reference import SlowClippedMomentum
 from torch import nn
 from torch.testing import assert_close
@@ -19,30 +22,8 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def make_groups(seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in group]
-        for group in SHAPES
-    ]
-
-
-def random_grads(step, generator):
-    """Gradients over decades; step 7 is all zero; the matrix misses every third; the last group misses all."""
-    size = 10.0 ** torch.empty(()).uniform_(-2, 2, generator=generator)
-    grads = []
-    for i, group in enumerate(SHAPES):
-        grads.append([])
-        for j, shape in enumerate(group):
-            g = size * torch.randn(shape, generator=generator, dtype=torch.float64)
-            missing = i == 2 or ((i, j) == (0, 0) and step % 3 == 2)
-            grads[i].append(None if missing else torch.zeros_like(g) if step == 7 else g)
-    return grads
-
-
-def set_grads(groups, grads):
-    for p, g in zip(itertools.chain(*groups), itertools.chain(*grads), strict=True):
-        p.grad = None if g is None else g.to(p.dtype)
+make_groups = partial(grouped.make_groups, SHAPES)
+random_grads = partial(grouped.random_grads, SHAPES)
 
 
 def compare_with_twin(options, num_steps=100, schedule=None, more=None):

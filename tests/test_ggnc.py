@@ -3,9 +3,12 @@ import io
 import itertools
 import math
 import pickle
+from functools import partial
 
+import grouped
 import pytest
 import torch
+from grouped import set_grads
 from reference import SlowGGNC
 from test_clipped_momentum import NoSync
 from torch.testing import assert_close
@@ -55,30 +58,8 @@ def options_for(mix, *changes, **more):
     return [{**DEFAULTS, "geometry": n, **more, **c} for n, c in zip(names, changes, strict=True)]
 
 
-def make_groups(seed=0, dtype=F64):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        [(0.3 * torch.randn(s, generator=generator, dtype=F64)).to(dtype).requires_grad_() for s in group]
-        for group in SHAPES
-    ]
-
-
-def random_grads(step, generator):
-    """Gradients over decades; step 7 is all zero; one matrix misses every third; the last group misses all."""
-    size = 10.0 ** torch.empty(()).uniform_(-2, 2, generator=generator)
-    grads = []
-    for i, group in enumerate(SHAPES):
-        grads.append([])
-        for j, shape in enumerate(group):
-            g = size * torch.randn(shape, generator=generator, dtype=F64)
-            missing = i == 3 or ((i, j) == (0, 0) and step % 3 == 2)
-            grads[i].append(None if missing else torch.zeros_like(g) if step == 7 else g)
-    return grads
-
-
-def set_grads(groups, grads):
-    for p, g in zip(itertools.chain(*groups), itertools.chain(*grads), strict=True):
-        p.grad = None if g is None else g.to(p.dtype)
+make_groups = partial(grouped.make_groups, SHAPES, scale=0.3)
+random_grads = partial(grouped.random_grads, SHAPES)
 
 
 def as_groups(groups, options):
