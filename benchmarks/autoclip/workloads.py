@@ -132,6 +132,7 @@ _ALL = (
         published_step=5.0,
         momentum=0.0,
     ),
+    Workload("lstm-ptb-adamw", lambda: WordLSTM(WORDS), PENN, class_loss, "adamw", safe_rate=0.002),
     Workload("gpt-shakespeare", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "sgd", safe_rate=0.02),
     Workload("gpt-shakespeare-plain", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "sgd", safe_rate=0.2, momentum=0.0),
     Workload("gpt-shakespeare-adamw", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "adamw", safe_rate=0.002),
