@@ -33,6 +33,10 @@ COLUMNS: Final[Mapping[str, type]] = {
 ``grad_variance`` [f^2/x^2]; ``noise_scale`` counts batches; ``saturation`` and ``two_scale`` are numbers."""
 
 REQUIRED: Final = ("step", "grad_norm", "smoothness")
+
+CLIP_SUFFIX: Final = "_clip"
+"""End of the column ``estimator`` of rows that an AutoClip asked for."""
+
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "group": "all",
     "estimator": "unknown",

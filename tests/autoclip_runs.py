@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smoothdiag import AutoClip, DirectionalCurvature, LocalSmoothness, Probe
+from smoothdiag import AutoClip, LocalSmoothness, Probe
 
 
 def never(step: int) -> bool:
     return False
 
 
-ALONG_GRADIENT = (LocalSmoothness(),)
-ALONG_BOTH = (LocalSmoothness(), DirectionalCurvature("update"))
+LOCAL = (LocalSmoothness(),)
 
 
 def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -42,7 +41,7 @@ class Run:
         make: Callable[[Any], torch.optim.Optimizer],
         *,
         clipped: bool = True,
-        estimators: Any = ALONG_GRADIENT,
+        estimators: Any = LOCAL,
         trace: Any = None,
         schedule: Any = never,
         dtype: torch.dtype = torch.float32,

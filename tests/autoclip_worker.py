@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from autoclip_runs import ALONG_BOTH, ALONG_GRADIENT, batches, loss_fn, network, never
+from autoclip_runs import batches, loss_fn, network, never
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule
 
 WORLD = 2
-CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "sgd": (lambda p: torch.optim.SGD(p, lr=4.0, momentum=0.9), ALONG_GRADIENT, {}),
-    "relative": (lambda p: torch.optim.AdamW(p, lr=0.1), ALONG_GRADIENT, {}),
-    "adamw": (lambda p: torch.optim.AdamW(p, lr=0.1), ALONG_BOTH, {"rule": StepRule(0.5)}),
-    "set": (lambda p: ClippedMomentum(p, lr=9.0, longest_step=1.0), ALONG_GRADIENT, {"mode": "set"}),
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sgd": (lambda p: torch.optim.SGD(p, lr=4.0, momentum=0.9), {}),
+    "relative": (lambda p: torch.optim.AdamW(p, lr=0.1), {}),
+    "adamw": (lambda p: torch.optim.AdamW(p, lr=0.1), {"rule": StepRule(0.5)}),
+    "set": (lambda p: ClippedMomentum(p, lr=9.0, longest_step=1.0), {"mode": "set"}),
 }
 STEPS, BAD = 36, 33
 
@@ -27,7 +27,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, Any]:
-    make, estimators, options = CASES[name]
+    make, options = CASES[name]
     model: nn.Module = network(dtype=torch.float64)
     if wrap == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
@@ -35,7 +35,7 @@ def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, 
         for part in (model[0], model[2], model):
             fully_shard(part)
     optimizer = make(model.parameters())
-    probe = Probe(model, optimizer, loss_fn, estimators=estimators, schedule=never)
+    probe = Probe(model, optimizer, loss_fn, schedule=never)
     clipper = AutoClip(optimizer, probe, **options)
     for k, batch in enumerate(batches(STEPS, dtype=torch.float64)):
         if rank is not None:

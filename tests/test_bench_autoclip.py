@@ -3,6 +3,7 @@
 import importlib
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+
+from smoothdiag import StepRule
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "autoclip"
 
@@ -136,9 +139,22 @@ def test_one_seed_that_diverges_spoils_a_rate(bench) -> None:
 
 
 def test_doses_are_read_from_the_names(bench) -> None:
-    rows = [("w", 1.0, 0, 9, arm, 1.0, loss, False) for arm, loss in {"none": 0.0, "m_x3": 0.3, "m_x0.5": 0.1}.items()]
-    found = bench.regret.doses(bench.regret.with_regret(runs_of(rows), {"none"}), "m_x")
-    assert found["w"].to_dict() == pytest.approx({0.5: 0.1, 3.0: 0.3})
+    losses = {"none": 0.0, "m_x3": 0.3, "m_x0.5": 0.1, "m": 0.05}
+    rows = [("w", 1.0, 0, 9, arm, 1.0, loss, False) for arm, loss in losses.items()]
+    rows += [("w", 4.0, 0, 9, "none", 1.0, 0.0, False), ("w", 4.0, 0, 9, "m", 1.0, 0.9, False)]  # without doses
+    found = bench.regret.doses(bench.regret.with_regret(runs_of(rows), {"none"}), "m_x", "m")
+    assert found["w"].to_dict() == pytest.approx({0.5: 0.1, 1.0: 0.05, 3.0: 0.3})
+
+
+def test_over_seeds_the_best_threshold_is_one_for_all(bench) -> None:
+    losses = {"none": (1.0, 2.0), "fixed1": (2.0, 0.5), "autoclip": (1.5, 1.5), "lost": (0.1, math.nan), "once": (0.1,)}
+    rows = [
+        ("w", 1.0, seed, 9, arm, 11.25, loss, math.isnan(loss))
+        for arm, found in losses.items() for seed, loss in enumerate(found)
+    ]  # fmt: skip
+    found = bench.regret.over_seeds(runs_of(rows), {"none", "fixed1"}).set_index("arm")
+    assert set(found["reference"]) == {1.25}
+    assert found["regret"].to_dict() == pytest.approx({"none": 0.025, "fixed1": 0.0, "autoclip": 0.025, "lost": 1.0})
 
 
 # Clippers
@@ -190,6 +206,13 @@ def test_agc_clips_row_by_row(bench) -> None:
     clipper.before()
     torch.testing.assert_close(weight.grad, torch.tensor([[0.03, 0.04], [1e-6, 0.0]]))
     assert clipper.clipped == 1
+
+
+def test_agc_clips_filter_by_filter(bench) -> None:
+    weight = nn.Parameter(torch.ones(2, 1, 2, 2))
+    weight.grad = torch.stack([torch.full((1, 2, 2), 0.5), torch.full((1, 2, 2), 1e-3)])
+    bench.clippers.AdaptiveGradientClipping(SimpleNamespace(parameters=[weight])).before()
+    torch.testing.assert_close(weight.grad[:, 0, 0, 0], torch.tensor([0.01, 1e-3]))
 
 
 def test_grid_of_the_oracle_keeps_lengths_across_rates(bench) -> None:
@@ -256,14 +279,24 @@ def test_weights_follow_the_seed_and_validation_drops_nothing(bench) -> None:
     assert initial(7) == initial(7) != initial(8)
 
 
-def test_wider_secants_are_over_a_hundredth_of_the_parameters(bench) -> None:
+@pytest.mark.parametrize(("arm", "factor"), [("autoclip", 1.0), ("autoclip_x4", 4.0), ("autoclip_x0.1", 0.1)])
+def test_doses_are_in_longest_steps_of_autoclip(bench, arm, factor) -> None:
     workload = quadratic(bench)
-    loop = bench.training.set_up(workload, 0.01, 0, bench.arms.ARMS["wide_x1"], 5)
-    clipper = bench.arms.ARMS["wide_x1"].attach(loop)
+    loop = bench.training.set_up(workload, 0.01, 0, bench.arms.ARMS[arm], 5)
+    clipper = bench.arms.ARMS[arm].attach(loop)
     bench.training.step(loop, clipper, torch.tensor(1.5))
     row = clipper.probe.trace[0]
-    assert row["step_norm"] == pytest.approx(0.05, rel=1e-4)
+    assert row["step_norm"] == pytest.approx(0.05, rel=1e-4), "a hundredth of the length of the parameters"
     assert row["smoothness"] == pytest.approx(1.5, rel=1e-4)
+    own = 1.2 * (1.9 / 0.1) ** 0.25 * row["grad_norm"] / row["smoothness"]
+    clipper.finish()  # which reads the row
+    assert clipper.clip._calibration.longest == pytest.approx(factor * own, rel=1e-4)
+
+
+def test_the_dose_of_an_update_is_in_shares_of_the_parameters(bench) -> None:
+    workload = replace(quadratic(bench), kind="adamw")
+    loop = bench.training.set_up(workload, 0.01, 0, bench.arms.ARMS["autoclip_x4"], 5)
+    assert bench.arms.ARMS["autoclip_x4"].attach(loop).clip._calibration.rule == StepRule(None, relative=0.04)
 
 
 def test_run_without_clipping_is_gradient_descent_with_momentum(bench) -> None:
@@ -295,8 +328,8 @@ def test_evaluations_are_spaced(bench) -> None:
 
 def test_probing_is_counted_in_gradients(bench) -> None:
     row = bench.training.train(quadratic(bench), 0.01, 0, bench.arms.ARMS["autoclip"], 40)
-    # Thirteen rows in the first thirty steps, one later; a start, a point and a second scale each, or one more.
-    assert 14 * 2 <= row["probe_gradients"] <= 16 * 4
+    # Thirteen rows in the first thirty steps, of two gradients each; the first start is that of the self-test's two.
+    assert row["probe_gradients"] == 13 * 2 - 1 + 2
     assert "longest step" in row["reason"]
 
 

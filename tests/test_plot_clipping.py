@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from autoclip_runs import ALONG_BOTH, Run, adamw, batches, sgd
+from autoclip_runs import Run, adamw, batches, sgd
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
@@ -33,7 +33,7 @@ def run():
 
 def test_lengths_steps_and_the_longest_are_those_of_trace_and_history(run) -> None:
     ax = plot_clipping(run.clipper, ax=axes())
-    rows = run.probe.trace.to_frame()
+    rows = run.probe.trace.to_frame().query("estimator == 'local_clip'")
     x, y = drawn(ax, "measured length").get_data()
     assert_allclose(x, rows["step"])
     assert_allclose(y, rows["grad_norm"] / rows["smoothness"])
@@ -55,9 +55,9 @@ def test_a_trace_and_a_history_from_files_make_the_same_figure(run, tmp_path) ->
 
 
 def test_updates_have_lengths_of_their_own_and_no_norm() -> None:
-    run = Run(adamw(0.1), estimators=ALONG_BOTH, rule=StepRule(0.5)).over(batches(40))
+    run = Run(adamw(0.1), rule=StepRule(0.5)).over(batches(40))
     ax = plot_clipping(run.clipper, ax=axes())
-    rows = run.probe.trace.to_frame().query("estimator == 'curvature_update'")
+    rows = run.probe.trace.to_frame().query("estimator == 'curvature_update_clip'")
     lengths = -rows["slope"] / rows["smoothness"]
     assert_allclose(drawn(ax, "best step along update").get_data()[1], lengths[lengths > 0])
     assert len(ax.get_legend_handles_labels()[1]) == 2

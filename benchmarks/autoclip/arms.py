@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from clippers import AdaptiveGradientClipping, MaxNorm, Percentile, StepCap, ZClip, relative_cap
 from measured import (
+    ALONG_UPDATE,
     autoclip,
     bounded,
     clip_percentage,
     fed_with,
-    for_momentum,
     mean_scale,
-    multiple,
     other_batch,
     path,
+    scaled,
     shuffled,
-    wide,
 )
 from training import Arm, Clipper, Loop, typical_step
 from workloads import Workload
 
-from smoothdiag import ClippedMomentum
+from smoothdiag import ClippedMomentum, LocalSmoothness
 from smoothdiag.autoclip import StepRule
 
 EXPONENTS, RATIO = range(-3, 4), 3.0
 """The oracle's longest steps: the typical first step at the smallest rate times these powers."""
 
-MULTIPLES = (0.15, 0.5, 1.0, 1.5, 2.0, 3.0, 6.0, 15.0)
+FACTORS = (0.1, 0.25, 0.5, 2.0, 4.0, 10.0)
+"""Doses, in AutoClip's own longest steps."""
 
 SGD: Any = ("sgd",)
 
@@ -76,17 +76,17 @@ BASELINES = {
     "mixclip": Arm(nothing, mixture, SGD),
 }
 
-DOSES = {f"autoclip_x{factor:g}": Arm(autoclip(multiple(factor))) for factor in MULTIPLES}
+AUTOCLIP = {"autoclip": Arm(autoclip()), "autoclip_set": Arm(autoclip(mode="set"), averaged, SGD)}
 
-WIDE = {f"wide_x{factor:g}": Arm(wide(multiple(factor)), kinds=SGD) for factor in MULTIPLES}
+DOSES = {f"autoclip_x{factor:g}": Arm(autoclip(scaled(factor))) for factor in FACTORS}
 
-AUTOCLIP = {
-    "autoclip": Arm(autoclip()),
-    "autoclip_bounded_0.03": Arm(autoclip(bounded(0.03))),
-    "autoclip_relative_0.03": Arm(autoclip(lambda workload: StepRule(multiple=None, relative=0.03))),
-    "momentum_wide": Arm(wide(for_momentum(0.03, bounded=False)), kinds=SGD),
-    "momentum_wide_bounded_0.1": Arm(wide(for_momentum(0.1, bounded=True)), kinds=SGD),
-    "autoclip_set": Arm(autoclip(mode="set"), averaged, SGD),
+SET_DOSES = {f"set_x{factor:g}": Arm(autoclip(scaled(factor), mode="set"), averaged, SGD) for factor in FACTORS}
+
+TRIED = {
+    "tried_bounded": Arm(autoclip(bounded), kinds=SGD),
+    "tried_one_multiple": Arm(autoclip(lambda workload: StepRule()), kinds=SGD),
+    "tried_short_secants": Arm(autoclip(estimator=LocalSmoothness(two_scale=False)), kinds=SGD),
+    "tried_updates": Arm(autoclip(lambda workload: ALONG_UPDATE), kinds=("adamw",)),
 }
 
 CONTROLS = {
@@ -102,7 +102,8 @@ GROUPS = {
     "baselines": BASELINES,
     "rules": AUTOCLIP,
     "doses": DOSES,
-    "wide": WIDE,
+    "set_doses": SET_DOSES,
+    "tried": TRIED,
     "controls": CONTROLS,
 }
 

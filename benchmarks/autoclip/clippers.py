@@ -104,7 +104,7 @@ class AdaptiveGradientClipping(Clipper):
 
 
 def _unit_norms(x: Tensor) -> Tensor:
-    return x.norm() if x.ndim < 2 else x.norm(dim=tuple(range(1, x.ndim)), keepdim=True)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)) if x.ndim > 1 else None, keepdim=True)
 
 
 class StepCap(Clipper):

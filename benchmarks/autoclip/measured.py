@@ -3,35 +3,34 @@
 import itertools
 import random
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from torch.nn.utils import get_total_norm
 from training import Arm, Clipper, Loop, data_of, train
 from workloads import Batch, Workload
 
 import smoothdiag as sd
-from smoothdiag.autoclip import AutoClip, StepRule
-from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
+from smoothdiag.autoclip import UPDATE_RULE, AutoClip, StepRule
+from smoothdiag.autoclip.rows import ALONG_GRADIENT
+from smoothdiag.measure.estimators import Estimate, Step
 
-MULTIPLE = {"sgd": 1.5, "adamw": 0.5}
-"""Of the measured length: AutoClip's own for SGD; for AdamW, where AutoClip measures nothing by itself, that which did
-best in earlier experiments."""
+ALONG_UPDATE = StepRule(multiple=0.5, relative=0.01)
+"""For AdamW, where AutoClip measures nothing by itself: what did best in earlier experiments."""
 
-SHARE = {"sgd": 0.03, "adamw": 0.01}
-"""Of ||x||, until there are measurements."""
+SELF_TEST = 2
+"""Gradients of the probe's self-test, which stand in no row."""
 
 
 class Measured(Clipper):
     """AutoClip with a probe that measures what AutoClip asks for, and nothing else."""
 
-    def __init__(self, loop: Loop, rule: StepRule | None, estimators: Sequence[Estimator], mode: str = "clip") -> None:
+    def __init__(self, loop: Loop, **options: Any) -> None:
         warnings.simplefilter("ignore", sd.SmoothdiagWarning)
         self.loop = loop
-        self.probe = sd.Probe(
-            loop.model, loop.optimizer, loop.workload.loss_fn, estimators=estimators, schedule=lambda step: False
-        )
-        self.clip = AutoClip(loop.optimizer, self.probe, rule=rule, mode=mode)
+        self.probe = sd.Probe(loop.model, loop.optimizer, loop.workload.loss_fn, schedule=lambda step: False)
+        self.clip = AutoClip(loop.optimizer, self.probe, **options)
 
     def observe(self, batch: Batch) -> None:
         self.probe.observe(batch)
@@ -40,14 +39,14 @@ class Measured(Clipper):
         self.clipped = self.clip.state_dict()["clipped"]
         self.longest_step, self.reason = self.clip.longest_step, self.clip.reason
         rows = {(row["step"], row["estimator"]): row["num_grads"] + 2 * row["num_hvps"] for row in self.probe.trace}
-        self.probe_gradients = sum(rows.values())
+        self.probe_gradients = sum(rows.values()) + (SELF_TEST if rows else 0)
 
 
 class Watched(Measured):
     """The same, with the lengths that were measured and what became of the gradients."""
 
     def __init__(self, loop: Loop) -> None:
-        super().__init__(loop, None, (LocalSmoothness(),))
+        super().__init__(loop)
         self.norms: list[tuple[float, float]] = []
         self._norm = 0.0
 
@@ -60,7 +59,7 @@ class Watched(Measured):
     @property
     def lengths(self) -> list[float]:
         rows = self.probe.trace.to_frame()
-        lengths = rows.loc[rows["estimator"] == "local", "grad_norm"] / rows["smoothness"]
+        lengths = rows["grad_norm"] / rows["smoothness"]
         return [float(length) for length in lengths if length > 0]
 
     @property
@@ -69,59 +68,30 @@ class Watched(Measured):
         return sum(scales) / len(scales)
 
 
-def autoclip(rule: Callable[[Workload], StepRule | None] = lambda workload: None, **options: str) -> Callable:
+def autoclip(rule: Callable[[Workload], StepRule | None] = lambda workload: None, **options: Any) -> Callable:
     """Returns what attaches AutoClip with a rule, or with its own."""
-
-    def attach(loop: Loop) -> Measured:
-        chosen = rule(loop.workload)
-        along_update = loop.workload.kind == "adamw" and chosen is not None and chosen.multiple is not None
-        estimator = sd.DirectionalCurvature(direction="update") if along_update else LocalSmoothness()
-        return Measured(loop, chosen, (estimator,), **options)
-
-    return attach
+    return lambda loop: Measured(loop, rule=rule(loop.workload), **options)
 
 
-def multiple(factor: float) -> Callable[[Workload], StepRule]:
-    return lambda workload: StepRule(multiple=factor, relative=SHARE[workload.kind])
-
-
-def bounded(share: float) -> Callable[[Workload], StepRule]:
-    return lambda workload: StepRule(multiple=MULTIPLE[workload.kind], relative=share, bounded=True)
-
-
-def for_momentum(share: float, *, bounded: bool) -> Callable[[Workload], StepRule]:
-    """A rule that knows of momentum.
-
-    Steps of uncorrelated gradients are shorter than those of equal ones by sqrt((1 - momentum) / (1 + momentum)): 4.4
-    times at 0.9. Doses that are best differ by half of that on a log scale: 1.5 without momentum and 3 with it.
-    """
+def scaled(factor: float) -> Callable[[Workload], StepRule]:
+    """AutoClip's own rule with another longest step."""
 
     def rule(workload: Workload) -> StepRule:
-        shorter = ((1 - workload.momentum) / (1 + workload.momentum)) ** 0.5
-        return StepRule(multiple=MULTIPLE["sgd"] / shorter**0.5, relative=share, bounded=bounded)
+        if workload.kind == "adamw":
+            return StepRule(multiple=None, relative=factor * UPDATE_RULE.relative)
+        own = StepRule.for_momentum(workload.momentum)
+        return replace(own, multiple=factor * own.multiple)
 
     return rule
 
 
-def wide(rule: Callable[[Workload], StepRule]) -> Callable[[Loop], Measured]:
-    """Returns what attaches AutoClip to secants over a hundredth of ||x||, about as long as the steps they are for."""
-    return lambda loop: Measured(loop, rule(loop.workload), (LocalSmoothness(radius=0.01, two_scale=False),))
-
-
-@dataclass(frozen=True)
-class InsteadOfLocal(LocalSmoothness):
-    """Rows of another origin under the name that AutoClip reads."""
-
-    measure: Callable[[Step], Estimate] | None = None
-
-    def __call__(self, step: Step) -> Estimate:
-        assert self.measure is not None
-        return replace(self.measure(step), estimator="local", parts=())
+def bounded(workload: Workload) -> StepRule:
+    return replace(StepRule.for_momentum(workload.momentum), relative=0.1, bounded=True)
 
 
 def fed_with(make: Callable[[Loop], Callable[[Step], Estimate]]) -> Callable[[Loop], Measured]:
     """Returns what attaches AutoClip to rows of another origin."""
-    return lambda loop: Measured(loop, None, (InsteadOfLocal(measure=make(loop)),))
+    return lambda loop: Measured(loop, estimator=make(loop))
 
 
 def path(loop: Loop) -> Callable[[Step], Estimate]:
@@ -147,7 +117,7 @@ def shuffled(loop: Loop) -> Callable[[Step], Estimate]:
     lengths = _watch(loop.workload, loop.lr, loop.seed, loop.steps).lengths
     random.Random(loop.seed).shuffle(lengths)
     remaining = itertools.cycle(lengths)
-    local = LocalSmoothness(two_scale=False)
+    local = ALONG_GRADIENT
 
     def measure(step: Step) -> Estimate:
         estimate = local(step)

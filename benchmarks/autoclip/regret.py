@@ -34,6 +34,20 @@ def with_regret(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final"
     return runs
 
 
+def over_seeds(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final") -> pd.DataFrame:
+    """Returns the mean over all seeds of a case as one run, with regret to the threshold that is best for all of them.
+
+    The best threshold of every single seed owes some of its lead to chance; this one owes less. An arm that was not
+    run from every seed is left out of the case, and one that diverged from any has diverged.
+    """
+    same = ["workload", "lr", "steps"]
+    arms = runs.groupby([*same, "arm"], sort=False)
+    numbers = ["initial", loss, "clip_share", "probe_gradients", "train_gradients"]
+    mean = arms[numbers].mean().assign(diverged=arms["diverged"].any(), seeds=arms["seed"].nunique()).reset_index()
+    complete = mean["seeds"] == mean.groupby(same)["seeds"].transform("max")
+    return with_regret(mean[complete].assign(seed="all"), oracle, loss)
+
+
 def common(runs: pd.DataFrame, arms: Collection[str]) -> pd.DataFrame:
     """Returns the runs of cases in which every one of the arms was run: others would compare unlike with unlike."""
     had = runs[runs["arm"].isin(arms)].groupby([runs[name] for name in CASE])["arm"].nunique()
@@ -92,10 +106,17 @@ def widest(rates: Sequence[float], good: Sequence[bool]) -> float:
     return best
 
 
-def doses(runs: pd.DataFrame, prefix: str) -> pd.DataFrame:
-    """Returns the mean regret, one row a multiple, one column a workload, of arms named prefix + multiple."""
-    dosed = runs[runs["arm"].str.startswith(prefix) & runs["rescued"]]
-    multiple = dosed["arm"].str.removeprefix(prefix).astype(float).rename("multiple")
+def doses(runs: pd.DataFrame, prefix: str, unit: str) -> pd.DataFrame:
+    """Returns the mean regret, one row a dose, one column a workload, of cases that have all the doses there are.
+
+    Args:
+        runs: Runs with regret.
+        prefix: Arms named prefix + number have that dose.
+        unit: The arm whose dose is 1.
+    """
+    dosed = runs[(runs["arm"].str.startswith(prefix) | (runs["arm"] == unit)) & runs["rescued"]]
+    dosed = common(dosed, dosed["arm"].unique())
+    multiple = dosed["arm"].replace(unit, f"{prefix}1").str.removeprefix(prefix).astype(float).rename("multiple")
     return dosed.groupby([multiple, "workload"])["regret"].mean().unstack("workload")
 
 

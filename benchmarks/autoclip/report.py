@@ -11,12 +11,12 @@ import seaborn as sns
 from arms import ARMS, ORACLE, named
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from regret import at_edge, common, doses, summary, widths, with_regret
+from regret import at_edge, common, doses, over_seeds, summary, widths, with_regret
 from results import read_whole
 from workloads import WORKLOADS
 
-DOSES = {"autoclip_x": ("o-", "as by default"), "wide_x": ("s--", "over a hundredth of ||x||")}
-"""Beginnings of the names of arms that end in a multiple: how to draw them, and what they are."""
+DOSES = {"autoclip_x": ("autoclip", "o-", "AutoClip"), "set_x": ("autoclip_set", "s--", "AutoClip, set")}
+"""Beginnings of the names of arms that end in a dose: the arm of dose 1, how to draw them, and what they are."""
 
 LOSSES = ("final", "tail", "best")
 
@@ -42,10 +42,11 @@ def percent(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 def print_pooled(runs: pd.DataFrame) -> None:
     """Median, mean and worst regret by all three losses: where they disagree, noise decides."""
     columns = ["median", "mean", "worst"]
-    tables = {loss: summary(with_regret(runs, set(ORACLE), loss))[columns] for loss in LOSSES}
-    table = (100 * pd.concat(tables, axis=1)).round(1)
-    print("Regret by the loss it is taken from: after the last step, mean of the last tenth, lowest on the way [%]")
-    print(table.drop(index=list(set(ORACLE) - {"none"}), errors="ignore").to_string(), end="\n\n")
+    for said, regret in {"every seed by itself": with_regret, "mean loss over seeds": over_seeds}.items():
+        tables = {loss: summary(regret(runs, set(ORACLE), loss))[columns] for loss in LOSSES}
+        table = (100 * pd.concat(tables, axis=1)).round(1)
+        print(f"Regret, {said}, by the loss: after the last step, mean of the last tenth, lowest on the way [%]")
+        print(table.drop(index=list(set(ORACLE) - {"none"}), errors="ignore").to_string(), end="\n\n")
 
 
 def print_tables(runs: pd.DataFrame, loss: str) -> None:
@@ -61,9 +62,9 @@ def print_tables(runs: pd.DataFrame, loss: str) -> None:
     print((100 * cases).round(1).sort_index(axis=1).to_string())
     print("\nRange of rates that end within 5% of the best loss [factor]")
     print(widths(runs, loss).reindex([a for a in ARMS if a in set(others["arm"])]).round().to_string())
-    for prefix, (_, label) in DOSES.items():
-        print(f"\nMean regret by multiple of the length, measured {label} [%]")
-        print((100 * doses(runs, prefix)).round(1).to_string())
+    for prefix, (unit, _, label) in DOSES.items():
+        print(f"\nMean regret by dose: longest steps in those of {label} [%]")
+        print((100 * doses(runs, prefix, unit)).round(1).to_string())
     lost = runs.loc[~runs["rescued"], ["workload", "lr", "seed"]].drop_duplicates()
     print(f"\nCases in which no fixed threshold survived, or none was run: {len(lost)}")
     print("Best member of the oracle, how often:", at_edge(runs, list(ORACLE)).to_dict())
@@ -90,8 +91,8 @@ def draw_regrets(runs: pd.DataFrame, ax: Axes) -> None:
 
 def draw_doses(runs: pd.DataFrame, ax: Axes) -> None:
     colour = colours(runs)
-    for prefix, (style, label) in DOSES.items():
-        table = 100 * doses(runs, prefix)
+    for prefix, (unit, style, label) in DOSES.items():
+        table = 100 * doses(runs, prefix, unit)
         for workload in table:
             regret = table[workload].dropna()
             ax.plot(regret.index, regret, style, color=colour[workload], ms=4)
@@ -103,7 +104,7 @@ def draw_doses(runs: pd.DataFrame, ax: Axes) -> None:
             ax.axhline(100 * regret.mean(), color="0.3", ls=style, lw=1, label=f"{name}, mean over all")
     ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=1)
-    ax.set(xlabel="longest step [measured lengths]", ylabel="mean regret [%]")
+    ax.set(xlabel="longest step [longest steps of AutoClip]", ylabel="mean regret [%]")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncol=2, fontsize="small", frameon=False)
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from training import data_of, train
 from workloads import SET_ASIDE, WORKLOADS
 
-FIRST_LOOK = (*ORACLE, *CAPS, "max_norm_1", "percentile_10", "autoclip", "autoclip_bounded_0.03")
+FIRST_LOOK = (*ORACLE, *CAPS, "max_norm_1", "percentile_10", "autoclip")
 QUICK = {"workloads": ["gpt-shakespeare"], "arms": ["none", "fixed4", "max_norm_1", "relative_0.03", "autoclip"]}
 
 

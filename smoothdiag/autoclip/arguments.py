@@ -10,7 +10,7 @@ from smoothdiag.measure.probe import Probe
 Mode = Literal["clip", "set", "shadow"]
 
 
-def check(optimizer: object, probe: object, mode: object, rule: object) -> None:
+def check(optimizer: object, probe: object, mode: object, rule: object, estimator: object) -> None:
     """Raises a ValueError if an argument is not of its kind."""
     if mode not in get_args(Mode):
         raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
@@ -20,6 +20,10 @@ def check(optimizer: object, probe: object, mode: object, rule: object) -> None:
         raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
     if rule is not None and not isinstance(rule, StepRule):
         raise ValueError(f"Parameter `rule` should be a StepRule. Found `rule = {rule!r}`.")
+    if estimator is not None and (isinstance(estimator, type) or not callable(estimator)):
+        raise ValueError(
+            f"Parameter `estimator` should be an estimator, as LocalSmoothness(). Found `estimator = {estimator!r}`."
+        )
 
 
 def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, along_update: bool) -> None:

@@ -14,12 +14,13 @@ from torch import Tensor
 from smoothdiag import vectors
 from smoothdiag.autoclip.acting import Action, action_for, check_gradients
 from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule
-from smoothdiag.autoclip.calibration import Calibration, StepRule, is_in_progression
+from smoothdiag.autoclip.calibration import UPDATE_RULE, Calibration, StepRule, is_in_progression
 from smoothdiag.autoclip.events import ROSE, History, acted, explained, stage
 from smoothdiag.autoclip.free_rate import raise_rates, suggested
-from smoothdiag.autoclip.rates import Number, Peaks, plain, shared
-from smoothdiag.autoclip.rows import Rows
+from smoothdiag.autoclip.rates import Number, Peaks, highest_momentum, plain, shared
+from smoothdiag.autoclip.rows import ALONG_GRADIENT, ALONG_UPDATE, ForClipping, Rows
 from smoothdiag.measure.arguments import Outermost
+from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import SmoothdiagWarning
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from smoothdiag.trace import Trace
-
-GRADIENT_RULE, UPDATE_RULE = StepRule(), StepRule(multiple=None, relative=0.01)
-"""Defaults where gradients are clipped, and where updates are: there measured curvature was no better than ||x||."""
 
 
 class AutoClip:
@@ -45,8 +43,7 @@ class AutoClip:
     than S is taken back after the step. A gradient that is not finite counts as zero, before anything averages it.
 
     Things to know:
-        * It asks the probe for some twenty measurements of its own. Give the probe ``estimators=(LocalSmoothness(),)``
-          where every gradient counts.
+        * It measures thirteen of the first thirty steps, and then one in 200 or more, by two gradients each.
         * Make the probe first, and clip nowhere else: a norm that is clipped already is what it would see.
         * A decay of the rate shortens the longest step with it; a rise leaves S as it is and lowers the threshold.
         * No step waits for the device, but those that are measured do.
@@ -54,14 +51,17 @@ class AutoClip:
 
     Args:
         optimizer: The optimizer that the probe watches.
-        probe: The probe, with a `LocalSmoothness` along the gradient among its estimators.
+        probe: The probe; what it measures besides does not matter.
         mode: ``"clip"`` acts on gradients or updates, ``"set"`` writes the cap of an optimizer that clips by itself,
             ``"shadow"`` changes nothing and only keeps the books.
-        rule: How long a step may be; default: ``GRADIENT_RULE``, or ``UPDATE_RULE`` where updates are shortened.
+        rule: How long a step may be; default: ``StepRule.for_momentum``, or ``UPDATE_RULE`` where updates are
+            shortened.
         set_lr: Whether to raise the learning rate to ``suggest_lr()`` when the longest step is held.
+        estimator: What measures L along the gradient; default: secants over a hundredth of ||x||. Where updates are
+            shortened by a rule with a ``multiple``: ``DirectionalCurvature("update")``.
 
     Raises:
-        ValueError: If the probe watches another optimizer or measures no local smoothness, or an option does not fit.
+        ValueError: If the probe watches another optimizer, or an option does not fit.
 
     Units: longest_step [x], threshold [f/x].
     """
@@ -74,16 +74,17 @@ class AutoClip:
         mode: Mode = "clip",
         rule: StepRule | None = None,
         set_lr: bool = False,
+        estimator: Estimator | None = None,
     ) -> None:
-        check(optimizer, probe, mode, rule)
+        check(optimizer, probe, mode, rule, estimator)
         self._optimizer, self._probe, self._mode = optimizer, probe, mode
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
-        if rule is None:
-            rule = UPDATE_RULE if self._action.shortens_updates else GRADIENT_RULE
-        self._rows = Rows(probe, along_update=self._action.shortens_updates, needed=rule.multiple is not None)
-        # A run that is joined late is calibrated then: what it showed before counts too if it is in the trace.
-        self._calibration = Calibration(rule, risen_at=probe.steps)
+        along_update = self._action.shortens_updates
+        rule = rule or (UPDATE_RULE if along_update else StepRule.for_momentum(highest_momentum(optimizer)))
+        self._measures = ForClipping(estimator or (ALONG_UPDATE if along_update else ALONG_GRADIENT))
+        self._rows = Rows(probe, along_update=along_update)
+        self._calibration = Calibration(rule, risen_at=probe.steps)  # a run that is joined late is calibrated then
         self._history = History()
         self._steps, self._num_acted = probe.steps, 0
         self._fresh, self._alone = True, False
@@ -91,13 +92,13 @@ class AutoClip:
         self._sets_lr = set_lr
         if set_lr:
             check_schedule(optimizer)
-            check_free_rate(self._optimizer, self._calibration.rule, along_update=self._action.shortens_updates)
+            check_free_rate(optimizer, rule, along_update=along_update)
         self._attached, self._outermost = True, Outermost()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        probe.also(self._is_due)
+        probe.also(self._is_due, self._measures)
 
     @property
     def longest_step(self) -> float:
@@ -189,7 +190,7 @@ class AutoClip:
         self._calibration.load_state_dict(state["calibration"])
         self._history.load_state_dict(state)
         # The probe may have decided about its next step by the calibration as it was before.
-        self._probe.also(self._is_due)
+        self._probe.also(self._is_due, self._measures)
 
     def detach(self) -> None:
         """Stops acting and measuring. An optimizer that clips by itself keeps the cap that was written last."""

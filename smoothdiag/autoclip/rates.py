@@ -89,6 +89,11 @@ def gain(group: Group) -> float:
     return (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum else 1.0
 
 
+def highest_momentum(optimizer: torch.optim.Optimizer) -> float:
+    """Returns the largest momentum of any group."""
+    return max(float(group.get("momentum", 0.0)) for group in optimizer.param_groups)
+
+
 def shortening(group: Group) -> float:
     """Returns how long steps are that average uncorrelated gradients, in those that do not average."""
     momentum, nu = float(group.get("momentum", 0.0)), float(group.get("nu", 1.0))

@@ -1,15 +1,38 @@
-"""Rows: those of a probe's trace that say how long a step may be."""
+"""Rows: those of a probe's trace that say how long a step may be, and what measures them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from smoothdiag.geometry import Euclidean
-from smoothdiag.measure.estimators import DirectionalCurvature, LocalSmoothness
+from smoothdiag.measure.estimators import DirectionalCurvature, Estimate, Estimator, LocalSmoothness, Step
 from smoothdiag.measure.probe import Probe
-from smoothdiag.rows import USABLE_STATUSES
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
+
+RADIUS = 1e-2
+"""Radius relative to ||x||, about as long as the steps it is measured for. Over a thousandth and less the kinks of
+ReLU layers shorten the lengths of a residual network five times."""
+
+ALONG_GRADIENT = LocalSmoothness(radius=RADIUS, two_scale=False)
+ALONG_UPDATE = DirectionalCurvature("update")
+
+
+@dataclass(frozen=True)
+class ForClipping:
+    """An estimator whose rows have names of their own, so that they stand apart from those of the probe's own ones.
+
+    Attributes:
+        estimator: What measures.
+    """
+
+    estimator: Estimator
+
+    def __call__(self, step: Step) -> Estimate:
+        """Returns the estimate for all parameters, under its name with a suffix."""
+        estimate = self.estimator(step)
+        return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=())
 
 
 class Rows:
@@ -17,33 +40,16 @@ class Rows:
 
     Args:
         probe: The probe.
-        along_update: Whether curvature along the update counts, or else along the gradient.
-        needed: Whether any rows are needed.
-
-    Raises:
-        ValueError: If the probe does not measure that, or measures it in another norm than the Euclidean one.
+        along_update: Whether lengths are along the update, or else along the gradient.
 
     Attributes:
         last: Step of the last row taken up, or -1.
     """
 
-    def __init__(self, probe: Probe, *, along_update: bool, needed: bool) -> None:
+    def __init__(self, probe: Probe, *, along_update: bool) -> None:
         self._probe, self._along_update = probe, along_update
-        kind: type[Any] = DirectionalCurvature if along_update else LocalSmoothness
-        direction = "update" if along_update else "gradient"
-        # A measurement that failed stands under the name of the class, or of the probe.
-        self._names = {"curvature_update" if along_update else "local", kind.__name__, "probe"} if needed else set()
         self.last = -1
-        # Rows that were there before the first step are of another run.
-        self._num_read = 0 if probe.steps else len(probe.trace)
-        found = [e for e in probe.estimators if isinstance(e, kind) and e.direction == direction]
-        if not needed or any(getattr(e, "geometry", Euclidean()) == Euclidean() for e in found):
-            return
-        have = ", ".join(map(repr, found or [type(e).__name__ for e in probe.estimators]))
-        raise ValueError(
-            f"Parameter `probe` should have a {kind.__name__}(direction={direction!r}) in the Euclidean norm among its "
-            f"estimators. Found {have}."
-        )
+        self._num_read = len(probe.trace)  # rows that are there already are of another run, or of other steps
 
     def new(self) -> list[dict[str, Any]]:
         """Returns the rows that have come since; takes no time where there are none."""
@@ -51,7 +57,7 @@ class Rows:
         begin, self._num_read = min(self._num_read, len(trace)), len(trace)
         rows = (trace[i] for i in range(begin, len(trace)))
         # A trace that was resumed begins with rows that were taken up before.
-        found = [r for r in rows if r["estimator"] in self._names and r["group"] == "all" and r["step"] > self.last]
+        found = [row for row in rows if _is_ours(row["estimator"]) and row["step"] > self.last]
         if found:
             self.last = found[-1]["step"]
         return found
@@ -67,3 +73,8 @@ class Rows:
         if self._along_update:
             return -float(row.get("slope", math.nan)) / curvature, math.nan
         return row["grad_norm"] / curvature, 1 / curvature
+
+
+def _is_ours(estimator: str) -> bool:
+    # A measurement that failed stands under the name of the class, or of the probe.
+    return estimator.endswith(CLIP_SUFFIX) or estimator in (ForClipping.__name__, "probe")

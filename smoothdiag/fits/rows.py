@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from smoothdiag.fits.base import Array
-from smoothdiag.rows import USABLE_STATUSES
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
 
 NUMBERS = (
     "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
@@ -24,6 +24,7 @@ PREFERRED = ("local", "path", "hessian_norm")
 # Never chosen for the caller where there is anything else: they probe other directions, norms or moments.
 AUXILIARY = (
     "_preconditioned", "debiased", "local_random", "local_update", "sharpness", "curvature_update", "critical_step",
+    CLIP_SUFFIX,
 )  # fmt: skip
 
 

@@ -89,8 +89,8 @@ class Probe:
         self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=meta)
         self.steps = 0
         self.self_test: SelfTest | None = None
-        self._further: list[Schedule] = []
-        self._due = self._schedule(0)
+        self._further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
+        self._due: tuple[Estimator, ...] = self._estimators_due()
         self._start: Vector | None = None
         self._training: Vector | None = None
         self._untouched = self._has_measured = False
@@ -121,10 +121,14 @@ class Probe:
                 self._follow_changes()
             self._accumulation.add(batch, weight)
 
-    def also(self, schedule: Schedule) -> None:
-        """Measures the steps that ``schedule`` names too, after whatever else has by now been hooked to the step."""
-        self._further.append(schedule)
-        self._due = self._is_due()
+    def also(self, schedule: Schedule, *estimators: Estimator) -> None:
+        """Measures with further estimators, at the steps that ``schedule`` names.
+
+        Measurements come after whatever else has by now been hooked to the step. Called again with the same schedule
+        it replaces the estimators of that.
+        """
+        self._further = [(s, e) for s, e in self._further if s != schedule] + [(schedule, estimators)]
+        self._due = self._estimators_due()
         self._handles.pop().remove()
         self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
 
@@ -133,7 +137,7 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._accumulation.clear()
-        self._due = False
+        self._due = ()
         if self._owns_trace:
             self.trace.close()
 
@@ -150,7 +154,7 @@ class Probe:
         self.steps = int(state["steps"])
         if isinstance(self._schedule, Adaptive) and state["next"] is not None:
             self._schedule.next = int(state["next"])
-        self._due = self._is_due()
+        self._due = self._estimators_due()
         if self._owns_trace:
             self.trace.resume(self.steps)
 
@@ -195,7 +199,7 @@ class Probe:
             self._accumulation.clear()
             self._start, self._training, self._untouched = None, None, False
             self.steps += 1
-            self._due = self._is_due()
+            self._due = self._estimators_due()
 
     def _measure(self, start: Vector) -> None:
         vectors.synchronize(start)  # so that the time of the step does not count as ours
@@ -234,7 +238,7 @@ class Probe:
                 stability_limit=stability_limit(self.optimizer, self._parameters),
             )
             names: set[str] = set()
-            for estimator in self.estimators:
+            for estimator in self._due:
                 name = self._record(step, estimator, changed=changed)
                 if name in names and not self._has_measured:
                     raise ValueError(
@@ -293,8 +297,9 @@ class Probe:
             self._warn_once(NOT_REPRODUCED)
         return reproduced
 
-    def _is_due(self) -> bool:
-        return any([schedule(self.steps) for schedule in (self._schedule, *self._further)])
+    def _estimators_due(self) -> tuple[Estimator, ...]:
+        plans = [(self._schedule, self.estimators), *self._further]
+        return tuple(e for schedule, estimators in plans if schedule(self.steps) for e in estimators)
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

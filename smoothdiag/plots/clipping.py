@@ -19,7 +19,7 @@ from smoothdiag.plots.common import (
     positive,
     select,
 )
-from smoothdiag.rows import USABLE_STATUSES
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,14 @@ def plot_clipping(
     frame = cast("pd.DataFrame", data.to_frame() if hasattr(data, "to_frame") else data)
     # Updates have no threshold, and lengths of their own where they were measured.
     has_threshold = bool(np.isfinite(floats(history, "threshold")).any())
-    along_update = not has_threshold and "curvature_update" in set(frame.get("estimator", ()))
-    rows = select(frame, "curvature_update" if along_update else "local", "all").sort_values("step", kind="stable")
+    names = sorted({name for name in frame.get("estimator", ()) if str(name).endswith(CLIP_SUFFIX)})
+    if len(names) != 1:
+        raise ValueError(
+            f"Parameter `data` should have rows that one AutoClip asked for, named with `{CLIP_SUFFIX}` at the end. "
+            f"Found {names or 'none'}."
+        )
+    along_update = not has_threshold and "slope" in frame
+    rows = select(frame, names[0], "all").sort_values("step", kind="stable")
 
     import seaborn as sns
 
