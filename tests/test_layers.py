@@ -101,6 +101,13 @@ WINGS = {
         "autoclip.clipper",
         "autoclip",
     ),
+    "integrations": (
+        "integrations.requirements",
+        "integrations.loggers",
+        "integrations.lightning",
+        "integrations.huggingface",
+        "integrations",
+    ),
     "plots": (
         "plots.common",
         "plots.smoothness",
@@ -256,7 +263,7 @@ WRONG = [
     ("cli.py", "from smoothdiag import Probe", "re-exports everything"),
     ("cli.py", "import smoothdiag as sd", "re-exports everything"),
     ("autoclip.py", "import smoothdiag.cli", "smoothdiag.cli"),
-    ("integrations/lightning.py", "from smoothdiag.integrations.huggingface import x", "stands beside it"),
+    ("integrations/lightning.py", "from smoothdiag.integrations.huggingface import x", "comes after it"),
     ("stray.py", "import math", "no place in the layers"),
     ("fits/stray.py", "import math", "no place in the layers"),
     ("trace.py", "# line\n" * (MAX_LINES + 1), f"more than {MAX_LINES}"),
@@ -310,7 +317,7 @@ def _plant(folder: Path, file: str, code: str) -> set[str]:
     """Returns the violations of a package of empty modules, one of which holds ``code``."""
     package = folder / "smoothdiag"
     modules = [name for names in LAYERS for name in names] + [name for order in WINGS.values() for name in order]
-    for name in {*modules, "integrations.huggingface"}:
+    for name in modules:
         is_package = any(other.startswith(name + ".") for other in modules)
         path = (
             package.joinpath(*name.split("."), "__init__.py")

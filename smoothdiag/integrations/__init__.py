@@ -1,0 +1,1 @@
+"""Callbacks and writers for training frameworks; importing this package imports none of them."""
