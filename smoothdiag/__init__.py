@@ -33,7 +33,7 @@ from smoothdiag.trace import Trace
 if TYPE_CHECKING:
     from smoothdiag import problems as problems
     from smoothdiag.autoclip import AutoClip, StepRule
-    from smoothdiag.clipping import ClipRule, clip_rule
+    from smoothdiag.clipping import ClipRule, StepRate, clip_rule, step_rate
     from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
     from smoothdiag.plots import (
         plot_clipping,
@@ -51,6 +51,7 @@ _LAZY = {
     "ClipRule": "smoothdiag.clipping",
     "GroupFits": "smoothdiag.fits",
     "SmoothnessFit": "smoothdiag.fits",
+    "StepRate": "smoothdiag.clipping",
     "StepRule": "smoothdiag.autoclip",
     "Verdict": "smoothdiag.fits",
     "clip_rule": "smoothdiag.clipping",
@@ -64,6 +65,7 @@ _LAZY = {
     "plot_sharpness": "smoothdiag.plots",
     "plot_smoothness": "smoothdiag.plots",
     "plot_trace": "smoothdiag.plots",
+    "step_rate": "smoothdiag.clipping",
 }
 
 __all__ = [
@@ -101,8 +103,10 @@ __all__ = [
     # clip
     "AutoClip",
     "ClipRule",
+    "StepRate",
     "StepRule",
     "clip_rule",
+    "step_rate",
     # step
     "GGNC",
     "ClippedMomentum",

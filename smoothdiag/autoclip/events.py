@@ -107,11 +107,11 @@ def explained(calibration: Calibration) -> str:
         return f"{at_most}because there are {number} valid measurements of the {FEWEST} it takes" + _unusable(
             calibration
         )
-    said = f"{_measured(found)}, times {rule.multiple:g}"
+    said = f"{_measured(found)}, times {rule.multiple:.3g}"
     if calibration.lowered_at >= 0:
         later = calibration.lowering
         steps, lengths = [m.step for m in later], [m.length for m in later]
-        most = f"||g||/L at most {max(lengths):.3g}, times {rule.multiple:g}"
+        most = f"||g||/L at most {max(lengths):.3g}, times {rule.multiple:.3g}"
         said = f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: {most}; first it was from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
+from smoothdiag.clipping.trust import check, doubt_about, gain_of, over, unchecked, unsafe
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
 from smoothdiag.fits.intervals import percentile_interval
 
@@ -106,16 +106,15 @@ def clip_rule(
     Source: Pethick et al., 2025, Theorem 4.3: rate <= 1 / (L0 + threshold * L1), solved for the threshold; for the
         noise Zhang et al., 2020.
     """
-    if not isinstance(fit, SmoothnessFit):
-        raise ValueError(
-            "Parameter `fit` should be a SmoothnessFit: pass `fit_smoothness(trace)`. "
-            f"Found `fit = {type(fit).__name__}`."
-        )
-    _validate(lr, momentum, dampening, kappa, noise)
+    check(fit, momentum, dampening, kappa)
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"Parameter `lr` should be positive and finite. Found `lr = {lr}`.")
+    if noise is not None and not 0 <= noise < math.inf:
+        raise ValueError(f"Parameter `noise` should be at least 0 and finite. Found `noise = {noise}`.")
     averages = momentum > 0 and dampening > 0
-    gain = (1 - dampening if averages else 1.0) / (1 - momentum)
+    gain = gain_of(momentum, dampening)
     eta = math.nan if lr is None else lr * gain
-    doubt = _doubt(fit, eta, kappa)
+    doubt = doubt_about(fit, eta, kappa)
     chosen = None if doubt else _from_fit(fit, eta, kappa, gain)
     if chosen is None:
         doubt = doubt or "the fit puts L0 at zero with no upper end to its interval, so it implies no learning rate"
@@ -139,7 +138,7 @@ def clip_rule(
             f" It clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: the step length, "
             "not the rate, then sets the pace."
         )
-    trusted = fit.verdict in (Verdict.L0L1, Verdict.CONSTANT) and not _unchecked(fit)
+    trusted = fit.verdict in (Verdict.L0L1, Verdict.CONSTANT) and not unchecked(fit)
     return ClipRule(
         threshold=threshold,
         step_cap=choice.eta * threshold,
@@ -163,9 +162,9 @@ def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: floa
         return math.nan, math.nan
     pairs = np.array(fit.replicates)  # Their inverse thresholds are finite, also where L1 is zero.
     inverse = 1 / safe_threshold(pairs[:, 0], pairs[:, 1], choice.eta, kappa)
-    low, high = percentile_interval(inverse, _over(1.0, choice.threshold), fit.interval_freedom)
+    low, high = percentile_interval(inverse, over(1.0, choice.threshold), fit.interval_freedom)
     least = threshold if threshold > choice.threshold else 0.0  # What the noise raises, it raises at both ends.
-    return max(_over(1.0, high), least), max(_over(1.0, low), least)
+    return max(over(1.0, high), least), max(over(1.0, low), least)
 
 
 def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Choice | None:
@@ -187,10 +186,10 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
             f" The fit puts L0 at {'zero' if fit.L0 == 0 else f'{fit.L0:.4g}'} and its interval reaches zero: the "
             "largest rate is undetermined, and this one is not tested."
         )
-    recommended = _over(kappa, 2 * fit.L0)
+    recommended = over(kappa, 2 * fit.L0)
     advice = f"use an effective rate of kappa/(2 L0) = {recommended:.4g}, a learning rate of {recommended / gain:.4g}"
     if eta * fit.L0 >= kappa:
-        origin = f"{_unsafe(fit, eta, kappa)} {advice[0].upper()}{advice[1:]}.{note}"
+        origin = f"{unsafe(fit, eta, kappa)} {advice[0].upper()}{advice[1:]}.{note}"
         return _Choice(eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.")
     if 2 * eta * fit.L0 > kappa:
         origin = (
@@ -210,7 +209,7 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
 def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> _Choice:
     threshold = fit.grad_norm_quantiles[FALLBACK_PERCENTILE]
     origin = (
-        f"Not from the fit: {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient norms is "
+        f"Do not clip from this fit: {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient norms is "
         f"{threshold:.4g}; a percentile stops outliers and guarantees nothing."
     )
     if averaging > 0:
@@ -233,39 +232,6 @@ def _after_raise(fit: SmoothnessFit, eta: float, threshold: float, kappa: float)
     )
 
 
-def _unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
-    return (
-        f"No threshold makes this rate safe: the effective rate {eta:.4g} is {eta * fit.L0 / kappa:.3g} times "
-        f"kappa/L0 = {_over(kappa, fit.L0):.4g}, so it is too large even where the gradient vanishes."
-    )
-
-
-def _doubt(fit: SmoothnessFit, eta: float, kappa: float) -> str:
-    """Why the fit cannot carry a threshold; empty where it can."""
-    if fatal := [flag.name for flag in fit.flags if flag.fatal]:
-        return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
-    if _unchecked(fit):
-        return "too few of its rows carry a saturation, so the check for artefacts could not run"
-    if fit.verdict is Verdict.CONSTANT:
-        flat = "smoothness does not grow with the gradient norm"
-        if eta * fit.L0 >= kappa:
-            return f"{flat}. {_unsafe(fit, eta, kappa).rstrip('.')}"
-        return f"{flat}, so a learning rate below kappa/L0 needs no threshold"
-    if fit.verdict is not Verdict.L0L1:
-        return f"its verdict is {fit.verdict.name}"
-    if not fit.L1_interval[0] > 0:
-        return f"the interval of L1 contains zero ([{fit.L1_interval[0]:.4g}, {fit.L1_interval[1]:.4g}])"
-    return ""
-
-
-def _unchecked(fit: SmoothnessFit) -> bool:
-    return any(flag.name == "saturation unknown" for flag in fit.flags)
-
-
-def _over(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator > 0 else math.inf
-
-
 def _share_above(fit: SmoothnessFit, threshold: float) -> float:
     quantiles = np.array(fit.grad_norm_quantiles)
     if threshold >= quantiles[-1]:
@@ -275,46 +241,5 @@ def _share_above(fit: SmoothnessFit, threshold: float) -> float:
     return float(1 - np.interp(threshold, quantiles, np.linspace(0, 1, len(quantiles))))
 
 
-def _validate(lr: float | None, momentum: float, dampening: float, kappa: float, noise: float | None) -> None:
-    if lr is not None and not 0 < lr < math.inf:
-        raise ValueError(f"Parameter `lr` should be positive and finite. Found `lr = {lr}`.")
-    for name, value in (("momentum", momentum), ("dampening", dampening)):
-        if not 0 <= value < 1:
-            raise ValueError(f"Parameter `{name}` should be in [0, 1). Found `{name} = {value}`.")
-    if not 0 < kappa <= 2:
-        raise ValueError(f"Parameter `kappa` should be in (0, 2]. Found `kappa = {kappa}`.")
-    if noise is not None and not 0 <= noise < math.inf:
-        raise ValueError(f"Parameter `noise` should be at least 0 and finite. Found `noise = {noise}`.")
-
-
 def _say(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.4g}"
-
-
-def clip_table(fit: SmoothnessFit) -> pd.DataFrame:
-    """What the cited theorems would choose for the fitted constants, side by side.
-
-    The rows hold the rate for small gradients, the longest step and the threshold, for plain descent without
-    momentum. Constants of zero give infinite rates or steps, as the formulas do.
-
-    1. Zhang 2019 also bounds the step by 1 and the threshold by 10 L0, which have no units that fit; left out.
-
-    Args:
-        fit: from `fit_smoothness`; its verdict is not asked.
-
-    Returns:
-        DataFrame: columns `max_lr`, `step_cap`, `threshold`, one row per source.
-
-    Units: max_lr [x^2/f], step_cap [x], threshold [f/x].
-
-    Source: Zhang et al., 2020 (arXiv 2019), Theorem 3; Pethick et al., 2025, Theorem 4.3 with threshold L0/L1;
-        Vankov et al., 2024, clipped descent.
-    """
-    rate, cap = fit.max_lr, fit.step_cap
-    ratio = fit.L0 * cap if fit.L0 > 0 else 0.0
-    rows = {
-        "Zhang 2019": (rate / 10, cap / 10, ratio),
-        "Pethick 2025": (rate / 2, cap / 2, ratio),
-        "Vankov 2024": (rate / 2, cap / 3, 2 / 3 * ratio),
-    }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["max_lr", "step_cap", "threshold"])

@@ -1,0 +1,69 @@
+"""What rules share: which fits they may use, which arguments they take, how momentum prolongs a step."""
+
+from __future__ import annotations
+
+import math
+
+from smoothdiag.fits.base import SmoothnessFit, Verdict
+
+
+def gain_of(momentum: float, dampening: float) -> float:
+    """How many learning rates long a step is, per norm of a constant gradient, under `torch.optim.SGD`."""
+    return (1 - dampening) / (1 - momentum) if momentum > 0 else 1.0
+
+
+def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
+    """Why no threshold saves a rate of at least kappa/L0."""
+    return (
+        f"No threshold makes this rate safe: the effective rate {eta:.4g} is {eta * fit.L0 / kappa:.3g} times "
+        f"kappa/L0 = {over(kappa, fit.L0):.4g}, so it is too large even where the gradient vanishes."
+    )
+
+
+def distrust(fit: SmoothnessFit) -> str:
+    """Why the fit has no constants to use; empty where it has."""
+    if fatal := [flag.name for flag in fit.flags if flag.fatal]:
+        return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
+    if unchecked(fit):
+        return "too few of its rows carry a saturation, so the check for artefacts could not run"
+    if fit.verdict not in (Verdict.L0L1, Verdict.CONSTANT):
+        return f"its verdict is {fit.verdict.name}"
+    return ""
+
+
+def doubt_about(fit: SmoothnessFit, eta: float, kappa: float) -> str:
+    """Why the fit cannot carry a threshold; empty where it can."""
+    if doubt := distrust(fit):
+        return doubt
+    if fit.verdict is Verdict.CONSTANT:
+        flat = "smoothness does not grow with the gradient norm"
+        if eta * fit.L0 >= kappa:
+            return f"{flat}. {unsafe(fit, eta, kappa).rstrip('.')}"
+        return f"{flat}, so a learning rate below kappa/L0 needs no threshold"
+    if not fit.L1_interval[0] > 0:
+        return f"the interval of L1 contains zero ([{fit.L1_interval[0]:.4g}, {fit.L1_interval[1]:.4g}])"
+    return ""
+
+
+def unchecked(fit: SmoothnessFit) -> bool:
+    """Whether the check for artefacts could not run."""
+    return any(flag.name == "saturation unknown" for flag in fit.flags)
+
+
+def over(numerator: float, denominator: float) -> float:
+    """The quotient; infinite where the denominator is zero."""
+    return numerator / denominator if denominator > 0 else math.inf
+
+
+def check(fit: object, momentum: float, dampening: float, kappa: float) -> None:
+    """Raises a ValueError unless the arguments make a rule."""
+    if not isinstance(fit, SmoothnessFit):
+        raise ValueError(
+            "Parameter `fit` should be a SmoothnessFit: pass `fit_smoothness(trace)`. "
+            f"Found `fit = {type(fit).__name__}`."
+        )
+    for name, value in (("momentum", momentum), ("dampening", dampening)):
+        if not 0 <= value < 1:
+            raise ValueError(f"Parameter `{name}` should be in [0, 1). Found `{name} = {value}`.")
+    if not 0 < kappa <= 2:
+        raise ValueError(f"Parameter `kappa` should be in (0, 2]. Found `kappa = {kappa}`.")
