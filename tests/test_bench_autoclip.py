@@ -411,3 +411,15 @@ def test_arms_are_for_the_optimizers_they_know(bench) -> None:
     found = list(bench.run.cases(["gpt-shakespeare-adamw"], list(bench.arms.ARMS), [0], 300, [0]))
     assert not {"normalized", "mixclip", "control_path"} & {case.arm for case in found}
     assert "relative_0.01" in {case.arm for case in found}
+
+
+def test_a_schedule_warms_up_to_the_peak_and_ends_at_zero(bench) -> None:
+    workload = replace(quadratic(bench), shape=bench.workloads.warm_up_and_cosine)
+    loop = bench.training.set_up(workload, 0.01, 0, bench.arms.ARMS["none"], 20)
+    rates = []
+    for batch, _ in zip(workload.data().batches(1), range(20), strict=False):
+        rates.append(loop.optimizer.param_groups[0]["lr"])
+        bench.training.step(loop, bench.arms.nothing(loop), batch)
+    assert rates[:2] == pytest.approx([0.005, 0.01])
+    assert rates[10] == pytest.approx(0.005, rel=1e-6), "half way down"
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)

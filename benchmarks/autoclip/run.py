@@ -60,7 +60,7 @@ def check_workloads(names: Sequence[str], *, final: bool) -> None:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__)
-    usual = [name for name in WORKLOADS if name not in SET_ASIDE]
+    usual = [name for name in WORKLOADS if name not in SET_ASIDE and WORKLOADS[name].shape is None]
     result.add_argument("--workloads", nargs="+", default=usual, metavar="NAME", help=", ".join(WORKLOADS))
     result.add_argument("--arms", nargs="+", default=list(FIRST_LOOK), metavar="NAME", help="arms, or groups of them")
     result.add_argument("--seeds", nargs="+", type=int, default=[0])

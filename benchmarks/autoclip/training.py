@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from workloads import Batch, Data, Kind, Workload
 
 NUM_EVALUATIONS = 10
@@ -57,6 +58,7 @@ class Loop:
     lr: float
     seed: int
     steps: int
+    schedule: LambdaLR | None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -101,7 +103,9 @@ def set_up(workload: Workload, lr: float, seed: int, arm: Arm, steps: int) -> Lo
     torch.manual_seed(seed)
     model = workload.model()
     optimizer = (arm.optimizer or Workload.optimizer)(workload, model.parameters(), lr)
-    return Loop(workload, model, optimizer, lr, seed, steps)
+    shape = workload.shape
+    schedule = None if shape is None else LambdaLR(optimizer, lambda taken: shape((taken + 1) / steps))
+    return Loop(workload, model, optimizer, lr, seed, steps, schedule)
 
 
 def step(loop: Loop, clipper: Clipper, batch: Batch) -> float:
@@ -113,6 +117,8 @@ def step(loop: Loop, clipper: Clipper, batch: Batch) -> float:
     loop.optimizer.step()
     clipper.after()
     loop.optimizer.zero_grad()
+    if loop.schedule is not None:
+        loop.schedule.step()
     return float(loss.detach())
 
 

@@ -1,7 +1,8 @@
 """What is trained: a network, its batches, its loss, and learning rates from safe to 64 times as large."""
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ class Workload:
         published_step: The longest step that MixClip was published with for this kind of network [x].
         momentum: Of SGD.
         weight_decay: Of AdamW.
+        shape: Rate over its peak, as a function of the share of the run that is done; None is constant.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Workload:
     published_step: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 0.01
+    shape: Callable[[float], float] | None = None
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -113,6 +116,11 @@ def table(read: Callable[[], tuple[Batch, Batch]], size: int, held_out: int) -> 
     return Data(batches, (x_valid[places], y_valid[places]))
 
 
+def warm_up_and_cosine(share: float) -> float:
+    """Returns the rate over its peak: up in a straight line for a tenth of the run, then down half a cosine to zero."""
+    return share / 0.1 if share < 0.1 else 0.5 * (1 + math.cos(math.pi * (share - 0.1) / 0.9))
+
+
 WORDS = 2000
 """Vocabulary of the word models: the full ones would make their last layer most of the cost."""
 
@@ -120,7 +128,7 @@ SHAKESPEARE = partial(text, sources.tiny_shakespeare, length=32, size=16, held_o
 
 PENN = partial(text, partial(sources.penn_treebank, WORDS), length=25, size=16, held_out=128)
 
-_ALL = (
+_CONSTANT = (
     Workload("lstm-ptb", lambda: WordLSTM(WORDS), PENN, class_loss, "sgd", safe_rate=0.5, published_step=5.0),
     Workload(
         "lstm-ptb-plain",
@@ -162,7 +170,13 @@ _ALL = (
     ),
 )
 
+_SCHEDULED = tuple(
+    replace(workload, name=f"{workload.name}-cosine", shape=warm_up_and_cosine)
+    for workload in _CONSTANT
+    if workload.name in ("lstm-ptb", "gpt-shakespeare", "gpt-shakespeare-adamw")
+)
+
 SET_ASIDE = frozenset({"gpt-wikitext2"})
 """Workloads that no rule is chosen on: they are run once, when the defaults are frozen."""
 
-WORKLOADS = {workload.name: workload for workload in _ALL}
+WORKLOADS = {workload.name: workload for workload in (*_CONSTANT, *_SCHEDULED)}
