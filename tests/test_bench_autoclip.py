@@ -157,6 +157,21 @@ def test_over_seeds_the_best_threshold_is_one_for_all(bench) -> None:
     assert found["regret"].to_dict() == pytest.approx({"none": 0.025, "fixed1": 0.0, "autoclip": 0.025, "lost": 1.0})
 
 
+def test_harm_is_told_where_no_clipping_is_as_good(bench) -> None:
+    def rows(lr, none, clipped, best):
+        return [
+            ("w", lr, seed, 9, arm, 11.0, loss + noise, False)
+            for seed, noise in ((0, -0.1), (1, 0.1))
+            for arm, loss in {"none": none, "autoclip": clipped, "fixed1": best}.items()
+        ]
+
+    runs = runs_of([*rows(1.0, 1.0, 1.2, 1.0), *rows(4.0, 3.0, 1.0, 1.0)])
+    found = bench.regret.harmless(bench.regret.with_regret(runs, {"none", "fixed1"}), "autoclip")
+    assert list(found.index) == [("w", 1.0)]
+    assert found["change"].item() == pytest.approx(0.02)
+    assert found["noise"].item() == pytest.approx(np.std([0.9, 1.1], ddof=1) / 10)
+
+
 # Clippers
 
 

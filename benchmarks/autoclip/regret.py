@@ -120,6 +120,27 @@ def doses(runs: pd.DataFrame, prefix: str, unit: str) -> pd.DataFrame:
     return dosed.groupby([multiple, "workload"])["regret"].mean().unstack("workload")
 
 
+def harmless(runs: pd.DataFrame, arm: str, loss: str = "final", within: float = 0.01) -> pd.DataFrame:
+    """Returns what an arm changes where clipping does not matter, one row a workload and rate.
+
+    It does not matter where no clipping at all, on average over seeds, has a regret of at most ``within``. Columns:
+    ``change``, the mean of loss minus loss without clipping, and ``noise``, the standard deviation over seeds of the
+    loss without clipping; both in units of the descent, initial minus best loss.
+    """
+    case = ["workload", "lr"]
+    free = runs[runs["arm"] == "none"].set_index([*case, "seed"])
+    calm = free.groupby(case)["regret"].mean() <= within
+    losses = runs[runs["arm"] == arm].set_index([*case, "seed"])[loss]
+    room = (free["initial"] - free["reference"]).groupby(case).mean()
+    table = pd.DataFrame(
+        {
+            "change": (losses - free[loss]).groupby(case).mean() / room,
+            "noise": free[loss].groupby(case).std() / room,
+        }
+    )
+    return table[calm.reindex(table.index, fill_value=False)].dropna()
+
+
 def at_edge(runs: pd.DataFrame, oracle: Sequence[str]) -> pd.Series:
     """Returns how often each member of the oracle was its best; a best at an end of the grid may lie beyond it."""
     members = runs[runs["arm"].isin(oracle) & runs["rescued"]]

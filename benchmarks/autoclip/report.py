@@ -11,7 +11,7 @@ import seaborn as sns
 from arms import ARMS, ORACLE, named
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from regret import at_edge, common, doses, over_seeds, summary, widths, with_regret
+from regret import at_edge, common, doses, harmless, over_seeds, summary, widths, with_regret
 from results import read_whole
 from workloads import WORKLOADS
 
@@ -65,6 +65,10 @@ def print_tables(runs: pd.DataFrame, loss: str) -> None:
     for prefix, (unit, _, label) in DOSES.items():
         print(f"\nMean regret by dose: longest steps in those of {label} [%]")
         print((100 * doses(runs, prefix, unit)).round(1).to_string())
+    print(
+        "\nWhere clipping does not matter: change of the loss, and its standard deviation over seeds [% of the descent]"
+    )
+    print((100 * harmless(runs, "autoclip", loss)).round(2).to_string())
     lost = runs.loc[~runs["rescued"], ["workload", "lr", "seed"]].drop_duplicates()
     print(f"\nCases in which no fixed threshold survived, or none was run: {len(lost)}")
     print("Best member of the oracle, how often:", at_edge(runs, list(ORACLE)).to_dict())
