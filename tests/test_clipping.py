@@ -134,7 +134,7 @@ def test_doubtful_fit_is_not_used(change, word, lr):
     assert rule.threshold == pytest.approx(np.quantile(X, 0.9))
     assert rule.clip_rate == pytest.approx(0.1, abs=1e-9)
     assert word in rule.reason
-    assert rule.reason.startswith("Do not clip from this fit: ")
+    assert rule.reason.startswith("Do not clip from this fit, because ")
     assert math.isnan(rule.step_cap) if lr is None else rule.step_cap == pytest.approx(lr * rule.threshold)
 
 

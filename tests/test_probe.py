@@ -385,3 +385,25 @@ def test_a_failed_construction_leaves_no_hook() -> None:
     with pytest.raises(ValueError, match="group_by"):
         Probe(model, optimizer, regression, group_by=lambda name: "all")
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_further_estimators_measure_at_steps_of_their_own() -> None:
+    model, optimizer, batches = small_run(12)
+    probe = Probe(model, optimizer, regression, estimators=[LocalSmoothness()], schedule=every(4))
+
+    def thirds(step: int) -> bool:
+        return step % 3 == 0
+
+    probe.also(thirds, PathSmoothness(), LocalSmoothness(direction="random"))
+    probe.also(thirds, PathSmoothness())  # instead
+    step_over(model, optimizer, probe.watch(batches))
+    steps = {name: list(rows["step"]) for name, rows in probe.trace.to_frame().groupby("estimator")}
+    assert steps == {"local": [0, 4, 8], "path": [0, 3, 6, 9]}
+
+
+def test_further_estimators_need_names_of_their_own() -> None:
+    model, optimizer, batches = small_run(1)
+    probe = Probe(model, optimizer, regression, estimators=[LocalSmoothness()])
+    probe.also(every(1), LocalSmoothness(radius=1e-2))
+    with pytest.raises(ValueError, match="Found two named `local`"):
+        step_over(model, optimizer, probe.watch(batches))

@@ -209,7 +209,7 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
 def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> _Choice:
     threshold = fit.grad_norm_quantiles[FALLBACK_PERCENTILE]
     origin = (
-        f"Do not clip from this fit: {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient norms is "
+        f"Do not clip from this fit, because {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient norms is "
         f"{threshold:.4g}; a percentile stops outliers and guarantees nothing."
     )
     if averaging > 0:
