@@ -209,8 +209,8 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
 def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> _Choice:
     threshold = fit.grad_norm_quantiles[FALLBACK_PERCENTILE]
     origin = (
-        f"Do not clip from this fit, because {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient norms is "
-        f"{threshold:.4g}; a percentile stops outliers and guarantees nothing."
+        f"Do not clip from this fit, because {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient "
+        f"norms is {threshold:.4g}; a percentile stops outliers and guarantees nothing."
     )
     if averaging > 0:
         # The standard deviation of an exponential average of uncorrelated terms of standard deviation one.
