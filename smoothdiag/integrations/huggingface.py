@@ -1,0 +1,280 @@
+"""Hugging Face: a callback that measures, and clips on request, in a `transformers.Trainer`."""
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from smoothdiag.autoclip import AutoClip
+from smoothdiag.integrations.bookkeeping import unrecorded
+from smoothdiag.integrations.losses import Call, Factor, loss_of
+from smoothdiag.integrations.requirements import installed_by
+from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
+from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.schedule import Schedule
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
+from smoothdiag.trace import Trace
+
+with installed_by("hf"):
+    from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
+    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+STATE_FILE = "smoothdiag.json"
+"""File in a checkpoint with the state of probe and AutoClip."""
+
+TRACE_FILE = "smoothdiag.jsonl"
+"""Default name of the trace, in the output directory of the Trainer."""
+
+
+class SmoothnessCallback(TrainerCallback):
+    """Measures smoothness in a `transformers.Trainer`, and clips on request; training is otherwise the same bit by bit.
+
+    ::
+
+        SmoothnessCallback().bind(trainer)  # before trainer.train()
+
+    While training runs it has a `Probe` on the optimizer, and shows it what ``trainer.compute_loss`` is called with. To
+    measure, that is called again. Whatever the Trainer logs, the latest measurements join, as ``smoothdiag/grad_norm``,
+    ``smoothdiag/local_smoothness``, and so on. Checkpoints hold the state of probe and AutoClip, so that a run that is
+    resumed goes on exactly.
+
+    Args:
+        estimators: What to measure at each due step.
+        schedule: Which optimizer steps to measure; default: every 20th.
+        trace: A Trace, or a path to write one to; default: ``smoothdiag.jsonl`` in ``args.output_dir``.
+        group_by: Parameter name -> label of its group; each group gets rows of its own.
+        auto_clip: Whether an `AutoClip` keeps steps short, or its options. It takes the place of
+            ``args.max_grad_norm``, which is 0 as long as training runs.
+
+    Raises:
+        ValueError: If ``auto_clip`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the other arguments
+            when training begins.
+
+    Attributes:
+        probe: The probe of the latest run; None before training.
+        clipper: The AutoClip of the latest run, if there is one.
+
+    Units: grad_norm and threshold [f/x], smoothness [f/x^2], longest_step [x].
+    """
+
+    def __init__(
+        self,
+        *,
+        estimators: Sequence[Estimator] = (PathSmoothness(), LocalSmoothness()),
+        schedule: Schedule | None = None,
+        trace: Trace | str | Path | None = None,
+        group_by: Callable[[str], str] | None = None,
+        auto_clip: bool | Mapping[str, Any] = False,
+    ) -> None:
+        if not isinstance(auto_clip, bool | Mapping):
+            raise ValueError(
+                "Parameter `auto_clip` should be True, False or options of AutoClip. "
+                f"Found `auto_clip = {auto_clip!r}`."
+            )
+        self._options: dict[str, Any] = {"estimators": estimators, "schedule": schedule, "group_by": group_by}
+        self._trace, self._auto_clip = trace, auto_clip
+        self.probe: Probe | None = None
+        self.clipper: AutoClip | None = None
+        self._bound: _Bound | None = None
+        self._checkpoint: str | None = None
+        self._max_grad_norm = 0.0
+        self._num_losses = self._num_logged = 0
+
+    def bind(self, trainer: Trainer) -> "SmoothnessCallback":
+        """Attaches to a trainer, before it trains, and returns the callback itself.
+
+        Raises:
+            ValueError: If it is no `transformers.Trainer`, or the callback has one already.
+        """
+        if not isinstance(trainer, Trainer):
+            raise ValueError(
+                f"Parameter `trainer` should be a transformers.Trainer. Found {type(trainer).__name__}; "
+                "use smoothdiag.Probe in other loops."
+            )
+        if self._bound is not None:
+            raise ValueError("Parameter `trainer` should be bound by a callback of its own. Found one bound before.")
+        self._bound = _Bound(trainer, trainer.compute_loss, trainer.train, trainer.log)
+        # In front of the methods, so that it does not matter what subclasses make of them.
+        vars(trainer).update(compute_loss=self._compute_loss, train=self._train, log=self._log)
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+        return self
+
+    @property
+    def trace(self) -> Trace:
+        """The rows of the latest run.
+
+        Raises:
+            RuntimeError: Before training.
+        """
+        if self.probe is None:
+            raise RuntimeError("There is no trace before training has begun.")
+        return self.probe.trace
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attaches to the optimizer."""
+        if self._bound is None:
+            raise RuntimeError("SmoothnessCallback needs its trainer. Call callback.bind(trainer) before training.")
+        self._release(args)  # from a run that ended in an error, as one with too large a batch
+        trainer = self._bound.trainer
+        trace = Path(args.output_dir or ".") / TRACE_FILE if self._trace is None else self._trace
+        optimizer = _unwrapped(trainer)
+        self.probe = Probe(
+            trainer.model_wrapped, optimizer, self._replay, trace=trace, reduction="sum", **self._options
+        )
+        self._num_losses = self._num_logged = 0
+        stored = self._stored(state.global_step) if state.global_step else {}
+        if "probe" in stored:
+            self.probe.load_state_dict(stored["probe"])
+        self._num_logged = len(self.probe.trace)
+        self.clipper = None
+        if self._auto_clip is not False:
+            options = self._auto_clip if isinstance(self._auto_clip, Mapping) else {}
+            self.clipper = AutoClip(optimizer, self.probe, **options)
+            if stored.get("clipper") is not None:
+                self.clipper.load_state_dict(stored["clipper"])
+            self._take_over(args)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Makes sure that the trainer computes its loss where it can be seen."""
+        if self._num_losses == 0 and self._bound is not None:
+            raise RuntimeError(
+                "SmoothnessCallback needs a trainer whose training_step computes the loss by self.compute_loss(model, "
+                "inputs), which it calls again to measure. Found a step without that call in "
+                f"{type(self._bound.trainer).__name__}: override compute_loss instead, or leave the callback out."
+            )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Adds the state of probe and AutoClip to the checkpoint."""
+        folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        # The checkpoints of a search for hyperparameters lie elsewhere; nobody resumes them.
+        if self.probe is not None and args.should_save and folder.is_dir():
+            clipper = None if self.clipper is None else self.clipper.state_dict()
+            stored = {"probe": self.probe.state_dict(), "clipper": clipper}
+            (folder / STATE_FILE).write_text(json.dumps(stored), encoding="utf-8")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Detaches from the optimizer and closes the file of the trace."""
+        self._release(args)
+
+    def _take_over(self, args: TrainingArguments) -> None:
+        """Puts AutoClip in the place of ``max_grad_norm``."""
+        self._max_grad_norm, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
+        if self._max_grad_norm:
+            warnings.warn(
+                f"AutoClip takes the place of max_grad_norm = {self._max_grad_norm:g}, which is 0 as long as training "
+                "runs. TrainingArguments(max_grad_norm=0) says the same.",
+                SmoothdiagWarning,
+            )
+
+    def _release(self, args: TrainingArguments) -> None:
+        if self.clipper is not None:
+            self.clipper.detach()
+        if self.probe is not None:
+            self.probe.close()
+        if self._max_grad_norm:
+            args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, 0.0
+
+    def _stored(self, global_step: int) -> dict[str, Any]:
+        """Returns the states in the checkpoint that training goes on from, after ``global_step`` steps."""
+        path = None if self._checkpoint is None else Path(self._checkpoint) / STATE_FILE
+        if path is not None and path.is_file():
+            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return stored
+        warnings.warn(
+            f"`{self._checkpoint}` has no {STATE_FILE}, as if saved without a SmoothnessCallback. Measuring begins at "
+            f"step {global_step}, and so does AutoClip, if it was asked for.",
+            SmoothdiagWarning,
+        )
+        return {"probe": {"steps": global_step, "next": None}}
+
+    def _train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        assert self._bound is not None
+        if resume_from_checkpoint is True:
+            self._checkpoint = get_last_checkpoint(self._bound.trainer.args.output_dir)  # type: ignore[no-untyped-call]
+        else:
+            self._checkpoint = resume_from_checkpoint or None
+        return self._bound.train(resume_from_checkpoint, *args, **kwargs)
+
+    def _log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        assert self._bound is not None
+        # Evaluations have logs of their own, and so has the end of training.
+        self._bound.log({**logs, **self._metrics()} if "loss" in logs else logs, *args, **kwargs)
+
+    def _metrics(self) -> dict[str, float]:
+        """Returns what was measured since it was last called, the latest value of each, and how AutoClip stands."""
+        if self.probe is None:
+            return {}
+        found: dict[str, float] = {}
+        trace = self.probe.trace
+        for row in (trace[i] for i in range(self._num_logged, len(trace))):
+            name = row["estimator"]
+            if row["group"] == "all" and row["status"] in USABLE_STATUSES and not name.endswith(CLIP_SUFFIX):
+                found[f"smoothdiag/{name}_smoothness"] = row["smoothness"]
+                if not name.endswith("_preconditioned"):
+                    found["smoothdiag/grad_norm"] = row["grad_norm"]
+        self._num_logged = len(trace)
+        if self.clipper is not None:
+            found["smoothdiag/longest_step"] = self.clipper.longest_step
+            found["smoothdiag/threshold"] = self.clipper.threshold
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def _compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss in the trainer's stead, as it would, and lets the probe see what from."""
+        assert self._bound is not None
+        if self.probe is None or not torch.is_grad_enabled():  # as in evaluation
+            return self._bound.compute_loss(model, inputs, *args, **kwargs)
+        self._num_losses += 1
+        factor = Factor(getattr(self._bound.trainer.accelerator, "scaler", None))
+        self.probe.observe(Call(inputs, args, kwargs, factor))
+        found = self._bound.compute_loss(model, inputs, *args, **kwargs)
+        factor.watch(loss_of(found))
+        return found
+
+    def _replay(self, model: nn.Module, call: Call) -> Tensor:
+        """Returns the share of a micro-batch in the loss of its step, computed once more."""
+        assert self._bound is not None
+        with unrecorded(self._bound.trainer), self._bound.trainer.compute_loss_context_manager():
+            loss = loss_of(self._bound.compute_loss(model, call.inputs, *call.args, **call.kwargs))
+        return (loss * call.factor.value).sum()
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A trainer, and its own methods that the callback stands in front of."""
+
+    trainer: Trainer
+    compute_loss: Callable[..., Any]
+    train: Callable[..., Any]
+    log: Callable[..., None]
+
+
+def _unwrapped(trainer: Trainer) -> torch.optim.Optimizer:
+    """Returns the torch optimizer of a trainer, whose hooks fire when it steps.
+
+    Raises:
+        ValueError: If another engine steps.
+    """
+    if trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "Parameter `trainer` should not use DeepSpeed: its engine makes the steps, and no hook sees them."
+        )
+    optimizer = trainer.optimizer
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"Parameter `trainer` should use a torch.optim.Optimizer. Found {type(optimizer).__name__}.")
+    return optimizer
