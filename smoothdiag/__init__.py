@@ -31,6 +31,7 @@ from smoothdiag.rows import SmoothdiagWarning, Status
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
+    from smoothdiag import doctor as doctor
     from smoothdiag import problems as problems
     from smoothdiag.autoclip import AutoClip, StepRule
     from smoothdiag.clipping import ClipRule, StepRate, clip_rule, step_rate
@@ -124,6 +125,8 @@ __all__ = [
     "plot_sharpness",
     "plot_smoothness",
     "plot_trace",
+    # check the loop
+    "doctor",
     # ground truth
     "problems",
 ]
@@ -132,8 +135,8 @@ __version__ = "0.1.0.dev0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "problems":
-        return importlib.import_module("smoothdiag.problems")
+    if name in ("doctor", "problems"):
+        return importlib.import_module(f"smoothdiag.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'smoothdiag' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: ``smoothdiag demo | fit | plot | clip``."""
+"""The command line: ``smoothdiag demo | fit | plot | clip | doctor``."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smoothdiag.doctor import command as doctor
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     clip.add_argument("--kappa", type=float, default=1.0, help="lr * smoothness allowed, at most 2 (default: 1)")
     clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient")
     clip.set_defaults(run=_clip)
+
+    doctor.add_command(commands)
     return parser
 
 

@@ -1,0 +1,253 @@
+"""Observer: what the calls of a training loop mean in the order in which they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from smoothdiag.doctor.findings import Fault, Finding, finding
+from smoothdiag.doctor.gradients import Held, Mark, Owner, address, addresses, is_sharded, local
+from smoothdiag.doctor.shards import Shards
+from smoothdiag.doctor.sites import NOWHERE, Site
+
+FEWEST_CLIPS: Final = 30
+"""Clips it takes to say never or always: with none of 30, at most one in ten would have bound (95%, rule of three)."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that clips.
+
+    Attributes:
+        site: Its line.
+        returns_norm: Whether it returns the norm before the clip and somebody looks at that.
+        knows_norm: Whether it was given the norm.
+    """
+
+    site: Site
+    returns_norm: bool = False
+    knows_norm: bool = False
+
+
+class Binding:
+    """How often the clips of one line changed the gradient. Numbers stay on the device until somebody asks.
+
+    Attributes:
+        calls: How many clips there were.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._thresholds: set[float] = set()
+        self._bound: Any = 0
+        self._lowest: Any = None
+        self._highest: Any = None
+
+    def add(self, norm: Tensor, threshold: Any) -> None:
+        """Adds a clip of a gradient with this norm."""
+        norm = norm.detach()
+        self.calls += 1
+        self._thresholds.add(float(threshold))
+        self._bound = self._bound + (norm > threshold)
+        first = self._lowest is None
+        self._lowest = norm.clone() if first else torch.fmin(self._lowest, norm)
+        self._highest = norm.clone() if first else torch.fmax(self._highest, norm)
+
+    def finding(self, site: Site) -> Finding | None:
+        """Returns what there is to say, if anything."""
+        bound = int(self._bound)
+        if self.calls < FEWEST_CLIPS or 0 < bound < self.calls:
+            return None
+        low, high = min(self._thresholds), max(self._thresholds)
+        threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        facts = f"norms from {float(self._lowest):.3g} to {float(self._highest):.3g}, threshold {threshold}"
+        fault = Fault.CLIP_ALWAYS_BINDS if bound else Fault.CLIP_NEVER_BINDS
+        return finding(fault, site, self.calls, self.calls, unit="clips", facts=facts)
+
+
+class Observer:
+    """Follows steps, backward passes, clips and norms, and counts what goes wrong.
+
+    Attributes:
+        steps: Optimizer steps so far.
+        shards: Norms of local shards.
+        uses_scaler: Whether a GradScaler has scaled a loss so far.
+        is_scaling: Whether it has scaled one since the last backward pass.
+        has_read_scale: Whether somebody has asked for its factor since then.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.shards = Shards(lambda site: self._count(Fault.NORM_OF_ONE_SHARD, site))
+        self.uses_scaler = self.is_scaling = self.has_read_scale = False
+        self._owners: dict[int, Owner] = {}
+        self._held: dict[int, Held] = {}
+        self._index: Mapping[tuple[int, int], Held] | None = None
+        self._at_risk: list[Held] = []
+        self._before: list[list[tuple[int, int]]] = []
+        self._counts: dict[tuple[Fault, Site], tuple[int, int, str]] = {}
+        self._bindings: dict[Site, Binding] = {}
+
+    def own(self, optimizer: torch.optim.Optimizer) -> Owner:
+        """Returns the owner that stands for an optimizer, which holds its parameters from now on."""
+        owner = self._owners.get(id(optimizer))
+        if owner is None or not owner.is_of(optimizer):
+            self._owners = {key: each for key, each in self._owners.items() if each.parameters}
+            self._held = {key: each for key, each in self._held.items() if each.parameter() is not None}
+            owner = self._owners[id(optimizer)] = Owner(optimizer)
+        for p in owner.parameters:
+            known = self._held.get(id(p))
+            if known is None or known.owner is not owner or known.parameter() is not p:
+                self._held[id(p)] = Held(p, owner)
+        return owner
+
+    def held(self, parameters: Iterable[Tensor]) -> list[Held]:
+        """Returns those of the parameters that an optimizer holds."""
+        found = ((p, self._held.get(id(p))) for p in parameters)
+        return [each for p, each in found if each is not None and each.parameter() is p]
+
+    def find(self, tensors: Iterable[Any]) -> list[tuple[Held, bool]]:
+        """Returns the parameters whose gradients these tensors are, and whether a tensor is one shard alone."""
+        if not self._held:
+            return []
+        if self._index is None:
+            self._index = addresses(self._held.values())
+        found = []
+        for tensor in tensors:
+            where = address(tensor)
+            held = None if where is None else self._index.get(where)
+            if held is not None and held.gradient is not None and address(held.gradient) == where:
+                found.append((held, is_sharded(held.gradient) and not is_sharded(tensor)))
+        return found
+
+    def before_clip(self, held: Sequence[Held], call: Call) -> None:
+        """Looks at the order of things before a clip."""
+        self._index = None
+        if not held or self._is_late(held, call.site):
+            return
+        for owner in {each.owner: None for each in held}:
+            if owner.scaled and not self.has_read_scale and owner.fingerprints() == owner.prints:
+                self._count(Fault.CLIP_OF_SCALED_GRADIENTS, call.site, owner)
+        if call.returns_norm:
+            self._read(held, call.site)
+
+    def after_clip(self, held: Sequence[Held], known: Sequence[bool], call: Call) -> None:
+        """Marks the gradients as clipped; ``known`` says which norms had been read before."""
+        for each, was_known in zip(held, known, strict=True):
+            each.clipped = Mark(each.gradient, call.site, known=was_known or call.returns_norm or call.knows_norm)
+
+    def bind(self, site: Site, norm: Any, threshold: Any) -> None:
+        """Counts whether a clip changed the gradient."""
+        if is_sharded(norm):
+            if not all(placement.is_replicate() for placement in norm.placements):
+                return
+            norm = local(norm)
+        self._bindings.setdefault(site, Binding()).add(norm, threshold)
+
+    def clip_as_norm(self, held: Sequence[Held], site: Site) -> None:
+        """Takes note of a clip that is there for the norm it returns."""
+        self._count(Fault.CLIP_AS_NORM, site)
+        self._read(held, site)
+
+    def norm(self, found: Sequence[tuple[Held, bool]], site: Site, value: Any) -> None:
+        """Takes note of a norm that was read."""
+        held = [each for each, _ in found]
+        if any(is_part for _, is_part in found):
+            self.shards.add(site, value)
+        if all(each.is_used_up for each in held):
+            for owner in {each.owner: None for each in held}:
+                if owner.has_closure and owner.frame is not None:
+                    self._count(Fault.STALE_GRADIENTS, site, owner)
+                elif owner.has_closure:
+                    owner.early.append(site)
+        self._read(held, site)
+
+    def before_backward(self) -> None:
+        """Takes note of what a backward pass is about to add to."""
+        self.shards.settle()
+        self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
+        if self.uses_scaler:
+            self._before = [owner.fingerprints() for owner in self._owners.values()]
+
+    def after_backward(self) -> None:
+        """Looks at what a backward pass has written."""
+        self._index = None
+        for each in self._at_risk:
+            clipped = each.clipped
+            if (
+                clipped is not None
+                and clipped.site is not None
+                and not each.live("clipped")
+                and each.gradient is not None
+            ):
+                self._count(Fault.CLIP_PER_MICRO_BATCH, clipped.site, each.owner)
+        self._at_risk = []
+        for owner, before in zip(self._owners.values(), self._before, strict=False):
+            now = owner.fingerprints()
+            if now != before:
+                owner.scaled, owner.prints = self.is_scaling, now
+        self._before, self.is_scaling, self.has_read_scale = [], False, False
+
+    def before_step(self, owner: Owner, site: Site | None, hook: str) -> None:
+        """Looks at norms that were read too early, and at hooks of others; ``site`` is given where it matters."""
+        if site is None:
+            return
+        if owner.has_closure:
+            for early in owner.early:
+                # Only a line above the step, in the same function, was meant for the step to come.
+                if (early.file, early.function) == (site.file, site.function) and early.line < site.line:
+                    self._count(Fault.STALE_GRADIENTS, early, owner)
+        if hook:
+            self._count(Fault.SCALED_GRADIENTS_IN_HOOK, site, owner, hook)
+
+    def after_step(self, owner: Owner) -> None:
+        """Marks the gradients as used."""
+        self._index = None
+        owner.frame = None
+        owner.early.clear()
+        owner.steps += 1
+        self.steps = max(self.steps, owner.steps)
+        for each in self.held(owner.parameters):
+            each.stepped = Mark(each.gradient, NOWHERE)
+
+    def findings(self) -> list[Finding]:
+        """Returns what was found so far, the worst first."""
+        found = [
+            finding(fault, site, count, max(count, self.steps), other=other)
+            for (fault, site), (count, _, other) in self._counts.items()
+        ]
+        found += [said for site, each in self._bindings.items() if (said := each.finding(site)) is not None]
+        order = ("error", "warning", "note")
+        return sorted(found, key=lambda each: (order.index(each.severity), each.file, each.line))
+
+    def _is_late(self, held: Sequence[Held], site: Site) -> bool:
+        if not all(each.is_used_up for each in held):
+            return False
+        owner = held[0].owner
+        if any(each.owner.has_closure for each in held):
+            self._count(Fault.STALE_GRADIENTS, site, owner)
+        elif all(each.owner.in_backward for each in held):
+            self._count(Fault.CLIP_AFTER_OPTIMIZER_IN_BACKWARD, site, owner, str(owner.step_site))
+        else:
+            self._count(Fault.CLIP_AFTER_STEP, site, owner)
+        return True
+
+    def _read(self, held: Sequence[Held], site: Site) -> None:
+        for each in held:
+            clipped = each.live("clipped")
+            if clipped is None:
+                each.read = Mark(each.gradient, site)
+            elif not clipped.known:
+                self._count(Fault.NORM_AFTER_CLIPPING, site, each.owner, str(clipped.site))
+                clipped.known = True
+
+    def _count(self, fault: Fault, site: Site, owner: Owner | None = None, other: str = "") -> None:
+        """Counts a fault once per step of the optimizer concerned."""
+        step = self.steps if owner is None else owner.steps
+        count, last, _ = self._counts.get((fault, site), (0, -1, ""))
+        if step != last:
+            self._counts[fault, site] = (count + 1, step, other)

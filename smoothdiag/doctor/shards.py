@@ -1,0 +1,101 @@
+"""Shards: norms of the part on one rank, and whether the ranks put them together."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from smoothdiag.doctor.gradients import is_sharded
+from smoothdiag.doctor.patches import Patches
+from smoothdiag.doctor.sites import Site, call_site, is_own
+
+_READS = ("item", "tolist", "__float__", "to_local")
+_COLLECTIVES = ("all_reduce", "reduce", "all_gather", "all_gather_into_tensor")
+_TOLERANCE = 2**-7
+"""Relative: numbers sent in bfloat16 are rounded by 2^-9, and squares by twice that."""
+_LARGEST = 4096
+"""Entries of a tensor that may hold norms; what is larger is a gradient or a weight."""
+
+
+class Shards:
+    """Norms of local shards that no collective has seen yet.
+
+    Args:
+        report: Is called with the line that took the norm of one shard for that of the whole.
+    """
+
+    def __init__(self, report: Callable[[Site], None]) -> None:
+        self._report = report
+        self._pending: list[tuple[Site, float]] = []
+        self.is_watching = False
+
+    def watch(self, patches: Patches) -> None:
+        """Watches reads of DTensors, and collectives."""
+        import torch.distributed._functional_collectives as functional
+        from torch import distributed
+        from torch.distributed.tensor import DTensor
+
+        self.is_watching = True
+        for name in _READS:
+            patches.replace(DTensor, name, self._on_read)
+        for name in _COLLECTIVES:
+            patches.redirect(getattr(distributed, name), self._on_collective)
+        patches.redirect(distributed.all_gather_object, self._on_objects)
+        patches.replace(functional, "all_reduce", self._on_collective)
+
+    def add(self, site: Site, norm: Any) -> None:
+        """Adds a norm that was taken of a local shard."""
+        if isinstance(norm, Tensor) and norm.numel() == 1:
+            self._pending.append((site, float(norm)))
+
+    def settle(self) -> None:
+        """Reports the norms that were left as they are."""
+        for site in dict.fromkeys(site for site, _ in self._pending):
+            self._report(site)
+        self._pending.clear()
+
+    def _on_read(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def read(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            value = original(tensor, *args, **kwargs)
+            frame = sys._getframe(1)
+            is_partial = tensor.ndim == 0 and any(placement.is_partial() for placement in tensor.placements)
+            # PyTorch reads local parts in order to put them together.
+            if is_partial and not is_own(frame) and not _is_torch(frame.f_globals.get("__name__", "")):
+                self._pending.append((call_site(frame), float(value)))
+            return value
+
+        return read
+
+    def _on_collective(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def collective(*args: Any, **kwargs: Any) -> Any:
+            if self._pending:
+                tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and not is_sharded(x)]
+                numbers = [v for x in tensors if x.numel() <= _LARGEST for v in x.detach().flatten().tolist()]
+                self._put_together(numbers)
+            return original(*args, **kwargs)
+
+        return collective
+
+    def _on_objects(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def collective(*args: Any, **kwargs: Any) -> Any:
+            self._pending.clear()  # objects may hold anything
+            return original(*args, **kwargs)
+
+        return collective
+
+    def _put_together(self, numbers: list[Any]) -> None:
+        """Takes out the norms of every line whose norms, squared or added up, are among the numbers sent."""
+        for site in {site for site, _ in self._pending}:
+            norms = [norm for other, norm in self._pending if other == site]
+            squares = [norm * norm for norm in norms]
+            sums = [sum(norms), sum(squares), math.sqrt(sum(squares))]
+            if any(math.isclose(x, y, rel_tol=_TOLERANCE) for x in numbers for y in (*norms, *squares, *sums)):
+                self._pending = [each for each in self._pending if each[0] != site]
+
+
+def _is_torch(module: str) -> bool:
+    return module == "torch" or module.startswith("torch.")

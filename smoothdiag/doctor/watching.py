@@ -1,0 +1,283 @@
+"""watch: what a training loop calls, shown to an Observer, without a change to what the loop computes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, GeneratorType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from smoothdiag.doctor.findings import Finding, as_text
+from smoothdiag.doctor.gradients import is_sharded
+from smoothdiag.doctor.observer import Call, Observer
+from smoothdiag.doctor.patches import Patches
+from smoothdiag.doctor.sites import call_site, caller, is_library, is_own, is_result_used
+
+Function = Callable[..., Any]
+
+
+class Report:
+    """What the doctor has seen so far; ``print`` it for a table and what each finding means.
+
+    Args:
+        observer: Who sees it.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps seen; with several optimizers, those of the one that took most."""
+        return self._observer.steps
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, the worst first."""
+        return self._observer.findings()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as strings and numbers."""
+        return {"steps": self.steps, "findings": [each.to_dict() for each in self.findings]}
+
+    def __str__(self) -> str:
+        return as_text(self.findings, self.steps)
+
+
+@contextmanager
+def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
+    """Watches a training loop for mistakes around gradient clipping.
+
+    Weights, buffers and random states stay bit for bit what they are without it, and everything is put back at the end.
+
+    Args:
+        model: The model being trained.
+        *optimizers: Its optimizer, or several. Further ones that step parameters of the model are found by themselves.
+
+    Yields:
+        The report, which can be read at any time.
+
+    Raises:
+        ValueError: If an optimizer holds no parameter of the model.
+    """
+    mine = {id(p) for p in model.parameters()}
+
+    def is_watched(optimizer: Optimizer) -> bool:
+        return any(id(p) in mine for group in optimizer.param_groups for p in group["params"])
+
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer) or not is_watched(optimizer):
+            raise ValueError(
+                "Parameter `optimizers` should be torch.optim.Optimizers that hold parameters of `model`. "
+                f"Found {type(optimizer).__name__}."
+            )
+    with watch_all(is_watched) as watcher:
+        for optimizer in optimizers:
+            watcher.own(optimizer)
+        yield Report(watcher.observer)
+
+
+@contextmanager
+def watch_all(is_watched: Callable[[Optimizer], bool] = lambda optimizer: True) -> Iterator[Watcher]:
+    """Watches every optimizer that ``is_watched`` accepts, from when it is made or first steps."""
+    with Patches() as patches:
+        watcher = Watcher(patches, is_watched)
+        try:
+            yield watcher
+        finally:
+            watcher.observer.shards.settle()
+
+
+class Watcher:
+    """Puts the patches in place.
+
+    Args:
+        patches: What puts the originals back.
+        is_watched: Whether to watch an optimizer.
+    """
+
+    def __init__(self, patches: Patches, is_watched: Callable[[Optimizer], bool]) -> None:
+        self.observer = Observer()
+        self._patches, self._is_watched = patches, is_watched
+        self._depth = 0
+        self._is_busy = False
+        utils = nn.utils
+        patches.redirect(utils.clip_grad_norm_, self._on_clip)
+        patches.redirect(utils.clip_grad_value_, self._on_clip)
+        patches.redirect(utils.clip_grads_with_norm_, self._on_clip)
+        patches.redirect(utils.get_total_norm, self._on_norm)
+        for owner, name in ((Tensor, "norm"), (torch, "norm"), (torch.linalg, "norm"), (torch.linalg, "vector_norm")):
+            patches.replace(owner, name, self._on_norm)
+        patches.replace(torch, "_foreach_norm", self._on_norm)
+        patches.replace(torch.autograd, "backward", self._on_backward)
+        patches.replace(torch.amp.GradScaler, "scale", self._on_scale)
+        patches.replace(torch.amp.GradScaler, "unscale_", self._on_unscale)
+        patches.replace(torch.amp.GradScaler, "get_scale", self._on_get_scale)
+        patches.replace(Optimizer, "__init__", self._on_new_optimizer)
+        patches.callback(register_optimizer_step_pre_hook(self._before_step).remove)
+        patches.callback(register_optimizer_step_post_hook(self._after_step).remove)
+
+    def own(self, optimizer: Optimizer) -> Any:
+        """Takes an optimizer in, and what lies within if it wraps another."""
+        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+            optimizer = inner
+        if not self.observer.shards.is_watching and any(
+            is_sharded(p) for group in optimizer.param_groups for p in group["params"]
+        ):
+            self.observer.shards.watch(self._patches)
+        return self.observer.own(optimizer)
+
+    def _on_clip(self, original: Function) -> Function:
+        signature = inspect.signature(original)
+
+        def clip(*args: Any, **kwargs: Any) -> Any:
+            frame = caller(sys._getframe(1))
+            if self._is_passed_by(frame):
+                return original(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            given = bound.arguments["parameters"]
+            parameters = [given] if isinstance(given, Tensor) else list(given)
+            # An empty generator makes PyTorch warn.
+            bound.arguments["parameters"] = (p for p in parameters) if isinstance(given, GeneratorType) else parameters
+            call = Call(
+                call_site(frame),
+                returns_norm="norm_type" in signature.parameters and is_result_used(frame),
+                knows_norm="total_norm" in signature.parameters,
+            )
+            run = functools.partial(original, *bound.args, **bound.kwargs)
+            return self._watched_clip(parameters, bound.arguments, call, run)
+
+        return clip
+
+    def _watched_clip(
+        self, parameters: list[Tensor], arguments: dict[str, Any], call: Call, run: Callable[[], Any]
+    ) -> Any:
+        observer, held = self.observer, self.observer.held(parameters)
+        threshold = arguments.get("max_norm")
+        if threshold is not None and float(threshold) == math.inf:
+            observer.clip_as_norm(held, call.site)
+            marks = [(each, mark) for each in held for mark in each.marks()]
+            result = self._run(run)
+            for each, mark in marks:
+                mark.renew(each.gradient)
+            return result
+        observer.before_clip(held, call)
+        known = [each.is_known for each in held]
+        result = self._run(run)
+        observer.after_clip(held, known, call)
+        if threshold is not None:
+            observer.bind(call.site, arguments.get("total_norm", result), threshold)
+        return result
+
+    def _on_norm(self, original: Function) -> Function:
+        def norm(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or self._is_busy:
+                return original(*args, **kwargs)
+            given = args[0] if args else next(iter(kwargs.values()), None)
+            if isinstance(given, GeneratorType):
+                given = list(given)
+                args = (given, *args[1:])
+            found = self.observer.find([given] if isinstance(given, Tensor) else given or ())
+            direct = sys._getframe(1)
+            frame = caller(direct) if found else None
+            if not found or self._is_passed_by(frame) or any(each.owner.is_calculating(direct) for each, _ in found):
+                return original(*args, **kwargs)
+            value = self._run(functools.partial(original, *args, **kwargs))
+            self.observer.norm(found, call_site(frame), value)
+            return value
+
+        return norm
+
+    def _run(self, run: Callable[[], Any]) -> Any:
+        self._is_busy = True
+        try:
+            return run()
+        finally:
+            self._is_busy = False
+
+    def _is_passed_by(self, frame: FrameType | None) -> bool:
+        return torch.compiler.is_compiling() or self._is_busy or is_own(frame)
+
+    def _on_backward(self, original: Function) -> Function:
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            if self._depth == 0:
+                self.observer.before_backward()
+            self._depth += 1
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self.observer.after_backward()
+
+        return backward
+
+    def _on_scale(self, original: Function) -> Function:
+        def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            if scaler.is_enabled():
+                self.observer.uses_scaler = self.observer.is_scaling = True
+            return original(scaler, *args, **kwargs)
+
+        return scale
+
+    def _on_unscale(self, original: Function) -> Function:
+        def unscale_(scaler: Any, optimizer: Optimizer) -> Any:
+            if scaler.is_enabled() and self._is_watched(optimizer):
+                self.own(optimizer).scaled = False
+            return original(scaler, optimizer)
+
+        return unscale_
+
+    def _on_get_scale(self, original: Function) -> Function:
+        def get_scale(scaler: Any) -> Any:
+            self.observer.has_read_scale = True  # somebody may be about to divide by it
+            return original(scaler)
+
+        return get_scale
+
+    def _on_new_optimizer(self, original: Function) -> Function:
+        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            if self._is_watched(optimizer):
+                self.own(optimizer)
+
+        return __init__
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_watched(optimizer):
+            return
+        owner, frame = self.own(optimizer), sys._getframe(1)
+        if not owner.enter(frame):
+            return
+        # The first argument is the optimizer.
+        owner.has_closure = any(map(callable, args[1:])) or kwargs.get("closure") is not None
+        owner.in_backward = self._depth > 0
+        hook = _hook_of_others(optimizer) if getattr(optimizer, "grad_scale", None) is not None else ""
+        needs_site = owner.in_backward or hook or (owner.has_closure and owner.early)
+        site = call_site(frame) if needs_site else None
+        owner.step_site = site
+        self.observer.before_step(owner, site, hook)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._is_watched(optimizer):
+            owner = self.own(optimizer)
+            if owner.frame is sys._getframe(1):
+                self.observer.after_step(owner)
+
+
+def _hook_of_others(optimizer: Optimizer) -> str:
+    """Returns where a step pre-hook of the user's own stands, if there is one."""
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        code = getattr(inspect.unwrap(hook), "__code__", None)
+        if code is not None and not is_library(code.co_filename):
+            return f"{code.co_filename}:{code.co_firstlineno}"
+    return ""

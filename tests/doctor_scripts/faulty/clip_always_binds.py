@@ -1,0 +1,16 @@
+"""Clips at a norm that every gradient exceeds."""
+
+from functools import partial
+
+import torch
+from torch.nn.functional import mse_loss
+from torch.nn.utils import clip_grad_norm_
+
+clip = partial(clip_grad_norm_, max_norm=1e-4)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+for _ in range(40):
+    optimizer.zero_grad()
+    mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
+    clip(model.parameters())  # fault: clip-always-binds
+    optimizer.step()
