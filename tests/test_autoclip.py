@@ -17,6 +17,7 @@ from smoothdiag import (
     AutoClip,
     ClippedMomentum,
     ClippedScion,
+    DirectionalCurvature,
     LocalSmoothness,
     Probe,
     SmoothdiagWarning,
@@ -246,16 +247,6 @@ def test_factors_of_a_rule_are_positive(field, value) -> None:
         StepRule(**{field: value})
 
 
-def test_a_closure_is_refused_before_anything_moves() -> None:
-    for make in (sgd(), lambda m: torch.optim.LBFGS(m.parameters())):
-        run = Run(make, rule=FIXED)
-        before = run.weights()
-        for step in (lambda r: r.optimizer.step(lambda: 0.0), lambda r: r.optimizer.step(closure=lambda: 0.0)):
-            with pytest.raises(ValueError, match="Parameter `closure` should be None under AutoClip"):
-                step(run)
-        assert torch.equal(run.weights(), before)
-
-
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Embedding(4, 2, sparse=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -431,13 +422,24 @@ def test_rows_of_an_earlier_run_in_the_trace_do_not_count() -> None:
 
 
 def test_measurements_along_updates_set_the_cap_too() -> None:
-    run = Run(adamw(0.1), rule=StepRule(0.5)).over(batches(34))
+    run = Run(adamw(0.1), rule=StepRule(0.5), estimator=DirectionalCurvature("update")).over(batches(34))
     rows = run.probe.trace.to_frame().query("estimator == 'curvature_update_clip' and step < 30")
     lengths = -rows["slope"] / rows["smoothness"]
     lengths = lengths[lengths > 0][-13:]
     assert run.clipper.longest_step == pytest.approx(0.5 * lengths.median(), rel=1e-12)
 
 
+@pytest.mark.parametrize("make", [adamw(0.1), lambda m: torch.optim.RMSprop(m.parameters(), lr=0.1, momentum=0.9)])
+def test_updates_are_capped_by_lengths_along_the_gradient_whatever_the_momentum(make) -> None:
+    run = Run(make).over(batches(34))
+    rows = run.probe.trace.to_frame().query("estimator == 'local_clip' and step < 30")
+    lengths = rows["grad_norm"] / rows["smoothness"]
+    assert run.clipper.longest_step == pytest.approx(1.2 * lengths.median(), rel=1e-12)
+    before = run.weights()
+    run.over(batches(1))
+    assert float((run.weights() - before).norm()) <= run.clipper.longest_step * (1 + 1e-5)
+
+
 def test_no_schedule_of_its_own_where_nothing_is_measured() -> None:
-    run = Run(adamw(), schedule=never).over(batches(10))
+    run = Run(adamw(), schedule=never, rule=FIXED).over(batches(10))
     assert len(run.probe.trace) == 0

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smoothdiag import vectors
 from smoothdiag.autoclip.acting import Action, action_for, check_gradients
 from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule
 from smoothdiag.autoclip.calibration import UPDATE_RULE, Calibration, StepRule, is_in_progression
-from smoothdiag.autoclip.events import ROSE, History, acted, explained, stage
+from smoothdiag.autoclip.closures import after_gradient, check_begun
+from smoothdiag.autoclip.events import NOT_FINITE, ROSE, History, acted, explained, stage
 from smoothdiag.autoclip.free_rate import raise_rates, suggested
-from smoothdiag.autoclip.rates import Number, Peaks, highest_momentum, plain, shared
+from smoothdiag.autoclip.rates import Number, Peaks, highest_momentum, share_of_parameters, shared
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, ALONG_UPDATE, ForClipping, Rows
 from smoothdiag.measure.arguments import Outermost
+from smoothdiag.measure.closures import Arguments
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import SmoothdiagWarning
@@ -87,7 +88,7 @@ class AutoClip:
         self._calibration = Calibration(rule, risen_at=probe.steps)  # a run that is joined late is calibrated then
         self._history = History()
         self._steps, self._num_acted = probe.steps, 0
-        self._fresh, self._alone = True, False
+        self._fresh, self._alone, self._has_begun = True, False, False
         self._relative: Number = math.nan
         self._sets_lr = set_lr
         if set_lr:
@@ -201,19 +202,26 @@ class AutoClip:
     def _is_due(self, step: int) -> bool:
         return self._attached and self._calibration.due(step)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
         if not self._outermost.enter(sys._getframe(1)):
-            return
-        if kwargs.get("closure") is not None or any(map(callable, args[1:])):  # args[0] is the optimizer
-            raise ValueError("Parameter `closure` should be None under AutoClip. Found one.")
-        check_gradients(optimizer)
+            return None
+        self._has_begun = False
+        changed = after_gradient(optimizer, args, kwargs, self._begin)
+        if changed is None:
+            self._begin()
+        return changed
+
+    def _begin(self) -> None:
+        """Acts on the gradients of a step."""
+        self._has_begun = True
+        check_gradients(self._optimizer)
         if self._sets_lr and self._num_acted == 0:  # schedules may be made after AutoClip
-            check_schedule(optimizer)
+            check_schedule(self._optimizer)
         self._follow_probe()
         self._read()
         first, rose = self._num_acted == 0, self._peaks.update()
         if first or is_in_progression(self._steps):
-            self._relative = self._share_of_parameters()
+            self._relative = share_of_parameters(self._optimizer, self._calibration.rule.relative)
         if first:
             self._note("started", explained(self._calibration))
         elif rose:
@@ -229,6 +237,7 @@ class AutoClip:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._outermost.leave(sys._getframe(1)):
             return
+        check_begun(optimizer, has_begun=self._has_begun)
         self._action.after(self._longest(), self._history.counts)
         self._steps += 1
         self._num_acted += 1
@@ -282,12 +291,6 @@ class AutoClip:
             return relative
         return relative.clamp(max=measured) if isinstance(relative, Tensor) else min(relative, measured)
 
-    def _share_of_parameters(self) -> Number:
-        x = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
-        length = vectors.norm(x)
-        # Parameters that are all zero are no yardstick.
-        return plain((self._calibration.rule.relative * length).masked_fill(length == 0, math.inf))
-
     def _threshold(self) -> Number:
         if self._action.shortens_updates:
             return math.nan
@@ -312,9 +315,6 @@ class AutoClip:
         if number == 0:
             return
         if number == self._history.num_noted:  # the first ones
-            warnings.warn(
-                f"The gradient of step {last} was not finite. AutoClip takes such gradients for zero and counts them.",
-                SmoothdiagWarning,
-            )
+            warnings.warn(NOT_FINITE.format(step=last), SmoothdiagWarning)
         since = "" if number == 1 else f" in {number} steps, of which this was the last"
         self._note("not finite", f"the gradient counted as zero{since}", last)

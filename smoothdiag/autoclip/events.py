@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ROSE = "rate rose"
 
+NOT_FINITE = "The gradient of step {step} was not finite. AutoClip takes such gradients for zero and counts them."
+
 
 @dataclass(frozen=True)
 class Event:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothdiag import vectors
+
 Group = Mapping[str, Any]
 Number = float | Tensor
 """A number, or a 0-dim tensor on a device that should not be waited for."""
@@ -98,3 +100,9 @@ def shortening(group: Group) -> float:
     """Returns how long steps are that average uncorrelated gradients, in those that do not average."""
     momentum, nu = float(group.get("momentum", 0.0)), float(group.get("nu", 1.0))
     return nu * math.sqrt((1 - momentum) / (1 + momentum)) + 1 - nu
+
+
+def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Number:
+    """Returns a share of the length of the parameters [x]; infinite where they are all zero, and no yardstick."""
+    length = vectors.norm([p for group in optimizer.param_groups for p in group["params"] if p.requires_grad])
+    return plain((share * length).masked_fill(length == 0, math.inf))

@@ -1,6 +1,7 @@
 """Accumulation: the micro-batches of one optimizer step, as the training loop met them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,29 @@ from smoothdiag.measure.batches import MicroBatch, RandomState, devices_of, map_
 from smoothdiag.measure.coordinates import is_distributed
 from smoothdiag.measure.objective import Objective
 from smoothdiag.measure.state import ModuleState
+from smoothdiag.vectors import Vector
+
+UNSEEN = (
+    "The optimizer stepped but the probe saw no batch: nothing was measured. Iterate over probe.watch(loader), or call "
+    "probe.observe(batch) before each forward pass."
+)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A step before the optimizer took it.
+
+    Attributes:
+        start: The parameters.
+        lrs: Learning rate of each.
+        training: The gradient that the optimizer got; ``None`` where it is not known.
+        untouched: Whether that is exactly what backward left, so that its length counts too.
+    """
+
+    start: Vector
+    lrs: list[float]
+    training: Vector | None = None
+    untouched: bool = False
 
 
 class Accumulation:
@@ -75,6 +99,20 @@ class Accumulation:
         """Returns whether a tensor of a batch was written to after it was added, on any rank."""
         changed = any(tensor._version != version for tensor, version in self._versions)
         return vectors.any_rank(changed, self._parameters[0]) if self._distributed else changed
+
+    def beginning(self, start: Vector, lrs: list[float], *, by_closure: bool) -> Beginning | None:
+        """Returns the step from ``start``, with the gradients that are there now.
+
+        ``None`` where a closure, asked for them, left none: then there is nothing to step along.
+        """
+        if by_closure and all(p.grad is None for p in self._parameters):
+            return None
+        if by_closure and float(vectors.norm(vectors.sub(self._parameters, start))) != 0:
+            return Beginning(start, lrs)  # the optimizer had its closure evaluated elsewhere
+        untouched = None if self._distributed else self.untouched_gradient()
+        # Whatever was done to its length, the direction of the gradient tells whether loss_fn is the loop's loss.
+        training = gradients_of(self._parameters) if untouched is None else untouched
+        return Beginning(start, lrs, training, untouched is not None)
 
     def untouched_gradient(self) -> list[Tensor] | None:
         """Returns copies of ``.grad`` if it holds exactly what one backward per micro-batch left, else ``None``."""

@@ -1,6 +1,5 @@
 """Probe: watches a training loop and measures at chosen optimizer steps."""
 
-import math
 import sys
 import time
 import warnings
@@ -12,14 +11,15 @@ import torch
 from torch import nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.accumulation import Accumulation, gradients_of
+from smoothdiag.measure.accumulation import UNSEEN, Accumulation, Beginning
 from smoothdiag.measure.arguments import Outermost, check_arguments
 from smoothdiag.measure.batches import held_out, widened
+from smoothdiag.measure.closures import Arguments, after_closure
 from smoothdiag.measure.coordinates import common, coordinates, is_distributed, learning_rates, parameter_groups
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness, Status, Step
 from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
 from smoothdiag.measure.preconditioner import preconditioner
-from smoothdiag.measure.recording import rows_of
+from smoothdiag.measure.recording import failed_row, rows_of
 from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
 from smoothdiag.measure.stability import stability_limit
@@ -91,10 +91,8 @@ class Probe:
         self.self_test: SelfTest | None = None
         self._further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
         self._due: tuple[Estimator, ...] = self._estimators_due()
-        self._start: Vector | None = None
-        self._training: Vector | None = None
-        self._untouched = self._has_measured = False
-        self._lrs: list[float] = []
+        self._begun: Beginning | None = None
+        self._has_measured = False
         self._outermost = Outermost()
         self._warned: set[str] = set()
         self._num_untested = 0
@@ -164,45 +162,47 @@ class Probe:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
         if not (self._outermost.enter(sys._getframe(1)) and self._due):
-            return
-        if self._held_out is not None:
+            return None
+        self._begun = None  # the step before may have ended in an error
+        if self._held_out is not None or not self._accumulation.has_observed:
             self._follow_changes()
-        elif not self._accumulation.has_observed:
-            self._warn_once(
-                "The optimizer stepped but the probe saw no batch: nothing was measured. Iterate over "
-                "probe.watch(loader), or call probe.observe(batch) before each forward pass."
-            )
-            return
-        self._start = vectors.clone(self._parameters)
-        self._lrs = learning_rates(optimizer, self._parameters)
-        has_closure = any(map(callable, args[1:])) or kwargs.get("closure") is not None  # args[0] is the optimizer
-        if has_closure or self._held_out is not None:
-            return  # with a closure, the gradients of this step do not exist yet
-        untouched = None if self._distributed else self._accumulation.untouched_gradient()
-        self._untouched = untouched is not None
-        # Whatever was done to its length, the direction of the gradient tells whether loss_fn is the loop's loss.
-        self._training = untouched if untouched is not None else gradients_of(self._parameters)
+        start = vectors.clone(self._parameters)
+        # With a closure, the gradients of this step do not exist yet, nor perhaps its batches.
+        changed = after_closure(args, kwargs, lambda: self._begin(start, by_closure=True))
+        if changed is None:
+            self._begin(start)
+        return changed
+
+    def _begin(self, start: Vector, *, by_closure: bool = False) -> None:
+        """Takes up the step from ``start``, when its gradients are there."""
+        lrs = learning_rates(self.optimizer, self._parameters)
+        if self._held_out is not None:
+            self._begun = Beginning(start, lrs)
+        elif self._accumulation.has_observed:
+            self._begun = self._accumulation.beginning(start, lrs, by_closure=by_closure)
+        else:
+            self._warn_once(UNSEEN)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._outermost.leave(sys._getframe(1)):
             return
         self._stopwatch.steps += 1
         try:
-            if self._start is not None:
-                self._measure(self._start)
+            if self._begun is not None:
+                self._measure(self._begun)
                 self._has_measured = True
         except Exception as error:
             self._survive(error, "probe")
         finally:
             self._accumulation.clear()
-            self._start, self._training, self._untouched = None, None, False
+            self._begun = None
             self.steps += 1
             self._due = self._estimators_due()
 
-    def _measure(self, start: Vector) -> None:
-        vectors.synchronize(start)  # so that the time of the step does not count as ours
+    def _measure(self, begun: Beginning) -> None:
+        vectors.synchronize(begun.start)  # so that the time of the step does not count as ours
         began = time.perf_counter()
         batches = self._accumulation.micro_batches if self._held_out is None else self._held_out
         changed = self._accumulation.data_changed()
@@ -222,14 +222,14 @@ class Probe:
         )
         end = objective.point()
         with objective.isolated():
-            known = self._known_start(objective, start)
+            known = self._known_start(objective, begun)
             assert self.self_test is not None
             step = Step(
                 index=self.steps,
                 objective=objective,
-                start=[widened(x) for x in start],
+                start=[widened(x) for x in begun.start],
                 end=[widened(x) for x in end],
-                lr=common(self._lrs),
+                lr=common(begun.lrs),
                 gradient_error=self.self_test.gradient_error,
                 groups=self._groups,
                 preconditioner=preconditioner(self.optimizer, self._parameters),
@@ -239,32 +239,32 @@ class Probe:
             )
             names: set[str] = set()
             for estimator in self._due:
-                name = self._record(step, estimator, changed=changed)
+                name = self._record(step, estimator, begun, changed=changed)
                 if name in names and not self._has_measured:
                     raise ValueError(
                         "Parameter `estimators` should hold estimators whose rows have different names. "
                         f"Found two named `{name}`; use two probes, with a trace each, to compare their settings."
                     )
                 names.add(name)
-        vectors.synchronize(start)
+        vectors.synchronize(begun.start)
         interval = self._stopwatch.interval(self._schedule, began)
         if isinstance(self._schedule, Adaptive):
             if self._distributed:
                 interval = vectors.of_first_rank(interval, self._parameters[0])
             self._schedule.next = self.steps + interval
 
-    def _known_start(self, objective: Objective, start: Vector) -> Evaluation | None:
+    def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:
         """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
         test = self.self_test
         objective.loss_scale = 1.0 if test is None else test.loss_scale
         self._num_untested += 1
         if test is None or (self._num_untested > RETEST_EVERY and test.narrow is not None):
-            self.self_test, evaluation = self_test(objective, start, self._training)
+            self.self_test, evaluation = self_test(objective, begun.start, begun.training)
             self._num_untested = 0
             return evaluation
         return None
 
-    def _record(self, step: Step, estimator: Estimator, *, changed: bool) -> str:
+    def _record(self, step: Step, estimator: Estimator, begun: Beginning, *, changed: bool) -> str:
         began, num_grads = time.perf_counter(), step.objective.num_grads
         try:
             estimate = estimator(step)
@@ -272,9 +272,10 @@ class Probe:
             self._survive(error, type(estimator).__name__)
             return type(estimator).__name__
         cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
-        override = Status.DATA_CHANGED if changed else None if self._is_reproduced(step) else Status.NOT_REPRODUCED
+        reproduced = changed or self._is_reproduced(step, begun)
+        override = Status.DATA_CHANGED if changed else None if reproduced else Status.NOT_REPRODUCED
         data = "step" if self._held_out is None else "held-out"
-        self.trace.extend(rows_of(step, estimate, self._lrs, data=data, override=override, cost=cost))
+        self.trace.extend(rows_of(step, estimate, begun.lrs, data=data, override=override, cost=cost))
         return estimate.estimator
 
     def _survive(self, error: Exception, name: str) -> None:
@@ -283,16 +284,15 @@ class Probe:
         if not self._has_measured:
             raise error
         warnings.warn(f"Step {self.steps} was not measured: {error!r}", SmoothdiagWarning)
-        row = {"step": self.steps, "estimator": name, "grad_norm": math.nan, "smoothness": math.nan}
-        self.trace.append({**row, "status": Status.FAILED.name.lower()})
+        self.trace.append(failed_row(self.steps, name))
 
-    def _is_reproduced(self, step: Step) -> bool:
-        if self._training is None or "at_start" not in step.__dict__:
+    def _is_reproduced(self, step: Step, begun: Beginning) -> bool:
+        if begun.training is None or "at_start" not in step.__dict__:
             return True
         assert self.self_test is not None
         # A gradient that nothing wrote to has its length too, if it had it bit for bit at the self-test.
-        with_length = self._untouched and self.self_test.reproduced
-        reproduced = is_same(self._training, step.at_start.gradient, step.gradient_error, with_length=with_length)
+        with_length = begun.untouched and self.self_test.reproduced
+        reproduced = is_same(begun.training, step.at_start.gradient, step.gradient_error, with_length=with_length)
         if not reproduced:
             self._warn_once(NOT_REPRODUCED)
         return reproduced

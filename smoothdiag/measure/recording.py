@@ -1,5 +1,6 @@
 """Recording: the rows of a trace that one estimate makes."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,3 +53,9 @@ def rows_of(
             **part.extra,
             **(cost if part is estimate else {}),
         }
+
+
+def failed_row(step: int, estimator: str) -> dict[str, Any]:
+    """Returns the row of a measurement that ended in an error."""
+    status = Status.FAILED.name.lower()
+    return {"step": step, "estimator": estimator, "grad_norm": math.nan, "smoothness": math.nan, "status": status}
