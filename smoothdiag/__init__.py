@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from smoothdiag.autoclip import AutoClip, StepRule
     from smoothdiag.clipping import ClipRule, StepRate, clip_rule, step_rate
     from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
+    from smoothdiag.logs import LogReview, read_log, review_log
     from smoothdiag.plots import (
         plot_clipping,
         plot_constants,
@@ -51,6 +52,7 @@ _LAZY = {
     "AutoClip": "smoothdiag.autoclip",
     "ClipRule": "smoothdiag.clipping",
     "GroupFits": "smoothdiag.fits",
+    "LogReview": "smoothdiag.logs",
     "SmoothnessFit": "smoothdiag.fits",
     "StepRate": "smoothdiag.clipping",
     "StepRule": "smoothdiag.autoclip",
@@ -66,6 +68,8 @@ _LAZY = {
     "plot_sharpness": "smoothdiag.plots",
     "plot_smoothness": "smoothdiag.plots",
     "plot_trace": "smoothdiag.plots",
+    "read_log": "smoothdiag.logs",
+    "review_log": "smoothdiag.logs",
     "step_rate": "smoothdiag.clipping",
 }
 
@@ -94,6 +98,10 @@ __all__ = [
     # record
     "SmoothdiagWarning",
     "Trace",
+    # read what nobody measured
+    "LogReview",
+    "read_log",
+    "review_log",
     # fit
     "GroupFits",
     "SmoothnessFit",

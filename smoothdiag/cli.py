@@ -1,4 +1,4 @@
-"""The command line: ``smoothdiag demo | fit | plot | clip | doctor``."""
+"""The command line: ``smoothdiag demo | fit | plot | clip | import | doctor``."""
 
 import argparse
 import json
@@ -97,6 +97,19 @@ def _clip(arguments: argparse.Namespace) -> None:
     print(rule)
 
 
+def _import(arguments: argparse.Namespace) -> None:
+    from smoothdiag.logs import read_log, review_log
+
+    # Tables leave out what is NaN, and smoothness is nothing else here.
+    if arguments.out is not None and arguments.out.suffix != ".jsonl":
+        raise ValueError(f"Parameter `--out` should end in .jsonl. Found `{arguments.out}`.")
+    trace = read_log(arguments.log, grad_norm=arguments.grad_norm, loss=arguments.loss, step=arguments.step)
+    print(review_log(trace, thresholds=arguments.threshold).summary())
+    if arguments.out is not None:
+        trace.write(arguments.out)
+        print(f"\n{arguments.out}")
+
+
 def _fitted(trace: Trace, arguments: argparse.Namespace) -> "SmoothnessFit":
     from smoothdiag.fits import fit_smoothness
 
@@ -157,6 +170,16 @@ def _parser() -> argparse.ArgumentParser:
     clip.add_argument("--kappa", type=float, default=1.0, help="lr * smoothness allowed, at most 2 (default: 1)")
     clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient")
     clip.set_defaults(run=_clip)
+
+    log = commands.add_parser("import", help="say what a log of gradient norms and losses tells, and what it cannot")
+    log.add_argument("log", type=Path, metavar="LOG", help="a log: .csv, .jsonl, or .json such as trainer_state.json")
+    for flag, what in (("--grad-norm", "gradient norms"), ("--loss", "losses"), ("--step", "step numbers")):
+        log.add_argument(flag, metavar="COLUMN", help=f"column of {what} (default: the one with a usual name)")
+    log.add_argument(
+        "--threshold", type=float, action="append", default=[], metavar="T", help="count for it too; may be repeated"
+    )
+    log.add_argument("--out", type=Path, metavar="TRACE", help="write the rows as a trace, .jsonl")
+    log.set_defaults(run=_import)
 
     doctor.add_command(commands)
     return parser

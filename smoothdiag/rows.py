@@ -109,6 +109,10 @@ class Status(Enum):
         "LocalSmoothness instead."
     )
     ZERO_STEP = "the two points coincide; the step was skipped, or the radius is below rounding."
+    NOT_MEASURED = (
+        "the row comes from a log, which holds gradient norms and losses alone and tells nothing of smoothness; attach "
+        "a Probe to a run."
+    )
     FAILED = "evaluating the loss again raised an error, which was shown as a warning; mend loss_fn."
 
     @property

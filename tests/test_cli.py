@@ -189,7 +189,7 @@ def test_wrong_input_is_one_line_and_code_2(arguments, message, lawful, tmp_path
 def test_importing_loads_no_plotting_no_tables_no_framework() -> None:
     code = (
         "import sys, smoothdiag; print(sorted({'matplotlib', 'seaborn', 'pandas', 'scipy', 'transformers', "
-        "'lightning'} & set(sys.modules)))"
+        "'accelerate', 'lightning', 'tensorboard', 'wandb', 'PIL'} & set(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"

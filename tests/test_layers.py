@@ -16,7 +16,7 @@ LAYERS = (
     ("integrations",),
     ("autoclip", "cli"),
     ("demo",),
-    ("report", "measure", "optim"),
+    ("report", "measure", "optim", "logs"),
     ("plots", "clipping", "geometry"),
     ("fits", "trace", "vectors", "doctor", "problems"),
     ("rows",),
@@ -90,6 +90,7 @@ WINGS = {
         "optim.scion",
         "optim",
     ),
+    "logs": ("logs.outliers", "logs.reading", "logs.review", "logs"),
     "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
     "autoclip": (
         "autoclip.calibration",
@@ -120,6 +121,8 @@ WINGS = {
         "integrations.bookkeeping",
         "integrations.losses",
         "integrations.loggers",
+        "integrations.latest",
+        "integrations.training_step",
         "integrations.lightning",
         "integrations.huggingface",
         "integrations",
@@ -143,6 +146,7 @@ FORBIDDEN = {
     "measure": {"plots", "clipping", "fits"},
     "fits": {"torch"},
     "clipping": {"torch"},
+    "logs": {"torch"},
     "trace": {"torch"},
 }
 LAZY = {"plots": {"matplotlib", "seaborn", "mpl_toolkits"}}

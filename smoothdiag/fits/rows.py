@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from smoothdiag.fits.base import Array
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status
 
 NUMBERS = (
     "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
@@ -169,9 +169,11 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     dropped = Counter(cause[chosen & ~usable].tolist())
     if not (chosen & usable).any():
         counts = ", ".join(f"{name}: {count}" for name, count in sorted(dropped.items()))
+        remedies = {status.name.lower(): f" Most are {status.name.lower()}: {status.value}" for status in Status}
+        remedy = remedies.get(max(dropped, key=lambda name: dropped[name]), "")
         raise ValueError(
             f"Parameter `data` should have usable rows for the group {group!r} and the estimator {estimator!r}. "
-            f"Found {int(chosen.sum())} rows, all dropped ({counts})."
+            f"Found {int(chosen.sum())} rows, all dropped ({counts}).{remedy}"
         )
     kinds = _names(label["data"][chosen & usable])
     if len(kinds) > 1:
