@@ -7,7 +7,7 @@ from autoclip_runs import Run, adamw, batches, sgd
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
-from smoothdiag import StepRule, every, plot_clipping
+from smoothdiag import DirectionalCurvature, StepRule, every, plot_clipping
 
 pytestmark = pytest.mark.usefixtures("no_figure_left_open")
 
@@ -55,11 +55,11 @@ def test_a_trace_and_a_history_from_files_make_the_same_figure(run, tmp_path) ->
 
 
 def test_updates_have_lengths_of_their_own_and_no_norm() -> None:
-    run = Run(adamw(0.1), rule=StepRule(0.5)).over(batches(40))
+    run = Run(adamw(0.1), rule=StepRule(0.5), estimator=DirectionalCurvature("update")).over(batches(40))
     ax = plot_clipping(run.clipper, ax=axes())
     rows = run.probe.trace.to_frame().query("estimator == 'curvature_update_clip'")
     lengths = -rows["slope"] / rows["smoothness"]
-    assert_allclose(drawn(ax, "best step along update").get_data()[1], lengths[lengths > 0])
+    assert_allclose(drawn(ax, "best step along the direction").get_data()[1], lengths[lengths > 0])
     assert len(ax.get_legend_handles_labels()[1]) == 2
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from clippers import AdaptiveGradientClipping, MaxNorm, Percentile, StepCap, ZClip, relative_cap
 from measured import (
-    ALONG_UPDATE,
     autoclip,
     bounded,
     clip_percentage,
@@ -22,7 +21,7 @@ from measured import (
 from training import Arm, Clipper, Loop, typical_step
 from workloads import Workload
 
-from smoothdiag import ClippedMomentum, LocalSmoothness
+from smoothdiag import ClippedMomentum, DirectionalCurvature, LocalSmoothness
 from smoothdiag.autoclip import StepRule
 
 EXPONENTS, RATIO = range(-3, 4), 3.0
@@ -53,6 +52,11 @@ def mixture(workload: Workload, parameters: Any, lr: float) -> torch.optim.Optim
 
 def averaged(workload: Workload, parameters: Any, lr: float) -> torch.optim.Optimizer:
     return ClippedMomentum(parameters, lr * workload.gain, longest_step=math.inf, momentum=workload.momentum)
+
+
+def half(workload: Workload) -> StepRule:
+    """Updates of half the measured length: what did best along updates in earlier experiments."""
+    return StepRule(multiple=0.5)
 
 
 def nothing(loop: Loop) -> Clipper:
@@ -86,7 +90,10 @@ TRIED = {
     "tried_bounded": Arm(autoclip(bounded), kinds=SGD),
     "tried_one_multiple": Arm(autoclip(lambda workload: StepRule()), kinds=SGD),
     "tried_short_secants": Arm(autoclip(estimator=LocalSmoothness(two_scale=False)), kinds=SGD),
-    "tried_updates": Arm(autoclip(lambda workload: ALONG_UPDATE), kinds=("adamw",)),
+    "tried_along_update": Arm(
+        autoclip(half, estimator=LocalSmoothness(0.01, "update", two_scale=False)), kinds=("adamw",)
+    ),
+    "tried_quotient": Arm(autoclip(half, estimator=DirectionalCurvature("update")), kinds=("adamw",)),
 }
 
 CONTROLS = {

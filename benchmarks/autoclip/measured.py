@@ -12,12 +12,9 @@ from training import Arm, Clipper, Loop, data_of, train
 from workloads import Batch, Workload
 
 import smoothdiag as sd
-from smoothdiag.autoclip import UPDATE_RULE, AutoClip, StepRule
+from smoothdiag.autoclip import AutoClip, StepRule
 from smoothdiag.autoclip.rows import ALONG_GRADIENT
 from smoothdiag.measure.estimators import Estimate, Step
-
-ALONG_UPDATE = StepRule(multiple=0.5, relative=0.01)
-"""For AdamW, where AutoClip measures nothing by itself: what did best in earlier experiments."""
 
 SELF_TEST = 2
 """Gradients of the probe's self-test, which stand in no row."""
@@ -77,9 +74,7 @@ def scaled(factor: float) -> Callable[[Workload], StepRule]:
     """AutoClip's own rule with another longest step."""
 
     def rule(workload: Workload) -> StepRule:
-        if workload.kind == "adamw":
-            return StepRule(multiple=None, relative=factor * UPDATE_RULE.relative)
-        own = StepRule.for_momentum(workload.momentum)
+        own = StepRule.for_momentum(workload.momentum if workload.kind == "sgd" else 0.0)
         return replace(own, multiple=factor * own.multiple)
 
     return rule

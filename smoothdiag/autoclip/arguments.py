@@ -26,9 +26,9 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         )
 
 
-def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, along_update: bool) -> None:
+def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shortens_updates: bool) -> None:
     """Raises a ValueError if measurements do not tell a learning rate."""
-    if along_update or rule.multiple is None:
+    if shortens_updates or rule.multiple is None:
         raise ValueError(
             "A learning rate can be suggested where gradients are clipped and measured. Found "
             f"{type(optimizer).__name__} and `multiple = {rule.multiple}`."

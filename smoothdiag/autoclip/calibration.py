@@ -79,10 +79,6 @@ class StepRule:
                 raise ValueError(f"Parameter `{name}` should be positive and finite. Found `{name} = {value!r}`.")
 
 
-UPDATE_RULE = StepRule(multiple=None, relative=0.01)
-"""Default where updates are shortened: there measured curvature was no better than ||x||."""
-
-
 def progression() -> Iterator[int]:
     """Yields 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29, 38, ...: steps to measure."""
     step = 0

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from smoothdiag.autoclip.acting import Action, action_for, check_gradients
 from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule
-from smoothdiag.autoclip.calibration import UPDATE_RULE, Calibration, StepRule, is_in_progression
+from smoothdiag.autoclip.calibration import Calibration, StepRule, is_in_progression
 from smoothdiag.autoclip.closures import after_gradient, check_begun
 from smoothdiag.autoclip.events import NOT_FINITE, ROSE, History, acted, explained, stage
 from smoothdiag.autoclip.free_rate import raise_rates, suggested
 from smoothdiag.autoclip.rates import Number, Peaks, highest_momentum, share_of_parameters, shared
-from smoothdiag.autoclip.rows import ALONG_GRADIENT, ALONG_UPDATE, ForClipping, Rows
+from smoothdiag.autoclip.rows import ALONG_GRADIENT, ForClipping, Rows
 from smoothdiag.measure.arguments import Outermost
 from smoothdiag.measure.closures import Arguments
 from smoothdiag.measure.estimators import Estimator
@@ -55,11 +55,9 @@ class AutoClip:
         probe: The probe; what it measures besides does not matter.
         mode: ``"clip"`` acts on gradients or updates, ``"set"`` writes the cap of an optimizer that clips by itself,
             ``"shadow"`` changes nothing and only keeps the books.
-        rule: How long a step may be; default: ``StepRule.for_momentum``, or ``UPDATE_RULE`` where updates are
-            shortened.
+        rule: How long a step may be; default: ``StepRule.for_momentum``, where updates are shortened that of 0.
         set_lr: Whether to raise the learning rate to ``suggest_lr()`` when the longest step is held.
-        estimator: What measures L along the gradient; default: secants over a hundredth of ||x||. Where updates are
-            shortened by a rule with a ``multiple``: ``DirectionalCurvature("update")``.
+        estimator: What measures L; default: secants over a hundredth of ||x|| along the gradient.
 
     Raises:
         ValueError: If the probe watches another optimizer, or an option does not fit.
@@ -81,10 +79,9 @@ class AutoClip:
         self._optimizer, self._probe, self._mode = optimizer, probe, mode
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
-        along_update = self._action.shortens_updates
-        rule = rule or (UPDATE_RULE if along_update else StepRule.for_momentum(highest_momentum(optimizer)))
-        self._measures = ForClipping(estimator or (ALONG_UPDATE if along_update else ALONG_GRADIENT))
-        self._rows = Rows(probe, along_update=along_update)
+        shortens_updates = self._action.shortens_updates
+        rule = rule or StepRule.for_momentum(0.0 if shortens_updates else highest_momentum(optimizer))
+        self._measures, self._rows = ForClipping(estimator or ALONG_GRADIENT), Rows(probe)
         self._calibration = Calibration(rule, risen_at=probe.steps)  # a run that is joined late is calibrated then
         self._history = History()
         self._steps, self._num_acted = probe.steps, 0
@@ -93,7 +90,7 @@ class AutoClip:
         self._sets_lr = set_lr
         if set_lr:
             check_schedule(optimizer)
-            check_free_rate(optimizer, rule, along_update=along_update)
+            check_free_rate(optimizer, rule, shortens_updates=shortens_updates)
         self._attached, self._outermost = True, Outermost()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -162,7 +159,7 @@ class AutoClip:
 
         Units: [x^2/f].
         """
-        check_free_rate(self._optimizer, self._calibration.rule, along_update=self._action.shortens_updates)
+        check_free_rate(self._optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
         self._read()
         return suggested(self._calibration, self._optimizer, multiple)
 

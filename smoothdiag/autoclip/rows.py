@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from smoothdiag.measure.estimators import DirectionalCurvature, Estimate, Estimator, LocalSmoothness, Step
+from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
 from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
 
@@ -16,7 +16,6 @@ RADIUS = 1e-2
 ReLU layers shorten the lengths of a residual network five times."""
 
 ALONG_GRADIENT = LocalSmoothness(radius=RADIUS, two_scale=False)
-ALONG_UPDATE = DirectionalCurvature("update")
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,13 @@ class Rows:
 
     Args:
         probe: The probe.
-        along_update: Whether lengths are along the update, or else along the gradient.
 
     Attributes:
         last: Step of the last row taken up, or -1.
     """
 
-    def __init__(self, probe: Probe, *, along_update: bool) -> None:
-        self._probe, self._along_update = probe, along_update
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
         self.last = -1
         self._num_read = len(probe.trace)  # rows that are there already are of another run, or of other steps
 
@@ -70,8 +68,8 @@ class Rows:
         curvature = row["smoothness"]
         if row["status"] not in USABLE_STATUSES or not 0 < curvature < math.inf:
             return math.nan, math.nan
-        if self._along_update:
-            return -float(row.get("slope", math.nan)) / curvature, math.nan
+        if "slope" in row:  # of the loss along a direction, whose curvature may have either sign
+            return -float(row["slope"]) / curvature, math.nan
         return row["grad_norm"] / curvature, 1 / curvature
 
 

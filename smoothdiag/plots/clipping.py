@@ -48,7 +48,7 @@ def plot_clipping(
     """Draws measured lengths, the longest step, and the length that steps would have unclipped, over the steps.
 
     A length is the step at which a quadratic with the measured curvature is lowest: ||g||/L along the gradient, or
-    -slope/curvature along the update where that was measured. Unclipped steps are rate times gain of the momentum
+    -slope/curvature where AutoClip's estimator measures a slope. Unclipped steps are rate times gain of the momentum
     times gradient norm, as far as the history has a threshold; above the longest step they were clipped.
 
     Args:
@@ -70,15 +70,12 @@ def plot_clipping(
     if history is None or history.empty:
         raise ValueError("Parameter `history` should be the history of an AutoClip that has taken a step. Found none.")
     frame = cast("pd.DataFrame", data.to_frame() if hasattr(data, "to_frame") else data)
-    # Updates have no threshold, and lengths of their own where they were measured.
-    has_threshold = bool(np.isfinite(floats(history, "threshold")).any())
     names = sorted({name for name in frame.get("estimator", ()) if str(name).endswith(CLIP_SUFFIX)})
     if len(names) != 1:
         raise ValueError(
             f"Parameter `data` should have rows that one AutoClip asked for, named with `{CLIP_SUFFIX}` at the end. "
             f"Found {names or 'none'}."
         )
-    along_update = not has_threshold and "slope" in frame
     rows = select(frame, names[0], "all").sort_values("step", kind="stable")
 
     import seaborn as sns
@@ -86,10 +83,11 @@ def plot_clipping(
     ax = current_axes() if ax is None else ax
     colors = sns.color_palette("colorblind")
     step, curvature, norm = (floats(rows, name) for name in ("step", "smoothness", "grad_norm"))
+    has_slope = "slope" in rows and bool(rows["slope"].notna().any())
     with np.errstate(divide="ignore", invalid="ignore"):
-        length = (-floats(rows, "slope") if along_update else norm) / curvature
+        length = (-floats(rows, "slope") if has_slope else norm) / curvature
     shown, usable = positive(length), rows["status"].isin(USABLE_STATUSES).to_numpy()
-    name = "best step along update" if along_update else rf"measured length {NORM}$/L$"
+    name = "best step along the direction" if has_slope else rf"measured length {NORM}$/L$"
     good, bad = shown & usable, shown & ~usable
     ax.plot(step[good], length[good], linestyle="none", marker="o", markersize=3.5, color=colors[0], label=name)
     if bad.any():
