@@ -104,7 +104,10 @@ def _import(arguments: argparse.Namespace) -> None:
     if arguments.out is not None and arguments.out.suffix != ".jsonl":
         raise ValueError(f"Parameter `--out` should end in .jsonl. Found `{arguments.out}`.")
     trace = read_log(arguments.log, grad_norm=arguments.grad_norm, loss=arguments.loss, step=arguments.step)
-    print(review_log(trace, thresholds=arguments.threshold).summary())
+    review = review_log(trace, thresholds=arguments.threshold)
+    roles = (("gradient norms", "grad_norm_column"), ("losses", "loss_column"), ("steps", "step_column"))
+    taken = (f"{what} from `{trace.meta[key]}`" for what, key in roles if trace.meta[key])
+    print(f"{arguments.log}: {', '.join(taken)}.\n{review.summary()}")
     if arguments.out is not None:
         trace.write(arguments.out)
         print(f"\n{arguments.out}")

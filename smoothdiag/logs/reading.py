@@ -149,8 +149,8 @@ def _column(role: str, asked: str | None, columns: Sequence[str], source: Path) 
 
 def _readings(name: str) -> set[str]:
     """Returns what a name may stand for, in small letters; nothing where it is not of a step in training."""
-    plain = re.sub(r"\W+", "_", name.lower()).strip("_")
-    return set() if _NOT_OF_A_STEP.search(plain) else {plain, _OF_TRAINING.sub("", plain)}
+    plain, last = (re.sub(r"\W+", "_", part.lower()).strip("_") for part in (name, name.split("/")[-1]))
+    return set() if _NOT_OF_A_STEP.search(plain) else {plain, last, _OF_TRAINING.sub("", plain)}
 
 
 def _rows(
