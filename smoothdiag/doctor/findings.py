@@ -9,6 +9,7 @@ from typing import Any, Final
 from smoothdiag.doctor.sites import Site
 
 _PAGE: Final = "docs/doctor.md"
+_IN_LIBRARY: Final = " The call is a library's own; look for the setting that asks for it."
 
 
 class Severity(Enum):
@@ -168,19 +169,20 @@ def finding(
         of=of,
         unit=unit,
         site=site,
-        change=change.format(**names),
+        change=change.format(**names) + (_IN_LIBRARY if site.inside else ""),
         link=f"{_PAGE}#{fault.slug}",
     )
 
 
 def as_text(findings: list[Finding], steps: int) -> str:
     """Returns a table of the findings, and below it what each of them means."""
-    if not steps:
+    if not steps and not findings:
         return (
             "smoothdiag doctor: no optimizer step was seen in this process. Processes that a script starts are not "
             "watched; start the ranks with torchrun and the doctor in each of them."
         )
-    head = f"smoothdiag doctor: {len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'} in {steps} steps"
+    counted = f"{len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}"
+    head = f"smoothdiag doctor: {counted} in {steps} step{'' if steps == 1 else 's'}"
     if not findings:
         return f"{head}."
     rows = [("severity", "finding", "seen", "line")]

@@ -164,7 +164,10 @@ def address(tensor: Any) -> tuple[int, int] | None:
     part = local(tensor) if isinstance(tensor, Tensor) else None
     if type(part) not in (Tensor, torch.nn.Parameter) or part is None or part.layout != torch.strided:
         return None
-    return (part.data_ptr(), part.numel()) if part.numel() else None
+    try:
+        return (part.data_ptr(), part.numel()) if part.numel() else None
+    except RuntimeError:  # inside torch.func, tensors have no memory
+        return None
 
 
 def addresses(held: Iterable[Held]) -> dict[tuple[int, int], Held]:

@@ -69,6 +69,29 @@ class Binding:
         return finding(fault, site, self.calls, self.calls, unit="clips", facts=facts)
 
 
+class Count:
+    """How many steps had a fault.
+
+    Attributes:
+        other: The second line that takes part.
+        number: How many it were.
+    """
+
+    def __init__(self, other: str) -> None:
+        self.other, self.number = other, 0
+        self._last: dict[Owner | None, int] = {}
+
+    def add(self, owner: Owner | None, step: int) -> None:
+        """Counts the step, once."""
+        if self._last.get(owner) != step:
+            self._last[owner] = step
+            self.number += 1
+
+    def possible(self, steps: int) -> int:
+        """Returns the steps of the optimizers concerned; ``steps`` are those where none is."""
+        return max(self.number, sum(steps if owner is None else owner.steps for owner in self._last))
+
+
 class Observer:
     """Follows steps, backward passes, clips and norms, and counts what goes wrong.
 
@@ -89,7 +112,7 @@ class Observer:
         self._index: Mapping[tuple[int, int], Held] | None = None
         self._at_risk: list[Held] = []
         self._before: list[list[tuple[int, int]]] = []
-        self._counts: dict[tuple[Fault, Site], tuple[int, int, str]] = {}
+        self._counts: dict[tuple[Fault, Site], Count] = {}
         self._bindings: dict[Site, Binding] = {}
 
     def own(self, optimizer: torch.optim.Optimizer) -> Owner:
@@ -217,8 +240,8 @@ class Observer:
     def findings(self) -> list[Finding]:
         """Returns what was found so far, the worst first."""
         found = [
-            finding(fault, site, count, max(count, self.steps), other=other)
-            for (fault, site), (count, _, other) in self._counts.items()
+            finding(fault, site, each.number, each.possible(self.steps), other=each.other)
+            for (fault, site), each in self._counts.items()
         ]
         found += [said for site, each in self._bindings.items() if (said := each.finding(site)) is not None]
         order = ("error", "warning", "note")
@@ -247,7 +270,4 @@ class Observer:
 
     def _count(self, fault: Fault, site: Site, owner: Owner | None = None, other: str = "") -> None:
         """Counts a fault once per step of the optimizer concerned."""
-        step = self.steps if owner is None else owner.steps
-        count, last, _ = self._counts.get((fault, site), (0, -1, ""))
-        if step != last:
-            self._counts[fault, site] = (count + 1, step, other)
+        self._counts.setdefault((fault, site), Count(other)).add(owner, self.steps if owner is None else owner.steps)

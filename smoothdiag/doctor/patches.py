@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
+
+import torch
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original and returns what runs in its place."""
@@ -18,7 +21,12 @@ class Patches(ExitStack):
         """Replaces the attribute ``name`` of a module or class, for whoever looks it up there."""
         original = getattr(owner, name)
         inherited = name not in vars(owner)
-        setattr(owner, name, functools.wraps(original)(wrap(original)))
+        replacement = functools.wraps(original)(wrap(original))
+        setattr(owner, name, replacement)
+        builtins = torch.jit._builtins._get_builtin_table()  # type: ignore[no-untyped-call]
+        if id(original) in builtins:  # torch.jit.script knows its functions by their identity
+            builtins[id(replacement)] = builtins[id(original)]
+            self.callback(builtins.pop, id(replacement))
         self.callback(delattr if inherited else setattr, owner, name, *(() if inherited else (original,)))
 
     def redirect(self, function: Any, wrap: Wrap) -> None:
@@ -30,12 +38,13 @@ class Patches(ExitStack):
         Raises:
             RuntimeError: If the function is not decorated like that.
         """
-        inner: Callable[..., Any] | None = getattr(function, "__wrapped__", None)
-        cells = [cell for cell in function.__closure__ or () if cell.cell_contents is inner]
-        if inner is None or len(cells) != 1:
+        inner = inspect.unwrap(function)
+        cells = [cell for cell in function.__closure__ or () if inspect.unwrap(cell.cell_contents) is inner]
+        if len(cells) != 1:
             raise RuntimeError(
                 f"The doctor cannot watch {function.__module__}.{function.__name__}, because this version of PyTorch "
                 "does not wrap it in torch.no_grad as others do."
             )
-        cells[0].cell_contents = functools.wraps(inner)(wrap(inner))
-        self.callback(setattr, cells[0], "cell_contents", inner)
+        content = cells[0].cell_contents
+        cells[0].cell_contents = functools.wraps(content)(wrap(content))
+        self.callback(setattr, cells[0], "cell_contents", content)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from smoothdiag.doctor.gradients import is_sharded
@@ -61,6 +62,8 @@ class Shards:
     def _on_read(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def read(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             value = original(tensor, *args, **kwargs)
+            if torch.compiler.is_compiling():
+                return value
             frame = sys._getframe(1)
             is_partial = tensor.ndim == 0 and any(placement.is_partial() for placement in tensor.placements)
             # PyTorch reads local parts in order to put them together.

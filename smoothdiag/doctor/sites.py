@@ -13,8 +13,8 @@ from types import CodeType, FrameType
 import torch
 
 _OWN = str(Path(__file__).parents[1])
-_TORCH = str(Path(torch.__file__).parent)
-_LIBRARIES = (_OWN, _TORCH, "<frozen", *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")))
+_BETWEEN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen")
+_LIBRARIES = (_OWN, *_BETWEEN, *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")))
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ NOWHERE = Site("<unknown>", 0, "")
 
 
 def caller(frame: FrameType | None) -> FrameType | None:
-    """Returns the first frame from ``frame`` outwards that is not PyTorch's."""
-    while frame is not None and _is_within(frame.f_code.co_filename, (_TORCH, "<frozen")):
+    """Returns the first frame from ``frame`` outwards that is neither PyTorch's nor the doctor's."""
+    while frame is not None and _is_within(frame.f_code.co_filename, _BETWEEN):
         frame = frame.f_back
     return frame
 

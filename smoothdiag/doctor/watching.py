@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, GeneratorType
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -115,9 +115,9 @@ class Watcher:
         patches.redirect(utils.clip_grad_value_, self._on_clip)
         patches.redirect(utils.clip_grads_with_norm_, self._on_clip)
         patches.redirect(utils.get_total_norm, self._on_norm)
-        for owner, name in ((Tensor, "norm"), (torch, "norm"), (torch.linalg, "norm"), (torch.linalg, "vector_norm")):
+        # Tensor.norm and torch.norm end in vector_norm; torch.jit.script would not take a replacement of theirs.
+        for owner, name in ((torch.linalg, "vector_norm"), (torch.linalg, "norm"), (torch, "_foreach_norm")):
             patches.replace(owner, name, self._on_norm)
-        patches.replace(torch, "_foreach_norm", self._on_norm)
         patches.replace(torch.autograd, "backward", self._on_backward)
         patches.replace(torch.amp.GradScaler, "scale", self._on_scale)
         patches.replace(torch.amp.GradScaler, "unscale_", self._on_unscale)
@@ -140,8 +140,7 @@ class Watcher:
         signature = inspect.signature(original)
 
         def clip(*args: Any, **kwargs: Any) -> Any:
-            frame = caller(sys._getframe(1))
-            if self._is_passed_by(frame):
+            if torch.compiler.is_compiling() or self._is_busy or is_own(frame := caller(sys._getframe(1))):
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             given = bound.arguments["parameters"]
@@ -182,17 +181,14 @@ class Watcher:
         def norm(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or self._is_busy:
                 return original(*args, **kwargs)
-            given = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(given, GeneratorType):
-                given = list(given)
-                args = (given, *args[1:])
-            found = self.observer.find([given] if isinstance(given, Tensor) else given or ())
-            direct = sys._getframe(1)
-            frame = caller(direct) if found else None
-            if not found or self._is_passed_by(frame) or any(each.owner.is_calculating(direct) for each, _ in found):
-                return original(*args, **kwargs)
+            if args and isinstance(args[0], Iterator):
+                args = (list(args[0]), *args[1:])
+            given = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
+            found = self.observer.find(given if isinstance(given, list | tuple) else [given])
             value = self._run(functools.partial(original, *args, **kwargs))
-            self.observer.norm(found, call_site(frame), value)
+            frame = sys._getframe(1)
+            if found and not is_own(caller(frame)) and not any(each.owner.is_calculating(frame) for each, _ in found):
+                self.observer.norm(found, call_site(frame), value)
             return value
 
         return norm
@@ -203,9 +199,6 @@ class Watcher:
             return run()
         finally:
             self._is_busy = False
-
-    def _is_passed_by(self, frame: FrameType | None) -> bool:
-        return torch.compiler.is_compiling() or self._is_busy or is_own(frame)
 
     def _on_backward(self, original: Function) -> Function:
         def backward(*args: Any, **kwargs: Any) -> Any:
@@ -253,7 +246,7 @@ class Watcher:
         return __init__
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._is_watched(optimizer):
+        if torch.compiler.is_compiling() or not self._is_watched(optimizer):
             return
         owner, frame = self.own(optimizer), sys._getframe(1)
         if not owner.enter(frame):
@@ -268,7 +261,7 @@ class Watcher:
         self.observer.before_step(owner, site, hook)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._is_watched(optimizer):
+        if not torch.compiler.is_compiling() and self._is_watched(optimizer):
             owner = self.own(optimizer)
             if owner.frame is sys._getframe(1):
                 self.observer.after_step(owner)

@@ -10,4 +10,4 @@ for _ in range(5):
     optimizer.zero_grad()
     mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
     optimizer.step()
-    clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-after-step
+    clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-after-step 5/5

@@ -12,5 +12,5 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 for _ in range(40):
     optimizer.zero_grad()
     mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
-    clip(model.parameters())  # fault: clip-always-binds
+    clip(model.parameters())  # fault: clip-always-binds 40/40
     optimizer.step()

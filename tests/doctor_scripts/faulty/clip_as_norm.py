@@ -12,5 +12,5 @@ norms = []
 for _ in range(5):
     optimizer.zero_grad()
     mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
-    norms.append(float(clip_grad_norm_(model.parameters(), math.inf)))  # fault: clip-as-norm
+    norms.append(float(clip_grad_norm_(model.parameters(), math.inf)))  # fault: clip-as-norm 5/5
     optimizer.step()

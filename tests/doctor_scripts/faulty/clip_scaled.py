@@ -11,6 +11,6 @@ for _ in range(5):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1))
     scaler.scale(loss).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-of-scaled-gradients
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-of-scaled-gradients 5/5
     scaler.step(optimizer)
     scaler.update()

@@ -17,5 +17,5 @@ scaler = torch.amp.GradScaler("cpu")
 for _ in range(5):
     optimizer.zero_grad()
     scaler.scale(mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1))).backward()
-    scaler.step(optimizer)  # fault: scaled-gradients-in-hook
+    scaler.step(optimizer)  # fault: scaled-gradients-in-hook 5/5
     scaler.update()

@@ -18,15 +18,15 @@ logged = []
 for _ in range(5):
     grads = gradients()
     clip_grad_norm_(model.parameters(), 0.5)
-    logged.append(get_total_norm(grads).item())  # fault: norm-after-clipping
+    logged.append(get_total_norm(grads).item())  # fault: norm-after-clipping 5/15
     optimizer.step()
 
     gradients()
     clip_grad_value_(model.parameters(), 0.1)
-    logged.append(clip_grad_norm_(model.parameters(), 0.5).item())  # fault: norm-after-clipping
+    logged.append(clip_grad_norm_(model.parameters(), 0.5).item())  # fault: norm-after-clipping 5/15
     optimizer.step()
 
     gradients()
     clip_grad_norm_(model.parameters(), 0.5)
     optimizer.step()
-    logged.append(sum(p.grad.norm().item() ** 2 for p in model.parameters()) ** 0.5)  # fault: norm-after-clipping
+    logged.append(sum(p.grad.norm().item() ** 2 for p in model.parameters()) ** 0.5)  # fault: norm-after-clipping 5/15

@@ -22,9 +22,9 @@ for _ in range(3):
     loss = mse_loss(model(torch.randn(8, 4)), torch.randn(8, 2))
     loss.backward()
     first = next(model.parameters()).grad
-    logged.append(first.norm().item())  # fault: norm-of-one-shard
-    logged.append(get_total_norm([p.grad.to_local() for p in model.parameters()]))  # fault: norm-of-one-shard
-    logged.append(float(first.square().sum()) ** 0.5)  # fault: norm-of-one-shard
+    logged.append(first.norm().item())  # fault: norm-of-one-shard 3/3
+    logged.append(get_total_norm([p.grad.to_local() for p in model.parameters()]))  # fault: norm-of-one-shard 3/3
+    logged.append(float(first.square().sum()) ** 0.5)  # fault: norm-of-one-shard 3/3
     dist.all_reduce(loss.detach())  # this has nothing to do with the norms
     optimizer.step()
 dist.destroy_process_group()

@@ -14,5 +14,5 @@ for _ in range(5):
         loss.backward()
         return loss
 
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # fault: stale-gradients
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # fault: stale-gradients 4/5
     optimizer.step(closure)

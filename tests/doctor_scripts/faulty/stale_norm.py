@@ -16,7 +16,7 @@ def train(x, y):
         return loss
 
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norms.append(float(torch.nn.utils.get_total_norm(gradients)))  # fault: stale-gradients
+    norms.append(float(torch.nn.utils.get_total_norm(gradients)))  # fault: stale-gradients 4/5
     optimizer.step(closure)
 
 

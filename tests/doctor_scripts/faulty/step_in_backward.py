@@ -16,4 +16,4 @@ for p in model.parameters():
     p.register_post_accumulate_grad_hook(step)
 for _ in range(5):
     mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-after-optimizer-in-backward
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-after-optimizer-in-backward 5/5

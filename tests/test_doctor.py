@@ -1,0 +1,96 @@
+"""The doctor on whole scripts: every planted fault is named with its line, and correct ones raise no alarm."""
+
+import contextlib
+import os
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from asserts import assert_identical, state_of
+from ranks import run_ranks
+
+from smoothdiag.doctor import Fault, run_script
+from smoothdiag.doctor.watching import watch_all
+
+FOLDER = Path(__file__).parent / "doctor_scripts"
+FAULTY, CORRECT = (sorted((FOLDER / kind).glob("*.py")) for kind in ("faulty", "correct"))
+RANKED = {"ddp", "fsdp2", "shard_norms"}
+"""Scripts that are started once for each rank."""
+PLANTED = re.compile(r"# fault: ([a-z-]+) (\d+)/(\d+)")
+
+
+def single(scripts):
+    return [pytest.param(path, id=path.stem) for path in scripts if path.stem not in RANKED]
+
+
+def ranked(scripts):
+    return [pytest.param(path, id=path.stem) for path in scripts if path.stem in RANKED]
+
+
+def planted(script: Path) -> list[tuple]:
+    """Returns what comments say is wrong: name, line, how often, of how many."""
+    lines = enumerate(script.read_text().splitlines(), 1)
+    return [(m[1], line, int(m[2]), int(m[3])) for line, text in lines if (m := PLANTED.search(text))]
+
+
+@pytest.mark.parametrize("script", single(FAULTY))
+def test_planted_fault_is_named_with_its_line(script) -> None:
+    report, code = run_script(script)
+    assert code == 0
+    assert [(f.name, f.line, f.count, f.of) for f in report.findings] == planted(script)
+    for each in report.findings:
+        assert each.file == str(script)
+        assert f"{script}:{each.line}" in str(report)
+        assert each.code in script.read_text()
+        assert each.change in str(report)
+
+
+def test_every_fault_is_planted_somewhere() -> None:
+    assert {name for script in FAULTY for name, *_ in planted(script)} == {fault.slug for fault in Fault}
+    assert all(planted(script) for script in FAULTY)
+
+
+@pytest.mark.parametrize("script", single(CORRECT))
+def test_correct_script_raises_no_alarm_and_trains_the_same(script, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
+    states = []
+    for watch in (contextlib.nullcontext, watch_all):
+        torch.manual_seed(0)
+        with watch() as watcher:
+            names = runpy.run_path(str(script), run_name="__main__")
+        trainer = names.get("trainer")
+        model = names.get("model") or names.get("body") or names.get("generator") or trainer.lightning_module
+        states.append(state_of(model) | {"logged": names.get("logged"), "norm": names.get("norm")})
+    assert watcher.observer.findings() == []
+    assert watcher.observer.steps >= 4
+    assert_identical(states[1], states[0])
+
+
+def work(rank: int, folder: str) -> None:
+    """Runs the scripts for ranks, one after the other, and leaves what was found."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    reports = {}
+    for script in [*FAULTY, *CORRECT]:
+        if script.stem in RANKED:
+            report, code = run_script(script, [f"{folder}/{script.stem}"])
+            assert code == 0, script
+            found = [(f.name, f.line, f.count, f.of) for f in report.findings]
+            reports[script.stem] = {"steps": report.steps, "found": found}
+    torch.save(reports, f"{folder}/rank{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Returns what each of two ranks found."""
+    return run_ranks(work, tmp_path_factory.mktemp("ranks"), 2)
+
+
+@pytest.mark.parametrize("script", ranked([*FAULTY, *CORRECT]))
+def test_every_rank_sees_what_is_planted(reports, script) -> None:
+    for rank in reports:
+        assert rank[script.stem]["steps"] >= 3
+        assert rank[script.stem]["found"] == planted(script)

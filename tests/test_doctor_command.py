@@ -1,0 +1,95 @@
+"""`smoothdiag doctor`: the script runs as under Python itself, and the report comes after it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from smoothdiag.cli import main
+
+LOOP = """
+import sys, torch
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model(torch.ones(1, 2)).sum().backward()
+optimizer.step()
+torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+"""
+
+
+def run(tmp_path, code, *arguments) -> int:
+    """Returns the exit code of the command on a script with this code."""
+    script = tmp_path / "train.py"
+    script.write_text(code)
+    options = [each for each in arguments if each == "--json"]
+    rest = [each for each in arguments if each != "--json"]
+    try:
+        return main(["doctor", *options, str(script), *rest])
+    except SystemExit as end:
+        return end.code
+
+
+def test_report_follows_what_the_script_prints(tmp_path, capsys) -> None:
+    assert run(tmp_path, f"{LOOP}\nprint('trained')") == 0
+    trained, _, head, _, titles, row, *_ = capsys.readouterr().out.splitlines()
+    assert trained == "trained"
+    assert head == "smoothdiag doctor: 1 finding in 1 step"
+    assert titles.split() == ["severity", "finding", "seen", "line"]
+    assert row.split() == ["error", "clip-after-step", *["1", "of", "1", "steps"], f"{tmp_path}/train.py:7"]
+
+
+def test_json_is_the_last_line(tmp_path, capsys) -> None:
+    assert run(tmp_path, f"{LOOP}\nprint('trained')", "--json") == 0
+    trained, line = capsys.readouterr().out.splitlines()
+    report = json.loads(line)
+    (found,) = report["findings"]
+    assert (trained, report["steps"]) == ("trained", 1)
+    assert (found["name"], found["file"], found["line"]) == ("clip-after-step", str(tmp_path / "train.py"), 7)
+    assert found["code"] == "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
+    assert found["link"] == "docs/doctor.md#clip-after-step"
+
+
+@pytest.mark.parametrize(("end", "code", "message"), [
+    ("sys.exit(3)", 3, ""),
+    ("sys.exit()", 0, ""),
+    ("sys.exit('no data')", 1, "no data"),
+    ("raise ValueError('wrong shape')", 1, "ValueError: wrong shape"),
+    ("raise KeyboardInterrupt", 130, "KeyboardInterrupt"),
+])  # fmt: skip
+def test_exit_code_is_kept_and_the_report_comes_all_the_same(tmp_path, capsys, end, code, message) -> None:
+    before = sys.argv, list(sys.path)
+    assert run(tmp_path, f"{LOOP}\n{end}") == code
+    captured = capsys.readouterr()
+    assert "clip-after-step: 1 of 1 steps" in captured.out
+    assert message in captured.err
+    assert (sys.argv, sys.path) == before
+    if "raise" in end:
+        assert captured.err.count("File ") == 1, "only the script's own frame"
+        assert 'train.py", line 9, in <module>' in captured.err
+
+
+def test_script_finds_what_it_finds_under_python(tmp_path, capsys) -> None:
+    (tmp_path / "beside.py").write_text("name = 'beside'")
+    code = "import sys, beside\nprint(__name__, __file__, sys.argv, sys.path[0], beside.name)"
+    assert run(tmp_path, code, "--lr", "3", "-h") == 0
+    under_doctor = capsys.readouterr().out.splitlines()[0]
+    command = [sys.executable, str(tmp_path / "train.py"), "--lr", "3", "-h"]
+    under_python = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert under_doctor == under_python.strip()
+
+
+def test_nothing_seen_is_said(tmp_path, capsys) -> None:
+    assert run(tmp_path, "") == 0
+    assert "no optimizer step was seen in this process" in capsys.readouterr().out
+
+
+def test_further_ranks_keep_quiet(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(tmp_path, LOOP) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_missing_script_is_named(tmp_path, capsys) -> None:
+    assert main(["doctor", str(tmp_path / "none.py")]) == 2
+    assert "`script` should be a Python file. Found `" in capsys.readouterr().err

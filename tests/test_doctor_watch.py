@@ -1,0 +1,367 @@
+"""The doctor's watch: what it tells apart, what it counts, and that it puts everything back."""
+
+import contextlib
+import copy
+import gc
+import math
+import sys
+import sysconfig
+import weakref
+
+import pytest
+import torch
+from asserts import assert_identical, state_of
+from torch import nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+import smoothdiag as sd
+from smoothdiag.doctor.patches import Patches
+from smoothdiag.doctor.sites import call_site, is_result_used
+from smoothdiag.doctor.watching import watch_all
+
+
+class Run:
+    """A small loop of which tests write the body."""
+
+    def __init__(self, optimizer=torch.optim.SGD, **options) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.optimizer = optimizer(self.model.parameters(), lr=0.1, **options)
+
+    @property
+    def gradients(self):
+        return [p.grad for p in self.model.parameters()]
+
+    def backward(self, scale=1.0):
+        (self.model(torch.randn(8, 4)).square().mean() * scale).backward()
+
+    def step(self):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def watch(self):
+        return sd.doctor.watch(self.model, self.optimizer)
+
+
+def names(report) -> list[str]:
+    return [each.name for each in report.findings]
+
+
+def test_watch_finds_what_was_imported_before_and_passed_on() -> None:
+    run, aliases = Run(), {"clip": clip_grad_norm_}
+
+    def loop(clip=clip_grad_norm_):
+        run.backward()
+        run.optimizer.step()
+        clip(run.model.parameters(), 1.0)
+        run.optimizer.zero_grad()
+        run.backward()
+        run.optimizer.step()
+        aliases["clip"](run.model.parameters(), 1.0)
+        run.optimizer.zero_grad()
+
+    with run.watch() as report:
+        loop()
+    first = loop.__code__.co_firstlineno
+    assert [(f.name, f.line - first, f.count, f.of) for f in report.findings] == [
+        ("clip-after-step", 3, 1, 2),
+        ("clip-after-step", 7, 1, 2),
+    ]
+    assert report.findings[0].file == __file__
+    assert report.findings[0].code == "clip(run.model.parameters(), 1.0)"
+
+
+def test_report_can_be_read_at_any_time() -> None:
+    run = Run()
+    with run.watch() as report:
+        assert "no optimizer step" in str(report)
+        run.backward()
+        run.step()
+        assert str(report) == "smoothdiag doctor: no findings in 1 step."
+        clip_grad_norm_(run.model.parameters(), 1.0)
+        assert names(report) == ["clip-after-step"]
+        assert report.to_dict()["findings"][0]["line"] == report.findings[0].line
+    assert names(report) == ["clip-after-step"]
+
+
+def originals() -> dict:
+    functions = (clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm)
+    found = {f.__name__: [cell.cell_contents for cell in f.__closure__] for f in functions}
+    for owner in (torch.linalg, torch.autograd, torch.amp.GradScaler, torch.optim.Optimizer):
+        found[owner.__name__] = dict(vars(owner))
+    found["hooks"] = [dict(_global_optimizer_pre_hooks), dict(_global_optimizer_post_hooks)]
+    return found | {"foreach": torch._foreach_norm, "jit": dict(torch.jit._builtins._get_builtin_table())}
+
+
+def test_everything_is_put_back_even_after_an_error() -> None:
+    run, before = Run(), originals()
+
+    def fails():
+        with run.watch(), run.watch():
+            run.backward()
+            assert originals() != before
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert originals() == before
+
+
+def test_a_watch_within_a_watch_sees_the_same() -> None:
+    run = Run()
+    with run.watch() as outer, run.watch() as inner:
+        run.backward()
+        clip_grad_norm_(run.model.parameters(), 0.01)
+        run.optimizer.step()
+        get_total_norm(run.gradients)
+        clip_grad_norm_(run.model.parameters(), 0.01)
+    assert names(outer) == names(inner) == ["clip-after-step", "norm-after-clipping"]
+
+
+def test_function_that_cannot_be_watched_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"cannot watch .*test_doctor_watch.names, because this version of PyTorch"):
+        Patches().redirect(names, lambda original: original)
+
+
+def test_run_is_bit_for_bit_the_same() -> None:
+    states = []
+    for watched in (False, True):
+        run = Run(torch.optim.AdamW)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        with run.watch() if watched else contextlib.nullcontext():
+            for _ in range(5):
+                scaler.scale(run.model(torch.randn(8, 4)).square().mean()).backward()
+                scaler.unscale_(run.optimizer)
+                norm = clip_grad_norm_(run.model.parameters(), 0.01)
+                clip_grad_value_(run.model.parameters(), 0.001)
+                rest = sum(p.grad.norm() for p in run.model.parameters())
+                scaler.step(run.optimizer)
+                scaler.update()
+        states.append(state_of(run.model, run.optimizer) | {"norm": norm, "rest": rest, "scale": scaler.get_scale()})
+    assert_identical(states[1], states[0])
+
+
+@pytest.mark.parametrize(("clips", "bound", "expected"), [
+    (30, 0, ["clip-never-binds"]), (30, 30, ["clip-always-binds"]), (29, 0, []), (29, 29, []), (30, 1, []),
+    (30, 29, []),
+])  # fmt: skip
+def test_binding_is_counted(clips, bound, expected) -> None:
+    run = Run()
+    with run.watch() as report:
+        for clip in range(clips):
+            run.backward()
+            norm = math.sqrt(sum(float(g.double().square().sum()) for g in run.gradients))
+            clip_grad_norm_(run.model.parameters(), norm * (0.99 if clip < bound else 1.01))
+            run.step()
+    assert names(report) == expected
+    assert all((f.count, f.of, f.unit) == (clips, clips, "clips") for f in report.findings)
+
+
+def test_facts_of_a_clip_that_never_binds() -> None:
+    run = Run()
+    norms = []
+    with run.watch() as report:
+        for _ in range(30):
+            run.backward()
+            norms.append(math.sqrt(sum(float(g.double().square().sum()) for g in run.gradients)))
+            clip_grads_with_norm_(run.model.parameters(), 100.0, get_total_norm(run.gradients))
+            run.step()
+    (found,) = report.findings
+    assert f"norms from {min(norms):.3g} to {max(norms):.3g}, threshold 100" in found.what
+
+
+def test_an_infinite_norm_poisons_the_gradients_as_the_finding_says() -> None:
+    run = Run()
+    with run.watch() as report:
+        run.backward()
+        run.model[0].bias.grad[0] = math.inf
+        clip_grad_norm_(run.model.parameters(), math.inf)
+    assert names(report) == ["clip-as-norm"]
+    assert all(g.isnan().all() for g in run.gradients)
+
+
+@pytest.mark.parametrize("discard", [True, False])
+def test_norm_after_a_clip_is_right_only_if_the_norm_before_was_read(discard) -> None:
+    run = Run()
+    with run.watch() as report:
+        run.backward()
+        if discard:
+            clip_grad_norm_(run.model.parameters(), 0.01)
+        else:
+            norm = clip_grad_norm_(run.model.parameters(), 0.01)
+            assert norm > 0.01
+        run.optimizer.step()
+        torch.linalg.vector_norm(run.gradients[0])
+    assert names(report) == (["norm-after-clipping"] if discard else [])
+
+
+class Lars(torch.optim.SGD):
+    """Looks at norms within its step, as optimizers with trust ratios do."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.mul_(0.1 / (1 + p.grad.norm()))
+        return super().step(closure)
+
+
+def test_norms_of_the_optimizers_own_arithmetic_are_not_read_by_anybody() -> None:
+    run = Run(Lars)
+    with run.watch() as report:
+        for _ in range(3):
+            run.backward()
+            clip_grad_norm_(run.model.parameters(), 0.01)
+            run.step()
+    assert report.steps == 3
+    assert names(report) == []
+
+
+def test_norms_read_by_a_hook_of_the_step_are() -> None:
+    run = Run(Lars)
+    run.optimizer.register_step_pre_hook(lambda *_: print(get_total_norm(run.gradients)))
+    with run.watch() as report:
+        run.backward()
+        clip_grad_norm_(run.model.parameters(), 0.01)
+        run.step()
+    assert names(report) == ["norm-after-clipping"]
+
+
+def test_hook_of_a_step_with_closure_sees_gradients_of_the_step_before() -> None:
+    run = Run(torch.optim.LBFGS, max_iter=2)
+    run.optimizer.register_step_pre_hook(lambda *_: print(clip_grad_norm_(run.model.parameters(), 1.0)))
+
+    def closure():
+        run.optimizer.zero_grad()
+        loss = run.model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    with run.watch() as report:
+        for _ in range(3):
+            run.optimizer.step(closure)
+    assert [(f.name, f.count, f.of) for f in report.findings] == [("stale-gradients", 2, 3)]
+
+
+def test_fused_optimizer_is_named_only_with_a_hook() -> None:
+    for hook in (False, True):
+        run = Run(torch.optim.Adam, fused=True)
+        if hook:
+            run.optimizer.register_step_pre_hook(lambda *_: None)
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        with run.watch() as report:
+            for unscale in (False, True):
+                scaler.scale(run.model(torch.randn(8, 4)).square().mean()).backward()
+                if unscale:
+                    scaler.unscale_(run.optimizer)
+                scaler.step(run.optimizer)
+                scaler.update()
+        found = [(f.name, f.count, f.of) for f in report.findings]
+        assert found == ([("scaled-gradients-in-hook", 1, 2)] if hook else [])
+        first = test_fused_optimizer_is_named_only_with_a_hook.__code__.co_firstlineno
+        assert not hook or f"pre-hook at {__file__}:{first + 4} saw" in report.findings[0].what
+
+
+def test_loops_without_a_watched_optimizer_are_left_alone() -> None:
+    run, other = Run(), Run()
+    with run.watch() as report:
+        other.backward()
+        other.step()
+        clip_grad_norm_(other.model.parameters(), 1.0)
+    assert report.steps == 0
+    assert names(report) == []
+
+
+def test_further_optimizers_of_the_model_are_found() -> None:
+    run = Run()
+    with sd.doctor.watch(run.model) as report:
+        run.backward()
+        run.step()
+        clip_grad_norm_(run.model.parameters(), 1.0)
+    assert names(report) == ["clip-after-step"]
+
+
+@pytest.mark.parametrize("wrong", [Run().optimizer, "sgd"])
+def test_wrong_optimizer_is_refused(wrong) -> None:
+    with pytest.raises(
+        ValueError, match="`optimizers` should be torch.optim.Optimizers that hold parameters of `model`"
+    ):
+        sd.doctor.watch(Run().model, wrong).__enter__()
+
+
+def test_nothing_is_kept_alive() -> None:
+    with watch_all():
+        run = Run()
+        run.backward()
+        clip_grad_norm_(run.model.parameters(), 0.01)
+        get_total_norm(run.gradients)
+        run.optimizer.step()
+        gone = [weakref.ref(x) for x in (run.model, run.optimizer, run.model[0].weight, run.model[0].weight.grad)]
+        del run
+        gc.collect()
+        assert [each() for each in gone] == [None] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_copies_and_functional_transforms_work_as_without() -> None:
+    run = Run()
+    with run.watch():
+        run.backward()
+        scripted = torch.jit.script(Norms())
+        assert scripted(torch.ones(4)) == 8
+        assert torch.equal(torch.vmap(torch.linalg.vector_norm)(torch.ones(2, 4)), torch.full((2,), 2.0))
+        assert torch.equal(torch.func.grad(torch.norm)(torch.ones(4)), torch.full((4,), 0.5))
+        compiled = torch.compile(Norms(), backend="eager", fullgraph=True)
+        assert compiled(torch.ones(4)) == 8
+        copy.deepcopy(run.optimizer).step()
+        assert get_total_norm(p.grad for p in run.model.parameters()) == get_total_norm(run.gradients)
+        with pytest.raises(TypeError):
+            clip_grad_norm_(run.model.parameters())
+
+
+class Norms(nn.Module):
+    def forward(self, x):
+        return torch.norm(x) + x.norm() + torch.linalg.vector_norm(x) + torch.linalg.norm(x)
+
+
+def here():
+    return call_site(sys._getframe(1))
+
+
+def test_site_is_the_line_of_the_call() -> None:
+    site = here()
+    assert (site.file, site.function) == (__file__, "test_site_is_the_line_of_the_call")
+    assert (site.code, site.inside) == ("site = here()", "")
+
+
+def test_site_of_a_call_from_a_library_is_where_that_was_called() -> None:
+    library, names = f"{sysconfig.get_path('purelib')}/library.py", {}
+    exec(compile("\n\ndef call(f):\n    return f()", library, "exec"), names)
+    site = names["call"](here)
+    assert (site.code, site.inside) == ('site = names["call"](here)', f"{library}:4")
+
+
+def test_whether_a_result_is_used() -> None:
+    seen = []
+
+    def look():
+        seen.append(is_result_used(sys._getframe(1)))
+        return 1
+
+    def passes_on():
+        return look()
+
+    def discards():
+        look()
+
+    look()
+    passes_on()
+    discards()
+    assert discards() is None
+    assert seen == [False] * 4
+    seen.clear()
+    assert look()
+    one = passes_on()
+    many = [look() for _ in range(1)]
+    assert many == [one]
+    assert seen == [True] * 3
