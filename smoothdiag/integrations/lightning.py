@@ -1,0 +1,185 @@
+"""Lightning: a callback that measures, and clips on request, under a `lightning.pytorch.Trainer`."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smoothdiag.autoclip import AutoClip
+from smoothdiag.integrations.latest import Latest
+from smoothdiag.integrations.requirements import installed_by
+from smoothdiag.integrations.training_step import TrainingSteps, check_run
+from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
+from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.schedule import Schedule
+from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.trace import Trace
+
+with installed_by("lightning"):
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:  # the same code under its older name
+        from pytorch_lightning import Callback  # type: ignore[assignment]
+
+
+class SmoothnessCallback(Callback):
+    """Measures smoothness under a Lightning Trainer, and clips on request; training is otherwise the same bit by bit.
+
+    ::
+
+        trainer = Trainer(callbacks=[SmoothnessCallback()])
+
+    While training runs it has a `Probe` on the optimizer, and shows it what ``training_step`` is called with. To
+    measure, that is called again, with ``self.log`` silent and metrics put back. What is measured goes to the trainer's
+    loggers, as ``smoothdiag/grad_norm``, ``smoothdiag/local_smoothness`` and so on. Checkpoints hold the state of probe
+    and AutoClip, so that a run that is resumed goes on exactly.
+
+    Args:
+        estimators: What to measure at each due step.
+        schedule: Which optimizer steps to measure; default: every 20th.
+        trace: A path to write the trace to; default: rows in memory, which then are part of checkpoints.
+        group_by: Parameter name -> label of its group; each group gets rows of its own.
+        auto_clip: Whether an `AutoClip` keeps steps short, or its options. It takes the place of the trainer's
+            ``gradient_clip_val``, which is None as long as training runs.
+        progress_bar: Whether the progress bar shows the latest smoothness, and what AutoClip has set.
+
+    Raises:
+        ValueError: If ``auto_clip`` is neither a bool nor a mapping. When training begins: if optimization is manual,
+            the strategy is neither one device nor DDP, or `Probe` or `AutoClip` cannot work with what they are given.
+
+    Attributes:
+        probe: The probe of the latest run; None before training.
+        clipper: The AutoClip of the latest run, if there is one.
+
+    Units: grad_norm and threshold [f/x], smoothness [f/x^2], longest_step [x].
+    """
+
+    def __init__(
+        self,
+        *,
+        estimators: Sequence[Estimator] = (PathSmoothness(), LocalSmoothness()),
+        schedule: Schedule | None = None,
+        trace: str | Path | None = None,
+        group_by: Callable[[str], str] | None = None,
+        auto_clip: bool | Mapping[str, Any] = False,
+        progress_bar: bool = True,
+    ) -> None:
+        if not isinstance(auto_clip, bool | Mapping):
+            raise ValueError(
+                "Parameter `auto_clip` should be True, False or options of AutoClip. "
+                f"Found `auto_clip = {auto_clip!r}`."
+            )
+        self._options: dict[str, Any] = {"estimators": estimators, "schedule": schedule, "group_by": group_by}
+        self._path, self._auto_clip, self._progress_bar = trace, auto_clip, progress_bar
+        self.probe: Probe | None = None
+        self.clipper: AutoClip | None = None
+        self._latest: Latest | None = None
+        self._stored: Mapping[str, Any] = {}
+        self._undo: list[Callable[[], None]] = []
+
+    @property
+    def trace(self) -> Trace:
+        """The rows of the latest run.
+
+        Raises:
+            RuntimeError: Before training.
+        """
+        if self.probe is None:
+            raise RuntimeError("There is no trace before training has begun.")
+        return self.probe.trace
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forgets what an earlier run was resumed from: the checkpoint of this one, if any, is loaded next."""
+        self._stored = {}
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuses runs that cannot be measured, before they begin."""
+        check_run(trainer, pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attaches to the optimizer."""
+        self._release()
+        steps, optimizer = TrainingSteps(trainer, pl_module), trainer.optimizers[0]
+        self.probe = Probe(
+            trainer.strategy.model, optimizer, steps.loss, trace=self._path, reduction="sum", **self._options
+        )
+        self._undo = [steps.release, self.probe.close]
+        self._resume(self.probe, trainer.global_step)
+        self.clipper = None
+        if self._auto_clip is not False:
+            options = self._auto_clip if isinstance(self._auto_clip, Mapping) else {}
+            self.clipper = AutoClip(optimizer, self.probe, **options)
+            self._undo.append(self.clipper.detach)
+            if self._stored.get("clipper") is not None:
+                self.clipper.load_state_dict(self._stored["clipper"])
+            self._take_over(trainer)
+        self._latest = Latest(self.probe.trace, self.clipper)
+        steps.show(self.probe.observe)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs what the step has measured."""
+        assert self.probe is not None
+        assert self._latest is not None
+        if not (metrics := self._latest.metrics()):
+            return
+        # Directly: what a module logs is dropped but at every n-th step, which need not be one that is measured.
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=self.probe.steps - 1)
+        if self._progress_bar:
+            for name in ("local_smoothness", "longest_step", "threshold"):
+                if (value := metrics.get(f"smoothdiag/{name}")) is not None:
+                    pl_module.log(name, value, prog_bar=True, logger=False, on_step=True, on_epoch=False)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Detaches from the optimizer and closes the file of the trace."""
+        self._release()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Does the same where a run ends early."""
+        self._release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs to go on exactly."""
+        if self.probe is None:
+            return dict(self._stored)
+        return {
+            "probe": self.probe.state_dict(),
+            "clipper": None if self.clipper is None else self.clipper.state_dict(),
+            "rows": list(self.probe.trace) if self._path is None else [],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state until there is an optimizer to attach to."""
+        self._stored = state_dict
+
+    def _resume(self, probe: Probe, global_step: int) -> None:
+        """Goes on from the checkpoint, if training does."""
+        if self._stored:
+            probe.load_state_dict(self._stored["probe"])
+            if self._path is None:
+                probe.trace.extend(self._stored["rows"])
+        elif global_step:
+            probe.load_state_dict({"steps": global_step, "next": None})
+            warnings.warn(
+                "Training goes on from a state without a SmoothnessCallback in it. Measuring begins at step "
+                f"{global_step}, and so does AutoClip, if it was asked for.",
+                SmoothdiagWarning,
+            )
+
+    def _take_over(self, trainer: Any) -> None:
+        """Puts AutoClip in the place of ``gradient_clip_val``."""
+        clip_val = trainer.gradient_clip_val
+        if not clip_val:
+            return
+        trainer.gradient_clip_val = None
+        self._undo.append(lambda: setattr(trainer, "gradient_clip_val", clip_val))
+        warnings.warn(
+            f"AutoClip takes the place of gradient_clip_val = {clip_val:g}, which is None as long as training runs. "
+            "Trainer(gradient_clip_val=None) says the same.",
+            SmoothdiagWarning,
+        )
+
+    def _release(self) -> None:
+        for undo in self._undo:
+            undo()
+        self._undo = []

@@ -1,0 +1,97 @@
+"""Training steps of Lightning: shown to a probe as they are taken, and taken again to measure."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from smoothdiag.integrations.bookkeeping import unrecorded
+from smoothdiag.integrations.requirements import installed_by
+
+with installed_by("lightning"):
+    from torchmetrics import Metric, MetricCollection
+
+STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
+"""Ways to run that one can measure in: the others shard parameters behind the back of the optimizer, or accumulate by
+themselves."""
+
+
+class TrainingSteps:
+    """Stands in front of the ``training_step`` of a trainer's strategy, which Lightning calls for every micro-batch.
+
+    Args:
+        trainer: A trainer, ready to train.
+        module: Its LightningModule.
+    """
+
+    def __init__(self, trainer: Any, module: nn.Module) -> None:
+        self._trainer, self._module = trainer, module
+        self._training_step: Callable[..., Any] = trainer.strategy.training_step
+
+    def show(self, observe: Callable[[Any], None]) -> None:
+        """Hands the arguments of every training step to ``observe``, right before it is taken."""
+
+        def step(*args: Any) -> Any:
+            observe(args)
+            return self._training_step(*args)
+
+        vars(self._trainer.strategy)["training_step"] = step
+
+    def release(self) -> None:
+        """Leaves the strategy as it was."""
+        vars(self._trainer.strategy).pop("training_step", None)
+
+    def loss(self, model: nn.Module, args: tuple[Any, ...]) -> Tensor:
+        """Takes a training step once more, and returns its share in the loss of the optimizer step."""
+        with _silent(self._module):
+            output = self._training_step(*args)  # of the model as the strategy has wrapped it
+        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        number: int = self._trainer.accumulate_grad_batches  # also where the last ones of an epoch are fewer
+        return loss / number
+
+
+def check_run(trainer: Any, module: Any) -> None:
+    """Raises a ValueError if the training steps of a run cannot be taken again."""
+    if not module.automatic_optimization:
+        raise ValueError(
+            "Parameter `automatic_optimization` should be True under SmoothnessCallback. Found False in "
+            f"{type(module).__name__}, whose training_step steps by itself, so that taking it again would move the "
+            "parameters. Make a smoothdiag.Probe in that training_step, one for each optimizer."
+        )
+    if len(trainer.optimizers) != 1:
+        raise ValueError(
+            "Method `configure_optimizers` should return one optimizer under SmoothnessCallback; one may have several "
+            f"parameter groups. Found {len(trainer.optimizers)}."
+        )
+    names = [kind.__name__ for kind in type(trainer.strategy).__mro__]
+    if not set(STRATEGIES) & set(names):
+        raise ValueError(
+            f"Parameter `strategy` of the trainer should be one device or DDP. Found {names[0]}; use smoothdiag.Probe "
+            "in a loop of your own, as with Fabric."
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ValueError(
+            "Method `training_step` should take a batch. Found one that takes `dataloader_iter`: taken again it would "
+            "fetch another batch."
+        )
+
+
+@contextmanager
+def _silent(module: nn.Module) -> Iterator[None]:
+    """Within it nothing is logged, and what the module keeps in its attributes and metrics is put back at the end."""
+    with ExitStack() as stack:
+        stack.enter_context(unrecorded(module))
+        for part in module.modules():
+            if isinstance(part, Metric | MetricCollection):
+                stack.enter_context(unrecorded(part))
+            if isinstance(part, Metric):  # states of any size, which may be added to in place
+                states = {name: getattr(part, name) for name in part._defaults}
+                vars(part).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
+        vars(module).update(log=_ignore, log_dict=_ignore)
+        yield
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Logs nothing."""

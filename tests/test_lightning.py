@@ -1,0 +1,270 @@
+"""Lightning runs with the callback: what is trained, what is seen, what is clipped, and how it goes on."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from asserts import assert_identical, state_of
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning_runs import Module, Norms, Reseed, Steps, adamw, data, fit, sgd
+from torch.nn import functional as F
+
+from smoothdiag import AutoClip, LocalSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
+from smoothdiag.integrations.lightning import SmoothnessCallback
+from smoothdiag.integrations.training_step import check_run
+
+
+def books(module: Any, trainer: Any) -> dict[str, Any]:
+    """Returns all that a run leaves behind."""
+    kept = state_of(module, trainer.optimizers[0])
+    kept |= {f"logged {name}": value for name, value in trainer.callback_metrics.items() if "smooth" not in name}
+    kept |= {f"metric {name}": value for name, value in module.metrics.compute().items()}
+    return kept | {"calls": module.num_calls, "losses": torch.stack(module.losses)}
+
+
+CONFIGURATIONS = {
+    "default": {},
+    "accumulation": {"accumulate_grad_batches": 3},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "clipped": {"gradient_clip_val": 0.3, "accumulate_grad_batches": 3},
+    "a rest of two": {"accumulate_grad_batches": 3, "limit_train_batches": 11, "max_epochs": 2},
+    "adamw": {"make": lambda: Module(adamw)},
+    "skipped": {"make": lambda: Module(skipped=(1, 4)), "accumulate_grad_batches": 3},
+    "all skipped": {"make": lambda: Module(skipped=(2, 3))},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_run_is_unchanged_and_its_gradients_are_those_that_lightning_sees(name) -> None:
+    bare = books(*fit(**CONFIGURATIONS[name]))
+    callback, norms = SmoothnessCallback(schedule=every(1)), Norms()
+    assert_identical(books(*fit(callback, norms, **CONFIGURATIONS[name])), bare)
+    rows = [row for row in callback.trace if row["estimator"] == "local"]
+    taken = [step for step, norm in enumerate(norms.found) if norm > 0]
+    assert [row["step"] for row in rows] == taken
+    assert len(taken) >= 4
+    assert [row["grad_norm"] for row in rows] == pytest.approx([norms.found[step] for step in taken], rel=1e-12)
+    assert {row["status"] for row in callback.trace} <= {"ok", "saturated", "below_noise_floor"}
+    assert callback.probe.self_test.angle == pytest.approx(0, abs=1e-6)
+    assert callback.probe.self_test.reproduced == (name != "clipped")
+
+
+class Wrong(Module):
+    """Adds to the loss what training_step does not return."""
+
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        (loss + sum(p.square().sum() for p in self.net.parameters())).backward()
+
+
+def test_a_loss_that_is_not_that_of_training_step_is_noticed() -> None:
+    callback = SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(6))
+    with pytest.warns(SmoothdiagWarning, match="another one than the gradient the optimizer got"):
+        fit(callback, make=Wrong)
+    assert {row["status"] for row in callback.trace} == {"not_reproduced"}
+
+
+def plain(make, **options: Any) -> tuple[Module, AutoClip]:
+    """Trains as Lightning does, by a loop."""
+    torch.manual_seed(3)
+    module = Module(make).train()
+    (optimizer,), (schedule,) = module.configure_optimizers()
+
+    def loss_fn(net, batch):
+        return F.cross_entropy(net(batch[0]), batch[1])
+
+    probe = Probe(module.net, optimizer, loss_fn, estimators=[LocalSmoothness()], schedule=every(5))
+    clipper = AutoClip(optimizer, probe, **options)
+    for step, batch in enumerate(list(data(shuffle=False)) * 4):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        probe.observe(batch)
+        loss_fn(module.net, batch).backward()
+        optimizer.step()
+        schedule["scheduler"].step()
+    return module, clipper
+
+
+@pytest.mark.parametrize(
+    ("make", "options"), [(sgd, {}), (adamw, {}), (sgd, {"mode": "shadow", "rule": StepRule(None, 0.01)})]
+)
+def test_automatic_thresholds_are_those_of_a_plain_loop(make, options) -> None:
+    expected, clipper = plain(make, **options)
+    callback = SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(5), auto_clip=options or True)
+    module, _ = fit(callback, Reseed(), make=lambda: Module(make), loader=data(shuffle=False), max_epochs=4)
+    for found, value in zip(module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, value)
+    assert callback.clipper.reason == clipper.reason
+    pd.testing.assert_frame_equal(callback.clipper.history, clipper.history)
+    assert "clipped so far" in clipper.reason
+    assert " 0% of steps" not in clipper.reason
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_a_resumed_run_goes_on_bit_for_bit(make, in_file, tmp_path) -> None:
+    def go(name: str, epochs: int, **options: Any):
+        trace = tmp_path / f"{name}.jsonl" if in_file else None
+        callback = SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(5), trace=trace, auto_clip=True)
+        loader = data(shuffle=False)
+        module, trainer = fit(
+            callback, Reseed(), make=lambda: Module(make), loader=loader, max_epochs=epochs, **options
+        )
+        return callback, module, trainer
+
+    whole, module, trainer = go("whole", 3)
+    _, _, first = go("parts", 1)
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    rest, resumed, second = go("parts", 3, ckpt_path=tmp_path / "first.ckpt")
+    assert_identical(state_of(resumed, second.optimizers[0]), state_of(module, trainer.optimizers[0]))
+    assert rest.clipper.reason == whole.clipper.reason
+    pd.testing.assert_frame_equal(rest.clipper.history, whole.clipper.history)
+    pd.testing.assert_frame_equal(*(r.trace.to_frame().drop(columns=["seconds", "num_grads"]) for r in (rest, whole)))
+    assert len(whole.trace) > 20
+    if in_file:
+        assert [row["step"] for row in Trace.read(tmp_path / "parts.jsonl")] == [row["step"] for row in whole.trace]
+
+
+def test_a_checkpoint_without_the_callback_is_gone_on_from_at_its_step(tmp_path) -> None:
+    _, first = fit()
+    first.save_checkpoint(tmp_path / "first.ckpt")
+    callback = SmoothnessCallback(schedule=every(1))
+    with pytest.warns(SmoothdiagWarning, match="Measuring begins at step 12"):
+        fit(callback, ckpt_path=tmp_path / "first.ckpt", max_epochs=2)
+    assert sorted({row["step"] for row in callback.trace}) == list(range(12, 24))
+
+
+def test_a_second_run_begins_anew() -> None:
+    callback = SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(4))
+    with pytest.raises(RuntimeError, match="no trace before training"):
+        _ = callback.trace
+    fit(callback)
+    first = list(callback.trace)
+    fit(callback)
+    assert [row["smoothness"] for row in callback.trace] == [row["smoothness"] for row in first]
+
+
+class Kept(Logger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, dict[str, float]]] = []
+
+    name = version = "kept"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.found.append((step, metrics))
+
+
+def test_measurements_are_logged_at_their_steps_and_shown() -> None:
+    callback, logger = SmoothnessCallback(schedule=every(5), auto_clip=True), Kept()
+    _, trainer = fit(callback, logger=logger, log_every_n_steps=1000)
+    names = ("path", "local")
+    rows = {name: {r["step"]: r for r in callback.trace if r["estimator"] == name} for name in names}
+    own = {step: found for step, found in logger.found if "smoothdiag/local_smoothness" in found}
+    assert list(own) == [0, 5, 10]
+    for step, found in own.items():
+        for name in names:
+            assert found[f"smoothdiag/{name}_smoothness"] == rows[name][step]["smoothness"]
+        assert found["smoothdiag/grad_norm"] == rows["local"][step]["grad_norm"]
+        assert found["smoothdiag/longest_step"] > 0
+    shown = trainer.progress_bar_metrics
+    assert shown["local_smoothness"] == pytest.approx(rows["local"][10]["smoothness"], rel=1e-6)
+    assert shown["threshold"] == pytest.approx(callback.clipper.threshold, rel=1e-6)
+    _, trainer = fit(SmoothnessCallback(schedule=every(5), progress_bar=False))
+    assert not trainer.progress_bar_metrics
+
+
+def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:
+    callback = SmoothnessCallback(schedule=every(50), auto_clip={"mode": "shadow"})
+    with pytest.warns(SmoothdiagWarning, match="takes the place of gradient_clip_val = 0.01"):
+        module, trainer = fit(callback, gradient_clip_val=0.01)
+    free, _ = fit()
+    assert torch.equal(module.net[0].weight, free.net[0].weight), "in shadow mode nobody clips"
+    assert trainer.gradient_clip_val == 0.01
+
+
+class Failing(Callback):
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 3:
+            raise KeyError("on purpose")
+
+
+def test_a_run_that_ends_in_an_error_is_let_go(tmp_path) -> None:
+    callback = SmoothnessCallback(schedule=every(1), trace=tmp_path / "trace.jsonl", auto_clip=True)
+    seen: list[Any] = []
+
+    class Looking(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(trainer)
+
+    with pytest.raises(KeyError, match="on purpose"):
+        fit(callback, Looking(), Failing())
+    assert "training_step" not in vars(seen[0].strategy)
+    assert not seen[0].optimizers[0]._optimizer_step_pre_hooks
+    assert [row["step"] for row in Trace.read(tmp_path / "trace.jsonl") if row["estimator"] == "local"] == [0, 1, 2, 3]
+
+
+class Manual(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Fetching(Module):
+    def training_step(self, dataloader_iter):
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Manual, "`automatic_optimization` should be True.*Found False in Manual.*Make a smoothdiag.Probe"),
+        (Fetching, "should take a batch. Found one that takes `dataloader_iter`"),
+    ],
+)
+def test_runs_that_cannot_be_measured_are_refused(make, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(SmoothnessCallback(), make=make)
+
+
+def test_strategies_and_optimizers_that_cannot_be_measured_are_refused() -> None:
+    trainer = SimpleNamespace(optimizers=[None], strategy=Trainer(accelerator="cpu", logger=False).strategy)
+    check_run(trainer, Module())
+    trainer.optimizers = [None, None]
+    with pytest.raises(ValueError, match="should return one optimizer.*Found 2"):
+        check_run(trainer, Module())
+    trainer = SimpleNamespace(optimizers=[None], strategy=SimpleNamespace())
+    with pytest.raises(ValueError, match="Parameter `strategy` .* one device or DDP. Found SimpleNamespace"):
+        check_run(trainer, Module())
+    with pytest.raises(ValueError, match="Parameter `auto_clip` should be"):
+        SmoothnessCallback(auto_clip="yes")
+
+
+def test_the_older_name_of_lightning_works_too() -> None:
+    older = pytest.importorskip("pytorch_lightning")
+
+    class Older(Steps, older.LightningModule):
+        pass
+
+    callback, norms = SmoothnessCallback(schedule=every(3)), Norms()
+    module, _ = fit(callback, norms, make=Older, trainer_class=older.Trainer)
+    assert [r["grad_norm"] for r in callback.trace if r["estimator"] == "path"] == pytest.approx(norms.found[::3])
+    assert torch.equal(module.net[0].weight, fit()[0].net[0].weight)
+
+
+def test_what_is_missing_is_named_with_the_command_that_installs_it() -> None:
+    code = (
+        "import sys; sys.modules.update({'lightning': None, 'lightning.pytorch': None, 'pytorch_lightning': None})\n"
+        "import smoothdiag\nimport smoothdiag.integrations.lightning"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert 'pip install "smoothdiag[lightning]"' in found.stderr.splitlines()[-1]
