@@ -53,6 +53,11 @@ def test_every_fault_is_planted_somewhere() -> None:
     assert all(planted(script) for script in FAULTY)
 
 
+def test_every_fault_has_a_section_on_the_page() -> None:
+    page = (FOLDER.parents[1] / "docs" / "doctor.md").read_text()
+    assert re.findall(r"^### (.*)$", page, re.MULTILINE) == [fault.slug for fault in Fault]
+
+
 @pytest.mark.parametrize("script", single(CORRECT))
 def test_correct_script_raises_no_alarm_and_trains_the_same(script, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])

@@ -158,6 +158,16 @@ def test_binding_is_counted(clips, bound, expected) -> None:
     assert all((f.count, f.of, f.unit) == (clips, clips, "clips") for f in report.findings)
 
 
+def test_clips_that_come_too_late_do_not_count_as_never_binding() -> None:
+    run = Run()
+    with run.watch() as report:
+        for _ in range(40):
+            run.backward()
+            run.step()
+            clip_grad_norm_(run.model.parameters(), 1.0)
+    assert [(f.name, f.count, f.of) for f in report.findings] == [("clip-after-step", 40, 40)]
+
+
 def test_facts_of_a_clip_that_never_binds() -> None:
     run = Run()
     norms = []
@@ -179,6 +189,19 @@ def test_an_infinite_norm_poisons_the_gradients_as_the_finding_says() -> None:
         clip_grad_norm_(run.model.parameters(), math.inf)
     assert names(report) == ["clip-as-norm"]
     assert all(g.isnan().all() for g in run.gradients)
+
+
+def test_a_clip_at_infinity_reads_the_norm_all_the_same() -> None:
+    run = Run()
+    with run.watch() as report:
+        run.backward()
+        clip_grad_norm_(run.model.parameters(), math.inf)
+        clip_grad_norm_(run.model.parameters(), 0.01)
+        run.optimizer.step()
+        get_total_norm(run.gradients)
+        clip_grad_norm_(run.model.parameters(), math.inf)
+        clip_grad_norm_(run.model.parameters(), 0.01)
+    assert names(report) == ["clip-after-step", "clip-as-norm", "clip-as-norm"]
 
 
 @pytest.mark.parametrize("discard", [True, False])
@@ -213,6 +236,44 @@ def test_norms_of_the_optimizers_own_arithmetic_are_not_read_by_anybody() -> Non
             run.backward()
             clip_grad_norm_(run.model.parameters(), 0.01)
             run.step()
+    assert report.steps == 3
+    assert names(report) == []
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Wraps another optimizer, whose hooks fire within its own step."""
+
+    def __init__(self, optimizer) -> None:
+        self.optimizer = optimizer
+        super().__init__(optimizer.param_groups, {})
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+def test_optimizer_that_wraps_another_takes_one_step_at_a_time() -> None:
+    run = Run()
+    run.optimizer = Lookahead(run.optimizer)
+    with run.watch() as report:
+        for _ in range(3):
+            run.backward()
+            clip_grad_norm_(run.model.parameters(), 0.01)
+            run.optimizer.step()
+            get_total_norm(run.gradients)
+            run.optimizer.zero_grad()
+    assert report.steps == 3
+    assert [(f.name, f.count, f.of) for f in report.findings] == [("norm-after-clipping", 3, 3)]
+
+
+def test_scaler_that_is_switched_off_scales_nothing() -> None:
+    run, scaler = Run(), torch.amp.GradScaler("cpu", enabled=False)
+    with run.watch() as report:
+        for _ in range(3):
+            scaler.scale(run.model(torch.randn(8, 4)).square().mean()).backward()
+            clip_grad_norm_(run.model.parameters(), 0.01)
+            scaler.step(run.optimizer)
+            scaler.update()
+            run.optimizer.zero_grad()
     assert report.steps == 3
     assert names(report) == []
 
@@ -262,12 +323,22 @@ def test_fused_optimizer_is_named_only_with_a_hook() -> None:
         assert not hook or f"pre-hook at {__file__}:{first + 4} saw" in report.findings[0].what
 
 
+def test_hook_of_a_library_is_left_to_the_library() -> None:
+    run, scaler = Run(torch.optim.Adam, fused=True), torch.amp.GradScaler("cpu")
+    run.optimizer.register_step_pre_hook(of_library("call = lambda *_: None"))
+    with run.watch() as report:
+        scaler.scale(run.model(torch.randn(8, 4)).square().mean()).backward()
+        scaler.step(run.optimizer)
+    assert names(report) == []
+
+
 def test_loops_without_a_watched_optimizer_are_left_alone() -> None:
     run, other = Run(), Run()
     with run.watch() as report:
         other.backward()
         other.step()
         clip_grad_norm_(other.model.parameters(), 1.0)
+        clip_grad_norm_(other.model.parameters(), math.inf)
     assert report.steps == 0
     assert names(report) == []
 
@@ -324,6 +395,16 @@ class Norms(nn.Module):
         return torch.norm(x) + x.norm() + torch.linalg.vector_norm(x) + torch.linalg.norm(x)
 
 
+LIBRARY = f"{sysconfig.get_path('purelib')}/library.py"
+
+
+def of_library(code):
+    """Returns the function ``call`` of an installed package with this code."""
+    found = {}
+    exec(compile(code, LIBRARY, "exec"), found)
+    return found["call"]
+
+
 def here():
     return call_site(sys._getframe(1))
 
@@ -335,10 +416,9 @@ def test_site_is_the_line_of_the_call() -> None:
 
 
 def test_site_of_a_call_from_a_library_is_where_that_was_called() -> None:
-    library, names = f"{sysconfig.get_path('purelib')}/library.py", {}
-    exec(compile("\n\ndef call(f):\n    return f()", library, "exec"), names)
-    site = names["call"](here)
-    assert (site.code, site.inside) == ('site = names["call"](here)', f"{library}:4")
+    call = of_library("call = lambda f: f()")
+    site = call(here)
+    assert (site.code, site.inside) == ("site = call(here)", f"{LIBRARY}:1")
 
 
 def test_whether_a_result_is_used() -> None:

@@ -40,8 +40,8 @@ class Fault(Enum):
     )
     CLIP_PER_MICRO_BATCH = (
         Severity.ERROR,
-        "A clipped gradient was accumulated onto: each micro-batch was clipped by itself, earlier ones several times, "
-        "and the gradient of the step not at all, or with the wrong weights.",
+        "A clipped gradient was accumulated onto: every clip shortened the sum so far, so that earlier micro-batches "
+        "count less than later ones.",
         "Clip once, after the last backward() of the step and right before the optimizer's step.",
     )
     CLIP_NEVER_BINDS = (

@@ -6,12 +6,14 @@ import sys
 import weakref
 from collections.abc import Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from smoothdiag.doctor.sites import Site
+
+_PLAIN: Final = (Tensor, torch.nn.Parameter)
 
 
 class Mark:
@@ -149,6 +151,8 @@ class Held:
 
 def is_sharded(tensor: Any) -> bool:
     """Returns whether a tensor is a DTensor, without importing what is not there."""
+    if type(tensor) in _PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -162,7 +166,7 @@ def local(tensor: Tensor) -> Tensor:
 def address(tensor: Any) -> tuple[int, int] | None:
     """Returns what tells the memory of one gradient from that of others, or ``None`` where there is none."""
     part = local(tensor) if isinstance(tensor, Tensor) else None
-    if type(part) not in (Tensor, torch.nn.Parameter) or part is None or part.layout != torch.strided:
+    if type(part) not in _PLAIN or part is None or part.layout != torch.strided:
         return None
     try:
         return (part.data_ptr(), part.numel()) if part.numel() else None

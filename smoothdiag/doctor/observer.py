@@ -98,6 +98,7 @@ class Observer:
     Attributes:
         steps: Optimizer steps so far.
         shards: Norms of local shards.
+        has_shards: Whether a parameter is a DTensor.
         uses_scaler: Whether a GradScaler has scaled a loss so far.
         is_scaling: Whether it has scaled one since the last backward pass.
         has_read_scale: Whether somebody has asked for its factor since then.
@@ -106,19 +107,20 @@ class Observer:
     def __init__(self) -> None:
         self.steps = 0
         self.shards = Shards(lambda site: self._count(Fault.NORM_OF_ONE_SHARD, site))
+        self.has_shards = False
         self.uses_scaler = self.is_scaling = self.has_read_scale = False
         self._owners: dict[int, Owner] = {}
         self._held: dict[int, Held] = {}
         self._index: Mapping[tuple[int, int], Held] | None = None
         self._at_risk: list[Held] = []
-        self._before: list[list[tuple[int, int]]] = []
+        self._before: list[tuple[Owner, list[tuple[int, int]]]] = []
         self._counts: dict[tuple[Fault, Site], Count] = {}
         self._bindings: dict[Site, Binding] = {}
 
     def own(self, optimizer: torch.optim.Optimizer) -> Owner:
         """Returns the owner that stands for an optimizer, which holds its parameters from now on."""
-        owner = self._owners.get(id(optimizer))
-        if owner is None or not owner.is_of(optimizer):
+        owner = self.owner(optimizer)
+        if owner is None:
             self._owners = {key: each for key, each in self._owners.items() if each.parameters}
             self._held = {key: each for key, each in self._held.items() if each.parameter() is not None}
             owner = self._owners[id(optimizer)] = Owner(optimizer)
@@ -126,7 +128,13 @@ class Observer:
             known = self._held.get(id(p))
             if known is None or known.owner is not owner or known.parameter() is not p:
                 self._held[id(p)] = Held(p, owner)
+                self.has_shards = self.has_shards or is_sharded(p)
         return owner
+
+    def owner(self, optimizer: torch.optim.Optimizer) -> Owner | None:
+        """Returns the owner that stands for an optimizer, if there is one."""
+        owner = self._owners.get(id(optimizer))
+        return owner if owner is not None and owner.is_of(optimizer) else None
 
     def held(self, parameters: Iterable[Tensor]) -> list[Held]:
         """Returns those of the parameters that an optimizer holds."""
@@ -147,16 +155,17 @@ class Observer:
                 found.append((held, is_sharded(held.gradient) and not is_sharded(tensor)))
         return found
 
-    def before_clip(self, held: Sequence[Held], call: Call) -> None:
-        """Looks at the order of things before a clip."""
+    def before_clip(self, held: Sequence[Held], call: Call) -> bool:
+        """Looks at the order of things; returns whether the clip is of use to a step."""
         self._index = None
-        if not held or self._is_late(held, call.site):
-            return
+        if self._is_late(held, call.site):
+            return False
         for owner in {each.owner: None for each in held}:
             if owner.scaled and not self.has_read_scale and owner.fingerprints() == owner.prints:
                 self._count(Fault.CLIP_OF_SCALED_GRADIENTS, call.site, owner)
         if call.returns_norm:
             self._read(held, call.site)
+        return True
 
     def after_clip(self, held: Sequence[Held], known: Sequence[bool], call: Call) -> None:
         """Marks the gradients as clipped; ``known`` says which norms had been read before."""
@@ -194,7 +203,7 @@ class Observer:
         self.shards.settle()
         self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
         if self.uses_scaler:
-            self._before = [owner.fingerprints() for owner in self._owners.values()]
+            self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
 
     def after_backward(self) -> None:
         """Looks at what a backward pass has written."""
@@ -209,7 +218,7 @@ class Observer:
             ):
                 self._count(Fault.CLIP_PER_MICRO_BATCH, clipped.site, each.owner)
         self._at_risk = []
-        for owner, before in zip(self._owners.values(), self._before, strict=False):
+        for owner, before in self._before:
             now = owner.fingerprints()
             if now != before:
                 owner.scaled, owner.prints = self.is_scaling, now

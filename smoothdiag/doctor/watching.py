@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from smoothdiag.doctor.findings import Finding, as_text
-from smoothdiag.doctor.gradients import is_sharded
+from smoothdiag.doctor.gradients import Owner
 from smoothdiag.doctor.observer import Call, Observer
 from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.sites import call_site, caller, is_library, is_own, is_result_used
@@ -126,15 +126,12 @@ class Watcher:
         patches.callback(register_optimizer_step_pre_hook(self._before_step).remove)
         patches.callback(register_optimizer_step_post_hook(self._after_step).remove)
 
-    def own(self, optimizer: Optimizer) -> Any:
-        """Takes an optimizer in, and what lies within if it wraps another."""
-        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-            optimizer = inner
-        if not self.observer.shards.is_watching and any(
-            is_sharded(p) for group in optimizer.param_groups for p in group["params"]
-        ):
+    def own(self, optimizer: Optimizer) -> Owner:
+        """Takes an optimizer in, or what lies within if it wraps another."""
+        owner = self.observer.own(_innermost(optimizer))
+        if self.observer.has_shards and not self.observer.shards.is_watching:
             self.observer.shards.watch(self._patches)
-        return self.observer.own(optimizer)
+        return owner
 
     def _on_clip(self, original: Function) -> Function:
         signature = inspect.signature(original)
@@ -161,6 +158,8 @@ class Watcher:
         self, parameters: list[Tensor], arguments: dict[str, Any], call: Call, run: Callable[[], Any]
     ) -> Any:
         observer, held = self.observer, self.observer.held(parameters)
+        if not held:
+            return self._run(run)
         threshold = arguments.get("max_norm")
         if threshold is not None and float(threshold) == math.inf:
             observer.clip_as_norm(held, call.site)
@@ -169,11 +168,11 @@ class Watcher:
             for each, mark in marks:
                 mark.renew(each.gradient)
             return result
-        observer.before_clip(held, call)
+        is_of_use = observer.before_clip(held, call)
         known = [each.is_known for each in held]
         result = self._run(run)
         observer.after_clip(held, known, call)
-        if threshold is not None:
+        if threshold is not None and is_of_use:
             observer.bind(call.site, arguments.get("total_norm", result), threshold)
         return result
 
@@ -261,10 +260,17 @@ class Watcher:
         self.observer.before_step(owner, site, hook)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling() and self._is_watched(optimizer):
-            owner = self.own(optimizer)
-            if owner.frame is sys._getframe(1):
+        if not torch.compiler.is_compiling():
+            owner = self.observer.owner(_innermost(optimizer))
+            if owner is not None and owner.frame is sys._getframe(1):
                 self.observer.after_step(owner)
+
+
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    """Returns what lies within an optimizer that wraps another."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _hook_of_others(optimizer: Optimizer) -> str:
