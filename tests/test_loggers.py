@@ -1,6 +1,7 @@
 """What the writers leave on disk, read back by TensorBoard and by wandb themselves."""
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -385,3 +386,17 @@ def test_only_the_first_rank_writes(tmp_path) -> None:
     assert run_ranks(work, tmp_path, 2) == [{"steps": 4}] * 2
     assert [path.name for path in tmp_path.glob("runs*")] == ["runs0"]
     assert [step for step, _ in numbers(tmp_path / "runs0")["smoothness/local"]] == [0, 3]
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("metrics.csv").write_text("step,grad_norm\n0,1.0\n1,3.0\n")
+    run = Run(autoclip=True)
+    names = {"probe": run.probe, "clipper": run.clipper, "model": run.model, "optimizer": run.optimizer}
+    names |= {"loss_fn": loss_fn, "loader": torch.randn(5, 8, 4).double()}
+    page = (Path(__file__).parent.parent / "docs" / "logs.md").read_text(encoding="utf-8")
+    writing, reading = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(writing, names)
+    assert [step for step, _ in numbers(Path("runs/1"))["smoothness/local"]] == [0, 3]
+    exec(reading, names)
+    assert "2 gradient norms in steps 0 to 1" in capsys.readouterr().out
