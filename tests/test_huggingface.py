@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -12,15 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from asserts import assert_identical, state_of
 from torch import nn
 from torch.testing import assert_close
-from trainers import Ordered, llama, texts, trainer_of
+from trainers import Ordered, llama, settings_of_the_process, texts, trainer_of
 from transformers import Trainer, TrainerCallback
 
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
 from smoothdiag.integrations.huggingface import STATE_FILE, SmoothnessCallback
+from smoothdiag.integrations.losses import Factor
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -37,16 +36,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def _process_alone() -> Iterator[None]:
-    """Precision and compilation are settings of the process, in accelerate; each test begins without."""
-    before = dict(os.environ)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    torch._dynamo.reset()
-    os.environ.clear()
-    os.environ.update(before)
+def _alone() -> Iterator[None]:
+    with settings_of_the_process():
+        yield
 
 
 class States(TrainerCallback):
@@ -71,10 +63,9 @@ def column(callback: SmoothnessCallback, name: str, estimator: str = "path") -> 
 def test_training_is_the_same_and_gradient_norms_are_those_of_the_trainer(name, tmp_path) -> None:
     options = CONFIGURATIONS[name]
     plain, watched = States(), States()
-    without = trainer_of(tmp_path / "without", callbacks=[plain], **options)
-    without.train()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch._dynamo.reset()
+    with settings_of_the_process():
+        without = trainer_of(tmp_path / "without", callbacks=[plain], **options)
+        without.train()
     trainer = trainer_of(tmp_path / "with", callbacks=[watched], **options)
     callback = SmoothnessCallback(schedule=every(1)).bind(trainer)
     trainer.train()
@@ -252,10 +243,10 @@ def test_training_again_and_after_an_error_leaves_no_hooks_behind(tmp_path) -> N
 
     trainer = trainer_of(tmp_path, lr=0.1, callbacks=[Once()])
     callback = SmoothnessCallback(schedule=every(1), auto_clip=True).bind(trainer)
-    with pytest.raises(MemoryError), pytest.warns(SmoothdiagWarning, match="max_grad_norm = 1"):
+    with pytest.raises(MemoryError), pytest.warns(SmoothdiagWarning, match="`max_grad_norm = 1`"):
         trainer.train()
     for _ in range(2):
-        with pytest.warns(SmoothdiagWarning, match="max_grad_norm = 1,"):
+        with pytest.warns(SmoothdiagWarning, match="takes the place of max_grad_norm.*`max_grad_norm = 1`"):
             trainer.train()
         assert trainer.args.max_grad_norm == 1.0
         assert column(callback, "step") == list(range(6))
@@ -333,13 +324,22 @@ def test_auto_clip_takes_options_and_shortens_updates_of_adamw(tmp_path) -> None
     assert not logged(trainer, "smoothdiag/threshold"), "no gradient norm says how long an update is"
 
 
+def test_shadow_mode_leaves_clipping_to_the_trainer(tmp_path) -> None:
+    without = trainer_of(tmp_path / "without", lr=2.0, max_grad_norm=0.5)
+    without.train()
+    trainer = trainer_of(tmp_path / "with", lr=2.0, max_grad_norm=0.5)
+    SmoothnessCallback(auto_clip={"mode": "shadow"}).bind(trainer)
+    with pytest.warns(SmoothdiagWarning, match="clipped already.*`max_grad_norm = 0.5`"):
+        trainer.train()
+    assert_identical(weights(trainer.model), weights(without.model))
+    assert len(logged(trainer, "smoothdiag/threshold")) == 6
+
+
 @pytest.mark.parametrize("auto_clip", [False, True])
 def test_resuming_from_a_checkpoint_continues_exactly(auto_clip, tmp_path) -> None:
     def begin(name: str) -> tuple[Trainer, SmoothnessCallback]:
-        options: dict[str, Any] = {"max_steps": 40, "save_strategy": "steps", "save_steps": 7, "number": 48}
-        trainer = trainer_of(
-            tmp_path / name, lr=1.0, max_grad_norm=0.0, gradient_accumulation_steps=2, save_total_limit=2, **options
-        )
+        options: dict[str, Any] = {"max_steps": 33 if auto_clip else 20, "save_strategy": "steps", "save_steps": 7}
+        trainer = trainer_of(tmp_path / name, lr=1.0, max_grad_norm=0.0, save_total_limit=2, number=48, **options)
         return trainer, SmoothnessCallback(schedule=every(3), auto_clip=auto_clip).bind(trainer)
 
     whole, expected = begin("whole")
@@ -382,6 +382,19 @@ def test_a_checkpoint_without_the_state_is_joined_late(tmp_path) -> None:
     with pytest.warns(SmoothdiagWarning, match="checkpoint-4` has no smoothdiag.json.*begins at step 4"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert column(callback, "step") == [4, 5]
+
+
+def test_the_factor_of_a_grad_scaler_is_taken_out() -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    x = torch.ones((), requires_grad=True)
+    loss = 5 * x
+    factor = Factor(scaler)
+    factor.watch(loss)
+    with pytest.raises(RuntimeError, match="no backward on the loss"):
+        _ = factor.value
+    scaler.scale(loss / 3).backward()
+    assert_close(x.grad, 2.0**16 * torch.tensor(5 / 3))
+    assert factor.value == torch.tensor(1 / 3)
 
 
 def test_without_transformers_the_installation_is_named() -> None:

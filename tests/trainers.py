@@ -1,10 +1,13 @@
 """Tiny Llamas and the Trainers that train them, the same ones every time."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch.utils.data import SequentialSampler
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -17,6 +20,20 @@ class Ordered(Trainer):
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
+
+
+@contextmanager
+def settings_of_the_process() -> Iterator[None]:
+    """Forgets afterwards what precision and compilation the trainers within asked for: accelerate keeps them."""
+    before = dict(os.environ)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch._dynamo.reset()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def llama(dropout: float = 0.1) -> LlamaForCausalLM:

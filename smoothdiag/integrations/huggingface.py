@@ -50,8 +50,8 @@ class SmoothnessCallback(TrainerCallback):
         schedule: Which optimizer steps to measure; default: every 20th.
         trace: A Trace, or a path to write one to; default: ``smoothdiag.jsonl`` in ``args.output_dir``.
         group_by: Parameter name -> label of its group; each group gets rows of its own.
-        auto_clip: Whether an `AutoClip` keeps steps short, or its options. It takes the place of
-            ``args.max_grad_norm``, which is 0 as long as training runs.
+        auto_clip: Whether an `AutoClip` keeps steps short, or its options. Unless it is in shadow mode, it takes the
+            place of ``args.max_grad_norm``, which is 0 as long as training runs.
 
     Raises:
         ValueError: If ``auto_clip`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the other arguments
@@ -142,7 +142,7 @@ class SmoothnessCallback(TrainerCallback):
             self.clipper = AutoClip(optimizer, self.probe, **options)
             if stored.get("clipper") is not None:
                 self.clipper.load_state_dict(stored["clipper"])
-            self._take_over(args)
+            self._take_over(args, options.get("mode", "clip"))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -170,15 +170,17 @@ class SmoothnessCallback(TrainerCallback):
         """Detaches from the optimizer and closes the file of the trace."""
         self._release(args)
 
-    def _take_over(self, args: TrainingArguments) -> None:
-        """Puts AutoClip in the place of ``max_grad_norm``."""
-        self._max_grad_norm, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
-        if self._max_grad_norm:
-            warnings.warn(
-                f"AutoClip takes the place of max_grad_norm = {self._max_grad_norm:g}, which is 0 as long as training "
-                "runs. TrainingArguments(max_grad_norm=0) says the same.",
-                SmoothdiagWarning,
-            )
+    def _take_over(self, args: TrainingArguments, mode: str) -> None:
+        """Puts AutoClip in the place of ``max_grad_norm``, unless it changes nothing."""
+        found = args.max_grad_norm or 0.0
+        if mode == "shadow":
+            said = "AutoClip counts gradients that are clipped already, so it may miss some"
+        else:
+            said = "AutoClip takes the place of max_grad_norm, which is 0 as long as training runs"
+            self._max_grad_norm, args.max_grad_norm = found, 0.0
+        if found:
+            message = f"{said}. Found `max_grad_norm = {found:g}`; TrainingArguments(max_grad_norm=0) avoids this."
+            warnings.warn(message, SmoothdiagWarning)
 
     def _release(self, args: TrainingArguments) -> None:
         if self.clipper is not None:
