@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def test_wrong_use_is_refused(tmp_path) -> None:
         callback.bind(trainer)
 
 
-def test_training_again_and_after_an_error_leaves_no_hooks_behind(tmp_path) -> None:
+def test_a_run_that_ended_or_failed_leaves_nothing_behind(tmp_path) -> None:
     class Once(TrainerCallback):
         raised = False
 
@@ -243,16 +244,14 @@ def test_training_again_and_after_an_error_leaves_no_hooks_behind(tmp_path) -> N
 
     trainer = trainer_of(tmp_path, lr=0.1, callbacks=[Once()])
     callback = SmoothnessCallback(schedule=every(1), auto_clip=True).bind(trainer)
-    with pytest.raises(MemoryError), pytest.warns(SmoothdiagWarning, match="`max_grad_norm = 1`"):
-        trainer.train()
-    for _ in range(2):
-        with pytest.warns(SmoothdiagWarning, match="takes the place of max_grad_norm.*`max_grad_norm = 1`"):
+    for expected in (nullcontext() if run else pytest.raises(MemoryError) for run in range(3)):
+        with expected, pytest.warns(SmoothdiagWarning, match="takes the place of max_grad_norm.*`max_grad_norm = 1`"):
             trainer.train()
         assert trainer.args.max_grad_norm == 1.0
-        assert column(callback, "step") == list(range(6))
         optimizer = trainer.optimizer.optimizer
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
+    assert column(callback, "step") == list(range(6))
     assert len(list(tmp_path.glob("smoothdiag*.jsonl"))) == 3
 
 
@@ -289,6 +288,17 @@ def test_auto_clip_is_that_of_a_plain_loop(tmp_path) -> None:
     assert "; 0% of steps" not in clipper.reason
     assert callback.clipper.reason == clipper.reason
     assert_identical(weights(trainer.model), weights(model))
+
+
+def test_auto_clip_takes_the_place_of_max_grad_norm(tmp_path) -> None:
+    alone, _ = auto_clipped(tmp_path / "alone")
+    alone.train()
+    trainer = trainer_of(tmp_path / "instead", lr=2.0, max_grad_norm=1e-6)
+    SmoothnessCallback(schedule=every(3), auto_clip=True).bind(trainer)
+    with pytest.warns(SmoothdiagWarning, match="takes the place of max_grad_norm.*`max_grad_norm = 1e-06`"):
+        trainer.train()
+    assert_identical(weights(trainer.model), weights(alone.model))
+    assert trainer.args.max_grad_norm == 1e-6
 
 
 def test_threshold_in_use_is_logged(tmp_path) -> None:

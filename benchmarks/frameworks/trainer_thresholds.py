@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 import smoothdiag as sd
 from smoothdiag.integrations.huggingface import SmoothnessCallback
@@ -32,7 +32,8 @@ def loss_of(lr: float, seed: int, steps: int, threshold: float | None) -> tuple[
     """Returns the final loss of a run, NaN if it diverged, and what AutoClip says; ``None`` clips by it."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(folder, lr=lr, steps=steps, max_grad_norm=threshold or 0.0, seed=seed)
-        trainer.remove_callback(ProgressCallback)
+        for printing in (PrinterCallback, ProgressCallback):  # whichever it has
+            trainer.remove_callback(printing)
         trainer.args.logging_steps = trainer.state.logging_steps = 1
         trainer.args.logging_nan_inf_filter = False
         estimators = [sd.LocalSmoothness(radius=1e-2, two_scale=False)]

@@ -124,8 +124,8 @@ class SmoothnessCallback(TrainerCallback):
         """Attaches to the optimizer."""
         if self._bound is None:
             raise RuntimeError("SmoothnessCallback needs its trainer. Call callback.bind(trainer) before training.")
-        self._release(args)  # from a run that ended in an error, as one with too large a batch
         trainer = self._bound.trainer
+        self._release(trainer)  # training may begin again with smaller batches, where memory did not suffice
         trace = Path(args.output_dir or ".") / TRACE_FILE if self._trace is None else self._trace
         optimizer = _unwrapped(trainer)
         self.probe = Probe(
@@ -164,12 +164,6 @@ class SmoothnessCallback(TrainerCallback):
             stored = {"probe": self.probe.state_dict(), "clipper": clipper}
             (folder / STATE_FILE).write_text(json.dumps(stored), encoding="utf-8")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Detaches from the optimizer and closes the file of the trace."""
-        self._release(args)
-
     def _take_over(self, args: TrainingArguments, mode: str) -> None:
         """Puts AutoClip in the place of ``max_grad_norm``, unless it changes nothing."""
         found = args.max_grad_norm or 0.0
@@ -182,13 +176,14 @@ class SmoothnessCallback(TrainerCallback):
             message = f"{said}. Found `max_grad_norm = {found:g}`; TrainingArguments(max_grad_norm=0) avoids this."
             warnings.warn(message, SmoothdiagWarning)
 
-    def _release(self, args: TrainingArguments) -> None:
+    def _release(self, trainer: Trainer) -> None:
+        """Detaches from the optimizer and closes the file of the trace."""
         if self.clipper is not None:
             self.clipper.detach()
         if self.probe is not None:
             self.probe.close()
         if self._max_grad_norm:
-            args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, 0.0
+            trainer.args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, 0.0
 
     def _stored(self, global_step: int) -> dict[str, Any]:
         """Returns the states in the checkpoint that training goes on from, after ``global_step`` steps."""
@@ -205,11 +200,15 @@ class SmoothnessCallback(TrainerCallback):
 
     def _train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         assert self._bound is not None
+        trainer = self._bound.trainer
         if resume_from_checkpoint is True:
-            self._checkpoint = get_last_checkpoint(self._bound.trainer.args.output_dir)  # type: ignore[no-untyped-call]
+            self._checkpoint = get_last_checkpoint(trainer.args.output_dir)  # type: ignore[no-untyped-call]
         else:
             self._checkpoint = resume_from_checkpoint or None
-        return self._bound.train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return self._bound.train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._release(trainer)
 
     def _log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         assert self._bound is not None
