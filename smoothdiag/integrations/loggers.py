@@ -7,8 +7,10 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -88,7 +90,8 @@ class TraceWriter:
         self._probe = source if isinstance(source, Probe) else None
         self._trace = source.trace if isinstance(source, Probe) else source
         self._autoclip = autoclip
-        self._sink = sink() if _is_first_rank() else None
+        is_later_rank = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+        self._sink = None if is_later_rank else sink()
         self._num_read = -1  # nothing is known before the first step: a resumed trace may yet be loaded
         self._counts: Counter[str] = Counter()
         self._handle: RemovableHandle | None = None
@@ -106,10 +109,9 @@ class TraceWriter:
                 self._sink.start(0 if self._probe is None else self._probe.steps)
             rows = [self._trace[i] for i in range(self._num_read, len(self._trace))]
             self._num_read = len(self._trace)
-            steps = list(dict.fromkeys(row["step"] for row in rows))
-            for step in steps:
-                values = self._scalars(row for row in rows if row["step"] == step)
-                if self._autoclip is not None and step == steps[-1]:
+            for step, together in groupby(rows, key=itemgetter("step")):
+                values = self._scalars(together)
+                if self._autoclip is not None and step == rows[-1]["step"]:
                     values["clipping/longest_step"] = self._autoclip.longest_step
                     values["clipping/threshold"] = self._autoclip.threshold
                 self._sink.scalars(step, {name: value for name, value in values.items() if math.isfinite(value)})
@@ -131,7 +133,7 @@ class TraceWriter:
         except Exception as error:
             self._give_up(error)
 
-    def __enter__(self) -> TraceWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -163,10 +165,10 @@ class TraceWriter:
         canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
         try:
             plot_smoothness(self._trace, ax=figure.subplots())
-        except ValueError as error:
+            canvas.draw()
+        except Exception as error:
             warnings.warn(f"The log gets no figure: {error}", SmoothdiagWarning)
             return
-        canvas.draw()
         sink.image(self._trace[-1]["step"], "smoothness/figure", np.asarray(canvas.buffer_rgba()))
 
     def _give_up(self, error: Exception) -> None:
@@ -294,7 +296,3 @@ class _Wandb:
     def close(self) -> None:
         if self._owns:
             self._run.finish()
-
-
-def _is_first_rank() -> bool:
-    return not (dist.is_available() and dist.is_initialized() and dist.get_rank() > 0)
