@@ -22,6 +22,11 @@ def check_arguments(
         raise ValueError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"Parameter `optimizer` should be a torch.optim.Optimizer. Found {type(optimizer).__name__}.")
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # as accelerate.optimizer.AcceleratedOptimizer
+        raise ValueError(
+            "Parameter `optimizer` should be the torch.optim.Optimizer that takes the steps. Found "
+            f"{type(optimizer).__name__}, a wrapper without step hooks; pass `optimizer.optimizer`, which it wraps."
+        )
     if not callable(loss_fn):
         raise ValueError(f"Parameter `loss_fn` should be callable as loss_fn(model, batch). Found {loss_fn!r}.")
     if not isinstance(estimators, Sequence) or not estimators or any(isinstance(e, type) for e in estimators):
