@@ -137,8 +137,10 @@ def average_(a: Vector) -> None:
         x.copy_(mean.view(x.shape))
 
 
-def of_first_rank(value: int, like: Tensor) -> int:
+def of_first_rank(value: int, like: Tensor, *, distributed: bool = True) -> int:
     """Returns the first rank's number; every rank must call it. ``like`` gives the device to use."""
+    if not distributed:
+        return value
     sent = torch.tensor(value, dtype=torch.int64, device=local(like).device)
     dist.broadcast(sent, src=0)
     return int(sent)

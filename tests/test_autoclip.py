@@ -232,6 +232,16 @@ def test_probes_that_do_not_fit_are_refused() -> None:
         AutoClip(optimizer, probe, rule=1.5)
     with pytest.raises(ValueError, match="Parameter `estimator` should be an estimator"):
         AutoClip(optimizer, probe, estimator=LocalSmoothness)
+    with pytest.raises(ValueError, match='Parameter `set_lr` should be False in the mode "shadow"'):
+        AutoClip(optimizer, probe, mode="shadow", set_lr=True)
+    first = AutoClip(optimizer, probe)
+    with pytest.raises(ValueError, match="should serve one AutoClip"):
+        AutoClip(optimizer, probe)
+    first.detach()
+    AutoClip(optimizer, probe).detach()
+    probe.close()
+    with pytest.raises(ValueError, match="should be open"):
+        AutoClip(optimizer, probe)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
@@ -245,6 +255,17 @@ def test_a_momentum_that_adds_up_without_end_has_no_rule(momentum) -> None:
 def test_factors_of_a_rule_are_positive(field, value) -> None:
     with pytest.raises(ValueError, match=f"Parameter `{field}` should be positive and finite"):
         StepRule(**{field: value})
+
+
+def test_one_part_of_an_update_that_is_not_a_number_does_not_spread() -> None:
+    class Broken(torch.optim.Adam):
+        def step(self, closure=None):
+            super().step(closure)
+            with torch.no_grad():
+                self.param_groups[0]["params"][0][0, 0] = math.nan
+
+    run = Run(lambda m: Broken(m.parameters(), lr=0.1), rule=FIXED).over(batches(1))
+    assert int(run.weights().isnan().sum()) == 1
 
 
 def test_sparse_gradients_are_refused() -> None:
@@ -322,6 +343,16 @@ def test_a_warm_up_from_zero_is_calibrated_until_its_end() -> None:
     steps = run.probe.trace.to_frame()["step"]
     assert {22, 23, 24, 25, 26, 28, 30, 33, 37, 42, 49} <= set(steps), "the steps after the rise are measured"
     assert run.clipper.history["lr"].iloc[-1] == 1.0
+
+
+def test_a_slow_warm_up_is_calibrated_until_its_end_too() -> None:
+    run = Run(sgd(1.0))
+    schedule = torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda k: 0.5 + min(k / 4000, 0.5))  # 0.05% a step
+    for batch in batches(120):
+        run.step(batch)
+        schedule.step()
+    assert "held" not in set(run.clipper.history["event"])
+    assert "still calibrating" in run.clipper.reason
 
 
 def test_four_times_the_rate_in_mid_run_leaves_the_longest_step() -> None:

@@ -11,7 +11,8 @@ from scipy.stats import binom
 from torch import nn
 
 from smoothdiag import AutoClip, Probe, StepRule, problems
-from smoothdiag.autoclip.calibration import Calibration, is_in_progression, median_interval, progression
+from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression, median_interval, progression
+from smoothdiag.autoclip.rows import Rows
 
 FIRST = [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29]
 
@@ -20,7 +21,7 @@ def calibrated(lengths, steps=range(1000), rule=None) -> Calibration:
     state = Calibration(rule or StepRule())
     for step, length in zip(steps, lengths, strict=False):
         state.advance(step)
-        state.add(step, length, length, "ok")
+        state.add(Measurement(step, length, length))
     return state
 
 
@@ -64,52 +65,85 @@ def test_it_waits_for_five_measurements() -> None:
     state = calibrated([1.0] * 4, [0, 10, 20, 29])
     assert not state.advance(50)
     assert not state.is_measured
-    state.add(51, 1.0, 1.0, "ok")
+    state.add(Measurement(51, 1.0, 1.0))
     assert state.is_measured
     assert state.advance(52)
 
 
-def test_rows_without_a_length_are_counted_and_left_out() -> None:
-    state = calibrated([1.0, 2.0])
-    for length in (math.nan, math.inf, 0.0, -1.0):
-        state.add(5, length, 1.0, "saturated")
-    assert state.longest == pytest.approx(1.2 * 1.5)
-    assert state.invalid == {"saturated": 4}
+ROW = {"status": "ok", "smoothness": 2.0, "grad_norm": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, (1.5, 0.5)),
+        ({"slope": -3.0}, (1.5, math.nan)),
+        ({"status": "non_finite"}, "non_finite"),
+        ({"smoothness": -2.0}, "without positive curvature"),
+        ({"smoothness": math.nan}, "without positive curvature"),
+        ({"slope": 3.0}, "without a descent"),
+        ({"grad_norm": 0.0}, "without a descent"),
+    ],
+)
+def test_a_row_has_a_length_or_a_reason_why_not(change, found) -> None:
+    assert Rows.measured(ROW | change) == (found if isinstance(found, str) else pytest.approx(found, nan_ok=True))
+
+
+def lowered(state, steps, length, taken, reduction=1.0) -> list[bool]:
+    return [state.add(Measurement(step, length, 1.0, taken, reduction)) for step in steps]
 
 
 def test_a_held_length_follows_down_by_a_factor_of_two_and_never_up() -> None:
     state = calibrated([1.0] * 13, FIRST)
     state.advance(30)
-    for step in range(40, 60):
-        assert not state.add(step, 100.0, 1.0, "ok")
-    for step in range(60, 80):
-        assert not state.add(step, 0.51, 1.0, "ok")
+    assert not any(lowered(state, range(40, 60), 100.0, taken=1.2))
+    assert not any(lowered(state, range(60, 80), 0.51, taken=1.2))
     assert state.longest == 1.2
-    assert [state.add(step, 0.49, 1.0, "ok") for step in range(80, 84)] == [False, False, True, False]
+    assert lowered(state, range(80, 84), 0.49, taken=1.2) == [False, False, True, False]
     assert state.longest == pytest.approx(1.2 * 0.49)
     assert state.lowered_at == 82
-    state.add(90, 0.01, 1.0, "ok")
+    lowered(state, [90], 0.01, taken=1.2)
     assert state.longest == pytest.approx(1.2 * 0.49), "a single measurement changes nothing"
+
+
+def test_a_single_length_that_is_long_enough_stops_the_count() -> None:
+    state = calibrated([1.0] * 13, FIRST)
+    state.advance(30)
+    for start in range(40, 100, 3):
+        assert not any(lowered(state, [start, start + 1], 0.1, taken=1.2))
+        assert not any(lowered(state, [start + 2], 0.6, taken=1.2))
 
 
 def test_lengths_count_beside_the_steps_that_are_taken() -> None:
     state = calibrated([1.0] * 13, FIRST)
     state.advance(30)
-    for step in range(40, 50):  # the rate has decayed to a tenth: steps are short, and curvature has adapted
-        assert not state.add(step, 0.1, 1.0, "ok", typical=0.1)
-    for step in range(50, 60):
-        assert not state.add(step, 0.0001, 1.0, "ok", typical=0.0)
-    assert any(state.add(step, 0.04, 1.0, "ok", typical=0.1) for step in range(60, 63))
+    # The rate has decayed to a tenth, or gradients have: steps are short, and curvature has adapted to them.
+    assert not any(lowered(state, range(40, 50), 0.1, taken=0.12, reduction=0.1))
+    assert not any(lowered(state, range(50, 60), 0.0001, taken=0.0, reduction=0.0))
+    assert lowered(state, range(60, 63), 0.04, taken=0.12, reduction=0.1)[-1]
     assert state.longest == pytest.approx(1.2 * 0.4)
+
+
+def test_after_a_slow_rise_not_every_step_is_measured() -> None:
+    """A rate that rises by 0.1% every second step for a long time."""
+    state = calibrated([1.0] * 13, FIRST)
+    due = 0
+    for step in range(30, 3000):
+        if step % 2 == 0:
+            assert state.rise(step) == (step == 30)
+        if state.due(step):
+            due += 1
+            state.add(Measurement(step, 1.0, 1.0))
+    assert due < 0.05 * 3000
 
 
 def test_a_state_goes_through_numbers() -> None:
     state = calibrated(np.random.default_rng(2).lognormal(size=20).tolist(), range(25, 45))
-    state.add(50, math.nan, math.nan, "non_finite")
+    state.count_invalid("non_finite")
     other = Calibration(StepRule())
     other.load_state_dict(state.state_dict())
     assert other == state
-    other.add(60, 1.0, 1.0, "ok")
+    other.add(Measurement(60, 1.0, 1.0))
     assert other != state, "a copy of its own"
 
 

@@ -94,12 +94,12 @@ WINGS = {
     "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
     "autoclip": (
         "autoclip.calibration",
-        "autoclip.arguments",
         "autoclip.rates",
         "autoclip.free_rate",
         "autoclip.rows",
         "autoclip.closures",
         "autoclip.acting",
+        "autoclip.arguments",
         "autoclip.events",
         "autoclip.clipper",
         "autoclip",

@@ -24,10 +24,32 @@ FIT = fitted()
 @pytest.mark.parametrize("kappa", [0.5, 2.0])
 @pytest.mark.parametrize(("momentum", "dampening", "gain"), [(0.0, 0.5, 1.0), (0.9, 0.0, 10.0), (0.9, 0.5, 5.0)])
 def test_effective_rate_times_smoothness_is_kappa_at_every_norm(kappa, momentum, dampening, gain):
-    rate = step_rate(FIT, momentum=momentum, dampening=dampening, kappa=kappa)
-    np.testing.assert_allclose(gain * rate(X) * (1 + 2 * X), kappa, rtol=1e-6)
+    rate = step_rate(FIT, kappa=kappa)
+    np.testing.assert_allclose(rate(X) * (1 + 2 * X), kappa, rtol=1e-6)
     assert rate(torch.tensor(3.0)).item() == pytest.approx(rate(3.0), rel=1e-6)
     assert "L0 1 and L1 2" in rate.reason
+    scale = rate.scale(X, 0.03, momentum=momentum, dampening=dampening)
+    np.testing.assert_allclose(scale, np.minimum(1, kappa / (0.03 * gain * (1 + 2 * X))), rtol=1e-6)
+    assert rate.scale(3.0, 0.03) == pytest.approx(rate.scale(torch.tensor(3.0), 0.03).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+@pytest.mark.parametrize("name", ["exponential", "hybrid", "cosh"])
+def test_scaled_gradients_descend_under_momentum_too(name, momentum):
+    problem = getattr(problems, name)(L0=1.0, L1=2.0, dim=3)
+    rate = step_rate(replace(FIT, L0=1.0, L1=2.0))
+    x = torch.nn.Parameter(torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64) * 5)
+    optimizer = torch.optim.SGD([x], lr=1.0, momentum=momentum)
+    losses = []
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = problem.value(x)
+        loss.backward()
+        x.grad *= rate.scale(float(x.grad.norm()), 1.0, momentum=momentum)
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses) == losses[0]
+    assert losses[-1] < 1e-3 * losses[0]
 
 
 @pytest.mark.parametrize(("L0", "L1"), [(1.0, 2.0), (0.3, 0.5)])
@@ -87,6 +109,6 @@ def test_wrong_parameters_are_refused():
     with pytest.raises(ValueError, match="Parameter `fit` should be a SmoothnessFit"):
         step_rate(pd.DataFrame())
     with pytest.raises(ValueError, match="Parameter `momentum`"):
-        step_rate(FIT, momentum=1.0)
+        step_rate(FIT).scale(1.0, 0.1, momentum=1.0)
     with pytest.raises(ValueError, match="Parameter `kappa`"):
         step_rate(FIT, kappa=3.0)

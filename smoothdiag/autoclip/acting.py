@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.autoclip.rates import Group, Number, Peaks, gain, plain, ratio, shortening
+from smoothdiag.autoclip.rates import Group, Number, Peaks, gain, plain, ratio, shortening, smaller
 from smoothdiag.geometry import Euclidean
 from smoothdiag.optim import GGNC, ClippedMomentum
 from smoothdiag.optim.arithmetic import global_norm, multiply_
@@ -66,8 +67,12 @@ class Action(Protocol):
         """Returns the step length that goes with a gradient norm of 1 and a rate of 1, where clipping begins."""
         ...
 
-    def typical(self, group: Group) -> float:
-        """Returns how long clipped steps are, in longest steps, where successive gradients are uncorrelated."""
+    def reduction(self) -> Number:
+        """Returns how long clipped steps are at present, in longest steps, if gradients are uncorrelated."""
+        ...
+
+    def taken(self, longest: Number) -> Number:
+        """Returns how long the last step was, as far as it is known: no longer than a clipped one."""
         ...
 
 
@@ -83,6 +88,7 @@ class ScaleGradients:
 
     def __init__(self, optimizer: torch.optim.Optimizer, peaks: Peaks, *, acts: bool = True) -> None:
         self._optimizer, self._peaks, self._acts = optimizer, peaks, acts
+        self._length: Number = math.inf  # of the last step, as equal gradients prolong it, at the largest rate
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Scales the gradients."""
@@ -94,7 +100,7 @@ class ScaleGradients:
         if not squares:
             return
         length = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
-        length = _unscaled(self._optimizer, length)
+        self._length = length = _unscaled(self._optimizer, length)
         finite, scale = torch.isfinite(length), (longest / length).clamp(max=1.0)
         counts.add_gradient(finite, step)
         counts.add_clipped((scale < 1) & finite)
@@ -108,9 +114,13 @@ class ScaleGradients:
         """Returns what momentum makes of a constant gradient."""
         return gain(group)
 
-    def typical(self, group: Group) -> float:
-        """Returns what momentum makes of uncorrelated gradients, in what it makes of constant ones."""
-        return shortening(group)
+    def reduction(self) -> Number:
+        """Returns what momentum and a decayed rate make of uncorrelated gradients."""
+        return self._peaks.share * max(map(shortening, self._optimizer.param_groups))
+
+    def taken(self, longest: Number) -> Number:
+        """Returns that of the longest step, or less if the gradient was too small for it."""
+        return self.reduction() * smaller(self._length, longest)
 
 
 class ShortenUpdate:
@@ -125,6 +135,7 @@ class ShortenUpdate:
     def __init__(self, optimizer: torch.optim.Optimizer, *, acts: bool = True) -> None:
         self._optimizer, self._acts = optimizer, acts
         self._start: list[Bucket] = []
+        self._length: Number = math.inf  # of the last update, before it was shortened
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Keeps a copy of the parameters."""
@@ -138,7 +149,8 @@ class ShortenUpdate:
             return
         for (start, _), (here, _) in zip(back, self._parameters(), strict=True):
             torch._foreach_sub_(start, here)  # in place: another copy of large models may not fit
-        scale = (longest / global_norm(back)).clamp(max=1.0)
+        self._length = length = global_norm(back)
+        scale = (longest / length).clamp(max=1.0).nan_to_num(1.0)  # what is NaN is not spread
         counts.add_clipped(scale < 1)
         if not self._acts or (scale.device.type == "cpu" and bool(scale == 1)):
             return
@@ -151,9 +163,13 @@ class ShortenUpdate:
         """Returns 1: no gradient norm says how long an update is."""
         return 1.0
 
-    def typical(self, group: Group) -> float:
-        """Returns 1: whatever momentum there is, it is the update that is shortened."""
+    def reduction(self) -> Number:
+        """Returns 1: whatever the rate and the momentum, it is the update that is shortened."""
         return 1.0
+
+    def taken(self, longest: Number) -> Number:
+        """Returns the length of the update after it was shortened."""
+        return smaller(self._length, longest)
 
     def _parameters(self) -> list[Bucket]:
         held = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
@@ -207,9 +223,13 @@ class SetCap:
         """Returns the inverse of what the cap is shortened by."""
         return 1 / shortening(group)
 
-    def typical(self, group: Group) -> float:
-        """Returns what the cap is shortened by."""
-        return shortening(group)
+    def reduction(self) -> Number:
+        """Returns what the cap is shortened by, also by a decayed rate."""
+        return self._peaks.share * max(map(shortening, self._optimizer.param_groups))
+
+    def taken(self, longest: Number) -> Number:
+        """Returns the length of a clipped step: how often the optimizer clips is not known."""
+        return self.reduction() * longest
 
 
 def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Action:

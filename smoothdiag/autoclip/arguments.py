@@ -1,16 +1,25 @@
 """Checks of what an AutoClip is given."""
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 
+from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import StepRule
+from smoothdiag.autoclip.rates import highest_momentum
+from smoothdiag.autoclip.rows import ForClipping
 from smoothdiag.measure.probe import Probe
 
 Mode = Literal["clip", "set", "shadow"]
 
 
-def check(optimizer: object, probe: object, mode: object, rule: object, estimator: object) -> None:
+def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:
+    """Returns the rule for the momentum that an optimizer has at present, where its gradients are clipped."""
+    return StepRule.for_momentum(0.0 if action.shortens_updates else highest_momentum(optimizer))
+
+
+def check(optimizer: object, probe: object, mode: object, rule: object, estimator: object, *, set_lr: bool) -> None:
     """Raises a ValueError if an argument is not of its kind."""
     if mode not in get_args(Mode):
         raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
@@ -18,12 +27,30 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         raise ValueError(f"Parameter `probe` should be a Probe. Found `probe = {probe!r}`.")
     if probe.optimizer is not optimizer:
         raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
+    if probe.is_closed:
+        raise ValueError("Parameter `probe` should be open. Found one that has been closed.")
+    if any(isinstance(e, ForClipping) for _, estimators in probe.further for e in estimators):
+        raise ValueError("Parameter `probe` should serve one AutoClip. Found one that does: detach that first.")
+    if set_lr and mode == "shadow":
+        raise ValueError('Parameter `set_lr` should be False in the mode "shadow", which changes nothing. Found True.')
     if rule is not None and not isinstance(rule, StepRule):
         raise ValueError(f"Parameter `rule` should be a StepRule. Found `rule = {rule!r}`.")
     if estimator is not None and (isinstance(estimator, type) or not callable(estimator)):
         raise ValueError(
             f"Parameter `estimator` should be an estimator, as LocalSmoothness(). Found `estimator = {estimator!r}`."
         )
+
+
+def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None) -> None:
+    """Raises a ValueError if a state was made in another way, or by another rule than the one given."""
+    if state["action"] != type(action).__name__:
+        raise ValueError(
+            "Parameter `state` should come from an AutoClip of the same kind of optimizer. Found one that is for "
+            f"{state['action']}, and not for {type(action).__name__}."
+        )
+    made_with = StepRule(**state["calibration"]["rule"])
+    if rule is not None and rule != made_with:
+        raise ValueError(f"Parameter `state` should have been made with the given rule, {rule}. Found {made_with}.")
 
 
 def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shortens_updates: bool) -> None:

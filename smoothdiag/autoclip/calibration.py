@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -25,6 +25,9 @@ MULTIPLE = 1.2
 
 LONGEST_GAP = 200
 """Steps between measurements, at most: a guard whose measurements become ever rarer would sleep through the run."""
+
+SPACING = 20
+"""After a rise of the rate, measured steps lie at least a twentieth of the time apart that it took."""
 
 LATER = 3
 """After calibration one in so many steps of the progression is measured, and so many rows have to agree that S is too
@@ -102,12 +105,16 @@ class Measurement:
     Attributes:
         step: Optimizer step.
         length: Step at which a quadratic with the measured curvature is lowest [x], positive and finite.
-        rate: The learning rate that makes it [x^2/f], without momentum; NaN along updates.
+        rate: The learning rate that makes it [x^2/f], without momentum; NaN where a slope was measured.
+        taken: How long the step was that was taken [x], as far as it is known.
+        reduction: How long clipped steps are, in longest steps.
     """
 
     step: int
     length: float
     rate: float
+    taken: float = math.inf
+    reduction: float = 1.0
 
 
 @dataclass
@@ -116,13 +123,14 @@ class Calibration:
 
     The first measurements set the longest step. Thirty steps after the learning rate has last risen it is held:
     from then on curvature follows the steps taken, and following it in turn leads nowhere. Later measurements can
-    only lower it, where three in a row are short by a factor of two.
+    only lower it, where three in a row are short of the steps taken by a factor of two.
 
     Attributes:
         rule: What is made of the measurements.
         measurements: Valid ones so far.
         invalid: How many rows could not be used, by their status.
         risen_at: Step at which the learning rate was last above all before, or at which the run was joined.
+        rising_since: Step at which that rise began, each part of which came within thirty steps of the one before.
         longest: S from measurements alone [x]; NaN where there are none.
         held_at: Step since which S is held, or -1.
         lowered_at: Step at which it was lowered last, or -1.
@@ -132,6 +140,7 @@ class Calibration:
     measurements: list[Measurement] = field(default_factory=list)
     invalid: dict[str, int] = field(default_factory=dict)
     risen_at: int = 0
+    rising_since: int = 0
     longest: float = math.nan
     held_at: int = -1
     lowered_at: int = -1
@@ -141,39 +150,42 @@ class Calibration:
         if self.rule.multiple is None:
             return False
         since = step - self.risen_at
-        # A rate that rises at every step would make every step the first after a rise.
-        after_rise = self.risen_at > 0 and 2 <= since < PHASE and is_in_progression(since)
+        last = self.measurements[-1].step if self.measurements else -1
+        # A rate that rises at every step, or at every second one for long, would have them all measured.
+        is_spaced = since >= 2 and step - last >= (self.risen_at - self.rising_since) // SPACING
+        after_rise = self.risen_at > 0 and is_spaced and since < PHASE and is_in_progression(since)
         regular = step % LONGEST_GAP == 0 or is_in_progression(step, LATER if self.held_at >= 0 else 1)
         return after_rise or regular
 
-    def add(self, step: int, length: float, rate: float, status: str, typical: float = 1.0) -> bool:
-        """Takes up a row; returns whether it lowered a longest step that was held.
+    def rise(self, step: int) -> bool:
+        """Notes a rise of the rate before step ``step``; returns whether it is not the last one going on."""
+        is_new = step >= self.risen_at + PHASE
+        if is_new:
+            self.rising_since = step
+        self.risen_at = step
+        return is_new
 
-        Args:
-            step: Optimizer step.
-            length: Length that was measured [x]; not positive or not finite where there is none.
-            rate: See `Measurement`.
-            status: What to count the row under where there is none.
-            typical: How long clipped steps are at present, in S: shorter where the rate has decayed, or momentum
-                averages gradients. Curvature adapts to them, so S is lowered only by what is short beside them.
+    def count_invalid(self, status: str) -> None:
+        """Counts a row without a length."""
+        self.invalid[status] = self.invalid.get(status, 0) + 1
+
+    def add(self, found: Measurement) -> bool:
+        """Takes up a measurement; returns whether it lowered a longest step that was held.
+
+        Curvature adapts to the steps taken, which are shorter than S where the rate has decayed, gradients have become
+        small, or momentum averages them. So a length is short only beside the step that was taken.
         """
-        if not 0 < length < math.inf:
-            self.invalid[status] = self.invalid.get(status, 0) + 1
+        multiple = self.rule.multiple
+        if multiple is None:
             return False
-        if self.rule.multiple is None:
-            return False
+        self.measurements.append(found)
         if self.held_at < 0:
-            self.measurements.append(Measurement(step, length, rate))
-            self.longest = self.rule.multiple * median(self.lengths)
+            self.longest = multiple * median(self.lengths)
             return False
-        if typical == 0:
+        later = [m for m in self.measurements if m.step >= self.held_at and m.step > self.lowered_at][-LATER:]
+        if len(later) < LATER or any(not multiple * m.length < m.taken / LOWER_BY for m in later):
             return False
-        self.measurements.append(Measurement(step, length / typical, rate))
-        later = [m.length for m in self.measurements if m.step >= self.held_at and m.step > self.lowered_at]
-        found = self.rule.multiple * max(later[-LATER:])
-        if len(later) < LATER or not found < self.longest / LOWER_BY:
-            return False
-        self.longest, self.lowered_at = found, step
+        self.longest, self.lowered_at = multiple * max(m.length / m.reduction for m in later), found.step
         return True
 
     def advance(self, step: int) -> bool:
@@ -185,7 +197,7 @@ class Calibration:
 
     @property
     def lowering(self) -> list[Measurement]:
-        """The measurements that S was lowered by last, in steps as long as those of the highest rate."""
+        """The measurements that S was lowered by last."""
         return [m for m in self.measurements if m.step <= self.lowered_at][-LATER:]
 
     @property
@@ -212,15 +224,16 @@ class Calibration:
         return median_interval(self.lengths)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all of it but the rule, as numbers."""
+        """Returns all of it as numbers."""
         own = {name: value for name, value in vars(self).items() if name not in ("rule", "measurements", "invalid")}
-        measured = [(m.step, m.length, m.rate) for m in self.measurements]
-        return {**own, "invalid": dict(self.invalid), "measurements": measured}
+        measured = [astuple(m) for m in self.measurements]
+        return {**own, "invalid": dict(self.invalid), "measurements": measured, "rule": asdict(self.rule)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
-        measured: Sequence[tuple[int, float, float]] = state["measurements"]
-        parts = {"measurements": [Measurement(*m) for m in measured], "invalid": dict(state["invalid"])}
+        measured: Sequence[tuple[Any, ...]] = state["measurements"]
+        parts: dict[str, Any] = {"measurements": [Measurement(*m) for m in measured], "invalid": dict(state["invalid"])}
+        parts["rule"] = StepRule(**state["rule"])
         vars(self).update(vars(replace(self, **{**state, **parts})))
 
 

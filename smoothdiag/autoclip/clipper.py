@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from smoothdiag.autoclip.acting import Action, action_for, check_gradients
-from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule
-from smoothdiag.autoclip.calibration import Calibration, StepRule, is_in_progression
+from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule, check_state, default_rule
+from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule, is_in_progression
 from smoothdiag.autoclip.closures import after_gradient, check_begun
 from smoothdiag.autoclip.events import NOT_FINITE, ROSE, History, acted, explained, stage
 from smoothdiag.autoclip.free_rate import raise_rates, suggested
-from smoothdiag.autoclip.rates import Number, Peaks, highest_momentum, share_of_parameters, shared
+from smoothdiag.autoclip.rates import Number, Peaks, share_of_parameters, shared
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, ForClipping, Rows
 from smoothdiag.measure.arguments import Outermost
 from smoothdiag.measure.closures import Arguments
@@ -75,22 +75,22 @@ class AutoClip:
         set_lr: bool = False,
         estimator: Estimator | None = None,
     ) -> None:
-        check(optimizer, probe, mode, rule, estimator)
+        check(optimizer, probe, mode, rule, estimator, set_lr=set_lr)
         self._optimizer, self._probe, self._mode = optimizer, probe, mode
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
-        shortens_updates = self._action.shortens_updates
-        rule = rule or StepRule.for_momentum(0.0 if shortens_updates else highest_momentum(optimizer))
         self._measures, self._rows = ForClipping(estimator or ALONG_GRADIENT), Rows(probe)
-        self._calibration = Calibration(rule, risen_at=probe.steps)  # a run that is joined late is calibrated then
+        self._has_own_rule = rule is not None
+        self._calibration = Calibration(rule or default_rule(optimizer, self._action), [], {}, probe.steps, probe.steps)
         self._history = History()
         self._steps, self._num_acted = probe.steps, 0
         self._fresh, self._alone, self._has_begun = True, False, False
         self._relative: Number = math.nan
+        self._last: tuple[Number, Number] = (math.inf, 1.0)  # length and reduction of the last step
         self._sets_lr = set_lr
         if set_lr:
             check_schedule(optimizer)
-            check_free_rate(optimizer, rule, shortens_updates=shortens_updates)
+            check_free_rate(optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
         self._attached, self._outermost = True, Outermost()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -170,21 +170,28 @@ class AutoClip:
         return {
             "steps": self._steps,
             "num_acted": self._num_acted,
+            "action": type(self._action).__name__,
             "alone": self._alone,
             "last_row": self._rows.last,
             "relative": float(self._relative),
             "peaks": [float(peak) for peak in self._peaks.values],
+            "counted": list(self._peaks.counted),
             "calibration": self._calibration.state_dict(),
             **self._history.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from ``state``, as returned by ``state_dict``."""
+        """Continues from ``state``, as returned by ``state_dict``, by the rule of then.
+
+        Raises:
+            ValueError: If it was made with another kind of optimizer, or this one was given another rule.
+        """
+        check_state(state, self._action, self._calibration.rule if self._has_own_rule else None)
         self._steps, self._num_acted = int(state["steps"]), int(state["num_acted"])
         self._fresh, self._alone = True, bool(state["alone"])
         self._rows.last = int(state["last_row"])
         self._relative = float(state["relative"])
-        self._peaks.values = list(state["peaks"])
+        self._peaks.values, self._peaks.counted = list(state["peaks"]), list(state["counted"])
         self._calibration.load_state_dict(state["calibration"])
         self._history.load_state_dict(state)
         # The probe may have decided about its next step by the calibration as it was before.
@@ -195,6 +202,7 @@ class AutoClip:
         self._attached = False
         for handle in self._handles:
             handle.remove()
+        self._probe.also(self._is_due)  # with nothing
 
     def _is_due(self, step: int) -> bool:
         return self._attached and self._calibration.due(step)
@@ -203,8 +211,7 @@ class AutoClip:
         if not self._outermost.enter(sys._getframe(1)):
             return None
         self._has_begun = False
-        changed = after_gradient(optimizer, args, kwargs, self._begin)
-        if changed is None:
+        if (changed := after_gradient(optimizer, args, kwargs, self._begin)) is None:
             self._begin()
         return changed
 
@@ -217,14 +224,14 @@ class AutoClip:
         self._follow_probe()
         self._read()
         first, rose = self._num_acted == 0, self._peaks.update()
+        if first and not self._has_own_rule:  # a schedule made after AutoClip may have set the momentum
+            self._calibration.rule = default_rule(self._optimizer, self._action)
         if first or is_in_progression(self._steps):
             self._relative = share_of_parameters(self._optimizer, self._calibration.rule.relative)
         if first:
             self._note("started", explained(self._calibration))
-        elif rose:
-            if self._calibration.risen_at != self._steps - 1 or ROSE not in self._history:
-                self._note(ROSE, "the threshold falls as the rate rises; the longest step stays")
-            self._calibration.risen_at = self._steps
+        elif rose and (self._calibration.rise(self._steps) or ROSE not in self._history):
+            self._note(ROSE, "the threshold falls as the rate rises; the longest step stays")
         if self._calibration.advance(self._steps):
             self._note("held", explained(self._calibration))
             if self._sets_lr:
@@ -236,6 +243,7 @@ class AutoClip:
             return
         check_begun(optimizer, has_begun=self._has_begun)
         self._action.after(self._longest(), self._history.counts)
+        self._last = self._action.taken(self._longest()), self._action.reduction()
         self._steps += 1
         self._num_acted += 1
         self._fresh = False
@@ -262,22 +270,16 @@ class AutoClip:
         for row in rows:
             before, was_measured = self._calibration.longest, self._calibration.is_measured
             found = self._rows.measured(row)
-            if self._calibration.add(row["step"], *found, row["status"], self._typical()):
-                now = self._calibration.longest
-                self._note("lowered", f"from {before:.3g}: {explained(self._calibration)}")
-                warnings.warn(
-                    f"AutoClip lowered the longest step from {before:.3g} to {now:.3g}: the steps that curvature "
-                    f"allows have become that much shorter by step {row['step']}.",
-                    SmoothdiagWarning,
-                )
+            if isinstance(found, str):
+                self._calibration.count_invalid(found)
+            elif self._calibration.add(Measurement(row["step"], *found, *map(float, self._last))):
+                said = f"from {before:.3g} to {self._calibration.longest:.3g}: {explained(self._calibration)}"
+                self._note("lowered", said)
+                warnings.warn(f"AutoClip lowered the longest step {said}.", SmoothdiagWarning)
             if self._calibration.is_measured and not was_measured:
                 self._note("measured", explained(self._calibration))
         if rows:  # which were waited for
             self._note_skipped()
-
-    def _typical(self) -> float:
-        """Returns how long clipped steps are at present, in longest steps."""
-        return float(self._peaks.share) * max(map(self._action.typical, self._optimizer.param_groups))
 
     def _longest(self) -> Number:
         measured = self._calibration.longest
@@ -309,9 +311,8 @@ class AutoClip:
 
     def _note_skipped(self) -> None:
         number, last = self._history.unnoted()
-        if number == 0:
-            return
-        if number == self._history.num_noted:  # the first ones
+        if number and number == self._history.num_noted:  # the first ones
             warnings.warn(NOT_FINITE.format(step=last), SmoothdiagWarning)
-        since = "" if number == 1 else f" in {number} steps, of which this was the last"
-        self._note("not finite", f"the gradient counted as zero{since}", last)
+        if number:
+            since = "" if number == 1 else f" in {number} steps, of which this was the last"
+            self._note("not finite", f"the gradient counted as zero{since}", last)

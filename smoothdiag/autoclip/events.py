@@ -72,6 +72,8 @@ class History:
         """Adds an event; ``state`` is longest step, threshold and rate, ``known`` whether clipped steps are counted."""
         longest, threshold, lr = state
         clipped = self.counts.clipped if known else -1
+        if self.events and (event, step) == (self.events[-1].event, self.events[-1].step + 1):
+            self.events.pop()  # the last of some in a row stands for them all: `skipped` tells how many there were
         self.events.append(Event(step, event, longest, threshold, lr, clipped, self.counts.skipped, note))
 
     def unnoted(self) -> tuple[int, int]:
@@ -113,7 +115,7 @@ def explained(calibration: Calibration) -> str:
     if calibration.lowered_at >= 0:
         later = calibration.lowering
         steps, lengths = [m.step for m in later], [m.length for m in later]
-        most = f"||g||/L at most {max(lengths):.3g}, times {rule.multiple:.3g}"
+        most = f"||g||/L at most {max(lengths):.3g} where steps were {min(m.taken for m in later):.3g} long"
         said = f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: {most}; first it was from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
 

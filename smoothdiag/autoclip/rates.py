@@ -16,7 +16,7 @@ Number = float | Tensor
 """A number, or a 0-dim tensor on a device that should not be waited for."""
 
 RISEN = 1.001
-"""Factor above the largest rate so far that counts as a rise."""
+"""Factor above the peak at the last rise that counts as another one."""
 
 
 class Peaks:
@@ -27,16 +27,20 @@ class Peaks:
     Attributes:
         values: Largest rate of each group so far [x^2/f].
         share: Present rate over its peak, the largest of all groups.
+        counted: Peak of each group when it was last said to have risen [x^2/f]: slow rises add up.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self.values: list[Number] = [0.0 for _ in optimizer.param_groups]
         self.share: Number = 1.0
+        self.counted: list[float] = [0.0 for _ in optimizer.param_groups]
 
     def update(self) -> bool:
-        """Takes up the present rates; returns whether one of them is above all of its earlier ones."""
-        self.values += [0.0] * (len(self._optimizer.param_groups) - len(self.values))
+        """Takes up the present rates; returns whether one of them has risen above its peak since that was last said."""
+        missing = len(self._optimizer.param_groups) - len(self.values)
+        self.values += [0.0] * missing
+        self.counted += [0.0] * missing
         rose = False
         shares: list[Number] = []
         for i, group in enumerate(self._optimizer.param_groups):
@@ -45,7 +49,8 @@ class Peaks:
                 self.values[i] = highest = rate.clamp(min=peak)
                 shares.append((rate / highest).nan_to_num(1.0))
             else:
-                rose = rose or rate > RISEN * float(peak)
+                if rate > RISEN * self.counted[i]:
+                    rose, self.counted[i] = True, rate
                 self.values[i] = max(rate, float(peak))
                 shares.append(ratio(rate, self.values[i]))
         self.share = largest(shares)
@@ -64,6 +69,13 @@ def ratio(value: Number, peak: Number) -> Number:
     if isinstance(value, Tensor) or isinstance(peak, Tensor):
         return torch.as_tensor(value / peak).nan_to_num(1.0)
     return value / peak if peak else 1.0
+
+
+def smaller(value: Number, other: Number) -> Number:
+    """Returns the smaller of two numbers."""
+    if isinstance(value, Tensor):
+        return value.clamp(max=other)
+    return other.clamp(max=value) if isinstance(other, Tensor) else min(value, other)
 
 
 def largest(values: Sequence[Number]) -> Number:

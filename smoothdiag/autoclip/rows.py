@@ -60,17 +60,23 @@ class Rows:
             self.last = found[-1]["step"]
         return found
 
-    def measured(self, row: Mapping[str, Any]) -> tuple[float, float]:
+    @staticmethod
+    def measured(row: Mapping[str, Any]) -> tuple[float, float] | str:
         """Returns the step at which a quadratic with the measured curvature is lowest, and the rate that makes it.
 
-        Units: [x], [x^2/f].
+        Or, where there is none, why. Units: [x], [x^2/f].
         """
         curvature = row["smoothness"]
-        if row["status"] not in USABLE_STATUSES or not 0 < curvature < math.inf:
-            return math.nan, math.nan
-        if "slope" in row:  # of the loss along a direction, whose curvature may have either sign
-            return -float(row["slope"]) / curvature, math.nan
-        return row["grad_norm"] / curvature, 1 / curvature
+        if row["status"] not in USABLE_STATUSES:
+            return str(row["status"])
+        if not 0 < curvature < math.inf:
+            return "without positive curvature"
+        # A slope is that of the loss along a direction, whose curvature may have either sign.
+        has_slope = "slope" in row
+        length = (-float(row["slope"]) if has_slope else row["grad_norm"]) / curvature
+        if not 0 < length < math.inf:
+            return "without a descent"
+        return length, math.nan if has_slope else 1 / curvature
 
 
 def _is_ours(estimator: str) -> bool:

@@ -6,22 +6,21 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from smoothdiag.clipping.trust import check, distrust, gain_of
+from smoothdiag.clipping.trust import check, check_momentum, distrust, gain_of
 from smoothdiag.fits.base import SmoothnessFit
 
 
 @dataclass(frozen=True)
 class StepRate:
-    """The largest learning rate for a step, kappa / (gain (L0 + L1 ||g||)).
+    """The largest learning rate for a step, kappa / (L0 + L1 ||g||), and what to multiply gradients by instead.
 
     Called with a gradient norm [f/x], or an array or tensor of them, it returns the rate [x^2/f] of the same kind and
-    waits for no device. With a schedule use the smaller of both.
+    waits for no device.
 
     Attributes:
         L0: Smoothness at small gradients.
         L1: Its growth with the gradient norm.
         kappa: Bound on effective rate times smoothness.
-        gain: Learning rates in a step, per norm of a constant gradient.
         reason: Where it comes from, in words.
 
     Units: L0 [f/x^2], L1 [1/x].
@@ -30,15 +29,30 @@ class StepRate:
     L0: float
     L1: float
     kappa: float
-    gain: float
     reason: str
 
     def __call__(self, grad_norm: Any) -> Any:
-        """Returns the rate for a step whose gradient has this norm."""
-        return self.kappa / (self.gain * (self.L0 + self.L1 * grad_norm))
+        """Returns the rate for a plain step whose gradient has this norm."""
+        return self.kappa / (self.L0 + self.L1 * grad_norm)
+
+    def scale(self, grad_norm: Any, lr: float, *, momentum: float = 0.0, dampening: float = 0.0) -> Any:
+        """Returns what to multiply the gradient by before an optimizer with a fixed rate and momentum, 1 at most.
+
+        1. Momentum keeps gradients for later steps: a rate that rises as they become small would prolong the old, large
+           ones, and diverge. A factor on each gradient does not.
+
+        Args:
+            grad_norm: its norm [f/x].
+            lr: the optimizer's learning rate [x^2/f].
+            momentum: its heavy-ball momentum in [0, 1).
+            dampening: its dampening in [0, 1).
+        """
+        check_momentum(momentum, dampening)
+        longest = self(grad_norm) / (lr * gain_of(momentum, dampening))
+        return longest.clip(max=1.0) if hasattr(longest, "clip") else min(longest, 1.0)
 
 
-def step_rate(fit: SmoothnessFit, *, momentum: float = 0.0, dampening: float = 0.0, kappa: float = 1.0) -> StepRate:
+def step_rate(fit: SmoothnessFit, *, kappa: float = 1.0) -> StepRate:
     """Learning rate as a function of the gradient norm, from a fit.
 
     A threshold solved from the same constants grows without bound as L1 falls to zero; this only becomes the
@@ -46,12 +60,10 @@ def step_rate(fit: SmoothnessFit, *, momentum: float = 0.0, dampening: float = 0
 
     Args:
         fit: from `fit_smoothness`.
-        momentum: heavy-ball momentum in [0, 1) of the optimizer.
-        dampening: its dampening in [0, 1).
         kappa: safety in (0, 2]: 1 is the theorem, the loss still falls up to 2.
 
     Returns:
-        StepRate: a function of the gradient norm.
+        StepRate: a function of the gradient norm, for descent without momentum; with momentum use its `scale`.
 
     Raises:
         ValueError: where the fit establishes no constants, and for parameters out of range.
@@ -59,7 +71,7 @@ def step_rate(fit: SmoothnessFit, *, momentum: float = 0.0, dampening: float = 0
     Source: the bound rate * (L0 + L1 ||g||) <= kappa at every single step, as in Vankov et al., 2024, whose smoothed
         descent takes 1 / (L0 + 1.5 L1 ||g||).
     """
-    check(fit, momentum, dampening, kappa)
+    check(fit, kappa)
     if doubt := distrust(fit):
         raise ValueError(f"Parameter `fit` should establish constants to make a rate of. Found that {doubt}.")
     L0, note = fit.L0, ""
@@ -67,6 +79,5 @@ def step_rate(fit: SmoothnessFit, *, momentum: float = 0.0, dampening: float = 0
         L0, note = fit.L0_interval[1], " The interval of L0 reaches zero, so its upper end stands in for L0."
     if not 0 < L0 < math.inf:
         raise ValueError(f"Parameter `fit` should have an L0 above zero. Found the interval {fit.L0_interval}.")
-    gain = gain_of(momentum, dampening)
-    reason = f"The rate is {kappa:g} / ({gain:.3g} (L0 + L1 ||g||)) with L0 {L0:.4g} and L1 {fit.L1:.4g}.{note}"
-    return StepRate(L0, fit.L1, kappa, gain, reason)
+    reason = f"The rate is {kappa:g} / (L0 + L1 ||g||) with L0 {L0:.4g} and L1 {fit.L1:.4g}.{note}"
+    return StepRate(L0, fit.L1, kappa, reason)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.clipping.trust import check, doubt_about, gain_of, over, unchecked, unsafe
+from smoothdiag.clipping.trust import check, check_momentum, doubt_about, gain_of, over, unchecked, unsafe
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
 from smoothdiag.fits.intervals import percentile_interval
 
@@ -106,7 +106,8 @@ def clip_rule(
     Source: Pethick et al., 2025, Theorem 4.3: rate <= 1 / (L0 + threshold * L1), solved for the threshold; for the
         noise Zhang et al., 2020.
     """
-    check(fit, momentum, dampening, kappa)
+    check(fit, kappa)
+    check_momentum(momentum, dampening)
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"Parameter `lr` should be positive and finite. Found `lr = {lr}`.")
     if noise is not None and not 0 <= noise < math.inf:

@@ -55,15 +55,19 @@ def over(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else math.inf
 
 
-def check(fit: object, momentum: float, dampening: float, kappa: float) -> None:
+def check(fit: object, kappa: float) -> None:
     """Raises a ValueError unless the arguments make a rule."""
     if not isinstance(fit, SmoothnessFit):
         raise ValueError(
             "Parameter `fit` should be a SmoothnessFit: pass `fit_smoothness(trace)`. "
             f"Found `fit = {type(fit).__name__}`."
         )
+    if not 0 < kappa <= 2:
+        raise ValueError(f"Parameter `kappa` should be in (0, 2]. Found `kappa = {kappa}`.")
+
+
+def check_momentum(momentum: float, dampening: float) -> None:
+    """Raises a ValueError unless both are in [0, 1)."""
     for name, value in (("momentum", momentum), ("dampening", dampening)):
         if not 0 <= value < 1:
             raise ValueError(f"Parameter `{name}` should be in [0, 1). Found `{name} = {value}`.")
-    if not 0 < kappa <= 2:
-        raise ValueError(f"Parameter `kappa` should be in (0, 2]. Found `kappa = {kappa}`.")

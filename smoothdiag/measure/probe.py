@@ -57,7 +57,8 @@ class Probe:
         optimizer: The optimizer it holds on to.
         estimators: What it measures.
         trace: What was recorded; under data parallelism only the first rank writes to a path.
-        steps: Optimizer steps so far.
+        further: What else it measures, with the schedules of that; see ``also``.
+        steps: Optimizer steps so far; ``is_closed`` says whether more will count.
         self_test: What the first measured step showed about the loss; ``None`` before it.
     """
 
@@ -87,9 +88,9 @@ class Probe:
             trace = None  # the rows are the same on every rank; the first one writes them
         meta = {"optimizer": type(optimizer).__name__, "model": type(model).__name__, "torch": torch.__version__}
         self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=meta)
-        self.steps = 0
+        self.steps, self.is_closed = 0, False
         self.self_test: SelfTest | None = None
-        self._further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
+        self.further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
         self._due: tuple[Estimator, ...] = self._estimators_due()
         self._begun: Beginning | None = None
         self._has_measured = False
@@ -123,19 +124,20 @@ class Probe:
         """Measures with further estimators, at the steps that ``schedule`` names.
 
         Measurements come after whatever else has by now been hooked to the step. Called again with the same schedule
-        it replaces the estimators of that.
+        it replaces the estimators of that. A probe that is closed stays so.
         """
-        self._further = [(s, e) for s, e in self._further if s != schedule] + [(schedule, estimators)]
-        self._due = self._estimators_due()
-        self._handles.pop().remove()
-        self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
+        self.further = [(s, e) for s, e in self.further if s != schedule] + [(schedule, estimators)]
+        if not self.is_closed:
+            self._due = self._estimators_due()
+            self._handles.pop().remove()
+            self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
 
     def close(self) -> None:
         """Detaches from the optimizer; closes the trace's file if the probe opened it."""
         for handle in self._handles:
             handle.remove()
         self._accumulation.clear()
-        self._due = ()
+        self._due, self.is_closed = (), True
         if self._owns_trace:
             self.trace.close()
 
@@ -202,7 +204,7 @@ class Probe:
             self._due = self._estimators_due()
 
     def _measure(self, begun: Beginning) -> None:
-        vectors.synchronize(begun.start)  # so that the time of the step does not count as ours
+        vectors.synchronize(begun.start)  # the time of the step is not ours
         began = time.perf_counter()
         batches = self._accumulation.micro_batches if self._held_out is None else self._held_out
         changed = self._accumulation.data_changed()
@@ -247,11 +249,10 @@ class Probe:
                     )
                 names.add(name)
         vectors.synchronize(begun.start)
-        interval = self._stopwatch.interval(self._schedule, began)
-        if isinstance(self._schedule, Adaptive):
-            if self._distributed:
-                interval = vectors.of_first_rank(interval, self._parameters[0])
-            self._schedule.next = self.steps + interval
+        if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
+            wait = self._stopwatch.interval(self._schedule, began)
+            wait = vectors.of_first_rank(wait, self._parameters[0], distributed=self._distributed)
+            self._schedule.next = self.steps + wait
 
     def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:
         """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
@@ -298,7 +299,7 @@ class Probe:
         return reproduced
 
     def _estimators_due(self) -> tuple[Estimator, ...]:
-        plans = [(self._schedule, self.estimators), *self._further]
+        plans = [(self._schedule, self.estimators), *self.further]
         return tuple(e for schedule, estimators in plans if schedule(self.steps) for e in estimators)
 
     def _warn_once(self, message: str) -> None:

@@ -90,16 +90,16 @@ class Stopwatch:
         if self._since is None:
             self._since = time.perf_counter()
 
-    def interval(self, schedule: Schedule, began: float) -> int:
+    def interval(self, schedule: Adaptive, began: float) -> int:
         """Returns the steps to wait after a measurement that has just ended, and starts anew.
 
         Args:
-            schedule: The schedule; one that is not adaptive is not asked.
+            schedule: The schedule that the measurement was due by.
             began: When the measurement began.
         """
         now, trained = time.perf_counter(), 0.0 if self._since is None else began - self._since
         steps, self.steps, self._since = self.steps, 0, now
-        return schedule.interval(trained, steps, now - began) if isinstance(schedule, Adaptive) else 1
+        return schedule.interval(trained, steps, now - began)
 
 
 def every(n: int) -> Schedule:
