@@ -1,7 +1,6 @@
 """Hugging Face: a callback that measures, and clips on request, in a `transformers.Trainer`."""
 
 import json
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from torch import Tensor, nn
 
 from smoothdiag.autoclip import AutoClip
 from smoothdiag.integrations.bookkeeping import unrecorded
+from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, Factor, loss_of
 from smoothdiag.integrations.requirements import installed_by
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
+from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 with installed_by("hf"):
@@ -85,7 +85,8 @@ class SmoothnessCallback(TrainerCallback):
         self._bound: _Bound | None = None
         self._checkpoint: str | None = None
         self._max_grad_norm = 0.0
-        self._num_losses = self._num_logged = 0
+        self._latest: Latest | None = None
+        self._num_losses = 0
 
     def bind(self, trainer: Trainer) -> "SmoothnessCallback":
         """Attaches to a trainer, before it trains, and returns the callback itself.
@@ -131,11 +132,10 @@ class SmoothnessCallback(TrainerCallback):
         self.probe = Probe(
             trainer.model_wrapped, optimizer, self._replay, trace=trace, reduction="sum", **self._options
         )
-        self._num_losses = self._num_logged = 0
+        self._num_losses = 0
         stored = self._stored(state.global_step) if state.global_step else {}
-        if "probe" in stored:
+        if stored:
             self.probe.load_state_dict(stored["probe"])
-        self._num_logged = len(self.probe.trace)
         self.clipper = None
         if self._auto_clip is not False:
             options = self._auto_clip if isinstance(self._auto_clip, Mapping) else {}
@@ -143,6 +143,7 @@ class SmoothnessCallback(TrainerCallback):
             if stored.get("clipper") is not None:
                 self.clipper.load_state_dict(stored["clipper"])
             self._take_over(args, options.get("mode", "clip"))
+        self._latest = Latest(self.probe.trace, self.clipper)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -212,26 +213,9 @@ class SmoothnessCallback(TrainerCallback):
 
     def _log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         assert self._bound is not None
-        # Evaluations have logs of their own, and so has the end of training.
-        self._bound.log({**logs, **self._metrics()} if "loss" in logs else logs, *args, **kwargs)
-
-    def _metrics(self) -> dict[str, float]:
-        """Returns what was measured since it was last called, the latest value of each, and how AutoClip stands."""
-        if self.probe is None:
-            return {}
-        found: dict[str, float] = {}
-        trace = self.probe.trace
-        for row in (trace[i] for i in range(self._num_logged, len(trace))):
-            name = row["estimator"]
-            if row["group"] == "all" and row["status"] in USABLE_STATUSES and not name.endswith(CLIP_SUFFIX):
-                found[f"smoothdiag/{name}_smoothness"] = row["smoothness"]
-                if not name.endswith("_preconditioned"):
-                    found["smoothdiag/grad_norm"] = row["grad_norm"]
-        self._num_logged = len(trace)
-        if self.clipper is not None:
-            found["smoothdiag/longest_step"] = self.clipper.longest_step
-            found["smoothdiag/threshold"] = self.clipper.threshold
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        if self._latest is not None and "loss" in logs:  # evaluations have logs of their own, and so has the end
+            logs = logs | self._latest.metrics() | self._latest.clipping()
+        self._bound.log(logs, *args, **kwargs)
 
     def _compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Computes the loss in the trainer's stead, as it would, and lets the probe see what from."""

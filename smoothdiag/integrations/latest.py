@@ -20,9 +20,9 @@ class Latest:
         self._num_read = len(trace)
 
     def metrics(self) -> dict[str, float]:
-        """Returns the latest usable value of each measurement that is new, and how AutoClip stands; finite ones only.
+        """Returns the latest usable value of each measurement that is new, if any, and how AutoClip stands then.
 
-        Units: grad_norm and threshold [f/x], smoothness [f/x^2], longest_step [x].
+        Units: grad_norm [f/x], smoothness [f/x^2].
         """
         begin, self._num_read = self._num_read, len(self._trace)
         found: dict[str, float] = {}
@@ -32,7 +32,18 @@ class Latest:
                 found[f"smoothdiag/{name}_smoothness"] = row["smoothness"]
                 if not name.endswith("_preconditioned"):
                     found["smoothdiag/grad_norm"] = row["grad_norm"]
-        if self._clipper is not None and self._num_read > begin:
-            found["smoothdiag/longest_step"] = self._clipper.longest_step
-            found["smoothdiag/threshold"] = self._clipper.threshold
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return _finite(found) | (self.clipping() if self._num_read > begin else {})
+
+    def clipping(self) -> dict[str, float]:
+        """Returns how AutoClip stands, if there is one.
+
+        Units: longest_step [x], threshold [f/x].
+        """
+        if self._clipper is None:
+            return {}
+        found = {"longest_step": self._clipper.longest_step, "threshold": self._clipper.threshold}
+        return _finite({f"smoothdiag/{name}": value for name, value in found.items()})
+
+
+def _finite(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}
