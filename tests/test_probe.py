@@ -358,8 +358,8 @@ def test_wrong_arguments() -> None:
         Probe(model, optimizer, regression, reduction="max")
     with pytest.raises(ValueError, match="Parameter `loss_fn` should be callable as .* Found None"):
         Probe(model, optimizer, None)
-    with pytest.raises(ValueError, match="Parameter `estimators` should be a non-empty sequence of instances"):
-        Probe(model, optimizer, regression, estimators=[])
+    with pytest.raises(ValueError, match="Parameter `estimators` should be a sequence of instances"):
+        Probe(model, optimizer, regression, estimators=[LocalSmoothness])
     with pytest.raises(ValueError, match="Parameter `probe_batches` should hold at least one batch"):
         Probe(model, optimizer, regression, probe_batches=[])
     with pytest.raises(ValueError, match="Parameter `group_by` should return a label other than 'all'"):
@@ -399,6 +399,14 @@ def test_further_estimators_measure_at_steps_of_their_own() -> None:
     step_over(model, optimizer, probe.watch(batches))
     steps = {name: list(rows["step"]) for name, rows in probe.trace.to_frame().groupby("estimator")}
     assert steps == {"local": [0, 4, 8], "path": [0, 3, 6, 9]}
+
+
+def test_a_probe_without_estimators_measures_what_others_ask_for() -> None:
+    model, optimizer, batches = small_run(6)
+    probe = Probe(model, optimizer, regression, estimators=(), schedule=every(1))
+    probe.also(every(4), LocalSmoothness())
+    step_over(model, optimizer, probe.watch(batches))
+    assert list(probe.trace.to_frame()["step"]) == [0, 4]
 
 
 def test_further_estimators_need_names_of_their_own() -> None:

@@ -145,8 +145,8 @@ class AutoClip:
         """Returns a learning rate that wastes no length that curvature allows: no clipping makes up for one too small.
 
         That is multiple * median(1/L) / gain over the early measurements. At 1/L a step along the gradient is the best
-        one on the measured batch; from 1.5/L on, S is what limits such a step. Which of them ends best, a single
-        early step does not say.
+        one on the measured batch; from the rule's multiple on, S is what limits such a step. Which of them ends best,
+        a single early step does not say.
 
         Args:
             multiple: Of 1/L.

@@ -29,9 +29,9 @@ def check_arguments(
         )
     if not callable(loss_fn):
         raise ValueError(f"Parameter `loss_fn` should be callable as loss_fn(model, batch). Found {loss_fn!r}.")
-    if not isinstance(estimators, Sequence) or not estimators or any(isinstance(e, type) for e in estimators):
+    if not isinstance(estimators, Sequence) or any(isinstance(e, type) for e in estimators):
         raise ValueError(
-            "Parameter `estimators` should be a non-empty sequence of instances, as [LocalSmoothness()]. "
+            "Parameter `estimators` should be a sequence of instances, as [LocalSmoothness()]. "
             f"Found {estimators!r}."
         )
     if schedule is not None and not callable(schedule):

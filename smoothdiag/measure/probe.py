@@ -42,7 +42,7 @@ class Probe:
         model: The model being trained.
         optimizer: Its optimizer; the coordinates x are the trainable parameters that it holds.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it.
-        estimators: What to measure at each due step.
+        estimators: What to measure at each due step; ``()`` measures only what ``also`` or an AutoClip asks for.
         schedule: Which optimizer steps to measure.
         probe_batches: Held-out batches to measure on instead of the step's own.
         trace: A Trace, or a path to write one to; default: rows in memory.
