@@ -193,6 +193,15 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path) -> None:
         assert [row["step"] for row in read_log(path)] == [0, 1, 2]
 
 
+def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None:
+    (tmp_path / "log.csv").write_text("step,grad_norm\n0,1.0\n1\n2,3.0\n", encoding="utf-8-sig")
+    trace = read_log(tmp_path / "log.csv", step="step")  # behind the mark that spreadsheets begin files with
+    assert [(row["step"], row["grad_norm"]) for row in trace] == [(0, 1.0), (2, 3.0)]
+    (tmp_path / "log.csv").write_text("step,grad_norm\n0,1.0,7,8\n1,2.0\n")
+    with pytest.warns(SmoothdiagWarning, match="1 rows have more cells than the table has columns"):
+        assert len(read_log(tmp_path / "log.csv")) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "text", "options", "message"),
     [

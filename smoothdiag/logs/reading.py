@@ -28,6 +28,9 @@ USUAL: Final[Mapping[str, Sequence[str]]] = {
     "loss": ("loss", "lm_loss", "nll_loss"),
 }  # fmt: skip
 
+_BEYOND: Final = ""
+"""Name of cells beyond the last column."""
+
 _NOT_OF_A_STEP: Final = re.compile(r"(^|_)(eval|val|valid|validation|test|dev)_|_epoch$")
 """Of names: losses of other data, and means over an epoch."""
 
@@ -63,7 +66,7 @@ def read_log(
     source = Path(path)
     trace = Trace()
     entries = _entries(source, trace.problems)
-    columns = list(dict.fromkeys(name for entry in entries for name in entry))
+    columns = list(dict.fromkeys(name for entry in entries for name in entry if name != _BEYOND))
     if {"smoothness", "estimator"} <= set(columns):
         raise ValueError(f"`{source}` should be a log. Found a trace, which `Trace.read` and `smoothdiag fit` take.")
     asked = {"step": step, "grad_norm": grad_norm, "loss": loss}
@@ -92,9 +95,11 @@ def _entries(source: Path, problems: list[str]) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"There is no log at `{source}`.")
     if source.suffix not in (".csv", ".json", ".jsonl"):
         raise ValueError(f"Parameter `path` should end in .csv, .json or .jsonl. Found `{source}`.")
-    text = source.read_text(encoding="utf-8", errors="replace")
+    text = source.read_text(encoding="utf-8-sig", errors="replace")
     if source.suffix == ".csv":
-        found: Any = list(csv.DictReader(io.StringIO(text)))
+        found: Any = list(csv.DictReader(io.StringIO(text), restkey=_BEYOND))
+        if num_longer := sum(_BEYOND in row for row in found):
+            problems.append(f"{num_longer} rows have more cells than the table has columns")
     else:
         found = _parsed(text) or _by_line(text, problems)
     if isinstance(found, dict):
