@@ -183,12 +183,19 @@ def test_measurements_are_logged_at_their_steps_and_shown() -> None:
 
 
 def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:
-    callback = SmoothnessCallback(schedule=every(50), auto_clip={"mode": "shadow"})
-    with pytest.warns(SmoothdiagWarning, match="takes the place of gradient_clip_val = 0.01"):
-        module, trainer = fit(callback, gradient_clip_val=0.01)
-    free, _ = fit()
-    assert torch.equal(module.net[0].weight, free.net[0].weight), "in shadow mode nobody clips"
-    assert trainer.gradient_clip_val == 0.01
+    rule = StepRule(None, 0.01)
+    callback = SmoothnessCallback(auto_clip={"rule": rule})
+    with pytest.warns(SmoothdiagWarning, match="takes the place of gradient_clip_val = 0.001"):
+        module, trainer = fit(callback, gradient_clip_val=0.001)
+    alone, _ = fit(SmoothnessCallback(auto_clip={"rule": rule}))
+    assert torch.equal(module.net[0].weight, alone.net[0].weight)
+    assert trainer.gradient_clip_val == 0.001, "put back"
+
+
+def test_in_shadow_mode_lightning_clips_as_before() -> None:
+    module, _ = fit(SmoothnessCallback(auto_clip={"mode": "shadow"}), gradient_clip_val=0.1)
+    assert torch.equal(module.net[0].weight, fit(gradient_clip_val=0.1)[0].net[0].weight)
+    assert not torch.equal(module.net[0].weight, fit()[0].net[0].weight)
 
 
 class Failing(Callback):

@@ -40,7 +40,7 @@ class SmoothnessCallback(Callback):
         trace: A path to write the trace to; default: rows in memory, which then are part of checkpoints.
         group_by: Parameter name -> label of its group; each group gets rows of its own.
         auto_clip: Whether an `AutoClip` keeps steps short, or its options. It takes the place of the trainer's
-            ``gradient_clip_val``, which is None as long as training runs.
+            ``gradient_clip_val``, which is None as long as training runs, unless its mode is "shadow".
         progress_bar: Whether the progress bar shows the latest smoothness, and what AutoClip has set.
 
     Raises:
@@ -112,7 +112,8 @@ class SmoothnessCallback(Callback):
             self._undo.append(self.clipper.detach)
             if self._stored.get("clipper") is not None:
                 self.clipper.load_state_dict(self._stored["clipper"])
-            self._take_over(trainer)
+            if options.get("mode") != "shadow":
+                self._take_over(trainer)
         self._latest = Latest(self.probe.trace, self.clipper)
         steps.show(self.probe.observe)
 
