@@ -31,8 +31,7 @@ def check_arguments(
         raise ValueError(f"Parameter `loss_fn` should be callable as loss_fn(model, batch). Found {loss_fn!r}.")
     if not isinstance(estimators, Sequence) or any(isinstance(e, type) for e in estimators):
         raise ValueError(
-            "Parameter `estimators` should be a sequence of instances, as [LocalSmoothness()]. "
-            f"Found {estimators!r}."
+            f"Parameter `estimators` should be a sequence of instances, as [LocalSmoothness()]. Found {estimators!r}."
         )
     if schedule is not None and not callable(schedule):
         raise ValueError(f"Parameter `schedule` should be a Schedule, as every(20). Found {schedule!r}.")
