@@ -144,6 +144,7 @@ def test_doses_are_read_from_the_names(bench) -> None:
     rows += [("w", 4.0, 0, 9, "none", 1.0, 0.0, False), ("w", 4.0, 0, 9, "m", 1.0, 0.9, False)]  # without doses
     found = bench.regret.doses(bench.regret.with_regret(runs_of(rows), {"none"}), "m_x", "m")
     assert found["w"].to_dict() == pytest.approx({0.5: 0.1, 1.0: 0.05, 3.0: 0.3})
+    assert bench.regret.doses(bench.regret.with_regret(runs_of(rows), {"none"}), "other_x", "m").empty
 
 
 def test_over_seeds_the_best_threshold_is_one_for_all(bench) -> None:

@@ -109,12 +109,17 @@ def widest(rates: Sequence[float], good: Sequence[bool]) -> float:
 def doses(runs: pd.DataFrame, prefix: str, unit: str) -> pd.DataFrame:
     """Returns the mean regret, one row a dose, one column a workload, of cases that have all the doses there are.
 
+    Empty where there is no arm but the one of dose 1.
+
     Args:
         runs: Runs with regret.
         prefix: Arms named prefix + number have that dose.
         unit: The arm whose dose is 1.
     """
-    dosed = runs[(runs["arm"].str.startswith(prefix) | (runs["arm"] == unit)) & runs["rescued"]]
+    has_dose = runs["arm"].str.startswith(prefix)
+    if not has_dose.any():
+        return pd.DataFrame()
+    dosed = runs[(has_dose | (runs["arm"] == unit)) & runs["rescued"]]
     dosed = common(dosed, dosed["arm"].unique())
     multiple = dosed["arm"].replace(unit, f"{prefix}1").str.removeprefix(prefix).astype(float).rename("multiple")
     return dosed.groupby([multiple, "workload"])["regret"].mean().unstack("workload")

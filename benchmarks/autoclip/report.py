@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from regret import at_edge, common, doses, harmless, over_seeds, summary, widths, with_regret
 from results import read_whole
-from workloads import WORKLOADS
+from workloads import SET_ASIDE, WORKLOADS
 
 DOSES = {"autoclip_x": ("autoclip", "o-", "AutoClip"), "set_x": ("autoclip_set", "s--", "AutoClip, set")}
 """Beginnings of the names of arms that end in a dose: the arm of dose 1, how to draw them, and what they are."""
@@ -131,8 +131,10 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="+", metavar="NAME", help="these beside the oracle, in cases that have them all"
     )
+    parser.add_argument("--final", action="store_true", help="the workloads set aside, instead of all others")
     args = parser.parse_args()
     runs = read(args.results)
+    runs = runs[runs["workload"].isin(SET_ASIDE) == args.final]
     if args.arms is not None:
         arms = named(args.arms)
         runs = common(runs[runs["arm"].isin({*arms, *ORACLE})], arms)
