@@ -124,19 +124,6 @@ def test_lengths_count_beside_the_steps_that_are_taken() -> None:
     assert state.longest == pytest.approx(1.2 * 0.4)
 
 
-def test_after_a_slow_rise_not_every_step_is_measured() -> None:
-    """A rate that rises by 0.1% every second step for a long time."""
-    state = calibrated([1.0] * 13, FIRST)
-    due = 0
-    for step in range(30, 3000):
-        if step % 2 == 0:
-            assert state.rise(step) == (step == 30)
-        if state.due(step):
-            due += 1
-            state.add(Measurement(step, 1.0, 1.0))
-    assert due < 0.05 * 3000
-
-
 def test_a_state_goes_through_numbers() -> None:
     state = calibrated(np.random.default_rng(2).lognormal(size=20).tolist(), range(25, 45))
     state.count_invalid("non_finite")

@@ -28,7 +28,7 @@ def run():
     run.optimizer.param_groups[0]["lr"] = 8.0
     run.over(batches(20, seed=1))
     run.optimizer.param_groups[0]["lr"] = 1.0  # below its peak
-    return run.over(batches(20, seed=2))
+    return run.over(batches(80, seed=2))
 
 
 def test_lengths_steps_and_the_longest_are_those_of_trace_and_history(run) -> None:

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 PHASE = 30
-"""Steps of the calibration after the learning rate has last risen: later, curvature has adapted to the step."""
+"""Steps of the calibration: later, curvature has adapted to the step."""
 
 GROWTH = 1.3
 """Ratio of successive steps that are measured."""
@@ -25,9 +25,6 @@ MULTIPLE = 1.2
 
 LONGEST_GAP = 200
 """Steps between measurements, at most: a guard whose measurements become ever rarer would sleep through the run."""
-
-SPACING = 20
-"""After a rise of the rate, measured steps lie at least a twentieth of the time apart that it took."""
 
 LATER = 3
 """After calibration one in so many steps of the progression is measured, and so many rows have to agree that S is too
@@ -121,7 +118,7 @@ class Measurement:
 class Calibration:
     """Follows a run and knows at every step how long a step may be, as far as it is known.
 
-    The first measurements set the longest step. Thirty steps after the learning rate has last risen it is held:
+    The first measurements set the longest step. After thirty steps it is held, whatever the learning rate does:
     from then on curvature follows the steps taken, and following it in turn leads nowhere. Later measurements can
     only lower it, where three in a row are short of the steps taken by a factor of two.
 
@@ -129,8 +126,8 @@ class Calibration:
         rule: What is made of the measurements.
         measurements: Valid ones so far.
         invalid: How many rows could not be used, by their status.
-        risen_at: Step at which the learning rate was last above all before, or at which the run was joined.
-        rising_since: Step at which that rise began, each part of which came within thirty steps of the one before.
+        joined_at: Step at which the run was joined.
+        risen_at: Step at which the learning rate was last above all before, or -1.
         longest: S from measurements alone [x]; NaN where there are none.
         held_at: Step since which S is held, or -1.
         lowered_at: Step at which it was lowered last, or -1.
@@ -139,8 +136,8 @@ class Calibration:
     rule: StepRule
     measurements: list[Measurement] = field(default_factory=list)
     invalid: dict[str, int] = field(default_factory=dict)
-    risen_at: int = 0
-    rising_since: int = 0
+    joined_at: int = 0
+    risen_at: int = -1
     longest: float = math.nan
     held_at: int = -1
     lowered_at: int = -1
@@ -149,19 +146,13 @@ class Calibration:
         """Returns whether to measure optimizer step ``step``."""
         if self.rule.multiple is None:
             return False
-        since = step - self.risen_at
-        last = self.measurements[-1].step if self.measurements else -1
-        # A rate that rises at every step, or at every second one for long, would have them all measured.
-        is_spaced = since >= 2 and step - last >= (self.risen_at - self.rising_since) // SPACING
-        after_rise = self.risen_at > 0 and is_spaced and since < PHASE and is_in_progression(since)
-        regular = step % LONGEST_GAP == 0 or is_in_progression(step, LATER if self.held_at >= 0 else 1)
-        return after_rise or regular
+        if self.held_at < 0:
+            return step >= self.joined_at and is_in_progression(step - self.joined_at)
+        return step % LONGEST_GAP == 0 or is_in_progression(step, LATER)
 
     def rise(self, step: int) -> bool:
         """Notes a rise of the rate before step ``step``; returns whether it is not the last one going on."""
-        is_new = step >= self.risen_at + PHASE
-        if is_new:
-            self.rising_since = step
+        is_new = self.risen_at < 0 or step >= self.risen_at + PHASE
         self.risen_at = step
         return is_new
 
@@ -190,7 +181,7 @@ class Calibration:
 
     def advance(self, step: int) -> bool:
         """Ends calibration when its time has come, before step ``step``; returns whether it just did."""
-        if self.held_at >= 0 or len(self.measurements) < FEWEST or step < self.risen_at + PHASE:
+        if self.held_at >= 0 or len(self.measurements) < FEWEST or step < self.joined_at + PHASE:
             return False
         self.held_at = step
         return True

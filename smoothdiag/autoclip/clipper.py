@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 class AutoClip:
     """Keeps steps within a length that is set from measured smoothness in the first steps of the run, and then held.
 
-    The longest step is S = multiple * median(||g|| / L) over measurements in the first thirty steps after the learning
-    rate has last risen. Until there are five of them a share of ||x|| caps the steps as well. Afterwards S is held;
-    it is lowered where three measurements in a row fall below half of it, and never raised.
+    The longest step is S = multiple * median(||g|| / L) over measurements in the first thirty steps. Until there are
+    five of them a share of ||x|| caps the steps as well. Afterwards S is held; it is lowered where three measurements
+    in a row are short of half the step that was taken, and never raised.
 
     How it acts depends on the optimizer. `torch.optim.SGD`: gradients are scaled before the step, as by
     `clip_grad_norm_` with max_norm = S / (largest rate so far * gain of the momentum). `ClippedMomentum` and
@@ -81,7 +81,7 @@ class AutoClip:
         self._action: Action = action_for(optimizer, mode, self._peaks)
         self._measures, self._rows = ForClipping(estimator or ALONG_GRADIENT), Rows(probe)
         self._has_own_rule = rule is not None
-        self._calibration = Calibration(rule or default_rule(optimizer, self._action), [], {}, probe.steps, probe.steps)
+        self._calibration = Calibration(rule or default_rule(optimizer, self._action), joined_at=probe.steps)
         self._history = History()
         self._steps, self._num_acted = probe.steps, 0
         self._fresh, self._alone, self._has_begun = True, False, False
@@ -230,7 +230,7 @@ class AutoClip:
             self._relative = share_of_parameters(self._optimizer, self._calibration.rule.relative)
         if first:
             self._note("started", explained(self._calibration))
-        elif rose and (self._calibration.rise(self._steps) or ROSE not in self._history):
+        elif rose and self._calibration.rise(self._steps):
             self._note(ROSE, "the threshold falls as the rate rises; the longest step stays")
         if self._calibration.advance(self._steps):
             self._note("held", explained(self._calibration))
