@@ -116,7 +116,7 @@ class ScaleGradients:
 
     def reduction(self) -> Number:
         """Returns what momentum and a decayed rate make of uncorrelated gradients."""
-        return self._peaks.share * max(map(shortening, self._optimizer.param_groups))
+        return self._peaks.reduction()
 
     def taken(self, longest: Number) -> Number:
         """Returns that of the longest step, or less if the gradient was too small for it."""
@@ -225,7 +225,7 @@ class SetCap:
 
     def reduction(self) -> Number:
         """Returns what the cap is shortened by, also by a decayed rate."""
-        return self._peaks.share * max(map(shortening, self._optimizer.param_groups))
+        return self._peaks.reduction()
 
     def taken(self, longest: Number) -> Number:
         """Returns the length of a clipped step: how often the optimizer clips is not known."""

@@ -44,7 +44,7 @@ class AutoClip:
     than S is taken back after the step. A gradient that is not finite counts as zero, before anything averages it.
 
     Things to know:
-        * It measures thirteen of the first thirty steps, and then one in 200 or more, by two gradients each.
+        * It measures thirteen of the first thirty steps, and then at least one in 200, by two gradients each.
         * Make the probe first, and clip nowhere else: a norm that is clipped already is what it would see.
         * A decay of the rate shortens the longest step with it; a rise leaves S as it is and lowers the threshold.
         * No step waits for the device, but those that are measured do.

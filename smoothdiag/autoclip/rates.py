@@ -56,6 +56,10 @@ class Peaks:
         self.share = largest(shares)
         return rose
 
+    def reduction(self) -> Number:
+        """Returns how long steps of uncorrelated gradients are at present, in those of equal ones at the peak."""
+        return self.share * max(map(shortening, self._optimizer.param_groups))
+
 
 def plain(value: Number) -> Number:
     """Returns a number as a float, unless it would have to be waited for."""

@@ -48,8 +48,8 @@ class StepRate:
             dampening: its dampening in [0, 1).
         """
         check_momentum(momentum, dampening)
-        longest = self(grad_norm) / (lr * gain_of(momentum, dampening))
-        return longest.clip(max=1.0) if hasattr(longest, "clip") else min(longest, 1.0)
+        factor = self(grad_norm) / (lr * gain_of(momentum, dampening))
+        return factor.clip(max=1.0) if hasattr(factor, "clip") else min(factor, 1.0)
 
 
 def step_rate(fit: SmoothnessFit, *, kappa: float = 1.0) -> StepRate:
