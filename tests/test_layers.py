@@ -122,6 +122,7 @@ WINGS = {
         "integrations.losses",
         "integrations.loggers",
         "integrations.latest",
+        "integrations.attached",
         "integrations.training_step",
         "integrations.lightning",
         "integrations.huggingface",

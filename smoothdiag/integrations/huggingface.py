@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag.autoclip import AutoClip
+from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.bookkeeping import unrecorded
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, Factor, loss_of
@@ -33,7 +34,7 @@ TRACE_FILE = "smoothdiag.jsonl"
 """Default name of the trace, in the output directory of the Trainer."""
 
 
-class SmoothnessCallback(TrainerCallback):
+class SmoothnessCallback(Attached, TrainerCallback):
     """Measures smoothness in a `transformers.Trainer`, and clips on request; training is otherwise the same bit by bit.
 
     ::
@@ -73,19 +74,11 @@ class SmoothnessCallback(TrainerCallback):
         group_by: Callable[[str], str] | None = None,
         auto_clip: bool | Mapping[str, Any] = False,
     ) -> None:
-        if not isinstance(auto_clip, bool | Mapping):
-            raise ValueError(
-                "Parameter `auto_clip` should be True, False or options of AutoClip. "
-                f"Found `auto_clip = {auto_clip!r}`."
-            )
-        self._options: dict[str, Any] = {"estimators": estimators, "schedule": schedule, "group_by": group_by}
-        self._trace, self._auto_clip = trace, auto_clip
-        self.probe: Probe | None = None
-        self.clipper: AutoClip | None = None
+        super().__init__(estimators, schedule, group_by, auto_clip)
+        self._trace = trace
         self._bound: _Bound | None = None
         self._checkpoint: str | None = None
         self._max_grad_norm = 0.0
-        self._latest: Latest | None = None
         self._num_losses = 0
 
     def bind(self, trainer: Trainer) -> "SmoothnessCallback":
@@ -108,17 +101,6 @@ class SmoothnessCallback(TrainerCallback):
             trainer.add_callback(self)
         return self
 
-    @property
-    def trace(self) -> Trace:
-        """The rows of the latest run.
-
-        Raises:
-            RuntimeError: Before training.
-        """
-        if self.probe is None:
-            raise RuntimeError("There is no trace before training has begun.")
-        return self.probe.trace
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -137,12 +119,11 @@ class SmoothnessCallback(TrainerCallback):
         if stored:
             self.probe.load_state_dict(stored["probe"])
         self.clipper = None
-        if self._auto_clip is not False:
-            options = self._auto_clip if isinstance(self._auto_clip, Mapping) else {}
-            self.clipper = AutoClip(optimizer, self.probe, **options)
+        if self._clip_options is not None:
+            self.clipper = AutoClip(optimizer, self.probe, **self._clip_options)
             if stored.get("clipper") is not None:
                 self.clipper.load_state_dict(stored["clipper"])
-            self._take_over(args, options.get("mode", "clip"))
+            self._take_over(args, self._clip_options.get("mode", "clip"))
         self._latest = Latest(self.probe.trace, self.clipper)
 
     def on_pre_optimizer_step(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from smoothdiag.autoclip import AutoClip
+from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.requirements import installed_by
 from smoothdiag.integrations.training_step import TrainingSteps, check_run
@@ -13,7 +14,6 @@ from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmooth
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule
 from smoothdiag.rows import SmoothdiagWarning
-from smoothdiag.trace import Trace
 
 with installed_by("lightning"):
     try:
@@ -22,7 +22,7 @@ with installed_by("lightning"):
         from pytorch_lightning import Callback  # type: ignore[assignment]
 
 
-class SmoothnessCallback(Callback):
+class SmoothnessCallback(Attached, Callback):
     """Measures smoothness under a Lightning Trainer, and clips on request; training is otherwise the same bit by bit.
 
     ::
@@ -64,29 +64,10 @@ class SmoothnessCallback(Callback):
         auto_clip: bool | Mapping[str, Any] = False,
         progress_bar: bool = True,
     ) -> None:
-        if not isinstance(auto_clip, bool | Mapping):
-            raise ValueError(
-                "Parameter `auto_clip` should be True, False or options of AutoClip. "
-                f"Found `auto_clip = {auto_clip!r}`."
-            )
-        self._options: dict[str, Any] = {"estimators": estimators, "schedule": schedule, "group_by": group_by}
-        self._path, self._auto_clip, self._progress_bar = trace, auto_clip, progress_bar
-        self.probe: Probe | None = None
-        self.clipper: AutoClip | None = None
-        self._latest: Latest | None = None
+        super().__init__(estimators, schedule, group_by, auto_clip)
+        self._path, self._progress_bar = trace, progress_bar
         self._stored: Mapping[str, Any] = {}
         self._undo: list[Callable[[], None]] = []
-
-    @property
-    def trace(self) -> Trace:
-        """The rows of the latest run.
-
-        Raises:
-            RuntimeError: Before training.
-        """
-        if self.probe is None:
-            raise RuntimeError("There is no trace before training has begun.")
-        return self.probe.trace
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forgets what an earlier run was resumed from: the checkpoint of this one, if any, is loaded next."""
@@ -106,13 +87,12 @@ class SmoothnessCallback(Callback):
         self._undo = [steps.release, self.probe.close]
         self._resume(self.probe, trainer.global_step)
         self.clipper = None
-        if self._auto_clip is not False:
-            options = self._auto_clip if isinstance(self._auto_clip, Mapping) else {}
-            self.clipper = AutoClip(optimizer, self.probe, **options)
+        if self._clip_options is not None:
+            self.clipper = AutoClip(optimizer, self.probe, **self._clip_options)
             self._undo.append(self.clipper.detach)
             if self._stored.get("clipper") is not None:
                 self.clipper.load_state_dict(self._stored["clipper"])
-            if options.get("mode") != "shadow":
+            if self._clip_options.get("mode") != "shadow":
                 self._take_over(trainer)
         self._latest = Latest(self.probe.trace, self.clipper)
         steps.show(self.probe.observe)
