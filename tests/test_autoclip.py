@@ -167,6 +167,21 @@ def test_a_shadow_counts_what_it_would_have_clipped() -> None:
     assert acting.clipper.reason.replace("clipped so far", "would have been clipped so far") == shadow.clipper.reason
 
 
+def test_clip_fraction_is_the_share_of_steps_that_were_too_long() -> None:
+    run = Run(sgd(0.5), rule=FIXED, mode="shadow")
+    assert math.isnan(run.clipper.clip_fraction), "before any step"
+    (weight, *others) = run.model.parameters()
+    for factor, found in ((0.9, 0.0), (1.1, 1 / 2), (0.9, 1 / 3), (1.1, 2 / 4)):
+        longest = relative(run.model, 0.02)
+        for p in others:
+            p.grad = torch.zeros_like(p)
+        weight.grad = torch.full_like(weight, factor * longest / 0.5 / weight.numel() ** 0.5)
+        run.optimizer.step()
+        assert run.clipper.clip_fraction == found
+    cap = Run(CAPS["longest_step"], mode="set").over(batches(2))
+    assert math.isnan(cap.clipper.clip_fraction), "the optimizer clips by itself"
+
+
 CAPS = {
     "threshold": lambda m: ClippedMomentum(m.parameters(), lr=4.0, threshold=math.inf, momentum=0.8),
     "longest_step": lambda m: ClippedMomentum(m.parameters(), lr=4.0, longest_step=7.0, momentum=0.8, nu=0.7),

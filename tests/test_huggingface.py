@@ -310,6 +310,7 @@ def test_threshold_in_use_is_logged(tmp_path) -> None:
     assert last["smoothdiag/threshold"] == callback.clipper.threshold
     assert last["smoothdiag/longest_step"] == callback.clipper.longest_step
     assert last["smoothdiag/threshold"] == pytest.approx(last["smoothdiag/longest_step"] / (2.0 / (1 - 0.9)))
+    assert last["smoothdiag/clip_fraction"] == callback.clipper.clip_fraction
     assert len(logged(trainer, "smoothdiag/threshold")) == 6
 
 

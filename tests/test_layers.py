@@ -98,6 +98,7 @@ WINGS = {
         "autoclip.free_rate",
         "autoclip.rows",
         "autoclip.closures",
+        "autoclip.counts",
         "autoclip.acting",
         "autoclip.arguments",
         "autoclip.events",

@@ -26,6 +26,8 @@ from smoothdiag.integrations.loggers import TensorBoardWriter, TraceWriter, Wand
 
 Numbers = dict[str, list[tuple[int, float]]]
 
+CLIPPING = ("clipping/longest_step", "clipping/threshold", "clipping/clip_fraction")
+
 
 def loss_fn(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return F.dropout(model(batch), 0.2).square().mean()
@@ -228,7 +230,8 @@ def test_autoclip_is_written_as_the_next_step_meets_it(tmp_path) -> None:
 
     def read(*args: object) -> None:
         if len(run.probe.trace) > seen[0]:
-            wanted.append((run.probe.steps - 1, run.clipper.longest_step, run.clipper.threshold))
+            state = (run.clipper.longest_step, run.clipper.threshold, run.clipper.clip_fraction)
+            wanted.append((run.probe.steps - 1, *state))
             seen[0] = len(run.probe.trace)
 
     writer = TensorBoardWriter(run.probe, tmp_path, autoclip=run.clipper)
@@ -237,8 +240,8 @@ def test_autoclip_is_written_as_the_next_step_meets_it(tmp_path) -> None:
     read()
     writer.close()
     found = numbers(tmp_path)
-    assert len({longest for _, longest, _ in wanted}) > 1
-    for name, column in (("clipping/longest_step", 1), ("clipping/threshold", 2)):
+    assert len({longest for _, longest, _, _ in wanted}) > 1
+    for column, name in enumerate(CLIPPING, start=1):
         assert_same({name: found[name]}, {name: [(row[0], row[column]) for row in wanted]})
     assert "smoothness/local_clip" in found
 
@@ -320,7 +323,7 @@ def test_wandb_holds_every_row_once_and_the_figure_offline(tmp_path, monkeypatch
     assert wandb.run is None
     rows = history(tmp_path)
     found = numbers_of(rows)
-    clipping = [found.pop(name) for name in ("clipping/longest_step", "clipping/threshold")]
+    clipping = [found.pop(name) for name in CLIPPING]
     assert_same(found, expected(run.probe.trace))
     assert [step for step, _ in clipping[0]] == sorted({row["step"] for row in run.probe.trace})
     assert (rows[-1]["smoothness/figure._type"], rows[-1]["optimizer_step"]) == ("image-file", 6)

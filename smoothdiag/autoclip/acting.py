@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.autoclip.counts import Counts
 from smoothdiag.autoclip.rates import Group, Number, Peaks, gain, plain, ratio, shortening, smaller
 from smoothdiag.geometry import Euclidean
 from smoothdiag.optim import GGNC, ClippedMomentum
@@ -17,31 +18,6 @@ from smoothdiag.optim.arithmetic import global_norm, multiply_
 
 Bucket = tuple[list[Tensor], list[Tensor]]
 """Local tensors of one device and dtype, and the tensors they are part of."""
-
-
-class Counts:
-    """How many steps were shortened and how many gradients were not finite, counted on the device.
-
-    Attributes:
-        clipped: Steps that were longer than allowed.
-        skipped: Gradients that were not finite.
-        last_skipped: Step of the last of these, or -1.
-    """
-
-    def __init__(self) -> None:
-        self.clipped: Tensor | int = 0
-        self.skipped: Tensor | int = 0
-        self.last_skipped: Tensor | int = -1
-
-    def add_clipped(self, clipped: Tensor) -> None:
-        """Counts a step."""
-        self.clipped = self.clipped + clipped.long()
-
-    def add_gradient(self, finite: Tensor, step: int) -> None:
-        """Counts the gradient of a step."""
-        self.skipped = self.skipped + (~finite).long()
-        # Numbers that become tensors, as in `where`, would be waited for: step where it is not finite, else -1.
-        self.last_skipped = ((~finite).long() * (step + 1) - 1).clamp(min=self.last_skipped)
 
 
 class Action(Protocol):

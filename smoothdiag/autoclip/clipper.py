@@ -82,8 +82,8 @@ class AutoClip:
         self._measures, self._rows = ForClipping(estimator or ALONG_GRADIENT), Rows(probe)
         self._has_own_rule = rule is not None
         self._calibration = Calibration(rule or default_rule(optimizer, self._action), joined_at=probe.steps)
-        self._history = History()
-        self._steps, self._num_acted = probe.steps, 0
+        self._history = History(counts_steps=self._action.counts_steps)
+        self._steps = probe.steps
         self._fresh, self._alone, self._has_begun = True, False, False
         self._relative: Number = math.nan
         self._last: tuple[Number, Number] = (math.inf, 1.0)  # length and reduction of the last step
@@ -117,6 +117,11 @@ class AutoClip:
         return float(self._threshold())
 
     @property
+    def clip_fraction(self) -> float:
+        """Share of its steps so far that were longer than S; NaN before any, or where the optimizer clips by itself."""
+        return self._history.clip_fraction
+
+    @property
     def trace(self) -> Trace:
         """The rows of the probe."""
         return self._probe.trace
@@ -131,8 +136,7 @@ class AutoClip:
             said += f"; at lr {lr:.3g} this is {name} {threshold:.3g}"
         if self._alone:
             said += "; the probe has stopped, so nothing will change it any more"
-        did = acted(self._history.counts, self._num_acted, self._mode, known=self._action.counts_steps)
-        return f"{said}; {stage(self._calibration)}{did}."
+        return f"{said}; {stage(self._calibration)}{acted(self._history, self._mode)}."
 
     @property
     def history(self) -> pd.DataFrame:
@@ -169,7 +173,6 @@ class AutoClip:
         self._note_skipped()
         return {
             "steps": self._steps,
-            "num_acted": self._num_acted,
             "action": type(self._action).__name__,
             "alone": self._alone,
             "last_row": self._rows.last,
@@ -187,8 +190,7 @@ class AutoClip:
             ValueError: If it was made with another kind of optimizer, or this one was given another rule.
         """
         check_state(state, self._action, self._calibration.rule if self._has_own_rule else None)
-        self._steps, self._num_acted = int(state["steps"]), int(state["num_acted"])
-        self._fresh, self._alone = True, bool(state["alone"])
+        self._steps, self._fresh, self._alone = int(state["steps"]), True, bool(state["alone"])
         self._rows.last = int(state["last_row"])
         self._relative = float(state["relative"])
         self._peaks.values, self._peaks.counted = list(state["peaks"]), list(state["counted"])
@@ -219,11 +221,12 @@ class AutoClip:
         """Acts on the gradients of a step."""
         self._has_begun = True
         check_gradients(self._optimizer)
-        if self._sets_lr and self._num_acted == 0:  # schedules may be made after AutoClip
+        first = self._history.counts.num_acted == 0
+        if self._sets_lr and first:  # schedules may be made after AutoClip
             check_schedule(self._optimizer)
         self._follow_probe()
         self._read()
-        first, rose = self._num_acted == 0, self._peaks.update()
+        rose = self._peaks.update()
         if first and not self._has_own_rule:  # a schedule made after AutoClip may have set the momentum
             self._calibration.rule = default_rule(self._optimizer, self._action)
         if first or is_in_progression(self._steps):
@@ -245,10 +248,9 @@ class AutoClip:
         self._action.after(self._longest(), self._history.counts)
         self._last = self._action.taken(self._longest()), self._action.reduction()
         self._steps += 1
-        self._num_acted += 1
+        self._history.counts.num_acted += 1
         self._fresh = False
-        skipped = self._history.counts.skipped
-        if isinstance(skipped, Tensor) and skipped.device.type == "cpu":
+        if self._history.counts.is_at_hand:
             self._note_skipped()
 
     def _follow_probe(self) -> None:
@@ -299,9 +301,8 @@ class AutoClip:
         return math.inf if not isinstance(rate, Tensor) and rate == 0 else self._longest() / rate
 
     def _note(self, event: str, note: str, step: int | None = None) -> None:
-        at = self._steps if step is None else step
         state = (self._longest(), self._threshold(), shared(self._peaks.values))
-        self._history.add(at, event, *state, known=self._action.counts_steps, note=note)
+        self._history.add(self._steps if step is None else step, event, *state, note=note)
 
     def _set_lr(self) -> None:
         lr = self.suggest_lr()

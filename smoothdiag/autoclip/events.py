@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from smoothdiag.autoclip.acting import Counts
 from smoothdiag.autoclip.calibration import FEWEST, Calibration, median_interval
+from smoothdiag.autoclip.counts import Counts
 from smoothdiag.autoclip.rates import Number
 
 if TYPE_CHECKING:
@@ -55,12 +55,14 @@ class History:
     """The events of a run, and what was counted in it.
 
     Attributes:
+        counts_steps: Whether steps that are shortened are counted.
         events: What happened.
         counts: Steps and gradients.
         num_noted: Gradients that were not finite and are among the events.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_steps: bool) -> None:
+        self.counts_steps = counts_steps
         self.events: list[Event] = []
         self.counts = Counts()
         self.num_noted = 0
@@ -68,10 +70,16 @@ class History:
     def __contains__(self, event: object) -> bool:
         return any(found.event == event for found in self.events)
 
-    def add(self, step: int, event: str, *state: Number, known: bool, note: str) -> None:
-        """Adds an event; ``state`` is longest step, threshold and rate, ``known`` whether clipped steps are counted."""
+    @property
+    def clip_fraction(self) -> float:
+        """Share of the steps that were shortened; NaN before any, or where they are not counted."""
+        known = self.counts_steps and self.counts.num_acted > 0
+        return int(self.counts.clipped) / self.counts.num_acted if known else math.nan
+
+    def add(self, step: int, event: str, *state: Number, note: str) -> None:
+        """Adds an event; ``state`` is longest step, threshold and rate."""
         longest, threshold, lr = state
-        clipped = self.counts.clipped if known else -1
+        clipped = self.counts.clipped if self.counts_steps else -1
         if self.events and (event, step) == (self.events[-1].event, self.events[-1].step + 1):
             self.events.pop()  # the last of some in a row stands for them all: `skipped` tells how many there were
         self.events.append(Event(step, event, longest, threshold, lr, clipped, self.counts.skipped, note))
@@ -130,16 +138,16 @@ def stage(calibration: Calibration) -> str:
     return f"held since step {held}{'' if lowered < 0 else f', lowered at step {lowered}'}; "
 
 
-def acted(counts: Counts, num_steps: int, mode: str, *, known: bool) -> str:
-    """Returns what was done, in words; ``known`` says whether anybody counts the steps that were clipped."""
-    skipped = int(counts.skipped)
-    if not known:
+def acted(history: History, mode: str) -> str:
+    """Returns what was done, in words."""
+    skipped, fraction = int(history.counts.skipped), history.clip_fraction
+    if not history.counts_steps:
         said = "nothing is set in shadow mode" if mode == "shadow" else "the optimizer clips by itself"
-    elif num_steps == 0:
+    elif math.isnan(fraction):
         said = "no step taken yet"
     else:
         did = "would have been clipped so far" if mode == "shadow" else "clipped so far"
-        said = f"{int(counts.clipped) / num_steps:.0%} of steps {did}"
+        said = f"{fraction:.0%} of steps {did}"
     return said + (f"; {skipped} gradient{'s were' if skipped > 1 else ' was'} not finite" if skipped else "")
 
 

@@ -41,8 +41,8 @@ class Latest:
         """
         if self._clipper is None:
             return {}
-        found = {"longest_step": self._clipper.longest_step, "threshold": self._clipper.threshold}
-        return _finite({f"smoothdiag/{name}": value for name, value in found.items()})
+        names = ("longest_step", "threshold", "clip_fraction")
+        return _finite({f"smoothdiag/{name}": getattr(self._clipper, name) for name in names})
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

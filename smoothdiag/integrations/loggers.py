@@ -65,7 +65,8 @@ class TraceWriter:
     * ``smoothness/local`` [f/x^2], ``gradient/norm/local`` [f/x] and ``saturation/local``, those of a parameter group
       as ``smoothness/local/GROUP``; only from rows that fits may use, and only finite numbers;
     * ``status/ok`` and the like: how many rows so far have this status;
-    * ``clipping/longest_step`` [x] and ``clipping/threshold`` [f/x] of AutoClip, once the rows of this step are known;
+    * ``clipping/longest_step`` [x], ``clipping/threshold`` [f/x] and ``clipping/clip_fraction`` of AutoClip, once the
+      rows of this step are known;
     * ``smoothness/figure`` on closing: `plot_smoothness` of the whole trace.
 
     Things to know:
@@ -112,8 +113,8 @@ class TraceWriter:
             for step, together in groupby(rows, key=itemgetter("step")):
                 values = self._scalars(together)
                 if self._autoclip is not None and step == rows[-1]["step"]:
-                    values["clipping/longest_step"] = self._autoclip.longest_step
-                    values["clipping/threshold"] = self._autoclip.threshold
+                    names = ("longest_step", "threshold", "clip_fraction")
+                    values |= {f"clipping/{name}": getattr(self._autoclip, name) for name in names}
                 self._sink.scalars(step, {name: value for name, value in values.items() if math.isfinite(value)})
         except Exception as error:
             self._give_up(error)
