@@ -21,8 +21,8 @@ help:  ## List the targets.
 demo: .venv/.installed-test  ## Train a small language model with a probe attached; results go to demo/.
 	@$(BIN)/smoothdiag demo --out demo $(ARGS)
 
-test: .venv/.installed-test  ## Run the tests.
-	@$(BIN)/python -m pytest $(ARGS)
+test: .venv/.installed-test  ## Run the tests, one process for each core up to four.
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: .venv/.installed-dev  ## Run the linter, the format check and the strict type check.
 	@$(BIN)/ruff check
