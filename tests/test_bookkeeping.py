@@ -1,12 +1,13 @@
 """What an object keeps in its attributes is what it was before, after a loss was evaluated again."""
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
-from smoothdiag.integrations.bookkeeping import unrecorded
+from smoothdiag.integrations.bookkeeping import MOST, unrecorded
 
 
 def keeper() -> SimpleNamespace:
@@ -52,7 +53,7 @@ def test_it_is_put_back_after_an_error() -> None:
         assert owner.count == 3
 
 
-def test_models_and_parameters_are_left_alone() -> None:
+def test_modules_of_torch_and_parameters_are_left_alone() -> None:
     owner = keeper()
     owner.weight = owner.model.weight
     with unrecorded(owner):
@@ -61,6 +62,102 @@ def test_models_and_parameters_are_left_alone() -> None:
             owner.weight.zero_()
     assert owner.model.mean == 1
     assert not owner.weight.any()
+
+
+class Counted(nn.Module):
+    """Keeps books and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(2))
+        self.num_calls, self.temperature = 0, torch.ones(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        self.temperature *= 0.5
+        self.center += 1
+        return x / self.temperature
+
+
+def test_modules_within_are_put_back_but_for_buffers() -> None:
+    owner = keeper()
+    owner.model, owner.others = nn.Sequential(nn.Linear(2, 2), Counted()), {"teacher": Counted()}
+    inner, teacher = owner.model[1], owner.others["teacher"]
+    buffer = inner.center
+    with unrecorded(owner):
+        owner.model(torch.ones(2))
+        teacher(torch.ones(2))
+    for part in (inner, teacher):
+        assert part.num_calls == 0
+        assert part.temperature.tolist() == [1, 1]
+        assert part.center.tolist() == [1, 1]
+    assert inner.center is buffer
+
+
+def test_a_graph_may_hold_what_is_put_back() -> None:
+    owner = Counted()
+    owner.weight = torch.tensor([2.0, 4.0])
+    x = torch.ones(2, requires_grad=True)
+    with unrecorded(owner):
+        loss = (owner.weight * owner(x)).sum()
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2 / 0.5, 4 / 0.5]
+    assert owner.temperature.tolist() == [1, 1]
+
+
+class Output(OrderedDict):
+    """As outputs of transformers: nothing may be taken out."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    __delitem__ = update
+
+
+def test_dictionaries_of_one_s_own_are_not_written_to_without_need() -> None:
+    owner = SimpleNamespace(last=Output(loss=torch.tensor(1.0), logits=[]))
+    first, kept = owner.last, owner.last["loss"]
+    with unrecorded(owner):
+        owner.last["loss"] += 1
+        owner.last = Output(loss=torch.tensor(3.0))
+    assert owner.last is first
+    assert owner.last["loss"] is kept
+    assert kept == 1
+
+
+def test_sets_and_queues_are_put_back() -> None:
+    owner = SimpleNamespace(recent=deque([1, 2], maxlen=2), seen={1, 2})
+    objects = owner.recent, owner.seen
+    with unrecorded(owner):
+        owner.recent.append(3)
+        owner.seen.add(3)
+        owner.seen.remove(1)
+    assert owner.recent == deque([1, 2])
+    assert owner.seen == {1, 2}
+    assert owner.recent is objects[0]
+    assert owner.seen is objects[1]
+
+
+def test_a_tensor_that_is_kept_twice_is_one_within() -> None:
+    owner = keeper()
+    owner.metrics["total"] = owner.total
+    with unrecorded(owner):
+        owner.total += 1
+        assert owner.metrics["total"].tolist() == [1, 1]
+        assert owner.metrics["total"] is owner.total
+    assert owner.metrics["total"] is owner.total
+    assert owner.total.tolist() == [0, 0]
+
+
+def test_large_tables_are_not_searched() -> None:
+    table = {number: [] for number in range(MOST + 1)}
+    owner = SimpleNamespace(table=table)
+    with unrecorded(owner):
+        table[0].append(1)
+        table[-1] = []
+    assert table[0] == [1]
+    assert len(table) == MOST + 1
 
 
 def test_a_dictionary_that_holds_itself_ends() -> None:

@@ -15,7 +15,7 @@ import torch
 from asserts import assert_identical, state_of
 from torch import nn
 from torch.testing import assert_close
-from trainers import Ordered, llama, settings_of_the_process, texts, trainer_of
+from trainers import VOCABULARY, Ordered, llama, settings_of_the_process, texts, trainer_of
 from transformers import Trainer, TrainerCallback
 
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
@@ -173,6 +173,22 @@ class Recording(Trainer):
         self.metrics["train"].clear()
 
 
+class Weighted(Trainer):
+    """Weighs its loss by tensors in attributes, one of which it writes to, and keeps what the model returned."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.weights, self.scale, self.outputs = torch.linspace(1, 2, VOCABULARY), torch.ones(()), None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        self.outputs = model(**inputs)
+        logits, expected = self.outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        self.scale.copy_(labels.float().mean())
+        loss = nn.functional.cross_entropy(logits, expected, weight=self.weights) / num_items_in_batch / self.scale
+        return (loss, self.outputs) if return_outputs else loss
+
+
 class Halving(Trainer):
     """Scales the loss in a way of its own."""
 
@@ -193,7 +209,7 @@ class Elsewhere(Trainer):
         return loss.detach()
 
 
-@pytest.mark.parametrize("kind", [Recording, Halving])
+@pytest.mark.parametrize("kind", [Recording, Halving, Weighted])
 def test_subclasses_that_keep_compute_loss_log_the_same(kind, tmp_path) -> None:
     options = {"kind": kind, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     without = trainer_of(tmp_path / "without", **options)
@@ -232,6 +248,8 @@ def test_wrong_use_is_refused(tmp_path) -> None:
     assert trainer.callback_handler.callbacks.count(callback) == 1
     with pytest.raises(ValueError, match="Found one bound before"):
         callback.bind(trainer)
+    with pytest.raises(ValueError, match="`trainer` should have one SmoothnessCallback. Found another"):
+        SmoothnessCallback().bind(trainer)
 
 
 def test_a_run_that_ended_or_failed_leaves_nothing_behind(tmp_path) -> None:

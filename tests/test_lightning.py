@@ -10,8 +10,11 @@ import pytest
 import torch
 from asserts import assert_identical, state_of
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
-from lightning_runs import Module, Norms, Reseed, Steps, adamw, data, fit, sgd
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning_runs import CLASSES, Module, Norms, Reseed, Steps, adamw, data, fit, sgd
+from torch import nn
 from torch.nn import functional as F
 
 from smoothdiag import AutoClip, LocalSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
@@ -27,6 +30,39 @@ def books(module: Any, trainer: Any) -> dict[str, Any]:
     return kept | {"calls": module.num_calls, "losses": torch.stack(module.losses)}
 
 
+class Counting(nn.Module):
+    """Counts what goes through it, and keeps a reading of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_calls, self.mean = 0, torch.zeros(())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_calls += 1
+        self.mean += x.detach().mean()
+        return x
+
+
+class Weighted(Module):
+    """Weighs its loss by a tensor, and centers its outputs by a buffer that it writes to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.append(Counting())
+        self.weights = torch.linspace(1, 2, CLASSES)
+        self.register_buffer("center", torch.zeros(CLASSES))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        predicted = self.net(x)
+        self.center.mul_(0.9).add_(predicted.detach().mean(0), alpha=0.1)
+        loss = F.cross_entropy((predicted - self.center) * (1 + self.center), y, weight=self.weights)
+        self.metrics.update(predicted, y)
+        self.losses.append(self.net[-1].mean.clone())
+        self.num_calls = self.net[-1].num_calls
+        return loss
+
+
 CONFIGURATIONS = {
     "default": {},
     "accumulation": {"accumulate_grad_batches": 3},
@@ -36,6 +72,7 @@ CONFIGURATIONS = {
     "adamw": {"make": lambda: Module(adamw)},
     "skipped": {"make": lambda: Module(skipped=(1, 4)), "accumulate_grad_batches": 3},
     "all skipped": {"make": lambda: Module(skipped=(2, 3))},
+    "weighted": {"make": Weighted, "accumulate_grad_batches": 2},
 }
 
 
@@ -144,8 +181,41 @@ def test_a_second_run_begins_anew() -> None:
         _ = callback.trace
     fit(callback)
     first = list(callback.trace)
-    fit(callback)
+    states: list[Any] = []
+
+    class Searching(Callback):
+        """Saves a checkpoint before training, and loads it, as searches for a learning rate do."""
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            states.append(callback.state_dict())
+            callback.load_state_dict(states[-1])
+
+    fit(callback, Searching())
+    assert states == [{}]
     assert [row["smoothness"] for row in callback.trace] == [row["smoothness"] for row in first]
+
+
+def test_rows_outlast_a_test_of_the_model() -> None:
+    callback = SmoothnessCallback(schedule=every(4))
+    module, trainer = fit(callback)
+    num_rows = len(callback.trace)
+    module.test_step = lambda batch, batch_idx: None
+    trainer.test(module, data(16), verbose=False)
+    assert len(callback.trace) == num_rows > 0
+
+
+def test_batches_that_are_not_trained_on_are_not_kept() -> None:
+    callback, kept = SmoothnessCallback(schedule=every(1)), []
+
+    class Looking(Callback):
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            if trainer.fit_loop._skip_backward:
+                kept.append(callback.probe._accumulation.has_observed)
+
+    averaging = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
+    with pytest.warns(SmoothdiagWarning, match="probe saw no batch"):
+        fit(callback, averaging, Looking(), max_epochs=2)
+    assert kept == [False] * 12
 
 
 class Kept(Logger):
@@ -185,7 +255,7 @@ def test_measurements_are_logged_at_their_steps_and_shown() -> None:
 def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:
     rule = StepRule(None, 0.01)
     callback = SmoothnessCallback(auto_clip={"rule": rule})
-    with pytest.warns(SmoothdiagWarning, match="takes the place of gradient_clip_val = 0.001"):
+    with pytest.warns(SmoothdiagWarning, match="takes the place of gradient_clip_val.* = 0.001"):
         module, trainer = fit(callback, gradient_clip_val=0.001)
     alone, _ = fit(SmoothnessCallback(auto_clip={"rule": rule}))
     assert torch.equal(module.net[0].weight, alone.net[0].weight)
@@ -193,9 +263,22 @@ def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:
 
 
 def test_in_shadow_mode_lightning_clips_as_before() -> None:
-    module, _ = fit(SmoothnessCallback(auto_clip={"mode": "shadow"}), gradient_clip_val=0.1)
+    callback = SmoothnessCallback(auto_clip={"mode": "shadow"})
+    with pytest.warns(SmoothdiagWarning, match=r"clipped already.*Found `gradient_clip_val = 0.1`"):
+        module, _ = fit(callback, gradient_clip_val=0.1)
     assert torch.equal(module.net[0].weight, fit(gradient_clip_val=0.1)[0].net[0].weight)
     assert not torch.equal(module.net[0].weight, fit()[0].net[0].weight)
+
+
+class Clipping(Module):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="norm")
+
+
+def test_clipping_of_the_module_s_own_is_pointed_out() -> None:
+    with pytest.warns(SmoothdiagWarning, match="Clipping has a configure_gradient_clipping of its own"):
+        fit(SmoothnessCallback(auto_clip=True), make=Clipping, max_steps=1)
+    fit(SmoothnessCallback(), make=Clipping, max_steps=1)
 
 
 class Failing(Callback):
@@ -248,6 +331,9 @@ def test_strategies_and_optimizers_that_cannot_be_measured_are_refused() -> None
     trainer.optimizers = [None, None]
     with pytest.raises(ValueError, match="should return one optimizer.*Found 2"):
         check_run(trainer, Module())
+    engine = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # a subclass of DDPStrategy
+    with pytest.raises(ValueError, match="one device or DDP. Found DeepSpeedStrategy"):
+        check_run(SimpleNamespace(optimizers=[None], strategy=engine), Module())
     trainer = SimpleNamespace(optimizers=[None], strategy=SimpleNamespace())
     with pytest.raises(ValueError, match="Parameter `strategy` .* one device or DDP. Found SimpleNamespace"):
         check_run(trainer, Module())

@@ -1,5 +1,6 @@
 """Attached: what the callbacks of all frameworks hold, and what they are made with."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from smoothdiag.integrations.latest import Latest
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule
+from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 
@@ -56,3 +58,21 @@ class Attached:
         if self.probe is None:
             raise RuntimeError("There is no trace before training has begun.")
         return self.probe.trace
+
+    def _takes_over(self, name: str, found: float | None, off: str) -> bool:
+        """Returns whether AutoClip clips in the place of the framework, and says so where that was going to clip.
+
+        Args:
+            name: What the framework calls its threshold.
+            found: The threshold that was set.
+            off: What keeps the framework from clipping, as ``Name(parameter=value)``.
+        """
+        assert self._clip_options is not None
+        takes_over = self._clip_options.get("mode") != "shadow"
+        if takes_over:
+            said = f"AutoClip takes the place of {name}, which is off as long as training runs"
+        else:
+            said = "AutoClip counts gradients that are clipped already, so it may miss some"
+        if found:
+            warnings.warn(f"{said}. Found `{name} = {found:g}`; {off} avoids this.", SmoothdiagWarning)
+        return takes_over

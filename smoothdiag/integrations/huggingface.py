@@ -85,7 +85,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         """Attaches to a trainer, before it trains, and returns the callback itself.
 
         Raises:
-            ValueError: If it is no `transformers.Trainer`, or the callback has one already.
+            ValueError: If it is no `transformers.Trainer`, or one of the two is bound already.
         """
         if not isinstance(trainer, Trainer):
             raise ValueError(
@@ -94,6 +94,11 @@ class SmoothnessCallback(Attached, TrainerCallback):
             )
         if self._bound is not None:
             raise ValueError("Parameter `trainer` should be bound by a callback of its own. Found one bound before.")
+        if isinstance(getattr(trainer.compute_loss, "__self__", None), SmoothnessCallback):
+            raise ValueError(
+                "Parameter `trainer` should have one SmoothnessCallback. Found another bound to it already: give "
+                "that one all estimators, or make a new trainer."
+            )
         self._bound = _Bound(trainer, trainer.compute_loss, trainer.train, trainer.log)
         # In front of the methods, so that it does not matter what subclasses make of them.
         vars(trainer).update(compute_loss=self._compute_loss, train=self._train, log=self._log)
@@ -123,7 +128,8 @@ class SmoothnessCallback(Attached, TrainerCallback):
             self.clipper = AutoClip(optimizer, self.probe, **self._clip_options)
             if stored.get("clipper") is not None:
                 self.clipper.load_state_dict(stored["clipper"])
-            self._take_over(args, self._clip_options.get("mode", "clip"))
+            if self._takes_over("max_grad_norm", args.max_grad_norm, "TrainingArguments(max_grad_norm=0)"):
+                self._max_grad_norm, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
         self._latest = Latest(self.probe.trace, self.clipper)
 
     def on_pre_optimizer_step(
@@ -144,22 +150,14 @@ class SmoothnessCallback(Attached, TrainerCallback):
         if self.probe is not None and args.should_save and folder.is_dir():
             clipper = None if self.clipper is None else self.clipper.state_dict()
             stored = {"probe": self.probe.state_dict(), "clipper": clipper}
-            (folder / STATE_FILE).write_text(json.dumps(stored), encoding="utf-8")
-
-    def _take_over(self, args: TrainingArguments, mode: str) -> None:
-        """Puts AutoClip in the place of ``max_grad_norm``, unless it changes nothing."""
-        found = args.max_grad_norm or 0.0
-        if mode == "shadow":
-            said = "AutoClip counts gradients that are clipped already, so it may miss some"
-        else:
-            said = "AutoClip takes the place of max_grad_norm, which is 0 as long as training runs"
-            self._max_grad_norm, args.max_grad_norm = found, 0.0
-        if found:
-            message = f"{said}. Found `max_grad_norm = {found:g}`; TrainingArguments(max_grad_norm=0) avoids this."
-            warnings.warn(message, SmoothdiagWarning)
+            # Under another name first: what is half written when a run is killed is not taken for a state.
+            begun = folder / f"{STATE_FILE}.tmp"
+            begun.write_text(json.dumps(stored), encoding="utf-8")
+            begun.replace(folder / STATE_FILE)
 
     def _release(self, trainer: Trainer) -> None:
-        """Detaches from the optimizer and closes the file of the trace."""
+        """Detaches from the optimizer, closes the file of the trace, and has nothing more to log."""
+        self._latest = None
         if self.clipper is not None:
             self.clipper.detach()
         if self.probe is not None:

@@ -70,8 +70,9 @@ class SmoothnessCallback(Attached, Callback):
         self._undo: list[Callable[[], None]] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forgets what an earlier run was resumed from: the checkpoint of this one, if any, is loaded next."""
-        self._stored = {}
+        """Forgets an earlier run, and what it was resumed from: the checkpoint of this one, if any, is loaded next."""
+        if stage == "fit":
+            self._stored, self.probe, self.clipper, self._latest = {}, None, None, None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuses runs that cannot be measured, before they begin."""
@@ -92,8 +93,7 @@ class SmoothnessCallback(Attached, Callback):
             self._undo.append(self.clipper.detach)
             if self._stored.get("clipper") is not None:
                 self.clipper.load_state_dict(self._stored["clipper"])
-            if self._clip_options.get("mode") != "shadow":
-                self._take_over(trainer)
+            self._take_over(trainer, pl_module)
         self._latest = Latest(self.probe.trace, self.clipper)
         steps.show(self.probe.observe)
 
@@ -147,18 +147,19 @@ class SmoothnessCallback(Attached, Callback):
                 SmoothdiagWarning,
             )
 
-    def _take_over(self, trainer: Any) -> None:
-        """Puts AutoClip in the place of ``gradient_clip_val``."""
+    def _take_over(self, trainer: Any, pl_module: Any) -> None:
+        """Puts AutoClip in the place of ``gradient_clip_val``, unless it changes nothing."""
         clip_val = trainer.gradient_clip_val
-        if not clip_val:
-            return
-        trainer.gradient_clip_val = None
-        self._undo.append(lambda: setattr(trainer, "gradient_clip_val", clip_val))
-        warnings.warn(
-            f"AutoClip takes the place of gradient_clip_val = {clip_val:g}, which is None as long as training runs. "
-            "Trainer(gradient_clip_val=None) says the same.",
-            SmoothdiagWarning,
-        )
+        if self._takes_over("gradient_clip_val", clip_val, "Trainer(gradient_clip_val=None)"):
+            trainer.gradient_clip_val = None
+            self._undo.append(lambda: setattr(trainer, "gradient_clip_val", clip_val))
+        if not type(pl_module).configure_gradient_clipping.__qualname__.startswith("LightningModule."):
+            warnings.warn(
+                f"{type(pl_module).__name__} has a configure_gradient_clipping of its own, which acts before AutoClip: "
+                "what it clips, AutoClip takes for a gradient that was never longer. Leave it out, or clip only where "
+                "its gradient_clip_val is not None.",
+                SmoothdiagWarning,
+            )
 
     def _release(self) -> None:
         for undo in self._undo:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from smoothdiag.integrations.bookkeeping import unrecorded
 from smoothdiag.integrations.requirements import installed_by
 
 with installed_by("lightning"):
-    from torchmetrics import Metric, MetricCollection
+    from torchmetrics import Metric
 
 STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 """Ways to run that one can measure in: the others shard parameters behind the back of the optimizer, or accumulate by
@@ -34,7 +34,8 @@ class TrainingSteps:
         """Hands the arguments of every training step to ``observe``, right before it is taken."""
 
         def step(*args: Any) -> Any:
-            observe(args)
+            if not self._trainer.fit_loop._skip_backward:  # as where averaged weights get their batch statistics
+                observe(args)
             return self._training_step(*args)
 
         vars(self._trainer.strategy)["training_step"] = step
@@ -66,7 +67,7 @@ def check_run(trainer: Any, module: Any) -> None:
             f"parameter groups. Found {len(trainer.optimizers)}."
         )
     names = [kind.__name__ for kind in type(trainer.strategy).__mro__]
-    if not set(STRATEGIES) & set(names):
+    if not set(STRATEGIES) & set(names) or trainer.strategy.handles_gradient_accumulation:
         raise ValueError(
             f"Parameter `strategy` of the trainer should be one device or DDP. Found {names[0]}; use smoothdiag.Probe "
             "in a loop of your own, as with Fabric."
@@ -81,14 +82,10 @@ def check_run(trainer: Any, module: Any) -> None:
 @contextmanager
 def _silent(module: nn.Module) -> Iterator[None]:
     """Within it nothing is logged, and what the module keeps in its attributes and metrics is put back at the end."""
-    with ExitStack() as stack:
-        stack.enter_context(unrecorded(module))
-        for part in module.modules():
-            if isinstance(part, Metric | MetricCollection):
-                stack.enter_context(unrecorded(part))
-            if isinstance(part, Metric):  # states of any size, which may be added to in place
-                states = {name: getattr(part, name) for name in part._defaults}
-                vars(part).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
+    with unrecorded(module):
+        for metric in (part for part in module.modules() if isinstance(part, Metric)):
+            states = {name: getattr(metric, name) for name in metric._defaults}  # of any size, and added to in place
+            vars(metric).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
         vars(module).update(log=_ignore, log_dict=_ignore)
         yield
 
