@@ -161,6 +161,7 @@ class Recording(Trainer):
         self.total += loss.detach()
         self.metrics["train"]["logits"].append(float(outputs.logits.detach().norm()))
         self.metrics["train"]["tokens"] = [self.tokens]
+        self.log({"logits_in_between": float(outputs.logits.detach().norm())})
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -250,6 +251,40 @@ def test_measurements_are_logged_at_their_steps_and_shown() -> None:
     assert shown["threshold"] == pytest.approx(callback.clipper.threshold, rel=1e-6)
     _, trainer = fit(SmoothnessCallback(schedule=every(5), progress_bar=False))
     assert not trainer.progress_bar_metrics
+
+
+class Logging(Module):
+    """Writes to its loggers directly."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        for logger in self.loggers:
+            logger.log_metrics({"batch": batch_idx}, step=self.global_step)
+        with self.logger.run as run:
+            run["lr"] = self.optimizers().param_groups[0]["lr"]
+        return super().training_step(batch, batch_idx)
+
+
+class Run(Kept):
+    """Has a store to open and write to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[Any] = []
+
+    run = property(lambda self: nullcontext(self))
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.writes.append((name, value))
+
+
+def test_what_a_module_writes_to_its_loggers_is_written_once() -> None:
+    plain, watched = Run(), Run()
+    fit(make=Logging, logger=plain)
+    _, trainer = fit(SmoothnessCallback(schedule=every(1)), make=Logging, logger=watched)
+    assert [entry for entry in watched.found if "smoothdiag/grad_norm" not in entry[1]] == plain.found
+    assert watched.writes == plain.writes
+    assert len(plain.writes) == 12
+    assert trainer.loggers == [watched]
 
 
 def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:

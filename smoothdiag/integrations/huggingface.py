@@ -80,6 +80,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         self._checkpoint: str | None = None
         self._max_grad_norm = 0.0
         self._num_losses = 0
+        self._is_replaying = False
 
     def bind(self, trainer: Trainer) -> "SmoothnessCallback":
         """Attaches to a trainer, before it trains, and returns the callback itself.
@@ -192,6 +193,8 @@ class SmoothnessCallback(Attached, TrainerCallback):
 
     def _log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         assert self._bound is not None
+        if self._is_replaying:
+            return
         if self._latest is not None and "loss" in logs:  # evaluations have logs of their own, and so has the end
             logs = logs | self._latest.metrics() | self._latest.clipping()
         self._bound.log(logs, *args, **kwargs)
@@ -211,8 +214,12 @@ class SmoothnessCallback(Attached, TrainerCallback):
     def _replay(self, model: nn.Module, call: Call) -> Tensor:
         """Returns the share of a micro-batch in the loss of its step, computed once more."""
         assert self._bound is not None
-        with unrecorded(self._bound.trainer), self._bound.trainer.compute_loss_context_manager():
-            loss = loss_of(self._bound.compute_loss(model, call.inputs, *call.args, **call.kwargs))
+        self._is_replaying = True
+        try:
+            with unrecorded(self._bound.trainer), self._bound.trainer.compute_loss_context_manager():
+                loss = loss_of(self._bound.compute_loss(model, call.inputs, *call.args, **call.kwargs))
+        finally:
+            self._is_replaying = False
         return (loss * call.factor.value).sum()
 
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import MagicMock
 
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ class TrainingSteps:
 
     def loss(self, model: nn.Module, args: tuple[Any, ...]) -> Tensor:
         """Takes a training step once more, and returns its share in the loss of the optimizer step."""
-        with _silent(self._module):
+        with _silent(self._module, self._trainer):
             output = self._training_step(*args)  # of the model as the strategy has wrapped it
         loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
         number: int = self._trainer.accumulate_grad_batches  # also where the last ones of an epoch are fewer
@@ -80,14 +81,21 @@ def check_run(trainer: Any, module: Any) -> None:
 
 
 @contextmanager
-def _silent(module: nn.Module) -> Iterator[None]:
+def _silent(module: nn.Module, trainer: Any) -> Iterator[None]:
     """Within it nothing is logged, and what the module keeps in its attributes and metrics is put back at the end."""
     with unrecorded(module):
         for metric in (part for part in module.modules() if isinstance(part, Metric)):
             states = {name: getattr(metric, name) for name in metric._defaults}  # of any size, and added to in place
             vars(metric).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
         vars(module).update(log=_ignore, log_dict=_ignore)
-        yield
+        loggers, trainer.loggers = (
+            trainer.loggers,
+            [MagicMock() for _ in trainer.loggers],
+        )
+        try:
+            yield
+        finally:
+            trainer.loggers = loggers
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
