@@ -1,6 +1,7 @@
 """`smoothdiag doctor`: the script runs as under Python itself, and the report comes after it."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -41,7 +42,7 @@ def test_report_follows_what_the_script_prints(tmp_path, capsys) -> None:
 
 def test_json_is_the_last_line(tmp_path, capsys) -> None:
     assert run(tmp_path, f"{LOOP}\nprint('trained')", "--json") == 0
-    trained, line = capsys.readouterr().out.splitlines()
+    trained, _, line = capsys.readouterr().out.splitlines()
     report = json.loads(line)
     (found,) = report["findings"]
     assert (trained, report["steps"]) == ("trained", 1)
@@ -77,6 +78,44 @@ def test_script_finds_what_it_finds_under_python(tmp_path, capsys) -> None:
     command = [sys.executable, str(tmp_path / "train.py"), "--lr", "3", "-h"]
     under_python = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert under_doctor == under_python.strip()
+
+
+WHERE = """
+import os, sys
+print(__name__, __file__, __package__, getattr(__spec__, "name", None), sys.argv, sys.path[:2])
+os.chdir("/")
+print(os.path.exists(__file__), sys.modules["__main__"].__dict__ is globals())
+"""
+
+
+@pytest.mark.parametrize("options", [["inner/train.py"], ["-m", "inner.train"]])
+def test_main_module_is_as_under_python(tmp_path, options) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "train.py").write_text(WHERE)
+    outputs = []
+    for command in ([sys.executable], [sys.executable, "-m", "smoothdiag.cli", "doctor"]):
+        done = subprocess.run([*command, *options, "-x"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        outputs.append(done.stdout.splitlines()[:2])
+    assert outputs[0] == outputs[1]
+
+
+def test_only_the_first_process_reports_and_on_a_line_of_its_own(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(os, "getpid", os.getpid)
+    assert run(tmp_path, f"{LOOP}\nimport os; os.getpid = lambda: -1", "--json") == 0  # as after os.fork
+    assert capsys.readouterr().out == ""
+    monkeypatch.undo()
+    assert run(tmp_path, f"{LOOP}\nprint(1, end='')", "--json") == 0
+    printed, report = capsys.readouterr().out.splitlines()
+    assert printed == "1"
+    assert json.loads(report)["steps"] == 1
+
+
+def test_exception_goes_to_the_hook_of_the_script(tmp_path, capsys) -> None:
+    code = "import sys\nsys.excepthook = lambda kind, error, trace: print(kind.__name__, trace.tb_lineno)\n1 / 0"
+    hook = sys.excepthook
+    assert run(tmp_path, code) == 1
+    assert capsys.readouterr().out.startswith("ZeroDivisionError 3\n")
+    assert sys.excepthook is hook
 
 
 def test_nothing_seen_is_said(tmp_path, capsys) -> None:

@@ -2,10 +2,13 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import math
+import site
 import sys
 import sysconfig
+import threading
 import weakref
 
 import pytest
@@ -16,8 +19,9 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_no
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 import smoothdiag as sd
+from smoothdiag.doctor.gradients import is_part
 from smoothdiag.doctor.patches import Patches
-from smoothdiag.doctor.sites import call_site, is_result_used
+from smoothdiag.doctor.sites import call_site, caller, code_of, is_library, is_own, is_result_used
 from smoothdiag.doctor.watching import watch_all
 
 
@@ -117,6 +121,141 @@ def test_a_watch_within_a_watch_sees_the_same() -> None:
         get_total_norm(run.gradients)
         clip_grad_norm_(run.model.parameters(), 0.01)
     assert names(outer) == names(inner) == ["clip-after-step", "norm-after-clipping"]
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_watches_may_end_in_any_order(first_out) -> None:
+    run, before = Run(), originals()
+    watches = [run.watch(), run.watch()]
+    reports = [each.__enter__() for each in watches]
+    watches.pop(first_out).__exit__(None, None, None)
+    run.backward()
+    run.optimizer.step()
+    clip_grad_norm_(run.model.parameters(), 1.0)
+    watches.pop().__exit__(None, None, None)
+    assert originals() == before
+    assert names(reports.pop(first_out)) == []
+    assert names(reports.pop()) == ["clip-after-step"]
+
+
+def test_other_threads_are_left_alone() -> None:
+    run, other = Run(), Run()
+
+    def train():
+        other.optimizer = torch.optim.SGD(other.model.parameters(), lr=0.1)
+        for _ in range(3):
+            other.backward()
+            other.optimizer.step()
+            clip_grad_norm_(other.model.parameters(), math.inf)
+
+    with watch_all() as watcher:
+        run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        assert (watcher.observer.steps, watcher.observer.passes) == (0, 0)
+        run.backward()
+        run.optimizer.step()
+    assert watcher.observer.steps == 1
+    assert watcher.observer.findings() == []
+
+
+def test_hooks_in_threads_of_the_autograd_engine_are_seen() -> None:
+    run = Run()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in run.model.parameters()}
+
+    def elsewhere(p):
+        import _thread
+
+        done = _thread.allocate_lock()
+        done.acquire()
+        _thread.start_new_thread(lambda: (optimizers[p].step(), done.release()), ())  # not known to threading
+        done.acquire()
+
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(elsewhere)
+    with sd.doctor.watch(run.model, *optimizers.values()) as report:
+        run.backward()
+        clip_grad_norm_(run.model.parameters(), 1.0)
+    assert report.steps == 1
+    assert names(report) == ["clip-after-optimizer-in-backward"]
+
+
+def test_a_step_that_fails_keeps_nothing_alive() -> None:
+    class Fails(torch.optim.SGD):
+        def step(self, closure=None):
+            raise ZeroDivisionError
+
+    run = Run(Fails)
+
+    def loop():
+        batch = torch.ones(8, 4)
+        with pytest.raises(ZeroDivisionError):
+            run.optimizer.step()
+        return weakref.ref(batch)
+
+    with run.watch():
+        gone = loop()
+        gc.collect()
+        assert gone() is None
+
+
+def test_gradients_that_are_never_zeroed_are_not_taken_for_micro_batches() -> None:
+    run = Run()
+    with run.watch() as report:
+        for _ in range(3):
+            run.backward()
+            run.optimizer.step()
+            clip_grad_norm_(run.model.parameters(), 0.01)
+            clip_grad_norm_(run.model.parameters(), 0.001)
+    assert names(report) == ["clip-after-step", "clip-after-step"]
+
+
+def test_clip_of_no_gradients_is_too_late_only_if_there_was_no_backward_pass_since_the_step() -> None:
+    run, bias = Run(), torch.optim.SGD([unused := nn.Parameter(torch.ones(1))], lr=0.1)
+    with watch_all() as watcher:
+        run.optimizer, bias = copy.copy(run.optimizer), copy.copy(bias)
+        for clips in (False, True):
+            run.backward()
+            clip_grad_norm_([unused], 1.0)
+            run.step()
+            bias.step()
+            if clips:
+                clip_grad_norm_(run.model.parameters(), 1.0)
+    assert [(f.name, f.count) for f in watcher.observer.findings()] == [("clip-after-step", 1)]
+
+
+def test_part_of_a_dtensor_is_one_that_other_ranks_add_to() -> None:
+    from torch import distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        meshes = [init_device_mesh("cpu", shape) for shape in ((2,), (2, 1), (1, 2))]
+        cases = {
+            (0, Shard(0)): True,
+            (0, Replicate()): False,
+            (0, Partial()): True,
+            (1, Shard(0), Replicate()): True,
+            (1, Replicate(), Shard(0)): False,
+            (2, Shard(0), Replicate()): False,
+            (2, Replicate(), Shard(0)): True,
+        }
+        for (mesh, *placements), expected in cases.items():
+            assert is_part(DTensor.from_local(torch.ones(2), meshes[mesh], placements)) is expected
+        assert not is_part(torch.ones(2))
+
+        weight = nn.Parameter(DTensor.from_local(torch.ones(2), meshes[0], [Replicate()]))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        with watch_all() as watcher:
+            watcher.own(optimizer)
+            weight.grad = weight.detach().clone()
+            assert weight.grad.to_local().norm() == math.sqrt(2)
+        assert watcher.observer.findings() == []
+    finally:
+        dist.destroy_process_group()
 
 
 def test_function_that_cannot_be_watched_is_named() -> None:
@@ -308,7 +447,7 @@ def test_fused_optimizer_is_named_only_with_a_hook() -> None:
     for hook in (False, True):
         run = Run(torch.optim.Adam, fused=True)
         if hook:
-            run.optimizer.register_step_pre_hook(lambda *_: None)
+            run.optimizer.register_step_pre_hook(lambda optimizer, *_: print(optimizer.zero_grad))
         scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
         with run.watch() as report:
             for unscale in (False, True):
@@ -398,11 +537,39 @@ class Norms(nn.Module):
 LIBRARY = f"{sysconfig.get_path('purelib')}/library.py"
 
 
-def of_library(code):
+def of_library(code, file=LIBRARY):
     """Returns the function ``call`` of an installed package with this code."""
     found = {}
-    exec(compile(code, LIBRARY, "exec"), found)
+    exec(compile(code, file, "exec"), found)
     return found["call"]
+
+
+def test_code_is_that_of_what_is_called_in_the_end() -> None:
+    class Hook:
+        def __call__(self):
+            pass
+
+        @torch.no_grad()
+        def method(self):
+            pass
+
+    plain = Hook.method.__wrapped__.__code__
+    assert code_of(Hook()) is code_of(functools.partial(Hook())) is Hook.__call__.__code__
+    assert code_of(Hook().method) is code_of(functools.partial(functools.partial(Hook().method))) is plain
+    assert code_of(print) is None
+
+
+def test_folders_are_told_apart_by_their_whole_names() -> None:
+    purelib = sysconfig.get_path("purelib")
+    assert is_library(f"{purelib}/torch/nn/x.py")
+    assert is_library(f"{site.getusersitepackages()}/x.py")
+    assert not is_library(f"{purelib}-mine/x.py")
+    own = of_library("import sys\ncall = lambda: sys._getframe()", f"{sd.__path__[0]}/x.py")
+    mine = of_library("import sys\ncall = lambda: sys._getframe()", f"{sd.__path__[0]}_runs/x.py")
+    assert is_own(own())
+    assert not is_own(mine())
+    other = of_library("import sys\ncall = lambda: sys._getframe()", f"{torch.__path__[0]}vision/x.py")
+    assert caller(other()).f_code is other.__code__
 
 
 def here():
@@ -434,14 +601,16 @@ def test_whether_a_result_is_used() -> None:
     def discards():
         look()
 
+    decorated = torch.no_grad()(passes_on)
     look()
     passes_on()
+    decorated()
     discards()
     assert discards() is None
-    assert seen == [False] * 4
+    assert seen == [False] * 5
     seen.clear()
     assert look()
     one = passes_on()
     many = [look() for _ in range(1)]
-    assert many == [one]
-    assert seen == [True] * 3
+    assert many == [one] == [decorated()]
+    assert seen == [True] * 4

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -16,7 +15,8 @@ def add_command(commands: Any) -> None:
         "doctor", help="run a training script unchanged and name mistakes around gradient clipping, with their lines"
     )
     doctor.add_argument("--json", action="store_true", help="print the report as one line of JSON")
-    doctor.add_argument("script", type=Path, metavar="SCRIPT", help="Python script that trains")
+    doctor.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT is a module, as in python -m")
+    doctor.add_argument("script", metavar="SCRIPT", help="Python script that trains")
     doctor.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="arguments of the script")
     doctor.set_defaults(run=_doctor)
 
@@ -24,10 +24,11 @@ def add_command(commands: Any) -> None:
 def _doctor(arguments: argparse.Namespace) -> None:
     from smoothdiag.doctor.script import run_script
 
-    report, code = run_script(arguments.script, arguments.args)
+    process = os.getpid()
+    report, code = run_script(arguments.script, arguments.args, is_module=arguments.is_module)
     sys.stdout.flush()
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
-        print(json.dumps(report.to_dict()) if arguments.json else f"\n{report}")
+    is_first = os.environ.get("RANK", "0") == "0" and os.getpid() == process  # not what the script forked
+    if is_first:
+        print(f"\n{json.dumps(report.to_dict()) if arguments.json else report}")
     if code:
         sys.exit(code)

@@ -179,7 +179,8 @@ def as_text(findings: list[Finding], steps: int) -> str:
     if not steps and not findings:
         return (
             "smoothdiag doctor: no optimizer step was seen in this process. Processes that a script starts are not "
-            "watched; start the ranks with torchrun and the doctor in each of them."
+            "watched: start the ranks with torchrun and the doctor in each of them. Nor are compiled steps, or threads "
+            "that outlive the script."
         )
     counted = f"{len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}"
     head = f"smoothdiag doctor: {counted} in {steps} step{'' if steps == 1 else 's'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Final
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from smoothdiag.doctor.sites import Site
 
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
+_SCALED: Final = "smoothdiag.scaled"
+_NEAR: Final = 64
+"""Nodes of the graph that lie between a scaled loss and what backward() is called on, at most."""
 
 
 class Mark:
@@ -35,13 +38,15 @@ class Mark:
     def renew(self, gradient: Tensor | None) -> None:
         """Takes the gradient as it is now."""
         self._gradient = None if gradient is None else weakref.ref(gradient)
-        self._version = -1 if gradient is None else local(gradient)._version
+        self._version = version(gradient)
+
+    def is_of(self, gradient: Tensor | None) -> bool:
+        """Returns whether ``gradient`` is the one marked, whatever was written to it since."""
+        return gradient is not None and self._gradient is not None and self._gradient() is gradient
 
     def holds(self, gradient: Tensor | None) -> bool:
         """Returns whether ``gradient`` is the one marked, and nothing wrote to it since."""
-        if gradient is None or self._gradient is None or self._gradient() is not gradient:
-            return False
-        return local(gradient)._version == self._version
+        return self.is_of(gradient) and version(gradient) == self._version != -1
 
 
 class Owner:
@@ -49,8 +54,11 @@ class Owner:
 
     Attributes:
         steps: Steps it has taken.
-        frame: The call of its step that is under way.
-        has_closure: Whether its last step was given a closure.
+        frame: Identity of the call of its step that is under way; 0 where none is.
+        closure: Code of the closure that its last step was given.
+        entered: How many backward passes there had been when its last step began.
+        left: How many there had been when it ended.
+        makes_gradients: Whether there was one during the last step.
         in_backward: Whether its last step was taken inside a backward pass.
         step_site: Where that was called.
         scaled: Whether its gradients carry the factor of a GradScaler.
@@ -61,22 +69,13 @@ class Owner:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = weakref.ref(optimizer)
         self.steps = 0
-        self.frame: FrameType | None = None
-        self.has_closure = self.in_backward = self.scaled = False
+        self.frame = 0
+        self.closure: CodeType | None = None
+        self.entered = self.left = -1
+        self.makes_gradients = self.in_backward = self.scaled = False
         self.step_site: Site | None = None
         self.prints: list[tuple[int, int]] = []
         self.early: list[Site] = []
-
-    def is_calculating(self, frame: FrameType | None) -> bool:
-        """Returns whether ``frame`` is arithmetic of the step: of no closure and no hook."""
-        optimizer = self._optimizer()
-        if self.frame is None or self.has_closure or optimizer is None:
-            return False
-        hooks = (*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values())
-        codes = {getattr(hook, "__code__", None) for hook in hooks}
-        while frame is not None and frame.f_back is not self.frame:
-            frame = frame.f_back
-        return frame is not None and frame.f_code not in codes
 
     def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
         """Returns whether it stands for this optimizer."""
@@ -90,16 +89,16 @@ class Owner:
 
     def fingerprints(self) -> list[tuple[int, int]]:
         """Returns what changes when a gradient does, for comparing within one backward pass."""
-        return [(id(p.grad), -1 if p.grad is None else local(p.grad)._version) for p in self.parameters]
+        return [(id(p.grad), version(p.grad)) for p in self.parameters]
 
     def enter(self, frame: FrameType) -> bool:
         """Returns whether a step is the outermost; a subclass that calls super().step() fires hooks twice."""
         below: FrameType | None = frame.f_back
-        while self.frame is not None and below is not None:
-            if below is self.frame:
+        while self.frame and below is not None:
+            if id(below) == self.frame:
                 return False
             below = below.f_back
-        self.frame = frame
+        self.frame = id(frame)
         return True
 
 
@@ -128,14 +127,20 @@ class Held:
         parameter = self.parameter()
         return None if parameter is None else parameter.grad
 
+    @property
+    def address(self) -> tuple[int, int] | None:
+        """Where the gradient lies at this moment."""
+        gradient = self.gradient
+        return None if gradient is None else address(gradient)
+
     def live(self, name: str) -> Mark | None:
         """Returns the mark of that name if nothing wrote to the gradient since."""
         mark: Mark | None = getattr(self, name)
         return mark if mark is not None and mark.holds(self.gradient) else None
 
-    def marks(self) -> list[Mark]:
-        """Returns the marks that still hold."""
-        return [mark for name in ("stepped", "clipped", "read") if (mark := self.live(name)) is not None]
+    def marks(self, *names: str) -> list[Mark]:
+        """Returns those of the marks that still hold."""
+        return [mark for name in names if (mark := self.live(name)) is not None]
 
     @property
     def is_used_up(self) -> bool:
@@ -163,6 +168,49 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def is_part(tensor: Any) -> bool:
+    """Returns whether a tensor is a DTensor of which other ranks hold a part, or summands."""
+    if not is_sharded(tensor):
+        return False
+    mesh = tensor.device_mesh
+    return any(not each.is_replicate() and mesh.size(dim) > 1 for dim, each in enumerate(tensor.placements))
+
+
+def version(gradient: Tensor | None) -> int:
+    """Returns what counts up when a gradient is written to; -1 where nothing does."""
+    part = None if gradient is None else local(gradient)
+    return -1 if part is None or part.is_inference() else part._version
+
+
+def mark_scaled(losses: Any) -> Any:
+    """Marks the graph of a loss, or of several, as carrying the factor of a GradScaler, and returns them."""
+    if isinstance(losses, Tensor):
+        if losses.grad_fn is not None:
+            losses.grad_fn.metadata[_SCALED] = True  # type: ignore[index]
+        return losses
+    if isinstance(losses, list | tuple):
+        for each in losses:
+            mark_scaled(each)
+        return losses
+    return map(mark_scaled, losses)  # as lazy as what the scaler makes of other iterables
+
+
+def is_scaled(losses: Any) -> bool:
+    """Returns whether what ``backward`` is called on comes from a loss that a GradScaler has scaled."""
+    several = [losses] if isinstance(losses, Tensor) else losses
+    nodes = [getattr(each, "grad_fn", None) or getattr(each, "node", None) for each in several]
+    seen: set[Any] = set()
+    while nodes and len(seen) < _NEAR:
+        node = nodes.pop(0)
+        if node is None or node in seen:
+            continue
+        if _SCALED in node.metadata:
+            return True
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+    return False
+
+
 def address(tensor: Any) -> tuple[int, int] | None:
     """Returns what tells the memory of one gradient from that of others, or ``None`` where there is none."""
     part = local(tensor) if isinstance(tensor, Tensor) else None
@@ -176,5 +224,5 @@ def address(tensor: Any) -> tuple[int, int] | None:
 
 def addresses(held: Iterable[Held]) -> dict[tuple[int, int], Held]:
     """Returns the parameters by where their gradients lie."""
-    found = {address(each.gradient): each for each in held if each.gradient is not None}
+    found = {each.address: each for each in held}
     return {where: each for where, each in found.items() if where is not None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.doctor.findings import Fault, Finding, finding
-from smoothdiag.doctor.gradients import Held, Mark, Owner, address, addresses, is_sharded, local
+from smoothdiag.doctor.gradients import Held, Mark, Owner, address, addresses, is_part, is_sharded, local
 from smoothdiag.doctor.shards import Shards
 from smoothdiag.doctor.sites import NOWHERE, Site
 
@@ -49,11 +49,11 @@ class Binding:
 
     def add(self, norm: Tensor, threshold: Any) -> None:
         """Adds a clip of a gradient with this norm."""
-        norm = norm.detach()
+        first = self._lowest is None
+        norm = norm.detach() if first else norm.detach().to(self._lowest.device)
         self.calls += 1
         self._thresholds.add(float(threshold))
-        self._bound = self._bound + (norm > threshold)
-        first = self._lowest is None
+        self._bound = self._bound + (norm > float(threshold))
         self._lowest = norm.clone() if first else torch.fmin(self._lowest, norm)
         self._highest = norm.clone() if first else torch.fmax(self._highest, norm)
 
@@ -100,19 +100,23 @@ class Observer:
         shards: Norms of local shards.
         has_shards: Whether a parameter is a DTensor.
         uses_scaler: Whether a GradScaler has scaled a loss so far.
-        is_scaling: Whether it has scaled one since the last backward pass.
-        has_read_scale: Whether somebody has asked for its factor since then.
+        has_read_scale: Whether somebody has asked for its factor since the last backward pass.
+        passes: Backward passes begun so far.
+        in_backward: Whether one is under way.
     """
 
     def __init__(self) -> None:
         self.steps = 0
         self.shards = Shards(lambda site: self._count(Fault.NORM_OF_ONE_SHARD, site))
         self.has_shards = False
-        self.uses_scaler = self.is_scaling = self.has_read_scale = False
+        self.uses_scaler = self.has_read_scale = self.in_backward = self._is_scaled = False
+        self.passes = 0
         self._owners: dict[int, Owner] = {}
         self._held: dict[int, Held] = {}
-        self._index: Mapping[tuple[int, int], Held] | None = None
+        self._index: dict[tuple[int, int], Held] = {}
+        self._moved: dict[Held, None] = {}
         self._at_risk: list[Held] = []
+        self._spoiled: dict[tuple[Held, Site], Mark] = {}
         self._before: list[tuple[Owner, list[tuple[int, int]]]] = []
         self._counts: dict[tuple[Fault, Site], Count] = {}
         self._bindings: dict[Site, Binding] = {}
@@ -126,9 +130,10 @@ class Observer:
             owner = self._owners[id(optimizer)] = Owner(optimizer)
         for p in owner.parameters:
             known = self._held.get(id(p))
-            if known is None or known.owner is not owner or known.parameter() is not p:
-                self._held[id(p)] = Held(p, owner)
+            if known is None or known.parameter() is not p:
+                known = self._held[id(p)] = Held(p, owner)
                 self.has_shards = self.has_shards or is_sharded(p)
+            known.owner = owner
         return owner
 
     def owner(self, optimizer: torch.optim.Optimizer) -> Owner | None:
@@ -145,20 +150,25 @@ class Observer:
         """Returns the parameters whose gradients these tensors are, and whether a tensor is one shard alone."""
         if not self._held:
             return []
-        if self._index is None:
-            self._index = addresses(self._held.values())
+        if self._moved:
+            self._index |= addresses(self._moved)
+            self._moved = {}
         found = []
         for tensor in tensors:
             where = address(tensor)
-            held = None if where is None else self._index.get(where)
-            if held is not None and held.gradient is not None and address(held.gradient) == where:
-                found.append((held, is_sharded(held.gradient) and not is_sharded(tensor)))
+            if where is None:
+                continue
+            held = self._index.get(where)
+            if (held is None or held.address != where) and self.in_backward:  # gradients come one by one
+                held = next((each for each in self._held.values() if each.address == where), None)
+            if held is not None and held.address == where:
+                found.append((held, is_part(held.gradient) and not is_sharded(tensor)))
         return found
 
     def before_clip(self, held: Sequence[Held], call: Call) -> bool:
         """Looks at the order of things; returns whether the clip is of use to a step."""
-        self._index = None
-        if self._is_late(held, call.site):
+        self._moved |= dict.fromkeys(held)
+        if self._is_late(held, call.site) or all(each.gradient is None for each in held):
             return False
         for owner in {each.owner: None for each in held}:
             if owner.scaled and not self.has_read_scale and owner.fingerprints() == owner.prints:
@@ -185,50 +195,52 @@ class Observer:
         self._count(Fault.CLIP_AS_NORM, site)
         self._read(held, site)
 
-    def norm(self, found: Sequence[tuple[Held, bool]], site: Site, value: Any) -> None:
-        """Takes note of a norm that was read."""
+    def norm(self, found: Sequence[tuple[Held, bool]], site: Site, value: Any, *, may_be_stale: bool = True) -> None:
+        """Takes note of a norm that was read; in the closure of a library, one of the step before is no mistake."""
         held = [each for each, _ in found]
         if any(is_part for _, is_part in found):
             self.shards.add(site, value)
         if all(each.is_used_up for each in held):
             for owner in {each.owner: None for each in held}:
-                if owner.has_closure and owner.frame is not None:
+                if owner.makes_gradients and owner.frame and may_be_stale:
                     self._count(Fault.STALE_GRADIENTS, site, owner)
-                elif owner.has_closure:
+                elif owner.makes_gradients and not owner.frame:
                     owner.early.append(site)
         self._read(held, site)
 
-    def before_backward(self) -> None:
-        """Takes note of what a backward pass is about to add to."""
+    def before_backward(self, is_scaled: bool) -> None:
+        """Takes note of what a backward pass is about to add to, and whether its loss is scaled."""
         self.shards.settle()
+        self.passes += 1
+        self.in_backward, self._is_scaled = True, is_scaled
+        self._spoiled = {key: mark for key, mark in self._spoiled.items() if _is_kept(key[0].gradient, mark)}
         self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
         if self.uses_scaler:
             self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
 
     def after_backward(self) -> None:
         """Looks at what a backward pass has written."""
-        self._index = None
+        self.in_backward = False
+        self._moved = dict.fromkeys(self._held.values())
         for each in self._at_risk:
-            clipped = each.clipped
-            if (
-                clipped is not None
-                and clipped.site is not None
-                and not each.live("clipped")
-                and each.gradient is not None
-            ):
-                self._count(Fault.CLIP_PER_MICRO_BATCH, clipped.site, each.owner)
+            if each.clipped is not None and not each.live("clipped"):
+                self._spoiled[each, each.clipped.site] = Mark(each.gradient, each.clipped.site)
         self._at_risk = []
         for owner, before in self._before:
             now = owner.fingerprints()
             if now != before:
-                owner.scaled, owner.prints = self.is_scaling, now
-        self._before, self.is_scaling, self.has_read_scale = [], False, False
+                owner.scaled, owner.prints = self._is_scaled, now
+        self._before, self.has_read_scale = [], False
 
     def before_step(self, owner: Owner, site: Site | None, hook: str) -> None:
-        """Looks at norms that were read too early, and at hooks of others; ``site`` is given where it matters."""
+        """Looks at what the step is about to use; ``site`` is given where its line matters."""
+        owner.entered = self.passes
+        for (each, clip), mark in self._spoiled.items():
+            if each.owner is owner and mark.is_of(each.gradient):
+                self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
         if site is None:
             return
-        if owner.has_closure:
+        if owner.closure is not None:
             for early in owner.early:
                 # Only a line above the step, in the same function, was meant for the step to come.
                 if (early.file, early.function) == (site.file, site.function) and early.line < site.line:
@@ -238,13 +250,16 @@ class Observer:
 
     def after_step(self, owner: Owner) -> None:
         """Marks the gradients as used."""
-        self._index = None
-        owner.frame = None
+        owner.frame = 0
         owner.early.clear()
+        owner.makes_gradients, owner.left = self.passes > owner.entered, self.passes
         owner.steps += 1
         self.steps = max(self.steps, owner.steps)
-        for each in self.held(owner.parameters):
+        held = self.held(owner.parameters)
+        for each in held:
             each.stepped = Mark(each.gradient, NOWHERE)
+        self._moved |= dict.fromkeys(held)
+        self._spoiled = {key: mark for key, mark in self._spoiled.items() if key[0].owner is not owner}
 
     def findings(self) -> list[Finding]:
         """Returns what was found so far, the worst first."""
@@ -257,15 +272,18 @@ class Observer:
         return sorted(found, key=lambda each: (order.index(each.severity), each.file, each.line))
 
     def _is_late(self, held: Sequence[Held], site: Site) -> bool:
-        if not all(each.is_used_up for each in held):
+        fresh = {each.owner for each in held if not each.is_used_up}
+        used = [owner for owner in dict.fromkeys(each.owner for each in held) if owner not in fresh]
+        gone = next((owner for owner in used if owner.in_backward and owner.left == self.passes), None)
+        if gone is not None:
+            self._count(Fault.CLIP_AFTER_OPTIMIZER_IN_BACKWARD, site, gone, str(gone.step_site))
+        if fresh or gone is not None:
+            return not fresh
+        # Without gradients, either they were removed after the step, or the latest backward pass made none here.
+        if all(each.gradient is None for each in held) and any(owner.left != self.passes for owner in used):
             return False
-        owner = held[0].owner
-        if any(each.owner.has_closure for each in held):
-            self._count(Fault.STALE_GRADIENTS, site, owner)
-        elif all(each.owner.in_backward for each in held):
-            self._count(Fault.CLIP_AFTER_OPTIMIZER_IN_BACKWARD, site, owner, str(owner.step_site))
-        else:
-            self._count(Fault.CLIP_AFTER_STEP, site, owner)
+        fault = Fault.STALE_GRADIENTS if any(owner.makes_gradients for owner in used) else Fault.CLIP_AFTER_STEP
+        self._count(fault, site, used[0])
         return True
 
     def _read(self, held: Sequence[Held], site: Site) -> None:
@@ -280,3 +298,8 @@ class Observer:
     def _count(self, fault: Fault, site: Site, owner: Owner | None = None, other: str = "") -> None:
         """Counts a fault once per step of the optimizer concerned."""
         self._counts.setdefault((fault, site), Count(other)).add(owner, self.steps if owner is None else owner.steps)
+
+
+def _is_kept(gradient: Tensor | None, mark: Mark) -> bool:
+    """Returns whether a gradient is still the one marked, and was not set to zero."""
+    return gradient is not None and mark.is_of(gradient) and (mark.holds(gradient) or bool(local(gradient).any()))

@@ -4,30 +4,74 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Takes the original and returns what runs in its place."""
 
+_LOCK: Final = threading.RLock()
+_PLACES: Final[dict[tuple[int, str], _Place]] = {}
+
+
+class _Place:
+    """An attribute that watches replace; they may come and go in any order.
+
+    Args:
+        owner: What has the attribute.
+        name: Its name.
+    """
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._owner, self._name = owner, name
+        self._original = self._current = getattr(owner, name)
+        self._is_inherited = isinstance(owner, type) and name not in vars(owner)
+        self._wraps: list[Wrap] = []
+
+    def add(self, wrap: Wrap) -> None:
+        """Puts ``wrap`` around what is there."""
+        self._wraps.append(wrap)
+        self._put()
+
+    def remove(self, wrap: Wrap) -> None:
+        """Takes ``wrap`` out from among the others."""
+        with _LOCK:
+            self._wraps.remove(wrap)
+            self._put()
+            if not self._wraps:
+                del _PLACES[id(self._owner), self._name]
+
+    def _put(self) -> None:
+        builtins = torch.jit._builtins._get_builtin_table()  # type: ignore[no-untyped-call]
+        if self._current is not self._original:
+            builtins.pop(id(self._current), None)
+        current = self._original
+        for wrap in self._wraps:
+            current = functools.wraps(self._original)(wrap(current))
+        if self._wraps and id(self._original) in builtins:  # torch.jit.script knows its functions by their identity
+            builtins[id(current)] = builtins[id(self._original)]
+        self._current = current
+        if self._is_inherited and not self._wraps:
+            delattr(self._owner, self._name)
+        else:
+            setattr(self._owner, self._name, current)
+
 
 class Patches(ExitStack):
-    """A stack of replacements, undone in reverse order when it is closed."""
+    """A stack of replacements, undone when it is closed."""
 
     def replace(self, owner: Any, name: str, wrap: Wrap) -> None:
         """Replaces the attribute ``name`` of a module or class, for whoever looks it up there."""
-        original = getattr(owner, name)
-        inherited = name not in vars(owner)
-        replacement = functools.wraps(original)(wrap(original))
-        setattr(owner, name, replacement)
-        builtins = torch.jit._builtins._get_builtin_table()  # type: ignore[no-untyped-call]
-        if id(original) in builtins:  # torch.jit.script knows its functions by their identity
-            builtins[id(replacement)] = builtins[id(original)]
-            self.callback(builtins.pop, id(replacement))
-        self.callback(delattr if inherited else setattr, owner, name, *(() if inherited else (original,)))
+        with _LOCK:
+            place = _PLACES.get((id(owner), name))
+            if place is None:
+                place = _PLACES[id(owner), name] = _Place(owner, name)
+            place.add(wrap)
+        self.callback(place.remove, wrap)
 
     def redirect(self, function: Any, wrap: Wrap) -> None:
         """Replaces what a decorated function calls, so that it is replaced wherever it was imported to.
@@ -45,6 +89,4 @@ class Patches(ExitStack):
                 f"The doctor cannot watch {function.__module__}.{function.__name__}, because this version of PyTorch "
                 "does not wrap it in torch.no_grad as others do."
             )
-        content = cells[0].cell_contents
-        cells[0].cell_contents = functools.wraps(content)(wrap(content))
-        self.callback(setattr, cells[0], "cell_contents", content)
+        self.replace(cells[0], "cell_contents", wrap)

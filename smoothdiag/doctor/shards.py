@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothdiag.doctor.gradients import is_sharded
+from smoothdiag.doctor.gradients import is_part, is_sharded
 from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.sites import Site, call_site, is_own
 
@@ -65,9 +65,13 @@ class Shards:
             if torch.compiler.is_compiling():
                 return value
             frame = sys._getframe(1)
-            is_partial = tensor.ndim == 0 and any(placement.is_partial() for placement in tensor.placements)
             # PyTorch reads local parts in order to put them together.
-            if is_partial and not is_own(frame) and not _is_torch(frame.f_globals.get("__name__", "")):
+            if (
+                tensor.ndim == 0
+                and is_part(tensor)
+                and not is_own(frame)
+                and not _is_torch(frame.f_globals.get("__name__", ""))
+            ):
                 self._pending.append((call_site(frame), float(value)))
             return value
 

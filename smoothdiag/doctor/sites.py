@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import linecache
+import os
+import site
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any, Final
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-_OWN = str(Path(__file__).parents[1])
-_BETWEEN = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<frozen")
-_LIBRARIES = (_OWN, *_BETWEEN, *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")))
+_OWN = f"{Path(__file__).parents[1]}{os.sep}"
+_BETWEEN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}", "<frozen")
+_INSTALLED = (
+    *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")),
+    *site.getsitepackages(),
+    site.getusersitepackages(),
+)
+_OF_GRADIENTS: Final = ("grad", "norm", "clip")
+_LIBRARIES = (_OWN, *_BETWEEN, *(f"{folder}{os.sep}" for folder in _INSTALLED))
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,74 @@ def is_result_used(frame: FrameType | None) -> bool:
             return False
         if following != "RETURN_VALUE":
             return True
-        frame = frame.f_back
+        frame = caller(frame.f_back)
     return False
+
+
+def code_of(function: Any) -> CodeType | None:
+    """Returns the code that runs when ``function`` is called, or ``None`` where it is not written in Python."""
+    inner = function.func if isinstance(function, functools.partial) else inspect.unwrap(function)
+    if inner is not function:
+        return code_of(inner)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+class StepCode:
+    """The code that runs within steps of optimizers.
+
+    Attributes:
+        methods: Code of the optimizers themselves.
+        called_back: Code of the closures and hooks that they call.
+    """
+
+    def __init__(self) -> None:
+        self.methods: set[CodeType] = set()
+        self.called_back: set[CodeType] = set()
+        self._kinds: set[type] = set()
+
+    def add(self, optimizer: Optimizer) -> None:
+        """Adds what an optimizer runs."""
+        if type(optimizer) not in self._kinds:
+            self._kinds.add(type(optimizer))
+            functions = (each for kind in type(optimizer).__mro__ for each in vars(kind).values())
+            self.methods |= _codes(each for each in functions if inspect.isfunction(each))
+        for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+            hooks = getattr(optimizer, name, {})  # what wraps another optimizer may have none
+            self.called_back |= _codes(hooks.values())
+
+    def closure(self, candidates: Iterable[Any]) -> CodeType | None:
+        """Adds the closure among what a step was given, if there is one, and returns its code."""
+        codes = _codes(candidates)
+        self.called_back |= codes
+        return next(iter(codes), None)
+
+    def nearest(self, frame: FrameType | None) -> CodeType | None:
+        """Returns the innermost of all that code at or above ``frame``; ``None`` outside of it."""
+        of_all = _codes((*_global_optimizer_pre_hooks.values(), *_global_optimizer_post_hooks.values()))
+        while frame is not None:
+            code = frame.f_code
+            if code in self.called_back or code in of_all or code in self.methods:
+                return code
+            frame = frame.f_back
+        return None
+
+
+def hook_on_gradients(optimizer: Optimizer) -> str:
+    """Returns where a step pre-hook of the user's own stands whose code names gradients, if there is one."""
+    hooks = (*_global_optimizer_pre_hooks.values(), *optimizer._optimizer_step_pre_hooks.values())
+    mine = (code for code in map(code_of, hooks) if code is not None and not is_library(code.co_filename))
+    return next((f"{code.co_filename}:{code.co_firstlineno}" for code in mine if _names_gradients(code)), "")
+
+
+def _names_gradients(code: CodeType) -> bool:
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    names = code.co_names + code.co_freevars
+    return any(word in name for name in names for word in _OF_GRADIENTS) or any(map(_names_gradients, inner))
+
+
+def _codes(functions: Iterable[Any]) -> set[CodeType]:
+    return {code for each in functions if (code := code_of(each)) is not None}
 
 
 def _site(frame: FrameType, inside: str) -> Site:

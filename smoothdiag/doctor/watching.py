@@ -6,10 +6,11 @@ import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import GeneratorType
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from smoothdiag.doctor.findings import Finding, as_text
-from smoothdiag.doctor.gradients import Owner
+from smoothdiag.doctor.gradients import Owner, is_scaled, mark_scaled
 from smoothdiag.doctor.observer import Call, Observer
 from smoothdiag.doctor.patches import Patches
-from smoothdiag.doctor.sites import call_site, caller, is_library, is_own, is_result_used
+from smoothdiag.doctor.sites import StepCode, call_site, caller, hook_on_gradients, is_library, is_own, is_result_used
 
 Function = Callable[..., Any]
+_TENSORS: Final = ("tensors", "input", "self", "x")
 
 
 class Report:
@@ -88,7 +90,11 @@ def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
 
 @contextmanager
 def watch_all(is_watched: Callable[[Optimizer], bool] = lambda optimizer: True) -> Iterator[Watcher]:
-    """Watches every optimizer that ``is_watched`` accepts, from when it is made or first steps."""
+    """Watches every optimizer that ``is_watched`` accepts, from when it is made or first steps.
+
+    What other threads do than the one that makes the first optimizer is not looked at: to read a gradient while another
+    thread writes it would crash.
+    """
     with Patches() as patches:
         watcher = Watcher(patches, is_watched)
         try:
@@ -110,6 +116,8 @@ class Watcher:
         self._patches, self._is_watched = patches, is_watched
         self._depth = 0
         self._is_busy = False
+        self._thread: int | None = None
+        self._code = StepCode()
         utils = nn.utils
         patches.redirect(utils.clip_grad_norm_, self._on_clip)
         patches.redirect(utils.clip_grad_value_, self._on_clip)
@@ -128,16 +136,30 @@ class Watcher:
 
     def own(self, optimizer: Optimizer) -> Owner:
         """Takes an optimizer in, or what lies within if it wraps another."""
+        if self._thread is None:
+            self._thread = threading.get_ident()
+        self._code.add(optimizer)
         owner = self.observer.own(_innermost(optimizer))
         if self.observer.has_shards and not self.observer.shards.is_watching:
             self.observer.shards.watch(self._patches)
         return owner
 
+    def _is_off(self) -> bool:
+        """Returns whether a call is none of a training loop: traced, made by another one, or of another thread."""
+        if torch.compiler.is_compiling() or self._is_busy:
+            return True
+        here = threading.get_ident()
+        if self._thread is None or here == self._thread:
+            return False
+        # Threads of the autograd engine run hooks of the parameters on GPUs; Python did not start them.
+        others = {each.ident for each in threading.enumerate() if not isinstance(each, threading._DummyThread)}
+        return self._depth == 0 or here in others
+
     def _on_clip(self, original: Function) -> Function:
         signature = inspect.signature(original)
 
         def clip(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or self._is_busy or is_own(frame := caller(sys._getframe(1))):
+            if self._is_off() or is_own(frame := caller(sys._getframe(1))):
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             given = bound.arguments["parameters"]
@@ -161,33 +183,39 @@ class Watcher:
         if not held:
             return self._run(run)
         threshold = arguments.get("max_norm")
-        if threshold is not None and float(threshold) == math.inf:
+        is_as_norm = threshold is not None and float(threshold) == math.inf
+        is_of_use = not is_as_norm and observer.before_clip(held, call)
+        if is_as_norm:
             observer.clip_as_norm(held, call.site)
-            marks = [(each, mark) for each in held for mark in each.marks()]
-            result = self._run(run)
-            for each, mark in marks:
-                mark.renew(each.gradient)
-            return result
-        is_of_use = observer.before_clip(held, call)
+        lasting = ("stepped", "clipped", "read") if is_as_norm else ("stepped",)
+        marks = [(each, mark) for each in held for mark in each.marks(*lasting)]
         known = [each.is_known for each in held]
         result = self._run(run)
-        observer.after_clip(held, known, call)
+        for each, mark in marks:
+            mark.renew(each.gradient)
+        if not is_as_norm:
+            observer.after_clip(held, known, call)
         if threshold is not None and is_of_use:
             observer.bind(call.site, arguments.get("total_norm", result), threshold)
         return result
 
     def _on_norm(self, original: Function) -> Function:
         def norm(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or self._is_busy:
+            if self._is_off():
                 return original(*args, **kwargs)
-            if args and isinstance(args[0], Iterator):
-                args = (list(args[0]), *args[1:])
-            given = args[0] if args else kwargs.get("tensors", kwargs.get("input"))
-            found = self.observer.find(given if isinstance(given, list | tuple) else [given])
+            name = next((each for each in _TENSORS if each in kwargs), "")
+            given = args[0] if args else kwargs.get(name)
+            if isinstance(given, Iterable) and not isinstance(given, Tensor):
+                given = list(given)
+                args, kwargs = ((given, *args[1:]), kwargs) if args else (args, {**kwargs, name: given})
+            found = self.observer.find(given if isinstance(given, list) else [given])
             value = self._run(functools.partial(original, *args, **kwargs))
             frame = sys._getframe(1)
-            if found and not is_own(caller(frame)) and not any(each.owner.is_calculating(frame) for each, _ in found):
-                self.observer.norm(found, call_site(frame), value)
+            if found and not is_own(caller(frame)):
+                code = self._code.nearest(frame)
+                if code not in self._code.methods:
+                    may_be_stale = code is None or not is_library(code.co_filename)
+                    self.observer.norm(found, call_site(frame), value, may_be_stale=may_be_stale)
             return value
 
         return norm
@@ -201,8 +229,11 @@ class Watcher:
 
     def _on_backward(self, original: Function) -> Function:
         def backward(*args: Any, **kwargs: Any) -> Any:
+            if self._is_off():
+                return original(*args, **kwargs)
             if self._depth == 0:
-                self.observer.before_backward()
+                losses = args[0] if args else kwargs.get("tensors", ())
+                self.observer.before_backward(self.observer.uses_scaler and is_scaled(losses))
             self._depth += 1
             try:
                 return original(*args, **kwargs)
@@ -215,15 +246,17 @@ class Watcher:
 
     def _on_scale(self, original: Function) -> Function:
         def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-            if scaler.is_enabled():
-                self.observer.uses_scaler = self.observer.is_scaling = True
-            return original(scaler, *args, **kwargs)
+            scaled = original(scaler, *args, **kwargs)
+            if self._is_off() or not scaler.is_enabled():
+                return scaled
+            self.observer.uses_scaler = True
+            return mark_scaled(scaled)
 
         return scale
 
     def _on_unscale(self, original: Function) -> Function:
         def unscale_(scaler: Any, optimizer: Optimizer) -> Any:
-            if scaler.is_enabled() and self._is_watched(optimizer):
+            if not self._is_off() and scaler.is_enabled() and self._is_watched(optimizer):
                 self.own(optimizer).scaled = False
             return original(scaler, optimizer)
 
@@ -239,30 +272,30 @@ class Watcher:
     def _on_new_optimizer(self, original: Function) -> Function:
         def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
             original(optimizer, *args, **kwargs)
-            if self._is_watched(optimizer):
+            if not self._is_off() and self._is_watched(optimizer):
                 self.own(optimizer)
 
         return __init__
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or not self._is_watched(optimizer):
+        if self._is_off() or not self._is_watched(optimizer):
             return
         owner, frame = self.own(optimizer), sys._getframe(1)
         if not owner.enter(frame):
             return
         # The first argument is the optimizer.
-        owner.has_closure = any(map(callable, args[1:])) or kwargs.get("closure") is not None
+        owner.closure = self._code.closure(each for each in (*args[1:], *kwargs.values()) if callable(each))
         owner.in_backward = self._depth > 0
-        hook = _hook_of_others(optimizer) if getattr(optimizer, "grad_scale", None) is not None else ""
-        needs_site = owner.in_backward or hook or (owner.has_closure and owner.early)
+        hook = hook_on_gradients(optimizer) if getattr(optimizer, "grad_scale", None) is not None else ""
+        needs_site = owner.in_backward or hook or (owner.closure is not None and owner.early)
         site = call_site(frame) if needs_site else None
         owner.step_site = site
         self.observer.before_step(owner, site, hook)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not self._is_off():
             owner = self.observer.owner(_innermost(optimizer))
-            if owner is not None and owner.frame is sys._getframe(1):
+            if owner is not None and owner.frame == id(sys._getframe(1)):
                 self.observer.after_step(owner)
 
 
@@ -271,12 +304,3 @@ def _innermost(optimizer: Optimizer) -> Optimizer:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer
-
-
-def _hook_of_others(optimizer: Optimizer) -> str:
-    """Returns where a step pre-hook of the user's own stands, if there is one."""
-    for hook in optimizer._optimizer_step_pre_hooks.values():
-        code = getattr(inspect.unwrap(hook), "__code__", None)
-        if code is not None and not is_library(code.co_filename):
-            return f"{code.co_filename}:{code.co_firstlineno}"
-    return ""

@@ -1,0 +1,22 @@
+"""Steps one layer in hooks, during the backward pass, and clips all of them after it."""
+
+import torch
+from torch.nn.functional import mse_loss
+
+model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+early = {p: torch.optim.SGD([p], lr=0.1) for p in model[0].parameters()}
+optimizer = torch.optim.Adam(model[2].parameters())
+
+
+def step(parameter):
+    early[parameter].step()
+    early[parameter].zero_grad()
+
+
+for p in early:
+    p.register_post_accumulate_grad_hook(step)
+for _ in range(5):
+    optimizer.zero_grad()
+    mse_loss(model(torch.randn(8, 4)), torch.randn(8, 1)).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-after-optimizer-in-backward 5/5
+    optimizer.step()
