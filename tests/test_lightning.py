@@ -1,5 +1,6 @@
 """Lightning runs with the callback: what is trained, what is seen, what is clipped, and how it goes on."""
 
+import math
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from asserts import assert_identical, state_of
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning_runs import CLASSES, Module, Norms, Reseed, Steps, adamw, data, fit, sgd
 from torch import nn
@@ -285,6 +287,28 @@ def test_what_a_module_writes_to_its_loggers_is_written_once() -> None:
     assert watched.writes == plain.writes
     assert len(plain.writes) == 12
     assert trainer.loggers == [watched]
+
+
+class Scaled(Trainer):
+    """Scales losses by so much that the first gradients overflow."""
+
+    def __init__(self, **options: Any) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+        super().__init__(plugins=[MixedPrecision("16-mixed", "cpu", scaler)], **options)
+
+
+def test_steps_that_a_scaler_skips_count_in_the_log_alone() -> None:
+    plain, _ = fit(trainer_class=Scaled)
+    callback, logger, norms = SmoothnessCallback(schedule=every(1)), Kept(), Norms()
+    module, trainer = fit(callback, norms, logger=logger, log_every_n_steps=1, trainer_class=Scaled)
+    assert torch.equal(module.net[0].weight, plain.net[0].weight)
+    taken = [step for step, norm in enumerate(norms.found) if math.isfinite(norm)]
+    own = [step for step, found in logger.found if "smoothdiag/grad_norm" in found]
+    assert taken == own
+    assert 0 < len(own) < trainer.global_step == own[-1] + 1
+    rows = [row for row in callback.trace if row["estimator"] == "local"]
+    assert [row["step"] for row in rows] == list(range(len(own)))
+    assert [row["grad_norm"] for row in rows] == pytest.approx([norms.found[step] for step in own], rel=1e-2)
 
 
 def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:

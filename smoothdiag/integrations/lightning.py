@@ -99,13 +99,12 @@ class SmoothnessCallback(Attached, Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs what the step has measured."""
-        assert self.probe is not None
         assert self._latest is not None
         if not (metrics := self._latest.metrics()):
             return
         # Directly: what a module logs is dropped but at every n-th step, which need not be one that is measured.
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=self.probe.steps - 1)
+            logger.log_metrics(metrics, step=trainer.global_step - 1)  # that of Lightning, which counts skipped ones
         if self._progress_bar:
             for name in ("local_smoothness", "longest_step", "threshold"):
                 if (value := metrics.get(f"smoothdiag/{name}")) is not None:
