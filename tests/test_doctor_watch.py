@@ -521,6 +521,7 @@ def test_copies_and_functional_transforms_work_as_without() -> None:
         assert scripted(torch.ones(4)) == 8
         assert torch.equal(torch.vmap(torch.linalg.vector_norm)(torch.ones(2, 4)), torch.full((2,), 2.0))
         assert torch.equal(torch.func.grad(torch.norm)(torch.ones(4)), torch.full((4,), 0.5))
+        assert torch.fx.symbolic_trace(Norms())(torch.ones(4)) == 8
         compiled = torch.compile(Norms(), backend="eager", fullgraph=True)
         assert compiled(torch.ones(4)) == 8
         copy.deepcopy(run.optimizer).step()

@@ -85,8 +85,8 @@ class Fault(Enum):
     )
     NORM_AFTER_CLIPPING = (
         Severity.WARNING,
-        "The gradient norm was read after the clip at {other}, so it can never be above the threshold; nobody read the "
-        "norm before.",
+        "The gradient norm was read after the clip at {other}, so it does not show how large the gradient was; nobody "
+        "read the norm before.",
         "Use what clip_grad_norm_ returns, or read the norm before the clip.",
     )
 

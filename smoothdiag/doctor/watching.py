@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import GeneratorType
 from typing import Any, Final
@@ -24,7 +24,7 @@ from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.sites import StepCode, call_site, caller, hook_on_gradients, is_library, is_own, is_result_used
 
 Function = Callable[..., Any]
-_TENSORS: Final = ("tensors", "input", "self", "x")
+_TENSORS: Final = ("input", "self", "x")
 
 
 class Report:
@@ -122,7 +122,7 @@ class Watcher:
         patches.redirect(utils.clip_grad_norm_, self._on_clip)
         patches.redirect(utils.clip_grad_value_, self._on_clip)
         patches.redirect(utils.clip_grads_with_norm_, self._on_clip)
-        patches.redirect(utils.get_total_norm, self._on_norm)
+        patches.redirect(utils.get_total_norm, self._on_total_norm)
         # Tensor.norm and torch.norm end in vector_norm; torch.jit.script would not take a replacement of theirs.
         for owner, name in ((torch.linalg, "vector_norm"), (torch.linalg, "norm"), (torch, "_foreach_norm")):
             patches.replace(owner, name, self._on_norm)
@@ -203,12 +203,8 @@ class Watcher:
         def norm(*args: Any, **kwargs: Any) -> Any:
             if self._is_off():
                 return original(*args, **kwargs)
-            name = next((each for each in _TENSORS if each in kwargs), "")
-            given = args[0] if args else kwargs.get(name)
-            if isinstance(given, Iterable) and not isinstance(given, Tensor):
-                given = list(given)
-                args, kwargs = ((given, *args[1:]), kwargs) if args else (args, {**kwargs, name: given})
-            found = self.observer.find(given if isinstance(given, list) else [given])
+            given = args[0] if args else kwargs.get(next((each for each in _TENSORS if each in kwargs), ""))
+            found = self.observer.find(given if isinstance(given, list | tuple) else [given])
             value = self._run(functools.partial(original, *args, **kwargs))
             frame = sys._getframe(1)
             if found and not is_own(caller(frame)):
@@ -219,6 +215,16 @@ class Watcher:
             return value
 
         return norm
+
+    def _on_total_norm(self, original: Function) -> Function:
+        watched = self._on_norm(original)
+
+        def get_total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._is_off():
+                return original(tensors, *args, **kwargs)
+            return watched(tensors if isinstance(tensors, Tensor) else list(tensors), *args, **kwargs)
+
+        return get_total_norm
 
     def _run(self, run: Callable[[], Any]) -> Any:
         self._is_busy = True

@@ -8,7 +8,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import mse_loss
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=world)
@@ -26,5 +26,6 @@ for _ in range(3):
     logged.append(get_total_norm([p.grad.to_local() for p in model.parameters()]))  # fault: norm-of-one-shard 3/3
     logged.append(float(first.square().sum()) ** 0.5)  # fault: norm-of-one-shard 3/3
     dist.all_reduce(loss.detach())  # this has nothing to do with the norms
+    logged.append(clip_grad_norm_(model.parameters(), 0.1).item())  # that of all ranks, sent by the clip itself
     optimizer.step()
 dist.destroy_process_group()
