@@ -1,13 +1,18 @@
 """What an object keeps in its attributes is what it was before, after a loss was evaluated again."""
 
 from collections import OrderedDict, defaultdict, deque
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from smoothdiag.integrations.bookkeeping import MOST, unrecorded
+from smoothdiag.integrations.bookkeeping import MOST, Books
+
+
+def unrecorded(owner: Any) -> AbstractContextManager[None]:
+    return Books(owner).reopened()
 
 
 def keeper() -> SimpleNamespace:
@@ -41,6 +46,41 @@ def test_numbers_entries_appended_values_and_sums_are_put_back() -> None:
     assert owner.metrics["train"] is objects[1]
     assert owner.metrics["train"]["entropy"] is objects[2]
     assert owner.metrics["loss"] is objects[3]
+
+
+def test_within_it_all_is_as_it_was() -> None:
+    owner = keeper()
+    owner.recent, owner.model = deque([1], maxlen=1), Counted()
+    books = Books(owner)
+    old = owner.metrics["train"]
+    owner.count += 1
+    owner.seen[0] = 5
+    owner.total += 1
+    owner.recent.append(2)
+    old["entropy"].append(2.0)
+    owner.metrics["train"] = defaultdict(list, entropy=[3.0])
+    owner.model(torch.ones(2))
+    for _ in range(2):
+        with books.reopened():
+            assert owner.count == 3
+            assert owner.seen == [1, 2]
+            assert owner.total.tolist() == [0, 0]
+            assert list(owner.recent) == [1]
+            assert owner.metrics["train"] is old
+            assert old["entropy"] == [1.0]
+            assert owner.model.num_calls == 0
+            assert owner.model.temperature.tolist() == [1, 1]
+            owner.total += 2
+            old["entropy"].append(4.0)
+            owner.model(torch.ones(2))
+        assert owner.count == 4
+        assert owner.seen == [5, 2]
+        assert owner.total.tolist() == [1, 1]
+        assert list(owner.recent) == [2]
+        assert owner.metrics["train"] == {"entropy": [3.0]}
+        assert old["entropy"] == [1.0, 2.0]
+        assert owner.model.num_calls == 1
+        assert owner.model.temperature.tolist() == [0.5, 0.5]
 
 
 def test_it_is_put_back_after_an_error() -> None:

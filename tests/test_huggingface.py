@@ -175,18 +175,22 @@ class Recording(Trainer):
 
 
 class Weighted(Trainer):
-    """Weighs its loss by tensors in attributes, one of which it writes to, and keeps what the model returned."""
+    """Weighs its loss by what it keeps, a tensor, a running mean and a count, and keeps what the model returned."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.weights, self.scale, self.outputs = torch.linspace(1, 2, VOCABULARY), torch.ones(()), None
+        self.num_calls = 0
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
         self.outputs = model(**inputs)
         logits, expected = self.outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        self.scale.copy_(labels.float().mean())
-        loss = nn.functional.cross_entropy(logits, expected, weight=self.weights) / num_items_in_batch / self.scale
+        loss = nn.functional.cross_entropy(logits, expected, weight=self.weights) / num_items_in_batch
+        if model.training:
+            self.num_calls += 1
+            self.scale.mul_(0.9).add_(0.1 * loss.detach())
+            loss = min(1, self.num_calls / 10) * loss / self.scale
         return (loss, self.outputs) if return_outputs else loss
 
 

@@ -1,9 +1,9 @@
-"""Bookkeeping: the counters, lists and sums of an object, put back after a loss was evaluated again."""
+"""Bookkeeping: the counters, lists and sums of an object at one moment, to which evaluating a loss again goes back."""
 
+import operator
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,76 +11,78 @@ from torch import Tensor, nn
 MOST = 1024
 """Elements of a tensor up to which it is taken for a running sum, and copied; and of a dictionary that is searched."""
 
+_NONE: Mapping[int, Tensor] = {}
 
-@contextmanager
-def unrecorded(owner: object) -> Iterator[None]:
-    """Within it, what code keeps in the attributes of ``owner``, and of modules that it holds, is put back at the end.
 
-    That is the attributes themselves, the entries of dictionaries, sets and deques in them, what is appended to lists,
-    and small tensors that are added to in place: copies stand in for them, as the graph of a loss may hold on to such a
-    tensor, and must not see it change before ``backward``. Parameters, buffers and the modules of torch are left alone,
-    and so are other objects, and what is written over within a list.
+class Books:
+    """What code keeps in the attributes of an object, and of the modules that it holds, at this moment.
+
+    That is the attributes themselves, the content of dictionaries, lists, sets and deques in them, of dictionaries
+    within dictionaries, and the values of small tensors. Parameters, buffers, the modules of torch and other objects
+    are left alone, and so is what is within the entries of lists.
+
+    Args:
+        owner: The object.
     """
-    books = _Books()
-    try:
-        books.open(owner if isinstance(owner, nn.Module) else vars(owner))
-        yield
-    finally:
-        books.restore()
 
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._kept: dict[int, tuple[Any, Any]] = {}  # containers and their content, by the identity of the container
+        self._sums: dict[int, Tensor] = {}  # copies of small tensors, by the identity of those
+        self._registered: set[int] = set()
+        self._take(owner if isinstance(owner, nn.Module) else vars(owner))
 
-class _Books:
-    """What containers hold, with copies in the place of the small tensors among it."""
+    @contextmanager
+    def reopened(self) -> Iterator[None]:
+        """Within it the object keeps what it kept at that moment; at the end it is put back to what it is now.
 
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self._copies: dict[int, Tensor] = {}
-        self._put_back: list[Callable[[], object]] = []
+        Copies stand in for tensors: the graph of a loss may hold on to one, and must not see it change before
+        ``backward``.
+        """
+        now = Books(self._owner)
+        for container, _ in self._kept.values():  # also those that it has let go of since
+            now._take(container)
+        self._put_back({key: value.clone() for key, value in self._sums.items()})
+        try:
+            yield
+        finally:
+            now._put_back(_NONE)
 
-    def open(self, value: Any) -> None:
+    def _take(self, value: Any) -> None:
         """Takes down the content of a container or module, and of those within."""
-        if id(value) in self._seen:
+        if id(value) in self._kept or id(value) in self._registered:
             return
-        self._seen.add(id(value))
         if isinstance(value, dict):
-            self._open_dict(value)
-        elif isinstance(value, list):
-            self._put_back.append(partial(value.__delitem__, slice(len(value), None)))
-        elif isinstance(value, set | deque):
-            self._put_back.append(partial(_replace, value, list(value)))
+            self._kept[id(value)] = value, dict(value)
+            for entry in list(value.values()) if len(value) <= MOST else ():
+                if _is_sum(entry):
+                    self._sums.setdefault(id(entry), entry.clone())
+                else:
+                    self._take(entry)
+        elif isinstance(value, list | set | deque):
+            self._kept[id(value)] = value, list(value)
         elif isinstance(value, nn.Module):
-            self._open_module(value)
-
-    def restore(self) -> None:
-        """Puts everything back."""
-        for put_back in self._put_back:
-            put_back()
-
-    def _open_dict(self, value: dict[Any, Any]) -> None:
-        entries = dict(value)
-        self._put_back.append(partial(_refill, value, entries))
-        for key, entry in entries.items() if len(entries) <= MOST else ():
-            if _is_sum(entry):
-                value[key] = self._copies.setdefault(id(entry), entry.clone())
+            self._registered |= {id(value), id(value._parameters), id(value._buffers)}  # of which the probe takes care
+            if type(value).__module__.startswith("torch."):  # which keep nothing that a loss depends on
+                for child in value.children():
+                    self._take(child)
             else:
-                self.open(entry)
+                self._take(vars(value))
 
-    def _open_module(self, module: nn.Module) -> None:
-        if type(module).__module__.startswith("torch."):  # which keep nothing that a loss depends on
-            for child in module.children():
-                self.open(child)
-        else:
-            self._seen |= {id(module._parameters), id(module._buffers)}  # of which the probe takes care
-            self.open(vars(module))
+    def _put_back(self, copies: Mapping[int, Tensor]) -> None:
+        """Gives all containers the content that was taken down, with copies in the place of tensors."""
+        for container, content in self._kept.values():
+            if isinstance(container, dict):
+                _refill(container, {key: copies.get(id(entry), entry) for key, entry in content.items()})
+            elif len(container) != len(content) or not all(map(operator.is_, container, content)):
+                container.clear()
+                (container.update if isinstance(container, set) else container.extend)(content)
 
 
 def _is_sum(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and not isinstance(value, nn.Parameter)
-        and value.numel() <= MOST
-        and not value.requires_grad
-    )
+    if not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
+        return False
+    return value.numel() <= MOST and not value.requires_grad
 
 
 def _refill(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
@@ -89,8 +91,3 @@ def _refill(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
     for key, entry in entries.items():  # and no others: outputs of models refuse to be updated
         if key not in value or value[key] is not entry:
             value[key] = entry
-
-
-def _replace(value: Any, content: list[Any]) -> None:
-    value.clear()
-    (value.update if isinstance(value, set) else value.extend)(content)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from smoothdiag.autoclip import AutoClip
 from smoothdiag.integrations.attached import Attached
-from smoothdiag.integrations.bookkeeping import unrecorded
+from smoothdiag.integrations.bookkeeping import Books
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, Factor, loss_of
 from smoothdiag.integrations.requirements import installed_by
@@ -206,7 +206,8 @@ class SmoothnessCallback(Attached, TrainerCallback):
             return self._bound.compute_loss(model, inputs, *args, **kwargs)
         self._num_losses += 1
         factor = Factor(getattr(self._bound.trainer.accelerator, "scaler", None))
-        self.probe.observe(Call(inputs, args, kwargs, factor))
+        books = Books(self._bound.trainer) if self.probe.due else None
+        self.probe.observe(Call(inputs, args, kwargs, books, factor))
         found = self._bound.compute_loss(model, inputs, *args, **kwargs)
         factor.watch(loss_of(found))
         return found
@@ -214,9 +215,10 @@ class SmoothnessCallback(Attached, TrainerCallback):
     def _replay(self, model: nn.Module, call: Call) -> Tensor:
         """Returns the share of a micro-batch in the loss of its step, computed once more."""
         assert self._bound is not None
+        assert call.books is not None
         self._is_replaying = True
         try:
-            with unrecorded(self._bound.trainer), self._bound.trainer.compute_loss_context_manager():
+            with call.books.reopened(), self._bound.trainer.compute_loss_context_manager():
                 loss = loss_of(self._bound.compute_loss(model, call.inputs, *call.args, **call.kwargs))
         finally:
             self._is_replaying = False

@@ -95,7 +95,7 @@ class SmoothnessCallback(Attached, Callback):
                 self.clipper.load_state_dict(self._stored["clipper"])
             self._take_over(trainer, pl_module)
         self._latest = Latest(self.probe.trace, self.clipper)
-        steps.show(self.probe.observe)
+        steps.show(self.probe)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs what the step has measured."""

@@ -6,14 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothdiag.integrations.bookkeeping import Books
+
 
 @dataclass(frozen=True)
 class Call:
-    """What ``compute_loss`` was called with, and what became of its result."""
+    """What ``compute_loss`` was called with, what its trainer kept then, and what became of its result.
+
+    Attributes:
+        inputs: The micro-batch.
+        args: Further arguments.
+        kwargs: Arguments by name.
+        books: Those of the trainer; None where nothing is going to be measured.
+        factor: That of the loss.
+    """
 
     inputs: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    books: Books | None
     factor: "Factor"
 
 

@@ -8,8 +8,9 @@ from unittest.mock import MagicMock
 
 from torch import Tensor, nn
 
-from smoothdiag.integrations.bookkeeping import unrecorded
+from smoothdiag.integrations.bookkeeping import Books
 from smoothdiag.integrations.requirements import installed_by
+from smoothdiag.measure.probe import Probe
 
 with installed_by("lightning"):
     from torchmetrics import Metric
@@ -31,12 +32,12 @@ class TrainingSteps:
         self._trainer, self._module = trainer, module
         self._training_step: Callable[..., Any] = trainer.strategy.training_step
 
-    def show(self, observe: Callable[[Any], None]) -> None:
-        """Hands the arguments of every training step to ``observe``, right before it is taken."""
+    def show(self, probe: Probe) -> None:
+        """Hands the arguments of every training step to a probe, right before it is taken."""
 
         def step(*args: Any) -> Any:
             if not self._trainer.fit_loop._skip_backward:  # as where averaged weights get their batch statistics
-                observe(args)
+                probe.observe((args, Books(self._module) if probe.due else None))
             return self._training_step(*args)
 
         vars(self._trainer.strategy)["training_step"] = step
@@ -45,9 +46,10 @@ class TrainingSteps:
         """Leaves the strategy as it was."""
         vars(self._trainer.strategy).pop("training_step", None)
 
-    def loss(self, model: nn.Module, args: tuple[Any, ...]) -> Tensor:
+    def loss(self, model: nn.Module, shown: tuple[tuple[Any, ...], Books]) -> Tensor:
         """Takes a training step once more, and returns its share in the loss of the optimizer step."""
-        with _silent(self._module, self._trainer):
+        args, books = shown
+        with books.reopened(), _silent(self._module, self._trainer):
             output = self._training_step(*args)  # of the model as the strategy has wrapped it
         loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
         number: int = self._trainer.accumulate_grad_batches  # also where the last ones of an epoch are fewer
@@ -82,20 +84,17 @@ def check_run(trainer: Any, module: Any) -> None:
 
 @contextmanager
 def _silent(module: nn.Module, trainer: Any) -> Iterator[None]:
-    """Within it nothing is logged, and what the module keeps in its attributes and metrics is put back at the end."""
-    with unrecorded(module):
-        for metric in (part for part in module.modules() if isinstance(part, Metric)):
-            states = {name: getattr(metric, name) for name in metric._defaults}  # of any size, and added to in place
-            vars(metric).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
-        vars(module).update(log=_ignore, log_dict=_ignore)
-        loggers, trainer.loggers = (
-            trainer.loggers,
-            [MagicMock() for _ in trainer.loggers],
-        )
-        try:
-            yield
-        finally:
-            trainer.loggers = loggers
+    """Makes a module log nothing, and add to no metric in place; its books are to be put back at the end."""
+    for metric in (part for part in module.modules() if isinstance(part, Metric)):
+        states = {name: getattr(metric, name) for name in metric._defaults}  # of any size
+        vars(metric).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
+    vars(module).update(log=_ignore, log_dict=_ignore)
+    loggers = trainer.loggers
+    trainer.loggers = [MagicMock() for _ in loggers]
+    try:
+        yield
+    finally:
+        trainer.loggers = loggers
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

@@ -58,7 +58,7 @@ class Probe:
         estimators: What it measures.
         trace: What was recorded; under data parallelism only the first rank writes to a path.
         further: What else it measures, with the schedules of that; see ``also``.
-        steps: Optimizer steps so far; ``is_closed`` says whether more will count.
+        steps: Optimizer steps so far; ``is_closed`` says whether more will count, ``due`` what measures the next one.
         self_test: What the first measured step showed about the loss; ``None`` before it.
     """
 
@@ -91,7 +91,7 @@ class Probe:
         self.steps, self.is_closed = 0, False
         self.self_test: SelfTest | None = None
         self.further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
-        self._due: tuple[Estimator, ...] = self._estimators_due()
+        self.due: tuple[Estimator, ...] = self._estimators_due()
         self._begun: Beginning | None = None
         self._has_measured = False
         self._outermost = Outermost()
@@ -115,7 +115,7 @@ class Probe:
             weight: Weight of its loss in the step's loss; default: as ``reduction`` says.
         """
         self._stopwatch.start()
-        if self._due and self._held_out is None:
+        if self.due and self._held_out is None:
             if not self._accumulation.has_observed:
                 self._follow_changes()
             self._accumulation.add(batch, weight)
@@ -128,7 +128,7 @@ class Probe:
         """
         self.further = [(s, e) for s, e in self.further if s != schedule] + [(schedule, estimators)]
         if not self.is_closed:
-            self._due = self._estimators_due()
+            self.due = self._estimators_due()
             self._handles.pop().remove()
             self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
 
@@ -137,7 +137,7 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._accumulation.clear()
-        self._due, self.is_closed = (), True
+        self.due, self.is_closed = (), True
         if self._owns_trace:
             self.trace.close()
 
@@ -154,7 +154,7 @@ class Probe:
         self.steps = int(state["steps"])
         if isinstance(self._schedule, Adaptive) and state["next"] is not None:
             self._schedule.next = int(state["next"])
-        self._due = self._estimators_due()
+        self.due = self._estimators_due()
         if self._owns_trace:
             self.trace.resume(self.steps)
 
@@ -165,7 +165,7 @@ class Probe:
         self.close()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
-        if not (self._outermost.enter(sys._getframe(1)) and self._due):
+        if not (self._outermost.enter(sys._getframe(1)) and self.due):
             return None
         self._begun = None  # the step before may have ended in an error
         if self._held_out is not None or not self._accumulation.has_observed:
@@ -201,7 +201,7 @@ class Probe:
             self._accumulation.clear()
             self._begun = None
             self.steps += 1
-            self._due = self._estimators_due()
+            self.due = self._estimators_due()
 
     def _measure(self, begun: Beginning) -> None:
         vectors.synchronize(begun.start)  # the time of the step is not ours
@@ -240,7 +240,7 @@ class Probe:
                 stability_limit=stability_limit(self.optimizer, self._parameters),
             )
             names: set[str] = set()
-            for estimator in self._due:
+            for estimator in self.due:
                 name = self._record(step, estimator, begun, changed=changed)
                 if name in names and not self._has_measured:
                     raise ValueError(
