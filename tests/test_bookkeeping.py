@@ -96,7 +96,10 @@ def test_it_is_put_back_after_an_error() -> None:
 def test_modules_of_torch_and_parameters_are_left_alone() -> None:
     owner = keeper()
     owner.weight = owner.model.weight
+    others = {"frozen": nn.Parameter(torch.ones(2), requires_grad=False), "free": torch.ones(2, requires_grad=True)}
+    owner.others = dict(others)
     with unrecorded(owner):
+        assert all(owner.others[name] is tensor for name, tensor in others.items())
         owner.model.register_buffer("mean", torch.ones(1))
         with torch.no_grad():
             owner.weight.zero_()
@@ -164,6 +167,20 @@ def test_dictionaries_of_one_s_own_are_not_written_to_without_need() -> None:
     assert owner.last is first
     assert owner.last["loss"] is kept
     assert kept == 1
+
+
+class Frozen(dict):
+    """As configurations that are not to be changed."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise NotImplementedError
+
+
+def test_dictionaries_that_do_not_change_are_not_written_to() -> None:
+    owner = SimpleNamespace(config=Frozen(rate=0.1))
+    with unrecorded(owner):
+        pass
+    assert owner.config == {"rate": 0.1}
 
 
 def test_sets_and_queues_are_put_back() -> None:

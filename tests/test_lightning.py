@@ -95,6 +95,22 @@ def test_a_run_is_unchanged_and_its_gradients_are_those_that_lightning_sees(name
     assert callback.probe.self_test.reproduced == (name != "clipped")
 
 
+@pytest.mark.parametrize("accumulate_grad_batches", [1, 3])
+def test_a_closure_that_is_evaluated_repeatedly_is_measured_at_the_first_point(accumulate_grad_batches) -> None:
+    def make() -> Module:
+        return Module(lambda module: torch.optim.LBFGS(module.parameters(), lr=0.1, max_iter=3))
+
+    options = {"make": make, "accumulate_grad_batches": accumulate_grad_batches}
+    plain, _ = fit(**options)
+    callback, norms = SmoothnessCallback(schedule=every(1)), Norms()
+    module, _ = fit(callback, norms, **options)
+    assert_identical(state_of(module), state_of(plain))
+    assert module.num_calls == plain.num_calls > 12
+    rows = [row for row in callback.trace if row["estimator"] == "path"]
+    assert [row["grad_norm"] for row in rows] == pytest.approx(norms.found[::3], rel=1e-6)
+    assert {row["status"] for row in callback.trace} == {"ok"}
+
+
 class Wrong(Module):
     """Adds to the loss what training_step does not return."""
 

@@ -33,11 +33,15 @@ class TrainingSteps:
         self._training_step: Callable[..., Any] = trainer.strategy.training_step
 
     def show(self, probe: Probe) -> None:
-        """Hands the arguments of every training step to a probe, right before it is taken."""
+        """Hands the arguments of every training step to a probe, right before it is taken for the first time."""
+        loop, shown = self._trainer.fit_loop, -1
 
         def step(*args: Any) -> Any:
-            if not self._trainer.fit_loop._skip_backward:  # as where averaged weights get their batch statistics
+            nonlocal shown
+            # A closure may be evaluated repeatedly; where averaged weights get batch statistics, nothing is trained.
+            if loop.total_batch_idx != shown and not loop._skip_backward:
                 probe.observe((args, Books(self._module) if probe.due else None))
+            shown = loop.total_batch_idx
             return self._training_step(*args)
 
         vars(self._trainer.strategy)["training_step"] = step
@@ -88,7 +92,7 @@ def _silent(module: nn.Module, trainer: Any) -> Iterator[None]:
     for metric in (part for part in module.modules() if isinstance(part, Metric)):
         states = {name: getattr(metric, name) for name in metric._defaults}  # of any size
         vars(metric).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
-    vars(module).update(log=_ignore, log_dict=_ignore)
+    vars(module).update(log=_ignore)  # log_dict calls it
     loggers = trainer.loggers
     trainer.loggers = [MagicMock() for _ in loggers]
     try:
