@@ -59,12 +59,12 @@ def test_json_is_the_last_line(tmp_path, capsys) -> None:
     ("raise KeyboardInterrupt", 130, "KeyboardInterrupt"),
 ])  # fmt: skip
 def test_exit_code_is_kept_and_the_report_comes_all_the_same(tmp_path, capsys, end, code, message) -> None:
-    before = sys.argv, list(sys.path)
+    before = sys.argv, list(sys.path), sys.modules["__main__"]
     assert run(tmp_path, f"{LOOP}\n{end}") == code
     captured = capsys.readouterr()
     assert "clip-after-step: 1 of 1 steps" in captured.out
     assert message in captured.err
-    assert (sys.argv, sys.path) == before
+    assert (sys.argv, sys.path, sys.modules["__main__"]) == before
     if "raise" in end:
         assert captured.err.count("File ") == 1, "only the script's own frame"
         assert 'train.py", line 9, in <module>' in captured.err
@@ -84,7 +84,8 @@ WHERE = """
 import os, sys
 print(__name__, __file__, __package__, getattr(__spec__, "name", None), sys.argv, sys.path[:2])
 os.chdir("/")
-print(os.path.exists(__file__), sys.modules["__main__"].__dict__ is globals())
+def f(x: int): pass
+print(f.__annotations__, __cached__, os.path.exists(__file__), sys.modules["__main__"].__dict__ is globals())
 """
 
 

@@ -1,5 +1,6 @@
 """The doctor's watch: what it tells apart, what it counts, and that it puts everything back."""
 
+import _thread
 import contextlib
 import copy
 import functools
@@ -16,7 +17,12 @@ import torch
 from asserts import assert_identical, state_of
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.checkpoint import checkpoint
 
 import smoothdiag as sd
 from smoothdiag.doctor.gradients import is_part
@@ -160,25 +166,40 @@ def test_other_threads_are_left_alone() -> None:
     assert watcher.observer.findings() == []
 
 
-def test_hooks_in_threads_of_the_autograd_engine_are_seen() -> None:
+@pytest.mark.parametrize("is_pythons", [False, True])
+def test_hooks_in_threads_of_the_autograd_engine_are_seen(is_pythons) -> None:
     run = Run()
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in run.model.parameters()}
 
     def elsewhere(p):
-        import _thread
+        done = threading.Event()
 
-        done = _thread.allocate_lock()
-        done.acquire()
-        _thread.start_new_thread(lambda: (optimizers[p].step(), done.release()), ())  # not known to threading
-        done.acquire()
+        def step():
+            optimizers[p].step()
+            done.set()
+
+        if is_pythons:
+            threading.Thread(target=step).start()
+        else:
+            _thread.start_new_thread(step, ())  # unknown to threading, as those of the engine are
+        done.wait()
 
     for p in optimizers:
         p.register_post_accumulate_grad_hook(elsewhere)
     with sd.doctor.watch(run.model, *optimizers.values()) as report:
         run.backward()
         clip_grad_norm_(run.model.parameters(), 1.0)
-    assert report.steps == 1
-    assert names(report) == ["clip-after-optimizer-in-backward"]
+    assert report.steps == (0 if is_pythons else 1)
+    assert names(report) == ([] if is_pythons else ["clip-after-optimizer-in-backward"])
+
+
+def test_backward_passes_within_one_another_are_one() -> None:
+    run, seen = Run(), []
+    run.model[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(watcher.observer.in_backward))
+    with watch_all() as watcher:
+        hidden = run.model[0](torch.ones(2, 4))
+        checkpoint(run.model[1:], hidden, use_reentrant=True).sum().backward()
+    assert (watcher.observer.passes, watcher.observer.in_backward, seen) == (1, False, [True])
 
 
 def test_a_step_that_fails_keeps_nothing_alive() -> None:
@@ -225,6 +246,122 @@ def test_clip_of_no_gradients_is_too_late_only_if_there_was_no_backward_pass_sin
     assert [(f.name, f.count) for f in watcher.observer.findings()] == [("clip-after-step", 1)]
 
 
+def test_clips_of_no_gradients_do_not_count_as_never_binding() -> None:
+    run, unused = Run(), nn.Parameter(torch.ones(1))
+    run.optimizer.add_param_group({"params": [unused]})
+    with run.watch() as report:
+        for _ in range(31):
+            run.backward()
+            clip_grad_norm_([unused], 1.0)
+            run.step()
+    assert names(report) == []
+
+
+def test_backward_of_others_spoils_no_clipped_gradient() -> None:
+    run, other = Run(), Run()
+    with run.watch() as report:
+        for _ in range(2):
+            run.backward()
+            clip_grad_norm_(run.model.parameters(), 0.01)
+            other.backward()
+            run.step()
+    assert names(report) == []
+
+
+def test_micro_batch_is_counted_at_the_step_that_uses_it() -> None:
+    run = Run()
+    with run.watch() as report:
+        run.backward()
+        clip_grad_norm_(run.model.parameters(), 0.01)
+        run.backward()
+        assert names(report) == []
+        run.optimizer.step()
+        run.backward()
+        run.optimizer.step()
+    assert [(f.name, f.count, f.of) for f in report.findings] == [("clip-per-micro-batch", 1, 2)]
+
+
+def test_optimizer_that_stepped_in_earlier_backward_passes_is_no_matter() -> None:
+    run = Run()
+    first = run.model[0].weight
+    early = torch.optim.SGD([first], lr=0.1)
+    run.optimizer = torch.optim.SGD(run.model[2].parameters(), lr=0.1)
+
+    def step(p):
+        early.step()
+        early.zero_grad()
+
+    hook = first.register_post_accumulate_grad_hook(step)
+    with sd.doctor.watch(run.model, early, run.optimizer) as report:
+        run.backward()
+        run.step()
+        hook.remove()
+        first.requires_grad_(False)
+        run.backward()
+        clip_grad_norm_([first, *run.model[2].parameters()], 1.0)
+        run.step()
+    assert names(report) == []
+
+
+def closure_of(run, optimizer):
+    def closure():
+        optimizer.zero_grad()
+        loss = run.model(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    return closure
+
+
+class RunsClosure(torch.optim.SGD):
+    """Runs the closure by itself and leaves the rest to what it inherits."""
+
+    def step(self, closure=None):
+        with torch.enable_grad():
+            closure()
+        super().step()
+
+
+@pytest.mark.parametrize("kind", [RunsClosure, torch.optim.LBFGS])
+def test_parameters_go_to_the_optimizer_that_steps_them(kind) -> None:
+    run = Run()
+    second = kind(run.model.parameters(), lr=0.01)
+    with sd.doctor.watch(run.model, second, run.optimizer) as report:
+        run.backward()
+        run.optimizer.step()
+        for _ in range(3):
+            second.step(closure_of(run, second))
+            clip_grad_norm_(run.model.parameters(), 1.0)
+    assert [(f.name, f.count, f.of) for f in report.findings] == [("stale-gradients", 3, 3)]
+
+
+def test_norm_read_after_the_step_by_a_function_further_up_is_right() -> None:
+    run = Run(torch.optim.LBFGS, max_iter=2)
+
+    def log():
+        return get_total_norm(run.gradients)
+
+    with run.watch() as report:
+        for _ in range(3):
+            run.optimizer.step(closure_of(run, run.optimizer))
+            log()
+    assert names(report) == []
+
+
+def test_norm_of_a_part_of_the_gradient_or_one_that_the_clip_was_given_is_no_norm_after_clipping() -> None:
+    run = Run()
+    with run.watch() as report:
+        run.backward()
+        norm = torch.cat([g.flatten() for g in run.gradients]).norm()
+        clip_grads_with_norm_(run.model.parameters(), 0.01, norm)
+        get_total_norm(run.gradients)
+        run.step()
+        run.backward()
+        clip_grad_norm_(run.model.parameters(), 0.01)
+        run.gradients[0][:1].norm()
+    assert names(report) == []
+
+
 def test_part_of_a_dtensor_is_one_that_other_ranks_add_to() -> None:
     from torch import distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
@@ -256,6 +393,22 @@ def test_part_of_a_dtensor_is_one_that_other_ranks_add_to() -> None:
         assert watcher.observer.findings() == []
     finally:
         dist.destroy_process_group()
+
+
+def test_inherited_attribute_is_taken_off_and_the_latest_original_is_called() -> None:
+    class Parent:
+        def value(self):
+            return 1
+
+    class Child(Parent):
+        pass
+
+    for base in (1, 5):
+        Parent.value = lambda self, base=base: base
+        with Patches() as patches:
+            patches.replace(Child, "value", lambda original: lambda child: original(child) + 1)
+            assert (Child().value(), Parent().value()) == (base + 1, base)
+        assert "value" not in vars(Child)
 
 
 def test_function_that_cannot_be_watched_is_named() -> None:
@@ -417,14 +570,34 @@ def test_scaler_that_is_switched_off_scales_nothing() -> None:
     assert names(report) == []
 
 
-def test_norms_read_by_a_hook_of_the_step_are() -> None:
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, Lookahead])
+@pytest.mark.parametrize("for_all", [False, True])
+def test_norms_read_by_a_hook_of_the_step_are(wrap, for_all) -> None:
     run = Run(Lars)
-    run.optimizer.register_step_pre_hook(lambda *_: print(get_total_norm(run.gradients)))
+    register = register_optimizer_step_pre_hook if for_all else run.optimizer.register_step_pre_hook
+    handle = register(lambda *_: print(get_total_norm(run.gradients)))
+    run.optimizer = wrap(run.optimizer)
     with run.watch() as report:
         run.backward()
         clip_grad_norm_(run.model.parameters(), 0.01)
         run.step()
+    handle.remove()
     assert names(report) == ["norm-after-clipping"]
+
+
+def test_norms_read_by_a_closure_are() -> None:
+    run = Run(torch.optim.LBFGS, max_iter=2)
+
+    def closure():
+        loss = closure_of(run, run.optimizer)()
+        get_total_norm(run.gradients)
+        clip_grad_norm_(run.model.parameters(), 0.01)
+        return loss
+
+    with run.watch() as report:
+        run.optimizer.step(closure)
+        get_total_norm(run.gradients)
+    assert names(report) == []
 
 
 def test_hook_of_a_step_with_closure_sees_gradients_of_the_step_before() -> None:
@@ -444,10 +617,11 @@ def test_hook_of_a_step_with_closure_sees_gradients_of_the_step_before() -> None
 
 
 def test_fused_optimizer_is_named_only_with_a_hook() -> None:
+    norm_of = str
     for hook in (False, True):
         run = Run(torch.optim.Adam, fused=True)
         if hook:
-            run.optimizer.register_step_pre_hook(lambda optimizer, *_: print(optimizer.zero_grad))
+            run.optimizer.register_step_pre_hook(lambda *_: norm_of() or None)
         scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
         with run.watch() as report:
             for unscale in (False, True):
@@ -459,7 +633,7 @@ def test_fused_optimizer_is_named_only_with_a_hook() -> None:
         found = [(f.name, f.count, f.of) for f in report.findings]
         assert found == ([("scaled-gradients-in-hook", 1, 2)] if hook else [])
         first = test_fused_optimizer_is_named_only_with_a_hook.__code__.co_firstlineno
-        assert not hook or f"pre-hook at {__file__}:{first + 4} saw" in report.findings[0].what
+        assert not hook or f"pre-hook at {__file__}:{first + 5} saw" in report.findings[0].what
 
 
 def test_hook_of_a_library_is_left_to_the_library() -> None:

@@ -12,9 +12,10 @@ def clip():
     clip_grad_value_(model.parameters(), 0.1)  # fault: clip-of-scaled-gradients 5/5
 
 
-for _ in range(5):
+for step in range(5):
     optimizer.zero_grad()
-    for loss in scaler.scale(each.square().mean() for each in model(torch.randn(2, 8, 4))):
+    losses = [each.square().mean() for each in model(torch.randn(2, 8, 4))]
+    for loss in scaler.scale(losses if step % 2 else iter(losses)):
         (loss / 2).backward(retain_graph=True)
     clip()
     scaler.unscale_(optimizer)
