@@ -326,7 +326,7 @@ class RunsClosure(torch.optim.SGD):
 def test_parameters_go_to_the_optimizer_that_steps_them(kind) -> None:
     run = Run()
     second = kind(run.model.parameters(), lr=0.01)
-    with sd.doctor.watch(run.model, second, run.optimizer) as report:
+    with sd.doctor.watch(run.model, run.optimizer, second) as report:
         run.backward()
         run.optimizer.step()
         for _ in range(3):
@@ -575,7 +575,8 @@ def test_scaler_that_is_switched_off_scales_nothing() -> None:
 def test_norms_read_by_a_hook_of_the_step_are(wrap, for_all) -> None:
     run = Run(Lars)
     register = register_optimizer_step_pre_hook if for_all else run.optimizer.register_step_pre_hook
-    handle = register(lambda *_: print(get_total_norm(run.gradients)))
+    inner = run.optimizer
+    handle = register(lambda optimizer, *_: print(get_total_norm(run.gradients)) if optimizer is inner else None)
     run.optimizer = wrap(run.optimizer)
     with run.watch() as report:
         run.backward()
