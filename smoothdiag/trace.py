@@ -106,12 +106,17 @@ class Trace:
             self.append(row)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Returns the rows as a DataFrame, columns in the order of ``COLUMNS``, further columns after them."""
+        """Returns the rows as a DataFrame, columns in the order of ``COLUMNS``, further columns after them.
+
+        What is known of the run is in ``attrs``.
+        """
         import pandas as pd
 
         extra = dict.fromkeys(key for row in self._rows for key in row if key not in COLUMNS)
         frame = pd.DataFrame(self._rows, columns=[*COLUMNS, *extra])
-        return frame.astype({name: kind for name, kind in COLUMNS.items() if kind is not str})
+        frame = frame.astype({name: kind for name, kind in COLUMNS.items() if kind is not str})
+        frame.attrs.update(self.meta)
+        return frame
 
     def write(self, path: str | Path) -> None:
         """Writes the whole table to another file: ``.jsonl``, ``.csv``, or ``.parquet`` (needs pyarrow).

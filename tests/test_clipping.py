@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smoothdiag.clipping import clip_rule, clip_table
+from smoothdiag import Trace
+from smoothdiag.clipping import clip_rule, clip_table, step_rate
 from smoothdiag.fits import Flag, Verdict, fit_smoothness
 
 X = 10 ** np.random.default_rng(0).uniform(-1.5, 1.5, 200)
@@ -200,6 +201,26 @@ def test_rule_reads_as_text():
     text = str(clip_rule(FIT, lr=0.1))
     assert "clip gradients at norm 4.5" in text
     assert "unknown" in str(clip_rule(replace(FIT, verdict=Verdict.POWER)))
+
+
+def test_constants_of_an_adam_run_make_no_rule():
+    def fit(*optimizers):
+        traces = [Trace(meta={"optimizer": name}) for name in optimizers]
+        for trace in traces:
+            rows = {"estimator": "local", "status": "ok", "group": "all", "saturation": 0.1}
+            trace.extend({"step": k, "grad_norm": x, "smoothness": 1 + 2 * x, **rows} for k, x in enumerate(X))
+        return fit_smoothness(traces if len(traces) > 1 else traces[0], num_boot=20)
+
+    assert [fit(*names).optimizer for names in (["SGD"], ["Adam", "Adam"], ["SGD", "AdamW"])] == ["SGD", "Adam", ""]
+    assert clip_rule(fit("SGD"), lr=0.1).source == "fit"
+    rule = clip_rule(fit("AdamW"), lr=0.1)
+    assert rule.source == "percentile"
+    assert math.isnan(rule.step_cap)
+    assert math.isnan(rule.max_lr)
+    assert "of AdamW, whose steps are not the rate times the gradient" in rule.reason
+    assert str(rule).startswith("no threshold from this fit")
+    with pytest.raises(ValueError, match="AdamW"):
+        step_rate(fit("AdamW"))
 
 
 def test_table_holds_the_cited_formulas():

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.clipping.trust import check, check_momentum, doubt_about, gain_of, over, unchecked, unsafe
-from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
+from smoothdiag.clipping.trust import ADAPTIVE, check, check_momentum, distrust, doubt_about, gain_of, over, unsafe
+from smoothdiag.fits.base import Array, Interval, SmoothnessFit
 from smoothdiag.fits.intervals import percentile_interval
 
 # A percentile has no theory behind it. This one leaves typical steps alone and still stops the outliers.
@@ -26,7 +26,8 @@ class ClipRule:
 
     Attributes:
         threshold: clip gradients whose norm is larger.
-        step_cap: longest step that results, effective rate times threshold; NaN where no rate is known.
+        step_cap: longest step that results, effective rate times threshold; NaN where no rate is known, and under Adam
+            and its like.
         max_lr: largest learning rate, in the optimizer's own convention, that a small gradient allows; NaN where the
             fit cannot say, also because the interval of L0 reaches zero.
         clip_rate: share of the recorded gradient norms above the threshold; NaN where the optimizer clips an average
@@ -51,9 +52,15 @@ class ClipRule:
 
     def __str__(self) -> str:
         share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"
+        if self.source == "fit":
+            head = f"clip gradients at norm {self.threshold:.4g} (from the fit; clips {share} of the recorded steps)"
+        else:
+            head = (
+                "no threshold from this fit; in its place, from a percentile of the gradient norms, "
+                f"{self.threshold:.4g} (clips {share} of the recorded steps)"
+            )
         return (
-            f"clip gradients at norm {self.threshold:.4g} (from the {self.source}; clips {share} of the "
-            f"recorded steps)\n  learning rate {_say(self.lr)}, at most {_say(self.max_lr)} for small gradients; "
+            f"{head}\n  learning rate {_say(self.lr)}, at most {_say(self.max_lr)} for small gradients; "
             f"longest step {_say(self.step_cap)}\n  {self.reason}"
         )
 
@@ -139,11 +146,10 @@ def clip_rule(
             f" It clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: the step length, "
             "not the rate, then sets the pace."
         )
-    trusted = fit.verdict in (Verdict.L0L1, Verdict.CONSTANT) and not unchecked(fit)
     return ClipRule(
         threshold=threshold,
-        step_cap=choice.eta * threshold,
-        max_lr=kappa / fit.L0 / gain if trusted and fit.L0_interval[0] > 0 else math.nan,
+        step_cap=math.nan if fit.optimizer in ADAPTIVE else choice.eta * threshold,
+        max_lr=kappa / fit.L0 / gain if not distrust(fit) and fit.L0_interval[0] > 0 else math.nan,
         clip_rate=clip_rate,
         reason=reason,
         lr=choice.eta / gain,

@@ -6,6 +6,12 @@ import math
 
 from smoothdiag.fits.base import SmoothnessFit, Verdict
 
+ADAPTIVE = {
+    "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "LBFGS", "Lion", "Muon", "NAdam", "RAdam", "RMSprop",
+    "Rprop", "SparseAdam",
+}  # fmt: skip
+"""Optimizers whose steps are not the rate times an average of gradients."""
+
 
 def gain_of(momentum: float, dampening: float) -> float:
     """How many learning rates long a step is, per norm of a constant gradient, under `torch.optim.SGD`."""
@@ -22,6 +28,11 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
 
 def distrust(fit: SmoothnessFit) -> str:
     """Why the fit has no constants to use; empty where it has."""
+    if fit.optimizer in ADAPTIVE:
+        return (
+            f"its rows are of {fit.optimizer}, whose steps are not the rate times the gradient, so that L0 and L1 "
+            "bound neither (AutoClip keeps the updates themselves short)"
+        )
     if fatal := [flag.name for flag in fit.flags if flag.fatal]:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
     if unchecked(fit):

@@ -144,6 +144,7 @@ def fit_smoothness(
         loss_floors=() if gap is None else tuple(scale.score(score) for score in gap.floors),
         interval_freedom=found.freedom,
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
+        optimizer=str(frame.attrs.get("optimizer", "")),
     )
 
 

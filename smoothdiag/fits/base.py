@@ -57,6 +57,7 @@ class SmoothnessFit:
         loss_floors: the loss gap with each f* on a grid below the smallest loss, closest first: how far exponent and
             skill depend on what cannot be observed. Empty without losses.
         corrected: constants without the errors of the gradient norm; None where their size is not known.
+        optimizer: class of the optimizer that took the steps; empty where it is not known, or differs between runs.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
     """
@@ -93,6 +94,7 @@ class SmoothnessFit:
     replicates: tuple[tuple[float, float], ...] = ()
     loss_floors: tuple[ModelScore, ...] = ()
     corrected: Correction | None = None
+    optimizer: str = ""
 
     @property
     def step_cap(self) -> float:
