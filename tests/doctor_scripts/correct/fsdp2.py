@@ -30,6 +30,10 @@ for _ in range(4):
     dist.all_reduce(squares)
     logged.append(squares.sum().sqrt().item())
 
+    parts = [None] * world
+    dist.all_gather_object(parts, [g.to_local().norm(1).item() for g in gradients])
+    logged.append(parts)
+
     logged.append(gradients[0].norm().full_tensor().item())
     norm = clip_grad_norm_(model.parameters(), 0.1)
     logged.append(norm.full_tensor().item())
