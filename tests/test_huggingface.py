@@ -204,6 +204,15 @@ class Halving(Trainer):
         return loss.detach() / 2
 
 
+class Narrow(Trainer):
+    """Computes its loss in a context of its own."""
+
+    def compute_loss_context_manager(self):
+        stack = super().compute_loss_context_manager()
+        stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+        return stack
+
+
 class Elsewhere(Trainer):
     """Computes its loss where nobody sees it."""
 
@@ -214,7 +223,7 @@ class Elsewhere(Trainer):
         return loss.detach()
 
 
-@pytest.mark.parametrize("kind", [Recording, Halving, Weighted])
+@pytest.mark.parametrize("kind", [Recording, Halving, Weighted, Narrow])
 def test_subclasses_that_keep_compute_loss_log_the_same(kind, tmp_path) -> None:
     options = {"kind": kind, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
     without = trainer_of(tmp_path / "without", **options)
@@ -279,6 +288,26 @@ def test_a_run_that_ended_or_failed_leaves_nothing_behind(tmp_path) -> None:
     assert len(list(tmp_path.glob("smoothdiag*.jsonl"))) == 3
 
 
+def test_training_that_begins_again_with_smaller_batches_is_measured_from_there(tmp_path) -> None:
+    class Full(Trainer):
+        num_steps = 0
+
+        def training_step(self, *args, **kwargs):
+            Full.num_steps += 1
+            if Full.num_steps == 3:
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+            return super().training_step(*args, **kwargs)
+
+    trainer = trainer_of(tmp_path, kind=Full, auto_find_batch_size=True, max_grad_norm=0.7)
+    callback = SmoothnessCallback(schedule=every(1), auto_clip=True).bind(trainer)
+    with pytest.warns(SmoothdiagWarning, match="takes the place of max_grad_norm.*`max_grad_norm = 0.7`"):
+        trainer.train()
+    assert trainer._train_batch_size < 4
+    assert column(callback, "step") == list(range(6))
+    assert trainer.args.max_grad_norm == 0.7
+    assert not trainer.optimizer.optimizer._optimizer_step_pre_hooks
+
+
 def weights(model: nn.Module) -> dict[str, Any]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
@@ -335,6 +364,8 @@ def test_threshold_in_use_is_logged(tmp_path) -> None:
     assert last["smoothdiag/threshold"] == pytest.approx(last["smoothdiag/longest_step"] / (2.0 / (1 - 0.9)))
     assert last["smoothdiag/clip_fraction"] == callback.clipper.clip_fraction
     assert len(logged(trainer, "smoothdiag/threshold")) == 6
+    trainer.log({"loss": 1.0})
+    assert len(logged(trainer, "smoothdiag/threshold")) == 6, "of a run that is over"
 
 
 def test_auto_clip_takes_options_and_shortens_updates_of_adamw(tmp_path) -> None:
