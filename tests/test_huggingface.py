@@ -463,6 +463,15 @@ def test_the_factor_of_a_grad_scaler_is_taken_out() -> None:
     assert factor.value == torch.tensor(1 / 3)
 
 
+def test_gradients_are_measured_as_if_no_scaler_were_there(tmp_path) -> None:
+    trainer = trainer_of(tmp_path, max_grad_norm=0.0)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    callback = SmoothnessCallback(schedule=every(1)).bind(trainer)
+    trainer.train()
+    assert_close(column(callback, "grad_norm"), [norm / 16 for norm in logged(trainer, "grad_norm")], rtol=1e-6, atol=0)
+    assert {row["status"] for row in callback.trace} <= {"ok", "saturated"}
+
+
 def test_without_transformers_the_installation_is_named() -> None:
     code = "import sys; sys.modules['transformers'] = None; import smoothdiag.integrations.huggingface"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
