@@ -384,6 +384,8 @@ def test_a_failed_construction_leaves_no_hook() -> None:
     model, optimizer, _ = small_run()
     with pytest.raises(ValueError, match="group_by"):
         Probe(model, optimizer, regression, group_by=lambda name: "all")
+    with pytest.raises(ValueError, match="Found `group_by = 'head'`"):
+        Probe(model, optimizer, regression, group_by="head")
     assert not optimizer._optimizer_step_pre_hooks
 
 

@@ -24,7 +24,7 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
     if mode not in get_args(Mode):
         raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
     if not isinstance(probe, Probe):
-        raise ValueError(f"Parameter `probe` should be a Probe. Found `probe = {probe!r}`.")
+        raise ValueError(f"Parameter `probe` should be a Probe. Found a {type(probe).__name__}.")
     if probe.optimizer is not optimizer:
         raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
     if probe.is_closed:

@@ -48,10 +48,15 @@ def parameter_groups(
     """Returns the indices of the parameters of each group.
 
     Raises:
-        ValueError: If ``group_by`` returns anything but a label other than "all".
+        ValueError: If ``group_by`` is no function, or returns anything but a label other than "all".
     """
     if group_by is None:
         return {}
+    if not callable(group_by):
+        raise ValueError(
+            "Parameter `group_by` should be a function from parameter names to labels, as by_module(). "
+            f"Found `group_by = {group_by!r}`."
+        )
     names = {parameter: _unwrapped(name, model) for name, parameter in model.named_parameters()}
     groups: dict[str, list[int]] = {}
     for index, parameter in enumerate(parameters):
