@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from smoothdiag import Trace
 from smoothdiag.integrations.bookkeeping import MOST, Books
+from smoothdiag.integrations.latest import Latest
+from smoothdiag.rows import CLIP_SUFFIX
 
 
 def unrecorded(owner: Any) -> AbstractContextManager[None]:
@@ -223,3 +226,12 @@ def test_a_dictionary_that_holds_itself_ends() -> None:
     with unrecorded(owner):
         owner.metrics["late"] = 1
     assert "late" not in owner.metrics
+
+
+def test_latest_values_are_those_of_usable_rows_of_the_probe() -> None:
+    trace = Trace()
+    latest = Latest(trace, None)
+    for estimator, status in (("local", "ok"), ("path", "non_finite"), ("local" + CLIP_SUFFIX, "ok")):
+        trace.append({"step": 0, "estimator": estimator, "status": status, "grad_norm": 2.0, "smoothness": 3.0})
+    assert latest.metrics() == {"smoothdiag/local_smoothness": 3.0, "smoothdiag/grad_norm": 2.0}
+    assert latest.metrics() == {}
