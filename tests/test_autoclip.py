@@ -182,6 +182,21 @@ def test_clip_fraction_is_the_share_of_steps_that_were_too_long() -> None:
     assert math.isnan(cap.clipper.clip_fraction), "the optimizer clips by itself"
 
 
+@pytest.mark.parametrize("name", ["groups", "adamw"])
+def test_a_gradient_that_was_clipped_before_is_noticed(name) -> None:
+    run = Run(OPTIMIZERS[name])
+    norms = []
+    for (x, y), factor in zip(batches(3), (1.0, 1.0, 50.0), strict=True):
+        run.optimizer.zero_grad()
+        run.probe.observe((factor * x, y))
+        loss_fn(run.model, (factor * x, y)).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.5 * norms[0] if norms else 1e9)))
+        run.optimizer.step()
+    said = f"at step 2 had the norm {1.5 * norms[0]:.3g}, and where it was measured {norms[2]:.3g}, "
+    with pytest.warns(SmoothdiagWarning, match=said):
+        assert run.clipper.longest_step > 0
+
+
 CAPS = {
     "threshold": lambda m: ClippedMomentum(m.parameters(), lr=4.0, threshold=math.inf, momentum=0.8),
     "longest_step": lambda m: ClippedMomentum(m.parameters(), lr=4.0, longest_step=7.0, momentum=0.8, nu=0.7),

@@ -244,6 +244,12 @@ def check_gradients(optimizer: torch.optim.Optimizer) -> None:
                 raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
 
 
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Returns the norm of all gradients, without the factor of a GradScaler; ``None`` where there are none."""
+    buckets = [bucket for group in optimizer.param_groups for bucket in _gradients(group)]
+    return _unscaled(optimizer, global_norm(buckets)) if buckets else None
+
+
 def _gradients(group: Group) -> list[Bucket]:
     grads = [p.grad for p in group["params"] if p.grad is not None]
     return _buckets(grads, grads)
@@ -271,10 +277,9 @@ def _unscaled(optimizer: torch.optim.Optimizer, length: Tensor) -> Tensor:
 
 
 def _leave_out_non_finite(optimizer: torch.optim.Optimizer, counts: Counts, step: int, *, acts: bool) -> None:
-    buckets = [bucket for group in optimizer.param_groups for bucket in _gradients(group)]
-    if not buckets:
+    if (norm := gradient_norm(optimizer)) is None:
         return
-    finite = torch.isfinite(global_norm(buckets))
+    finite = torch.isfinite(norm)
     counts.add_gradient(finite, step)
     if acts:
         _multiply_gradients(optimizer, None, finite)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from smoothdiag.autoclip.acting import Action, action_for, check_gradients
+from smoothdiag.autoclip.acting import Action, action_for, check_gradients, gradient_norm
 from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule, check_state, default_rule
 from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule, is_in_progression
 from smoothdiag.autoclip.closures import after_gradient, check_begun
 from smoothdiag.autoclip.events import NOT_FINITE, ROSE, History, acted, explained, stage
 from smoothdiag.autoclip.free_rate import raise_rates, suggested
-from smoothdiag.autoclip.rates import Number, Peaks, share_of_parameters, shared
-from smoothdiag.autoclip.rows import ALONG_GRADIENT, ForClipping, Rows
+from smoothdiag.autoclip.rates import Number, Peaks, share_of_parameters, shared, smaller
+from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.measure.arguments import Outermost
 from smoothdiag.measure.closures import Arguments
 from smoothdiag.measure.estimators import Estimator
@@ -80,6 +80,7 @@ class AutoClip:
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
         self._measures, self._rows = ForClipping(estimator or ALONG_GRADIENT), Rows(probe)
+        self._arrivals = Arrivals(probe if estimator is None else None)
         self._has_own_rule = rule is not None
         self._calibration = Calibration(rule or default_rule(optimizer, self._action), joined_at=probe.steps)
         self._history = History(counts_steps=self._action.counts_steps)
@@ -226,6 +227,8 @@ class AutoClip:
             check_schedule(self._optimizer)
         self._follow_probe()
         self._read()
+        if self._is_due(self._steps):
+            self._arrivals.take(self._steps, gradient_norm(self._optimizer))
         rose = self._peaks.update()
         if first and not self._has_own_rule:  # a schedule made after AutoClip may have set the momentum
             self._calibration.rule = default_rule(self._optimizer, self._action)
@@ -270,6 +273,7 @@ class AutoClip:
         """Takes up the rows that the probe has recorded since."""
         rows = self._rows.new()
         for row in rows:
+            self._arrivals.check(row)
             before, was_measured = self._calibration.longest, self._calibration.is_measured
             found = self._rows.measured(row)
             if isinstance(found, str):
@@ -287,17 +291,12 @@ class AutoClip:
         measured = self._calibration.longest
         if self._calibration.is_measured:
             return measured
-        relative = self._relative
-        if math.isnan(measured):
-            return relative
-        return relative.clamp(max=measured) if isinstance(relative, Tensor) else min(relative, measured)
+        return self._relative if math.isnan(measured) else smaller(self._relative, measured)
 
     def _threshold(self) -> Number:
         if self._action.shortens_updates:
             return math.nan
-        groups = self._optimizer.param_groups
-        rates = [peak * self._action.reach(g) for peak, g in zip(self._peaks.values, groups, strict=False)]
-        rate = shared(rates)
+        rate = self._peaks.times(self._action.reach)
         return math.inf if not isinstance(rate, Tensor) and rate == 0 else self._longest() / rate
 
     def _note(self, event: str, note: str, step: int | None = None) -> None:

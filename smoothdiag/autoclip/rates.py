@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,11 @@ class Peaks:
                 shares.append(ratio(rate, self.values[i]))
         self.share = largest(shares)
         return rose
+
+    def times(self, reach: Callable[[Group], float]) -> Number:
+        """Returns the peak times what ``reach`` makes of a group; NaN where groups differ."""
+        pairs = zip(self.values, self._optimizer.param_groups, strict=False)
+        return shared([peak * reach(group) for peak, group in pairs])
 
     def reduction(self) -> Number:
         """Returns how long steps of uncorrelated gradients are at present, in those of equal ones at the peak."""

@@ -1,15 +1,18 @@
-"""Rows: those of a probe's trace that say how long a step may be, and what measures them."""
+"""Rows: those of a probe's trace that say how long a step may be, what measures them, and who else clips."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
 from smoothdiag.measure.probe import Probe
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
+from smoothdiag.measure.selftest import SAME_DIRECTION
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
 
 RADIUS = 1e-2
 """Radius relative to ||x||, about as long as the steps it is measured for. Over a thousandth and less the kinks of
@@ -77,6 +80,39 @@ class Rows:
         if not 0 < length < math.inf:
             return "without a descent"
         return length, math.nan if has_slope else 1 / curvature
+
+
+class Arrivals:
+    """Gradients as they reach AutoClip, beside the same as they are measured: one that is shorter was clipped before.
+
+    Args:
+        probe: The probe; ``None`` where it does not measure the Euclidean norm.
+    """
+
+    def __init__(self, probe: Probe | None) -> None:
+        self._probe = probe
+        self._step = -1
+        self._norm: Number | None = None
+
+    def take(self, step: int, norm: Number | None) -> None:
+        """Keeps the norm of the gradient of a step that will be measured."""
+        self._step, self._norm = step, norm
+
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Warns, once, if the gradient of a row arrived shorter than rounding explains."""
+        if self._probe is None or self._norm is None or row["step"] != self._step or row.get("data") != "step":
+            return
+        error = math.inf if self._probe.self_test is None else self._probe.self_test.gradient_error
+        arrived, measured = float(self._norm), row["grad_norm"]
+        if arrived < measured * (1 - SAME_DIRECTION - 10 * error):
+            self._probe = None
+            warnings.warn(
+                f"The gradient that reached AutoClip at step {self._step} had the norm {arrived:.3g}, and where it was "
+                f"measured {measured:.3g}, as if clipped before: AutoClip sees what is left, and counts too few steps. "
+                "Let it clip alone: no clip_grad_norm_ in the loop, and no setting of a trainer that asks for it. If "
+                "nothing clips, loss_fn should have the scale of the loss that is trained.",
+                SmoothdiagWarning,
+            )
 
 
 def _is_ours(estimator: str) -> bool:
