@@ -4,6 +4,7 @@ import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from torch.nn import functional as F
 
 from smoothdiag import (
     DebiasedSmoothness,
+    Estimate,
     LocalSmoothness,
     PathSmoothness,
     Probe,
     SmoothdiagWarning,
+    Status,
     by_module,
     every,
 )
+from smoothdiag.measure.recording import rows_of
 
 ONE = [LocalSmoothness(two_scale=False)]
 
@@ -433,3 +437,19 @@ def test_module_labels() -> None:
     assert by_module(3)("layers.0.attention.q.weight") == "layers.0.attention"
     with pytest.raises(ValueError, match="Parameter `depth` should be a whole number of at least 1"):
         by_module(0)
+
+
+@pytest.mark.parametrize(
+    ("found", "doubt", "left"),
+    [
+        (Status.SATURATED, Status.NOT_REPRODUCED, "not_reproduced"),
+        (Status.ZERO_STEP, Status.NOT_REPRODUCED, "zero_step"),
+        (Status.ZERO_STEP, Status.DATA_CHANGED, "data_changed"),
+        (Status.SATURATED, None, "saturated"),
+    ],
+)
+def test_a_doubt_about_the_data_stands_above_one_about_the_distance(found, doubt, left) -> None:
+    step = SimpleNamespace(index=0, start=[torch.zeros(1)], groups={})
+    estimate = Estimate("local", 1.0, 1.0, 1.0, 1.0, status=found)
+    (row,) = rows_of(step, estimate, [0.1], data="step", override=doubt, cost={})
+    assert row["status"] == left

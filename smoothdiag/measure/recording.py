@@ -25,13 +25,13 @@ def rows_of(
         estimate: What was found.
         lrs: Learning rate of each parameter.
         data: "step" or "held-out".
-        override: Doubt about the whole measurement, which replaces the status OK, and any status if it is unusable.
+        override: Doubt about the whole measurement, which replaces a status that is usable, and any if it is unusable.
         cost: Columns of the cost, which stand in the first row alone.
     """
     blocks = {"all": range(len(step.start)), **step.groups}
     for part in (estimate, *estimate.parts):
         status = part.status
-        if override is not None and (status is Status.OK or not override.usable):
+        if override is not None and (status.usable or not override.usable):
             status = override
         yield {
             "step": step.index,
