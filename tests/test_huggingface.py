@@ -252,6 +252,8 @@ def test_a_trainer_without_compute_loss_is_told_what_is_missing(tmp_path) -> Non
 def test_wrong_use_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="`auto_clip` should be True, False or options of AutoClip. Found.*0.5"):
         SmoothnessCallback(auto_clip=0.5)
+    with pytest.raises(ValueError, match="should hold options of AutoClip: estimator, mode, rule, set_lr. Found 'lr'"):
+        SmoothnessCallback(auto_clip={"lr": 1.0})
     with pytest.raises(ValueError, match="should be a transformers.Trainer. Found Linear"):
         SmoothnessCallback().bind(nn.Linear(1, 1))
     trainer = trainer_of(tmp_path, callbacks=[SmoothnessCallback()])
@@ -348,8 +350,16 @@ def test_auto_clip_takes_the_place_of_max_grad_norm(tmp_path) -> None:
     alone.train()
     trainer = trainer_of(tmp_path / "instead", lr=2.0, max_grad_norm=1e-6)
     SmoothnessCallback(schedule=every(3), auto_clip=True).bind(trainer)
+    used = []
+
+    class Used(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs) -> None:
+            used.append(args.max_grad_norm)
+
+    trainer.add_callback(Used())
     with pytest.warns(SmoothdiagWarning, match="takes the place of max_grad_norm.*`max_grad_norm = 1e-06`"):
         trainer.train()
+    assert set(used) == {1e30}, "a finite one, which makes no gradient NaN"
     assert_identical(weights(trainer.model), weights(alone.model))
     assert trainer.args.max_grad_norm == 1e-6
 
@@ -395,7 +405,7 @@ def test_shadow_mode_leaves_clipping_to_the_trainer(tmp_path) -> None:
     without.train()
     trainer = trainer_of(tmp_path / "with", lr=2.0, max_grad_norm=0.5)
     SmoothnessCallback(auto_clip={"mode": "shadow"}).bind(trainer)
-    with pytest.warns(SmoothdiagWarning, match="clipped already.*`max_grad_norm = 0.5`"):
+    with pytest.warns(SmoothdiagWarning, match="as if clipped before"):
         trainer.train()
     assert_identical(weights(trainer.model), weights(without.model))
     assert len(logged(trainer, "smoothdiag/threshold")) == 6
@@ -445,9 +455,28 @@ def test_a_checkpoint_without_the_state_is_joined_late(tmp_path) -> None:
     assert not (tmp_path / "checkpoint-4" / STATE_FILE).exists()
     trainer = trainer_of(tmp_path, **options)
     callback = SmoothnessCallback(schedule=every(1), auto_clip=True).bind(trainer)
-    with pytest.warns(SmoothdiagWarning, match="checkpoint-4` has no smoothdiag.json.*begins at step 4"):
+    said = pytest.warns(SmoothdiagWarning, match="checkpoint-4` has no smoothdiag.json.*begins at step 4")
+    with said, pytest.warns(SmoothdiagWarning, match="without an AutoClip in it. AutoClip begins at step 4"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert column(callback, "step") == [4, 5]
+
+
+def test_going_on_without_auto_clip_or_a_whole_state_is_said(tmp_path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 4, "lr": 0.5, "max_grad_norm": 0.0}
+    trainer = trainer_of(tmp_path, **options)
+    SmoothnessCallback(auto_clip=True).bind(trainer)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-4"
+    trainer = trainer_of(tmp_path, **options)
+    SmoothnessCallback().bind(trainer)
+    with pytest.warns(SmoothdiagWarning, match="with an AutoClip in it, but without one"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    whole = (checkpoint / STATE_FILE).read_text()
+    (checkpoint / STATE_FILE).write_text(whole[: len(whole) // 2])
+    trainer = trainer_of(tmp_path, **options)
+    SmoothnessCallback().bind(trainer)
+    with pytest.raises(ValueError, match=r"smoothdiag.json` should hold the state .*; delete it to measure"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_the_factor_of_a_grad_scaler_is_taken_out() -> None:

@@ -195,6 +195,14 @@ def test_a_checkpoint_without_the_callback_is_gone_on_from_at_its_step(tmp_path)
     assert sorted({row["step"] for row in callback.trace}) == list(range(12, 24))
 
 
+def test_going_on_with_or_without_auto_clip_is_said(tmp_path) -> None:
+    for auto_clip, said in ((True, "with an AutoClip in it, but without one"), (False, "AutoClip begins at step 12")):
+        _, first = fit(SmoothnessCallback(auto_clip=auto_clip))
+        first.save_checkpoint(tmp_path / "first.ckpt")
+        with pytest.warns(SmoothdiagWarning, match=said):
+            fit(SmoothnessCallback(auto_clip=not auto_clip), ckpt_path=tmp_path / "first.ckpt", max_epochs=2)
+
+
 def test_a_second_run_begins_anew() -> None:
     callback = SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(4))
     with pytest.raises(RuntimeError, match="no trace before training"):
@@ -340,7 +348,7 @@ def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:
 
 def test_in_shadow_mode_lightning_clips_as_before() -> None:
     callback = SmoothnessCallback(auto_clip={"mode": "shadow"})
-    with pytest.warns(SmoothdiagWarning, match=r"clipped already.*Found `gradient_clip_val = 0.1`"):
+    with pytest.warns(SmoothdiagWarning, match="had the norm 0.1, .* as if clipped before"):
         module, _ = fit(callback, gradient_clip_val=0.1)
     assert torch.equal(module.net[0].weight, fit(gradient_clip_val=0.1)[0].net[0].weight)
     assert not torch.equal(module.net[0].weight, fit()[0].net[0].weight)
@@ -352,8 +360,8 @@ class Clipping(Module):
 
 
 def test_clipping_of_the_module_s_own_is_pointed_out() -> None:
-    with pytest.warns(SmoothdiagWarning, match="Clipping has a configure_gradient_clipping of its own"):
-        fit(SmoothnessCallback(auto_clip=True), make=Clipping, max_steps=1)
+    with pytest.warns(SmoothdiagWarning, match="had the norm 0.01, .* as if clipped before"):
+        fit(SmoothnessCallback(auto_clip=True), make=Clipping, max_steps=2)
     fit(SmoothnessCallback(), make=Clipping, max_steps=1)
 
 

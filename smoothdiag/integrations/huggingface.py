@@ -4,13 +4,13 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from smoothdiag.autoclip import AutoClip
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.bookkeeping import Books
 from smoothdiag.integrations.latest import Latest
@@ -29,6 +29,9 @@ with installed_by("hf"):
 
 STATE_FILE = "smoothdiag.json"
 """File in a checkpoint with the state of probe and AutoClip."""
+
+NO_CLIPPING = 1e30
+"""``max_grad_norm`` above all norms. At 0 the Trainer clips at infinity to read the norm, which spreads NaN."""
 
 TRACE_FILE = "smoothdiag.jsonl"
 """Default name of the trace, in the output directory of the Trainer."""
@@ -52,7 +55,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         trace: A Trace, or a path to write one to; default: ``smoothdiag.jsonl`` in ``args.output_dir``.
         group_by: Parameter name -> label of its group; each group gets rows of its own.
         auto_clip: Whether an `AutoClip` keeps steps short, or its options. Unless it is in shadow mode, it takes the
-            place of ``args.max_grad_norm``, which is 0 as long as training runs.
+            place of ``args.max_grad_norm``, which is `NO_CLIPPING` as long as training runs.
 
     Raises:
         ValueError: If ``auto_clip`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the other arguments
@@ -78,7 +81,6 @@ class SmoothnessCallback(Attached, TrainerCallback):
         self._trace = trace
         self._bound: _Bound | None = None
         self._checkpoint: str | None = None
-        self._max_grad_norm = 0.0
         self._num_losses = 0
         self._is_replaying = False
 
@@ -114,23 +116,21 @@ class SmoothnessCallback(Attached, TrainerCallback):
         if self._bound is None:
             raise RuntimeError("SmoothnessCallback needs its trainer. Call callback.bind(trainer) before training.")
         trainer = self._bound.trainer
-        self._release(trainer)  # training may begin again with smaller batches, where memory did not suffice
+        self._release()  # training may begin again with smaller batches, where memory did not suffice
         trace = Path(args.output_dir or ".") / TRACE_FILE if self._trace is None else self._trace
         optimizer = _unwrapped(trainer)
         self.probe = Probe(
             trainer.model_wrapped, optimizer, self._replay, trace=trace, reduction="sum", **self._options
         )
+        self._undo.append(self.probe.close)
         self._num_losses = 0
         stored = self._stored(state.global_step) if state.global_step else {}
         if stored:
             self.probe.load_state_dict(stored["probe"])
-        self.clipper = None
-        if self._clip_options is not None:
-            self.clipper = AutoClip(optimizer, self.probe, **self._clip_options)
-            if stored.get("clipper") is not None:
-                self.clipper.load_state_dict(stored["clipper"])
-            if self._takes_over("max_grad_norm", args.max_grad_norm, "TrainingArguments(max_grad_norm=0)"):
-                self._max_grad_norm, args.max_grad_norm = args.max_grad_norm or 0.0, 0.0
+        self._attach_clipper(optimizer, self.probe, stored.get("clipper"))
+        if self._takes_over("max_grad_norm", args.max_grad_norm, "TrainingArguments(max_grad_norm=0)"):
+            self._undo.append(partial(setattr, args, "max_grad_norm", args.max_grad_norm))
+            args.max_grad_norm = NO_CLIPPING
         self._latest = Latest(self.probe.trace, self.clipper)
 
     def on_pre_optimizer_step(
@@ -156,25 +156,21 @@ class SmoothnessCallback(Attached, TrainerCallback):
             begun.write_text(json.dumps(stored), encoding="utf-8")
             begun.replace(folder / STATE_FILE)
 
-    def _release(self, trainer: Trainer) -> None:
-        """Detaches from the optimizer, closes the file of the trace, and has nothing more to log."""
-        self._latest = None
-        if self.clipper is not None:
-            self.clipper.detach()
-        if self.probe is not None:
-            self.probe.close()
-        if self._max_grad_norm:
-            trainer.args.max_grad_norm, self._max_grad_norm = self._max_grad_norm, 0.0
-
     def _stored(self, global_step: int) -> dict[str, Any]:
         """Returns the states in the checkpoint that training goes on from, after ``global_step`` steps."""
         path = None if self._checkpoint is None else Path(self._checkpoint) / STATE_FILE
         if path is not None and path.is_file():
-            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(
+                    f"File `{path}` should hold the state of a SmoothnessCallback. Found that it cannot be read "
+                    f"({error}); delete it to measure, and calibrate AutoClip, from this checkpoint on."
+                ) from error
             return stored
         warnings.warn(
             f"`{self._checkpoint}` has no {STATE_FILE}, as if saved without a SmoothnessCallback. Measuring begins at "
-            f"step {global_step}, and so does AutoClip, if it was asked for.",
+            f"step {global_step}.",
             SmoothdiagWarning,
         )
         return {"probe": {"steps": global_step, "next": None}}
@@ -189,7 +185,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         try:
             return self._bound.train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self._release(trainer)
+            self._release()
 
     def _log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         assert self._bound is not None

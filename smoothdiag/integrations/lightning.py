@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from smoothdiag.autoclip import AutoClip
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.requirements import installed_by
@@ -67,7 +67,6 @@ class SmoothnessCallback(Attached, Callback):
         super().__init__(estimators, schedule, group_by, auto_clip)
         self._path, self._progress_bar = trace, progress_bar
         self._stored: Mapping[str, Any] = {}
-        self._undo: list[Callable[[], None]] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forgets an earlier run, and what it was resumed from: the checkpoint of this one, if any, is loaded next."""
@@ -87,13 +86,11 @@ class SmoothnessCallback(Attached, Callback):
         )
         self._undo = [steps.release, self.probe.close]
         self._resume(self.probe, trainer.global_step)
-        self.clipper = None
-        if self._clip_options is not None:
-            self.clipper = AutoClip(optimizer, self.probe, **self._clip_options)
-            self._undo.append(self.clipper.detach)
-            if self._stored.get("clipper") is not None:
-                self.clipper.load_state_dict(self._stored["clipper"])
-            self._take_over(trainer, pl_module)
+        self._attach_clipper(optimizer, self.probe, self._stored.get("clipper"))
+        clip_val = trainer.gradient_clip_val
+        if self._takes_over("gradient_clip_val", clip_val, "Trainer(gradient_clip_val=None)"):
+            self._undo.append(partial(setattr, trainer, "gradient_clip_val", clip_val))
+            trainer.gradient_clip_val = None
         self._latest = Latest(self.probe.trace, self.clipper)
         steps.show(self.probe)
 
@@ -142,25 +139,6 @@ class SmoothnessCallback(Attached, Callback):
             probe.load_state_dict({"steps": global_step, "next": None})
             warnings.warn(
                 "Training goes on from a state without a SmoothnessCallback in it. Measuring begins at step "
-                f"{global_step}, and so does AutoClip, if it was asked for.",
+                f"{global_step}.",
                 SmoothdiagWarning,
             )
-
-    def _take_over(self, trainer: Any, pl_module: Any) -> None:
-        """Puts AutoClip in the place of ``gradient_clip_val``, unless it changes nothing."""
-        clip_val = trainer.gradient_clip_val
-        if self._takes_over("gradient_clip_val", clip_val, "Trainer(gradient_clip_val=None)"):
-            trainer.gradient_clip_val = None
-            self._undo.append(lambda: setattr(trainer, "gradient_clip_val", clip_val))
-        if not type(pl_module).configure_gradient_clipping.__qualname__.startswith("LightningModule."):
-            warnings.warn(
-                f"{type(pl_module).__name__} has a configure_gradient_clipping of its own, which acts before AutoClip: "
-                "what it clips, AutoClip takes for a gradient that was never longer. Leave it out, or clip only where "
-                "its gradient_clip_val is not None.",
-                SmoothdiagWarning,
-            )
-
-    def _release(self) -> None:
-        for undo in self._undo:
-            undo()
-        self._undo = []
