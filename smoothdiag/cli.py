@@ -4,11 +4,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from smoothdiag.doctor import command as doctor
+from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
@@ -16,14 +19,38 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, or 2 after wrong input, said in one line."""
+    """Runs a command; returns 0, or 2 after wrong input, said in one line. Warnings are lines as well."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with _warnings_as_lines(arguments.command):
+            arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
         print(f"smoothdiag {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    """Shows warnings of smoothdiag without the place in the code; those of others stay as they are."""
+    shown_before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, SmoothdiagWarning):
+            print(f"smoothdiag {command}: warning: {message}", file=file or sys.stderr)
+        else:
+            shown_before(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -98,19 +125,39 @@ def _clip(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from smoothdiag.logs import read_log, review_log
+    from smoothdiag.logs import describe_columns, read_log, review_log
 
+    out = arguments.out
     # Tables leave out what is NaN, and smoothness is nothing else here.
-    if arguments.out is not None and arguments.out.suffix != ".jsonl":
-        raise ValueError(f"Parameter `--out` should end in .jsonl. Found `{arguments.out}`.")
+    if out is not None and out.suffix != ".jsonl":
+        raise ValueError(f"Parameter `--out` should end in .jsonl. Found `{out}`.")
+    try:
+        kept = Trace(out)
+    except ValueError as error:
+        raise ValueError(f"Parameter `--out` should be a new file or an earlier trace. {error}") from error
     trace = read_log(arguments.log, grad_norm=arguments.grad_norm, loss=arguments.loss, step=arguments.step)
     review = review_log(trace, thresholds=arguments.threshold)
-    roles = (("gradient norms", "grad_norm_column"), ("losses", "loss_column"), ("steps", "step_column"))
-    taken = (f"{what} from `{trace.meta[key]}`" for what, key in roles if trace.meta[key])
-    print(f"{arguments.log}: {', '.join(taken)}.\n{review.summary()}")
-    if arguments.out is not None:
-        trace.write(arguments.out)
-        print(f"\n{arguments.out}")
+    if arguments.json:
+        print(json.dumps(trace.meta | review.to_dict(), indent=2))
+    else:
+        print(f"{arguments.log}: {describe_columns(trace)}\n{review.summary()}")
+    if out is not None:
+        kept.meta = trace.meta
+        _write(trace, kept)
+        print(f"\n{out}", file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _write(trace: Trace, target: Trace) -> None:
+    """Writes rows to the file of another trace, where a row that cannot be written is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SmoothdiagWarning)
+        try:
+            with target:
+                target.extend(trace)
+        except SmoothdiagWarning as warning:
+            raise OSError(
+                f"Parameter `--out` should be a file that can be written. Found: {warning.__context__}"
+            ) from warning
 
 
 def _fitted(trace: Trace, arguments: argparse.Namespace) -> "SmoothnessFit":
@@ -175,13 +222,24 @@ def _parser() -> argparse.ArgumentParser:
     clip.set_defaults(run=_clip)
 
     log = commands.add_parser("import", help="say what a log of gradient norms and losses tells, and what it cannot")
-    log.add_argument("log", type=Path, metavar="LOG", help="a log: .csv, .jsonl, or .json such as trainer_state.json")
+    log.add_argument(
+        "log",
+        type=Path,
+        metavar="LOG",
+        help="a log: .csv, .jsonl, .json such as trainer_state.json, or a folder of TensorBoard",
+    )
     for flag, what in (("--grad-norm", "gradient norms"), ("--loss", "losses"), ("--step", "step numbers")):
         log.add_argument(flag, metavar="COLUMN", help=f"column of {what} (default: the one with a usual name)")
     log.add_argument(
         "--threshold", type=float, action="append", default=[], metavar="T", help="count for it too; may be repeated"
     )
-    log.add_argument("--out", type=Path, metavar="TRACE", help="write the rows as a trace, .jsonl")
+    log.add_argument(
+        "--out",
+        type=Path,
+        metavar="TRACE",
+        help="write the rows as a trace, .jsonl; an earlier one is kept as NAME.1.jsonl",
+    )
+    log.add_argument("--json", action="store_true", help="print the review as JSON")
     log.set_defaults(run=_import)
 
     doctor.add_command(commands)

@@ -1,9 +1,11 @@
 """Logs of runs that nobody measured: how they are read, and what is found in them."""
 
 import csv
+import gzip
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,7 @@ def test_rows_say_that_nobody_measured_them(tmp_path) -> None:
         "step_column": "step",
         "grad_norm_column": "grad_norm",
         "loss_column": "loss",
+        "columns": ["step", "grad_norm", "loss", "note"],
     }
 
 
@@ -194,8 +197,9 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path) -> None:
 
 
 def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None:
-    (tmp_path / "log.csv").write_text("step,grad_norm\n0,1.0\n1\n2,3.0\n", encoding="utf-8-sig")
-    trace = read_log(tmp_path / "log.csv", step="step")  # behind the mark that spreadsheets begin files with
+    (tmp_path / "log.csv").write_text("step, grad_norm, lr\n0, 1.0, 9\n1\n2, 3.0\n", encoding="utf-8-sig")
+    # The first name stands behind the mark that spreadsheets begin files with, the second behind a space.
+    trace = read_log(tmp_path / "log.csv", step="step", grad_norm="grad_norm")
     assert [(row["step"], row["grad_norm"]) for row in trace] == [(0, 1.0), (2, 3.0)]
     (tmp_path / "log.csv").write_text("step,grad_norm\n0,1.0,7,8\n1,2.0\n")
     with pytest.warns(SmoothdiagWarning, match="1 rows have more cells than the table has columns"):
@@ -205,7 +209,7 @@ def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None
 @pytest.mark.parametrize(
     ("name", "text", "options", "message"),
     [
-        ("a.csv", "step,acc,loss\n1,2,3\n", {}, "none of which has a usual name. Found the columns step, acc, loss."),
+        ("a.csv", "step,acc\n1,2\n", {}, "none of which has a usual name; .* Found the columns step, acc.$"),
         ("a.csv", "step,grad_norm\n1,2\n", {"loss": "l"}, "column of .*: step, grad_norm. Found `loss = 'l'`"),
         ("a.csv", "train/loss,train_loss,grad_norm\n1,2,3\n", {}, "name one of the columns train/loss, train_loss of"),
         ("a.csv", "epoch,grad_norm\n0.5,2\n", {"step": "epoch"}, "a column of whole numbers. Found 0.5 in `epoch`"),
@@ -213,7 +217,16 @@ def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None
         ("a.csv", "step,grad_norm\n", {}, "should be a log of named values. Found no entry"),
         ("a.jsonl", "hello\n", {}, "should be a log of named values. Found no entry"),
         ("a.json", "3", {}, "should be a log of named values. Found no entry"),
-        ("a.txt", "step,grad_norm\n1,2\n", {}, "should end in .csv, .json or .jsonl"),
+        ("a.txt", "{'loss': 2}\n", {}, "should end in .csv, .tsv, .* Found `.*a.txt`; .*take trainer_state.json"),
+        ("a.csv", "Wall time,Step,Value\n1,2,3\n", {}, "One scalar from TensorBoard has no name.*--grad-norm Value"),
+        ("a.json", "[[1.5, 2, 3]]", {}, "Found the columns Wall time, Step, Value. One scalar from TensorBoard"),
+        ("a.csv", "step,grad_norm\n1,tensor(0.4)\n", {}, "1 values .* like 0.5, .*'tensor\\(0.4\\)' in `grad_norm`"),
+        ("a.csv", "step;grad_norm\n1;0,4\n", {}, "no numbers like 0.5, the first of them '0,4' in `grad_norm`"),
+        ("a.jsonl", '{"grad_norm": 1' + 400 * "0" + "}", {}, "1 values left out that are no numbers"),
+        ("a.csv", "step,grad_norm\n3,1\n5,-0.5\n7,-2\n", {}, "never negative. Found -0.5 at step 5 .*, and 1 more"),
+        ("a.csv", "step,loss,acc\n3,,1\n", {}, "`loss` should name a column of numbers. Found none in `loss`"),
+        ("a.csv.gz", "step,grad_norm\n1,2\n", {}, "should be a whole file of gzip"),
+        ("a.csv", "s\0t\0e\0p\0", {}, "should be text in UTF-8. Found zero bytes"),
     ],
 )  # fmt: skip
 def test_what_is_no_such_log_is_refused(tmp_path, name, text, options, message) -> None:
@@ -255,7 +268,6 @@ def test_shares_are_those_of_the_norms_above(tmp_path) -> None:
     assert (found[1.5].clipped, found[1.5].origin) == (4 / 8, "50th percentile")
     assert all(use.clipped_at_most == use.clipped for use in review.thresholds)
     assert review.percentiles[100] == 8.0
-    assert review.advice == pytest.approx(np.quantile(norm, 0.9), rel=1e-12)
     assert (review.first_step, review.last_step, review.num_norms, review.num_losses) == (0, 7, 8, 0)
 
 
@@ -354,7 +366,8 @@ def test_clipping_that_began_late_is_noticed(tmp_path) -> None:
 
 def test_zero_norms_are_counted_and_disturb_nothing(tmp_path) -> None:
     review = review_log(logged(tmp_path, np.concatenate([np.zeros(50), noisy(0)])))
-    assert review.num_norms == 650
+    assert (review.num_norms, review.num_zeros) == (650, 50)
+    assert "50 of the norms are 0" in review.summary()
     assert math.isnan(review.pile_up)
     assert [use.clipped for use in review.thresholds if use.threshold == 1.0] == [(noisy(0) > 1).sum() / 650]
 
@@ -380,7 +393,7 @@ def test_the_command_prints_the_review_and_writes_the_trace(tmp_path, capsys) ->
     assert main(["import", str(path), "--grad-norm", "gn", "--threshold", "2.5", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert f"{path}: gradient norms from `gn`, losses from `loss`, steps from `step`.\n" in printed
-    assert "200 gradient norms in steps 0 to 1990, one in about 9.96 steps; 200 losses." in printed
+    assert "200 gradient norms in steps 0 to 1990, usually 10 steps apart; 200 losses." in printed
     assert f"{(norm > 2.5).mean():.1%}" in next(line for line in printed.splitlines() if line.endswith("given"))
     assert f"ADVICE BY PERCENTILE, not from a fit: {np.quantile(norm, 0.9):.4g}" in printed
     assert "SPIKES of the gradient norm: 1\n  step 1000:" in printed
@@ -394,13 +407,207 @@ def test_the_command_prints_the_review_and_writes_the_trace(tmp_path, capsys) ->
     ("flags", "message"),
     [
         (["--out", "t.csv"], "`--out` should end in .jsonl. Found `t.csv`"),
+        (["--out", "log.jsonl"], "`--out` should be a new file or an earlier trace. .*should be a smoothdiag trace"),
+        (["--out", "log.jsonl/t.jsonl"], "`--out` should be a file that can be written. Found: "),
         (["--grad-norm", "g"], "`grad_norm` should be a column of .*: step, grad_norm. Found `grad_norm = 'g'`"),
         (["--threshold", "-1"], "`thresholds` should hold positive"),
     ],
 )
-def test_wrong_flags_are_one_line(tmp_path, capsys, flags, message) -> None:
+def test_wrong_flags_are_one_line(tmp_path, monkeypatch, capsys, flags, message) -> None:
+    monkeypatch.chdir(tmp_path)
     path = jsonl(tmp_path / "log.jsonl", [{"step": 0, "grad_norm": 1.0}])
+    before = path.read_bytes()
     assert main(["import", str(path), *flags]) == 2
+    assert path.read_bytes() == before
     error = capsys.readouterr().err
     assert re.search(message, error)
+    assert error.count("\n") == 1
+
+
+ROWS = [(0, 0.75, 2.5), (5, 1.5, 2.25), (10, 3.0, 2.0)]
+NAMES = ("step", "grad_norm", "loss")
+TABLE = "step,grad_norm,loss\n" + "".join(f"{s},{g},{v}\n" for s, g, v in ROWS)
+COLUMNS = {name: [row[k] for row in ROWS] for k, name in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", ",step,grad_norm,loss\n" + "".join(f"{k},{s},{g},{v}\n" for k, (s, g, v) in enumerate(ROWS))),
+        ("a.CSV", TABLE.replace(",", ";")),
+        ("a.csv", TABLE.replace("\n", "\r\n")),
+        ("a.tsv", TABLE.replace(",", "\t")),
+        ("a.csv", TABLE.replace(",", ", ").rstrip("\n")),
+        ("a.csv.gz", gzip.compress(TABLE.encode())),
+        ("a.csv", TABLE.encode("utf-16")),
+        ("a.ndjson", "".join(json.dumps({"step": s, "train": {"grad_norm": g, "loss": v}}) + "\n" for s, g, v in ROWS)),
+        ("a.json", json.dumps(COLUMNS | {"lr": 0.1})),
+        ("a.json", json.dumps({"train": COLUMNS})),
+        ("a.json", json.dumps({name: dict(enumerate(values)) for name, values in COLUMNS.items()})),  # pandas' to_json
+        ("a.json", json.dumps({"history": [dict(zip(NAMES, row, strict=True)) for row in ROWS]})),
+    ],
+)
+def test_usual_formats_give_the_same_rows(tmp_path, name, data) -> None:
+    (tmp_path / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    trace = read_log(tmp_path / name)
+    assert pairs(trace) == ROWS
+    assert "" not in trace.meta["columns"]
+
+
+def test_one_scalar_from_tensorboard_is_read_by_its_columns(tmp_path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([[1.7e9 + step, step, norm] for step, norm, _ in ROWS]))
+    trace = read_log(tmp_path / "a.json", grad_norm="Value")
+    assert [(row["step"], row["grad_norm"]) for row in trace] == [(step, norm) for step, norm, _ in ROWS]
+
+
+def test_a_folder_of_tensorboard_is_read_whole(tmp_path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    many = 10_050  # more than TensorBoard shows by default
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step in range(many):
+            writer.add_scalar("train/grad_norm", step % 64, step)
+        for step in (1, 3):
+            writer.add_scalar("train/loss", 0.5 * step, step)
+            writer.add_scalar("eval/loss", 9.0, step)
+    trace = read_log(tmp_path / "run")
+    assert [row["grad_norm"] for row in trace] == [step % 64 for step in range(many)]
+    assert [(row["step"], row["loss"]) for row in trace if not math.isnan(row["loss"])] == [(1, 0.5), (3, 1.5)]
+    with pytest.raises(ValueError, match=r"Found a folder; in it, newest first: .*run/events.out.tfevents"):
+        read_log(tmp_path)
+
+
+def test_values_that_tensorboard_has_twice_are_said_and_tensorboard_missing_too(tmp_path, monkeypatch) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, norm in ((0, 1.0), (1, 2.0), (0, 3.0)):
+            writer.add_scalar("grad_norm", norm, step)
+    with pytest.warns(SmoothdiagWarning, match="1 entries are of a step that had other values before"):
+        assert [row["grad_norm"] for row in read_log(tmp_path)] == [3.0, 2.0]
+    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    with pytest.raises(ImportError, match=r'pip install "smoothdiag\[tensorboard\]"'):
+        read_log(tmp_path)
+
+
+def test_folders_name_the_logs_in_them(tmp_path) -> None:
+    with pytest.raises(ValueError, match="Found a folder without events"):
+        read_log(tmp_path)
+    (tmp_path / "out.csv" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "out.csv" / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"in it, newest first: .*checkpoint-5/trainer_state.json"):
+        read_log(tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "steps", "message"),
+    [
+        ("a.csv", TABLE + "200,1.", [0, 5, 10], "the last row left out, which was cut off: `200,1.`"),
+        (
+            "a.csv",
+            "step,grad_norm,loss,loss\n4,1,2,3\n",
+            [4],
+            "several columns are called loss; the last of them counts",
+        ),
+        ("a.json", json.dumps(COLUMNS | {"val_loss": [1]}), [0, 5, 10], "have not 3 values like most: val_loss 1"),
+        ("a.json", json.dumps(COLUMNS | {"lr": [1] * 6}), [0, 5, 10], "have not 3 values like most: lr 6"),
+    ],
+)
+def test_what_is_left_out_is_said(tmp_path, name, text, steps, message) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.warns(SmoothdiagWarning, match=re.escape(message)):
+        trace = read_log(tmp_path / name)
+    assert [row["step"] for row in trace] == steps
+
+
+def test_norms_of_minus_one_are_an_overflow_and_not_a_norm(tmp_path) -> None:
+    entries = [{"step": k, "grad_norm": -1 if k == 2 else 1.0 + k} for k in range(4)]
+    with pytest.warns(SmoothdiagWarning, match="1 gradient norms of -1 taken as NaN, as DeepSpeed logs an overflow"):
+        trace = read_log(jsonl(tmp_path / "log.jsonl", entries))
+    assert review_log(trace).non_finite == (2,)
+    assert review_log(trace).num_norms == 3
+
+
+def test_losses_alone_are_reviewed_for_spikes_and_nothing_else(tmp_path) -> None:
+    loss = [2.0 + 0.01 * (-1) ** k for k in range(60)]
+    loss[40] = 9.0
+    with pytest.warns(SmoothdiagWarning, match="losses alone are read, since no column has a usual name for gradient"):
+        trace = read_log(jsonl(tmp_path / "log.jsonl", [{"step": k, "loss": v, "g": 1.0} for k, v in enumerate(loss)]))
+    review = review_log(trace, thresholds=[1.0])
+    assert [(spike.step, spike.column) for spike in review.spikes] == [(40, "loss")]
+    assert (review.num_norms, review.num_losses, review.thresholds, review.percentiles) == (0, 60, (), {})
+    assert math.isnan(review.advice)
+    text = review.summary()
+    assert text.startswith("NO GRADIENT NORMS: no shares and no advice. 60 losses in steps 0 to 59.")
+    assert "threshold  " not in text
+    assert "of the gradient norm" not in text
+
+
+def test_advice_takes_twenty_norms_above_zero(tmp_path) -> None:
+    norm = noisy(0, n=20)
+    assert review_log(logged(tmp_path, norm)).advice == pytest.approx(np.quantile(norm, 0.9), rel=1e-12)
+    few = review_log(logged(tmp_path, norm[:19]))
+    assert math.isnan(few.advice)
+    assert "No advice by percentile: that takes 20 norms at least." in few.summary()
+    assert "SPIKES of the gradient norm: none, since no row has 20 before it" in few.summary()
+    zero = review_log(logged(tmp_path, np.zeros(30)))
+    assert math.isnan(zero.advice)
+    assert "No advice by percentile: the 90th percentile of the norms is 0." in zero.summary()
+    assert [use.threshold for use in zero.thresholds] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "said"),
+    [
+        (range(0, 50, 5), 5, "10 gradient norms in steps 0 to 45, usually 5 steps apart; no"),
+        ([1, 10, 20, 30], 10, "usually 10 steps apart"),
+        (range(7), 1, "7 gradient norms in steps 0 to 6; no losses."),
+        ([3], math.nan, "1 gradient norms in steps 2 to 4; no losses."),
+    ],
+)
+def test_the_interval_is_the_usual_distance_of_norms(tmp_path, steps, interval, said) -> None:
+    without = [{"step": k, "grad_norm": math.nan} for k in (2, 4) if k not in steps]
+    entries = [{"step": k, "grad_norm": 1.0} for k in steps] + without
+    review = review_log(read_log(jsonl(tmp_path / "log.jsonl", entries)))
+    assert review.interval == pytest.approx(interval, nan_ok=True)
+    assert said in review.summary()
+
+
+def test_columns_that_nobody_chose_are_named(tmp_path, capsys) -> None:
+    path = jsonl(tmp_path / "log.jsonl", [{"grad_norm": 1.0, "objective": 2.0, "it": k} for k in range(3)])
+    assert main(["import", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"{path}: gradient norms from `grad_norm`.\n"
+        "No column has a usual name for steps: entries are counted instead.\n"
+        "Other columns can be named (--loss for losses, --step for steps): objective, it.\n"
+    )
+
+
+def test_an_earlier_trace_is_kept(tmp_path) -> None:
+    out = tmp_path / "trace.jsonl"
+    for norm in (1.0, 2.0):
+        assert main(["import", str(jsonl(tmp_path / "a.jsonl", [{"grad_norm": norm}])), "--out", str(out)]) == 0
+    assert [row["grad_norm"] for row in Trace.read(out)] == [2.0]
+    assert [row["grad_norm"] for row in Trace.read(tmp_path / "trace.1.jsonl")] == [1.0]
+    assert Trace.read(out).meta["log"] == "a.jsonl"
+
+
+def test_the_review_as_json_holds_what_the_review_holds(tmp_path, capsys) -> None:
+    path = jsonl(tmp_path / "log.jsonl", [{"step": k, "grad_norm": g} for k, g in enumerate(noisy(0, n=40))])
+    assert main(["import", str(path), "--json", "--threshold", "2", "--out", str(tmp_path / "t.jsonl")]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    review = review_log(read_log(path), thresholds=[2.0])
+    assert (plain["advice"], plain["interval"], plain["pile_up"]) == (review.advice, 1.0, None)
+    assert plain["percentiles"]["90"] == review.percentiles[90]
+    assert [use["clipped"] for use in plain["thresholds"]] == [use.clipped for use in review.thresholds]
+    assert plain["grad_norm_column"] == "grad_norm"
+    assert len(Trace.read(tmp_path / "t.jsonl")) == 40
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_of_the_command_are_lines(tmp_path, capsys) -> None:
+    path = jsonl(tmp_path / "log.jsonl", [{"step": 0, "grad_norm": 1.0}, {"step": 1, "grad_norm": "x"}])
+    assert main(["import", str(path)]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"smoothdiag import: warning: {path}: 1 values left out")
     assert error.count("\n") == 1

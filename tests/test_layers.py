@@ -90,7 +90,7 @@ WINGS = {
         "optim.scion",
         "optim",
     ),
-    "logs": ("logs.outliers", "logs.reading", "logs.review", "logs"),
+    "logs": ("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs"),
     "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
     "autoclip": (
         "autoclip.calibration",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
 from smoothdiag.clipping.rule import FALLBACK_PERCENTILE
-from smoothdiag.logs.outliers import SPIKE_RULE, Array, Mask, Spike, find_pile, find_spikes
+from smoothdiag.logs.outliers import FEWEST, SPIKE_RULE, Array, Mask, Spike, find_pile, find_spikes
 from smoothdiag.logs.reading import ESTIMATOR
 
 if TYPE_CHECKING:
@@ -58,11 +58,13 @@ class LogReview:
 
     Attributes:
         num_norms: Finite gradient norms in it.
+        num_zeros: How many of them are 0.
         num_losses: Finite losses in it.
         first_step: Step of the first row.
         last_step: Step of the last row.
-        percentiles: Gradient norm by percentile, and the largest as 100 [f/x].
-        thresholds: How often each threshold would have acted.
+        interval: Median distance of steps with a finite gradient norm; NaN where there are fewer than two.
+        percentiles: Gradient norm by percentile, and the largest as 100 [f/x]; empty without gradient norms.
+        thresholds: How often each threshold would have acted; empty without gradient norms.
         spikes: Values far above those before them, in order of steps.
         non_finite: Steps where the logged gradient norm or loss was inf or NaN.
         pile_up: Gradient norm that many rows have alike, as after clipping [f/x]; NaN where there is none.
@@ -70,9 +72,11 @@ class LogReview:
     """
 
     num_norms: int
+    num_zeros: int
     num_losses: int
     first_step: int
     last_step: int
+    interval: float
     percentiles: dict[int, float]
     thresholds: tuple[ThresholdUse, ...]
     spikes: tuple[Spike, ...]
@@ -82,14 +86,24 @@ class LogReview:
 
     @property
     def advice(self) -> float:
-        """The 90th percentile of the norms, which is no fit [f/x]; NaN where the run's own clipping hides it."""
+        """The 90th percentile of the norms, which is no fit [f/x].
+
+        NaN where it is none: with fewer than 20 norms, where it is 0, and where the run's own clipping hides it.
+        """
+        if self.num_norms < FEWEST:
+            return math.nan
         value = self.percentiles[FALLBACK_PERCENTILE]
-        return math.nan if value >= self.pile_up else value
+        return math.nan if value == 0 or value >= self.pile_up else value
 
     def summary(self) -> str:
         """Returns all of it in words, with what a log cannot tell."""
         parts = (_head(self), _table(self), _advice(self), _spikes(self))
-        return "".join(f"{line}\n" for part in parts for line in (*part, "")) + NOT_KNOWN
+        return "".join(f"{line}\n" for part in parts if part for line in (*part, "")) + NOT_KNOWN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the findings as plain values that JSON can hold; what is NaN becomes None."""
+        plain: dict[str, Any] = _plain(asdict(self) | {"advice": self.advice})
+        return plain
 
 
 def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) -> LogReview:
@@ -110,7 +124,7 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
         LogReview: the findings; ``summary()`` says them.
 
     Raises:
-        ValueError: If ``data`` has no row of a log with a finite gradient norm, or a threshold is not positive.
+        ValueError: If ``data`` has no row of a log with a finite gradient norm or loss, or a threshold is not positive.
 
     Units: thresholds [f/x].
     """
@@ -122,33 +136,47 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
     frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
     rows = frame[frame["estimator"] == ESTIMATOR].sort_values("step", kind="stable")
     known = rows[np.isfinite(rows["grad_norm"])]
-    if known.empty:
+    num_losses = int(np.isfinite(rows["loss"]).sum())
+    if known.empty and not num_losses:
         raise ValueError(
-            "Parameter `data` should have rows from `read_log` with finite gradient norms. Found "
+            "Parameter `data` should have rows from `read_log` with finite gradient norms or losses. Found "
             f"{len(frame)} rows, {len(rows)} of them from a log, and none such."
         )
     norm = known["grad_norm"].to_numpy(dtype=np.float64)
     pile = find_pile(norm)
-    percentiles = {p: float(np.percentile(norm, p)) for p in (*PERCENTILES, 100)}
+    percentiles = {p: float(np.percentile(norm, p)) for p in (*PERCENTILES, 100)} if len(norm) else {}
     asked: dict[float, list[str]] = {USUAL_THRESHOLD: ["a usual default"]}
     for value in thresholds:
         asked.setdefault(float(value), []).append("given")
     for p in PERCENTILES:
-        asked.setdefault(percentiles[p], []).append(f"{p}th percentile")
+        if percentiles.get(p, 0.0) > 0:  # nothing is clipped to 0
+            asked.setdefault(percentiles[p], []).append(f"{p}th percentile")
     late = known["step"].to_numpy() > (rows["step"].iloc[0] + rows["step"].iloc[-1]) / 2
     spikes = [*find_spikes(rows, "grad_norm"), *find_spikes(rows, "loss")]
     return LogReview(
         num_norms=len(norm),
-        num_losses=int(np.isfinite(rows["loss"]).sum()),
+        num_zeros=int((norm == 0).sum()),
+        num_losses=num_losses,
         first_step=int(rows["step"].iloc[0]),
         last_step=int(rows["step"].iloc[-1]),
+        interval=float(np.median(np.diff(known["step"]))) if len(norm) > 1 else math.nan,
         percentiles=percentiles,
-        thresholds=tuple(_use(value, ", ".join(asked[value]), norm, late, pile) for value in sorted(asked)),
+        thresholds=tuple(
+            _use(value, ", ".join(asked[value]), norm, late, pile) for value in sorted(asked) if len(norm)
+        ),
         spikes=tuple(sorted(spikes, key=lambda spike: spike.step)),
         non_finite=tuple(int(step) for step in rows["step"][rows["status"] == "non_finite"]),
         pile_up=float(norm[pile].min()) if pile.any() else math.nan,
-        pile_share=float(pile.mean()),
+        pile_share=float(pile.mean()) if len(norm) else 0.0,
     )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _use(threshold: float, origin: str, norm: Array, late: Mask, pile: Mask) -> ThresholdUse:
@@ -165,10 +193,15 @@ def _use(threshold: float, origin: str, norm: Array, late: Mask, pile: Mask) -> 
 
 
 def _head(review: LogReview) -> list[str]:
-    length = review.last_step - review.first_step + 1
-    every = "" if review.num_norms >= 0.9 * length else f", one in about {length / review.num_norms:.3g} steps"
+    steps = f"in steps {review.first_step} to {review.last_step}"
+    if not review.num_norms:
+        lines = [f"NO GRADIENT NORMS: no shares and no advice. {review.num_losses} losses {steps}."]
+        return [*lines, *([f"Not finite at {_listed(review.non_finite)}."] if review.non_finite else [])]
+    every = f", usually {review.interval:g} steps apart" if review.interval > 1 else ""
     losses = f"; {review.num_losses} losses" if review.num_losses else "; no losses"
-    lines = [f"{review.num_norms} gradient norms in steps {review.first_step} to {review.last_step}{every}{losses}."]
+    lines = [f"{review.num_norms} gradient norms {steps}{every}{losses}."]
+    if review.num_zeros:
+        lines.append(f"{review.num_zeros} of the norms are 0, as where no gradient was there when they were taken.")
     if review.num_norms < FEW:
         lines.append("With so few norms the upper percentiles hang on single steps.")
     if review.non_finite:
@@ -183,6 +216,8 @@ def _head(review: LogReview) -> list[str]:
 
 
 def _table(review: LogReview) -> list[str]:
+    if not review.num_norms:
+        return []
     lines = [f"{'threshold':>10}  {'would clip':>11}  {'later half':>10}"]
     for use in review.thresholds:
         hidden = use.clipped_at_most > use.clipped
@@ -193,8 +228,15 @@ def _table(review: LogReview) -> list[str]:
 
 
 def _advice(review: LogReview) -> list[str]:
+    if not review.num_norms:
+        return []
     if math.isnan(review.advice):
-        return [f"No advice by percentile: clipping has hidden the {FALLBACK_PERCENTILE}th."]
+        percentile = f"the {FALLBACK_PERCENTILE}th percentile"
+        if review.num_norms < FEWEST:
+            return [f"No advice by percentile: that takes {FEWEST} norms at least."]
+        if review.percentiles[FALLBACK_PERCENTILE] == 0:
+            return [f"No advice by percentile: {percentile} of the norms is 0."]
+        return [f"No advice by percentile: clipping has hidden {percentile}."]
     return [
         f"ADVICE BY PERCENTILE, not from a fit: {review.advice:.4g}, the {FALLBACK_PERCENTILE}th percentile. "
         "It stops outliers and guarantees nothing."
@@ -203,9 +245,13 @@ def _advice(review: LogReview) -> list[str]:
 
 def _spikes(review: LogReview) -> list[str]:
     lines = []
-    for column, name in (("grad_norm", "gradient norm"), ("loss", "loss")):
+    columns = (("grad_norm", "gradient norm", review.num_norms), ("loss", "loss", review.num_losses))
+    for column, name, count in columns:
+        if not count:
+            continue
         found = [spike for spike in review.spikes if spike.column == column]
-        lines.append(f"SPIKES of the {name}: {len(found) or 'none'}")
+        none = "none" if count > FEWEST else f"none, since no row has {FEWEST} before it"
+        lines.append(f"SPIKES of the {name}: {len(found) or none}")
         lines += [f"  {_said(spike)}" for spike in found[:NUM_SHOWN]]
         if len(found) > NUM_SHOWN:
             lines.append(f"  and {len(found) - NUM_SHOWN} more, at {_listed([s.step for s in found[NUM_SHOWN:]])}")
