@@ -509,6 +509,12 @@ def test_folders_name_the_logs_in_them(tmp_path) -> None:
             [4],
             "several columns are called loss; the last of them counts",
         ),
+        (
+            "a.csv",
+            'step,grad_norm,note\n0,1,\n5,2,"open\n10,3,\n',
+            [0, 5],
+            "1 cells hold several lines, as where a quote",
+        ),
         ("a.json", json.dumps(COLUMNS | {"val_loss": [1]}), [0, 5, 10], "have not 3 values like most: val_loss 1"),
         ("a.json", json.dumps(COLUMNS | {"lr": [1] * 6}), [0, 5, 10], "have not 3 values like most: lr 6"),
     ],

@@ -91,6 +91,8 @@ def _from_table(text: str, source: Path, problems: list[str]) -> list[Entry]:
         problems.append(f"the last row left out, which was cut off: `{delimiter.join(rows.pop())}`")
     if num_longer := sum(len(row) > len(names) for row in rows):
         problems.append(f"{num_longer} rows have more cells than the table has columns")
+    if num_broken := sum("\n" in cell for row in rows for cell in row):
+        problems.append(f"{num_broken} cells hold several lines, as where a quote is not closed")
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         problems.append(f"several columns are called {', '.join(twice)}; the last of them counts")
     # A column without a name is the index that pandas writes.
