@@ -13,7 +13,7 @@ import pytest
 import torch
 from asserts import assert_identical, state_of
 
-from smoothdiag.doctor import Fault, run_script
+from smoothdiag.doctor import Fault, explain, run_script
 from smoothdiag.doctor.watching import watch_all
 
 FOLDER = Path(__file__).parent / "doctor_scripts"
@@ -54,9 +54,14 @@ def test_every_fault_is_planted_somewhere() -> None:
     assert all(planted(script) for script in FAULTY)
 
 
-def test_every_fault_has_a_section_on_the_page() -> None:
+def test_every_fault_has_a_section_on_the_page_which_the_package_holds_too() -> None:
     page = (FOLDER.parents[1] / "docs" / "doctor.md").read_text()
-    assert re.findall(r"^### (.*)$", page, re.MULTILINE) == [fault.slug for fault in Fault]
+    sections = re.findall(r"^### (.*?)(?=^#)", page, re.MULTILINE | re.DOTALL)
+    assert [each.split()[0] for each in sections] == [fault.slug for fault in Fault]
+    for section, fault in zip(sections, Fault, strict=True):
+        assert explain(fault.slug).split() == section.split()
+    with pytest.raises(ValueError, match=r"`name` should be one of clip-after-step, .*\. Found `clip`\."):
+        explain("clip")
 
 
 @pytest.mark.parametrize("script", single(CORRECT))

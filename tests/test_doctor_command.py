@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from smoothdiag.cli import main
+from smoothdiag.doctor import run_script
 
 LOOP = """
 import sys, torch
@@ -122,6 +124,104 @@ def test_exception_goes_to_the_hook_of_the_script(tmp_path, capsys) -> None:
 def test_nothing_seen_is_said(tmp_path, capsys) -> None:
     assert run(tmp_path, "") == 0
     assert "no optimizer step was seen in this process" in capsys.readouterr().out
+    for end, code in (("raise ValueError", 1), ("import sys; sys.exit(2)", 2)):
+        assert run(tmp_path, end) == code
+        assert f"the script ended with exit code {code} before its first optimizer step" in capsys.readouterr().out
+
+
+STEPS = """
+import torch
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(9):
+    try:
+        try:
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+        except Exception:
+            print("caught")
+    finally:
+        print("after", step)
+print("end")
+"""
+
+
+def test_run_ends_after_the_steps_asked_for(tmp_path, capsys) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(STEPS)
+    for steps, last in ((3, ["after 2"]), (9, ["after 8"]), (10, ["after 8", "end"])):
+        assert main(["doctor", "--steps", str(steps), str(script)]) == 0
+        *printed, _, report = capsys.readouterr().out.splitlines()
+        assert printed == [f"after {step}" for step in range(min(steps, 9))] + last[1:]
+        assert report == f"smoothdiag doctor: no findings in {min(steps, 9)} steps."
+    assert main(["doctor", "--steps", "0", str(script)]) == 2
+    assert "`steps` should be at least 1. Found 0." in capsys.readouterr().err
+
+
+def test_finding_is_explained_by_its_name(capsys) -> None:
+    for name, code in (("clip-as-norm", 0), ("clip", 2)):
+        with pytest.raises(SystemExit) as end:
+            main(["doctor", "--explain", name])
+        assert end.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out.startswith("clip-as-norm\n\n`clip_grad_norm_(parameters, inf)` is used to read the norm.")
+    assert "invalid choice: 'clip' (choose from" in captured.err
+
+
+def test_reader_that_leaves_early_makes_no_traceback(tmp_path, capsys, monkeypatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert run(tmp_path, f"{LOOP}\nsys.exit(3)") == 3
+        broken.write("more")  # as Python does at its end
+    assert capsys.readouterr().err == ""
+
+
+def test_report_comes_before_a_signal_ends_the_process(tmp_path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(f"{LOOP}\nimport os\nos.kill(os.getpid(), 15)\nprint('on')")
+    command = [sys.executable, "-m", "smoothdiag.cli", "doctor", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, "")
+    assert done.stdout.startswith("\nsmoothdiag doctor: 1 finding in 1 step\n")
+    assert "on" not in done.stdout.split()
+
+
+HANDLERS = """
+import os, signal
+def handle(number, frame):
+    if callable(earlier):
+        earlier(number, frame)
+    os.environ["HANDLED"] = "yes"
+earlier = signal.getsignal(15)
+if {own}:
+    signal.signal(15, handle)
+signal.raise_signal(15)
+"""
+
+
+@pytest.mark.parametrize(("own", "reports", "is_forked", "killed"), [
+    (False, True, False, True), (False, True, True, True), (True, True, False, False),
+])  # fmt: skip
+def test_handler_of_the_script_decides(tmp_path, monkeypatch, own, reports, is_forked, killed) -> None:
+    monkeypatch.setenv("HANDLED", "no")
+    calls, here = [], os.getpid()
+    monkeypatch.setattr(os, "kill", lambda *call: calls.append(call))
+    script, told = tmp_path / "train.py", []
+    script.write_text(HANDLERS.format(own=own))
+    if is_forked:
+        pids = iter([here, -1, -1])
+        monkeypatch.setattr(os, "getpid", lambda: next(pids))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_script(script, before_termination=told.append)[1] == 0
+    finally:
+        left = signal.signal(signal.SIGTERM, before)
+    assert calls == ([(-1 if is_forked else here, signal.SIGTERM)] if killed else [])
+    assert len(told) == (0 if own or is_forked else 1)
+    assert os.environ["HANDLED"] == ("yes" if own else "no")
+    assert (left is signal.SIG_DFL) is not own
 
 
 def test_further_ranks_keep_quiet(tmp_path, capsys, monkeypatch) -> None:

@@ -25,7 +25,9 @@ from torch.optim.optimizer import (
 from torch.utils.checkpoint import checkpoint
 
 import smoothdiag as sd
-from smoothdiag.doctor.gradients import is_part
+from smoothdiag.doctor import Fault, Site
+from smoothdiag.doctor.findings import finding
+from smoothdiag.doctor.gradients import has_entries, is_part
 from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.sites import call_site, caller, code_of, is_library, is_own, is_result_used
 from smoothdiag.doctor.watching import watch_all
@@ -460,6 +462,108 @@ def test_clips_that_come_too_late_do_not_count_as_never_binding() -> None:
     assert [(f.name, f.count, f.of) for f in report.findings] == [("clip-after-step", 40, 40)]
 
 
+@pytest.mark.parametrize(("number", "first", "expected"), [
+    (31, False, ["clip-of-nothing"]), (30, False, []), (40, True, []),
+])  # fmt: skip
+def test_clip_of_nothing_takes_many_clips_and_none_that_had_a_gradient(number, first, expected) -> None:
+    run = Run()
+    with run.watch() as report:
+        for k in range(number):
+            run.backward()
+            if k or not first:
+                run.optimizer.zero_grad(set_to_none=k % 2 == 0)
+            clip_grad_norm_(run.model.parameters(), 1.0)
+            run.step()
+    assert names(report) == expected
+    assert all((f.count, f.of) == (30, 31) and "was zeroed or removed before it" in f.what for f in report.findings)
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_clip_without_parameters_is_no_matter_where_another_one_clips(clips) -> None:
+    run, other = Run(), Run()
+    with run.watch() as report:
+        for _ in range(30):
+            run.backward()
+            clip_grad_norm_([], 1.0)
+            clip_grad_norm_(other.model.parameters(), 1.0)
+            if clips:
+                clip_grad_value_(run.model.parameters(), 1.0)
+            run.step()
+    assert names(report) == ([] if clips else ["clip-of-nothing"])
+    assert all("it was given no parameters." in f.what for f in report.findings)
+
+
+def test_gradients_with_entries_other_than_zero() -> None:
+    zero, one = torch.zeros(2), torch.tensor([0.0, 1.0])
+    assert has_entries([None, zero, one])
+    assert has_entries([torch.tensor(math.nan)])
+    assert has_entries([zero.to_sparse()])
+    assert has_entries([zero.to("meta")])
+    assert not has_entries([None, zero, torch.zeros(0), zero.bfloat16()])
+    assert not has_entries([])
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(1.8e19, ["clip-never-binds"]), (1.9e19, [])])
+def test_threshold_that_no_norm_can_reach_is_there_to_read_the_norm(threshold, expected) -> None:
+    run = Run()
+    with run.watch() as report:
+        for _ in range(30):
+            run.backward()
+            clip_grad_norm_(run.model.parameters(), threshold)
+            run.step()
+    assert names(report) == expected
+
+
+@pytest.mark.parametrize(("passes", "zeroes", "is_said"), [
+    (1, None, True), (3, None, True), (1, "to_none", False), (1, "in_place", False), (2, "in_place", False),
+    (1, "once", False),
+])  # fmt: skip
+def test_gradients_that_are_never_zeroed_are_named_as_the_cause(passes, zeroes, is_said) -> None:
+    run, other = Run(), Run()
+    with sd.doctor.watch(nn.ModuleList([run.model, other.model]), run.optimizer, other.optimizer) as report:
+        for k in range(30):
+            if k == 20 if zeroes == "once" else zeroes:
+                run.optimizer.zero_grad(set_to_none=zeroes != "in_place")
+            for _ in range(passes):
+                run.backward()
+            clip_grad_norm_(run.model.parameters(), 1e-4)
+            run.optimizer.step()
+            run.model[0](torch.ones(1, 4)).sum().backward() if zeroes else None  # leaks into what was used
+            other.backward()
+            other.step()
+    (found,) = report.findings
+    assert found.name == "clip-always-binds"
+    assert ("added to those that a step had used already." in found.what) is is_said
+    assert ("Call optimizer.zero_grad()" in found.change) is is_said
+
+
+def test_note_is_left_out_where_an_error_names_the_line() -> None:
+    run, scaler = Run(), torch.amp.GradScaler("cpu", init_scale=64.0)
+    with run.watch() as report:
+        for _ in range(30):
+            scaler.scale(run.model(torch.randn(8, 4)).square().mean()).backward()
+            clip_grad_norm_(run.model.parameters(), 1e-4)
+            scaler.step(run.optimizer)
+            scaler.update()
+            run.optimizer.zero_grad()
+    assert names(report) == ["clip-of-scaled-gradients"]
+
+
+@pytest.mark.parametrize(("fault", "through", "change"), [
+    (Fault.CLIP_NEVER_BINDS, "transformers.train", "the setting is max_grad_norm of TrainingArguments."),
+    (Fault.CLIP_NEVER_BINDS, "lightning.fit", "the setting is gradient_clip_val of the Trainer."),
+    (Fault.CLIP_NEVER_BINDS, "else.fit", "look for the setting that asks for it."),
+    (Fault.NORM_AFTER_CLIPPING, "transformers.train", "look for the setting that asks for it."),
+    (Fault.CLIP_AS_NORM, "transformers.train", "Set max_grad_norm of TrainingArguments to 1e30, which reads the norm"),
+    (Fault.CLIP_PER_MICRO_BATCH, "accelerate.clip_grad_norm_", "under `if accelerator.sync_gradients:`."),
+    (Fault.CLIP_PER_MICRO_BATCH, "lightning.clip_gradients", "right before the optimizer's step."),
+])  # fmt: skip
+def test_setting_of_a_library_is_named_where_it_is_known(fault, through, change) -> None:
+    found = finding(fault, Site("train.py", 1, "train", "library.py:1", through), 1, 1)
+    assert change in found.change
+    assert ("a library's own" in found.change) is ("the setting" in change)
+
+
 def test_facts_of_a_clip_that_never_binds() -> None:
     run = Run()
     norms = []
@@ -674,6 +778,12 @@ def test_wrong_optimizer_is_refused(wrong) -> None:
         sd.doctor.watch(Run().model, wrong).__enter__()
 
 
+def test_model_and_optimizer_the_wrong_way_round_are_told_apart() -> None:
+    run = Run()
+    with pytest.raises(ValueError, match=r"`model` should be a torch.nn.Module, and come first.* Found SGD\."):
+        sd.doctor.watch(run.optimizer, run.model).__enter__()
+
+
 def test_nothing_is_kept_alive() -> None:
     with watch_all():
         run = Run()
@@ -762,6 +872,8 @@ def test_site_of_a_call_from_a_library_is_where_that_was_called() -> None:
     call = of_library("call = lambda f: f()")
     site = call(here)
     assert (site.code, site.inside) == ("site = call(here)", f"{LIBRARY}:1")
+    fit = of_library("__name__ = 'trainers.fitting'\ndef call(f, g): return f(g)")
+    assert (fit(call, here).through, here().through) == ("trainers.call", "")
 
 
 def test_whether_a_result_is_used() -> None:

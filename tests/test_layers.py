@@ -108,10 +108,13 @@ WINGS = {
     "doctor": (
         "doctor.patches",
         "doctor.sites",
+        "doctor.explanations",
         "doctor.findings",
         "doctor.gradients",
+        "doctor.counts",
         "doctor.shards",
         "doctor.observer",
+        "doctor.report",
         "doctor.watching",
         "doctor.script",
         "doctor.command",

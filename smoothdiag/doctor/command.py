@@ -6,7 +6,28 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from smoothdiag.doctor.explanations import NAMES, explain
+
+if TYPE_CHECKING:
+    from smoothdiag.doctor.report import Report
+
+
+class _Explain(argparse.Action):
+    """Prints what the documentation says about a fault, and ends."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Prints and ends."""
+        print(explain(str(values)))
+        parser.exit()
 
 
 def add_command(commands: Any) -> None:
@@ -15,6 +36,10 @@ def add_command(commands: Any) -> None:
         "doctor", help="run a training script unchanged and name mistakes around gradient clipping, with their lines"
     )
     doctor.add_argument("--json", action="store_true", help="print the report as one line of JSON")
+    doctor.add_argument("--steps", type=int, metavar="N", help="end the run after N optimizer steps")
+    doctor.add_argument(
+        "--explain", action=_Explain, choices=NAMES, metavar="NAME", help="explain a finding of this name, and end"
+    )
     doctor.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT is a module, as in python -m")
     doctor.add_argument("script", metavar="SCRIPT", help="Python script that trains")
     doctor.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="arguments of the script")
@@ -24,11 +49,28 @@ def add_command(commands: Any) -> None:
 def _doctor(arguments: argparse.Namespace) -> None:
     from smoothdiag.doctor.script import run_script
 
-    process = os.getpid()
-    report, code = run_script(arguments.script, arguments.args, is_module=arguments.is_module)
-    sys.stdout.flush()
-    is_first = os.environ.get("RANK", "0") == "0" and os.getpid() == process  # not what the script forked
-    if is_first:
-        print(f"\n{json.dumps(report.to_dict()) if arguments.json else report}")
+    process, is_first = os.getpid(), os.environ.get("RANK", "0") == "0"
+
+    def tell(report: Report) -> None:
+        if not is_first or os.getpid() != process:  # not what the script forked
+            return
+        text = f"\n{json.dumps(report.to_dict()) if arguments.json else report}\n"
+        try:
+            sys.stdout.flush()
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read it has left; Python flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except RuntimeError:  # a signal came while the script was writing to it
+            os.write(1, text.encode())
+
+    report, code = run_script(
+        arguments.script,
+        arguments.args,
+        is_module=arguments.is_module,
+        steps=arguments.steps,
+        before_termination=tell if is_first else None,
+    )
+    tell(report)
     if code:
         sys.exit(code)

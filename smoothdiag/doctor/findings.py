@@ -9,7 +9,12 @@ from typing import Any, Final
 from smoothdiag.doctor.sites import Site
 
 _PAGE: Final = "docs/doctor.md"
-_IN_LIBRARY: Final = " The call is a library's own; look for the setting that asks for it."
+_SETTINGS: Final = {
+    "transformers": "max_grad_norm of TrainingArguments",
+    "lightning": "gradient_clip_val of the Trainer",
+    "pytorch_lightning": "gradient_clip_val of the Trainer",
+}
+"""What makes a library clip, by its name."""
 
 
 class Severity(Enum):
@@ -37,6 +42,12 @@ class Fault(Enum):
         "The gradients still carried the factor of the GradScaler when they were clipped, so the threshold was "
         "effectively divided by that factor, and moved with it.",
         "Call scaler.unscale_(optimizer) right before this line.",
+    )
+    CLIP_OF_NOTHING = (
+        Severity.ERROR,
+        "The clip had no gradient to clip: {facts}.",
+        "Clip between backward() and zero_grad(), and give this line the parameters that the optimizer steps, as "
+        "model.parameters() made anew for each call, or as a list: a generator serves once.",
     )
     CLIP_PER_MICRO_BATCH = (
         Severity.ERROR,
@@ -151,15 +162,24 @@ class Finding:
         inside = f"\n  inside {self.site.inside}" if self.site.inside else ""
         return (
             f"{self.severity.upper()} {self.name}: {self.count} of {self.of} {self.unit}\n"
-            f"  {self.site}: {self.code}{inside}\n  {self.what}\n  Change: {self.change}\n  See {self.link}"
+            f"  {self.site}: {self.code}{inside}\n  {self.what}\n  Change: {self.change}\n"
+            f"  More: smoothdiag doctor --explain {self.name}"
         )
 
 
 def finding(
-    fault: Fault, site: Site, count: int, of: int, *, unit: str = "steps", other: str = "", facts: str = ""
+    fault: Fault,
+    site: Site,
+    count: int,
+    of: int,
+    *,
+    unit: str = "steps",
+    other: str = "",
+    facts: str = "",
+    change: str = "",
 ) -> Finding:
-    """Returns a finding with the texts of its fault."""
-    severity, what, change = fault.value
+    """Returns a finding with the texts of its fault; ``change`` takes the place of what the fault has to say."""
+    severity, what, usual = fault.value
     names = {"other": other, "facts": facts}
     return Finding(
         name=fault.slug,
@@ -169,25 +189,30 @@ def finding(
         of=of,
         unit=unit,
         site=site,
-        change=change.format(**names) + (_IN_LIBRARY if site.inside else ""),
+        change=_for_library(fault, site, change or usual.format(**names)),
         link=f"{_PAGE}#{fault.slug}",
     )
 
 
-def as_text(findings: list[Finding], steps: int) -> str:
-    """Returns a table of the findings, and below it what each of them means."""
-    if not steps and not findings:
-        return (
-            "smoothdiag doctor: no optimizer step was seen in this process. Processes that a script starts are not "
-            "watched: start the ranks with torchrun and the doctor in each of them. Nor are compiled steps, or threads "
-            "that outlive the script."
-        )
-    counted = f"{len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}"
-    head = f"smoothdiag doctor: {counted} in {steps} step{'' if steps == 1 else 's'}"
-    if not findings:
-        return f"{head}."
-    rows = [("severity", "finding", "seen", "line")]
-    rows += [(f.severity, f.name, f"{f.count} of {f.of} {f.unit}", str(f.site)) for f in findings]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([head, "", *table, *(f"\n{each}" for each in findings)])
+def worst_first(findings: list[Finding]) -> list[Finding]:
+    """Returns the findings in order, without notes on lines that an error names: their remedies would contradict."""
+    wrong = {(each.file, each.line) for each in findings if each.severity == "error"}
+    kept = (each for each in findings if each.severity != "note" or (each.file, each.line) not in wrong)
+    order = ("error", "warning", "note")
+    return sorted(kept, key=lambda each: (order.index(each.severity), each.file, each.line))
+
+
+def _for_library(fault: Fault, site: Site, change: str) -> str:
+    """Returns what to change where a library made the call."""
+    package, _, function = site.through.partition(".")
+    if not site.inside:
+        return change
+    if "clip" in function:  # the line named asks for the clip, through a library
+        is_waiting = package == "accelerate" and fault is Fault.CLIP_PER_MICRO_BATCH
+        return "Put this line under `if accelerator.sync_gradients:`." if is_waiting else change
+    setting = _SETTINGS.get(package) if fault.slug.startswith("clip") else None
+    if setting is None:
+        return f"{change} The call is a library's own; look for the setting that asks for it."
+    if fault is Fault.CLIP_AS_NORM:
+        return f"Set {setting} to 1e30, which reads the norm too and leaves finite gradients as they are."
+    return f"{change} The call is a library's own; the setting is {setting}."

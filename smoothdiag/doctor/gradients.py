@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from smoothdiag.doctor.sites import Site
+from smoothdiag.doctor.sites import NOWHERE, Site
 
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
 _SCALED: Final = "smoothdiag.scaled"
@@ -64,6 +64,7 @@ class Owner:
         scaled: Whether its gradients carry the factor of a GradScaler.
         prints: Its gradients after the last scaled backward pass.
         early: Lines that read a norm since its last step, when there was no new gradient yet.
+        carries: Whether its gradients are a sum with some that a step has used.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -72,10 +73,11 @@ class Owner:
         self.frame = 0
         self.closure: CodeType | None = None
         self.entered = self.left = -1
-        self.makes_gradients = self.in_backward = self.scaled = False
+        self.makes_gradients = self.in_backward = self.scaled = self.carries = False
         self.step_site: Site | None = None
         self.prints: list[tuple[int, int]] = []
         self.early: list[Site] = []
+        self._sum: Mark | None = None
 
     def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
         """Returns whether it stands for this optimizer."""
@@ -90,6 +92,16 @@ class Owner:
     def fingerprints(self) -> list[tuple[int, int]]:
         """Returns what changes when a gradient does, for comparing within one backward pass."""
         return [(id(p.grad), version(p.grad)) for p in self.parameters]
+
+    def before_backward(self, first: Held | None) -> None:
+        """Takes note of what is about to be added to, by the first parameter that has a gradient."""
+        gradient = None if first is None else first.gradient
+        is_as_it_was = self._sum is not None and self._sum.holds(gradient)
+        self.carries = first is not None and (first.is_used_up or (self.carries and is_as_it_was))
+
+    def after_backward(self, first: Held | None) -> None:
+        """Takes note of the sum."""
+        self._sum = None if first is None else Mark(first.gradient, NOWHERE)
 
     def enter(self, frame: FrameType) -> bool:
         """Returns whether a step is the outermost; a subclass that calls super().step() fires hooks twice."""
@@ -182,6 +194,17 @@ def version(gradient: Tensor | None) -> int:
     return -1 if part is None or part.is_inference() else part._version
 
 
+def has_entries(gradients: Iterable[Tensor | None]) -> bool:
+    """Returns whether a gradient has an entry other than zero. One that cannot be looked into counts as if it had."""
+    there = [each for each in gradients if each is not None]
+    if not all(type(each) in _PLAIN and each.layout == torch.strided and not each.is_meta for each in there):
+        return True
+    if any(each.is_cuda for each in there) and torch.cuda.is_current_stream_capturing():
+        return True
+    devices = {each.device for each in there}
+    return any(bool(torch.stack([g.any() for g in there if g.device == device]).any()) for device in devices)
+
+
 def mark_scaled(losses: Any) -> Any:
     """Marks the graph of a loss, or of several, as carrying the factor of a GradScaler, and returns them."""
     if isinstance(losses, Tensor):
@@ -226,3 +249,10 @@ def addresses(held: Iterable[Held]) -> dict[tuple[int, int], Held]:
     """Returns the parameters by where their gradients lie."""
     found = {each.address: each for each in held}
     return {where: each for where, each in found.items() if where is not None}
+
+
+def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Returns what lies within an optimizer that wraps another."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer

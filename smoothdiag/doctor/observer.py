@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from smoothdiag.doctor.findings import Fault, Finding, finding
-from smoothdiag.doctor.gradients import Held, Mark, Owner, address, addresses, is_part, is_sharded, local
+from smoothdiag.doctor.counts import Binding, Count, Line
+from smoothdiag.doctor.findings import Fault, Finding, finding, worst_first
+from smoothdiag.doctor.gradients import Held, Mark, Owner, address, addresses, has_entries, is_part, is_sharded, local
 from smoothdiag.doctor.shards import Shards
 from smoothdiag.doctor.sites import NOWHERE, Site
-
-FEWEST_CLIPS: Final = 30
-"""Clips it takes to say never or always: with none of 30, at most one in ten would have bound (95%, rule of three)."""
 
 
 @dataclass(frozen=True)
@@ -26,70 +24,13 @@ class Call:
         site: Its line.
         returns_norm: Whether it returns the norm before the clip and somebody looks at that.
         knows_norm: Whether it was given the norm.
+        is_used_up: Whether it was given a generator of parameters that is at its end.
     """
 
     site: Site
     returns_norm: bool = False
     knows_norm: bool = False
-
-
-class Binding:
-    """How often the clips of one line changed the gradient. Numbers stay on the device until somebody asks.
-
-    Attributes:
-        calls: How many clips there were.
-    """
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self._thresholds: set[float] = set()
-        self._bound: Any = 0
-        self._lowest: Any = None
-        self._highest: Any = None
-
-    def add(self, norm: Tensor, threshold: Any) -> None:
-        """Adds a clip of a gradient with this norm."""
-        first = self._lowest is None
-        norm = norm.detach() if first else norm.detach().to(self._lowest.device)
-        self.calls += 1
-        self._thresholds.add(float(threshold))
-        self._bound = self._bound + (norm > float(threshold))
-        self._lowest = norm.clone() if first else torch.fmin(self._lowest, norm)
-        self._highest = norm.clone() if first else torch.fmax(self._highest, norm)
-
-    def finding(self, site: Site) -> Finding | None:
-        """Returns what there is to say, if anything."""
-        bound = int(self._bound)
-        if self.calls < FEWEST_CLIPS or 0 < bound < self.calls:
-            return None
-        low, high = min(self._thresholds), max(self._thresholds)
-        threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-        facts = f"norms from {float(self._lowest):.3g} to {float(self._highest):.3g}, threshold {threshold}"
-        fault = Fault.CLIP_ALWAYS_BINDS if bound else Fault.CLIP_NEVER_BINDS
-        return finding(fault, site, self.calls, self.calls, unit="clips", facts=facts)
-
-
-class Count:
-    """How many steps had a fault.
-
-    Attributes:
-        other: The second line that takes part.
-        number: How many it were.
-    """
-
-    def __init__(self, other: str) -> None:
-        self.other, self.number = other, 0
-        self._last: dict[Owner | None, int] = {}
-
-    def add(self, owner: Owner | None, step: int) -> None:
-        """Counts the step, once."""
-        if self._last.get(owner) != step:
-            self._last[owner] = step
-            self.number += 1
-
-    def possible(self, steps: int) -> int:
-        """Returns the steps of the optimizers concerned; ``steps`` are those where none is."""
-        return max(self.number, sum(steps if owner is None else owner.steps for owner in self._last))
+    is_used_up: bool = False
 
 
 class Observer:
@@ -120,6 +61,8 @@ class Observer:
         self._before: list[tuple[Owner, list[tuple[int, int]]]] = []
         self._counts: dict[tuple[Fault, Site], Count] = {}
         self._bindings: dict[Site, Binding] = {}
+        self._lines: dict[Site, Line] = {}
+        self._in_vain: list[tuple[Line, bool]] = []
 
     def own(self, optimizer: torch.optim.Optimizer) -> Owner:
         """Returns the owner that stands for an optimizer, which holds its parameters from now on."""
@@ -165,10 +108,13 @@ class Observer:
                 found.append((held, is_part(held.gradient) and not is_sharded(tensor)))
         return found
 
-    def before_clip(self, held: Sequence[Held], call: Call) -> bool:
+    def before_clip(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> bool:
         """Looks at the order of things; returns whether the clip is of use to a step."""
         self._moved |= dict.fromkeys(held)
-        if self._is_late(held, call.site) or all(each.gradient is None for each in held):
+        if self._is_late(held, call.site):
+            return False
+        self._look(parameters, held, call)
+        if all(each.gradient is None for each in held):
             return False
         for owner in {each.owner: None for each in held}:
             if owner.scaled and not self.has_read_scale and owner.fingerprints() == owner.prints:
@@ -182,17 +128,24 @@ class Observer:
         for each, was_known in zip(held, known, strict=True):
             each.clipped = Mark(each.gradient, call.site, known=was_known or call.returns_norm or call.knows_norm)
 
-    def bind(self, site: Site, norm: Any, threshold: Any) -> None:
+    def clip_of_others(self, parameters: Sequence[Tensor], call: Call) -> None:
+        """Looks at a clip of parameters that no watched optimizer holds; frozen ones do without."""
+        if self._owners and (not parameters or any(p.requires_grad for p in parameters)):
+            self._look(parameters, [], call)
+
+    def bind(self, held: Sequence[Held], site: Site, norm: Any, threshold: Any) -> None:
         """Counts whether a clip changed the gradient."""
         if is_sharded(norm):
             if not all(placement.is_replicate() for placement in norm.placements):
                 return
             norm = local(norm)
-        self._bindings.setdefault(site, Binding()).add(norm, threshold)
+        is_carried = all(each.owner.carries for each in held)
+        self._bindings.setdefault(site, Binding()).add(norm, threshold, is_carried=is_carried)
 
-    def clip_as_norm(self, held: Sequence[Held], site: Site) -> None:
+    def clip_as_norm(self, held: Sequence[Held], site: Site, *, is_harmful: bool) -> None:
         """Takes note of a clip that is there for the norm it returns."""
-        self._count(Fault.CLIP_AS_NORM, site)
+        if is_harmful:
+            self._count(Fault.CLIP_AS_NORM, site)
         self._read(held, site)
 
     def norm(self, found: Sequence[tuple[Held, bool]], site: Site, value: Any, *, may_be_stale: bool = True) -> None:
@@ -215,6 +168,8 @@ class Observer:
         self.in_backward, self._is_scaled = True, is_scaled
         self._spoiled = {key: mark for key, mark in self._spoiled.items() if _is_kept(key[0].gradient, mark)}
         self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
+        for owner in self._owners.values():
+            owner.before_backward(self._first(owner))
         if self.uses_scaler:
             self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
 
@@ -231,10 +186,20 @@ class Observer:
             if now != before:
                 owner.scaled, owner.prints = self._is_scaled, now
         self._before, self.has_read_scale = [], False
+        for owner in self._owners.values():
+            owner.after_backward(self._first(owner))
+        for line in self._lines.values():
+            line.is_given = line.is_given or has_entries(each.gradient for each in line.missing)
 
     def before_step(self, owner: Owner, site: Site | None, hook: str) -> None:
         """Looks at what the step is about to use; ``site`` is given where its line matters."""
         owner.entered = self.passes
+        if self._in_vain:
+            stepped = [each for each in self.held(owner.parameters) if each.gradient is not None]
+            if stepped and not any(each.live("clipped") for each in stepped):
+                for line, has_parameters in self._in_vain:
+                    line.miss(has_parameters=has_parameters)
+            self._in_vain = []
         for (each, clip), mark in self._spoiled.items():
             if each.owner is owner and mark.is_of(each.gradient):
                 self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
@@ -267,9 +232,27 @@ class Observer:
             finding(fault, site, each.number, each.possible(self.steps), other=each.other)
             for (fault, site), each in self._counts.items()
         ]
-        found += [said for site, each in self._bindings.items() if (said := each.finding(site)) is not None]
-        order = ("error", "warning", "note")
-        return sorted(found, key=lambda each: (order.index(each.severity), each.file, each.line))
+        for counted in (self._bindings, self._lines):
+            found += [said for site, each in counted.items() if (said := each.finding(site)) is not None]
+        return worst_first(found)
+
+    def _look(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> None:
+        """Looks whether a clip has a gradient to clip."""
+        line = self._lines.setdefault(call.site, Line())
+        line.calls += 1
+        if call.is_used_up:
+            line.use_up()
+        elif line.is_open and has_entries(getattr(p, "grad", None) for p in parameters):
+            line.close()
+        elif line.is_open and held:
+            line.lose(list(held))
+        elif line.is_open:
+            self._in_vain.append((line, bool(parameters)))
+
+    def _first(self, owner: Owner) -> Held | None:
+        """Returns the first parameter of an owner that has a gradient."""
+        held = (self._held.get(id(p)) for p in owner.parameters)
+        return next((each for each in held if each is not None and each.gradient is not None), None)
 
     def _is_late(self, held: Sequence[Held], site: Site) -> bool:
         fresh = {each.owner for each in held if not each.is_used_up}

@@ -5,39 +5,83 @@ from __future__ import annotations
 import builtins
 import os
 import runpy
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 
-from smoothdiag.doctor.watching import Report, watch_all
+from smoothdiag.doctor.report import Report
+from smoothdiag.doctor.watching import StepsDone, watch_all
 
 
-def run_script(path: str | Path, arguments: Sequence[str] = (), *, is_module: bool = False) -> tuple[Report, int]:
+def run_script(
+    path: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    is_module: bool = False,
+    steps: int | None = None,
+    before_termination: Callable[[Report], None] | None = None,
+) -> tuple[Report, int]:
     """Runs a script unchanged, as ``python path *arguments`` would, and watches every optimizer that it makes.
 
     Args:
         path: The script, or the name of a module.
         arguments: What it finds in ``sys.argv`` after its own name.
         is_module: Whether to run a module, as ``python -m`` would.
+        steps: After how many optimizer steps to end it; ``None`` lets it end by itself.
+        before_termination: Called with the report before SIGTERM ends the process, unless the script handles that.
 
     Returns:
         The report, and the exit code that the script ends with. A traceback goes to stderr.
 
     Raises:
-        ValueError: If there is no such file.
+        ValueError: If there is no such file, or ``steps`` is not positive.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"Parameter `steps` should be at least 1. Found {steps}.")
     if not is_module and not Path(path).is_file():
         raise ValueError(f"Parameter `script` should be a Python file. Found `{path}`.")
     argv, search, hook, main = sys.argv, list(sys.path), sys.excepthook, sys.modules["__main__"]
     sys.argv = [str(path), *arguments]
     try:
-        with watch_all() as watcher:
+        with watch_all(steps=steps) as watcher:
             report = Report(watcher.observer)
-            return report, _run(str(path), is_module=is_module)
+            with nullcontext() if before_termination is None else _at_termination(before_termination, report):
+                report.exit_code = _run(str(path), is_module=is_module)
+        return report, report.exit_code
     finally:
         sys.argv, sys.path[:], sys.excepthook, sys.modules["__main__"] = argv, search, hook, main
+
+
+@contextmanager
+def _at_termination(tell: Callable[[Report], None], report: Report) -> Iterator[None]:
+    """Calls ``tell`` before a SIGTERM ends the process; where the script has a handler, that one decides."""
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if signal.getsignal(number) is not handle:  # called by a handler that took this one for an earlier one
+            return
+        signal.signal(number, signal.SIG_DFL)
+        try:
+            if os.getpid() == process:  # not in what the script forked
+                tell(report)
+        finally:
+            os.kill(os.getpid(), number)
+
+    is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not is_free or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is handle:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(path: str, *, is_module: bool) -> int:
@@ -53,6 +97,8 @@ def _run(path: str, *, is_module: bool) -> int:
             names = {"__file__": file, "__loader__": SourceFileLoader("__main__", file), "__builtins__": builtins}
             vars(main).update(names, __annotations__={}, __cached__=None)
             exec(compile(Path(file).read_bytes(), file, "exec", dont_inherit=True), vars(main))
+    except StepsDone:
+        return 0
     except SystemExit as end:
         return _exit_code(end.code)
     except BaseException as error:

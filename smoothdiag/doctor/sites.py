@@ -39,12 +39,14 @@ class Site:
         line: Its number, from 1.
         function: The function it stands in.
         inside: The line of a library that made the call on its behalf, as ``"file:line"``; empty where none did.
+        through: What this line called in that library, or in another one that uses it, as ``"package.function"``.
     """
 
     file: str
     line: int
     function: str
     inside: str = ""
+    through: str = ""
 
     @property
     def code(self) -> str:
@@ -78,14 +80,15 @@ def is_library(file: str) -> bool:
 def call_site(frame: FrameType | None) -> Site:
     """Returns the innermost line of the user's own code at or above ``frame``, or else what comes closest."""
     direct = caller(frame)
-    mine = direct
+    mine, called = direct, direct
     while mine is not None and is_library(mine.f_code.co_filename):
-        mine = mine.f_back
-    if direct is None:
+        mine, called = mine.f_back, mine
+    if direct is None or called is None:
         return NOWHERE
-    if mine is None:
-        return _site(direct, "")
-    return _site(mine, "" if mine is direct else f"{direct.f_code.co_filename}:{direct.f_lineno}")
+    if mine is None or mine is direct:
+        return _site(direct)
+    package = str(called.f_globals.get("__name__", "")).partition(".")[0]
+    return _site(mine, f"{direct.f_code.co_filename}:{direct.f_lineno}", f"{package}.{called.f_code.co_name}")
 
 
 def is_result_used(frame: FrameType | None) -> bool:
@@ -166,8 +169,8 @@ def _codes(functions: Iterable[Any]) -> set[CodeType]:
     return {code for each in functions if (code := code_of(each)) is not None}
 
 
-def _site(frame: FrameType, inside: str) -> Site:
-    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, inside)
+def _site(frame: FrameType, inside: str = "", through: str = "") -> Site:
+    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, inside, through)
 
 
 @functools.cache

@@ -17,42 +17,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from smoothdiag.doctor.findings import Finding, as_text
-from smoothdiag.doctor.gradients import Owner, is_scaled, mark_scaled
+from smoothdiag.doctor.gradients import Owner, innermost, is_scaled, mark_scaled
 from smoothdiag.doctor.observer import Call, Observer
 from smoothdiag.doctor.patches import Patches
+from smoothdiag.doctor.report import Report
 from smoothdiag.doctor.sites import StepCode, call_site, caller, hook_on_gradients, is_library, is_own, is_result_used
 
 Function = Callable[..., Any]
 _TENSORS: Final = ("input", "self", "x")
-
-
-class Report:
-    """What the doctor has seen so far; ``print`` it for a table and what each finding means.
-
-    Args:
-        observer: Who sees it.
-    """
-
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps seen; with several optimizers, those of the one that took most."""
-        return self._observer.steps
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What was found, the worst first."""
-        return self._observer.findings()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns all of it as strings and numbers."""
-        return {"steps": self.steps, "findings": [each.to_dict() for each in self.findings]}
-
-    def __str__(self) -> str:
-        return as_text(self.findings, self.steps)
+_LARGEST: Final = math.sqrt(torch.finfo(torch.float32).max)
+"""The largest norm in single precision: the square of a larger one is infinite."""
 
 
 @contextmanager
@@ -69,8 +43,13 @@ def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
         The report, which can be read at any time.
 
     Raises:
-        ValueError: If an optimizer holds no parameter of the model.
+        ValueError: If the model is none, or an optimizer holds no parameter of it.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            "Parameter `model` should be a torch.nn.Module, and come first: watch(model, optimizer). "
+            f"Found {type(model).__name__}."
+        )
     mine = {id(p) for p in model.parameters()}
 
     def is_watched(optimizer: Optimizer) -> bool:
@@ -89,18 +68,26 @@ def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
 
 
 @contextmanager
-def watch_all(is_watched: Callable[[Optimizer], bool] = lambda optimizer: True) -> Iterator[Watcher]:
-    """Watches every optimizer that ``is_watched`` accepts, from when it is made or first steps.
+def watch_all(is_watched: Callable[[Optimizer], bool] | None = None, *, steps: int | None = None) -> Iterator[Watcher]:
+    """Watches every optimizer, or those that ``is_watched`` accepts, from when it is made or first steps.
 
     What other threads do than the one that makes the first optimizer is not looked at: to read a gradient while another
     thread writes it would crash.
+
+    Args:
+        is_watched: Whether to watch an optimizer.
+        steps: After how many steps to raise ``StepsDone``.
     """
     with Patches() as patches:
-        watcher = Watcher(patches, is_watched)
+        watcher = Watcher(patches, is_watched, steps)
         try:
             yield watcher
         finally:
             watcher.observer.shards.settle()
+
+
+class StepsDone(BaseException):
+    """Ends a run after the steps that were asked for; what catches exceptions in a loop lets it pass."""
 
 
 class Watcher:
@@ -108,12 +95,16 @@ class Watcher:
 
     Args:
         patches: What puts the originals back.
-        is_watched: Whether to watch an optimizer.
+        is_watched: Whether to watch an optimizer; all of them if there is no answer.
+        steps: After how many steps to raise ``StepsDone``.
     """
 
-    def __init__(self, patches: Patches, is_watched: Callable[[Optimizer], bool]) -> None:
+    def __init__(
+        self, patches: Patches, is_watched: Callable[[Optimizer], bool] | None = None, steps: int | None = None
+    ) -> None:
         self.observer = Observer()
-        self._patches, self._is_watched = patches, is_watched
+        self._patches, self._sees_all, self._limit = patches, is_watched is None, steps
+        self._is_watched = is_watched or (lambda optimizer: True)
         self._depth = 0
         self._is_busy = False
         self._thread: int | None = None
@@ -139,7 +130,7 @@ class Watcher:
         if self._thread is None:
             self._thread = threading.get_ident()
         self._code.add(optimizer)
-        owner = self.observer.own(_innermost(optimizer))
+        owner = self.observer.own(innermost(optimizer))
         if self.observer.has_shards and not self.observer.shards.is_watching:
             self.observer.shards.watch(self._patches)
         return owner
@@ -163,13 +154,16 @@ class Watcher:
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             given = bound.arguments["parameters"]
+            is_generator = isinstance(given, GeneratorType)
+            is_used_up = is_generator and given.gi_frame is None
             parameters = [given] if isinstance(given, Tensor) else list(given)
             # An empty generator makes PyTorch warn.
-            bound.arguments["parameters"] = (p for p in parameters) if isinstance(given, GeneratorType) else parameters
+            bound.arguments["parameters"] = (p for p in parameters) if is_generator else parameters
             call = Call(
                 call_site(frame),
                 returns_norm="norm_type" in signature.parameters and is_result_used(frame),
                 knows_norm="total_norm" in signature.parameters,
+                is_used_up=is_used_up,
             )
             run = functools.partial(original, *bound.args, **bound.kwargs)
             return self._watched_clip(parameters, bound.arguments, call, run)
@@ -180,13 +174,16 @@ class Watcher:
         self, parameters: list[Tensor], arguments: dict[str, Any], call: Call, run: Callable[[], Any]
     ) -> Any:
         observer, held = self.observer, self.observer.held(parameters)
-        if not held:
-            return self._run(run)
         threshold = arguments.get("max_norm")
-        is_as_norm = threshold is not None and float(threshold) == math.inf
-        is_of_use = not is_as_norm and observer.before_clip(held, call)
+        limit = 0.0 if threshold is None else float(threshold)
+        is_as_norm = limit > _LARGEST
+        if not held:
+            if not is_as_norm and (self._sees_all or not parameters):
+                observer.clip_of_others(parameters, call)
+            return self._run(run)
+        is_of_use = not is_as_norm and observer.before_clip(parameters, held, call)
         if is_as_norm:
-            observer.clip_as_norm(held, call.site)
+            observer.clip_as_norm(held, call.site, is_harmful=limit == math.inf)
         lasting = ("stepped", "clipped", "read") if is_as_norm else ("stepped",)
         marks = [(each, mark) for each in held for mark in each.marks(*lasting)]
         known = [each.is_known for each in held]
@@ -196,7 +193,7 @@ class Watcher:
         if not is_as_norm:
             observer.after_clip(held, known, call)
         if threshold is not None and is_of_use:
-            observer.bind(call.site, arguments.get("total_norm", result), threshold)
+            observer.bind(held, call.site, arguments.get("total_norm", result), threshold)
         return result
 
     def _on_norm(self, original: Function) -> Function:
@@ -300,13 +297,8 @@ class Watcher:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_off():
-            owner = self.observer.owner(_innermost(optimizer))
+            owner = self.observer.owner(innermost(optimizer))
             if owner is not None and owner.frame == id(sys._getframe(1)):
                 self.observer.after_step(owner)
-
-
-def _innermost(optimizer: Optimizer) -> Optimizer:
-    """Returns what lies within an optimizer that wraps another."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+                if self._limit is not None and self.observer.steps >= self._limit:
+                    raise StepsDone

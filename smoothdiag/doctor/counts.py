@@ -1,0 +1,145 @@
+"""Counts: how often clips changed something, clips that had nothing to change, and steps with a fault."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from smoothdiag.doctor.findings import Fault, Finding, finding
+from smoothdiag.doctor.gradients import Held, Owner
+from smoothdiag.doctor.sites import Site
+
+FEWEST_CLIPS: Final = 30
+"""Clips it takes to say never or always: with none of 30, at most one in ten would have bound (95%, rule of three)."""
+_GONE: Final = "what the backward pass had given its parameters was zeroed or removed before it"
+_NO_PARAMETERS: Final = "it was given no parameters"
+_ELSEWHERE: Final = "it was given parameters without gradients that no optimizer holds"
+_USED_UP: Final = "it was given a generator of parameters that had been gone through already"
+_NEVER_ZEROED: Final = (
+    "Nothing zeroed the gradients in between: every backward pass added to those that a step had used already",
+    "Call optimizer.zero_grad() once per step, before its first backward(). If the sum is meant, raise the threshold.",
+)
+
+
+class Binding:
+    """How often the clips of one line changed the gradient. Numbers stay on the device until somebody asks.
+
+    Attributes:
+        calls: How many clips there were.
+    """
+
+    def __init__(self) -> None:
+        self.calls = self._carried = 0
+        self._thresholds: set[float] = set()
+        self._bound: Any = 0
+        self._lowest: Any = None
+        self._highest: Any = None
+
+    def add(self, norm: Tensor, threshold: Any, *, is_carried: bool) -> None:
+        """Adds a clip of a gradient with this norm; ``is_carried`` says whether a used gradient is part of it."""
+        first = self._lowest is None
+        norm = norm.detach() if first else norm.detach().to(self._lowest.device)
+        self.calls += 1
+        self._carried += is_carried
+        self._thresholds.add(float(threshold))
+        self._bound = self._bound + (norm > float(threshold))
+        self._lowest = norm.clone() if first else torch.fmin(self._lowest, norm)
+        self._highest = norm.clone() if first else torch.fmax(self._highest, norm)
+
+    def finding(self, site: Site) -> Finding | None:
+        """Returns what there is to say, if anything."""
+        bound = int(self._bound)
+        if self.calls < FEWEST_CLIPS or 0 < bound < self.calls:
+            return None
+        if not float(self._highest):  # no gradients at all; see Line
+            return None
+        low, high = min(self._thresholds), max(self._thresholds)
+        threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        facts = f"norms from {float(self._lowest):.3g} to {float(self._highest):.3g}, threshold {threshold}"
+        if bound and self._carried >= self.calls - 1:  # nothing comes before the first
+            cause, change = _NEVER_ZEROED
+            facts = f"{facts}. {cause}"
+        else:
+            change = ""
+        fault = Fault.CLIP_ALWAYS_BINDS if bound else Fault.CLIP_NEVER_BINDS
+        return finding(fault, site, self.calls, self.calls, unit="clips", facts=facts, change=change)
+
+
+class Count:
+    """How many steps had a fault.
+
+    Attributes:
+        other: The second line that takes part.
+        number: How many it were.
+    """
+
+    def __init__(self, other: str) -> None:
+        self.other, self.number = other, 0
+        self._last: dict[Owner | None, int] = {}
+
+    def add(self, owner: Owner | None, step: int) -> None:
+        """Counts the step, once."""
+        if self._last.get(owner) != step:
+            self._last[owner] = step
+            self.number += 1
+
+    def possible(self, steps: int) -> int:
+        """Returns the steps of the optimizers concerned; ``steps`` are those where none is."""
+        return max(self.number, sum(steps if owner is None else owner.steps for owner in self._last))
+
+
+class Line:
+    """The clips of one line that had no gradient to clip, while there was one somewhere else.
+
+    Attributes:
+        calls: All clips of the line.
+        missing: Parameters that had no gradient at the latest clip.
+        is_given: Whether a backward pass has given them one since.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.missing: list[Held] = []
+        self.is_given = False
+        self._has_clipped = False
+        self._in_vain = self._used_up = 0
+        self._cause = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no clip had a gradient so far."""
+        return not self._has_clipped
+
+    def close(self) -> None:
+        """Takes note of a clip that had one; the line does what it is there for."""
+        self._has_clipped, self.missing = True, []
+
+    def lose(self, missing: list[Held]) -> None:
+        """Takes note of a clip of parameters that an optimizer holds, none of which has a gradient."""
+        if self.is_given:
+            self.add(_GONE)
+        self.missing, self.is_given = missing, False
+
+    def use_up(self) -> None:
+        """Takes note of a clip that was given a generator at its end."""
+        self._used_up += 1
+        self._cause = _USED_UP
+
+    def miss(self, *, has_parameters: bool) -> None:
+        """Takes note of a clip of nothing that an optimizer holds, before a step with gradients that none has seen."""
+        self.add(_ELSEWHERE if has_parameters else _NO_PARAMETERS)
+
+    def add(self, cause: str) -> None:
+        """Counts a clip of nothing."""
+        self._in_vain += 1
+        self._cause = self._cause or cause
+
+    def finding(self, site: Site) -> Finding | None:
+        """Returns what there is to say, if anything."""
+        is_certain = self.is_open and self._in_vain >= FEWEST_CLIPS
+        number = self._used_up + (self._in_vain if is_certain else 0)
+        if not number:
+            return None
+        return finding(Fault.CLIP_OF_NOTHING, site, number, self.calls, unit="clips", facts=self._cause)

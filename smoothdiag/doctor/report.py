@@ -1,0 +1,64 @@
+"""Report: what the doctor has seen, as text and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smoothdiag.doctor.findings import Finding
+from smoothdiag.doctor.observer import Observer
+
+
+class Report:
+    """What the doctor has seen so far; ``print`` it for a table and what each finding means.
+
+    Args:
+        observer: Who sees it.
+
+    Attributes:
+        exit_code: What a script under the doctor ended with.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.exit_code = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps seen; with several optimizers, those of the one that took most."""
+        return self._observer.steps
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found, the worst first."""
+        return self._observer.findings()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it as strings and numbers."""
+        return {"steps": self.steps, "findings": [each.to_dict() for each in self.findings]}
+
+    def __str__(self) -> str:
+        return as_text(self.findings, self.steps, self.exit_code)
+
+
+def as_text(findings: list[Finding], steps: int, exit_code: int = 0) -> str:
+    """Returns a table of the findings, and below it what each of them means."""
+    if not steps and not findings:
+        if exit_code:
+            return (
+                f"smoothdiag doctor: the script ended with exit code {exit_code} before its first optimizer step, so "
+                "there was nothing to look at."
+            )
+        return (
+            "smoothdiag doctor: no optimizer step was seen in this process. Either the script ended before its first "
+            "one, or it trains where the doctor does not see it: in processes that the script starts (start the ranks "
+            "with torchrun and the doctor in each of them), in compiled steps, or in threads that outlive the script."
+        )
+    counted = f"{len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}"
+    head = f"smoothdiag doctor: {counted} in {steps} step{'' if steps == 1 else 's'}"
+    if not findings:
+        return f"{head}."
+    rows = [("severity", "finding", "seen", "line")]
+    rows += [(f.severity, f.name, f"{f.count} of {f.of} {f.unit}", str(f.site)) for f in findings]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join([head, "", *table, *(f"\n{each}" for each in findings)])
