@@ -77,6 +77,7 @@ class Owner:
         self.step_site: Site | None = None
         self.prints: list[tuple[int, int]] = []
         self.early: list[Site] = []
+        self._first: Held | None = None
         self._sum: Mark | None = None
 
     def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -93,15 +94,16 @@ class Owner:
         """Returns what changes when a gradient does, for comparing within one backward pass."""
         return [(id(p.grad), version(p.grad)) for p in self.parameters]
 
-    def before_backward(self, first: Held | None) -> None:
-        """Takes note of what is about to be added to, by the first parameter that has a gradient."""
-        gradient = None if first is None else first.gradient
+    def before_backward(self) -> None:
+        """Takes note of what is about to be added to."""
+        first, gradient = self._first, None if self._first is None else self._first.gradient
         is_as_it_was = self._sum is not None and self._sum.holds(gradient)
-        self.carries = first is not None and (first.is_used_up or (self.carries and is_as_it_was))
+        is_used = first is not None and gradient is not None and first.is_used_up
+        self.carries = is_used or (self.carries and is_as_it_was)
 
     def after_backward(self, first: Held | None) -> None:
-        """Takes note of the sum."""
-        self._sum = None if first is None else Mark(first.gradient, NOWHERE)
+        """Takes note of the sum, by the first parameter that has a gradient."""
+        self._first, self._sum = first, None if first is None else Mark(first.gradient, NOWHERE)
 
     def enter(self, frame: FrameType) -> bool:
         """Returns whether a step is the outermost; a subclass that calls super().step() fires hooks twice."""

@@ -169,7 +169,7 @@ class Observer:
         self._spoiled = {key: mark for key, mark in self._spoiled.items() if _is_kept(key[0].gradient, mark)}
         self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
         for owner in self._owners.values():
-            owner.before_backward(self._first(owner))
+            owner.before_backward()
         if self.uses_scaler:
             self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
 
