@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -171,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="smoothdiag",
         description="Measure local smoothness beside the gradient norm, fit (L0, L1), and choose a clipping threshold.",
     )
+    parser.add_argument("--version", action="version", version=f"smoothdiag {version('smoothdiag')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser(

@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import smoothdiag
 from smoothdiag import Trace
 from smoothdiag.cli import main
 
 COMMAND = [sys.executable, "-m", "smoothdiag.cli"]
+
+
+def test_version_is_printed(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"smoothdiag {smoothdiag.__version__}\n"
 
 
 @pytest.fixture
