@@ -489,8 +489,18 @@ def test_clip_without_parameters_is_no_matter_where_another_one_clips(clips) -> 
             if clips:
                 clip_grad_value_(run.model.parameters(), 1.0)
             run.step()
+        run.backward()
+        run.step()
     assert names(report) == ([] if clips else ["clip-of-nothing"])
     assert all("it was given no parameters." in f.what for f in report.findings)
+
+
+def test_what_pytorch_says_of_parameters_that_are_none_is_left_to_it() -> None:
+    run = Run()
+    with watch_all() as watcher:
+        watcher.own(run.optimizer)
+        with pytest.raises(AttributeError, match="'tuple' object has no attribute 'grad'"):
+            clip_grad_norm_(run.model.named_parameters(), 1.0)
 
 
 def test_gradients_with_entries_other_than_zero() -> None:

@@ -130,7 +130,7 @@ class Observer:
 
     def clip_of_others(self, parameters: Sequence[Tensor], call: Call) -> None:
         """Looks at a clip of parameters that no watched optimizer holds; frozen ones do without."""
-        if self._owners and (not parameters or any(p.requires_grad for p in parameters)):
+        if self._owners and (not parameters or any(getattr(p, "requires_grad", False) for p in parameters)):
             self._look(parameters, [], call)
 
     def bind(self, held: Sequence[Held], site: Site, norm: Any, threshold: Any) -> None:

@@ -23,6 +23,11 @@ for step in range(40):
     (0.0 * softplus(critic(out.detach())).mean()).backward()
     clip_grad_norm_(critic.parameters(), 0.1)
     second.step()
+for _ in range(40):  # what is clipped is frozen so far, and the rest is not clipped on purpose
+    head(body(torch.randn(8, 4))).square().mean().backward()
+    clip_grad_norm_(body.parameters(), 0.1)
+    optimizer.step()
+    optimizer.zero_grad()
 for _ in range(20):  # gradients are thrown away, as after overflow, and the rest of the step goes on
     head(body(torch.randn(8, 4))).mean().backward()
     optimizer.zero_grad()
