@@ -60,28 +60,31 @@ def run_script(
 @contextmanager
 def _at_termination(tell: Callable[[Report], None], report: Report) -> Iterator[None]:
     """Calls ``tell`` before a SIGTERM ends the process; where the script has a handler, that one decides."""
-    process = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if signal.getsignal(number) is not handle:  # called by a handler that took this one for an earlier one
             return
         signal.signal(number, signal.SIG_DFL)
         try:
-            if os.getpid() == process:  # not in what the script forked
-                tell(report)
+            tell(report)
         finally:
             os.kill(os.getpid(), number)
+
+    def release() -> None:
+        if signal.getsignal(signal.SIGTERM) is handle:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     is_free = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if not is_free or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGTERM, handle)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=release)  # what the script forks ends at once, as without the doctor
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is handle:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        release()
 
 
 def _run(path: str, *, is_module: bool) -> int:
