@@ -211,16 +211,23 @@ def test_constants_of_an_adam_run_make_no_rule():
             trace.extend({"step": k, "grad_norm": x, "smoothness": 1 + 2 * x, **rows} for k, x in enumerate(X))
         return fit_smoothness(traces if len(traces) > 1 else traces[0], num_boot=20)
 
-    assert [fit(*names).optimizer for names in (["SGD"], ["Adam", "Adam"], ["SGD", "AdamW"])] == ["SGD", "Adam", ""]
+    assert [fit(*names).optimizer for names in (["SGD"], ["Adam", "Adam"], ["SGD", "AdamW"])] == [
+        "SGD",
+        "Adam",
+        "AdamW and SGD",
+    ]
     assert clip_rule(fit("SGD"), lr=0.1).source == "fit"
-    rule = clip_rule(fit("AdamW"), lr=0.1)
-    assert rule.source == "percentile"
-    assert math.isnan(rule.step_cap)
-    assert math.isnan(rule.max_lr)
-    assert "of AdamW, whose steps are not the rate times the gradient" in rule.reason
-    assert str(rule).startswith("no threshold from this fit")
-    with pytest.raises(ValueError, match="AdamW"):
-        step_rate(fit("AdamW"))
+    assert clip_rule(fit("SGD", "SGD"), lr=0.1).source == "fit"
+    for names, said in ((["AdamW"], "AdamW"), (["MyOwn"], "MyOwn"), (["SGD", "AdamW"], "AdamW and SGD")):
+        rule = clip_rule(fit(*names), lr=0.1)
+        assert rule.source == "percentile"
+        assert math.isnan(rule.step_cap)
+        assert math.isnan(rule.max_lr)
+        assert f"its rows are of {said}. L0 and L1 bound" in rule.reason
+        assert str(rule).startswith("no threshold from this fit")
+        with pytest.raises(ValueError, match=said):
+            step_rate(fit(*names))
+    assert clip_rule(replace(fit("MyOwn"), optimizer="SGD"), lr=0.1).source == "fit"
 
 
 def test_table_holds_the_cited_formulas():

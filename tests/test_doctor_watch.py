@@ -5,6 +5,7 @@ import contextlib
 import copy
 import functools
 import gc
+import itertools
 import math
 import site
 import sys
@@ -476,6 +477,20 @@ def test_clip_of_nothing_takes_many_clips_and_none_that_had_a_gradient(number, f
             run.step()
     assert names(report) == expected
     assert all((f.count, f.of) == (30, 31) and "was zeroed or removed before it" in f.what for f in report.findings)
+
+
+@pytest.mark.parametrize("make", [lambda ps: filter(None.__ne__, ps), itertools.chain, lambda ps: (p for p in ps)])
+def test_an_iterator_that_comes_again_is_at_its_end(make) -> None:
+    run = Run()
+    again = make(run.model.parameters())
+    with run.watch() as report:
+        for _ in range(3):
+            run.backward()
+            clip_grad_norm_(again, 1e-3)
+            run.step()
+            clip_grad_norm_(filter(None, []), 1.0)  # a new one each time, of a network without parameters
+    assert names(report) == ["clip-of-nothing"]
+    assert (report.findings[0].count, report.findings[0].of) == (2, 3)
 
 
 @pytest.mark.parametrize("clips", [False, True])

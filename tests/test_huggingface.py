@@ -472,11 +472,12 @@ def test_going_on_without_auto_clip_or_a_whole_state_is_said(tmp_path) -> None:
     with pytest.warns(SmoothdiagWarning, match="with an AutoClip in it, but without one"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     whole = (checkpoint / STATE_FILE).read_text()
-    (checkpoint / STATE_FILE).write_text(whole[: len(whole) // 2])
-    trainer = trainer_of(tmp_path, **options)
-    SmoothnessCallback().bind(trainer)
-    with pytest.raises(ValueError, match=r"smoothdiag.json` should hold the state .*; delete it to measure"):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+    for damaged in (whole[: len(whole) // 2], "[]", '{"clipper": null}'):
+        (checkpoint / STATE_FILE).write_text(damaged)
+        trainer = trainer_of(tmp_path, **options)
+        SmoothnessCallback().bind(trainer)
+        with pytest.raises(ValueError, match=r"smoothdiag.json` should hold the state .*; delete it to measure"):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_the_factor_of_a_grad_scaler_is_taken_out() -> None:

@@ -80,7 +80,7 @@ class AutoClip:
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
         self._measures, self._rows = ForClipping(estimator or ALONG_GRADIENT), Rows(probe)
-        self._arrivals = Arrivals(probe if estimator is None else None)
+        self._arrivals = Arrivals(None if estimator else probe, acts=mode != "shadow")
         self._has_own_rule = rule is not None
         self._calibration = Calibration(rule or default_rule(optimizer, self._action), joined_at=probe.steps)
         self._history = History(counts_steps=self._action.counts_steps)

@@ -87,10 +87,11 @@ class Arrivals:
 
     Args:
         probe: The probe; ``None`` where it does not measure the Euclidean norm.
+        acts: Whether AutoClip changes anything.
     """
 
-    def __init__(self, probe: Probe | None) -> None:
-        self._probe = probe
+    def __init__(self, probe: Probe | None, *, acts: bool) -> None:
+        self._probe, self._acts = probe, acts
         self._step = -1
         self._norm: Number | None = None
 
@@ -106,11 +107,14 @@ class Arrivals:
         arrived, measured = float(self._norm), row["grad_norm"]
         if arrived < measured * (1 - SAME_DIRECTION - 10 * error):
             self._probe = None
+            advice = (
+                "Let it clip alone: no clip_grad_norm_ in the loop, and no setting of a trainer that asks for it. If "
+                "nothing clips, loss_fn should have the scale of the loss that is trained."
+            )
             warnings.warn(
                 f"The gradient that reached AutoClip at step {self._step} had the norm {arrived:.3g}, and where it was "
-                f"measured {measured:.3g}, as if clipped before: AutoClip sees what is left, and counts too few steps. "
-                "Let it clip alone: no clip_grad_norm_ in the loop, and no setting of a trainer that asks for it. If "
-                "nothing clips, loss_fn should have the scale of the loss that is trained.",
+                f"measured {measured:.3g}, as if clipped before: AutoClip sees what is left, and clip_fraction is too "
+                f"low. {advice if self._acts else 'The longest step is not affected.'}",
                 SmoothdiagWarning,
             )
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.clipping.trust import ADAPTIVE, check, check_momentum, distrust, doubt_about, gain_of, over, unsafe
+from smoothdiag.clipping.trust import PLAIN, check, check_momentum, distrust, doubt_about, gain_of, over, unsafe
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit
 from smoothdiag.fits.intervals import percentile_interval
 
@@ -148,7 +148,7 @@ def clip_rule(
         )
     return ClipRule(
         threshold=threshold,
-        step_cap=math.nan if fit.optimizer in ADAPTIVE else choice.eta * threshold,
+        step_cap=choice.eta * threshold if fit.optimizer in PLAIN else math.nan,
         max_lr=kappa / fit.L0 / gain if not distrust(fit) and fit.L0_interval[0] > 0 else math.nan,
         clip_rate=clip_rate,
         reason=reason,

@@ -6,11 +6,8 @@ import math
 
 from smoothdiag.fits.base import SmoothnessFit, Verdict
 
-ADAPTIVE = {
-    "Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "LBFGS", "Lion", "Muon", "NAdam", "RAdam", "RMSprop",
-    "Rprop", "SparseAdam",
-}  # fmt: skip
-"""Optimizers whose steps are not the rate times an average of gradients."""
+PLAIN = ("", "SGD", "ClippedMomentum", "GGNC", "GradientDescent")
+"""Optimizers whose steps are the rate times an average of gradients, clipped or not; empty where it is not known."""
 
 
 def gain_of(momentum: float, dampening: float) -> float:
@@ -28,10 +25,11 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
 
 def distrust(fit: SmoothnessFit) -> str:
     """Why the fit has no constants to use; empty where it has."""
-    if fit.optimizer in ADAPTIVE:
+    if fit.optimizer not in PLAIN:
         return (
-            f"its rows are of {fit.optimizer}, whose steps are not the rate times the gradient, so that L0 and L1 "
-            "bound neither (AutoClip keeps the updates themselves short)"
+            f"its rows are of {fit.optimizer}. L0 and L1 bound the rate and the steps only where steps are the rate "
+            'times the gradient (if they are, give the fit `optimizer = "SGD"` by dataclasses.replace; if not, '
+            "AutoClip keeps the updates themselves short)"
         )
     if fatal := [flag.name for flag in fit.flags if flag.fatal]:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"

@@ -17,14 +17,15 @@ divided the gradients yourself or asked for `scaler.get_scale()` since the backw
 threshold.
 """,
     "clip-of-nothing": """\
-The clip had no gradient to clip. Four causes: it was given a generator of parameters that had been gone through
-already, which is empty from then on (`ps = model.parameters()` serves one loop or call; `list(model.parameters())`
-serves many); an empty list; parameters of another model; or gradients that `zero_grad()` had removed before the
-clip, in which case the step has nothing to use either. Named at once for a generator at its end. Otherwise named if
-none of at least 30 clips of the line had an entry other than zero to work on, and something shows that there was
-one elsewhere: a backward pass had given these parameters gradients, which were gone at the clip, or an optimizer
-stepped with gradients that nothing had clipped. So a network that is frozen, or whose turn comes later, raises no
-alarm. `watch(model, optimizer)` leaves clips of parameters that its optimizers do not hold to others.
+The clip had no gradient to clip. Four causes: it was given a generator of parameters, or a `filter` and the like,
+that had been gone through already, which is empty from then on (`ps = model.parameters()` serves one loop or call;
+`list(model.parameters())` serves many); an empty list; parameters of another model; or gradients that `zero_grad()`
+had removed before the clip, in which case the step has nothing to use either. Named at once for an iterator at its
+end. Otherwise named if none of at least 30 clips of the line had an entry other than zero to work on, and something
+shows that there was one elsewhere: a backward pass had given these parameters gradients, which were gone at the
+clip, or an optimizer stepped with gradients that nothing had clipped. So a network that is frozen, or whose turn
+comes later, raises no alarm. `watch(model, optimizer)` leaves clips of parameters that its optimizers do not hold
+to others.
 """,
     "clip-per-micro-batch": """\
 A clip, then another `backward()` onto the clipped gradient. Every clip shortens the sum so far, so earlier

@@ -21,7 +21,16 @@ from smoothdiag.doctor.gradients import Owner, innermost, is_scaled, mark_scaled
 from smoothdiag.doctor.observer import Call, Observer
 from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.report import Report
-from smoothdiag.doctor.sites import StepCode, call_site, caller, hook_on_gradients, is_library, is_own, is_result_used
+from smoothdiag.doctor.sites import (
+    Site,
+    StepCode,
+    call_site,
+    caller,
+    hook_on_gradients,
+    is_library,
+    is_own,
+    is_result_used,
+)
 
 Function = Callable[..., Any]
 _TENSORS: Final = ("input", "self", "x")
@@ -107,6 +116,7 @@ class Watcher:
         self._is_watched = is_watched or (lambda optimizer: True)
         self._depth = 0
         self._is_busy = False
+        self._iterators: dict[Site, Any] = {}  # the latest that a clip of each line was given
         self._thread: int | None = None
         self._code = StepCode()
         utils = nn.utils
@@ -154,13 +164,17 @@ class Watcher:
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             given = bound.arguments["parameters"]
+            site = call_site(frame)
             is_generator = isinstance(given, GeneratorType)
             is_used_up = is_generator and given.gi_frame is None
             parameters = [given] if isinstance(given, Tensor) else list(given)
+            if isinstance(given, Iterator):  # of filter, map, chain: nobody knows where it is, but it comes again
+                is_used_up = is_used_up or (not parameters and self._iterators.get(site) is given)
+                self._iterators[site] = given
             # An empty generator makes PyTorch warn.
             bound.arguments["parameters"] = (p for p in parameters) if is_generator else parameters
             call = Call(
-                call_site(frame),
+                site,
                 returns_norm="norm_type" in signature.parameters and is_result_used(frame),
                 knows_norm="total_norm" in signature.parameters,
                 is_used_up=is_used_up,

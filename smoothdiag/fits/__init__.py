@@ -14,7 +14,7 @@ import pandas as pd
 from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossgap, models, surrogates
 from smoothdiag.fits.base import Array, Correction, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
-from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, select_rows
+from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, optimizer_of, select_rows
 from smoothdiag.fits.verdict import decide
 
 __all__ = [
@@ -144,7 +144,7 @@ def fit_smoothness(
         loss_floors=() if gap is None else tuple(scale.score(score) for score in gap.floors),
         interval_freedom=found.freedom,
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
-        optimizer=str(frame.attrs.get("optimizer", "")),
+        optimizer=optimizer_of(frame),
     )
 
 

@@ -57,7 +57,7 @@ class SmoothnessFit:
         loss_floors: the loss gap with each f* on a grid below the smallest loss, closest first: how far exponent and
             skill depend on what cannot be observed. Empty without losses.
         corrected: constants without the errors of the gradient norm; None where their size is not known.
-        optimizer: class of the optimizer that took the steps; empty where it is not known, or differs between runs.
+        optimizer: class of the optimizer that took the steps; "A and B" of different runs, empty where not known.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
     """

@@ -99,7 +99,10 @@ def as_frame(data: object) -> pd.DataFrame:
     if isinstance(data, list | tuple):
         if not data:
             raise ValueError("Parameter `data` should hold at least one trace or table. Found none.")
-        return pd.concat([_numbered(as_frame(one), number) for number, one in enumerate(data)], ignore_index=True)
+        frames = [_numbered(as_frame(one), number) for number, one in enumerate(data)]
+        together = pd.concat(frames, ignore_index=True)
+        together.attrs["optimizer"] = " and ".join(sorted({optimizer_of(frame) for frame in frames} - {""}))
+        return together
     if not isinstance(data, pd.DataFrame) and hasattr(data, "to_frame"):
         data = data.to_frame()
     if not isinstance(data, pd.DataFrame):
@@ -118,6 +121,11 @@ def as_frame(data: object) -> pd.DataFrame:
     if len(data) == 0:
         raise ValueError("Parameter `data` should have rows. Found none.")
     return data
+
+
+def optimizer_of(frame: pd.DataFrame) -> str:
+    """The class of the optimizer that took the steps; empty where it is not known."""
+    return str(frame.attrs.get("optimizer", ""))
 
 
 def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:

@@ -162,10 +162,11 @@ class SmoothnessCallback(Attached, TrainerCallback):
         if path is not None and path.is_file():
             try:
                 stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+                _ = stored["probe"]["steps"], stored["clipper"]
+            except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"File `{path}` should hold the state of a SmoothnessCallback. Found that it cannot be read "
-                    f"({error}); delete it to measure, and calibrate AutoClip, from this checkpoint on."
+                    f"({error!r}); delete it to measure, and calibrate AutoClip, from this checkpoint on."
                 ) from error
             return stored
         warnings.warn(
