@@ -19,7 +19,7 @@ LAYERS = (
     ("report", "measure", "optim", "logs"),
     ("plots", "clipping", "geometry"),
     ("fits", "trace", "vectors", "doctor", "problems"),
-    ("rows",),
+    ("rows", "requirements"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -121,11 +121,10 @@ WINGS = {
         "doctor",
     ),
     "integrations": (
-        "integrations.requirements",
         "integrations.bookkeeping",
         "integrations.losses",
-        "integrations.loggers",
         "integrations.latest",
+        "integrations.loggers",
         "integrations.attached",
         "integrations.training_step",
         "integrations.lightning",

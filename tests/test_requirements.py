@@ -2,7 +2,7 @@
 
 import pytest
 
-from smoothdiag.integrations.requirements import installed_by
+from smoothdiag.requirements import installed_by
 
 
 def test_missing_framework_is_named_with_the_command_that_installs_it() -> None:

@@ -15,10 +15,10 @@ from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.bookkeeping import Books
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, Factor, loss_of
-from smoothdiag.integrations.requirements import installed_by
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule
+from smoothdiag.requirements import installed_by
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 

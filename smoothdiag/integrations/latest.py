@@ -1,10 +1,14 @@
 """Latest: what a trace has gained since somebody last looked, by names for logging."""
 
 import math
+from typing import Final
 
 from smoothdiag.autoclip import AutoClip
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
 from smoothdiag.trace import Trace
+
+CLIPPING: Final = ("longest_step", "threshold", "clip_fraction")
+"""What of an AutoClip is logged, as it calls it itself. Units: longest_step [x], threshold [f/x]."""
 
 
 class Latest:
@@ -41,8 +45,7 @@ class Latest:
         """
         if self._clipper is None:
             return {}
-        names = ("longest_step", "threshold", "clip_fraction")
-        return _finite({f"smoothdiag/{name}": getattr(self._clipper, name) for name in names})
+        return _finite({f"smoothdiag/{name}": getattr(self._clipper, name) for name in CLIPPING})
 
 
 def _finite(values: dict[str, float]) -> dict[str, float]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.latest import Latest
-from smoothdiag.integrations.requirements import installed_by
 from smoothdiag.integrations.training_step import TrainingSteps, check_run
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule
+from smoothdiag.requirements import installed_by
 from smoothdiag.rows import SmoothdiagWarning
 
 with installed_by("lightning"):

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from smoothdiag.integrations.requirements import installed_by
+from smoothdiag.integrations.latest import CLIPPING
 from smoothdiag.measure.probe import Probe
+from smoothdiag.requirements import installed_by
 from smoothdiag.rows import USABLE_STATUSES, SmoothdiagWarning
 from smoothdiag.trace import Trace
 
@@ -113,8 +114,7 @@ class TraceWriter:
             for step, together in groupby(rows, key=itemgetter("step")):
                 values = self._scalars(together)
                 if self._autoclip is not None and step == rows[-1]["step"]:
-                    names = ("longest_step", "threshold", "clip_fraction")
-                    values |= {f"clipping/{name}": getattr(self._autoclip, name) for name in names}
+                    values |= {f"clipping/{name}": getattr(self._autoclip, name) for name in CLIPPING}
                 self._sink.scalars(step, {name: value for name, value in values.items() if math.isfinite(value)})
         except Exception as error:
             self._give_up(error)

@@ -9,8 +9,8 @@ from unittest.mock import MagicMock
 from torch import Tensor, nn
 
 from smoothdiag.integrations.bookkeeping import Books
-from smoothdiag.integrations.requirements import installed_by
 from smoothdiag.measure.probe import Probe
+from smoothdiag.requirements import installed_by
 
 with installed_by("lightning"):
     from torchmetrics import Metric

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from smoothdiag.requirements import installed_by
+
 Entry = dict[str, Any]
 
 TAKEN: Final = ".csv, .tsv, .json, .jsonl or .ndjson, with .gz behind it where compressed"
@@ -160,13 +162,8 @@ def _from_events(source: Path) -> list[Entry]:
         newest = sorted(inside, key=lambda path: path.stat().st_mtime, reverse=True)[:3]
         found = f"a folder; in it, newest first: {', '.join(map(str, newest))}" if newest else "a folder without events"
         raise ValueError(f"Parameter `path` should be a log, or a folder of events of TensorBoard. Found {found}.")
-    try:
+    with installed_by("tensorboard"):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-    except ImportError as error:
-        message = (
-            f'Events of TensorBoard need what is not installed: {error}. Run: pip install "smoothdiag[tensorboard]"'
-        )
-        raise ImportError(message, name=error.name) from error
     events = EventAccumulator(str(source), size_guidance={"scalars": 0})  # 0: all, where the default is a sample
     events.Reload()
     entries: dict[tuple[int, int], Entry] = {}

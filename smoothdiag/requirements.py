@@ -22,5 +22,5 @@ def installed_by(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        message = f'An integration needs what is not installed: {error}. Run: pip install "smoothdiag[{extra}]"'
+        message = f'What was asked for needs what is not installed: {error}. Run: pip install "smoothdiag[{extra}]"'
         raise ImportError(message, name=error.name) from error
