@@ -108,6 +108,16 @@ def is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
     return isinstance(x, getattr(module, "DTensor", ()))
 
 
+def is_half(tensor: Tensor) -> bool:
+    """Returns whether ``tensor`` is float16 or bfloat16 and can be widened in place; shards cannot."""
+    return tensor.dtype in (torch.float16, torch.bfloat16) and not is_sharded(tensor)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Returns float16 and bfloat16 tensors in float32, others as they are."""
+    return tensor.float() if is_half(tensor) else tensor
+
+
 def shard_groups(x: Tensor) -> "tuple[dist.ProcessGroup, ...]":
     """Returns the groups of ranks that hold the other parts of ``x``."""
     if not is_sharded(x):
@@ -123,9 +133,11 @@ def mean_over_ranks(value: float, like: Tensor) -> float:
     return float(total) / dist.get_world_size()
 
 
-def any_rank(value: bool, like: Tensor) -> bool:
-    """Returns whether the value is true on any rank; every rank must call it. ``like`` gives the device to use."""
-    return mean_over_ranks(float(value), like) > 0
+def max_over_ranks(value: int, like: Tensor) -> int:
+    """Returns the largest of a number over all ranks; every rank must call it. ``like`` gives the device to use."""
+    largest = torch.tensor(int(value), dtype=torch.int64, device=local(like).device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def average_(a: Vector) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from smoothdiag import Trace
-from smoothdiag.integrations.bookkeeping import MOST, Books
 from smoothdiag.integrations.latest import Latest
+from smoothdiag.measure.bookkeeping import MOST, Books
 from smoothdiag.rows import CLIP_SUFFIX
 
 

@@ -19,19 +19,23 @@ LAYERS = (
     ("report", "measure", "optim", "logs"),
     ("plots", "clipping", "geometry"),
     ("fits", "trace", "vectors", "doctor", "problems"),
-    ("rows", "requirements"),
+    ("rows", "requirements", "memory"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Inside a wing a module may import those that stand before it; a package re-exports, so it follows its parts.
 WINGS = {
     "measure": (
+        "measure.faults",
+        "measure.bookkeeping",
+        "measure.state",
         "measure.batches",
         "measure.graph",
         "measure.coordinates",
-        "measure.state",
+        "measure.isolation",
         "measure.watched",
         "measure.objective",
+        "measure.backward",
         "measure.accumulation",
         "measure.arguments",
         "measure.closures",
@@ -59,6 +63,8 @@ WINGS = {
         "measure.estimators",
         "measure.schedule",
         "measure.recording",
+        "measure.measuring",
+        "measure.others",
         "measure.probe",
         "measure",
     ),
@@ -121,7 +127,6 @@ WINGS = {
         "doctor",
     ),
     "integrations": (
-        "integrations.bookkeeping",
         "integrations.losses",
         "integrations.latest",
         "integrations.loggers",

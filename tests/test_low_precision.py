@@ -67,12 +67,12 @@ class Truth:
     gradient_errors: list[float] = field(default_factory=list)
 
     def __call__(self, step: Step) -> Estimate:
+        step.objective.place()  # with the buffers that evaluations start from
         model = copy.deepcopy(self.model).double()
         micros = [
             MicroBatch(
                 tuple(t.double() if t.is_floating_point() else t for t in micro.batch),
                 micro.random_state,
-                [t.double() if t.is_floating_point() else t for t in micro.state],
             )
             for micro in step.objective._micro_batches
         ]

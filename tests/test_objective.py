@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from smoothdiag import Objective, vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState
+from smoothdiag.measure.state import ModuleState
 
 
 class Noisy(nn.Module):
@@ -90,7 +91,7 @@ def test_an_error_in_the_loss_leaves_no_trace_either() -> None:
 
 def test_evaluations_start_from_the_given_buffers() -> None:
     model = Noisy().eval()  # in eval mode the statistics enter the loss
-    old = vectors.clone(list(model.buffers()))
+    old = ModuleState(model).snapshot(set(map(id, model.parameters())))
     batch = make_batch()
     before = objective_of(model, batch).value()
     model.norm.running_mean.add_(1.0)

@@ -11,7 +11,7 @@ from typing import Any
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.selftest import SAME_DIRECTION
+from smoothdiag.measure.selftest import SLACK
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
 
 RADIUS = 1e-2
@@ -105,7 +105,7 @@ class Arrivals:
             return
         error = math.inf if self._probe.self_test is None else self._probe.self_test.gradient_error
         arrived, measured = float(self._norm), row["grad_norm"]
-        if arrived < measured * (1 - SAME_DIRECTION - 10 * error):
+        if arrived < measured * (1 - 10 * SLACK - 10 * error):
             self._probe = None
             advice = (
                 "Let it clip alone: no clip_grad_norm_ in the loop, and no setting of a trainer that asks for it. If "

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag.integrations.attached import Attached
-from smoothdiag.integrations.bookkeeping import Books
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, Factor, loss_of
+from smoothdiag.measure.bookkeeping import Books
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.schedule import Schedule

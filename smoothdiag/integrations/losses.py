@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothdiag.integrations.bookkeeping import Books
+from smoothdiag.measure.bookkeeping import Books
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothdiag import vectors
-from smoothdiag.vectors import Vector
+from smoothdiag.measure.state import Snapshot
 
 
 @dataclass(frozen=True)
@@ -52,19 +51,14 @@ class MicroBatch:
     Attributes:
         batch: What ``loss_fn`` takes.
         random_state: State of the random number generators.
-        state: Values of what forward passes change in the model; ``None`` where it is to be taken as it is.
+        state: What forward passes change in the model, as it was; ``None`` where it is to be taken as it is.
         weight: Weight of its loss in the step's loss; ``None`` leaves it to the reduction.
     """
 
     batch: Any
     random_state: RandomState
-    state: Vector | None = None
+    state: Snapshot | None = None
     weight: float | None = None
-
-
-def is_half(tensor: Tensor) -> bool:
-    """Returns whether ``tensor`` is float16 or bfloat16 and can be widened in place; shards cannot."""
-    return tensor.dtype in (torch.float16, torch.bfloat16) and not vectors.is_sharded(tensor)
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -101,11 +95,6 @@ def copied(tensor: Tensor) -> Tensor:
         return twin
     whole = tensor.detach().as_strided((span,), (1,)).clone()
     return whole.as_strided(tensor.shape, tensor.stride())
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """Returns float16 and bfloat16 tensors in float32, others as they are."""
-    return tensor.float() if is_half(tensor) else tensor
 
 
 def cut(batch: Any) -> tuple[Any, Any]:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.batches import MicroBatch, RandomState, copied, cut, devices_of, is_half, map_tensors, widened
+from smoothdiag.measure.batches import MicroBatch, copied, cut, map_tensors
 from smoothdiag.measure.coordinates import no_sync, reshard
 from smoothdiag.measure.graph import leaves_of
-from smoothdiag.measure.state import ModuleState
-from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.measure.isolation import Isolated, isolation
+from smoothdiag.measure.state import ModuleState, Snapshot
 from smoothdiag.vectors import Vector
 
 LossFn = Callable[[nn.Module, Any], Tensor]
@@ -87,13 +86,9 @@ class Objective:
         self.loss_scale = 1.0
         self.model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction
-        # Everything that backward may give a gradient to: x, and what it leaves where it is.
-        self._holders = list(dict.fromkeys([*self.parameters, *model.parameters()]))
-        self._state = ModuleState(model, self.parameters) if state is None else state
-        self._widened = [t for t in [*self._holders, *model.buffers()] if widen_half and is_half(t)]
-        self._start_state: Vector = []
-        self._isolated = False
-        self._strays: dict[Tensor, Tensor | None] = {}
+        self._state = ModuleState(model) if state is None else state
+        self._widens = widen_half
+        self._isolated: Isolated | None = None
         self._traced: set[int] = set()
         self.distributed = distributed
 
@@ -186,64 +181,31 @@ class Objective:
     @contextmanager
     def isolated(self) -> Iterator[None]:
         """Saves everything an evaluation may touch and puts it back; cheap when already inside."""
-        if self._isolated:
+        if self._isolated is not None:
             yield
             return
-        random_state = RandomState.capture(devices_of(self.parameters))
-        reshard(self.model)
-        values, tensors, contents = self.point(), self._state.tensors(), self._state.values()
-        start = self._micro_batches[0].state or ()
-        self._start_state = [*start, *contents[len(start) :]]
-        self._state.mark()
-        gradients = [p.grad for p in self._holders]
-        self._strays, self._traced = {}, set()
-        # Gradients that are views into a bucket (DDP) are overwritten by the next backward.
-        buckets = [None if g is None or not g._is_view() else g.clone() for g in gradients]
-        modes = [(module, module.training) for module in self.model.modules()]
-        narrow = [t.data for t in self._widened]
-        for tensor in self._widened:
-            tensor.data = tensor.data.float()
-        self._isolated = True
-        Objective.num_isolated += 1
-        try:
-            yield
-        finally:
-            self._isolated = False
-            Objective.num_isolated -= 1
-            reshard(self.model)
-            for tensor, data in zip(self._widened, narrow, strict=True):
-                tensor.grad = None
-                tensor.data = data
-            vectors.assign_(self.parameters, values)
-            self._state.put_back(tensors, contents)
-            for leaf, stray in self._strays.items():
-                leaf.grad = stray
-            for parameter, gradient, bucket in zip(self._holders, gradients, buckets, strict=True):
-                parameter.grad = gradient
-                if gradient is not None and bucket is not None:
-                    gradient.copy_(bucket)
-            for module, mode in modes:
-                module.training = mode
-            random_state.restore()
-            if self._state.notice():
-                warnings.warn(
-                    "loss_fn changed parameters that the optimizer does not hold, at this measurement for the first "
-                    "time, so this once they could not be put back: the run is not what it would have been without "
-                    "the probe. From now on they are.",
-                    SmoothdiagWarning,
-                )
+        start = self._micro_batches[0].state
+        with isolation(self.model, self.parameters, self._state, start, widen_half=self._widens) as isolated:
+            self._isolated, self._traced = isolated, set()
+            Objective.num_isolated += 1
+            try:
+                yield
+            finally:
+                self._isolated = None
+                Objective.num_isolated -= 1
 
-    def state(self) -> list[Tensor]:
-        """Returns copies of what forward passes change beside the parameters, as it is now."""
-        return self._state.values()
+    def state(self) -> Snapshot:
+        """Returns what forward passes change beside the parameters, as it is now."""
+        return self._state.snapshot({id(p) for p in self.parameters})
 
-    def place(self, point: Vector | None = None, state: Vector | None = None) -> None:
+    def place(self, point: Vector | None = None, state: Snapshot | None = None) -> None:
         """Moves to ``point``, and the rest to ``state`` or back to the start; to be used inside ``isolated``."""
+        assert self._isolated is not None
         reshard(self.model)
         if point is not None:
             vectors.assign_(self.parameters, point)
-        self._state.assign(self._start_state if state is None else state)
-        for parameter in self._holders:
+        (self._isolated.start if state is None else state).assign(widen=self._isolated.is_widened)
+        for parameter in self._isolated.holders:
             parameter.grad = None
         # Autocast keeps cast copies of the weights while its region lasts: they are of another point.
         torch.clear_autocast_cache()
@@ -257,12 +219,13 @@ class Objective:
             )
         if inspect is not None:
             inspect(loss)
+        assert self._isolated is not None
         if id(micro) not in self._traced:
             self._traced.add(id(micro))
-            held = {id(p) for p in self._holders}
+            held = {id(p) for p in self._isolated.holders}
             # Tensors that belong to another optimizer, or to the loss itself, get gradients too.
-            self._strays |= {leaf: leaf.grad for leaf in leaves_of(loss) if id(leaf) not in held}
-        for leaf in self._strays:
+            self._isolated.strays.update({leaf: leaf.grad for leaf in leaves_of(loss) if id(leaf) not in held})
+        for leaf in self._isolated.strays:
             leaf.grad = None
         loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
         return float(loss.detach())
@@ -276,6 +239,11 @@ class Objective:
             loss = self._loss_fn(self.model, batch)
         except Exception as error:
             error.add_note("This came from loss_fn(model, batch), called again by the probe to measure.")
+            if self._is_widened:
+                error.add_note(
+                    "Parameters in float16 or bfloat16 are widened to float32 while they are measured. A loss_fn that "
+                    "casts tensors by hand should follow them: x.to(next(model.parameters()).dtype)."
+                )
             raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -291,7 +259,11 @@ class Objective:
 
     def _copy(self, tensor: Tensor) -> Tensor:
         twin = copied(tensor)
-        return (widened(twin) if self._widened else twin).requires_grad_(tensor.requires_grad)
+        return (vectors.widened(twin) if self._is_widened else twin).requires_grad_(tensor.requires_grad)
+
+    @property
+    def _is_widened(self) -> bool:
+        return self._isolated is not None and self._isolated.is_widened
 
     def _weight(self, micro: MicroBatch) -> float:
         if micro.weight is not None:

@@ -2,8 +2,9 @@
 
 import sys
 import time
-import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,24 +12,27 @@ import torch
 from torch import nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.accumulation import UNSEEN, Accumulation, Beginning
+from smoothdiag.measure.accumulation import Accumulation, Beginning, check_hooks
 from smoothdiag.measure.arguments import Outermost, check_arguments
-from smoothdiag.measure.batches import held_out, widened
+from smoothdiag.measure.batches import held_out
 from smoothdiag.measure.closures import Arguments, after_closure
-from smoothdiag.measure.coordinates import common, coordinates, is_distributed, learning_rates, parameter_groups
-from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness, Status, Step
-from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
-from smoothdiag.measure.preconditioner import preconditioner
-from smoothdiag.measure.recording import failed_row, rows_of
+from smoothdiag.measure.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
+from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
+from smoothdiag.measure.faults import NotPutBack, PeerFailed
+from smoothdiag.measure.measuring import Measuring, Taken
+from smoothdiag.measure.objective import LossFn, Reduction
+from smoothdiag.measure.others import moved_by_others, unseen
 from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
-from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
-from smoothdiag.measure.stability import stability_limit
+from smoothdiag.measure.selftest import SelfTest
 from smoothdiag.measure.watched import Watched
-from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.memory import retried
 from smoothdiag.trace import Trace
 from smoothdiag.vectors import Vector
 
 T = TypeVar("T")
+
+_CHANGED, _MISSING, _FAILED = 1, 2, 3
+"""What may be wrong with a step that is due, from what is harmless to what is worst; 0 is nothing."""
 
 
 class Probe:
@@ -59,7 +63,6 @@ class Probe:
         trace: What was recorded; under data parallelism only the first rank writes to a path.
         further: What else it measures, with the schedules of that; see ``also``.
         steps: Optimizer steps so far; ``is_closed`` says whether more will count, ``due`` what measures the next one.
-        self_test: What the first measured step showed about the loss; ``None`` before it.
     """
 
     def __init__(
@@ -77,11 +80,14 @@ class Probe:
         seed: int = 0,
     ) -> None:
         check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction)
-        self._model, self.optimizer, self._loss_fn = model, optimizer, loss_fn
-        self.estimators, self._reduction, self._group_by = tuple(estimators), reduction, group_by
+        self._model, self.optimizer, self.estimators = model, optimizer, tuple(estimators)
+        self._group_by = group_by
         self._schedule = every(20) if schedule is None else schedule
-        self._take_coordinates(coordinates(model, optimizer))
+        check_hooks(model)
+        self._parameters = coordinates(model, optimizer)
         self._distributed = is_distributed(model, self._parameters)
+        self._accumulation = Accumulation(model, self._parameters, distributed=self._distributed)
+        self._groups = parameter_groups(model, self._parameters, group_by)
         self._held_out = None if probe_batches is None else held_out(probe_batches, seed, self._parameters)
         self._owns_trace = not isinstance(trace, Trace)
         if self._owns_trace and self._distributed and torch.distributed.get_rank() > 0:
@@ -89,19 +95,30 @@ class Probe:
         meta = {"optimizer": type(optimizer).__name__, "model": type(model).__name__, "torch": torch.__version__}
         self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=meta)
         self.steps, self.is_closed = 0, False
-        self.self_test: SelfTest | None = None
         self.further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
         self.due: tuple[Estimator, ...] = self._estimators_due()
         self._begun: Beginning | None = None
-        self._has_measured = False
+        self._fault: Exception | None = None
+        self._measuring = Measuring(
+            model,
+            optimizer,
+            loss_fn,
+            self.trace,
+            self._accumulation.state,
+            reduction=reduction,
+            distributed=self._distributed,
+        )
         self._outermost = Outermost()
-        self._warned: set[str] = set()
-        self._num_untested = 0
         self._stopwatch = Stopwatch()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    @property
+    def self_test(self) -> SelfTest | None:
+        """What the first measured step showed about the loss; ``None`` before it."""
+        return self._measuring.self_test
 
     def watch(self, loader: Iterable[T]) -> Watched[T]:
         """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works if it did."""
@@ -116,9 +133,15 @@ class Probe:
         """
         self._stopwatch.start()
         if self.due and self._held_out is None:
-            if not self._accumulation.has_observed:
+            with self._unharmed():
+                retried(partial(self._observe, batch, weight))
+
+    def _observe(self, batch: Any, weight: float | None) -> None:
+        if not self._accumulation.has_observed:
+            with suppress(ValueError):  # what is frozen now may be trainable when the optimizer steps
                 self._follow_changes()
-            self._accumulation.add(batch, weight)
+        if self._accumulation.add(batch, weight):
+            self._measuring.warn_once(moved_by_others(self.optimizer))
 
     def also(self, schedule: Schedule, *estimators: Estimator) -> None:
         """Measures with further estimators, at the steps that ``schedule`` names.
@@ -168,153 +191,112 @@ class Probe:
         if not (self._outermost.enter(sys._getframe(1)) and self.due):
             return None
         self._begun = None  # the step before may have ended in an error
-        if self._held_out is not None or not self._accumulation.has_observed:
+        start: list[Vector] = []
+        with self._unharmed():
             self._follow_changes()
-        start = vectors.clone(self._parameters)
+            start.append(retried(lambda: vectors.clone(self._parameters)))
+        if not start:
+            return None
         # With a closure, the gradients of this step do not exist yet, nor perhaps its batches.
-        changed = after_closure(args, kwargs, lambda: self._begin(start, by_closure=True))
+        changed = after_closure(args, kwargs, lambda: self._begin(start[0], by_closure=True))
         if changed is None:
-            self._begin(start)
+            self._begin(start[0])
         return changed
 
     def _begin(self, start: Vector, *, by_closure: bool = False) -> None:
         """Takes up the step from ``start``, when its gradients are there."""
+        with self._unharmed():
+            self._begun = retried(lambda: self._beginning(start, by_closure=by_closure))
+
+    def _beginning(self, start: Vector, *, by_closure: bool) -> Beginning | None:
         lrs = learning_rates(self.optimizer, self._parameters)
         if self._held_out is not None:
-            self._begun = Beginning(start, lrs)
-        elif self._accumulation.has_observed:
-            self._begun = self._accumulation.beginning(start, lrs, by_closure=by_closure)
-        else:
-            self._warn_once(UNSEEN)
+            return Beginning(start, lrs)
+        if self._fault is not None:
+            return None
+        if not self._accumulation.has_observed:
+            self._measuring.warn_once(unseen(self.optimizer, self))
+            return None
+        is_scaled = getattr(self.optimizer, "grad_scale", None) is not None  # fused ones take it out as they step
+        return self._accumulation.beginning(start, lrs, by_closure=by_closure, is_scaled=is_scaled)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._outermost.leave(sys._getframe(1)):
             return
         self._stopwatch.steps += 1
         try:
-            if self._begun is not None:
-                self._measure(self._begun)
-                self._has_measured = True
+            if self.due and (outlook := self._outlook()) != _MISSING:
+                self._measure(has_changed=outlook == _CHANGED)
         except Exception as error:
-            self._survive(error, "probe")
+            self._measuring.survive(error, self.steps, "probe")
         finally:
             self._accumulation.clear()
-            self._begun = None
+            self._begun = self._fault = None
             self.steps += 1
             self.due = self._estimators_due()
 
-    def _measure(self, begun: Beginning) -> None:
-        vectors.synchronize(begun.start)  # the time of the step is not ours
+    def _outlook(self) -> int:
+        """Returns whether there is a step to measure, and on data as they were seen: the worst of all ranks.
+
+        Raises:
+            Exception: If something failed on the way to it.
+        """
+        local = _FAILED if self._fault else _MISSING if self._begun is None else self._accumulation.data_changed()
+        outlook = vectors.max_over_ranks(local, self._parameters[0]) if self._distributed else local
+        if self._fault is not None:
+            raise self._fault
+        if outlook == _FAILED:
+            raise PeerFailed("Another rank could not prepare this measurement.")
+        return outlook
+
+    @contextmanager
+    def _unharmed(self) -> Iterator[None]:
+        """Keeps an error for the end of the step, where it costs a row; passes it on before the first measurement."""
+        try:
+            yield
+        except NotPutBack:
+            raise
+        except Exception as error:
+            if not self._measuring.has_measured:
+                raise
+            self._fault = error
+
+    def _measure(self, *, has_changed: bool) -> None:
+        assert self._begun is not None
+        vectors.synchronize(self._begun.start)  # the time of the step is not ours
         began = time.perf_counter()
-        batches = self._accumulation.micro_batches if self._held_out is None else self._held_out
-        changed = self._accumulation.data_changed()
-        self._accumulation.state.notice()
-        self._accumulation.clear()  # its hooks must not see the backward passes to come
-        if changed:
-            self._warn_once(Status.DATA_CHANGED.value)
-        objective = Objective(
-            self._model,
-            self._loss_fn,
-            batches,
-            self._parameters,
-            state=self._accumulation.state,
-            reduction=self._reduction,
-            widen_half=True,
-            distributed=self._distributed,
+        check_hooks(self._model)
+        taken = Taken(
+            index=self.steps,
+            begun=self._begun,
+            micro_batches=self._accumulation.micro_batches if self._held_out is None else self._held_out,
+            parameters=self._parameters,
+            groups=self._groups,
+            data="step" if self._held_out is None else "held-out",
+            has_changed=has_changed,
         )
-        end = objective.point()
-        with objective.isolated():
-            known = self._known_start(objective, begun)
-            assert self.self_test is not None
-            step = Step(
-                index=self.steps,
-                objective=objective,
-                start=[widened(x) for x in begun.start],
-                end=[widened(x) for x in end],
-                lr=common(begun.lrs),
-                gradient_error=self.self_test.gradient_error,
-                groups=self._groups,
-                preconditioner=preconditioner(self.optimizer, self._parameters),
-                known_start=known,
-                memory=self._memory,
-                stability_limit=stability_limit(self.optimizer, self._parameters),
-            )
-            names: set[str] = set()
-            for estimator in self.due:
-                name = self._record(step, estimator, begun, changed=changed)
-                if name in names and not self._has_measured:
-                    raise ValueError(
-                        "Parameter `estimators` should hold estimators whose rows have different names. "
-                        f"Found two named `{name}`; use two probes, with a trace each, to compare their settings."
-                    )
-                names.add(name)
-        vectors.synchronize(begun.start)
+        self._accumulation.notice()
+        self._accumulation.clear()  # its hooks must not see the backward passes to come
+        self._measuring.measure(taken, self.due)
+        vectors.synchronize(self._begun.start)
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
             wait = self._stopwatch.interval(self._schedule, began)
             wait = vectors.of_first_rank(wait, self._parameters[0], distributed=self._distributed)
             self._schedule.next = self.steps + wait
 
-    def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:
-        """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
-        test = self.self_test
-        objective.loss_scale = 1.0 if test is None else test.loss_scale
-        self._num_untested += 1
-        if test is None or (self._num_untested > RETEST_EVERY and test.narrow is not None):
-            self.self_test, evaluation = self_test(objective, begun.start, begun.training)
-            self._num_untested = 0
-            return evaluation
-        return None
-
-    def _record(self, step: Step, estimator: Estimator, begun: Beginning, *, changed: bool) -> str:
-        began, num_grads = time.perf_counter(), step.objective.num_grads
-        try:
-            estimate = estimator(step)
-        except Exception as error:
-            self._survive(error, type(estimator).__name__)
-            return type(estimator).__name__
-        cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
-        reproduced = changed or self._is_reproduced(step, begun)
-        override = Status.DATA_CHANGED if changed else None if reproduced else Status.NOT_REPRODUCED
-        data = "step" if self._held_out is None else "held-out"
-        self.trace.extend(rows_of(step, estimate, begun.lrs, data=data, override=override, cost=cost))
-        return estimate.estimator
-
-    def _survive(self, error: Exception, name: str) -> None:
-        """Makes a failed row of an error, but passes it on at the first measured step."""
-        # There it is a mistake in the set-up, and stopping costs little; a run of days must not end because of it.
-        if not self._has_measured:
-            raise error
-        warnings.warn(f"Step {self.steps} was not measured: {error!r}", SmoothdiagWarning)
-        self.trace.append(failed_row(self.steps, name))
-
-    def _is_reproduced(self, step: Step, begun: Beginning) -> bool:
-        if begun.training is None or "at_start" not in step.__dict__:
-            return True
-        assert self.self_test is not None
-        # A gradient that nothing wrote to has its length too, if it had it bit for bit at the self-test.
-        with_length = begun.untouched and self.self_test.reproduced
-        reproduced = is_same(begun.training, step.at_start.gradient, step.gradient_error, with_length=with_length)
-        if not reproduced:
-            self._warn_once(NOT_REPRODUCED)
-        return reproduced
-
     def _estimators_due(self) -> tuple[Estimator, ...]:
         plans = [(self._schedule, self.estimators), *self.further]
         return tuple(e for schedule, estimators in plans if schedule(self.steps) for e in estimators)
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(message, SmoothdiagWarning)
-
     def _follow_changes(self) -> None:
-        """Takes up parameters that were frozen, unfrozen, or given to the optimizer since the last measurement."""
+        """Takes up parameters that were frozen, unfrozen, or given to the optimizer since the last measurement.
+
+        Raises:
+            ValueError: If none is left.
+        """
         present = coordinates(self._model, self.optimizer)
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
-            self._take_coordinates(present)
-
-    def _take_coordinates(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._memory: dict[Hashable, Any] = {}  # of other parameters it would be of no use
-        self._groups = parameter_groups(self._model, parameters, self._group_by)
-        self._accumulation = Accumulation(self._model, parameters)
+            self._groups = parameter_groups(self._model, present, self._group_by)
+            self._parameters = present
+            self._accumulation.follow(present)
+            self._measuring.memory.clear()  # of other parameters it would be of no use

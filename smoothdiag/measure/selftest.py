@@ -3,12 +3,12 @@
 import math
 import warnings
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.batches import widened
 from smoothdiag.measure.coordinates import forward_dtypes
 from smoothdiag.measure.graph import nodes_of
 from smoothdiag.measure.objective import Evaluation, Objective
@@ -26,18 +26,38 @@ UNIT_ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 LOSS_SCALE = 2.0**16
 """Scale of the loss where part of the model computes in float16: what GradScaler starts from."""
 
-SAME_DIRECTION = 1e-2
-"""Angle between replayed and training gradient below which they count as one, if they repeat well."""
+SLACK = 1e-3
+"""Relative difference of replayed and training gradient, beyond ten times the rounding, below which they count as one:
+additions in another order, and kernels that a device chooses anew, explain that much."""
+
+EXACT_SLACK = 1e-4
+"""The same where the two were equal bit for bit at the self-test."""
 
 RETEST_EVERY = 10
 """Measurements between two estimates of rounding, where part of the loss is computed in a narrow dtype."""
 
-NOT_REPRODUCED = (
-    "The gradient of loss_fn is another one than the gradient the optimizer got, so another loss is measured than "
-    "the one that is trained. Usual causes: part of the loss, an autocast region or augmentation outside loss_fn; "
-    "random numbers drawn between watch or observe and the forward pass; batches that were not observed; clipping by "
-    "value; a reduction of micro-batches other than the loop's."
-)
+
+class Doubt(Enum):
+    """Why the loss that is measured may not be the one that is trained; each value says what to look for."""
+
+    DIRECTION = (
+        "The gradient of loss_fn is another one than the gradient the optimizer got: it points elsewhere, so another "
+        "loss is measured than the one that is trained. Usual causes: part of the loss, an autocast region or "
+        "augmentation outside loss_fn; state of the loop that loss_fn reads and that has moved on, as a hidden state; "
+        "random numbers drawn between watch or observe and the forward pass; batches that were not observed."
+    )
+    LENGTH = (
+        "The gradient that backward left is {ratio:.3g} times as long as that of loss_fn, in the same direction: "
+        "another loss is measured than the one that is trained, a multiple of it. Gradient norms, L0 and thresholds "
+        "are off by this factor. Usual causes: a sum over the batch in the place of a mean; a factor that the loop "
+        "alone applies, as that of a loss scale or of accumulation; micro-batches that add up otherwise than "
+        "`reduction` says. Let loss_fn return what the loop calls backward on."
+    )
+    REDUCTION = (
+        "The gradient the optimizer got is {ratio:.3g} times the one measured, from {number} micro-batches: the loop "
+        "adds them up otherwise, so another loss is measured than the one that is trained. "
+        'Pass reduction="{reduction}".'
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,30 @@ class SelfTest:
     narrow: torch.dtype | None = None
     loss_scale: float = 1.0
 
+    def doubt(
+        self, training: Vector, replayed: Vector, *, has_length: bool, num_micro_batches: int
+    ) -> tuple[Doubt, str] | None:
+        """Returns why two gradients are not of the same loss, as far as rounding lets one tell; ``None`` if they are.
+
+        Args:
+            training: The gradient of the loop.
+            replayed: That of ``loss_fn``.
+            has_length: Whether the length of the former counts: clipping and scaling change it.
+            num_micro_batches: Micro-batches in the loss.
+        """
+        coarsest = max(self.gradient_error, *(rounding(g.dtype) for g in training))
+        tolerance = 10 * coarsest + (EXACT_SLACK if self.reproduced else SLACK)
+        angle, ratio = compare(training, replayed)
+        if angle > tolerance:
+            return Doubt.DIRECTION, Doubt.DIRECTION.value
+        for reduction, factor in (("sum", num_micro_batches), ("mean", 1 / num_micro_batches)):
+            if num_micro_batches > 1 and abs(ratio / factor - 1) < SLACK:
+                said = Doubt.REDUCTION.value.format(ratio=ratio, number=num_micro_batches, reduction=reduction)
+                return Doubt.REDUCTION, said
+        if has_length and abs(ratio - 1) > tolerance:
+            return Doubt.LENGTH, Doubt.LENGTH.value.format(ratio=ratio)
+        return None
+
 
 def self_test(objective: Objective, start: Vector, training: Vector | None) -> tuple[SelfTest, Evaluation]:
     """Returns the findings at ``start``, and the evaluation there; warns of what a user should mend.
@@ -67,7 +111,7 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     Args:
         objective: The loss on the data of the first measured step.
         start: The parameters before that step.
-        training: The gradient that the training loop handed to the optimizer; ``None`` where it is not known.
+        training: The gradient of the training loop; ``None`` where it is not known.
     """
     dtypes = set[torch.dtype]()
     once = objective.evaluate(start, lambda loss: dtypes.update(dtypes_of(loss)))
@@ -100,8 +144,6 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     angle, ratio = compare(training, once.gradient)
     plain = not any(map(vectors.is_sharded, training))
     reproduced = plain and all(torch.equal(a, b) for a, b in zip(training, once.gradient, strict=True))
-    if is_same(training, once.gradient, error):
-        _warn_of_reduction(ratio, objective.num_micro_batches)
     return replace(test, angle=angle, ratio=ratio, reproduced=reproduced), once
 
 
@@ -133,7 +175,7 @@ def _rounding_error(objective: Objective, start: Vector, once: Evaluation, narro
     Parameters that are moved by about half of their rounding are rounded anew, and so is all that follows from them;
     the move itself is hardly longer than the rounding that is inherent.
     """
-    start = [widened(x) for x in start]
+    start = [vectors.widened(x) for x in start]
     moves = [x * draw for x, draw in zip(start, vectors.random_like(start, seed=0), strict=True)]
     there = objective.evaluate(vectors.add_scaled(start, moves, UNIT_ROUNDOFF[narrow] / 2))
     error = _norm(vectors.sub(there.gradient, once.gradient)) / math.sqrt(2) / _norm(once.gradient)
@@ -151,27 +193,6 @@ def compare(training: Vector, replayed: Vector) -> tuple[float, float]:
     # Half the chord between the unit vectors: an arc cosine would lose half of the digits.
     chord = _norm(vectors.sub([g / size for g in training], [g / length for g in replayed]))
     return 2 * math.asin(min(1.0, chord / 2)), size / length
-
-
-def is_same(training: Vector, replayed: Vector, gradient_error: float, *, with_length: bool = False) -> bool:
-    """Returns whether two gradients are of the same loss, as far as rounding and repetition let one tell.
-
-    Their lengths count only ``with_length``: clipping and scaling change them.
-    """
-    coarsest = max(gradient_error, *(rounding(g.dtype) for g in training))
-    angle, ratio = compare(training, replayed)
-    tolerance = 10 * coarsest + SAME_DIRECTION
-    return not (angle > tolerance or (with_length and abs(ratio - 1) > tolerance))
-
-
-def _warn_of_reduction(ratio: float, num_micro_batches: int) -> None:
-    for reduction, factor in (("sum", num_micro_batches), ("mean", 1 / num_micro_batches)):
-        if num_micro_batches > 1 and abs(ratio / factor - 1) < 1e-3:
-            warnings.warn(
-                f"The gradient the optimizer got is {factor:.3g} times the one measured, from {num_micro_batches} "
-                f'micro-batches: the loop adds them up otherwise. Pass reduction="{reduction}".',
-                SmoothdiagWarning,
-            )
 
 
 def _norm(a: Vector) -> float:

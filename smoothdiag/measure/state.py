@@ -1,76 +1,203 @@
-"""ModuleState: what a forward pass may change in a model beside the coordinates."""
+"""State: what a forward pass may change in a model beside the coordinates, and how it is put back."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+from collections.abc import Container, Mapping, MutableMapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.vectors import Vector
+from smoothdiag.measure.bookkeeping import Books
 
-Place = tuple[dict[str, Tensor | None], str]
+Place = tuple[nn.Module, str]
+"""A parameter is known by the place it has in a module, not by the tensor, which may be replaced."""
+
+_COMPARABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Dtypes of which a norm can be taken."""
 
 
 class ModuleState:
-    """Buffers, and those parameters outside x that forward passes are seen to change (a teacher, a key encoder).
+    """Knows what moves in a model beside x: the buffers, and parameters that forward passes change (a teacher).
 
-    Entries are known by the place they have in their module, not by the tensor: forward passes may put new tensors
-    there.
+    The modules are listed anew each time, because models change in mid-run: modules join and go, buffers are replaced,
+    resized, or filled when they are first needed.
 
     Args:
         model: The model.
-        coordinates: The parameters x, which are not part of the state.
+
+    Attributes:
+        is_known: Whether a loss has been evaluated, which shows what moves. Until then all parameters outside x are
+            taken for moving, unless they take more memory than x.
     """
 
-    def __init__(self, model: nn.Module, coordinates: Sequence[Tensor]) -> None:
-        seen = {id(p) for p in coordinates}
-        self._moving: list[Place] = []
-        self._still: list[Place] = []
-        for module in model.modules():
-            for store, places in ((module._buffers, self._moving), (module._parameters, self._still)):
-                for name, tensor in store.items():
-                    if tensor is not None and id(tensor) not in seen:
-                        seen.add(id(tensor))
-                        places.append((store, name))  # type: ignore[arg-type]
-        self._marks = self._mark()
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._moving: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+        self._marks: dict[Place, tuple[Any, ...]] = {}
+        self._norms: dict[Place, Tensor] = {}
+        self.is_known = False
 
-    def tensors(self) -> list[Tensor]:
-        """Returns the tensors that are in place now."""
-        return [_at(place) for place in self._moving]
+    def snapshot(self, coordinates: Container[int]) -> Snapshot:
+        """Returns the model as it is now, but for the values of parameters whose ids are in ``coordinates``."""
+        if self.is_known:
+            return Snapshot(self._model, self._moving, coordinates)
+        sizes = [0, 0]
+        for p in self._model.parameters():
+            sizes[id(p) in coordinates] += vectors.local(p).nbytes
+        moving = {module: set(module._parameters) for module in self._model.modules()}
+        return Snapshot(self._model, moving if sizes[False] <= sizes[True] else self._moving, coordinates)
 
-    def values(self) -> list[Tensor]:
-        """Returns copies of the tensors in place now."""
-        return vectors.clone(self.tensors())
+    def mark(self, coordinates: Container[int]) -> None:
+        """Remembers what the parameters outside x hold that are not known to move."""
+        self._marks, self._norms = self._still(coordinates)
 
-    def assign(self, values: Vector) -> None:
-        """Copies earlier ``values`` into the tensors in place now; entries that have joined since stay as they are."""
-        tensors = self.tensors()[: len(values)]
-        vectors.assign_(tensors, values)
+    def notice(self, coordinates: Container[int]) -> list[Tensor]:
+        """Takes for moving what was replaced or written to since ``mark``, and returns it."""
+        marks, norms = self._still(coordinates)
+        changed = {place for place, found in marks.items() if self._marks.get(place, found) != found}
+        # Writing through `.data` shows in the values alone.
+        both = [place for place in norms if place in self._norms and place not in changed]
+        if both:
+            now, then = (
+                torch.stack([n[place].to(norms[both[0]].device) for place in both]) for n in (norms, self._norms)
+            )
+            changed |= {place for place, is_other in zip(both, (now != then).tolist(), strict=True) if is_other}
+        for module, name in changed:
+            self._moving.setdefault(module, set()).add(name)
+        self._marks = {place: found for place, found in marks.items() if place not in changed}
+        self._norms = {place: found for place, found in norms.items() if place not in changed}
+        return [tensor for module, name in changed if (tensor := module._parameters[name]) is not None]
 
-    def put_back(self, tensors: Sequence[Tensor], values: Vector) -> None:
-        """Puts tensors back where they were, with the values they had."""
-        for (store, name), tensor in zip(self._moving, tensors, strict=True):
-            store[name] = tensor
-        self.assign(values)
-
-    def mark(self) -> None:
-        """Remembers which tensors are in place outside the state, and how often they have been written to."""
-        self._marks = self._mark()
-
-    def notice(self) -> bool:
-        """Takes into the state what was replaced or written to since ``mark``; returns whether there was anything."""
-        now = self._mark()
-        changed = [place for place, a, b in zip(self._still, self._marks, now, strict=True) if a != b]
-        self._still = [place for place, a, b in zip(self._still, self._marks, now, strict=True) if a == b]
-        self._moving += changed
-        self.mark()
-        return bool(changed)
-
-    def _mark(self) -> list[tuple[int, int]]:
-        return [(id(_at(place)), _at(place)._version) for place in self._still]
+    def _still(self, coordinates: Container[int]) -> tuple[dict[Place, tuple[Any, ...]], dict[Place, Tensor]]:
+        """Returns the tensors outside x that are not known to move: how often each was written to, and its norm."""
+        marks: dict[Place, tuple[Any, ...]] = {}
+        tensors: dict[Place, Tensor] = {}
+        for module in self._model.modules():
+            moving = self._moving.get(module, ())
+            for name, tensor in module._parameters.items():
+                if tensor is not None and name not in moving and id(tensor) not in coordinates:
+                    part = vectors.local(tensor)
+                    plain = type(part) is Tensor and part.layout is torch.strided  # and not quantised, say
+                    marks[module, name] = id(tensor), tensor._version, part.data_ptr() if plain else 0
+                    if plain and part.dtype in _COMPARABLE:
+                        tensors[module, name] = part
+        norms = torch._foreach_norm(list(tensors.values()), 2, dtype=torch.float64) if tensors else []
+        return marks, dict(zip(tensors, norms, strict=True))
 
 
-def _at(place: Place) -> Tensor:
-    store, name = place
-    tensor = store[name]
-    assert tensor is not None
-    return tensor
+class Snapshot:
+    """A model at one moment: modules, modes, buffers, parameters and attributes, and the values of what moves.
+
+    Args:
+        model: The model.
+        moving: Names of parameters that forward passes change, by module.
+        coordinates: Ids of the parameters x, whose values are left out.
+    """
+
+    def __init__(self, model: nn.Module, moving: Mapping[nn.Module, set[str]], coordinates: Container[int]) -> None:
+        self._kept = [_Kept(module) for module in model.modules()]
+        self._needs_grad = [(p, p.requires_grad) for p in model.parameters()]
+        self._books = Books(model)
+        self._values: dict[int, tuple[Tensor, Tensor]] = {}
+        for kept in self._kept:
+            named = [*kept.buffers.values(), *map(kept.parameters.get, moving.get(kept.module, ()))]
+            for tensor in named:
+                if tensor is not None and id(tensor) not in coordinates and id(tensor) not in self._values:
+                    self._values[id(tensor)] = tensor, tensor.detach().clone()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Returns whether it will give a tensor its value back."""
+        return id(tensor) in self._values
+
+    def cover(self, start: Snapshot) -> None:
+        """Prepares to put back what taking the model to ``start`` changes in objects that it has let go of since."""
+        self._books.cover(start._books)
+        # What was not known to move then begins where it is now.
+        start._values = self._values | start._values
+
+    def assign(self, *, widen: bool = False) -> None:
+        """Takes the model to this moment for an evaluation; modules that have joined since stay as they are.
+
+        Values are written into the tensors that are in place now, which may be wider than they were.
+
+        Args:
+            widen: Whether float16 and bfloat16 tensors that have no place now get one in float32.
+        """
+        self._books.reopen()
+        for kept in self._kept:
+            kept.module.training = kept.mode
+            buffers, parameters = kept.module._buffers, kept.module._parameters
+            for name in [name for name in buffers if name not in kept.buffers]:
+                del buffers[name]
+            for name, tensor in kept.buffers.items():
+                if tensor is None:
+                    if buffers.get(name) is not None:
+                        buffers[name] = None
+                else:
+                    self._write(buffers, name, tensor, widen=widen)
+            for name, tensor in kept.parameters.items():
+                if tensor is not None and parameters.get(name) is not None:
+                    self._write(parameters, name, tensor, widen=widen)
+
+    def put_back(self) -> None:
+        """Leaves the model exactly as it was: the same objects in the same places, with the values they had."""
+        self._books.put_back()
+        for kept in self._kept:
+            kept.put_back()
+        for tensor, value in self._values.values():
+            _copy_into(tensor, value)
+        for parameter, needs_grad in self._needs_grad:
+            if parameter.requires_grad != needs_grad:
+                parameter.requires_grad_(needs_grad)
+
+    def _write(self, store: MutableMapping[str, Any], name: str, tensor: Tensor, *, widen: bool) -> None:
+        """Gives an entry the value that ``tensor`` had, in its own tensor where there is one of this shape."""
+        present = store.get(name)
+        _, value = self._values.get(id(tensor)) or self._values.get(id(present)) or (None, None)
+        if value is None:
+            return  # x, or what stays where it is
+        if present is not None and present.shape == value.shape:
+            _copy_into(present, value)
+        else:
+            store[name] = vectors.widened(value).clone() if widen else value.clone()
+
+
+class _Kept:
+    """What one module held."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.mode = module, module.training
+        self.children: dict[str, nn.Module | None] = dict(module._modules.items())
+        self.buffers: dict[str, Tensor | None] = dict(module._buffers.items())
+        self.parameters: dict[str, Tensor | None] = dict(module._parameters.items())
+        self._transient = set(getattr(module, "_non_persistent_buffers_set", ()))
+
+    def put_back(self) -> None:
+        module = self.module
+        _refill(module._modules, self.children)
+        _refill(module._buffers, self.buffers)
+        _refill(module._parameters, self.parameters)
+        if getattr(module, "_non_persistent_buffers_set", self._transient) != self._transient:
+            module._non_persistent_buffers_set = self._transient
+        module.training = self.mode
+
+
+def _refill(store: MutableMapping[str, Any], entries: MutableMapping[str, Any]) -> None:
+    """Gives a dictionary of a module its former entries, in their order; writes nothing where nothing has changed."""
+    if list(store) != list(entries):
+        for name in list(store):
+            del store[name]
+    for name, entry in entries.items():
+        if name not in store or store[name] is not entry:
+            store[name] = entry
+
+
+def _copy_into(tensor: Tensor, value: Tensor) -> None:
+    """Copies a value into a tensor, unseen by autograd; takes back a change of its size."""
+    if tensor.shape != value.shape:
+        with torch.no_grad():
+            tensor.resize_(value.shape)
+    vectors.local(tensor).data.copy_(vectors.local(value))

@@ -1,11 +1,14 @@
 """Precise: the same loss in float64, to decide what float32 leaves in doubt."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.measure.faults import put_back
+from smoothdiag.measure.isolation import narrow
 from smoothdiag.measure.objective import Objective
 
 
@@ -21,27 +24,22 @@ class Precise(Objective):
 
     def __init__(self, objective: Objective) -> None:
         vars(self).update(vars(objective))
-        self._isolated = False
-        held = [*self._holders, *self.model.buffers()]
-        self._floats = [t for t in held if t.is_floating_point() and not vectors.is_sharded(t)]
+        self._isolated = None
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
         """Saves everything an evaluation may touch and puts it back; cheap when already inside."""
-        if self._isolated:
+        if self._isolated is not None:
             yield
             return
-        with super().isolated():
-            narrow = [t.data for t in self._floats]
-            for tensor in self._floats:
-                tensor.grad = None
-                tensor.data = tensor.data.double()
-            try:
-                yield
-            finally:
-                for tensor, data in zip(self._floats, narrow, strict=True):
+        with super().isolated(), ExitStack() as undo:
+            assert self._isolated is not None
+            for tensor in dict.fromkeys([*self._isolated.holders, *self.model.buffers()]):
+                if tensor.is_floating_point() and not vectors.is_sharded(tensor):
+                    undo.callback(put_back, partial(narrow, tensor, tensor.data), "parameters in their own dtype")
                     tensor.grad = None
-                    tensor.data = data
+                    tensor.data = tensor.data.double()
+            yield
 
     def _copy(self, tensor: Tensor) -> Tensor:
         twin = super()._copy(tensor)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.state import Snapshot
 from smoothdiag.vectors import Vector
 
 Parts = Sequence[Tensor | None]
@@ -28,7 +29,7 @@ class Reverse:
     def __init__(self, objective: Objective, point: Vector, *, retain: bool) -> None:
         self._objective, self._point, self._retain = objective, point, retain
         self._kept: list[Parts] | None = None
-        self._state: Vector | None = None
+        self._state: Snapshot | None = None
 
     def gradient(self) -> list[Tensor]:
         """Returns the gradient at the point."""

@@ -34,19 +34,31 @@ class Books:
 
     @contextmanager
     def reopened(self) -> Iterator[None]:
-        """Within it the object keeps what it kept at that moment; at the end it is put back to what it is now.
+        """Within it the object keeps what it kept at that moment; at the end it is put back to what it is now."""
+        now = Books(self._owner)
+        now.cover(self)
+        self.reopen()
+        try:
+            yield
+        finally:
+            now.put_back()
+
+    def cover(self, other: "Books") -> None:
+        """Takes down the containers of ``other`` too, also those that the object has let go of since."""
+        for container, _ in other._kept.values():
+            self._take(container)
+
+    def reopen(self) -> None:
+        """Takes the object back to that moment, for code that may change it.
 
         Copies stand in for tensors: the graph of a loss may hold on to one, and must not see it change before
         ``backward``.
         """
-        now = Books(self._owner)
-        for container, _ in self._kept.values():  # also those that it has let go of since
-            now._take(container)
-        self._put_back({key: value.clone() for key, value in self._sums.items()})
-        try:
-            yield
-        finally:
-            now._put_back(_NONE)
+        self._refill_all({key: value.clone() for key, value in self._sums.items()})
+
+    def put_back(self) -> None:
+        """Leaves the object as it was at that moment, with the same objects in it."""
+        self._refill_all(_NONE)
 
     def _take(self, value: Any) -> None:
         """Takes down the content of a container or module, and of those within."""
@@ -69,7 +81,7 @@ class Books:
             else:
                 self._take(vars(value))
 
-    def _put_back(self, copies: Mapping[int, Tensor]) -> None:
+    def _refill_all(self, copies: Mapping[int, Tensor]) -> None:
         """Gives all containers the content that was taken down, with copies in the place of tensors."""
         for container, content in self._kept.values():
             if isinstance(container, dict):

@@ -1,0 +1,130 @@
+"""Backward: what the loop's backward passes leave in ``.grad``, before anything is done to it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from smoothdiag import vectors
+from smoothdiag.measure.objective import Objective
+
+
+class Backward:
+    """Keeps copies of the gradients that the loop's backward passes leave, and notices who writes to them afterwards.
+
+    Its hooks run within the loop's own ``backward`` and never raise.
+
+    Args:
+        parameters: The coordinates x.
+        begun: Called when a backward pass reaches the parameters, with whether it starts from empty gradients.
+        averages: Whether gradients are averaged over ranks at the end of ``backward``, behind the back of hooks.
+
+    Attributes:
+        fault: The error that kept it from copying, if there was one.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], begun: Callable[[bool], None], *, averages: bool = False
+    ) -> None:
+        self._parameters, self._begun, self._averages = list(parameters), begun, averages
+        # Hooks see gradients of plain leaves; sharded ones are put in place behind their back.
+        self._sees = not any(vectors.is_sharded(p) for p in parameters)
+        self._handles: list[RemovableHandle] = []
+        self._copies: dict[Tensor, Tensor] = {}
+        self._left: dict[Tensor, tuple[Tensor, int]] = {}
+        self._was_rewritten = False
+        self.fault: Exception | None = None
+
+    def arm(self) -> None:
+        """Begins to follow backward passes."""
+        self.disarm()
+        watched = [p for p in self._parameters if p.requires_grad and p.is_leaf]
+        if not self._sees or not watched:
+            return
+        self._handles = [torch.autograd.graph.register_multi_grad_hook(watched, self._on_backward, mode="any")]
+        if not self._averages:
+            for parameter in watched:
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_gradient))  # type: ignore[no-untyped-call]
+
+    def disarm(self) -> None:
+        """Takes the hooks off and forgets everything."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.fault = [], None
+        self._forget()
+
+    def left(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Returns what backward left, zeros where that is nothing; ``None`` where it is not known.
+
+        It is not known where somebody wrote to the gradients between two backward passes.
+        """
+        known = all(p in self._copies or p.grad is None for p in parameters)
+        if not self._copies or not known or self._was_rewritten or self.fault is not None:
+            return None
+        return [
+            self._copies[p].to_dense() if p in self._copies else torch.zeros_like(p, requires_grad=False)
+            for p in parameters
+        ]
+
+    def is_untouched(self, parameters: Sequence[Tensor]) -> bool:
+        """Returns whether ``.grad`` is still exactly what backward left."""
+        if not self._left or not all(self._is_left(p) if p in self._left else p.grad is None for p in parameters):
+            return False
+        # A GradScaler divides in place without a trace in the version.
+        pairs = [(self._copies[p].to_dense(), left.to_dense()) for p, (left, _) in self._left.items()]
+        device = pairs[0][0].device
+        return not bool(torch.stack([(a != b).any().to(device) for a, b in pairs]).any())
+
+    @property
+    def was_rewritten(self) -> bool:
+        """Whether somebody wrote to the gradients between two backward passes, as clipping each micro-batch does."""
+        return self._was_rewritten
+
+    def _is_left(self, parameter: Tensor) -> bool:
+        left = self._left.get(parameter)
+        return left is not None and parameter.grad is left[0] and left[0]._version == left[1]
+
+    def _on_backward(self, gradient: Tensor) -> None:
+        if Objective.num_isolated:
+            return  # a probe is measuring
+        try:
+            # Steps that are skipped (GradScaler) or abandoned leave their batches behind: gradients that start from
+            # nothing show that a new accumulation has begun.
+            fresh = all(p.grad is None or not (self._is_left(p) or p.grad.any()) for p in self._parameters)
+            if fresh:
+                self._forget()
+            elif not all(map(self._is_left, self._left)):
+                self._was_rewritten = True
+            if self._averages:
+                # Averaging is queued behind what is queued now, and this behind averaging.
+                queue = torch.autograd.Variable._execution_engine.queue_callback
+                queue(lambda: queue(self._copy_all))
+            self._begun(fresh)
+        except Exception as error:
+            self.fault = error
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        if not Objective.num_isolated:
+            self._copy(parameter)
+
+    def _copy_all(self) -> None:
+        for parameter in self._parameters:
+            self._copy(parameter)
+
+    def _copy(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        try:
+            copy = self._copies.get(parameter)
+            if copy is None or copy.is_sparse or gradient.is_sparse or copy.shape != gradient.shape:
+                self._copies[parameter] = gradient.detach().clone()
+            else:
+                copy.copy_(gradient.detach())
+            self._left[parameter] = gradient, gradient._version
+        except Exception as error:
+            self.fault = error
+
+    def _forget(self) -> None:
+        self._copies, self._left, self._was_rewritten = {}, {}, False

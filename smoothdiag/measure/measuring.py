@@ -1,0 +1,187 @@
+"""Measuring: one step of a run, by all estimators that are due, into the rows of a trace."""
+
+import time
+import warnings
+from collections.abc import Hashable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from smoothdiag import vectors
+from smoothdiag.measure.accumulation import Beginning
+from smoothdiag.measure.batches import MicroBatch
+from smoothdiag.measure.coordinates import common
+from smoothdiag.measure.estimators import Estimator, Status, Step
+from smoothdiag.measure.faults import NotPutBack
+from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
+from smoothdiag.measure.preconditioner import preconditioner
+from smoothdiag.measure.recording import failed_row, rows_of
+from smoothdiag.measure.selftest import RETEST_EVERY, SelfTest, self_test
+from smoothdiag.measure.stability import stability_limit
+from smoothdiag.measure.state import ModuleState
+from smoothdiag.memory import retried
+from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.trace import Trace
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that the optimizer has taken.
+
+    Attributes:
+        index: Steps before it.
+        begun: What it was before it was taken.
+        micro_batches: What to measure it on.
+        parameters: The coordinates x.
+        groups: Indices of the parameters that get rows of their own, by group.
+        data: What the micro-batches are: "step" or "held-out".
+        has_changed: Whether their tensors were written to since they were seen.
+    """
+
+    index: int
+    begun: Beginning
+    micro_batches: Sequence[MicroBatch]
+    parameters: Sequence[nn.Parameter]
+    groups: dict[str, list[int]]
+    data: str
+    has_changed: bool
+
+
+class Measuring:
+    """Measures steps and records what was found.
+
+    Args:
+        model: The model.
+        optimizer: Its optimizer.
+        loss_fn: The loss of a micro-batch.
+        trace: Where rows go.
+        state: What moves in the model beside x.
+        reduction: How micro-batch losses add up.
+        distributed: Whether gradients are averaged over ranks.
+
+    Attributes:
+        self_test: What the first measured step showed about the loss; ``None`` before it.
+        has_measured: Whether a step has been measured; errors are passed on until then, and cost a row afterwards.
+        memory: What estimators keep from one step for the next.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFn,
+        trace: Trace,
+        state: ModuleState,
+        *,
+        reduction: Reduction,
+        distributed: bool,
+    ) -> None:
+        self._model, self._optimizer, self._loss_fn, self._trace = model, optimizer, loss_fn, trace
+        self._state, self._reduction, self._distributed = state, reduction, distributed
+        self.self_test: SelfTest | None = None
+        self.has_measured = False
+        self.memory: MutableMapping[Hashable, Any] = {}
+        self._warned: set[Hashable] = set()
+        self._num_untested = 0
+
+    def measure(self, taken: Taken, estimators: Sequence[Estimator]) -> None:
+        """Measures a step and puts everything back."""
+        if taken.has_changed:
+            self.warn_once(Status.DATA_CHANGED.value)
+        objective = Objective(
+            self._model,
+            self._loss_fn,
+            taken.micro_batches,
+            taken.parameters,
+            state=self._state,
+            reduction=self._reduction,
+            widen_half=True,
+            distributed=self._distributed,
+        )
+        end = objective.point()
+        with objective.isolated():
+            known = self._known_start(objective, taken.begun)
+            assert self.self_test is not None
+            step = Step(
+                index=taken.index,
+                objective=objective,
+                start=[vectors.widened(x) for x in taken.begun.start],
+                end=[vectors.widened(x) for x in end],
+                lr=common(taken.begun.lrs),
+                gradient_error=self.self_test.gradient_error,
+                groups=taken.groups,
+                preconditioner=preconditioner(self._optimizer, taken.parameters),
+                known_start=known,
+                memory=self.memory,
+                stability_limit=stability_limit(self._optimizer, taken.parameters),
+            )
+            names: set[str] = set()
+            for estimator in estimators:
+                name = self._record(step, estimator, taken)
+                if name in names and not self.has_measured:
+                    raise ValueError(
+                        "Parameter `estimators` should hold estimators whose rows have different names. "
+                        f"Found two named `{name}`; use two probes, with a trace each, to compare their settings."
+                    )
+                names.add(name)
+        self.has_measured = True
+
+    def survive(self, error: Exception, step: int, name: str) -> None:
+        """Makes a failed row of an error, but passes it on where nothing has been measured yet.
+
+        There it is a mistake in the set-up, and stopping costs little; a run of days must not end because of it.
+        """
+        if not self.has_measured or isinstance(error, NotPutBack):
+            raise error
+        warnings.warn(f"Step {step} was not measured: {error!r}", SmoothdiagWarning)
+        self._trace.append(failed_row(step, name))
+
+    def warn_once(self, message: str, kind: Hashable = None) -> None:
+        """Warns, unless it has warned of this message, or of this kind, before."""
+        kind = message if kind is None else kind
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, SmoothdiagWarning)
+
+    def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:
+        """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
+        test = self.self_test
+        objective.loss_scale = 1.0 if test is None else test.loss_scale
+        self._num_untested += 1
+        if test is None or (self._num_untested > RETEST_EVERY and test.narrow is not None):
+            self.self_test, evaluation = self_test(objective, begun.start, begun.training)
+            self._num_untested = 0
+            return evaluation
+        return None
+
+    def _record(self, step: Step, estimator: Estimator, taken: Taken) -> str:
+        began, num_grads = time.perf_counter(), step.objective.num_grads
+        try:
+            # Ranks must make the same calls: none of them tries again alone.
+            estimate = estimator(step) if self._distributed else retried(lambda: estimator(step))
+        except Exception as error:
+            self.survive(error, step.index, type(estimator).__name__)
+            return type(estimator).__name__
+        cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
+        override = Status.DATA_CHANGED if taken.has_changed else self._doubt(step, taken.begun)
+        self._trace.extend(rows_of(step, estimate, taken.begun.lrs, data=taken.data, override=override, cost=cost))
+        return estimate.estimator
+
+    def _doubt(self, step: Step, begun: Beginning) -> Status | None:
+        """Returns the status of a step whose loss is not the one that is trained."""
+        if begun.training is None or "at_start" not in step.__dict__:
+            return None
+        assert self.self_test is not None
+        found = self.self_test.doubt(
+            begun.training,
+            step.at_start.gradient,
+            has_length=begun.has_length,
+            num_micro_batches=step.objective.num_micro_batches,
+        )
+        if found is None:
+            return None
+        kind, message = found
+        self.warn_once(message, kind)
+        return Status.NOT_REPRODUCED

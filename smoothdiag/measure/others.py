@@ -1,0 +1,35 @@
+"""Others: who else steps along the parameters of an optimizer, and who else watches it."""
+
+import torch
+
+
+def unseen(optimizer: torch.optim.Optimizer, probe: object) -> str:
+    """Returns what to say of a step whose batches ``probe`` has not seen."""
+    said = (
+        "The optimizer stepped but the probe saw no batch: nothing was measured. Iterate over probe.watch(loader), or "
+        "call probe.observe(batch) before each forward pass."
+    )
+    owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
+    if any(type(owner) is type(probe) and owner is not probe for owner in owners):
+        said += (
+            " Another probe is attached to this optimizer. If that one is meant, as after running a cell of a notebook "
+            "twice, close() this one."
+        )
+    return said
+
+
+def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
+    """Returns what to say where parameters moved between two batches without a step of ``optimizer``."""
+    inner = [name for name, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)]
+    kind = type(optimizer).__name__
+    remedy = (
+        f"Make the probe (and AutoClip) for `optimizer.{inner[0]}`, which it holds"
+        if inner
+        else "Make the probe for the one that steps"
+    )
+    return (
+        f"The parameters moved between two batches without a call of {kind}.step(), so the batches before cannot be "
+        "measured any more and are dropped. Something else moves the parameters: another optimizer, half steps like "
+        f"those of sharpness-aware minimisation (first_step, second_step), or the loop itself. {remedy}: a probe "
+        "measures what happens in the step() of its optimizer."
+    )
