@@ -2,9 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from smoothdiag.measure.state import ModuleState
 from smoothdiag.memory import retried
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
+from smoothdiag.vectors import Vector
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,23 +104,10 @@ class Measuring:
             widen_half=True,
             distributed=self._distributed,
         )
-        end = objective.point()
-        with objective.isolated():
-            known = self._known_start(objective, taken.begun)
-            assert self.self_test is not None
-            step = Step(
-                index=taken.index,
-                objective=objective,
-                start=[vectors.widened(x) for x in taken.begun.start],
-                end=[vectors.widened(x) for x in end],
-                lr=common(taken.begun.lrs),
-                gradient_error=self.self_test.gradient_error,
-                groups=taken.groups,
-                preconditioner=preconditioner(self._optimizer, taken.parameters),
-                known_start=known,
-                memory=self.memory,
-                stability_limit=stability_limit(self._optimizer, taken.parameters),
-            )
+        end = self._retried(objective.point)
+        with ExitStack() as stack:
+            self._retried(lambda: stack.enter_context(objective.isolated()))
+            step = self._retried(lambda: self._step(objective, taken, end))
             names: set[str] = set()
             for estimator in estimators:
                 name = self._record(step, estimator, taken)
@@ -145,29 +136,53 @@ class Measuring:
             self._warned.add(kind)
             warnings.warn(message, SmoothdiagWarning)
 
+    def _retried(self, call: Callable[[], T]) -> T:
+        """Calls, and once more where memory ran out; not where ranks must make the same calls."""
+        return call() if self._distributed else retried(call)
+
+    def _step(self, objective: Objective, taken: Taken, end: Vector) -> Step:
+        known = self._known_start(objective, taken.begun)
+        assert self.self_test is not None
+        return Step(
+            index=taken.index,
+            objective=objective,
+            start=[vectors.widened(x) for x in taken.begun.start],
+            end=[vectors.widened(x) for x in end],
+            lr=common(taken.begun.lrs),
+            gradient_error=self.self_test.gradient_error,
+            groups=taken.groups,
+            preconditioner=preconditioner(self._optimizer, taken.parameters),
+            known_start=known,
+            memory=self.memory,
+            stability_limit=stability_limit(self._optimizer, taken.parameters),
+        )
+
     def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:
         """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
         test = self.self_test
         objective.loss_scale = 1.0 if test is None else test.loss_scale
-        self._num_untested += 1
-        if test is None or (self._num_untested > RETEST_EVERY and test.narrow is not None):
+        if test is None or (self._num_untested >= RETEST_EVERY and test.narrow is not None):
             self.self_test, evaluation = self_test(objective, begun.start, begun.training)
             self._num_untested = 0
             return evaluation
+        self._num_untested += 1
         return None
 
     def _record(self, step: Step, estimator: Estimator, taken: Taken) -> str:
-        began, num_grads = time.perf_counter(), step.objective.num_grads
         try:
-            # Ranks must make the same calls: none of them tries again alone.
-            estimate = estimator(step) if self._distributed else retried(lambda: estimator(step))
+            rows = self._retried(lambda: self._rows(step, estimator, taken))
         except Exception as error:
             self.survive(error, step.index, type(estimator).__name__)
             return type(estimator).__name__
+        self._trace.extend(rows)
+        return str(rows[0]["estimator"])
+
+    def _rows(self, step: Step, estimator: Estimator, taken: Taken) -> list[dict[str, Any]]:
+        began, num_grads = time.perf_counter(), step.objective.num_grads
+        estimate = estimator(step)
         cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
         override = Status.DATA_CHANGED if taken.has_changed else self._doubt(step, taken.begun)
-        self._trace.extend(rows_of(step, estimate, taken.begun.lrs, data=taken.data, override=override, cost=cost))
-        return estimate.estimator
+        return list(rows_of(step, estimate, taken.begun.lrs, data=taken.data, override=override, cost=cost))
 
     def _doubt(self, step: Step, begun: Beginning) -> Status | None:
         """Returns the status of a step whose loss is not the one that is trained."""
