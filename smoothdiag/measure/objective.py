@@ -15,6 +15,8 @@ from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, RandomState, copied, cut, devices_of, is_half, map_tensors, widened
 from smoothdiag.measure.coordinates import no_sync, reshard
 from smoothdiag.measure.graph import leaves_of
+from smoothdiag.measure.replicas import Replicas
+from smoothdiag.measure.sharded import Shards
 from smoothdiag.measure.state import ModuleState
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
@@ -81,8 +83,11 @@ class Objective:
         reduction: Reduction = "mean",
         widen_half: bool = False,
         distributed: bool = False,
+        replicas: Replicas | None = None,
     ) -> None:
         self.parameters = list(parameters)
+        self.replicas = Replicas(model, self.parameters) if replicas is None else replicas
+        self.shards = Shards(model)
         self.num_grads = 0
         self.loss_scale = 1.0
         self.model, self._loss_fn = model, loss_fn
@@ -90,7 +95,10 @@ class Objective:
         # Everything that backward may give a gradient to: x, and what it leaves where it is.
         self._holders = list(dict.fromkeys([*self.parameters, *model.parameters()]))
         self._state = ModuleState(model, self.parameters) if state is None else state
-        self._widened = [t for t in [*self._holders, *model.buffers()] if widen_half and is_half(t)]
+        self._widened = [
+            t for t in [*self._holders, *model.buffers()] if widen_half and not self.replicas and is_half(t)
+        ]
+
         self._start_state: Vector = []
         self._isolated = False
         self._strays: dict[Tensor, Tensor | None] = {}
@@ -128,10 +136,14 @@ class Objective:
             self.num_grads += 1
             loss, gradient, squares, reached = 0.0, list[Tensor](), list[Tensor](), False
             for micro in self._micro_batches:
-                loss += self._backward(micro, inspect)
-                reached = reached or any(p.grad is not None for p in self.parameters)
-                part = [_take_gradient(p) for p in self.parameters]
-                part = part if self.loss_scale == 1 else [g / self.loss_scale for g in part]
+                with self.replicas.apart():
+                    share = self._backward(micro, inspect)
+                    reached = reached or any(p.grad is not None for p in self.parameters)
+                    part = [_take_gradient(p) for p in self.parameters]
+                    part = part if self.loss_scale == 1 else [g / self.loss_scale for g in part]
+                if self.replicas:
+                    share, part = self.replicas.average(share, part)
+                loss += share
                 if len(self._micro_batches) > 1:
                     squares.append(vectors.norm(part).square())
                 gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else part
@@ -140,14 +152,18 @@ class Objective:
                     "Parameter `loss_fn` should return a loss that depends on the parameters the optimizer holds. "
                     "Found no gradient for any of them; does it use another model than the one it is given?"
                 )
-            return Evaluation(self._averaged(loss), gradient, self._variance(gradient, squares))
+            return Evaluation(
+                loss if self.replicas else self._averaged(loss), gradient, self._variance(gradient, squares)
+            )
 
     def value(self, point: Vector | None = None) -> float:
         """Returns the loss at ``point`` by forward passes only."""
         # Gradients stay enabled although none is taken: compiled models and fused kernels differ without.
         with self.isolated(), torch.enable_grad():
             self.place(point)
-            return self._averaged(sum(float(self._loss(micro).detach()) for micro in self._micro_batches))
+            with self.replicas.apart():
+                loss = sum(float(self._loss(micro).detach()) for micro in self._micro_batches)
+            return self.replicas.mean(loss) if self.replicas else self._averaged(loss)
 
     def losses(self) -> Iterator[Tensor]:
         """Yields this rank's share of each micro-batch in the loss at the present parameters, with its graph.
@@ -194,6 +210,11 @@ class Objective:
         values, tensors, contents = self.point(), self._state.tensors(), self._state.values()
         start = self._micro_batches[0].state or ()
         self._start_state = [*start, *contents[len(start) :]]
+        if self.replicas:
+            self._state.assign(self._start_state)
+            self.replicas.broadcast_buffers(self.replicas.broadcasting())
+            self._start_state = self._state.values()
+            self._state.assign(contents)
         self._state.mark()
         gradients = [p.grad for p in self._holders]
         self._strays, self._traced = {}, set()
@@ -264,7 +285,8 @@ class Objective:
             self._strays |= {leaf: leaf.grad for leaf in leaves_of(loss) if id(leaf) not in held}
         for leaf in self._strays:
             leaf.grad = None
-        loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
+        with self.replicas.unseen():
+            loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _loss(self, micro: MicroBatch) -> Tensor:

@@ -17,9 +17,11 @@ from smoothdiag.measure.batches import held_out, widened
 from smoothdiag.measure.closures import Arguments, after_closure
 from smoothdiag.measure.coordinates import common, coordinates, is_distributed, learning_rates, parameter_groups
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness, Status, Step
+from smoothdiag.measure.faults import NotPutBack
 from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
 from smoothdiag.measure.preconditioner import preconditioner
 from smoothdiag.measure.recording import failed_row, rows_of
+from smoothdiag.measure.replicas import Replicas
 from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
 from smoothdiag.measure.stability import stability_limit
@@ -221,10 +223,12 @@ class Probe:
             reduction=self._reduction,
             widen_half=True,
             distributed=self._distributed,
+            replicas=self._replicas,
         )
         end = objective.point()
         with objective.isolated():
-            known = self._known_start(objective, begun)
+            with self._replicas.in_step(), objective.shards.mended():
+                known = self._known_start(objective, begun)
             assert self.self_test is not None
             step = Step(
                 index=self.steps,
@@ -268,7 +272,8 @@ class Probe:
     def _record(self, step: Step, estimator: Estimator, begun: Beginning, *, changed: bool) -> str:
         began, num_grads = time.perf_counter(), step.objective.num_grads
         try:
-            estimate = estimator(step)
+            with step.objective.replicas.in_step(), step.objective.shards.mended():
+                estimate = estimator(step)
         except Exception as error:
             self._survive(error, type(estimator).__name__)
             return type(estimator).__name__
@@ -282,7 +287,7 @@ class Probe:
     def _survive(self, error: Exception, name: str) -> None:
         """Makes a failed row of an error, but passes it on at the first measured step."""
         # There it is a mistake in the set-up, and stopping costs little; a run of days must not end because of it.
-        if not self._has_measured:
+        if not self._has_measured or isinstance(error, NotPutBack):
             raise error
         warnings.warn(f"Step {self.steps} was not measured: {error!r}", SmoothdiagWarning)
         self.trace.append(failed_row(self.steps, name))
@@ -317,4 +322,5 @@ class Probe:
         self._parameters = parameters
         self._memory: dict[Hashable, Any] = {}  # of other parameters it would be of no use
         self._groups = parameter_groups(self._model, parameters, self._group_by)
+        self._replicas = Replicas(self._model, parameters)
         self._accumulation = Accumulation(self._model, parameters)
