@@ -30,6 +30,7 @@ WINGS = {
         "measure.graph",
         "measure.coordinates",
         "measure.faults",
+        "measure.agreement",
         "measure.replicas",
         "measure.sharded",
         "measure.unsupported",

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from smoothdiag.measure.faults import NotPutBack, PeerFailed, all_failed, positions
+from smoothdiag.measure.agreement import all_failed, positions
+from smoothdiag.measure.faults import NotPutBack, PeerFailed
 from smoothdiag.vectors import Vector
 
 BUCKET = 25 * 2**20
@@ -47,6 +48,7 @@ class Replicas:
                     managed.setdefault(parameter, {})[module.process_group] = None
         self._managed = list(managed)
         self._groups = [tuple(managed.get(parameter, ())) for parameter in parameters]
+        self._told: Exception | None = None
         # Allocated now, for there may be no memory when it is needed.
         self._message = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
 
@@ -57,20 +59,36 @@ class Replicas:
     def in_step(self) -> Iterator[None]:
         """Ends on all ranks alike: by the exception raised inside, or by PeerFailed where only others raised one.
 
+        May be nested; ranks are told of an exception once. Where code goes on after the exception of an inner scope,
+        ``meet`` has to come before that scope: else ranks inside would take for their own what failed outside.
+
         Raises:
             NotPutBack: From the exception, where the other ranks cannot be told of it.
         """
         if not self:
             yield
             return
+        self._told = None
+        self._rebuild()
         try:
             yield
             self.mean(0.0)
         except (PeerFailed, NotPutBack):
             raise
         except Exception as error:
-            self._tell(error)
+            if error is not self._told:
+                self._tell(error)
+                self._told = error
             raise
+
+    def meet(self) -> None:
+        """Makes sure that all ranks have come here.
+
+        Raises:
+            PeerFailed: If one failed before.
+        """
+        if self:
+            self.mean(0.0)
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -129,7 +147,7 @@ class Replicas:
         """
         failures, total = self._exchange(0.0, value)
         if failures:
-            raise PeerFailed
+            raise PeerFailed("Another rank failed in this measurement; the warning there names the cause.")
         return total / self._group.size()
 
     def average(self, loss: float, gradient: Vector) -> tuple[float, list[Tensor]]:
@@ -144,6 +162,11 @@ class Replicas:
             for group, flat in buckets:
                 dist.all_reduce(flat, group=group)
         return loss, share
+
+    def pending(self) -> str:
+        """Returns what the training loop is in that a measurement would get out of step; "" if nothing."""
+        joins = any(getattr(module, "_join_config", None) and module._join_config.enable for module in self.modules)
+        return "a Join context, in which ranks that have run out of data answer no measurement" if joins else ""
 
     def broadcasting(self) -> list[DistributedDataParallel]:
         """Returns the modules whose next forward pass will fetch the buffers of the first rank; ask before it."""
@@ -193,6 +216,15 @@ class Replicas:
                     flat *= 1 / group.size()
                     buckets.append((group, flat))
         return share, buckets
+
+    def _rebuild(self) -> None:
+        """Lets reducers order their buckets anew, as they do once, in the forward pass after the first backward.
+
+        It takes collectives, which must not wait for a rank that has failed before its forward pass.
+        """
+        for module in self.modules:
+            if not module._has_rebuilt_buckets and module.reducer._rebuild_buckets():
+                module._has_rebuilt_buckets = True
 
     def _tell(self, error: Exception) -> None:
         if self.has_collectives:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from smoothdiag.measure.agreement import all_failed
 from smoothdiag.measure.coordinates import fully_sharded
-from smoothdiag.measure.faults import NotPutBack, all_failed
+from smoothdiag.measure.faults import NotPutBack
 
 TESTED = ("2.13",)
 """Versions of torch whose private state is known; faults under others end the run."""
@@ -25,6 +26,7 @@ class Shards:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._modules = fully_sharded(model)
+        self._mended: Exception | None = None
 
     def __bool__(self) -> bool:
         return bool(self._modules)
@@ -32,6 +34,8 @@ class Shards:
     @contextmanager
     def mended(self) -> Iterator[None]:
         """Undoes what an exception in forward or backward passes leaves behind, if all ranks meet one together.
+
+        May be nested; an exception is dealt with once.
 
         Raises:
             NotPutBack: From the exception, where another rank did not fail, or the state cannot be restored or
@@ -41,13 +45,16 @@ class Shards:
             yield
             return
         self.reshard()
+        self._mended = None
         registered = list(self._model.parameters())
         try:
             yield
         except NotPutBack:
             raise
         except Exception as error:
-            self._put_back(registered, error)
+            if error is not self._mended:
+                self._put_back(registered, error)
+                self._mended = error
             raise
         except BaseException:
             # Somebody is stopping the run by hand; in a notebook it may go on.
@@ -62,17 +69,19 @@ class Shards:
 
     def pending(self) -> str:
         """Returns what the training loop has left between passes and a measurement would mix up; "" if nothing."""
+        if not self._is_known():
+            return ""
+        if any(not state._state_ctx.is_last_backward for state in self._states()):
+            return "backward passes that do not end, by set_is_last_backward(False)"
         for group in self._groups():
-            if not getattr(group, "reduce_grads", True):
-                return "gradients that are kept unreduced, by set_requires_gradient_sync(False)"
-            if getattr(group, "_partial_reduce_output", None) is not None:
-                return "gradients that are reduced in part, by set_requires_all_reduce(False)"
-            if any(_unreduced(parameter) for parameter in group.fsdp_params):
+            if not group.reduce_grads or not group.all_reduce_grads:
+                return "gradients that stay unreduced, by set_requires_gradient_sync or set_requires_all_reduce"
+            if group._partial_reduce_output is not None or any(_unreduced(p) for p in group.fsdp_params):
                 return "gradients that are not reduced yet"
         return ""
 
     def _put_back(self, registered: list[nn.Parameter], error: Exception) -> None:
-        if not torch.__version__.startswith(tuple(f"{version}." for version in TESTED)):
+        if not self._is_known():
             raise NotPutBack(
                 "A measurement failed under FSDP2. What that leaves behind can be undone in torch "
                 f"{', '.join(TESTED)}, and this is {torch.__version__}: the run cannot go on. {_REMEDY}"
@@ -92,6 +101,9 @@ class Shards:
                 f"A measurement failed under FSDP2, and its state could not be restored ({wrong}): the run cannot go "
                 f"on. {_REMEDY}"
             ) from error
+
+    def _is_known(self) -> bool:
+        return torch.__version__.startswith(tuple(f"{version}." for version in TESTED))
 
     def _reset(self) -> None:
         for module in self._modules:
@@ -133,6 +145,13 @@ class Shards:
                 if any(tensor.untyped_storage().size() for tensor in parameter.all_gather_outputs):
                     return "gathered weights are left"
         return ""
+
+    def shards(self) -> list[Any] | None:
+        """Returns what FSDP2 keeps of each parameter, ``None`` under versions of torch that do not show it."""
+        try:
+            return [parameter for group in self._groups() for parameter in group.fsdp_params]
+        except AttributeError:
+            return None
 
     def _states(self) -> list[Any]:
         # There is no public way to see them. One state may serve several modules.
