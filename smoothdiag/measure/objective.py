@@ -16,7 +16,6 @@ from smoothdiag.measure.batches import MicroBatch, RandomState, copied, cut, dev
 from smoothdiag.measure.coordinates import no_sync, reshard
 from smoothdiag.measure.graph import leaves_of
 from smoothdiag.measure.replicas import Replicas
-from smoothdiag.measure.sharded import Shards
 from smoothdiag.measure.state import ModuleState
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
@@ -87,7 +86,6 @@ class Objective:
     ) -> None:
         self.parameters = list(parameters)
         self.replicas = Replicas(model, self.parameters) if replicas is None else replicas
-        self.shards = Shards(model)
         self.num_grads = 0
         self.loss_scale = 1.0
         self.model, self._loss_fn = model, loss_fn

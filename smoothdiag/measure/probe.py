@@ -24,6 +24,7 @@ from smoothdiag.measure.recording import failed_row, rows_of
 from smoothdiag.measure.replicas import Replicas
 from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
+from smoothdiag.measure.sharded import Shards
 from smoothdiag.measure.stability import stability_limit
 from smoothdiag.measure.watched import Watched
 from smoothdiag.rows import SmoothdiagWarning
@@ -195,7 +196,8 @@ class Probe:
         self._stopwatch.steps += 1
         try:
             if self._begun is not None:
-                self._measure(self._begun)
+                with self._replicas.in_step(), self._shards.mended():
+                    self._measure(self._begun)
                 self._has_measured = True
         except Exception as error:
             self._survive(error, "probe")
@@ -227,8 +229,7 @@ class Probe:
         )
         end = objective.point()
         with objective.isolated():
-            with self._replicas.in_step(), objective.shards.mended():
-                known = self._known_start(objective, begun)
+            known = self._known_start(objective, begun)
             assert self.self_test is not None
             step = Step(
                 index=self.steps,
@@ -245,6 +246,7 @@ class Probe:
             )
             names: set[str] = set()
             for estimator in self.due:
+                self._replicas.meet()
                 name = self._record(step, estimator, begun, changed=changed)
                 if name in names and not self._has_measured:
                     raise ValueError(
@@ -272,16 +274,17 @@ class Probe:
     def _record(self, step: Step, estimator: Estimator, begun: Beginning, *, changed: bool) -> str:
         began, num_grads = time.perf_counter(), step.objective.num_grads
         try:
-            with step.objective.replicas.in_step(), step.objective.shards.mended():
+            with self._replicas.in_step(), self._shards.mended():
                 estimate = estimator(step)
+                cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
+                reproduced = changed or self._is_reproduced(step, begun)
+                override = Status.DATA_CHANGED if changed else None if reproduced else Status.NOT_REPRODUCED
+                data = "step" if self._held_out is None else "held-out"
+                rows = rows_of(step, estimate, begun.lrs, data=data, override=override, cost=cost)
         except Exception as error:
             self._survive(error, type(estimator).__name__)
             return type(estimator).__name__
-        cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
-        reproduced = changed or self._is_reproduced(step, begun)
-        override = Status.DATA_CHANGED if changed else None if reproduced else Status.NOT_REPRODUCED
-        data = "step" if self._held_out is None else "held-out"
-        self.trace.extend(rows_of(step, estimate, begun.lrs, data=data, override=override, cost=cost))
+        self.trace.extend(rows)
         return estimate.estimator
 
     def _survive(self, error: Exception, name: str) -> None:
@@ -322,5 +325,5 @@ class Probe:
         self._parameters = parameters
         self._memory: dict[Hashable, Any] = {}  # of other parameters it would be of no use
         self._groups = parameter_groups(self._model, parameters, self._group_by)
-        self._replicas = Replicas(self._model, parameters)
+        self._replicas, self._shards = Replicas(self._model, parameters), Shards(self._model)
         self._accumulation = Accumulation(self._model, parameters)
