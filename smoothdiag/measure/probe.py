@@ -26,6 +26,7 @@ from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.selftest import NOT_REPRODUCED, RETEST_EVERY, SelfTest, is_same, self_test
 from smoothdiag.measure.sharded import Shards
 from smoothdiag.measure.stability import stability_limit
+from smoothdiag.measure.unsupported import refuse_unsupported
 from smoothdiag.measure.watched import Watched
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
@@ -84,6 +85,7 @@ class Probe:
         self.estimators, self._reduction, self._group_by = tuple(estimators), reduction, group_by
         self._schedule = every(20) if schedule is None else schedule
         self._take_coordinates(coordinates(model, optimizer))
+        refuse_unsupported(model, self._parameters)
         self._distributed = is_distributed(model, self._parameters)
         self._held_out = None if probe_batches is None else held_out(probe_batches, seed, self._parameters)
         self._owns_trace = not isinstance(trace, Trace)
