@@ -27,11 +27,16 @@ LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 WINGS = {
     "measure": (
         "measure.faults",
+        "measure.agreement",
         "measure.bookkeeping",
         "measure.state",
         "measure.batches",
         "measure.graph",
         "measure.coordinates",
+        "measure.replicas",
+        "measure.sharded",
+        "measure.unsupported",
+        "measure.ranks",
         "measure.isolation",
         "measure.watched",
         "measure.objective",

@@ -2,8 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -117,35 +116,20 @@ def reshard(model: nn.Module) -> None:
     Gathered weights are stale once the shards are written to, and they are no coordinates: the optimizer does not
     hold them.
     """
-    for module in _fully_sharded(model):
+    for module in fully_sharded(model):
         module.reshard()
-
-
-@contextmanager
-def no_sync(model: nn.Module) -> Iterator[None]:
-    """Keeps modules under data parallelism from waiting for a backward pass that does not come."""
-    replicas = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
-    # Without this the next forward pass would not fetch the buffers of the first rank, as it does after every step.
-    flags = [module.require_forward_param_sync for module in replicas]
-    with ExitStack() as stack:
-        for module in replicas:
-            stack.enter_context(module.no_sync())
-        try:
-            yield
-        finally:
-            for module, flag in zip(replicas, flags, strict=True):
-                module.require_forward_param_sync = flag
 
 
 def forward_dtypes(model: nn.Module) -> set[torch.dtype]:
     """Returns the dtypes that sharded modules cast their parameters to in forward and backward (FSDP2)."""
     # There is no public way to ask; without an answer the dtype of the parameters is taken to be the one.
-    states = [getattr(module, "_get_fsdp_state", lambda: None)() for module in _fully_sharded(model)]
+    states = [getattr(module, "_get_fsdp_state", lambda: None)() for module in fully_sharded(model)]
     dtypes = {getattr(getattr(state, "_mp_policy", None), "param_dtype", None) for state in states}
     return {dtype for dtype in dtypes if dtype is not None}
 
 
-def _fully_sharded(model: nn.Module) -> "list[FSDPModule]":
+def fully_sharded(model: nn.Module) -> "list[FSDPModule]":
+    """Returns the modules of a model that FSDP2 shards."""
     # Importing the class takes as long as half of torch. Where nobody has, no module is of it.
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     return [module for module in model.modules() if isinstance(module, kind)] if kind else []

@@ -18,6 +18,7 @@ from smoothdiag.measure.estimators import Estimator, Status, Step
 from smoothdiag.measure.faults import NotPutBack
 from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
 from smoothdiag.measure.preconditioner import preconditioner
+from smoothdiag.measure.ranks import Ranks
 from smoothdiag.measure.recording import failed_row, rows_of
 from smoothdiag.measure.selftest import RETEST_EVERY, SelfTest, self_test
 from smoothdiag.measure.stability import stability_limit
@@ -42,6 +43,7 @@ class Taken:
         groups: Indices of the parameters that get rows of their own, by group.
         data: What the micro-batches are: "step" or "held-out".
         has_changed: Whether their tensors were written to since they were seen.
+        ranks: What keeps the ranks in step.
     """
 
     index: int
@@ -51,6 +53,7 @@ class Taken:
     groups: dict[str, list[int]]
     data: str
     has_changed: bool
+    ranks: Ranks
 
 
 class Measuring:
@@ -103,6 +106,7 @@ class Measuring:
             reduction=self._reduction,
             widen_half=True,
             distributed=self._distributed,
+            replicas=taken.ranks.replicas,
         )
         end = self._retried(objective.point)
         with ExitStack() as stack:
@@ -110,6 +114,7 @@ class Measuring:
             step = self._retried(lambda: self._step(objective, taken, end))
             names: set[str] = set()
             for estimator in estimators:
+                taken.ranks.meet()
                 name = self._record(step, estimator, taken)
                 if name in names and not self.has_measured:
                     raise ValueError(
@@ -170,7 +175,8 @@ class Measuring:
 
     def _record(self, step: Step, estimator: Estimator, taken: Taken) -> str:
         try:
-            rows = self._retried(lambda: self._rows(step, estimator, taken))
+            with taken.ranks.in_step():
+                rows = self._retried(lambda: self._rows(step, estimator, taken))
         except Exception as error:
             self.survive(error, step.index, type(estimator).__name__)
             return type(estimator).__name__

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.batches import MicroBatch, copied, cut, map_tensors
-from smoothdiag.measure.coordinates import no_sync, reshard
+from smoothdiag.measure.coordinates import reshard
 from smoothdiag.measure.graph import leaves_of
 from smoothdiag.measure.isolation import Isolated, isolation
+from smoothdiag.measure.replicas import Replicas
 from smoothdiag.measure.state import ModuleState, Snapshot
 from smoothdiag.vectors import Vector
 
@@ -55,7 +56,8 @@ class Objective:
         reduction: ``"mean"`` or ``"sum"`` of the micro-batch losses that have no weight of their own.
         widen_half: Evaluate in float32 where parameters and buffers are float16 or bfloat16, so that points and
             gradients are not rounded to 8 or 11 bits.
-        distributed: Whether ``backward`` averages gradients over ranks; the loss is then averaged too.
+        distributed: Whether gradients are averaged over ranks; the loss is then averaged too.
+        replicas: The modules of the model under DistributedDataParallel, kept from one measurement to the next.
 
     Attributes:
         model: The model.
@@ -80,14 +82,17 @@ class Objective:
         reduction: Reduction = "mean",
         widen_half: bool = False,
         distributed: bool = False,
+        replicas: Replicas | None = None,
     ) -> None:
         self.parameters = list(parameters)
+        self.replicas = Replicas(model, self.parameters) if replicas is None else replicas
         self.num_grads = 0
         self.loss_scale = 1.0
         self.model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction
         self._state = ModuleState(model) if state is None else state
-        self._widens = widen_half
+        # DistributedDataParallel loses hold of parameters that change their dtype, and averages them no more.
+        self._widens = widen_half and not self.replicas
         self._isolated: Isolated | None = None
         self._traced: set[int] = set()
         self.distributed = distributed
@@ -123,10 +128,14 @@ class Objective:
             self.num_grads += 1
             loss, gradient, squares, reached = 0.0, list[Tensor](), list[Tensor](), False
             for micro in self._micro_batches:
-                loss += self._backward(micro, inspect)
-                reached = reached or any(p.grad is not None for p in self.parameters)
-                part = [_take_gradient(p) for p in self.parameters]
-                part = part if self.loss_scale == 1 else [g / self.loss_scale for g in part]
+                with self.replicas.apart():
+                    share = self._backward(micro, inspect)
+                    reached = reached or any(p.grad is not None for p in self.parameters)
+                    part = [_take_gradient(p) for p in self.parameters]
+                    part = part if self.loss_scale == 1 else [g / self.loss_scale for g in part]
+                if self.replicas:
+                    share, part = self.replicas.average(share, part)
+                loss += share
                 if len(self._micro_batches) > 1:
                     squares.append(vectors.norm(part).square())
                 gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else part
@@ -142,14 +151,16 @@ class Objective:
         # Gradients stay enabled although none is taken: compiled models and fused kernels differ without.
         with self.isolated(), torch.enable_grad():
             self.place(point)
-            return self._averaged(sum(float(self._loss(micro).detach()) for micro in self._micro_batches))
+            with self.replicas.apart():
+                loss = sum(float(self._loss(micro).detach()) for micro in self._micro_batches)
+            return self._averaged(self.replicas.mean(loss) if self.replicas else loss)
 
     def losses(self) -> Iterator[Tensor]:
         """Yields this rank's share of each micro-batch in the loss at the present parameters, with its graph.
 
         For derivatives that ``backward`` does not give; to be used inside ``isolated``.
         """
-        with no_sync(self.model):
+        with self.replicas.apart():
             for micro in self._micro_batches:
                 yield self._loss(micro)
 
@@ -186,6 +197,11 @@ class Objective:
             return
         start = self._micro_batches[0].state
         with isolation(self.model, self.parameters, self._state, start, widen_half=self._widens) as isolated:
+            if modules := self.replicas.broadcasting():
+                # The loop's forward pass began with the buffers of the first rank, and so do these.
+                isolated.start.assign()
+                self.replicas.broadcast_buffers(modules)
+                isolated.start = self.state()
             self._isolated, self._traced = isolated, set()
             Objective.num_isolated += 1
             try:
@@ -227,7 +243,8 @@ class Objective:
             self._isolated.strays.update({leaf: leaf.grad for leaf in leaves_of(loss) if id(leaf) not in held})
         for leaf in self._isolated.strays:
             leaf.grad = None
-        loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
+        with self.replicas.unseen():
+            loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     def _loss(self, micro: MicroBatch) -> Tensor:
@@ -255,7 +272,9 @@ class Objective:
         return loss / len(self._micro_batches) if self._reduction == "mean" else loss
 
     def _averaged(self, loss: float) -> float:
-        return vectors.mean_over_ranks(loss, self.parameters[0]) if self.distributed else loss
+        """Returns the mean over ranks, which replicas take themselves."""
+        is_share = self.distributed and not self.replicas
+        return vectors.mean_over_ranks(loss, self.parameters[0]) if is_share else loss
 
     def _copy(self, tensor: Tensor) -> Tensor:
         twin = copied(tensor)

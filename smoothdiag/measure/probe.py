@@ -22,8 +22,10 @@ from smoothdiag.measure.faults import NotPutBack, PeerFailed
 from smoothdiag.measure.measuring import Measuring, Taken
 from smoothdiag.measure.objective import LossFn, Reduction
 from smoothdiag.measure.others import moved_by_others, unseen
+from smoothdiag.measure.ranks import Ranks
 from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.selftest import SelfTest
+from smoothdiag.measure.unsupported import refuse_unsupported
 from smoothdiag.measure.watched import Watched
 from smoothdiag.memory import retried
 from smoothdiag.trace import Trace
@@ -85,7 +87,9 @@ class Probe:
         self._schedule = every(20) if schedule is None else schedule
         check_hooks(model)
         self._parameters = coordinates(model, optimizer)
+        refuse_unsupported(model, self._parameters)
         self._distributed = is_distributed(model, self._parameters)
+        self._ranks = Ranks(model, self._parameters)
         self._accumulation = Accumulation(model, self._parameters, distributed=self._distributed)
         self._groups = parameter_groups(model, self._parameters, group_by)
         self._held_out = None if probe_batches is None else held_out(probe_batches, seed, self._parameters)
@@ -226,7 +230,8 @@ class Probe:
         self._stopwatch.steps += 1
         try:
             if self.due and (outlook := self._outlook()) != _MISSING:
-                self._measure(has_changed=outlook == _CHANGED)
+                with self._ranks.in_step():
+                    self._measure(has_changed=outlook == _CHANGED)
         except Exception as error:
             self._measuring.survive(error, self.steps, "probe")
         finally:
@@ -266,6 +271,7 @@ class Probe:
         vectors.synchronize(self._begun.start)  # the time of the step is not ours
         began = time.perf_counter()
         check_hooks(self._model)
+        self._ranks.check_pending()
         taken = Taken(
             index=self.steps,
             begun=self._begun,
@@ -274,6 +280,7 @@ class Probe:
             groups=self._groups,
             data="step" if self._held_out is None else "held-out",
             has_changed=has_changed,
+            ranks=self._ranks,
         )
         self._accumulation.notice()
         self._accumulation.clear()  # its hooks must not see the backward passes to come
@@ -298,5 +305,6 @@ class Probe:
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
             self._groups = parameter_groups(self._model, present, self._group_by)
             self._parameters = present
+            self._ranks = Ranks(self._model, present)
             self._accumulation.follow(present)
             self._measuring.memory.clear()  # of other parameters it would be of no use

@@ -10,6 +10,7 @@ from smoothdiag import vectors
 from smoothdiag.measure.curvature.guards import twice_differentiable
 from smoothdiag.measure.curvature.operator import Hessian, Rung, opened
 from smoothdiag.measure.curvature.precise import Precise
+from smoothdiag.measure.faults import NotPutBack
 from smoothdiag.measure.objective import Objective
 from smoothdiag.measure.selftest import rounding, self_test
 from smoothdiag.vectors import Vector
@@ -73,13 +74,16 @@ def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
     failure = ""
     ways: Sequence[Rung] = ("retained", "rebuilt") if objective.num_micro_batches == 1 else ("rebuilt",)
     for way in ways:
+        objective.replicas.meet()
         try:
-            with opened(objective, point, way, autocast=autocast) as hessian:
+            with objective.replicas.in_step(), opened(objective, point, way, autocast=autocast) as hessian:
                 product, asymmetry = _try(hessian, v)
-        except torch.OutOfMemoryError:
-            failure = f"{way}: out of memory"
-            continue
+        except NotPutBack:
+            raise
         except Exception as problem:  # whatever a model's own operations raise
+            if isinstance(problem, torch.OutOfMemoryError) and not objective.replicas:
+                failure = f"{way}: out of memory"
+                continue
             failure = f"{way}: {str(problem).strip().splitlines()[0] if str(problem) else type(problem).__name__}"
             break
         tolerated = max(1e-4, 10 * error)
@@ -138,6 +142,8 @@ def _in_double(objective: Objective, point: Vector, v: Vector, product: Vector) 
         # What is compiled is compiled for one dtype.
         with twice_differentiable(objective.model), opened(precise, point, "central", autocast=False) as difference:
             agrees, finding, doubt = _compare(difference, [x.double() for x in v], product, rounding(torch.float64))
+    except NotPutBack:
+        raise
     except Exception:  # whatever a model's own operations raise
         return False, False, ""
     finally:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from smoothdiag import vectors
 from smoothdiag.measure.objective import Objective
 from smoothdiag.measure.state import Snapshot
 from smoothdiag.vectors import Vector
@@ -76,6 +75,5 @@ class Reverse:
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, dense, strict=True)]
         scale = self._objective.loss_scale
         found = [torch.zeros_like(p) if x is None else x / scale for x, p in zip(total, self._point, strict=True)]
-        if self._objective.distributed:
-            vectors.average_(found)
-        return found
+        # Sharded models are not differentiated twice: the ranks that share in this are replicas.
+        return self._objective.replicas.average(0.0, found)[1] if self._objective.replicas else found

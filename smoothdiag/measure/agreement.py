@@ -1,0 +1,60 @@
+"""Agreement: how ranks find out, without a collective, that all of them failed at the same place."""
+
+import itertools
+import json
+import time
+import zlib
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+WAIT = 30.0
+"""Seconds that a failed rank waits for the others to fail too."""
+
+PAUSE = 0.02
+"""Seconds between two looks at what other ranks have left in the store."""
+
+_attempts = itertools.count()
+
+
+def all_failed(ranks: Sequence[int]) -> bool:
+    """Returns whether all ranks call this within ``WAIT`` seconds, after the same number of collectives.
+
+    To be called after a fault. A failed rank must not find that out by a collective: the others may be waiting for it
+    in another one. The ranks leave notes in the key-value store by which they met at the start.
+    """
+    if len(ranks) == 1:
+        return True
+    try:
+        return _agreed(dist.distributed_c10d._get_default_store(), ranks, positions())
+    except (RuntimeError, ValueError, AttributeError):  # the store is gone, or a backend does not count
+        return False
+
+
+def positions() -> dict[str, list[int]]:
+    """Returns how many collectives this rank has called in each of its groups, by device."""
+    found = {}
+    for group, name in dist.distributed_c10d._world.pg_names.items():
+        if group.size() > 1:
+            backends = [group._get_backend(device) for device in sorted(group._device_types, key=str)]
+            found[str(name)] = [b._get_sequence_number_for_group() for b in backends]  # type: ignore[attr-defined]
+    return found
+
+
+def _agreed(store: "dist.distributed_c10d.Store", ranks: Sequence[int], note: dict[str, list[int]]) -> bool:
+    among = zlib.crc32(json.dumps(sorted(ranks)).encode())
+    attempt = f"smoothdiag/fault/{among}/{next(_attempts)}"
+    keys = [f"{attempt}/{rank}" for rank in ranks]
+    store.set(f"{attempt}/{dist.get_rank()}", json.dumps(note))
+    deadline = time.monotonic() + WAIT
+    while not (is_complete := store.check(keys)) and time.monotonic() < deadline:
+        time.sleep(PAUSE)
+    goes_on = is_complete and _is_consistent([json.loads(store.get(key)) for key in keys])
+    # A rank that comes when another one has just given up must not go on alone: the first to decide decides for all.
+    return bool(store.compare_set(f"{attempt}/decision", "", "go on" if goes_on else "stop") == b"go on")
+
+
+def _is_consistent(notes: Sequence[dict[str, list[int]]]) -> bool:
+    """Returns whether the ranks of every group have called as many collectives in it as one another."""
+    names = {name for note in notes for name in note}
+    return all(len({tuple(note[name]) for note in notes if name in note}) == 1 for name in names)

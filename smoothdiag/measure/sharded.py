@@ -1,0 +1,189 @@
+"""Shards: the state that FSDP2 keeps of a model between passes, and how a fault in a measurement is undone in it."""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from smoothdiag.measure.agreement import all_failed
+from smoothdiag.measure.coordinates import fully_sharded
+from smoothdiag.measure.faults import NotPutBack
+
+TESTED = ("2.13",)
+"""Versions of torch whose private state is known; faults under others end the run."""
+
+
+class Shards:
+    """The modules of a model that are sharded (FSDP2); false where there are none.
+
+    Args:
+        model: The model, between two passes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules = fully_sharded(model)
+        self._mended: Exception | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._modules)
+
+    @contextmanager
+    def mended(self) -> Iterator[None]:
+        """Undoes what an exception in forward or backward passes leaves behind, if all ranks meet one together.
+
+        May be nested; an exception is dealt with once.
+
+        Raises:
+            NotPutBack: From the exception, where another rank did not fail, or the state cannot be restored or
+                verified.
+        """
+        if not self:
+            yield
+            return
+        self.reshard()
+        self._mended = None
+        registered = list(self._model.parameters())
+        try:
+            yield
+        except NotPutBack:
+            raise
+        except Exception as error:
+            if error is not self._mended:
+                self._put_back(registered, error)
+                self._mended = error
+            raise
+        except BaseException:
+            # Somebody is stopping the run by hand; in a notebook it may go on.
+            with contextlib.suppress(Exception):
+                self._reset()
+            raise
+
+    def reshard(self) -> None:
+        """Puts the shards back in place of gathered weights."""
+        for module in self._modules:
+            module.reshard()
+
+    def pending(self) -> str:
+        """Returns what the training loop has left between passes and a measurement would mix up; "" if nothing."""
+        if not self._is_known():
+            return ""
+        if any(not state._state_ctx.is_last_backward for state in self._states()):
+            return "backward passes that do not end, by set_is_last_backward(False)"
+        for group in self._groups():
+            if not group.reduce_grads or not group.all_reduce_grads:
+                return "gradients that stay unreduced, by set_requires_gradient_sync or set_requires_all_reduce"
+            if group._partial_reduce_output is not None or any(_unreduced(p) for p in group.fsdp_params):
+                return "gradients that are not reduced yet"
+        return ""
+
+    def _put_back(self, registered: list[nn.Parameter], error: Exception) -> None:
+        if not self._is_known():
+            raise NotPutBack(
+                "A measurement failed under FSDP2. What that leaves behind can be undone in torch "
+                f"{', '.join(TESTED)}, and this is {torch.__version__}: the run cannot go on. {_REMEDY}"
+            ) from error
+        if not all_failed(self._ranks()):
+            raise NotPutBack(
+                "A measurement failed under FSDP2 on this rank, and not on all ranks at the same place: the others "
+                f"wait for this one, and the run cannot go on. {_REMEDY}"
+            ) from error
+        try:
+            self._reset()
+            wrong = self._wrong(registered)
+        except Exception as problem:  # whatever private state raises that is not as expected
+            wrong = f"{type(problem).__name__}: {problem}"
+        if wrong:
+            raise NotPutBack(
+                f"A measurement failed under FSDP2, and its state could not be restored ({wrong}): the run cannot go "
+                f"on. {_REMEDY}"
+            ) from error
+
+    def _is_known(self) -> bool:
+        return torch.__version__.startswith(tuple(f"{version}." for version in TESTED))
+
+    def _reset(self) -> None:
+        for module in self._modules:
+            # Modules that have never been called have no root yet, and nothing to put back.
+            if module._get_fsdp_state()._is_root:
+                module.reset_iter_state()
+        for group in self._groups():
+            for parameter in group.fsdp_params:
+                _drop_gradients(parameter)
+                # A fault between two parameters of a group leaves one gathered that the group takes for sharded.
+                parameter.to_sharded()
+        self.reshard()
+
+    def _wrong(self, registered: list[nn.Parameter]) -> str:
+        """Returns what is not as it was between passes."""
+        present = list(self._model.parameters())
+        if [id(p) for p in present] != [id(p) for p in registered]:
+            return "the parameters of the model are not those it had"
+        held = {id(p) for p in present}
+        for state in self._states():
+            if state._training_state.name != "IDLE" or state._modules_to_run_forward:
+                return "a module is still in a pass"
+            shared, streams = state._state_ctx, state._comm_ctx
+            if shared.iter_forward_root is not None or shared.post_backward_final_callback_queued:
+                return "a pass has not ended"
+            # Modules that have never been called have no streams yet.
+            if any(getattr(streams, name, None) for name in ("all_gather_state", "reduce_scatter_states")):
+                return "communication has not ended"
+        for group in self._groups():
+            if group._training_state.name != "IDLE" or group._sharded_state.name != "SHARDED":
+                return "weights are not sharded"
+            if any(getattr(group, name) is not None for name in _OF_A_PASS) or group._post_forward_indices:
+                return "communication of a group has not ended"
+            for parameter in group.fsdp_params:
+                if id(parameter.sharded_param) not in held or parameter.sharded_state.name != "SHARDED":
+                    return "a shard is not a parameter of the model"
+                if _unreduced(parameter):
+                    return "gradients are left"
+                if any(tensor.untyped_storage().size() for tensor in parameter.all_gather_outputs):
+                    return "gathered weights are left"
+        return ""
+
+    def shards(self) -> list[Any] | None:
+        """Returns what FSDP2 keeps of each parameter, ``None`` under versions of torch that do not show it."""
+        try:
+            return [parameter for group in self._groups() for parameter in group.fsdp_params]
+        except AttributeError:
+            return None
+
+    def _states(self) -> list[Any]:
+        # There is no public way to see them. One state may serve several modules.
+        return list({id(s): s for s in (module._get_fsdp_state() for module in self._modules)}.values())
+
+    def _groups(self) -> list[Any]:
+        return [group for state in self._states() for group in state._fsdp_param_groups]
+
+    def _ranks(self) -> list[int]:
+        return sorted({rank for group in self._groups() for rank in group.mesh_info.mesh.mesh.flatten().tolist()})
+
+
+_OF_A_PASS = (
+    "_all_gather_result",
+    "_post_reduce_event",
+    "_all_reduce_state",
+    "_reshard_after_forward_event",
+    "_partial_reduce_output",
+)
+_REMEDY = "Resume from a checkpoint, and measure less at a time or on a smaller batch if memory ran out."
+
+
+def _unreduced(parameter: Any) -> bool:
+    gathered = getattr(parameter, "_unsharded_param", None)
+    return parameter.unsharded_accumulated_grad is not None or (gathered is not None and gathered.grad is not None)
+
+
+def _drop_gradients(parameter: Any) -> None:
+    # torch's own reset leaves them, and the next backward pass would add to them.
+    parameter.unsharded_accumulated_grad = None
+    if hasattr(parameter, "_unsharded_param"):
+        parameter._unsharded_param.grad = None
+    if parameter.grad_offload_event is not None:
+        parameter.grad_offload_event.synchronize()
+        parameter.grad_offload_event = None
