@@ -1,6 +1,6 @@
 """Checks of what a probe is given, and of where it is called from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import get_args
 
@@ -39,6 +39,29 @@ def check_arguments(
         raise ValueError(
             f"Parameter `reduction` should be one of {get_args(Reduction)}. Found `reduction = {reduction!r}`."
         )
+
+
+def check_state(state: object, latest: int) -> None:
+    """Makes sure that a probe can go on from a state, of this version or an earlier one.
+
+    Raises:
+        ValueError: If not; the message says what is missing.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"Parameter `state` should be what state_dict() of a Probe returned. Found {state!r}.")
+    version = state.get("version", 0)
+    if version not in range(latest + 1):
+        raise ValueError(
+            f"Parameter `state` should be of version {latest} or earlier. Found version {version!r}; load it with the "
+            "version of smoothdiag that wrote it, or a later one."
+        )
+    if missing := {"steps", "next"} - state.keys():
+        raise ValueError(
+            f"Parameter `state` should be what state_dict() of a Probe returned, with the entries `steps` and `next`. "
+            f"Found none called {', '.join(f'`{name}`' for name in sorted(missing))}."
+        )
+    if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
+        raise ValueError(f"Parameter `state` should count steps from 0. Found `steps = {state['steps']!r}`.")
 
 
 class Outermost:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 
-class NotPutBack(RuntimeError):
+class NotPutBack(Exception):
     """What a measurement had touched could not be put back, so the run is not what it was: it must not go on unseen."""
 
 

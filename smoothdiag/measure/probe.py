@@ -13,7 +13,7 @@ from torch import nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.accumulation import Accumulation, Beginning, check_hooks
-from smoothdiag.measure.arguments import Outermost, check_arguments
+from smoothdiag.measure.arguments import Outermost, check_arguments, check_state
 from smoothdiag.measure.batches import held_out
 from smoothdiag.measure.closures import Arguments, after_closure
 from smoothdiag.measure.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
@@ -32,6 +32,9 @@ from smoothdiag.trace import Trace
 from smoothdiag.vectors import Vector
 
 T = TypeVar("T")
+
+STATE_VERSION = 1
+"""Version of what ``state_dict`` returns; states without one are of version 0, and hold the same."""
 
 _CHANGED, _MISSING, _FAILED = 1, 2, 3
 """What may be wrong with a step that is due, from what is harmless to what is worst; 0 is nothing."""
@@ -170,14 +173,19 @@ class Probe:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on measuring at the same steps."""
-        return {"steps": self.steps, "next": self._schedule.next if isinstance(self._schedule, Adaptive) else None}
+        following = self._schedule.next if isinstance(self._schedule, Adaptive) else None
+        return {"version": STATE_VERSION, "steps": self.steps, "next": following}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state``, as returned by ``state_dict``.
 
         A trace file of the probe's own is continued too: rows of steps that are going to be taken again stay in the
         file but no longer count.
+
+        Raises:
+            ValueError: If it is no such state, or one of a later version.
         """
+        check_state(state, STATE_VERSION)
         self.steps = int(state["steps"])
         if isinstance(self._schedule, Adaptive) and state["next"] is not None:
             self._schedule.next = int(state["next"])
