@@ -90,6 +90,17 @@ WINGS = {
         "optim.scion",
         "optim",
     ),
+    "trace": (
+        "trace.lines",
+        "trace.keys",
+        "trace.order",
+        "trace.reading",
+        "trace.cells",
+        "trace.tables",
+        "trace.file",
+        "trace.trace",
+        "trace",
+    ),
     "logs": ("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs"),
     "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
     "autoclip": (
