@@ -145,9 +145,9 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"A row should have the columns {', '.join(REQUIRED)}. Missing: {', '.join(missing)}.")
     clean: dict[str, Any] = {}
-    for name, kind in COLUMNS.items():
-        value = row.get(name, _DEFAULTS.get(name, math.nan))
-        if type(value) is not kind or kind is int:
+    for name, kind, default in _FORM:
+        value = row.get(name, default)
+        if value.__class__ is not kind or (kind is int and not _fits(value)):
             try:
                 value = _CONVERTED[kind](value)
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -187,9 +187,14 @@ def _whole(value: Any) -> int:
     if not isinstance(value, Integral) and not float(value).is_integer():
         raise ValueError(value)
     number = int(value)
-    if not -(2**63) <= number < 2**63:
+    if not _fits(number):
         raise ValueError("a whole number beyond 64 bits")
     return number
+
+
+def _fits(number: int) -> bool:
+    """Whether 64 bits hold a whole number, as the columns of tables do."""
+    return -(2**63) <= number < 2**63
 
 
 def _number(value: Any) -> float:
@@ -201,6 +206,10 @@ def _text(value: Any) -> str:
         raise TypeError(value)
     return str(value)
 
+
+_FORM: Final[tuple[tuple[str, type, Any], ...]] = tuple(
+    (name, kind, _DEFAULTS.get(name, math.nan)) for name, kind in COLUMNS.items()
+)
 
 _CONVERTED: Final[Mapping[type, Callable[[Any], Any]]] = {int: _whole, float: _number, str: _text}
 
@@ -219,7 +228,7 @@ def _plain(name: str, value: Any) -> str | int | float | bool | None:
             return _number(value)
         except ValueError:
             return value
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+    if isinstance(value, int) and not _fits(value):
         raise ValueError(f"Column `{printable(name)}` should hold numbers of at most 64 bits. Found `{shown(value)}`.")
     if value is None or isinstance(value, (int, float, bool)):
         return value

@@ -23,7 +23,7 @@ class Names:
     """
 
     def __init__(self) -> None:
-        self._known: frozenset[str] = frozenset()
+        self._written = _ALWAYS
 
     def wrong(self, names: Collection[str]) -> str | None:
         """Returns what is wrong with the names of a line, if anything is."""
@@ -33,9 +33,9 @@ class Names:
                 if name not in COLUMNS and (meant := resembled(name)) is not None and meant not in names:
                     return f"Column `{meant}` is missing, and `{printable(name)}` hardly differs from it"
         if len(known) > _MOST:
-            if missing := [name for name in COLUMNS if name in (self._known | _ALWAYS) and name not in known]:
-                return f"Columns are missing that were always written: {', '.join(missing)}"
-            self._known |= known
+            if missing := self._written - known:
+                return f"Columns are missing that were always written: {', '.join(sorted(missing))}"
+            self._written |= known
         return None
 
 

@@ -1,5 +1,6 @@
 """Order: what the places of lines tell of lines that are missing, come twice, or belong to another file."""
 
+from itertools import pairwise
 from typing import Final, Generic, TypeVar
 
 from smoothdiag.trace.lines import Place
@@ -22,7 +23,8 @@ class Order(Generic[Content]):
     def __init__(self, first: int | None, problems: list[str]) -> None:
         self.file: str | None = None
         self._first, self._problems = first, problems
-        self._lines: list[tuple[int, int, Content]] = []
+        self._numbers: list[int] = []
+        self._contents: list[Content] = []
         self._seen: set[int] = set()
         self._total: int | None = None
         self._damaged = self._tail = 0
@@ -50,10 +52,9 @@ class Order(Generic[Content]):
 
     def add(self, line: int, content: Content, place: Place | None = None) -> None:
         """Takes a line whose check sum is right, or one of the first that have none."""
-        if place is None:
-            self._lines.append((0, line, content))
-        elif self.counts(line, place):
-            self._lines.append((place.number, line, content))
+        if place is None or self.counts(line, place):
+            self._numbers.append(0 if place is None else place.number)
+            self._contents.append(content)
 
     def counts(self, line: int, place: Place) -> bool:
         """Whether a line whose check sum is right is of this file and comes for the first time."""
@@ -69,12 +70,12 @@ class Order(Generic[Content]):
             return True
         return False
 
-    def finish(self) -> list[tuple[int, Content]]:
-        """Notes what the numbers tell, and returns the lines in the order of writing, each with where it stood."""
-        numbers = [number for number, _, _ in self._lines]
-        if numbers != sorted(numbers):
+    def finish(self) -> list[Content]:
+        """Notes what the numbers tell, and returns what the lines hold in the order of writing."""
+        contents, numbers = self._contents, self._numbers
+        if any(one > other for one, other in pairwise(numbers)):
             self._problems.append("lines stand in another order than they were written in; the latter counts")
-            self._lines.sort(key=lambda line: line[0])
+            contents = [contents[at] for at in sorted(range(len(numbers)), key=numbers.__getitem__)]
         for lines, why in (
             (self._repeated, "stand there twice"),
             (self._foreign, "belong to another run; a file should hold one: split it to read the other"),
@@ -87,7 +88,7 @@ class Order(Generic[Content]):
             missing = last - first + 1 - len(self._seen) - self._damaged
             if missing > 0:
                 self._problems.append(f"{missing} lines are missing that once stood there")
-        return [(line, content) for _, line, content in self._lines]
+        return contents
 
 
 def told(problems: list[str]) -> str:

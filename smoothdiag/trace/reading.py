@@ -5,6 +5,7 @@ line has to: so a file of version 1 that was resumed is as safe as any from ther
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -103,8 +104,7 @@ def read(source: Path, verify: bool = True) -> Contents:
             count = value.get(COUNT)
             order.expect(count if isinstance(count, int) else None)
     _sort(lines, int(has_header), is_ended, is_sealed, order, found)
-    _take(order.finish(), found)
-    found.rows, twice = without_repeats(found.rows)
+    found.rows, twice = without_repeats(_counting(order.finish()))
     found.problems += [] if twice is None else [twice]
     found.file = order.file
     found.next_number = order.next_number if order.file or is_sealed else sum(bool(line.strip()) for line in lines) + 1
@@ -142,10 +142,11 @@ def _sort(
                 return
         if place is not None:
             is_sealed = True
-            if is_header:
-                order.counts(number, place)
+            content = None if is_header else _content(number, value or {}, found.problems)
+            if content is not None:
+                order.add(number, content, place)
             else:
-                order.add(number, value or {}, place)
+                order.counts(number, place)
         elif is_header:
             order.damaged(number, "a second header")
         elif not is_ended and number == len(lines) and value is None:
@@ -156,37 +157,47 @@ def _sort(
             order.damaged(number, "not JSON")
         elif is_sealed or CHECK in value:
             order.damaged(number, "its check sum fails" if CHECK in value else "its check sum is missing")
-        elif RESUMED in value:
-            names = Names()
-            order.add(number, value)
-        elif wrong := names.wrong(value.keys()):
+        elif RESUMED not in value and (wrong := names.wrong(value.keys())):
             order.damaged(number, wrong)
+        elif content := _content(number, value, found.problems):
+            names = Names() if RESUMED in content else names
+            order.add(number, content)
+
+
+def _content(number: int, value: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
+    """Returns the row of a line, or what it says of a resumption; notes where it is neither."""
+    try:
+        if RESUMED not in value:
+            return clean_row(value)
+        step = value[RESUMED]
+        if isinstance(step, int) and not isinstance(step, bool):
+            return {RESUMED: step}
+        raise ValueError(f"a run is resumed at a step. Found {shown(step)}")
+    except ValueError as error:
+        problems.append(f"line {number} left out: {error}")
+        return None
+
+
+def _counting(contents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows in the order of writing; where a run was resumed, those of steps that it takes again go."""
+    rows: list[dict[str, Any]] = []
+    for content in contents:
+        if RESUMED in content:
+            rows = [row for row in rows if row["step"] < content[RESUMED]]
         else:
-            order.add(number, value)
-
-
-def _take(lines: list[tuple[int, dict[str, Any]]], found: Contents) -> None:
-    """Adds rows in the order of writing; where a run was resumed, rows of steps that it takes again go."""
-    for number, value in lines:
-        if RESUMED in value:
-            step = value[RESUMED]
-            if not isinstance(step, int) or isinstance(step, bool):
-                found.problems.append(f"line {number} left out: a run is resumed at a step. Found {shown(step)}")
-                continue
-            found.rows = [row for row in found.rows if row["step"] < step]
-            continue
-        try:
-            found.rows.append(clean_row(value))
-        except ValueError as error:
-            found.problems.append(f"line {number} left out: {error}")
+            rows.append(content)
+    return rows
 
 
 def _take_all(lines: list[str], found: Contents, is_ended: bool) -> None:
-    values = [(number, parse(line)[0]) for number, line in enumerate(lines, start=2) if line.strip()]
-    for number, value in values:
-        if value is None:
-            cut = not is_ended and number == len(lines) + 1
-            found.problems.append(f"line {number} left out: {'half-written' if cut else 'not JSON'}")
-    _take([(number, value) for number, value in values if value is not None and HEADER not in value], found)
+    contents = []
+    for number, line in enumerate(lines, start=2):
+        value, _ = parse(line)
+        if value is None and line.strip():
+            is_cut = not is_ended and number == len(lines) + 1
+            found.problems.append(f"line {number} left out: {'half-written' if is_cut else 'not JSON'}")
+        elif value is not None and HEADER not in value:
+            contents.append(_content(number, value, found.problems))
+    found.rows = _counting(content for content in contents if content is not None)
     twice = without_repeats(found.rows)[1]
     found.problems += [] if twice is None else [f"{twice.rsplit(';', 1)[0]}; all of them count"]

@@ -64,7 +64,7 @@ def read_csv(source: Path, verify: bool = True) -> Contents:
     _check_columns(names, source)
     if verify and not has_checks:
         _check_names(names, lines[1] if len(lines) > 1 else "", source)
-    order: Order[list[str]] = Order(2 if has_checks else None, found.problems)
+    order: Order[dict[str, Any]] = Order(2 if has_checks else None, found.problems)
     at, start = (given.index(CHECK), _start([name for name in given if name != CHECK])) if has_checks else (0, 0)
     for number, cells in parsed:
         if isinstance(cells, str):
@@ -79,20 +79,19 @@ def read_csv(source: Path, verify: bool = True) -> Contents:
         elif not (has_checks and verify):
             if verify and not is_ended and number == len(lines):
                 order.damaged(number, "it has no line end, so it may be cut off")
-            else:
-                order.add(number, cells)
+            elif row := _row(number, names, cells, has_checks, found):
+                order.add(number, row)
         else:
             place = place_of(cells[at])
             if place is None or place.seal(_JOINT.join(cells[:at] + cells[at + 1 :]), start) != cells[at]:
                 order.damaged(number, "its check sum fails" if cells[at] else "its check sum is missing")
+            elif row := _row(number, names, cells, True, found):
+                order.add(number, row, place)
             else:
-                order.add(number, cells, place)
-    kept = order.finish()
+                order.counts(number, place)
     if has_checks and len(lines) == 1:
         found.problems.append("all rows are missing that once stood there")
-    for number, cells in kept:
-        texts = [plain(text) if text[:1] == "'" or "\\u" in text else text for text in cells] if has_checks else cells
-        _take(number, {name: text for name, text in zip(names, texts, strict=True) if text != ""}, found)
+    found.rows = order.finish()
     _say_repeats(found, verify)
     return found
 
@@ -139,7 +138,9 @@ def read_parquet(source: Path, verify: bool = True) -> Contents:
         raise ValueError(f"`{source}` should be a table of .parquet. Found: {type(error).__name__}: {cause}") from error
     _check_columns([str(name) for name in table.columns], source)
     for number, row in enumerate(records, start=1):
-        _take(number, {str(name): value for name, value in row.items() if not _is_absent(value)}, found)
+        given = {str(name): value for name, value in row.items() if not _is_absent(value)}
+        if (clean := _clean(number, given, found)) is not None:
+            found.rows.append(clean)
     _say_repeats(found, verify)
     return found
 
@@ -202,11 +203,18 @@ def _check_names(names: list[str], line: str, source: Path) -> None:
         raise ValueError(f"`{source}` should have the column `{CHECK}`, as its rows have. Found none. {EDITED}.")
 
 
-def _take(number: int, row: Mapping[str, Any], found: Contents) -> None:
+def _row(number: int, names: list[str], cells: list[str], escaped: bool, found: Contents) -> dict[str, Any] | None:
+    if escaped:
+        cells = [plain(text) if text[:1] == "'" or "\\u" in text else text for text in cells]
+    return _clean(number, {name: text for name, text in zip(names, cells, strict=True) if text != ""}, found)
+
+
+def _clean(number: int, row: Mapping[str, Any], found: Contents) -> dict[str, Any] | None:
     try:
-        found.rows.append(clean_row(row))
+        return clean_row(row)
     except ValueError as error:
         found.problems.append(f"line {number} left out: {error}")
+        return None
 
 
 def _say_repeats(found: Contents, verify: bool) -> None:
