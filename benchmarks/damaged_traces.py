@@ -1,10 +1,11 @@
 """Damages files of traces in many ways, and counts what reading says of it.
 
 Each mutation changes a file as disks, copies and editors do: a flipped bit, bytes that are lost or inserted, an end
-that is cut off, lines that go, move or come twice, other digits, other names, other line ends, two files in one. A
-mutation is *unreported* where a row is read whose gradient norm, smoothness, step, group, status or estimator is not what was
-written for its step, and `problems` says no more than it did before. A *fault* is any exception but a ValueError or a
-FileNotFoundError that names the file, or a problem without a warning.
+that is cut off, lines that go, move or come twice, other digits, other names, other line ends, two files in one.
+
+* *unreported*: a row is read whose gradient norm, smoothness, step, group, status or estimator is not what was written
+  for its step, and `problems` says no more than it did before.
+* *fault*: an exception that is no ValueError or FileNotFoundError with the file's name, or a problem without a warning.
 
     python benchmarks/damaged_traces.py --number 2000
 """
@@ -217,9 +218,8 @@ def main() -> None:
     for suffix in (".jsonl", ".csv"):
         counts, details = mutate(suffix, arguments.number, arguments.seed)
         listed = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-        print(
-            f"{suffix}: {arguments.number} mutations: {listed}; faults {counts['fault']}, unreported {counts['unreported']}"
-        )
+        never = f"faults {counts['fault']}, unreported {counts['unreported']}"
+        print(f"{suffix}: {arguments.number} mutations: {listed}; {never}")
         print("".join(f"  {detail}\n" for detail in details[:20]), end="")
 
 

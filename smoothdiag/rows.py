@@ -192,7 +192,7 @@ def _whole(value: Any) -> int:
     return number
 
 
-def _fits(number: int) -> bool:
+def _fits(number: Any) -> bool:
     """Whether 64 bits hold a whole number, as the columns of tables do."""
     return -(2**63) <= number < 2**63
 

@@ -61,8 +61,8 @@ def fit_smoothness(
         SmoothnessFit: constants, intervals, rivals, flags and verdict.
 
     Raises:
-        ValueError: for parameters out of range, for data that is no table or mixes what must not be mixed, and where
-            no row is usable.
+        ValueError: for parameters out of range, for data that is no table, mixes what must not be mixed or covers more
+            than 70 powers of ten, and where no row is usable.
 
     Units: L0 in units of smoothness [f/x^2], L1 in [1/x].
     """
@@ -75,6 +75,7 @@ def fit_smoothness(
             )
     frame = as_frame(data)
     recorded = select_rows(frame, estimator, group)
+    recorded.check_range()
     rows = recorded.scaled()
     x, y = rows.x, rows.y
     found = _quantile_fit(rows, quantile, num_boot, seed)
@@ -178,10 +179,10 @@ class _Scale:
     y: int
 
     def intercept(self, value: float) -> float:
-        return math.ldexp(value, self.y)
+        return _ldexp(value, self.y)
 
     def slope(self, value: float) -> float:
-        return math.ldexp(value, self.y - self.x)
+        return _ldexp(value, self.y - self.x)
 
     def correction(self, found: Correction | None) -> Correction | None:
         if found is None:
@@ -194,6 +195,14 @@ class _Scale:
             factor = float(np.exp2(self.y - self.x * power))
         coefficient = score.coefficient * factor if score.coefficient else 0.0
         return replace(score, intercept=self.intercept(score.intercept), coefficient=coefficient)
+
+
+def _ldexp(value: float, power: int) -> float:
+    """A number times a power of two; infinite where no float holds it."""
+    try:
+        return math.ldexp(value, power)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 @dataclass(frozen=True)
@@ -246,6 +255,10 @@ def _direction_test(
     """The same law on rows of random directions recorded beside local ones, where there are enough."""
     other = companion(frame, "local_random", rows) if rows.estimator == "local" else None
     if other is None or len(other.x) < artefacts.MIN_POINTS:
+        return None
+    try:
+        other.check_range(like=rows)
+    except ValueError:
         return None
     beside = _quantile_fit(other.scaled(like=rows), quantile, num_boot, seed)
     return checks.direction(found.line, found.L1_interval, beside.line, beside.L1_interval, bounds)

@@ -118,7 +118,8 @@ class SmoothnessFit:
 
     def predict(self, grad_norm: npt.ArrayLike) -> Array:
         """Smoothness L0 + L1 * grad_norm on the fitted line. Units: [f/x^2] for gradient norms in [f/x]."""
-        return np.asarray(self.L0 + self.L1 * np.asarray(grad_norm, dtype=np.float64))
+        with np.errstate(over="ignore"):  # Beyond the largest float the smoothness is infinite.
+            return np.asarray(self.L0 + self.L1 * np.asarray(grad_norm, dtype=np.float64))
 
     def comparison_frame(self) -> pd.DataFrame:
         """The rivals as a table, one row per model; the loss gap with each f* of `loss_floors` has rows of its own.
