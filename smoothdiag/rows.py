@@ -152,11 +152,12 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
                 value = _CONVERTED[kind](value)
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 raise ValueError(f"Column `{name}` should be {kind.__name__}. Found `{shown(value)}`.") from error
-        clean[name] = value
+        clean[name] = _writable(value) if kind is str else value
     for key, value in row.items():
         # A check sum belongs to a line of a file; the row may go to another one.
         if key not in COLUMNS and key != CHECK:
-            clean[str(key)] = _plain(str(key), value)
+            name = _writable(str(key))
+            clean[name] = _plain(name, value)
     return clean
 
 
@@ -194,7 +195,7 @@ def _whole(value: Any) -> int:
 
 def _fits(number: Any) -> bool:
     """Whether 64 bits hold a whole number, as the columns of tables do."""
-    return -(2**63) <= number < 2**63
+    return bool(-(2**63) <= number < 2**63)
 
 
 def _number(value: Any) -> float:
@@ -214,6 +215,11 @@ _FORM: Final[tuple[tuple[str, type, Any], ...]] = tuple(
 _CONVERTED: Final[Mapping[type, Callable[[Any], Any]]] = {int: _whole, float: _number, str: _text}
 
 
+def _writable(text: str) -> str:
+    # Half a character, which no file and no terminal takes, is kept as its escape.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _without_underscores(text: str) -> str:
     # Python reads 1_0 as 10; no table means that.
     if "_" in text:
@@ -227,7 +233,7 @@ def _plain(name: str, value: Any) -> str | int | float | bool | None:
         try:
             return _number(value)
         except ValueError:
-            return value
+            return _writable(value)
     if isinstance(value, int) and not _fits(value):
         raise ValueError(f"Column `{printable(name)}` should hold numbers of at most 64 bits. Found `{shown(value)}`.")
     if value is None or isinstance(value, (int, float, bool)):

@@ -71,6 +71,7 @@ WINGS = {
         "fits.models",
         "fits.lossgap",
         "fits.intervals",
+        "fits.ranges",
         "fits.rows",
         "fits.errors",
         "fits.artefacts",

@@ -14,6 +14,7 @@ import pandas as pd
 from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossgap, models, surrogates
 from smoothdiag.fits.base import Array, Correction, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
+from smoothdiag.fits.ranges import ldexp
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, optimizer_of, select_rows
 from smoothdiag.fits.verdict import decide
 
@@ -179,10 +180,10 @@ class _Scale:
     y: int
 
     def intercept(self, value: float) -> float:
-        return _ldexp(value, self.y)
+        return ldexp(value, self.y)
 
     def slope(self, value: float) -> float:
-        return _ldexp(value, self.y - self.x)
+        return ldexp(value, self.y - self.x)
 
     def correction(self, found: Correction | None) -> Correction | None:
         if found is None:
@@ -195,14 +196,6 @@ class _Scale:
             factor = float(np.exp2(self.y - self.x * power))
         coefficient = score.coefficient * factor if score.coefficient else 0.0
         return replace(score, intercept=self.intercept(score.intercept), coefficient=coefficient)
-
-
-def _ldexp(value: float, power: int) -> float:
-    """A number times a power of two; infinite where no float holds it."""
-    try:
-        return math.ldexp(value, power)
-    except OverflowError:
-        return math.copysign(math.inf, value)
 
 
 @dataclass(frozen=True)

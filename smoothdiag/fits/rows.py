@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -12,7 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from smoothdiag.fits.base import Array
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status
+from smoothdiag.fits.ranges import check_decades, scaled, unit
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
 
 NUMBERS = (
     "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
@@ -27,12 +27,6 @@ AUXILIARY = (
     "_preconditioned", "debiased", "local_random", "local_update", "sharpness", "curvature_update", "critical_step",
     CLIP_SUFFIX,
 )  # fmt: skip
-
-
-MOST_DECADES = 70
-"""Range of gradient norms and of smoothness, so that the third power of one, times the other, is a float."""
-BEYOND = 2.0**500
-"""Size within which all else is kept, so that products with both of them are floats."""
 
 
 class HasFrame(Protocol):
@@ -71,19 +65,19 @@ class Rows:
 
     def units(self) -> tuple[int, int]:
         """Powers of two next to the median gradient norm and the median smoothness."""
-        return _unit(self.x), _unit(self.y)
+        return unit(self.x), unit(self.y)
 
     def scaled(self, like: Rows | None = None) -> Rows:
         """The rows in `units`, their own or those of others; powers of two keep every digit and products finite."""
         x, y = (like or self).units()
         return replace(
             self,
-            x=_scaled(self.x, -x),
-            y=_scaled(self.y, -y),
-            noise_floor=_scaled(self.noise_floor, -y),
-            step_norm=_scaled(self.step_norm, y - x),
-            grad_variance=_scaled(self.grad_variance, -2 * x),
-            lr=_scaled(self.lr, 0),
+            x=scaled(self.x, -x),
+            y=scaled(self.y, -y),
+            noise_floor=scaled(self.noise_floor, -y),
+            step_norm=scaled(self.step_norm, y - x),
+            grad_variance=scaled(self.grad_variance, -2 * x),
+            lr=scaled(self.lr, 0),
         )
 
     def check_range(self, like: Rows | None = None) -> None:
@@ -94,32 +88,7 @@ class Rows:
         """
         beside = like or self
         for name, parts in (("gradient norms", (self.x, beside.x)), ("smoothness", (self.y, beside.y))):
-            values = np.concatenate(parts)
-            least, largest = float(np.min(values)), float(np.max(values))
-            if math.log10(largest) - math.log10(least) > MOST_DECADES:
-                raise ValueError(
-                    f"Parameter `data` should have {name} within {MOST_DECADES} powers of ten. Found a range from "
-                    f"{least:.4g} to {largest:.4g}; leave out the rows at the end that means nothing."
-                )
-
-
-def _unit(values: Array) -> int:
-    """Power of two next to the median."""
-    with np.errstate(over="ignore"):
-        middle = np.median(values)
-    # Two values in the middle are added, which may be more than a float holds.
-    return int(np.frexp(middle)[1]) if np.isfinite(middle) else int(np.frexp(np.median(values / 4))[1]) + 2
-
-
-def _scaled(values: Array, power: int) -> Array:
-    """The values times a power of two; what is finite and far beyond the range of any row stays within `BEYOND`."""
-    with np.errstate(over="ignore", under="ignore"):
-        found = np.ldexp(values, power)
-    size = np.abs(found)
-    if not ((size > BEYOND) | (size < 1 / BEYOND)).any():
-        return found
-    found = np.where((size > BEYOND) & np.isfinite(values), np.copysign(BEYOND, values), found)
-    return np.where((size < 1 / BEYOND) & (values != 0), np.copysign(1 / BEYOND, values), found)
+            check_decades(name, np.concatenate(parts))
 
 
 def step_blocks(step: Array, run: Array, num_blocks: int) -> list[Indices]:
@@ -168,7 +137,7 @@ def as_frame(data: object) -> pd.DataFrame:
 
 def optimizer_of(frame: pd.DataFrame) -> str:
     """The class of the optimizer that took the steps; empty where it is not known."""
-    return str(frame.attrs.get("optimizer", ""))
+    return printable(str(frame.attrs.get("optimizer", "")))
 
 
 def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:

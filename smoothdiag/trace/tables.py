@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from smoothdiag.rows import CHECK, COLUMNS, REQUIRED, clean_row, printable, shown
+from smoothdiag.rows import CHECK, COLUMNS, REQUIRED, clean_row, printable
 from smoothdiag.trace.cells import cell, escaped, plain
 from smoothdiag.trace.keys import resembled, without_repeats
 from smoothdiag.trace.lines import Place, place_of
@@ -101,15 +101,8 @@ def write_parquet(target: Path, frame: "pd.DataFrame") -> None:
 
     Raises:
         ImportError: If pyarrow is not installed.
-        ValueError: If a text holds half a character, or a column holds values of several kinds.
+        ValueError: If a column holds values of several kinds.
     """
-    for name in frame.select_dtypes(include=["object", "string"]):
-        for value in {value for value in frame[name] if isinstance(value, str)}:
-            if _is_halved(value):
-                raise ValueError(
-                    f"Column `{printable(str(name))}` should hold whole characters to be written as .parquet. Found "
-                    f"{shown(value)}; .jsonl and .csv can hold it."
-                )
     try:
         frame.to_parquet(target, index=False, engine="pyarrow", write_page_checksum=True)
     except (ImportError, OSError):
@@ -227,11 +220,3 @@ def _say_repeats(found: Contents, verify: bool) -> None:
 
 def _is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value == "")
-
-
-def _is_halved(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
