@@ -1,8 +1,9 @@
 """Rows of a trace: columns, types, statuses."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
+from numbers import Integral
 from typing import Any, Final
 
 COLUMNS: Final[Mapping[str, type]] = {
@@ -33,6 +34,15 @@ COLUMNS: Final[Mapping[str, type]] = {
 ``grad_variance`` [f^2/x^2]; ``noise_scale`` counts batches; ``saturation`` and ``two_scale`` are numbers."""
 
 REQUIRED: Final = ("step", "grad_norm", "smoothness")
+
+KEY: Final = ("step", "estimator", "group", "data", "run", "scan", "point")
+"""What tells one row from another: no two rows of a trace agree in all of these, where they have them."""
+
+CHECK: Final = "smoothdiag_check"
+"""Name under which a line of a file carries its check sum; no column of the table."""
+
+LONGEST_SHOWN: Final = 80
+"""Characters of a value in an error message."""
 
 CLIP_SUFFIX: Final = "_clip"
 """End of the column ``estimator`` of rows that an AutoClip asked for."""
@@ -135,29 +145,97 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if missing:
         raise ValueError(f"A row should have the columns {', '.join(REQUIRED)}. Missing: {', '.join(missing)}.")
     clean: dict[str, Any] = {}
-    for name, kind in COLUMNS.items():
-        value = row.get(name, _DEFAULTS.get(name, math.nan))
+    for name, kind, default in _FORM:
+        value = row.get(name, default)
+        if value.__class__ is not kind or (kind is int and not _fits(value)):
+            try:
+                value = _CONVERTED[kind](value)
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                raise ValueError(f"Column `{name}` should be {kind.__name__}. Found `{shown(value)}`.") from error
+        clean[name] = _writable(value) if kind is str else value
+    for key, value in row.items():
+        # A check sum belongs to a line of a file; the row may go to another one.
+        if key not in COLUMNS and key != CHECK:
+            name = _writable(str(key))
+            clean[name] = _plain(name, value)
+    return clean
+
+
+def printable(text: str) -> str:
+    """Returns the text with everything escaped that a terminal would obey, or that nothing can show."""
+    if text.isprintable():
+        return text
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in text)
+
+
+def shown(value: object) -> str:
+    """Returns a value as an error message shows it: in one line, harmless, and not long."""
+    try:
+        text = printable(repr(value))
+    except (RecursionError, ValueError):  # deeply nested, or a whole number of thousands of digits
+        text = f"a value of {type(value).__name__}"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str):
         try:
-            # Through float, because tables write 3 as 3.0; and 3.5 is no step.
-            clean[name] = kind(value) if kind is not int or isinstance(value, int) else _whole(float(value))
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"Column `{name}` should be {kind.__name__}. Found `{value!r}`.") from error
-    return clean | {key: _plain(key, value) for key, value in row.items() if key not in COLUMNS}
-
-
-def _whole(value: float) -> int:
-    if not value.is_integer():
+            # Not through float, which holds no whole number beyond 2^53 exactly.
+            return _whole(int(_without_underscores(value)))
+        except ValueError:
+            value = float(value)
+    # Tables write 3 as 3.0; and 3.5 is no step.
+    if not isinstance(value, Integral) and not float(value).is_integer():
         raise ValueError(value)
-    return int(value)
+    number = int(value)
+    if not _fits(number):
+        raise ValueError("a whole number beyond 64 bits")
+    return number
+
+
+def _fits(number: Any) -> bool:
+    """Whether 64 bits hold a whole number, as the columns of tables do."""
+    return bool(-(2**63) <= number < 2**63)
+
+
+def _number(value: Any) -> float:
+    return float(_without_underscores(value) if isinstance(value, str) else value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping | list | tuple):
+        raise TypeError(value)
+    return str(value)
+
+
+_FORM: Final[tuple[tuple[str, type, Any], ...]] = tuple(
+    (name, kind, _DEFAULTS.get(name, math.nan)) for name, kind in COLUMNS.items()
+)
+
+_CONVERTED: Final[Mapping[type, Callable[[Any], Any]]] = {int: _whole, float: _number, str: _text}
+
+
+def _writable(text: str) -> str:
+    # Half a character, which no file and no terminal takes, is kept as its escape.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _without_underscores(text: str) -> str:
+    # Python reads 1_0 as 10; no table means that.
+    if "_" in text:
+        raise ValueError(text)
+    return text
 
 
 def _plain(name: str, value: Any) -> str | int | float | bool | None:
     if isinstance(value, str):
         # Tables hold everything as text, and JSON what is not finite.
         try:
-            return float(value)
+            return _number(value)
         except ValueError:
-            return value
+            return _writable(value)
+    if isinstance(value, int) and not _fits(value):
+        raise ValueError(f"Column `{printable(name)}` should hold numbers of at most 64 bits. Found `{shown(value)}`.")
     if value is None or isinstance(value, (int, float, bool)):
         return value
-    raise ValueError(f"Column `{name}` should hold a number, a string or None. Found `{value!r}`.")
+    raise ValueError(f"Column `{printable(name)}` should hold a number, a string or None. Found `{shown(value)}`.")

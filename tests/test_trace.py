@@ -65,9 +65,7 @@ def test_half_written_last_line_is_left_out_and_reported(tmp_path) -> None:
 
 def test_a_spoilt_line_hides_no_other(tmp_path) -> None:
     path = tmp_path / "t.jsonl"
-    with Trace(path) as trace:
-        trace.extend(row(s) for s in range(3))
-    lines = path.read_bytes().split(b"\n")
+    lines = [json.dumps(value).encode() for value in ({"smoothdiag_trace": 1}, row(0), row(1), row(2))]
     lines[1] = b'{"step": 0, "grad_norm": "much", "smoothness": 1}'
     lines[2] = b"\xff\xfe"
     path.write_bytes(b"\n".join(lines))
@@ -124,9 +122,13 @@ def test_resuming_without_a_file_begins_one(tmp_path) -> None:
 def test_two_traces_on_one_path_lose_no_row(tmp_path) -> None:
     path = tmp_path / "t.jsonl"
     first, second = Trace(path), Trace(path)
-    for step in range(5):
+    first.append(row(0))
+    with pytest.warns(SmoothdiagWarning, match="t.jsonl is left alone: another process.* go to .*t.1.jsonl"):
+        second.append(row(100))
+    for step in range(1, 5):
         first.append(row(step))
         second.append(row(100 + step))
+    assert second.path == tmp_path / "t.1.jsonl"
     steps = [r["step"] for p in tmp_path.iterdir() for r in Trace.read(p)]
     assert sorted(steps) == [*range(5), *range(100, 105)]
 
@@ -138,7 +140,7 @@ def test_a_full_disk_costs_the_file_not_the_run(tmp_path, monkeypatch) -> None:
     def full(value: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(trace, "_write_line", full)
+    monkeypatch.setattr(trace._file, "write", full)
     with pytest.warns(SmoothdiagWarning, match="could not be written: No space left.*kept in memory"):
         trace.append(row(1))
     trace.append(row(2))
@@ -180,7 +182,7 @@ def test_foreign_tables_are_refused(tmp_path, text) -> None:
 
 def test_other_format_versions_are_refused(tmp_path) -> None:
     (tmp_path / "t.jsonl").write_text('{"smoothdiag_trace": 99}\n')
-    with pytest.raises(ValueError, match="format version 1. Found 99"):
+    with pytest.raises(ValueError, match="format version 1 or 2. Found 99"):
         Trace.read(tmp_path / "t.jsonl")
 
 

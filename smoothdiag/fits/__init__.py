@@ -14,6 +14,7 @@ import pandas as pd
 from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossgap, models, surrogates
 from smoothdiag.fits.base import Array, Correction, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
+from smoothdiag.fits.ranges import ldexp
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, optimizer_of, select_rows
 from smoothdiag.fits.verdict import decide
 
@@ -61,8 +62,8 @@ def fit_smoothness(
         SmoothnessFit: constants, intervals, rivals, flags and verdict.
 
     Raises:
-        ValueError: for parameters out of range, for data that is no table or mixes what must not be mixed, and where
-            no row is usable.
+        ValueError: for parameters out of range, for data that is no table, mixes what must not be mixed or covers more
+            than 70 powers of ten, and where no row is usable.
 
     Units: L0 in units of smoothness [f/x^2], L1 in [1/x].
     """
@@ -75,6 +76,7 @@ def fit_smoothness(
             )
     frame = as_frame(data)
     recorded = select_rows(frame, estimator, group)
+    recorded.check_range()
     rows = recorded.scaled()
     x, y = rows.x, rows.y
     found = _quantile_fit(rows, quantile, num_boot, seed)
@@ -178,10 +180,10 @@ class _Scale:
     y: int
 
     def intercept(self, value: float) -> float:
-        return math.ldexp(value, self.y)
+        return ldexp(value, self.y)
 
     def slope(self, value: float) -> float:
-        return math.ldexp(value, self.y - self.x)
+        return ldexp(value, self.y - self.x)
 
     def correction(self, found: Correction | None) -> Correction | None:
         if found is None:
@@ -246,6 +248,10 @@ def _direction_test(
     """The same law on rows of random directions recorded beside local ones, where there are enough."""
     other = companion(frame, "local_random", rows) if rows.estimator == "local" else None
     if other is None or len(other.x) < artefacts.MIN_POINTS:
+        return None
+    try:
+        other.check_range(like=rows)
+    except ValueError:
         return None
     beside = _quantile_fit(other.scaled(like=rows), quantile, num_boot, seed)
     return checks.direction(found.line, found.L1_interval, beside.line, beside.L1_interval, bounds)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from smoothdiag.fits.parts import Array, Correction, Flag, Interval, ModelScore, Verdict
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
+from smoothdiag.rows import printable
 
 __all__ = ["Array", "Correction", "Flag", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
 
@@ -118,7 +119,9 @@ class SmoothnessFit:
 
     def predict(self, grad_norm: npt.ArrayLike) -> Array:
         """Smoothness L0 + L1 * grad_norm on the fitted line. Units: [f/x^2] for gradient norms in [f/x]."""
-        return np.asarray(self.L0 + self.L1 * np.asarray(grad_norm, dtype=np.float64))
+        norm = np.asarray(grad_norm, dtype=np.float64)
+        with np.errstate(over="ignore"):  # Beyond the largest float the smoothness is infinite.
+            return np.asarray(self.L0 + np.multiply(self.L1, norm, where=norm != 0, out=np.zeros_like(norm)))
 
     def comparison_frame(self) -> pd.DataFrame:
         """The rivals as a table, one row per model; the loss gap with each f* of `loss_floors` has rows of its own.
@@ -269,7 +272,7 @@ def _summarise(fit: SmoothnessFit) -> str:
     if not fit.flags:
         out.append("no flags")
     out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
-    return "\n".join([*out, RULE])
+    return "\n".join(map(printable, [*out, RULE]))
 
 
 def _errors(fit: SmoothnessFit) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from smoothdiag.fits.base import SmoothnessFit
 from smoothdiag.fits.rows import labels
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
+from smoothdiag.rows import printable
 
 WHOLE = "all"
 
@@ -167,4 +168,4 @@ def _summarise(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str], kin
     for name, reason in failed.items():
         out += wrap(f"{name} has no fit", reason)
     out.append("worth: independent rows that would tell as much; L0 [loss / parameter^2], L1 [1 / parameter]")
-    return "\n".join([*out, rule])
+    return "\n".join(map(printable, [*out, rule]))

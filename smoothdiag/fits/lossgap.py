@@ -33,6 +33,7 @@ NAME = "loss gap"
 DISTANCES = (0.001, 0.03, 0.1, 0.3, 1.0, 3.0)
 EXPONENTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # From 2 on the law is no longer weaker than that of Hessian norms.
 LARGEST = 1e100  # Losses beyond are not known, and differences below its inverse are none: their powers overflow.
+LARGEST_RATIO = 1e70  # Of the largest and the median distance from the smallest loss: the square is a float.
 LOWEST_HEIGHT = 1e-6  # Of the median height: the least a row is divided by.
 
 
@@ -88,6 +89,8 @@ def compare(
 ) -> LossGap | None:
     """The loss gap on later steps; None where fewer than `MIN_ROWS` rows have a loss, or most have the smallest.
 
+    It is None, too, where one loss is absurdly large.
+
     Args:
         x: gradient norms in order of steps.
         y: smoothness.
@@ -99,6 +102,8 @@ def compare(
     """
     known: Mask = np.abs(loss) < LARGEST  # False for NaN too
     if np.sum(known) < MIN_ROWS or not np.median(loss[known]) - np.min(loss[known]) > 1 / LARGEST:
+        return None
+    if np.ptp(loss[known]) > LARGEST_RATIO * (np.median(loss[known]) - np.min(loss[known])):
         return None
     if not known.all():
         x, y, weights, counts, loss = x[known], y[known], weights[known], counts[:, known], loss[known]

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from smoothdiag.fits.base import Array
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status
+from smoothdiag.fits.ranges import check_decades, scaled, unit
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
 
 NUMBERS = (
     "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
@@ -64,19 +65,30 @@ class Rows:
 
     def units(self) -> tuple[int, int]:
         """Powers of two next to the median gradient norm and the median smoothness."""
-        return int(np.frexp(np.median(self.x))[1]), int(np.frexp(np.median(self.y))[1])
+        return unit(self.x), unit(self.y)
 
     def scaled(self, like: Rows | None = None) -> Rows:
         """The rows in `units`, their own or those of others; powers of two keep every digit and products finite."""
         x, y = (like or self).units()
         return replace(
             self,
-            x=np.ldexp(self.x, -x),
-            y=np.ldexp(self.y, -y),
-            noise_floor=np.ldexp(self.noise_floor, -y),
-            step_norm=np.ldexp(self.step_norm, y - x),
-            grad_variance=np.ldexp(self.grad_variance, -2 * x),
+            x=scaled(self.x, -x),
+            y=scaled(self.y, -y),
+            noise_floor=scaled(self.noise_floor, -y),
+            step_norm=scaled(self.step_norm, y - x),
+            grad_variance=scaled(self.grad_variance, -2 * x),
+            lr=scaled(self.lr, 0),
         )
+
+    def check_range(self, like: Rows | None = None) -> None:
+        """Refuses rows whose products and powers no float could hold, beside those of others if given.
+
+        Raises:
+            ValueError: where gradient norms or smoothness cover more than `MOST_DECADES`.
+        """
+        beside = like or self
+        for name, parts in (("gradient norms", (self.x, beside.x)), ("smoothness", (self.y, beside.y))):
+            check_decades(name, np.concatenate(parts))
 
 
 def step_blocks(step: Array, run: Array, num_blocks: int) -> list[Indices]:
@@ -125,7 +137,7 @@ def as_frame(data: object) -> pd.DataFrame:
 
 def optimizer_of(frame: pd.DataFrame) -> str:
     """The class of the optimizer that took the steps; empty where it is not known."""
-    return str(frame.attrs.get("optimizer", ""))
+    return printable(str(frame.attrs.get("optimizer", "")))
 
 
 def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:

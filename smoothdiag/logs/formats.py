@@ -55,7 +55,10 @@ def read_entries(source: Path, problems: list[str]) -> list[Entry]:
             f"Parameter `path` should end in {TAKEN}, or be a folder of TensorBoard. Found `{source}`; for what the "
             "Trainer of Hugging Face prints, take trainer_state.json in its newest checkpoint."
         )
-    entries = [_flat(entry) for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    try:
+        entries = [_flat(entry) for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    except RecursionError as error:
+        raise ValueError(f"`{source}` should be a log of named values. Found values nested too deeply.") from error
     if not entries:
         raise ValueError(f"`{source}` should be a log of named values. Found no entry with names{noted(problems)}.")
     return entries
@@ -82,14 +85,15 @@ def _text(source: Path, is_packed: bool) -> str:
 
 def _from_table(text: str, source: Path, problems: list[str]) -> list[Entry]:
     """Returns the rows of a table, whose delimiter is the one that makes most columns of its first line."""
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    first = text.lstrip("\n").split("\n", 1)[0]
     try:
+        delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
         table = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
     except csv.Error as error:
         raise ValueError(f"`{source}` should be a table of one line for each row. Found: {error}.") from error
     names, rows = [name.strip() for name in table[0]] if table else [], table[1:]
-    if rows and len(rows[-1]) < len(names) and not text.endswith(("\n", "\r")):
+    if rows and len(rows[-1]) < len(names) and not text.endswith("\n"):
         problems.append(f"the last row left out, which was cut off: `{delimiter.join(rows.pop())}`")
     if num_longer := sum(len(row) > len(names) for row in rows):
         problems.append(f"{num_longer} rows have more cells than the table has columns")
@@ -116,7 +120,7 @@ def _from_json(text: str, problems: list[str]) -> Any:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # RecursionError: brackets without end
         return None
 
 

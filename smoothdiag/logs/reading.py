@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from smoothdiag.logs.formats import SCALAR, noted, read_entries
-from smoothdiag.rows import SmoothdiagWarning, Status
+from smoothdiag.rows import SmoothdiagWarning, Status, printable, shown
 from smoothdiag.trace import Trace
 
 ESTIMATOR: Final = "log"
@@ -102,14 +102,14 @@ def read_log(
     if chosen["grad_norm"] is None:
         trace.problems.append("losses alone are read, since no column has a usual name for gradient norms")
     if trace.problems:
-        warnings.warn(f"{source}: {'; '.join(trace.problems)}", SmoothdiagWarning, stacklevel=2)
+        warnings.warn(f"{source}: {printable('; '.join(trace.problems))}", SmoothdiagWarning, stacklevel=2)
     return trace
 
 
 def describe_columns(trace: Trace) -> str:
     """Returns in words which columns `read_log` took, and which are left where none has a usual name."""
     chosen = {role: trace.meta[f"{role}_column"] for role in ("grad_norm", "loss", "step")}
-    taken = ", ".join(f"{_PURPOSE[role]} from `{name}`" for role, name in chosen.items() if name is not None)
+    taken = ", ".join(f"{_PURPOSE[role]} from `{printable(name)}`" for role, name in chosen.items() if name is not None)
     others = [name for name in trace.meta["columns"] if name not in chosen.values()]
     without = [role for role, name in chosen.items() if name is None]
     lines = [f"{taken}."]
@@ -123,7 +123,7 @@ def describe_columns(trace: Trace) -> str:
 
 def _listed(columns: Sequence[str]) -> str:
     rest = len(columns) - NUM_LISTED
-    return ", ".join(columns[:NUM_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(printable, columns[:NUM_LISTED])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _scalar_hint(columns: Sequence[str]) -> str:
@@ -172,9 +172,12 @@ def _rows(
                 if (value := entry.get(column or "")) not in (None, ""):
                     values[role] = float(value)
             except (TypeError, ValueError, OverflowError):
-                unreadable.append(f"{value!r} in `{column}`")
+                unreadable.append(f"{shown(value)} in `{column}`")
         at = values.pop("step", math.nan if chosen["step"] else float(number))
         if not values or math.isnan(at):
+            continue
+        if abs(at) >= 2**63 and math.isfinite(at):
+            unreadable.append(f"step {at:g} in `{chosen['step']}`")
             continue
         if not at.is_integer():
             raise ValueError(

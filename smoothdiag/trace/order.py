@@ -1,0 +1,98 @@
+"""Order: what the places of lines tell of lines that are missing, come twice, or belong to another file."""
+
+from itertools import pairwise
+from typing import Final, Generic, TypeVar
+
+from smoothdiag.trace.lines import Place
+
+EDITED: Final = "`Trace.read(path, verify=False)` reads a file that was edited on purpose"
+NUM_SHOWN: Final = 10
+
+
+Content = TypeVar("Content")
+
+
+class Order(Generic[Content]):
+    """Keeps the lines of one file as they come, and brings them into the order in which they were written.
+
+    Args:
+        first: Number of the first line that the file should have; None where its first lines have no numbers.
+        problems: Where to note what is wrong.
+    """
+
+    def __init__(self, first: int | None, problems: list[str]) -> None:
+        self.file: str | None = None
+        self._first, self._problems = first, problems
+        self._numbers: list[int] = []
+        self._contents: list[Content] = []
+        self._seen: set[int] = set()
+        self._total: int | None = None
+        self._damaged = self._tail = 0
+        self._foreign: list[int] = []
+        self._repeated: list[int] = []
+
+    @property
+    def next_number(self) -> int:
+        """Number for the next line that is written; lines after the last good one may have had a number, too."""
+        return max(self._seen, default=0) + 1 + self._tail
+
+    def damaged(self, line: int, why: str) -> None:
+        """Notes a line that is left out and may have had any number."""
+        self.lost()
+        self._problems.append(f"line {line} left out: {why}")
+
+    def lost(self) -> None:
+        """Notes that a line which had a number is not known by it."""
+        self._damaged += 1
+        self._tail += 1
+
+    def expect(self, total: int | None) -> None:
+        """Notes how many rows the file should have."""
+        self._total = total
+
+    def add(self, line: int, content: Content, place: Place | None = None) -> None:
+        """Takes a line whose check sum is right, or one of the first that have none."""
+        if place is None or self.counts(line, place):
+            self._numbers.append(0 if place is None else place.number)
+            self._contents.append(content)
+
+    def counts(self, line: int, place: Place) -> bool:
+        """Whether a line whose check sum is right is of this file and comes for the first time."""
+        self.file = self.file or place.file
+        if place.file != self.file:
+            self._foreign.append(line)
+        elif place.number in self._seen:
+            self._repeated.append(line)
+        else:
+            self._seen.add(place.number)
+            self._tail = 0
+            self._total = self._total if place.total is None else place.total
+            return True
+        return False
+
+    def finish(self) -> list[Content]:
+        """Notes what the numbers tell, and returns what the lines hold in the order of writing."""
+        contents, numbers = self._contents, self._numbers
+        if any(one > other for one, other in pairwise(numbers)):
+            self._problems.append("lines stand in another order than they were written in; the latter counts")
+            contents = [contents[at] for at in sorted(range(len(numbers)), key=numbers.__getitem__)]
+        for lines, why in (
+            (self._repeated, "stand there twice"),
+            (self._foreign, "belong to another run; a file should hold one: split it to read the other"),
+        ):
+            if lines:
+                self._problems.append(f"{len(lines)} lines left out, the first of them line {lines[0]}: they {why}")
+        if self._seen or self._total is not None:
+            first = min(self._seen) if self._first is None else self._first
+            last = max(max(self._seen, default=0), 1 + (self._total or 0))
+            missing = last - first + 1 - len(self._seen) - self._damaged
+            if missing > 0:
+                self._problems.append(f"{missing} lines are missing that once stood there")
+        return contents
+
+
+def told(problems: list[str]) -> str:
+    """Returns the problems of a file as one warning says them."""
+    rest = len(problems) - NUM_SHOWN
+    listed = "; ".join(problems[:NUM_SHOWN]) + (f"; and {rest} more, see `problems`" if rest > 0 else "")
+    return f"{listed}. {EDITED}." if any("check sum" in problem for problem in problems) else listed
