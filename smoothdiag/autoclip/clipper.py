@@ -290,9 +290,8 @@ class AutoClip:
         counts.num_acted += not self._guard.stopped
         self._guard.end()
         self._is_resumed = False
-        with self._guard.during(UNREAD):
-            if counts.is_at_hand:
-                books.note_skipped()
+        if counts.is_at_hand:
+            self._guard.try_to(books.note_skipped)
 
     def _check_resumed(self) -> None:
         if self._probe.steps != self._books.steps and not self._alone:

@@ -65,6 +65,15 @@ class Guard:
             raise late
         self.is_first = False
 
+    def try_to(self, do: Callable[[], None]) -> None:
+        """Does what the next step will try again."""
+        try:
+            do()
+        except SmoothdiagWarning:
+            raise
+        except Exception:
+            return
+
     @contextmanager
     def during(self, event: str, *, by_closure: bool = False) -> Iterator[None]:
         """Runs a part of a step: an error in it is noted as ``event``.
