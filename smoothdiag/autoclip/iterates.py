@@ -16,14 +16,12 @@ from smoothdiag.optim.arithmetic import total
 Pair = tuple[Tensor, Tensor]
 """A tensor of an optimizer's state, and the parameter it has the shape of."""
 
-ANCHORS = frozenset({"p0"})
-"""Entries that are never moved: Prodigy measures from its start how far it has come, in clipped steps too."""
-
 FEW = 64
 """Entries below which a state may lie near the parameters by chance, and has to lie nearer."""
 
 _NAMES = ("schedulefree", "lookahead")
-_KEYS = frozenset({"weight_sum", "train_mode", "lookahead_alpha", "la_alpha"})
+_MOVES = frozenset({"weight_sum", "train_mode", "lookahead_alpha", "la_alpha"})
+_ESTIMATES = frozenset({"d"})
 _WAY_OUT = (
     'Clip gradients by hand, or pass `mode="shadow"` to measure without acting. If this optimizer wraps another one, '
     "give the probe and AutoClip that one."
@@ -31,15 +29,21 @@ _WAY_OUT = (
 
 
 def check_beginning(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a ValueError if class, options or state of an optimizer tell beforehand that it moves such a copy."""
-    name = type(optimizer).__name__
-    is_average = isinstance(optimizer, torch.optim.ASGD)
-    keys = sorted(_KEYS.intersection(*[group.keys() for group in optimizer.param_groups]))
-    if is_average or keys or any(part in name.lower().replace("_", "") for part in _NAMES):
-        found = f"{name}, whose groups have `{keys[0]}`" if keys else name
-        raise _unfit(found).error
+    """Raises a ValueError if class, options or state of an optimizer tell that shortened steps would spoil it."""
     if _is_known(optimizer):
         return
+    name = type(optimizer).__name__
+    keys = set(optimizer.param_groups[0])
+    if keys & _ESTIMATES:  # Prodigy, D-Adaptation
+        raise ValueError(
+            "Parameter `optimizer` should not estimate its rate from the steps it believes to have taken: steps that "
+            "AutoClip shortens let the estimate grow, without end in some. Found "
+            f"{name}, whose groups have `{min(keys & _ESTIMATES)}`. {_WAY_OUT}"
+        )
+    if keys & _MOVES:
+        raise _unfit(f"{name}, whose groups have `{min(keys & _MOVES)}`").error
+    if isinstance(optimizer, torch.optim.ASGD) or any(part in name.lower().replace("_", "") for part in _NAMES):
+        raise _unfit(name).error
     for entry, pairs in _candidates(optimizer).items():
         if all(torch.equal(s, p) for s, p in pairs) and any(bool(s.any()) for s, _ in pairs):
             raise _unfit(f"`{entry}` in the state of {name}, which equals the parameters").error
@@ -86,7 +90,7 @@ def num_entries(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _is_known(optimizer: torch.optim.Optimizer) -> bool:
-    module = type(optimizer).__module__
+    module = type(optimizer).__module__ + "."
     return module.startswith("torch.optim.") and not isinstance(optimizer, torch.optim.ASGD)
 
 
@@ -115,7 +119,7 @@ def _candidates(optimizer: torch.optim.Optimizer) -> dict[str, list[Pair]]:
                 add(name, inner, p)
         elif isinstance(value, Tensor) and value.is_floating_point() and value.shape == p.shape:
             is_own = vectors.local(value).data_ptr() in own
-            found.setdefault(name, []).extend([] if is_own or name in ANCHORS else [(value.detach(), p)])
+            found.setdefault(name, []).extend([] if is_own else [(value.detach(), p)])
 
     def add_all(name: str, value: Any) -> None:
         for entry, values in _in_order(name, value, parameters):
