@@ -133,4 +133,4 @@ def test_a_cap_that_binds_costs_no_loss_or_is_refused(row: Row) -> None:
     by_hand = max(Training(row).over(60, max_norm).evaluated() for max_norm in (None, 0.3))
     loss = clipped.evaluated()
     assert loss <= 1.1 * by_hand
-    assert clipped.clipper.clip_fraction > 0.1 or row.loop == "two steps"
+    assert clipped.clipper.clip_fraction >= 0.1 or row.loop == "two steps"

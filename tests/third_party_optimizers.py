@@ -103,7 +103,7 @@ ROWS: dict[str, Row] = {
     "rmsprop": Row(of("RMSprop", 0.02)),
     "rmsprop centered": Row(of("RMSprop", 0.02, momentum=0.9, centered=True)),
     "rprop": Row(of("Rprop", 0.01)),
-    "adafactor": Row(of("Adafactor", 0.05), share=0.045),
+    "adafactor": Row(of("Adafactor", 0.05), share=0.04),
     "muon": Row(of("Muon", 0.1, only=matrices), share=0.1),
     "asgd": Row(of("ASGD", 0.5), refused=ITERATE),
     "lbfgs": Row(of("LBFGS", 0.1), "closure", refused=ONCE),
@@ -154,7 +154,5 @@ ROWS: dict[str, Row] = {
     "torch_optimizer shampoo": Row(of("torch_optimizer.Shampoo", 0.3)),
     "torch_optimizer madgrad": Row(of("torch_optimizer.MADGRAD", 0.05), refused=ITERATE),
     "torch_optimizer ranger": Row(of("torch_optimizer.Ranger", 0.05), refused=ITERATE),
-    "timm lookahead": Row(around("timm.optim.Lookahead", ADAMW), refused=ITERATE),
-    "timm lamb": Row(of("timm.optim.Lamb", 0.05)),
     "bitsandbytes adam": Row(of("bitsandbytes.optim.Adam8bit", 0.05, min_8bit_size=16)),
 }
