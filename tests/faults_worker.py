@@ -140,6 +140,20 @@ def _ignoring(net: nn.Module) -> nn.Module:
     return DistributedDataParallel(net)
 
 
+class Drifting(nn.Module):
+    """Multiplies by a buffer that forward passes move, on each rank elsewhere."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x * self.scale.clone()
+        with torch.no_grad():
+            self.scale += x.mean(dim=0)
+        return out
+
+
 class Shared(nn.Module):
     """Subtracts the mean over all ranks, as SyncBatchNorm does, which runs on a GPU alone."""
 
@@ -180,6 +194,7 @@ REPLICAS = {
     "PowerSGD": Setup(hooked(_power)),
     "buffers fetched": Setup(ddp(), lambda: Net(nn.BatchNorm1d)),
     "buffers kept": Setup(ddp(broadcast_buffers=False), lambda: Net(nn.BatchNorm1d)),
+    "buffers that matter": Setup(ddp(), lambda: Net(Drifting)),
     "buffers fetched, micro-batches": Setup(ddp(), lambda: Net(nn.BatchNorm1d), micro_batches=3, loop_no_sync=True),
     "collectives within": Setup(ddp(), lambda: Net(Shared)),
     "one within another": Setup(_nested),

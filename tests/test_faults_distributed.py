@@ -20,7 +20,7 @@ QUICK = [
     *(("unchanged", "ddp", name) for name in REPLICAS),
     ("faulty", "ddp", "plain", BOTH, 4),
     ("faulty", "ddp", "branches in turn, views", SECOND, 6),
-    ("faulty", "fsdp2", "nested", BOTH, 4),
+    ("faulty", "fsdp2", "root alone", BOTH, 7),
     ("faulty", "fsdp2", "half precision", BOTH, 3),
     ("ended", "fsdp2", "nested", 2),
 ]

@@ -42,9 +42,8 @@ def positions() -> dict[str, list[int]]:
 
 
 def _agreed(store: "dist.distributed_c10d.Store", ranks: Sequence[int], note: dict[str, list[int]]) -> bool:
-    among = zlib.crc32(json.dumps(sorted(ranks)).encode())
-    attempt = f"smoothdiag/fault/{among}/{next(_attempts)}"
-    keys = [f"{attempt}/{rank}" for rank in ranks]
+    keys = keys_of(ranks, next(_attempts))
+    attempt = keys[0].rpartition("/")[0]
     store.set(f"{attempt}/{dist.get_rank()}", json.dumps(note))
     deadline = time.monotonic() + WAIT
     while not (is_complete := store.check(keys)) and time.monotonic() < deadline:
@@ -52,6 +51,12 @@ def _agreed(store: "dist.distributed_c10d.Store", ranks: Sequence[int], note: di
     goes_on = is_complete and _is_consistent([json.loads(store.get(key)) for key in keys])
     # A rank that comes when another one has just given up must not go on alone: the first to decide decides for all.
     return bool(store.compare_set(f"{attempt}/decision", "", "go on" if goes_on else "stop") == b"go on")
+
+
+def keys_of(ranks: Sequence[int], attempt: int) -> list[str]:
+    """Returns the keys under which the ranks leave their notes."""
+    among = zlib.crc32(json.dumps(sorted(ranks)).encode())
+    return [f"smoothdiag/fault/{among}/{attempt}/{rank}" for rank in ranks]
 
 
 def _is_consistent(notes: Sequence[dict[str, list[int]]]) -> bool:
