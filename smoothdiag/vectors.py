@@ -133,10 +133,10 @@ def mean_over_ranks(value: float, like: Tensor) -> float:
     return float(total) / dist.get_world_size()
 
 
-def max_over_ranks(value: int, like: Tensor) -> int:
-    """Returns the largest of a number over all ranks; every rank must call it. ``like`` gives the device to use."""
+def max_over_ranks(value: int, like: Tensor, group: "dist.ProcessGroup | None" = None) -> int:
+    """Returns the largest of a number over ranks; each of them must call it. ``like`` gives the device to use."""
     largest = torch.tensor(int(value), dtype=torch.int64, device=local(like).device)
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     return int(largest)
 
 
@@ -149,12 +149,10 @@ def average_(a: Vector) -> None:
         x.copy_(mean.view(x.shape))
 
 
-def of_first_rank(value: int, like: Tensor, *, distributed: bool = True) -> int:
-    """Returns the first rank's number; every rank must call it. ``like`` gives the device to use."""
-    if not distributed:
-        return value
+def of_first_rank(value: int, like: Tensor, group: "dist.ProcessGroup | None" = None) -> int:
+    """Returns the first rank's number; each of them must call it. ``like`` gives the device to use."""
     sent = torch.tensor(value, dtype=torch.int64, device=local(like).device)
-    dist.broadcast(sent, src=0)
+    dist.broadcast(sent, group_src=0, group=group)
     return int(sent)
 
 

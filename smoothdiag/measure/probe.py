@@ -255,7 +255,7 @@ class Probe:
             Exception: If something failed on the way to it.
         """
         local = _FAILED if self._fault else _MISSING if self._begun is None else self._accumulation.data_changed()
-        outlook = vectors.max_over_ranks(local, self._parameters[0]) if self._distributed else local
+        outlook = vectors.max_over_ranks(local, self._parameters[0], self._ranks.group) if self._distributed else local
         if self._fault is not None:
             raise self._fault
         if outlook == _FAILED:
@@ -296,7 +296,8 @@ class Probe:
         vectors.synchronize(self._begun.start)
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
             wait = self._stopwatch.interval(self._schedule, began)
-            wait = vectors.of_first_rank(wait, self._parameters[0], distributed=self._distributed)
+            if self._distributed:
+                wait = vectors.of_first_rank(wait, self._parameters[0], self._ranks.group)
             self._schedule.next = self.steps + wait
 
     def _estimators_due(self) -> tuple[Estimator, ...]:

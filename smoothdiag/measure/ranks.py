@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from torch import nn
 
 from smoothdiag.measure.replicas import Replicas
@@ -23,6 +24,11 @@ class Ranks:
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
         self.replicas, self.shards = Replicas(model, parameters), Shards(model)
+
+    @property
+    def group(self) -> "dist.ProcessGroup | None":
+        """The ranks that measure together; ``None`` for all."""
+        return self.replicas.group if self.replicas else None
 
     @contextmanager
     def in_step(self) -> Iterator[None]:

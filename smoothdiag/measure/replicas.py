@@ -148,7 +148,7 @@ class Replicas:
         failures, total = self._exchange(0.0, value)
         if failures:
             raise PeerFailed("Another rank failed in this measurement; the warning there names the cause.")
-        return total / self._group.size()
+        return total / self.group.size()
 
     def average(self, loss: float, gradient: Vector) -> tuple[float, list[Tensor]]:
         """Returns the means over the ranks of a loss and its gradient, bit for bit those that two ranks train with.
@@ -195,7 +195,7 @@ class Replicas:
                     buffer.data.copy_(part.view(buffer.shape))
 
     @property
-    def _group(self) -> "dist.ProcessGroup":
+    def group(self) -> "dist.ProcessGroup":
         """The ranks that measure together: those of the outermost module."""
         return self.modules[0].process_group
 
@@ -234,7 +234,7 @@ class Replicas:
 
     def _tell(self, error: Exception) -> None:
         if self.has_collectives:
-            if not all_failed(dist.get_process_group_ranks(self._group)):
+            if not all_failed(dist.get_process_group_ranks(self.group)):
                 raise NotPutBack(
                     "A measurement failed on this rank, and not on all ranks at the same place. The loss calls "
                     "collectives of its own (as SyncBatchNorm does), in which the others wait for this rank: the run "
@@ -250,7 +250,7 @@ class Replicas:
         with _lost():
             for index, number in enumerate(numbers):
                 self._message[index].fill_(number)
-            dist.all_reduce(self._message, group=self._group)
+            dist.all_reduce(self._message, group=self.group)
             found: list[float] = self._message.tolist()
         return found
 
