@@ -150,7 +150,7 @@ def descend(value, x0, lr, steps=120, **options):
         loss(module, batch).backward()
         norms.append(float(module.x.grad.norm()))
         optimizer.step()
-        longest.append(float(clipper._longest()))
+        longest.append(float(clipper._books.longest()))
     return clipper, np.array(norms), np.array(longest)
 
 

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from functools import partial
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.autoclip.buckets import (
+    Bucket,
+    buckets,
+    each,
+    gradients,
+    leave_out_non_finite,
+    length_of,
+    multiply,
+    multiply_gradients,
+    unscaled,
+    wide,
+)
+from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.counts import Counts
+from smoothdiag.autoclip.iterates import check_beginning, check_state, num_entries
 from smoothdiag.autoclip.rates import Group, Number, Peaks, gain, plain, ratio, shortening, smaller
 from smoothdiag.geometry import Euclidean
+from smoothdiag.memory import retried
 from smoothdiag.optim import GGNC, ClippedMomentum
-from smoothdiag.optim.arithmetic import global_norm, multiply_
-
-Bucket = tuple[list[Tensor], list[Tensor]]
-"""Local tensors of one device and dtype, and the tensors they are part of."""
 
 
 class Action(Protocol):
@@ -35,8 +46,12 @@ class Action(Protocol):
         """Called before a step, with its gradients in place."""
         ...
 
-    def after(self, longest: Number, counts: Counts) -> None:
+    def after(self, longest: Number, counts: Counts, step: int) -> None:
         """Called after the step."""
+        ...
+
+    def drop(self) -> None:
+        """Called when there will be no ``after``: gives back what is kept for it."""
         ...
 
     def reach(self, group: Group) -> float:
@@ -70,20 +85,23 @@ class ScaleGradients:
         """Scales the gradients."""
         squares = []
         for group, peak in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
-            if bucket := _gradients(group):
-                rate = peak * self.reach(group)
-                squares.append((rate * global_norm(bucket)).square())
+            if bucket := retried(partial(gradients, group)):
+                norm, reach = length_of(bucket), self.reach(group)
+                squares.append(retried(lambda norm=norm, rate=reach, peak=peak: (peak * rate * norm).square()))  # type: ignore[misc]
         if not squares:
             return
-        length = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
-        self._length = length = _unscaled(self._optimizer, length)
-        finite, scale = torch.isfinite(length), (longest / length).clamp(max=1.0)
-        counts.add_gradient(finite, step)
-        counts.add_clipped((scale < 1) & finite)
+        length = retried(lambda: torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt())
+        self._length = length = retried(partial(unscaled, self._optimizer, length))
+        finite, scale = retried(lambda: (torch.isfinite(length), (longest / length).clamp(max=1.0)))
+        retried(lambda: counts.add_gradient(finite, step))
+        retried(lambda: counts.add_clipped((scale < 1) & finite))
         if self._acts:
-            _multiply_gradients(self._optimizer, scale, finite)
+            multiply_gradients(self._optimizer, scale, finite)
 
-    def after(self, longest: Number, counts: Counts) -> None:
+    def after(self, longest: Number, counts: Counts, step: int) -> None:
+        """Does nothing."""
+
+    def drop(self) -> None:
         """Does nothing."""
 
     def reach(self, group: Group) -> float:
@@ -112,28 +130,41 @@ class ShortenUpdate:
         self._optimizer, self._acts = optimizer, acts
         self._start: list[Bucket] = []
         self._length: Number = math.inf  # of the last update, before it was shortened
+        self._num_entries = -1  # of the optimizer's state, when it was last looked through
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Keeps a copy of the parameters."""
-        self._start = [([_wide(x.clone()) for x in local], owners) for local, owners in self._parameters()]
-        _leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
+        self.drop()
+        self._start = retried(self._copies)
+        leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
 
-    def after(self, longest: Number, counts: Counts) -> None:
+    def after(self, longest: Number, counts: Counts, step: int) -> None:
         """Moves the parameters back towards the copy."""
         back, self._start = self._start, []
         if not back:
             return
-        for (start, _), (here, _) in zip(back, self._parameters(), strict=True):
-            torch._foreach_sub_(start, here)  # in place: another copy of large models may not fit
-        self._length = length = global_norm(back)
-        scale = (longest / length).clamp(max=1.0).nan_to_num(1.0)  # what is NaN is not spread
-        counts.add_clipped(scale < 1)
-        if not self._acts or (scale.device.type == "cpu" and bool(scale == 1)):
+        # From here on the copies hold the way back, in place: another copy of large models may not fit.
+        for start, owners in back:
+            here = retried(lambda owners=owners: [vectors.local(p) for p in owners])  # type: ignore[misc]
+            if all(x.dtype == y.dtype for x, y in zip(start, here, strict=True)):
+                retried(partial(torch._foreach_sub_, start, here))
+            else:
+                each(Tensor.sub_, start, here)
+        self._length = length = length_of(back)
+        self._look_for_iterates(length, step)
+        scale = retried(lambda: (longest / length).clamp(max=1.0).nan_to_num(1.0))  # what is NaN is not spread
+        retried(lambda: counts.add_clipped(scale < 1))
+        if not self._acts or retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):
             return
-        for (start, _), (here, _) in zip(back, self._parameters(), strict=True):
-            multiply_(start, 1 - scale)
-            for x, d in zip(here, start, strict=True):
-                x.add_(d)  # in float32 or wider, and then rounded; bit for bit x where d is zero
+        rest = retried(lambda: 1 - scale)
+        for start, owners in back:
+            multiply(start, rest)
+            # In float32 or wider, and then rounded; bit for bit x where the way back is zero.
+            each(lambda p, d: vectors.local(p).add_(d), owners, start)
+
+    def drop(self) -> None:
+        """Gives back the copy."""
+        self._start = []
 
     def reach(self, group: Group) -> float:
         """Returns 1: no gradient norm says how long an update is."""
@@ -147,9 +178,15 @@ class ShortenUpdate:
         """Returns the length of the update after it was shortened."""
         return smaller(self._length, longest)
 
-    def _parameters(self) -> list[Bucket]:
+    def _copies(self) -> list[Bucket]:
         held = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
-        return _buckets(held, held)
+        return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
+
+    def _look_for_iterates(self, moved: Tensor, step: int) -> None:
+        """Looks through the state of the optimizer in the first step, where it has new entries, and now and then."""
+        number = num_entries(self._optimizer)
+        if self._acts and (number != self._num_entries or is_in_progression(step)):
+            self._num_entries = number if check_state(self._optimizer, moved) else -1
 
 
 class SetCap:
@@ -184,15 +221,21 @@ class SetCap:
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Writes ``longest_step`` where a group has one, and else ``threshold``."""
         if self._acts:
-            for group, peak in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
-                cap = longest / self.reach(group)
-                if group["longest_step"] is not None:
-                    group["longest_step"] = cap * ratio(plain(group["lr"]), peak)
-                elif isinstance(peak, Tensor) or peak > 0:
-                    group["threshold"] = cap / peak
-        _leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
+            retried(partial(self._write, longest))
+        leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
 
-    def after(self, longest: Number, counts: Counts) -> None:
+    def _write(self, longest: Number) -> None:
+        for group, peak in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
+            cap = longest / self.reach(group)
+            if group["longest_step"] is not None:
+                group["longest_step"] = cap * ratio(plain(group["lr"]), peak)
+            elif isinstance(peak, Tensor) or peak > 0:
+                group["threshold"] = cap / peak
+
+    def after(self, longest: Number, counts: Counts, step: int) -> None:
+        """Does nothing."""
+
+    def drop(self) -> None:
         """Does nothing."""
 
     def reach(self, group: Group) -> float:
@@ -212,7 +255,7 @@ def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Act
     """Returns the way to act on an optimizer.
 
     Raises:
-        ValueError: If ``mode`` does not fit the optimizer.
+        ValueError: If ``mode`` does not fit the optimizer, or nothing but watching it does.
     """
     clips_itself, acts = isinstance(optimizer, ClippedMomentum | GGNC), mode != "shadow"
     if clips_itself and mode == "clip":
@@ -229,70 +272,6 @@ def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Act
         return SetCap(optimizer, peaks, acts=acts)
     if isinstance(optimizer, torch.optim.SGD):
         return ScaleGradients(optimizer, peaks, acts=acts)
-    return ShortenUpdate(optimizer, acts=acts)
-
-
-def check_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a RuntimeError if a gradient has no length that is easily told."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.layout != torch.strided:
-                raise RuntimeError("AutoClip needs dense gradients. Found a sparse one.")
-            if vectors.is_sharded(p.grad) and any(placement.is_partial() for placement in p.grad.placements):
-                raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
-
-
-def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Returns the norm of all gradients, without the factor of a GradScaler; ``None`` where there are none."""
-    buckets = [bucket for group in optimizer.param_groups for bucket in _gradients(group)]
-    return _unscaled(optimizer, global_norm(buckets)) if buckets else None
-
-
-def _gradients(group: Group) -> list[Bucket]:
-    grads = [p.grad for p in group["params"] if p.grad is not None]
-    return _buckets(grads, grads)
-
-
-def _buckets(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Bucket]:
-    """Returns local parts by device and dtype."""
-    found: dict[Any, Bucket] = {}
-    for tensor, owner in zip(tensors, owners, strict=True):
-        local = vectors.local(tensor)
-        members = found.setdefault((local.device, local.dtype), ([], []))
-        members[0].append(local)
-        members[1].append(owner)
-    return list(found.values())
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype.itemsize < 4 else x
-
-
-def _unscaled(optimizer: torch.optim.Optimizer, length: Tensor) -> Tensor:
-    """Returns the length without the factor of a GradScaler, which fused optimizers take out in their step."""
-    factor = getattr(optimizer, "grad_scale", None)
-    return length if factor is None else length / factor.to(length.device)
-
-
-def _leave_out_non_finite(optimizer: torch.optim.Optimizer, counts: Counts, step: int, *, acts: bool) -> None:
-    if (norm := gradient_norm(optimizer)) is None:
-        return
-    finite = torch.isfinite(norm)
-    counts.add_gradient(finite, step)
     if acts:
-        _multiply_gradients(optimizer, None, finite)
-
-
-def _multiply_gradients(optimizer: torch.optim.Optimizer, scale: Tensor | None, finite: Tensor) -> None:
-    """Multiplies all gradients by ``scale``, or makes them zero where they are not all finite."""
-    on_cpu = finite.device.type == "cpu"  # there is nothing to wait for there
-    for group in optimizer.param_groups:
-        for grads, _ in _gradients(group):
-            if scale is not None and not (on_cpu and bool(scale == 1)):
-                multiply_(grads, scale)
-            if not (on_cpu and bool(finite)):
-                lost = ~finite.to(grads[0].device)
-                for grad in grads:
-                    grad.masked_fill_(lost, 0.0)
+        check_beginning(optimizer)
+    return ShortenUpdate(optimizer, acts=acts)

@@ -1,12 +1,12 @@
 """Checks of what an AutoClip is given."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import StepRule
+from smoothdiag.autoclip.closures import check_optimizer
 from smoothdiag.autoclip.rates import highest_momentum
 from smoothdiag.autoclip.rows import ForClipping
 from smoothdiag.measure.probe import Probe
@@ -29,6 +29,7 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
     if probe.is_closed:
         raise ValueError("Parameter `probe` should be open. Found one that has been closed.")
+    check_optimizer(probe.optimizer)
     if any(isinstance(e, ForClipping) for _, estimators in probe.further for e in estimators):
         raise ValueError("Parameter `probe` should serve one AutoClip. Found one that does: detach that first.")
     if set_lr and mode == "shadow":
@@ -39,18 +40,6 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         raise ValueError(
             f"Parameter `estimator` should be an estimator, as LocalSmoothness(). Found `estimator = {estimator!r}`."
         )
-
-
-def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None) -> None:
-    """Raises a ValueError if a state was made in another way, or by another rule than the one given."""
-    if state["action"] != type(action).__name__:
-        raise ValueError(
-            "Parameter `state` should come from an AutoClip of the same kind of optimizer. Found one that is for "
-            f"{state['action']}, and not for {type(action).__name__}."
-        )
-    made_with = StepRule(**state["calibration"]["rule"])
-    if rule is not None and rule != made_with:
-        raise ValueError(f"Parameter `state` should have been made with the given rule, {rule}. Found {made_with}.")
 
 
 def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shortens_updates: bool) -> None:

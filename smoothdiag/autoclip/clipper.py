@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from smoothdiag.autoclip.acting import Action, action_for, check_gradients, gradient_norm
-from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule, check_state, default_rule
-from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule, is_in_progression
-from smoothdiag.autoclip.closures import after_gradient, check_begun
-from smoothdiag.autoclip.events import NOT_FINITE, ROSE, History, acted, explained, stage
+from smoothdiag.autoclip.acting import Action, action_for
+from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule, default_rule
+from smoothdiag.autoclip.books import Books
+from smoothdiag.autoclip.buckets import check_gradients, gradient_norm
+from smoothdiag.autoclip.calibration import Calibration, StepRule, is_in_progression
+from smoothdiag.autoclip.closures import Closures, second_evaluation
+from smoothdiag.autoclip.events import ROSE, acted, explained, stage
+from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
 from smoothdiag.autoclip.free_rate import raise_rates, suggested
-from smoothdiag.autoclip.rates import Number, Peaks, share_of_parameters, shared, smaller
+from smoothdiag.autoclip.rates import Peaks, share_of_parameters, shared
+from smoothdiag.autoclip.resuming import VERSION, check_state
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.measure.arguments import Outermost
 from smoothdiag.measure.closures import Arguments
@@ -79,19 +82,17 @@ class AutoClip:
         self._optimizer, self._probe, self._mode = optimizer, probe, mode
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
-        self._measures, self._rows = ForClipping(estimator or ALONG_GRADIENT), Rows(probe)
+        self._measures, self._has_own_rule = ForClipping(estimator or ALONG_GRADIENT), rule is not None
+        calibration = Calibration(rule or default_rule(optimizer, self._action), joined_at=probe.steps)
         self._arrivals = Arrivals(None if estimator else probe, acts=mode != "shadow")
-        self._has_own_rule = rule is not None
-        self._calibration = Calibration(rule or default_rule(optimizer, self._action), joined_at=probe.steps)
-        self._history = History(counts_steps=self._action.counts_steps)
-        self._steps = probe.steps
-        self._fresh, self._alone, self._has_begun = True, False, False
-        self._relative: Number = math.nan
-        self._last: tuple[Number, Number] = (math.inf, 1.0)  # length and reduction of the last step
+        self._books = Books(self._action, self._peaks, calibration, Rows(probe), self._arrivals, steps=probe.steps)
+        self._calibration, self._history = calibration, self._books.history
+        self._guard, self._closures = Guard(self._books.note_fault), Closures(optimizer)
+        self._alone, self._has_started, self._is_resumed = False, False, False
         self._sets_lr = set_lr
         if set_lr:
             check_schedule(optimizer)
-            check_free_rate(optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
+            check_free_rate(optimizer, calibration.rule, shortens_updates=self._action.shortens_updates)
         self._attached, self._outermost = True, Outermost()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -105,8 +106,8 @@ class AutoClip:
 
         It waits for the device before the first measurement. A rank may ask alone.
         """
-        self._read()
-        return float(self._longest())
+        self._books.read()
+        return float(self._books.longest())
 
     @property
     def threshold(self) -> float:
@@ -114,8 +115,8 @@ class AutoClip:
 
         That of the averaged gradient where the optimizer clips that; infinite before the first step.
         """
-        self._read()
-        return float(self._threshold())
+        self._books.read()
+        return float(self._books.threshold())
 
     @property
     def clip_fraction(self) -> float:
@@ -137,13 +138,15 @@ class AutoClip:
             said += f"; at lr {lr:.3g} this is {name} {threshold:.3g}"
         if self._alone:
             said += "; the probe has stopped, so nothing will change it any more"
+        if self._guard.stopped:
+            said += "; it has stopped acting, see `history`"
         return f"{said}; {stage(self._calibration)}{acted(self._history, self._mode)}."
 
     @property
     def history(self) -> pd.DataFrame:
         """What happened when: one row for each event, with the state after it; see `Event` for the columns."""
-        self._read()
-        self._note_skipped()
+        self._books.read()
+        self._books.note_skipped()
         return self._history.to_frame()
 
     def suggest_lr(self, multiple: float = 1.0) -> float:
@@ -165,38 +168,33 @@ class AutoClip:
         Units: [x^2/f].
         """
         check_free_rate(self._optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
-        self._read()
+        self._books.read()
         return suggested(self._calibration, self._optimizer, multiple)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on exactly; waits for the device."""
-        self._read()
-        self._note_skipped()
+        self._books.read()
+        self._books.note_skipped()
         return {
-            "steps": self._steps,
+            "version": VERSION,
             "action": type(self._action).__name__,
             "alone": self._alone,
-            "last_row": self._rows.last,
-            "relative": float(self._relative),
-            "peaks": [float(peak) for peak in self._peaks.values],
-            "counted": list(self._peaks.counted),
-            "calibration": self._calibration.state_dict(),
-            **self._history.state_dict(),
+            "stopped": self._guard.stopped,
+            **self._books.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state``, as returned by ``state_dict``, by the rule of then.
 
         Raises:
-            ValueError: If it was made with another kind of optimizer, or this one was given another rule.
+            ValueError: If it was made with another kind of optimizer or by a newer version, something is missing in
+                it, or this AutoClip was given another rule.
         """
-        check_state(state, self._action, self._calibration.rule if self._has_own_rule else None)
-        self._steps, self._fresh, self._alone = int(state["steps"]), True, bool(state["alone"])
-        self._rows.last = int(state["last_row"])
-        self._relative = float(state["relative"])
-        self._peaks.values, self._peaks.counted = list(state["peaks"]), list(state["counted"])
-        self._calibration.load_state_dict(state["calibration"])
-        self._history.load_state_dict(state)
+        state = check_state(state, self._action, self._calibration.rule if self._has_own_rule else None)
+        self._books.load_state_dict(state)
+        self._alone, self._has_started = bool(state["alone"]), self._history.counts.num_acted > 0
+        self._guard.is_first, self._guard.stopped = not self._has_started, str(state["stopped"])
+        self._is_resumed = True
         # The probe may have decided about its next step by the calibration as it was before.
         self._probe.also(self._is_due, self._measures)
 
@@ -205,6 +203,7 @@ class AutoClip:
         self._attached = False
         for handle in self._handles:
             handle.remove()
+        self._action.drop()
         self._probe.also(self._is_due)  # with nothing
 
     def _is_due(self, step: int) -> bool:
@@ -213,106 +212,104 @@ class AutoClip:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
         if not self._outermost.enter(sys._getframe(1)):
             return None
-        self._has_begun = False
-        if (changed := after_gradient(optimizer, args, kwargs, self._begin)) is None:
+        self._guard.begin()
+        self._action.drop()  # the step before may have ended in an error
+        changed = None
+        with self._guard.during(UNCLIPPED):
+            changed = self._closures.begin(args, kwargs, self._books.steps, self._begin_by_closure, self._begin_again)
+        if changed is None:
             self._begin()
         return changed
 
+    def _begin_by_closure(self) -> None:
+        with self._guard.during(UNCLIPPED, by_closure=True):
+            if self._acts:
+                self._closures.check_place()
+        self._begin()
+
+    def _begin_again(self) -> None:
+        with self._guard.during(UNCLIPPED, by_closure=True):
+            raise Unfit(second_evaluation()) if self._guard.is_first else second_evaluation()
+
     def _begin(self) -> None:
-        """Acts on the gradients of a step."""
-        self._has_begun = True
-        check_gradients(self._optimizer)
-        first = self._history.counts.num_acted == 0
+        """Takes up a step when its gradients are there, and acts on them."""
+        self._closures.has_begun = True
+        if not self._attached:
+            return
+        if self._guard.is_first or self._is_resumed:
+            self._check_resumed()
+        with self._guard.during(UNREAD):
+            self._follow_probe()
+            self._books.read()
+        with self._guard.during(UNCLIPPED):
+            check_gradients(self._optimizer)
+            self._prepare()
+            if self._acts:
+                self._action.before(self._books.longest(), self._history.counts, self._books.steps)
+
+    @property
+    def _acts(self) -> bool:
+        return not (self._guard.is_lost or self._guard.stopped)
+
+    def _prepare(self) -> None:
+        """Brings the longest step up to date."""
+        books, calibration, first = self._books, self._calibration, not self._has_started
         if self._sets_lr and first:  # schedules may be made after AutoClip
             check_schedule(self._optimizer)
-        self._follow_probe()
-        self._read()
-        if self._is_due(self._steps):
-            self._arrivals.take(self._steps, gradient_norm(self._optimizer))
+        if self._is_due(books.steps):
+            self._arrivals.take(books.steps, gradient_norm(self._optimizer))
         rose = self._peaks.update()
         if first and not self._has_own_rule:  # a schedule made after AutoClip may have set the momentum
-            self._calibration.rule = default_rule(self._optimizer, self._action)
-        if first or is_in_progression(self._steps):
-            self._relative = share_of_parameters(self._optimizer, self._calibration.rule.relative)
+            calibration.rule = default_rule(self._optimizer, self._action)
+        if first or not books.has_cap or is_in_progression(books.steps):
+            books.relative = share_of_parameters(self._optimizer, calibration.rule.relative)
+        self._has_started = True
         if first:
-            self._note("started", explained(self._calibration))
-        elif rose and self._calibration.rise(self._steps):
-            self._note(ROSE, "the threshold falls as the rate rises; the longest step stays")
-        if self._calibration.advance(self._steps):
-            self._note("held", explained(self._calibration))
+            books.note("started", explained(calibration))
+        elif rose and calibration.rise(books.steps):
+            books.note(ROSE, "the threshold falls as the rate rises; the longest step stays")
+        if calibration.advance(books.steps):
+            books.note("held", explained(calibration))
             if self._sets_lr:
                 self._set_lr()
-        self._action.before(self._longest(), self._history.counts, self._steps)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._outermost.leave(sys._getframe(1)):
             return
-        check_begun(optimizer, has_begun=self._has_begun)
-        self._action.after(self._longest(), self._history.counts)
-        self._last = self._action.taken(self._longest()), self._action.reduction()
-        self._steps += 1
-        self._history.counts.num_acted += 1
-        self._fresh = False
-        if self._history.counts.is_at_hand:
-            self._note_skipped()
+        books, counts = self._books, self._history.counts
+        try:
+            with self._guard.during(UNCLIPPED):
+                if not self._guard.is_lost:
+                    self._closures.check_begun()
+                if self._acts:
+                    self._action.after(books.longest(), counts, books.steps)
+                    books.finish_step()
+        finally:
+            self._action.drop()
+            books.steps += 1
+        counts.num_acted += not self._guard.stopped
+        self._guard.end()
+        self._is_resumed = False
+        if counts.is_at_hand:
+            self._guard.try_to(books.note_skipped)
 
-    def _follow_probe(self) -> None:
-        """Notices that the probe has stopped, or was not resumed."""
-        if self._probe.steps == self._steps or self._alone:
-            return
-        if self._fresh:
+    def _check_resumed(self) -> None:
+        if self._probe.steps != self._books.steps and not self._alone:
             raise ValueError(
                 "Parameter `probe` should have taken as many steps as AutoClip: load the states of both. Found "
-                f"{self._probe.steps} of the probe and {self._steps} of AutoClip."
+                f"{self._probe.steps} of the probe and {self._books.steps} of AutoClip."
             )
+
+    def _follow_probe(self) -> None:
+        """Notices that the probe has stopped."""
+        if self._probe.steps == self._books.steps or self._alone:
+            return
         self._alone = True
-        self._note("probe stopped", "the longest step stays as it is")
+        self._books.note("probe stopped", "the longest step stays as it is")
         warnings.warn(f"The probe has stopped: {self.reason}", SmoothdiagWarning)
-
-    def _read(self) -> None:
-        """Takes up the rows that the probe has recorded since."""
-        rows = self._rows.new()
-        for row in rows:
-            self._arrivals.check(row)
-            before, was_measured = self._calibration.longest, self._calibration.is_measured
-            found = self._rows.measured(row)
-            if isinstance(found, str):
-                self._calibration.count_invalid(found)
-            elif self._calibration.add(Measurement(row["step"], *found, *map(float, self._last))):
-                said = f"from {before:.3g} to {self._calibration.longest:.3g}: {explained(self._calibration)}"
-                self._note("lowered", said)
-                warnings.warn(f"AutoClip lowered the longest step {said}.", SmoothdiagWarning)
-            if self._calibration.is_measured and not was_measured:
-                self._note("measured", explained(self._calibration))
-        if rows:  # which were waited for
-            self._note_skipped()
-
-    def _longest(self) -> Number:
-        measured = self._calibration.longest
-        if self._calibration.is_measured:
-            return measured
-        return self._relative if math.isnan(measured) else smaller(self._relative, measured)
-
-    def _threshold(self) -> Number:
-        if self._action.shortens_updates:
-            return math.nan
-        rate = self._peaks.times(self._action.reach)
-        return math.inf if not isinstance(rate, Tensor) and rate == 0 else self._longest() / rate
-
-    def _note(self, event: str, note: str, step: int | None = None) -> None:
-        state = (self._longest(), self._threshold(), shared(self._peaks.values))
-        self._history.add(self._steps if step is None else step, event, *state, note=note)
 
     def _set_lr(self) -> None:
         lr = self.suggest_lr()
         if raise_rates(self._optimizer, lr):
-            self._note("set lr", f"to {lr:.3g}, the best for a single step along the gradient")
+            self._books.note("set lr", f"to {lr:.3g}, the best for a single step along the gradient")
             self._peaks.update()
-
-    def _note_skipped(self) -> None:
-        number, last = self._history.unnoted()
-        if number and number == self._history.num_noted:  # the first ones
-            warnings.warn(NOT_FINITE.format(step=last), SmoothdiagWarning)
-        if number:
-            since = "" if number == 1 else f" in {number} steps, of which this was the last"
-            self._note("not finite", f"the gradient counted as zero{since}", last)

@@ -32,6 +32,7 @@ class Counts:
 
     def add_gradient(self, finite: Tensor, step: int) -> None:
         """Counts the gradient of a step."""
-        self.skipped = self.skipped + (~finite).long()
+        skipped = self.skipped + (~finite).long()
         # Numbers that become tensors, as in `where`, would be waited for: step where it is not finite, else -1.
-        self.last_skipped = ((~finite).long() * (step + 1) - 1).clamp(min=self.last_skipped)
+        last = ((~finite).long() * (step + 1) - 1).clamp(min=self.last_skipped)
+        self.skipped, self.last_skipped = skipped, last  # both, or neither

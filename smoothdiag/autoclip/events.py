@@ -59,6 +59,7 @@ class History:
         events: What happened.
         counts: Steps and gradients.
         num_noted: Gradients that were not finite and are among the events.
+        num_faults: Errors that were survived.
     """
 
     def __init__(self, *, counts_steps: bool) -> None:
@@ -66,6 +67,7 @@ class History:
         self.events: list[Event] = []
         self.counts = Counts()
         self.num_noted = 0
+        self.num_faults = 0
 
     def __contains__(self, event: object) -> bool:
         return any(found.event == event for found in self.events)
@@ -86,8 +88,9 @@ class History:
 
     def unnoted(self) -> tuple[int, int]:
         """Returns how many gradients were not finite since it was last called, and the step of the last of them."""
-        before, self.num_noted = self.num_noted, int(self.counts.skipped)
-        return self.num_noted - before, int(self.counts.last_skipped)
+        skipped, last = int(self.counts.skipped), int(self.counts.last_skipped)
+        before, self.num_noted = self.num_noted, skipped
+        return skipped - before, last
 
     def to_frame(self) -> pd.DataFrame:
         """Returns the events as a DataFrame, one row for each."""
@@ -99,12 +102,14 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """Returns all of it as numbers."""
         counts = {name: int(value) for name, value in vars(self.counts).items()}
-        return {**counts, "num_noted": self.num_noted, "events": [event.as_numbers() for event in self.events]}
+        noted = {"num_noted": self.num_noted, "num_faults": self.num_faults}
+        return {**counts, **noted, "events": [event.as_numbers() for event in self.events]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from ``state``."""
         vars(self.counts).update({name: int(state[name]) for name in vars(self.counts)})
-        self.num_noted, self.events = int(state["num_noted"]), [Event(**event) for event in state["events"]]
+        self.num_noted, self.num_faults = int(state["num_noted"]), int(state["num_faults"])
+        self.events = [Event(**event) for event in state["events"]]
 
 
 def explained(calibration: Calibration) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.memory import retried
 
 Group = Mapping[str, Any]
 Number = float | Tensor
@@ -35,26 +36,37 @@ class Peaks:
         self.values: list[Number] = [0.0 for _ in optimizer.param_groups]
         self.share: Number = 1.0
         self.counted: list[float] = [0.0 for _ in optimizer.param_groups]
+        self._first = _first_of_each(optimizer)
 
     def update(self) -> bool:
         """Takes up the present rates; returns whether one of them has risen above its peak since that was last said."""
-        missing = len(self._optimizer.param_groups) - len(self.values)
-        self.values += [0.0] * missing
-        self.counted += [0.0] * missing
+        rose, self.values, self.counted, self.share = retried(self._updated)
+        self._first = _first_of_each(self._optimizer)
+        return rose
+
+    def _updated(self) -> tuple[bool, list[Number], list[float], Number]:
+        values, counted = list(self.values), list(self.counted)
+        present = _first_of_each(self._optimizer)
+        if len(present) < len(values):  # a group was taken out: the others keep their peaks
+            known = {first: i for i, first in enumerate(self._first)}
+            places = [known.get(first, i) for i, first in enumerate(present)]
+            values, counted = [values[i] for i in places], [counted[i] for i in places]
+        missing = len(present) - len(values)
+        values += [0.0] * missing
+        counted += [0.0] * missing
         rose = False
         shares: list[Number] = []
         for i, group in enumerate(self._optimizer.param_groups):
-            rate, peak = plain(group["lr"]), self.values[i]
+            rate, peak = plain(group["lr"]), values[i]
             if isinstance(rate, Tensor):
-                self.values[i] = highest = rate.clamp(min=peak)
+                values[i] = highest = rate.clamp(min=peak)
                 shares.append((rate / highest).nan_to_num(1.0))
             else:
-                if rate > RISEN * self.counted[i]:
-                    rose, self.counted[i] = True, rate
-                self.values[i] = max(rate, float(peak))
-                shares.append(ratio(rate, self.values[i]))
-        self.share = largest(shares)
-        return rose
+                if rate > RISEN * counted[i]:
+                    rose, counted[i] = True, rate
+                values[i] = max(rate, float(peak))
+                shares.append(ratio(rate, values[i]))
+        return rose, values, counted, largest(shares)
 
     def times(self, reach: Callable[[Group], float]) -> Number:
         """Returns the peak times what ``reach`` makes of a group; NaN where groups differ."""
@@ -125,5 +137,14 @@ def shortening(group: Group) -> float:
 
 def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Number:
     """Returns a share of the length of the parameters [x]; infinite where they are all zero, and no yardstick."""
-    length = vectors.norm([p for group in optimizer.param_groups for p in group["params"] if p.requires_grad])
-    return plain((share * length).masked_fill(length == 0, math.inf))
+    held = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    if not held:
+        return math.inf
+    # Where it is a sum over ranks they make it together, and once.
+    length = vectors.norm(held) if any(map(vectors.is_sharded, held)) else retried(lambda: vectors.norm(held))
+    return retried(lambda: plain((share * length).masked_fill(length == 0, math.inf)))
+
+
+def _first_of_each(optimizer: torch.optim.Optimizer) -> list[int]:
+    """Returns what tells the groups from one another."""
+    return [id(group["params"][0]) if group["params"] else -1 for group in optimizer.param_groups]

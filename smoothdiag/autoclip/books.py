@@ -1,0 +1,151 @@
+"""Books: how long a step may be at present, where that comes from, and what has happened so far."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from smoothdiag.autoclip.acting import Action
+from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression
+from smoothdiag.autoclip.counts import Counts
+from smoothdiag.autoclip.events import NOT_FINITE, History, explained
+from smoothdiag.autoclip.rates import Number, Peaks, shared, smaller
+from smoothdiag.autoclip.rows import Arrivals, Rows
+from smoothdiag.memory import is_out_of_memory, retried
+from smoothdiag.rows import SmoothdiagWarning
+
+
+class Books:
+    """Follows a run by the rows of its probe.
+
+    Args:
+        action: How AutoClip acts.
+        peaks: Rates of the optimizer.
+        calibration: What is made of the rows.
+        rows: The rows.
+        arrivals: The gradients that they are compared with.
+        steps: Steps of the optimizer so far.
+
+    Attributes:
+        steps: Steps of the optimizer so far.
+        relative: The cap that goes by the length of the parameters [x]; NaN before the first step.
+        last: Length of the last step [x], and its reduction.
+        calibration: What is made of the rows.
+        history: What has happened.
+    """
+
+    def __init__(
+        self, action: Action, peaks: Peaks, calibration: Calibration, rows: Rows, arrivals: Arrivals, *, steps: int
+    ) -> None:
+        self._action, self._peaks, self._rows, self._arrivals = action, peaks, rows, arrivals
+        self.calibration, self.history = calibration, History(counts_steps=action.counts_steps)
+        self.steps = steps
+        self.relative: Number = math.nan
+        self.last: tuple[Number, Number] = (math.inf, 1.0)
+
+    @property
+    def counts(self) -> Counts:
+        """What is counted."""
+        return self.history.counts
+
+    @property
+    def has_cap(self) -> bool:
+        """Whether there is a longest step yet."""
+        return isinstance(self.relative, Tensor) or not math.isnan(self.relative)
+
+    def longest(self) -> Number:
+        """Returns the longest step [x]; NaN where it is not known yet."""
+        measured = self.calibration.longest
+        if self.calibration.is_measured:
+            return measured
+        return self.relative if math.isnan(measured) else retried(lambda: smaller(self.relative, measured))
+
+    def threshold(self) -> Number:
+        """Returns the gradient norm above which a step is longer than that [f/x]; NaN where there is none."""
+        return math.nan if self._action.shortens_updates else retried(self._threshold)
+
+    def read(self) -> None:
+        """Takes up the rows that have come since."""
+        rows = self._rows.new()
+        for row in rows:
+            try:
+                self._take(row)
+            except SmoothdiagWarning:
+                raise
+            except Exception as error:  # a row that cannot be read is a measurement less, and no more than that
+                self.calibration.count_invalid(
+                    "without memory" if is_out_of_memory(error) else f"unreadable ({type(error).__name__})"
+                )
+        if rows:  # which were waited for
+            self.note_skipped()
+
+    def finish_step(self) -> None:
+        """Notes the length of a step that has been taken."""
+        self.last = retried(lambda: (self._action.taken(self.longest()), self._action.reduction()))
+
+    def note(self, event: str, note: str, step: int | None = None) -> None:
+        """Adds an event to the history, with the state after it."""
+        state = (self.longest(), self.threshold(), shared(self._peaks.values))
+        self.history.add(self.steps if step is None else step, event, *state, note=note)
+
+    def note_fault(self, event: str, note: str) -> None:
+        """Adds an event whatever it takes; of many the later ones become rare."""
+        self.history.num_faults += 1
+        if not is_in_progression(self.history.num_faults - 1):
+            return
+        try:
+            self.note(event, note)
+        except Exception:  # the state is what cannot be told
+            self.history.add(self.steps, event, math.nan, math.nan, math.nan, note=note)
+
+    def note_skipped(self) -> None:
+        """Adds gradients that were not finite to the history, and warns of the first."""
+        number, last = retried(self.history.unnoted)
+        if number and number == self.history.num_noted:  # the first ones
+            warnings.warn(NOT_FINITE.format(step=last), SmoothdiagWarning)
+        if number:
+            since = "" if number == 1 else f" in {number} steps, of which this was the last"
+            self.note("not finite", f"the gradient counted as zero{since}", last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all of it as numbers."""
+        return {
+            "steps": self.steps,
+            "last_row": self._rows.last,
+            "relative": float(self.relative),
+            "peaks": [float(peak) for peak in self._peaks.values],
+            "counted": list(self._peaks.counted),
+            "calibration": self.calibration.state_dict(),
+            **self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state``."""
+        self.steps, self._rows.last = int(state["steps"]), int(state["last_row"])
+        self.relative = float(state["relative"])
+        self._peaks.values, self._peaks.counted = list(state["peaks"]), list(state["counted"])
+        self.calibration.load_state_dict(state["calibration"])
+        self.history.load_state_dict(state)
+
+    def _take(self, row: Mapping[str, Any]) -> None:
+        retried(lambda: self._arrivals.check(row))
+        before, was_measured = self.calibration.longest, self.calibration.is_measured
+        found = self._rows.measured(row)
+        if isinstance(found, str):
+            self.calibration.count_invalid(found)
+        else:
+            last = retried(lambda: [float(value) for value in self.last])
+            if self.calibration.add(Measurement(row["step"], *found, *last)):
+                said = f"from {before:.3g} to {self.calibration.longest:.3g}: {explained(self.calibration)}"
+                self.note("lowered", said)
+                warnings.warn(f"AutoClip lowered the longest step {said}.", SmoothdiagWarning)
+        if self.calibration.is_measured and not was_measured:
+            self.note("measured", explained(self.calibration))
+
+    def _threshold(self) -> Number:
+        rate = self._peaks.times(self._action.reach)
+        return math.inf if not isinstance(rate, Tensor) and rate == 0 else self.longest() / rate

@@ -1,0 +1,123 @@
+"""Buckets: gradients and parameters by device and dtype, measured and changed without waiting for the device.
+
+Where memory runs out an operation is made once more. What changes tensors in place goes on where it failed, so that no
+tensor is changed twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.autoclip.counts import Counts
+from smoothdiag.autoclip.rates import Group
+from smoothdiag.memory import retried
+from smoothdiag.optim.arithmetic import lengths, multiply_, total, widest
+
+Bucket = tuple[list[Tensor], list[Tensor]]
+"""Local tensors of one device and dtype, and the tensors they are part of."""
+
+
+def check_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Raises a RuntimeError if a gradient has no length that is easily told."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.layout != torch.strided:
+                raise RuntimeError("AutoClip needs dense gradients. Found a sparse one.")
+            if vectors.is_sharded(p.grad) and any(placement.is_partial() for placement in p.grad.placements):
+                raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Returns the norm of all gradients, without the factor of a GradScaler; ``None`` where there are none."""
+    found = retried(lambda: [bucket for group in optimizer.param_groups for bucket in gradients(group)])
+    if not found:
+        return None
+    norm = length_of(found)
+    return retried(partial(unscaled, optimizer, norm))
+
+
+def gradients(group: Group) -> list[Bucket]:
+    """Returns the gradients of a group."""
+    grads = [p.grad for p in group["params"] if p.grad is not None]
+    return buckets(grads, grads)
+
+
+def buckets(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Bucket]:
+    """Returns local parts by device and dtype."""
+    found: dict[Any, Bucket] = {}
+    for tensor, owner in zip(tensors, owners, strict=True):
+        local = vectors.local(tensor)
+        members = found.setdefault((local.device, local.dtype), ([], []))
+        members[0].append(local)
+        members[1].append(owner)
+    return list(found.values())
+
+
+def wide(x: Tensor) -> Tensor:
+    """Returns a tensor in float32 or wider."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def unscaled(optimizer: torch.optim.Optimizer, length: Tensor) -> Tensor:
+    """Returns the length without the factor of a GradScaler, which fused optimizers take out in their step."""
+    factor = getattr(optimizer, "grad_scale", None)
+    return length if factor is None else length / factor.to(length.device)
+
+
+def length_of(parts: Sequence[Bucket]) -> Tensor:
+    """Returns the Euclidean norm over the local parts of vectors on all ranks."""
+
+    def squares() -> list[Bucket]:
+        found = [(torch.stack(lengths(tensors)), owners) for tensors, owners in parts]
+        return [(list(x.to(widest(x.device)).square().unbind()), owners) for x, owners in found]
+
+    own = retried(squares)
+    if any(vectors.is_sharded(owner) for _, owners in parts for owner in owners):
+        return total(own).sqrt()  # once: the other ranks do not repeat their part of the sum
+    return retried(lambda: total(own).sqrt())
+
+
+def leave_out_non_finite(optimizer: torch.optim.Optimizer, counts: Counts, step: int, *, acts: bool) -> None:
+    """Counts gradients that are not all finite, and makes them zero if ``acts``."""
+    if (norm := gradient_norm(optimizer)) is None:
+        return
+    finite = retried(lambda: torch.isfinite(norm))
+    retried(lambda: counts.add_gradient(finite, step))
+    if acts:
+        multiply_gradients(optimizer, None, finite)
+
+
+def multiply_gradients(optimizer: torch.optim.Optimizer, scale: Tensor | None, finite: Tensor) -> None:
+    """Multiplies all gradients by ``scale``, or makes them zero where they are not all finite."""
+    on_cpu = finite.device.type == "cpu"  # there is nothing to wait for there
+    found = retried(lambda: [bucket for group in optimizer.param_groups for bucket in gradients(group)])
+    is_one = scale is None or (on_cpu and retried(lambda: bool(scale == 1)))
+    is_whole = on_cpu and retried(lambda: bool(finite))
+    for grads, _ in found:
+        if scale is not None and not is_one:
+            multiply(grads, scale)
+        if not is_whole:
+            lost = retried(lambda grads=grads: ~finite.to(grads[0].device))  # type: ignore[misc]
+            each(lambda grad, lost=lost: grad.masked_fill_(lost, 0.0), grads)
+
+
+def multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiplies tensors in place, each once even where memory runs out in between."""
+    if tensors[0].dtype.itemsize < 4:  # these need room, each for itself
+        each(lambda x: multiply_([x], factor), tensors)
+    else:
+        retried(partial(multiply_, tensors, factor))
+
+
+def each(change: Callable[..., object], *lists: Sequence[Tensor]) -> None:
+    """Changes tensors in place; where memory runs out it goes on from there."""
+    for tensors in zip(*lists, strict=True):
+        retried(partial(change, *tensors))

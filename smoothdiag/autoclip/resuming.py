@@ -1,0 +1,74 @@
+"""Resuming: what is made of states that other versions have saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from smoothdiag.autoclip.acting import Action
+from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule
+from smoothdiag.autoclip.events import Event
+
+VERSION = 1
+"""Version of the states that are written; a state without one is of version 0."""
+
+_SINCE = {"stopped": "", "num_faults": 0}
+"""Entries that earlier versions did not write, and what they stand for in a run of then."""
+
+_ENTRIES = (
+    *("action", "alone", "steps", "last_row", "relative", "peaks", "counted", "calibration", "events", "num_noted"),
+    *("num_acted", "clipped", "skipped", "last_skipped"),
+)
+
+
+def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None) -> dict[str, Any]:
+    """Returns a state in the form of this version.
+
+    Raises:
+        ValueError: If it is not a state of AutoClip, is from a newer version, or was made in another way or by another
+            rule than the one given.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"Parameter `state` should be what `state_dict` returns. Found a {type(state).__name__}.")
+    version = state.get("version", 0)
+    if not isinstance(version, int) or not 0 <= version <= VERSION:
+        raise ValueError(
+            f"Parameter `state` should be of version {VERSION} or earlier: load it with the smoothdiag that saved it, "
+            f"or a newer one. Found version {version!r}."
+        )
+    state = {**_SINCE, **state}
+    _require(state, _ENTRIES, "")
+    calibration = state["calibration"]
+    _require(calibration, [f.name for f in fields(Calibration)], "calibration")
+    _require(calibration["rule"], [f.name for f in fields(StepRule)], "calibration.rule")
+    for event in state["events"]:
+        _require(event, [f.name for f in fields(Event)], "events")
+    if any(len(found) != len(fields(Measurement)) for found in calibration["measurements"]):
+        raise ValueError(
+            f"Parameter `state` should hold measurements of {len(fields(Measurement))} numbers each. Found others: it "
+            "was saved by another version of smoothdiag."
+        )
+    if state["action"] != type(action).__name__:
+        raise ValueError(
+            "Parameter `state` should come from an AutoClip of the same kind of optimizer. Found one that is for "
+            f"{state['action']}, and not for {type(action).__name__}."
+        )
+    made_with = StepRule(**calibration["rule"])
+    if rule is not None and rule != made_with:
+        raise ValueError(f"Parameter `state` should have been made with the given rule, {rule}. Found {made_with}.")
+    return state
+
+
+def _require(found: Any, names: Any, where: str) -> None:
+    """Raises a ValueError that lists what is missing, or not known to this version."""
+    names = list(names)
+    missing = [name for name in names if name not in found] if isinstance(found, Mapping) else names
+    extra = [name for name in found if name not in names] if where and isinstance(found, Mapping) else []
+    if missing or extra:
+        said = f"no {', '.join(f'`{name}`' for name in missing)}" if missing else f"`{extra[0]}` besides"
+        part = f" in its `{where}`" if where else ""
+        raise ValueError(
+            "Parameter `state` should be what `state_dict` of an AutoClip returns, of this version or an earlier one. "
+            f"Found {said}{part}: it was saved by another version of smoothdiag, or is the state of something else."
+        )
