@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from smoothdiag import AutoClip, HessianNorm, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, every
+from smoothdiag import AutoClip, HessianNorm, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, every, memory
 
 FAULT_AT = 6
 """The step whose allocations fail: it is measured, and AutoClip acts in it."""
@@ -44,6 +44,11 @@ class Allocations(TorchDispatchMode):
             if self.fails_at and (self.number == self.fails_at or (self.lasts and self.number > self.fails_at)):
                 raise torch.OutOfMemoryError("out of memory (made up)")
         return result
+
+
+@pytest.fixture(autouse=True)
+def _collects_no_garbage(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "free", lambda: None)  # a tenth of a second each time
 
 
 def _is_ours() -> bool:

@@ -63,7 +63,9 @@ class AutoClip:
         estimator: What measures L; default: secants over a hundredth of ||x|| along the gradient.
 
     Raises:
-        ValueError: If the probe watches another optimizer, or an option does not fit.
+        ValueError: If the probe watches another optimizer, an option does not fit, or shortened steps would spoil the
+            optimizer: it moves a copy of the parameters (schedule-free, Lookahead), or estimates its rate (Prodigy).
+            Of classes that are not known this shows at the end of the first step, before anything was shortened.
 
     Units: longest_step [x], threshold [f/x].
     """
