@@ -19,7 +19,7 @@ LAYERS = (
     ("report", "measure", "optim", "logs"),
     ("plots", "clipping", "geometry"),
     ("fits", "trace", "vectors", "doctor", "problems"),
-    ("rows", "requirements", "console"),
+    ("rows", "requirements", "console", "arguments"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 

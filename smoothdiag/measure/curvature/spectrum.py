@@ -49,6 +49,9 @@ class Spectrum:
         num_products: Products with the operator.
         converged: Whether all of ``pairs`` are, and no other value met could, within its residual, take their place.
         challenger: Vector to give the next search beside those of ``pairs``; ``None`` where there is no other.
+        largest_error: Relative distance within which of ``largest`` there is an eigenvalue, at least; infinite where
+            nothing is known. That it is the last one, only the end that was asked for is searched for.
+        smallest_error: The same of ``smallest``.
     """
 
     pairs: tuple[Eigenpair, ...]
@@ -57,6 +60,8 @@ class Spectrum:
     num_products: int
     converged: bool
     challenger: list[Tensor] | None = None
+    largest_error: float = math.inf
+    smallest_error: float = math.inf
 
     @property
     def norm(self) -> float:
@@ -144,7 +149,8 @@ def lanczos(
     )
     next_challenger = space.image(ritz, others[0]) if others else None
     ends = float(ritz.values[-1]), float(ritz.values[0])
-    return Spectrum(pairs, *ends, space.num_products, converged, next_challenger)
+    doubts = ritz.doubt(len(ritz.values) - 1), ritz.doubt(0)
+    return Spectrum(pairs, *ends, space.num_products, converged, next_challenger, *doubts)
 
 
 def power_iteration(matvec: Matvec, start: Vector, *, tol: float = 1e-3, max_products: int = 100) -> Spectrum:
