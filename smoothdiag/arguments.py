@@ -44,6 +44,16 @@ def number(name: str, value: Any, requirement: str, valid: Callable[[Any], bool]
         raise wrong(name, requirement, value)
 
 
+def positive(name: str, value: Any) -> float:
+    """Returns a parameter that is a positive, finite number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    number(name, value, "positive and finite", lambda v: 0 < v < math.inf)
+    return float(value)
+
+
 def whole(name: str, value: Any, least: int) -> None:
     """Makes sure that a parameter is a whole number of at least ``least``.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smoothdiag import arguments
 from smoothdiag.geometry.layer import RMS, LayerGeometry
 from smoothdiag.geometry.spectral import Convolution, Spectral
 from smoothdiag.vectors import Vector
@@ -26,6 +27,11 @@ class ByShape(LayerGeometry):
     matrix: LayerGeometry = _SPECTRAL
     convolution: LayerGeometry = _CONVOLUTION
     vector: LayerGeometry = _RMS
+
+    def __post_init__(self) -> None:
+        for name in ("matrix", "convolution", "vector"):
+            if not isinstance(layer := getattr(self, name), LayerGeometry):
+                raise arguments.wrong(name, "a LayerGeometry, as RMS()", layer)
 
     def check(self, shape: torch.Size) -> None:
         """Raises a ValueError if the geometry for this number of dimensions does."""
@@ -72,9 +78,17 @@ class Product:
     radii: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        layers = self.layers if isinstance(self.layers, tuple | list) else [self.layers]
+        for layer in layers:
+            if layer is self.layers or not isinstance(layer, LayerGeometry):
+                raise arguments.wrong("layers", "LayerGeometries in a tuple, one for each parameter", layer)
+        if not isinstance(self.radii, tuple | list):
+            raise arguments.wrong("radii", "a tuple of positive numbers", self.radii)
+        for radius in self.radii:
+            arguments.number("radii", radius, "positive numbers", lambda v: v > 0)
         if not self.radii:
             object.__setattr__(self, "radii", (1.0,) * len(self.layers))
-        if len(self.radii) != len(self.layers) or not all(r > 0 for r in self.radii):
+        if len(self.radii) != len(self.layers):
             raise ValueError(
                 f"Parameter `radii` should be {len(self.layers)} positive numbers. Found `radii = {self.radii}`."
             )

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from smoothdiag import vectors
+from smoothdiag import arguments, vectors
 from smoothdiag.measure.curvature.krylov import Matvec, Ritz, Subspace
 from smoothdiag.vectors import Vector
 
@@ -107,10 +107,8 @@ def lanczos(
     Source: Parlett 1998, *The symmetric eigenvalue problem*, chapter 13.
     """
     check_limits(tol, max_products)
-    if target not in get_args(Target):
-        raise ValueError(f"Parameter `target` should be one of {get_args(Target)}. Found `target = {target!r}`.")
-    if num_pairs < 1:
-        raise ValueError(f"Parameter `num_pairs` should be at least 1. Found `num_pairs = {num_pairs!r}`.")
+    arguments.choice("target", target, get_args(Target))
+    arguments.whole("num_pairs", num_pairs, 1)
     space, wanted = Subspace(matvec, start, seed), num_pairs * (1 + (target == "both"))
     length = float(vectors.norm(start))
     if not 0 < length < math.inf:
@@ -205,9 +203,5 @@ def check_limits(tol: float, max_products: int) -> None:
     Raises:
         ValueError: If ``tol`` is not in (0, 1) or ``max_products`` is below 1.
     """
-    if not 0 < tol < 1:
-        raise ValueError(f"Parameter `tol` should be in (0, 1). Found `tol = {tol!r}`.")
-    if isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1:
-        raise ValueError(
-            f"Parameter `max_products` should be a whole number of at least 1. Found `max_products = {max_products!r}`."
-        )
+    arguments.number("tol", tol, "in (0, 1)", lambda v: 0 < v < 1)
+    arguments.whole("max_products", max_products, 1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from smoothdiag import vectors
+from smoothdiag import arguments, vectors
 from smoothdiag.measure.curvature import Backend, Choice, Hessian, check_backend, choose, hvp
 from smoothdiag.measure.curvature.spectrum import MIN_PRODUCTS, Spectrum, Target, check_limits, lanczos
 from smoothdiag.measure.estimators.base import Estimate, Status, Step
@@ -62,6 +62,8 @@ class HessianNorm:
     def __post_init__(self) -> None:
         check_limits(self.tol, self.max_products)
         check_backend(self.backend)
+        arguments.flag("autocast", self.autocast)
+        arguments.flag("by_group", self.by_group)
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate."""
@@ -156,11 +158,9 @@ class DirectionalCurvature:
     autocast: bool = False
 
     def __post_init__(self) -> None:
-        if self.direction not in get_args(Direction):
-            raise ValueError(
-                f"Parameter `direction` should be one of {get_args(Direction)}. Found `direction = {self.direction!r}`."
-            )
+        arguments.choice("direction", self.direction, get_args(Direction))
         check_backend(self.backend)
+        arguments.flag("autocast", self.autocast)
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate."""
