@@ -14,6 +14,15 @@ from smoothdiag.measure.probe import Probe
 Mode = Literal["clip", "set", "shadow"]
 
 
+class Shown:
+    """What an AutoClip says of itself in one line, without waiting for a device."""
+
+    def __repr__(self) -> str:
+        clipper: Any = self
+        state = "" if clipper._attached else ", detached"
+        return f"<AutoClip of {type(clipper._optimizer).__name__}, mode {clipper._mode!r}{state}; `reason` says more>"
+
+
 def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:
     """Returns the rule for the momentum that an optimizer has at present, where its gradients are clipped."""
     return StepRule.for_momentum(0.0 if action.shortens_updates else highest_momentum(optimizer))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.autoclip.acting import Action, action_for, check_gradients, gradient_norm
-from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule, check_state, default_rule
+from smoothdiag.autoclip.arguments import Mode, Shown, check, check_free_rate, check_schedule, check_state, default_rule
 from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule, is_in_progression
 from smoothdiag.autoclip.closures import after_gradient, check_begun
 from smoothdiag.autoclip.events import NOT_FINITE, ROSE, History, acted, explained, stage
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smoothdiag.trace import Trace
 
 
-class AutoClip:
+class AutoClip(Shown):
     """Keeps steps within a length that is set from measured smoothness in the first steps of the run, and then held.
 
     The longest step is S = multiple * median(||g|| / L) over measurements in the first thirty steps. Until there are

@@ -16,7 +16,7 @@ from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
 WHOLE = "all"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroupFits(Mapping[str, SmoothnessFit]):
     """The fits of several parameter groups, by the name of the group; "all" comes first.
 
@@ -53,6 +53,10 @@ class GroupFits(Mapping[str, SmoothnessFit]):
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        without = f", {len(self.failed)} groups without a fit" if self.failed else ""
+        return f"<GroupFits of {len(self.fits)} groups{without}; print it for all>"
 
 
 def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:

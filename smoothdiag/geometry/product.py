@@ -56,7 +56,7 @@ class ByShape(LayerGeometry):
         return self.vector if len(shape) < 2 else self.matrix if len(shape) == 2 else self.convolution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Product:
     """The largest of the layers' norms, each divided by its radius; the dual is a sum over all layers.
 
@@ -78,10 +78,12 @@ class Product:
     radii: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        layers = self.layers if isinstance(self.layers, tuple | list) else [self.layers]
-        for layer in layers:
-            if layer is self.layers or not isinstance(layer, LayerGeometry):
-                raise arguments.wrong("layers", "LayerGeometries in a tuple, one for each parameter", layer)
+        requirement = "LayerGeometries in a tuple, one for each parameter"
+        if not isinstance(self.layers, tuple | list):
+            raise arguments.wrong("layers", requirement, self.layers)
+        for layer in self.layers:
+            if not isinstance(layer, LayerGeometry):
+                raise arguments.wrong("layers", requirement, layer)
         if not isinstance(self.radii, tuple | list):
             raise arguments.wrong("radii", "a tuple of positive numbers", self.radii)
         for radius in self.radii:
@@ -92,6 +94,10 @@ class Product:
             raise ValueError(
                 f"Parameter `radii` should be {len(self.layers)} positive numbers. Found `radii = {self.radii}`."
             )
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(sorted({repr(layer) for layer in self.layers}))
+        return f"Product(<{len(self.layers)} layers of {kinds}>)"
 
     def norm(self, x: Vector) -> Tensor:
         """Returns max ||x_l||_l / r_l, a 0-dim float64 tensor."""

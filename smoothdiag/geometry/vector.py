@@ -54,7 +54,7 @@ class Euclidean:
         return [(scale * t).to(t.dtype) for t in g]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagonal:
     """The norm ||x||_P = sqrt(sum P x^2) with a positive diagonal P; its dual is ||g||_{P^-1}.
 
@@ -67,6 +67,9 @@ class Diagonal:
     def __post_init__(self) -> None:
         if not isinstance(self.diagonal, tuple | list) or not all(isinstance(p, Tensor) for p in self.diagonal):
             raise arguments.wrong("diagonal", "a tuple of tensors, one for each parameter", self.diagonal)
+
+    def __repr__(self) -> str:
+        return f"Diagonal(<{len(self.diagonal)} tensors>)"
 
     def norm(self, x: Vector) -> Tensor:
         """Returns ||x||_P, a 0-dim float64 tensor."""

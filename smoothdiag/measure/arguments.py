@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import FrameType
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -53,6 +53,16 @@ def check_schedule(schedule: object) -> None:
     arguments.called("schedule", schedule, requirement)
     if schedule in (every, log_spaced, budget):
         raise arguments.wrong("schedule", requirement, schedule)
+
+
+class Shown:
+    """What a Probe says of itself in one line."""
+
+    def __repr__(self) -> str:
+        probe: Any = self
+        state = ", closed" if probe.is_closed else ""
+        names = f"{type(probe._model).__name__} and {type(probe.optimizer).__name__}"
+        return f"<Probe of {names}: {len(probe.trace)} rows in {probe.steps} steps{state}>"
 
 
 class Outermost:

@@ -12,7 +12,7 @@ from torch import nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.accumulation import UNSEEN, Accumulation, Beginning
-from smoothdiag.measure.arguments import Outermost, check_arguments
+from smoothdiag.measure.arguments import Outermost, Shown, check_arguments
 from smoothdiag.measure.batches import held_out, widened
 from smoothdiag.measure.closures import Arguments, after_closure
 from smoothdiag.measure.coordinates import common, coordinates, is_distributed, learning_rates, parameter_groups
@@ -31,7 +31,7 @@ from smoothdiag.vectors import Vector
 T = TypeVar("T")
 
 
-class Probe:
+class Probe(Shown):
     """Measures local smoothness beside the gradient norm, without changing the run by one bit.
 
     The probe takes hold of the optimizer by its step hooks. On the steps that ``schedule`` names it keeps the

@@ -1,7 +1,7 @@
 """Ends of the spectrum of a symmetric operator: Lanczos with full reorthogonalisation, and power iteration."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,7 +31,7 @@ class Eigenpair:
     """
 
     value: float
-    vector: list[Tensor]
+    vector: list[Tensor] = field(repr=False)
     residual: float
     error: float
     converged: bool
@@ -59,7 +59,7 @@ class Spectrum:
     smallest: float
     num_products: int
     converged: bool
-    challenger: list[Tensor] | None = None
+    challenger: list[Tensor] | None = field(default=None, repr=False)
     largest_error: float = math.inf
     smallest_error: float = math.inf
 
