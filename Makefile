@@ -24,10 +24,11 @@ demo: .venv/.installed-test  ## Train a small language model with a probe attach
 test: .venv/.installed-test  ## Run the tests, one process for each core up to four.
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-lint: .venv/.installed-dev  ## Run the linter, the format check and the strict type check.
+lint: .venv/.installed-dev  ## Run the linter, the format check and the strict type check, of the package and of its users.
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@.ci/typed $(BIN)
 
 clean:  ## Remove the environment, the caches and the results of the demo.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist demo

@@ -142,12 +142,14 @@ __all__ = [
 __version__ = "0.1.0.dev0"
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("doctor", "problems"):
-        return importlib.import_module(f"smoothdiag.{name}")
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'smoothdiag' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that saw it would let every misspelt name pass
+
+    def __getattr__(name: str) -> Any:
+        if name in ("doctor", "problems"):
+            return importlib.import_module(f"smoothdiag.{name}")
+        if name in _LAZY:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        raise AttributeError(f"module 'smoothdiag' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

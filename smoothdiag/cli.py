@@ -9,24 +9,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from smoothdiag import console
 from smoothdiag.doctor import command as doctor
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
-    from smoothdiag.fits import SmoothnessFit
+    from smoothdiag.fits import GroupFits, SmoothnessFit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns 0, or 2 after wrong input, said in one line. Warnings are lines as well."""
-    arguments = _parser().parse_args(argv)
+    """Runs a command; returns its exit code.
+
+    That is 0, or 2 after wrong input, said in one line, or 141 where nobody reads the output any more. Warnings are
+    lines as well.
+    """
+    command = "smoothdiag"
     try:
-        with _warnings_as_lines(arguments.command):
-            arguments.run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"smoothdiag {arguments.command}: {error}", file=sys.stderr)
+        try:
+            arguments = _parser().parse_args(argv)
+            command += f" {arguments.command}"
+            with _warnings_as_lines(command):
+                arguments.run(arguments)
+        finally:
+            console.flush()
+    except BrokenPipeError:
+        console.let_go()
+        return console.BROKEN_PIPE
+    except (ValueError, OSError, ImportError, OverflowError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # of the output, which takes no more
+            console.let_go()
+        console.say(f"{command}: {console.one_line(error)}")
         return 2
     return 0
 
@@ -45,7 +60,7 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, SmoothdiagWarning):
-            print(f"smoothdiag {command}: warning: {message}", file=file or sys.stderr)
+            print(f"{command}: warning: {console.one_line(message)}", file=file or sys.stderr)
         else:
             shown_before(message, category, filename, lineno, file, line)
 
@@ -72,50 +87,62 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    trace = Trace.read(arguments.trace)
-    if not arguments.by_group:
-        fit = _fitted(trace, arguments)
+    if arguments.by_group:
+        fits = _fitted_groups(arguments)
+        plain = {"fits": {group: fit.to_dict() for group, fit in fits.items()}, "failed": fits.failed}
+        print(json.dumps(plain, indent=2) if arguments.json else fits.summary())
+    else:
+        fit = _fitted(arguments)
         print(json.dumps(fit.to_dict(), indent=2) if arguments.json else fit.summary())
-        return
-
-    from smoothdiag.fits import fit_groups
-
-    fits = fit_groups(trace, estimator=arguments.estimator, quantile=arguments.quantile)
-    plain = {"fits": {group: fit.to_dict() for group, fit in fits.items()}, "failed": fits.failed}
-    print(json.dumps(plain, indent=2) if arguments.json else fits.summary())
 
 
 def _plot(arguments: argparse.Namespace) -> None:
     from matplotlib.figure import Figure
 
-    from smoothdiag.plots import plot_fit, plot_sharpness, plot_smoothness, plot_trace
+    from smoothdiag import plots
 
-    trace, group, kind = Trace.read(arguments.trace), arguments.group, arguments.kind
-    out = arguments.out or arguments.trace.with_suffix(f".{kind}.png")
+    kind, group = arguments.kind, "all" if arguments.by_group else _one(arguments, "group") or "all"
+    kind = "groups" if arguments.by_group else kind
+    out = arguments.out or arguments.traces[0].with_suffix(f".{kind}.png")
     if not out.suffix:
         out = out.with_suffix(".png")
     figure = Figure(figsize=(6.4, 6.4 if kind == "trace" else 4.8), layout="constrained")
     figures = {out: figure}
-    if kind == "sharpness":
-        plot_sharpness(trace, estimators=arguments.estimator, group=group, ax=figure.subplots())
-    elif kind == "trace":
-        plot_trace(trace, estimator=arguments.estimator, group=group, ax=figure.subplots(3, sharex=True))
+    if kind in ("sharpness", "trace"):
+        trace = Trace.read(_one(arguments, "traces"))
+        if kind == "sharpness":
+            plots.plot_sharpness(trace, estimators=arguments.estimator, group=group, ax=figure.subplots())
+        else:
+            panels = figure.subplots(3, sharex=True)
+            plots.plot_trace(trace, estimator=_one(arguments, "estimator"), group=group, ax=panels)
+    elif kind == "groups":
+        fits = _fitted_groups(arguments)
+        figures[out] = plots.plot_groups(_data(arguments), fits=fits)[0].figure
+        beside = _beside(out, kind, "constants")
+        figures[beside] = Figure(figsize=(6.4, max(2.9, 1.5 + 0.3 * len(fits))), layout="constrained")
+        plots.plot_constants(fits, axes=figures[beside].subplots(1, 2, sharey=True))
     else:
-        fit = _fitted(trace, arguments)
-        plot_smoothness(trace, fit=fit, group=group, ax=figure.subplots())
-        beside = out.with_name(f"{out.name.removesuffix(out.suffix).removesuffix('.smoothness')}.fit{out.suffix}")
+        data, fit = _data(arguments), _fitted(arguments)
+        plots.plot_smoothness(data, fit=fit, group=group, ax=figure.subplots())
+        beside = _beside(out, kind, "fit")
         figures[beside] = Figure(figsize=(6.4, 7.7), layout="constrained")
-        plot_fit(fit, trace, axes=figures[beside].subplots(2, 2))
+        plots.plot_fit(fit, data, axes=figures[beside].subplots(2, 2))
     for path, drawn in figures.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         drawn.savefig(path, dpi=150)
-        print(path)
+        print(console.one_line(path))
+
+
+def _beside(out: Path, kind: str, other: str) -> Path:
+    """Returns where the second figure goes, beside the first."""
+    return out.with_name(f"{out.name.removesuffix(out.suffix).removesuffix(f'.{kind}')}.{other}{out.suffix}")
 
 
 def _clip(arguments: argparse.Namespace) -> None:
     from smoothdiag.clipping import clip_rule
 
     rule = clip_rule(
-        _fitted(Trace.read(arguments.trace), arguments),
+        _fitted(arguments),
         lr=arguments.lr,
         momentum=arguments.momentum,
         dampening=arguments.dampening,
@@ -161,10 +188,36 @@ def _write(trace: Trace, target: Trace) -> None:
             ) from warning
 
 
-def _fitted(trace: Trace, arguments: argparse.Namespace) -> "SmoothnessFit":
+def _fitted(arguments: argparse.Namespace) -> "SmoothnessFit":
     from smoothdiag.fits import fit_smoothness
 
-    return fit_smoothness(trace, estimator=arguments.estimator, group=arguments.group, quantile=arguments.quantile)
+    return fit_smoothness(_data(arguments), group=_one(arguments, "group") or "all", **_options(arguments))
+
+
+def _fitted_groups(arguments: argparse.Namespace) -> "GroupFits":
+    from smoothdiag.fits import fit_groups
+
+    return fit_groups(_data(arguments), groups=arguments.group, **_options(arguments))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = {name: getattr(arguments, name) for name in ("quantile", "num_boot", "seed")}
+    return {"estimator": _one(arguments, "estimator"), **options}
+
+
+def _data(arguments: argparse.Namespace) -> Trace | list[Trace]:
+    """Returns the trace, or those of several runs."""
+    traces = [Trace.read(path) for path in arguments.traces]
+    return traces if len(traces) > 1 else traces[0]
+
+
+def _one(arguments: argparse.Namespace, name: str) -> Any:
+    """Returns what was given under a name that may be repeated, where it may not be."""
+    values = getattr(arguments, name)
+    if values and len(values) > 1:
+        said = "TRACE" if name == "traces" else f"--{name}"
+        raise ValueError(f"Parameter `{said}` should be given once for this. Found {', '.join(map(str, values))}.")
+    return values[0] if values else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,10 +243,21 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     rows = argparse.ArgumentParser(add_help=False)
-    rows.add_argument("trace", type=Path, metavar="TRACE", help="a recorded trace: .jsonl, .csv or .parquet")
-    rows.add_argument("--estimator", metavar="NAME", help="rows to use (default: local, else path)")
-    rows.add_argument("--group", default="all", metavar="NAME", help="parameter group (default: all)")
+    rows.add_argument(
+        "traces",
+        type=Path,
+        nargs="+",
+        metavar="TRACE",
+        help="recorded traces, one for each run: .jsonl, .csv, .parquet",
+    )
+    for flag, metavar, what in (
+        ("--estimator", "NAME", "rows to use (default: local, else path); --sharpness takes several"),
+        ("--group", "NAME", "parameter group (default: all); --by-group takes several"),
+    ):
+        rows.add_argument(flag, action="append", metavar=metavar, help=what)
     rows.add_argument("--quantile", type=float, default=0.95, metavar="Q", help="level of the bound (default: 0.95)")
+    rows.add_argument("--num-boot", type=int, default=400, metavar="N", help="bootstrap resamples (default: 400)")
+    rows.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resampling (default: 0)")
 
     fit = commands.add_parser("fit", parents=[rows], help="fit L0 and L1, run the checks, print the verdict")
     fit.add_argument("--json", action="store_true", help="print the fit as JSON")
@@ -213,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--sharpness", "sharpness", "curvature over steps, beside the limit at which the optimizer turns unstable"),
     ):
         kinds.add_argument(flag, dest="kind", action="store_const", const=kind, help=f"draw {what}")
+    kinds.add_argument("--by-group", action="store_true", help="draw every parameter group, and their constants beside")
     plot.set_defaults(run=_plot, kind="smoothness")
 
     clip = commands.add_parser("clip", parents=[rows], help="derive a clipping threshold and say why")

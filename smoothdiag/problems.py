@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from smoothdiag import arguments
+
 Function = Callable[[Tensor], Tensor]
 Frontier = Callable[[float], float]
 
@@ -54,7 +56,7 @@ class Problem:
 
         Units: L0 becomes a b^2 L0, L1 becomes b L1.
         """
-        a, b = _positive("value", value), _positive("argument", argument)
+        a, b = arguments.positive("value", value), arguments.positive("argument", argument)
         return Problem(
             dim=self.dim,
             L0=None if self.L0 is None else a * b**2 * self.L0,
@@ -80,7 +82,7 @@ class _Landscape(nn.Module):
 
 def exponential(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
     """Returns f = (L0/L1^2) (e^{L1 r} - L1 r - 1), r = ||x||, where ||H|| = L0 + L1 ||g|| at every point."""
-    a, b = _positive("L0", L0), _positive("L1", L1)
+    a, b = arguments.positive("L0", L0), arguments.positive("L1", L1)
     profile = _Profile(
         lambda r: a / b**2 * _expm1_minus_identity(b * r),
         lambda r: a / b * torch.expm1(b * r),
@@ -91,7 +93,7 @@ def exponential(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
 
 def cosh(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
     """Returns f = L0/L1^2 times the cosh of L1 ||x||, where ||H||^2 = L0^2 + L1^2 ||g||^2."""
-    a, b = _positive("L0", L0), _positive("L1", L1)
+    a, b = arguments.positive("L0", L0), arguments.positive("L1", L1)
     profile = _Profile(
         lambda r: a / b**2 * torch.cosh(b * r),
         lambda r: a / b * torch.sinh(b * r),
@@ -108,7 +110,7 @@ def hybrid(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
 
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), the lower bound for gradient descent.
     """
-    a, b = _positive("L0", L0), _positive("L1", L1)
+    a, b = arguments.positive("L0", L0), arguments.positive("L1", L1)
 
     def pieces(r: Tensor, inside: Tensor) -> Tensor:
         return torch.where(b * r <= 1, inside, torch.exp(b * r - 1))
@@ -127,8 +129,7 @@ def power(exponent: float = 4.0, L1: float = 1.0, dim: int = 1) -> Problem:
     Every L1 > 0 has its L0, n ((n-2)/L1)^{n-2}; the problem's constants are the pair of the ``L1`` given.
     """
     n = exponent
-    if not 2 <= n < math.inf:
-        raise ValueError(f"Parameter `exponent` should be in [2, inf). Found `exponent = {n}`.")
+    arguments.number("exponent", n, "in [2, inf)", lambda v: 2 <= v < math.inf)
 
     def frontier(L1: float) -> float:
         if n == 2:
@@ -136,7 +137,7 @@ def power(exponent: float = 4.0, L1: float = 1.0, dim: int = 1) -> Problem:
         return n * ((n - 2) / L1) ** (n - 2) if L1 > 0 else math.inf
 
     profile = _Profile(lambda r: r**n, lambda r: n * r ** (n - 1), lambda r: n * (n - 1) * r ** (n - 2))
-    return _radial(profile, dim, frontier(_positive("L1", L1)), L1, 0.0, frontier)
+    return _radial(profile, dim, frontier(arguments.positive("L1", L1)), L1, 0.0, frontier)
 
 
 def quadratic(eigenvalues: Sequence[float] = (1.0,)) -> Problem:
@@ -199,7 +200,7 @@ def slow(epsilon: float = 0.1) -> Problem:
 
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), the lower bound for gradient descent.
     """
-    e = _positive("epsilon", epsilon)
+    e = arguments.positive("epsilon", epsilon)
 
     def inner(x: Tensor) -> Tensor:
         return x.clamp(-1, 1)
@@ -249,6 +250,7 @@ class _Profile(NamedTuple):
 
 def _radial(p: _Profile, dim: int, L0: float, L1: float, f_min: float, frontier: Frontier) -> Problem:
     """Returns f = p(||x||) with p'' >= p'/r >= 0: the largest eigenvalue is p'' and belongs to x/r."""
+    arguments.whole("dim", dim, 1)
 
     def direction(x: Tensor) -> Tensor:
         r = _length(x)
@@ -281,6 +283,7 @@ def _ridge(p: _Profile, a: Sequence[float], L1: float, frontier: Frontier) -> Pr
 
 def _separable(p: _Profile, dim: int, L0: float | None, L1: float | None, f_min: float, frontier: Frontier) -> Problem:
     """Returns f = sum of p(x_i): the Hessian is diagonal."""
+    arguments.whole("dim", dim, 1)
     return Problem(
         *(dim, L0, L1, f_min, frontier),
         value=lambda x: p.value(x).sum(),
@@ -311,9 +314,3 @@ def _length(x: Tensor) -> Tensor:
 
 def _one_hot(index: Tensor, x: Tensor) -> Tensor:
     return (torch.arange(x.numel(), device=x.device) == index).to(x.dtype)
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"Parameter `{name}` should be positive and finite. Found `{name} = {value}`.")
-    return float(value)

@@ -85,7 +85,11 @@ def mixed(direction: Vector, *, seed: int) -> list[Tensor]:
     drawn = random_like(direction, seed=seed)
     length, size = float(norm(direction)), float(norm(drawn))
     noise = [x * (0.7 / size) for x in drawn]
-    return add_scaled(noise, direction, 0.7 / length) if length and math.isfinite(length) else noise
+    if not (length and math.isfinite(0.7 / length) and math.isfinite(length)):
+        return noise
+    both = add_scaled(noise, direction, 0.7 / length)
+    # In few dimensions the two may cancel, in one they do every second time.
+    return both if float(norm(both)) > 0.5 else add_scaled(noise, direction, -0.7 / length)
 
 
 def synchronize(a: Vector) -> None:

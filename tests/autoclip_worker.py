@@ -61,7 +61,7 @@ def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=600))
     found = {(name, wrap): train(name, wrap, rank) for name in CASES for wrap in ("ddp", "fsdp2")}
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

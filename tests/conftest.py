@@ -6,6 +6,12 @@ import pytest
 import torch
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names bytes, and texts that are no plain line, by their place: what is in a file makes no name of a test."""
+    plain = isinstance(val, str) and val.isprintable() and len(val) <= 100
+    return None if plain or not isinstance(val, str | bytes) else argname
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
     torch.set_num_threads(1)

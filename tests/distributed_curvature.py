@@ -56,7 +56,7 @@ def work(rank: int, folder: str, cases: Sequence[Case]) -> None:
     """Takes all runs as one of the processes, and leaves what it found in a file."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", runs.WORLD)
-    timeout = timedelta(seconds=60)
+    timeout = timedelta(seconds=600)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=runs.WORLD, timeout=timeout)
     found = {c: {"probed": train(c, rank, probed=True), "bare": train(c, rank, probed=False)} for c in cases}
     torch.save(found, Path(folder) / f"rank{rank}.pt")

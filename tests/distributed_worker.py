@@ -129,7 +129,7 @@ def work(rank: int, folder: str, cases: Sequence[Case], extras: bool) -> None:
     """Takes all runs, and what else there is to try, as one of the processes."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=600))
     found: dict[Any, Any] = {}
     if extras:
         found["budget"] = train_on_a_budget(rank, Path(folder))

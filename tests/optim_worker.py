@@ -70,7 +70,7 @@ def train_model(name, sharded):
 def work(rank, folder):
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=600))
     flat = init_device_mesh("cpu", (WORLD,))
     hybrid = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("replicate", "shard"))
     found = {}

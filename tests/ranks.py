@@ -8,7 +8,7 @@ import torch
 
 
 def run_ranks(
-    work: Callable[..., None], folder: Path, world: int, *args: Any, timeout: float = 300, weights_only: bool = True
+    work: Callable[..., None], folder: Path, world: int, *args: Any, timeout: float = 900, weights_only: bool = True
 ) -> list[dict[Any, Any]]:
     """Runs ``work(rank, folder, *args)`` in processes of their own, and returns what they left in ``rank<n>.pt``."""
     context = torch.multiprocessing.get_context("spawn")

@@ -79,7 +79,7 @@ def work(rank: int, folder: str) -> None:
     """Takes all cases as one of the processes."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=600))
     found: dict[str, Any] = {case: train(case, rank) for case in CASES}
     found["geometries"] = geometries(rank)
     torch.save(found, f"{folder}/rank{rank}.pt")

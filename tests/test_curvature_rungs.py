@@ -311,11 +311,11 @@ def test_autocast_is_off_for_the_thread_that_measures_alone() -> None:
         with autocast_off(["cpu"]):
             found["measuring"] = narrow()
             opened.set()
-            close.wait(10)
+            close.wait(600)
 
     thread = threading.Thread(target=measure)
     thread.start()
-    opened.wait(10)
+    opened.wait(600)
     found["training"] = narrow()
     with autocast_off(["cpu"]):
         close.set()

@@ -93,7 +93,7 @@ def report_of_ranks(script: Path, folder: Path) -> dict:
         for rank in range(2)
     ]
     try:
-        first, second = (rank.communicate(timeout=300)[0] for rank in ranks)
+        first, second = (rank.communicate(timeout=900)[0] for rank in ranks)
     finally:
         for rank in ranks:
             rank.kill()

@@ -133,7 +133,9 @@ def test_runs_stand_beside_each_other_by_name(fits: sd.GroupFits) -> None:
     assert table["quantile"].tolist() == [0.95, 0.95]
 
 
-@pytest.mark.parametrize(("wrong", "found"), [({}, "none"), ({"a": rows()}, "DataFrame at 'a'")], ids=str)
+@pytest.mark.parametrize(
+    ("wrong", "found"), [({}, "none"), ({"a": rows()}, "DataFrame at 'a'")], ids=["empty", "tables"]
+)
 def test_what_is_no_fit_is_refused(wrong: Any, found: str) -> None:
     with pytest.raises(ValueError, match=f"`fits` should hold fits by name. Found {found}"):
         sd.compare_runs(wrong)

@@ -438,7 +438,7 @@ COLUMNS = {name: [row[k] for row in ROWS] for k, name in enumerate(NAMES)}
         ("a.csv", TABLE.replace("\n", "\r\n")),
         ("a.tsv", TABLE.replace(",", "\t")),
         ("a.csv", TABLE.replace(",", ", ").rstrip("\n")),
-        ("a.csv.gz", gzip.compress(TABLE.encode())),
+        ("a.csv.gz", gzip.compress(TABLE.encode(), mtime=0)),
         ("a.csv", TABLE.encode("utf-16")),
         ("a.ndjson", "".join(json.dumps({"step": s, "train": {"grad_norm": g, "loss": v}}) + "\n" for s, g, v in ROWS)),
         ("a.json", json.dumps(COLUMNS | {"lr": 0.1})),

@@ -13,13 +13,13 @@ MAX_LINES = 320
 
 # A module may import from the lines below its own, never sideways.
 LAYERS = (
-    ("integrations",),
+    ("integrations", "__main__"),
     ("autoclip", "cli"),
     ("demo",),
     ("report", "measure", "optim", "logs"),
     ("plots", "clipping", "geometry"),
     ("fits", "trace", "vectors", "doctor", "problems"),
-    ("rows", "requirements", "memory"),
+    ("rows", "requirements", "memory", "console", "arguments"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -42,6 +42,7 @@ WINGS = {
         "measure.objective",
         "measure.backward",
         "measure.accumulation",
+        "measure.schedule",
         "measure.arguments",
         "measure.closures",
         "measure.preconditioner",
@@ -66,7 +67,6 @@ WINGS = {
         "measure.estimators.hessian",
         "measure.estimators.critical",
         "measure.estimators",
-        "measure.schedule",
         "measure.recording",
         "measure.measuring",
         "measure.others",

@@ -91,7 +91,7 @@ def test_examples_run_in_two_processes(example, options, printed, steps, tmp_pat
         text=True,
         cwd=tmp_path,
         env=environment,
-        timeout=300,
+        timeout=900,
     )
     # At the very end gloo at times aborts a process that has done everything, with or without a probe.
     assert run.returncode == 0 or "terminate called without an active exception" in run.stderr, run.stderr

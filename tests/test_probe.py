@@ -356,7 +356,7 @@ def test_wrong_arguments() -> None:
     model, optimizer, _ = small_run()
     with pytest.raises(ValueError, match="Parameter `reduction` should be one of .* Found `reduction = 'max'`"):
         Probe(model, optimizer, regression, reduction="max")
-    with pytest.raises(ValueError, match="Parameter `loss_fn` should be callable as .* Found None"):
+    with pytest.raises(ValueError, match="Parameter `loss_fn` should be callable as .* Found `loss_fn = None`"):
         Probe(model, optimizer, None)
     with pytest.raises(ValueError, match="Parameter `estimators` should be a sequence of instances"):
         Probe(model, optimizer, regression, estimators=[LocalSmoothness])

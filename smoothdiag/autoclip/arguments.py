@@ -1,6 +1,6 @@
 """Checks of what an AutoClip is given."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -12,6 +12,15 @@ from smoothdiag.autoclip.rows import ForClipping
 from smoothdiag.measure.probe import Probe
 
 Mode = Literal["clip", "set", "shadow"]
+
+
+class Shown:
+    """What an AutoClip says of itself in one line, without waiting for a device."""
+
+    def __repr__(self) -> str:
+        clipper: Any = self
+        state = "" if clipper._attached else ", detached"
+        return f"<AutoClip of {type(clipper._optimizer).__name__}, mode {clipper._mode!r}{state}; `reason` says more>"
 
 
 def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:

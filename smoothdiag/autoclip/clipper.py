@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from smoothdiag.autoclip.acting import Action, action_for
-from smoothdiag.autoclip.arguments import Mode, check, check_free_rate, check_schedule, default_rule
+from smoothdiag.autoclip.arguments import Mode, Shown, check, check_free_rate, check_schedule, default_rule
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.buckets import check_gradients, gradient_norm
 from smoothdiag.autoclip.calibration import Calibration, StepRule, is_in_progression
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from smoothdiag.trace import Trace
 
 
-class AutoClip:
+class AutoClip(Shown):
     """Keeps steps within a length that is set from measured smoothness in the first steps of the run, and then held.
 
     The longest step is S = multiple * median(||g|| / L) over measurements in the first thirty steps. Until there are

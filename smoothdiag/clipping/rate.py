@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from smoothdiag import arguments
 from smoothdiag.clipping.trust import check, check_momentum, distrust, gain_of
 from smoothdiag.fits.base import SmoothnessFit
 
@@ -47,6 +48,7 @@ class StepRate:
             momentum: its heavy-ball momentum in [0, 1).
             dampening: its dampening in [0, 1).
         """
+        arguments.number("lr", lr, "positive and finite", lambda v: 0 < v < math.inf)
         check_momentum(momentum, dampening)
         factor = self(grad_norm) / (lr * gain_of(momentum, dampening))
         return factor.clip(max=1.0) if hasattr(factor, "clip") else min(factor, 1.0)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from smoothdiag import arguments
 from smoothdiag.clipping.trust import PLAIN, check, check_momentum, distrust, doubt_about, gain_of, over, unsafe
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit
 from smoothdiag.fits.intervals import percentile_interval
@@ -115,10 +116,10 @@ def clip_rule(
     """
     check(fit, kappa)
     check_momentum(momentum, dampening)
-    if lr is not None and not 0 < lr < math.inf:
-        raise ValueError(f"Parameter `lr` should be positive and finite. Found `lr = {lr}`.")
-    if noise is not None and not 0 <= noise < math.inf:
-        raise ValueError(f"Parameter `noise` should be at least 0 and finite. Found `noise = {noise}`.")
+    if lr is not None:
+        arguments.number("lr", lr, "positive and finite", lambda v: 0 < v < math.inf)
+    if noise is not None:
+        arguments.number("noise", noise, "at least 0 and finite", lambda v: 0 <= v < math.inf)
     averages = momentum > 0 and dampening > 0
     gain = gain_of(momentum, dampening)
     eta = math.nan if lr is None else lr * gain

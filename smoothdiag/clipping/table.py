@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from smoothdiag.clipping.trust import check_fit
 from smoothdiag.fits.base import SmoothnessFit
 
 
@@ -26,6 +27,7 @@ def clip_table(fit: SmoothnessFit) -> pd.DataFrame:
     Source: Zhang et al., 2020 (arXiv 2019), Theorem 3; Pethick et al., 2025, Theorem 4.3 with threshold L0/L1;
         Vankov et al., 2024, clipped descent.
     """
+    check_fit(fit)
     rate, cap = fit.max_lr, fit.step_cap
     ratio = fit.L0 * cap if fit.L0 > 0 else 0.0
     rows = {

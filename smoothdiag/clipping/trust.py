@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from smoothdiag import arguments
 from smoothdiag.fits.base import SmoothnessFit, Verdict
 
 PLAIN = ("", "SGD", "ClippedMomentum", "GGNC", "GradientDescent")
@@ -66,17 +67,17 @@ def over(numerator: float, denominator: float) -> float:
 
 def check(fit: object, kappa: float) -> None:
     """Raises a ValueError unless the arguments make a rule."""
+    check_fit(fit)
+    arguments.number("kappa", kappa, "in (0, 2]", lambda v: 0 < v <= 2)
+
+
+def check_fit(fit: object) -> None:
+    """Raises a ValueError unless it is a fit."""
     if not isinstance(fit, SmoothnessFit):
-        raise ValueError(
-            "Parameter `fit` should be a SmoothnessFit: pass `fit_smoothness(trace)`. "
-            f"Found `fit = {type(fit).__name__}`."
-        )
-    if not 0 < kappa <= 2:
-        raise ValueError(f"Parameter `kappa` should be in (0, 2]. Found `kappa = {kappa}`.")
+        raise arguments.wrong("fit", "a SmoothnessFit: pass `fit_smoothness(trace)`", fit)
 
 
 def check_momentum(momentum: float, dampening: float) -> None:
     """Raises a ValueError unless both are in [0, 1)."""
     for name, value in (("momentum", momentum), ("dampening", dampening)):
-        if not 0 <= value < 1:
-            raise ValueError(f"Parameter `{name}` should be in [0, 1). Found `{name} = {value}`.")
+        arguments.number(name, value, "in [0, 1)", lambda v: 0 <= v < 1)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from smoothdiag import console
 from smoothdiag.doctor.explanations import NAMES, explain
 
 if TYPE_CHECKING:
@@ -56,11 +57,10 @@ def _doctor(arguments: argparse.Namespace) -> None:
             return
         text = f"\n{json.dumps(report.to_dict()) if arguments.json else report}\n"
         try:
-            sys.stdout.flush()
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        except BrokenPipeError:  # whoever read it has left; Python flushes once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            console.flush()
+            print(text, end="", flush=True)
+        except BrokenPipeError:  # whoever read it has left
+            console.let_go()
         except RuntimeError:  # a signal came while the script was writing to it
             os.write(1, text.encode())
 

@@ -14,6 +14,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
 
+from smoothdiag import console
 from smoothdiag.doctor.report import Report
 from smoothdiag.doctor.watching import StepsDone, watch_all
 
@@ -105,6 +106,9 @@ def _run(path: str, *, is_module: bool) -> int:
     except SystemExit as end:
         return _exit_code(end.code)
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) and console.nobody_reads():
+            console.let_go()
+            return console.BROKEN_PIPE
         error = error.with_traceback(_within(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
         return 130 if isinstance(error, KeyboardInterrupt) else 1  # as shells have it for an interrupt

@@ -19,7 +19,7 @@ __all__ = ["Array", "Correction", "Flag", "Interval", "ModelScore", "SmoothnessF
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SmoothnessFit:
     """The (L0, L1) law fitted to a trace, with everything needed to doubt it.
 
@@ -159,6 +159,11 @@ class SmoothnessFit:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        constants = f"L0={self.L0:.4g}, L1={self.L1:.4g}"
+        rows = f"{self.num_points} rows of estimator {self.estimator!r}, group {self.group!r}"
+        return f"<SmoothnessFit {self.verdict.name}: {constants}, {rows}; print it for all>"
 
     def to_dict(self) -> dict[str, Any]:
         """The fit as plain values that JSON can hold; `from_dict` gives the same fit back."""

@@ -17,7 +17,7 @@ from smoothdiag.rows import printable
 WHOLE = "all"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroupFits(Mapping[str, SmoothnessFit]):
     """The fits of several parameter groups, by the name of the group; "all" comes first.
 
@@ -54,6 +54,10 @@ class GroupFits(Mapping[str, SmoothnessFit]):
 
     def __str__(self) -> str:
         return self.summary()
+
+    def __repr__(self) -> str:
+        without = f", {len(self.failed)} groups without a fit" if self.failed else ""
+        return f"<GroupFits of {len(self.fits)} groups{without}; print it for all>"
 
 
 def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:

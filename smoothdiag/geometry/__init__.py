@@ -7,7 +7,7 @@ second.
 from smoothdiag.geometry.layer import RMS, Column, Frobenius, LayerGeometry, Row, Sign, describe
 from smoothdiag.geometry.product import ByShape, Product
 from smoothdiag.geometry.spectral import Convolution, Spectral, newton_schulz
-from smoothdiag.geometry.vector import Diagonal, Euclidean, Geometry
+from smoothdiag.geometry.vector import Diagonal, Euclidean, Geometry, check_geometry
 
 __all__ = [
     "RMS",
@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "Sign",
     "Spectral",
+    "check_geometry",
     "describe",
     "newton_schulz",
 ]

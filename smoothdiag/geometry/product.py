@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smoothdiag import arguments
 from smoothdiag.geometry.layer import RMS, LayerGeometry
 from smoothdiag.geometry.spectral import Convolution, Spectral
 from smoothdiag.vectors import Vector
@@ -26,6 +27,11 @@ class ByShape(LayerGeometry):
     matrix: LayerGeometry = _SPECTRAL
     convolution: LayerGeometry = _CONVOLUTION
     vector: LayerGeometry = _RMS
+
+    def __post_init__(self) -> None:
+        for name in ("matrix", "convolution", "vector"):
+            if not isinstance(layer := getattr(self, name), LayerGeometry):
+                raise arguments.wrong(name, "a LayerGeometry, as RMS()", layer)
 
     def check(self, shape: torch.Size) -> None:
         """Raises a ValueError if the geometry for this number of dimensions does."""
@@ -50,7 +56,7 @@ class ByShape(LayerGeometry):
         return self.vector if len(shape) < 2 else self.matrix if len(shape) == 2 else self.convolution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Product:
     """The largest of the layers' norms, each divided by its radius; the dual is a sum over all layers.
 
@@ -72,12 +78,26 @@ class Product:
     radii: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        requirement = "LayerGeometries in a tuple, one for each parameter"
+        if not isinstance(self.layers, tuple | list):
+            raise arguments.wrong("layers", requirement, self.layers)
+        for layer in self.layers:
+            if not isinstance(layer, LayerGeometry):
+                raise arguments.wrong("layers", requirement, layer)
+        if not isinstance(self.radii, tuple | list):
+            raise arguments.wrong("radii", "a tuple of positive numbers", self.radii)
+        for radius in self.radii:
+            arguments.number("radii", radius, "positive numbers", lambda v: v > 0)
         if not self.radii:
             object.__setattr__(self, "radii", (1.0,) * len(self.layers))
-        if len(self.radii) != len(self.layers) or not all(r > 0 for r in self.radii):
+        if len(self.radii) != len(self.layers):
             raise ValueError(
                 f"Parameter `radii` should be {len(self.layers)} positive numbers. Found `radii = {self.radii}`."
             )
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(sorted({repr(layer) for layer in self.layers}))
+        return f"Product(<{len(self.layers)} layers of {kinds}>)"
 
     def norm(self, x: Vector) -> Tensor:
         """Returns max ||x_l||_l / r_l, a 0-dim float64 tensor."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smoothdiag import arguments
 from smoothdiag.geometry.layer import LayerGeometry, _wide
 
 # Jordan et al. 2024, "Muon": the steepest slope at zero that still ends near 1, though not at 1.
@@ -55,6 +56,12 @@ class _Matrix(LayerGeometry):
     exact: bool
     steps: int
     dtype: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        arguments.flag("exact", self.exact)
+        arguments.whole("steps", self.steps, 1)
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise arguments.wrong("dtype", "a floating-point torch.dtype or None", self.dtype)
 
     def _norm(self, x: Tensor) -> Tensor:
         values, largest = self._singular_values(x)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from smoothdiag import vectors
+from smoothdiag import arguments, vectors
 from smoothdiag.vectors import Vector
 
 
@@ -23,6 +23,16 @@ class Geometry(Protocol):
     def lmo(self, g: Vector) -> list[Tensor]:
         """Returns a minimiser of <g, x> over ||x|| <= 1, tensors shaped like ``g``; zero where g = 0."""
         ...
+
+
+def check_geometry(geometry: object) -> None:
+    """Makes sure that a parameter ``geometry`` is a norm on parameter lists.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    requirement = "a Geometry, as Euclidean(), or a Product of those of layers"
+    arguments.made("geometry", geometry, ("norm", "dual_norm", "lmo"), requirement)
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Euclidean:
         return [(scale * t).to(t.dtype) for t in g]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagonal:
     """The norm ||x||_P = sqrt(sum P x^2) with a positive diagonal P; its dual is ||g||_{P^-1}.
 
@@ -53,6 +63,13 @@ class Diagonal:
     """
 
     diagonal: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.diagonal, tuple | list) or not all(isinstance(p, Tensor) for p in self.diagonal):
+            raise arguments.wrong("diagonal", "a tuple of tensors, one for each parameter", self.diagonal)
+
+    def __repr__(self) -> str:
+        return f"Diagonal(<{len(self.diagonal)} tensors>)"
 
     def norm(self, x: Vector) -> Tensor:
         """Returns ||x||_P, a 0-dim float64 tensor."""

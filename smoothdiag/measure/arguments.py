@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
+from smoothdiag import arguments
 from smoothdiag.measure.objective import Reduction
+from smoothdiag.measure.schedule import budget, every, log_spaced
 
 
 def check_arguments(
@@ -19,26 +21,48 @@ def check_arguments(
         ValueError: If one is not; the message names it.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"Parameter `model` should be a torch.nn.Module. Found {type(model).__name__}.")
+        raise arguments.wrong("model", "a torch.nn.Module", model)
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"Parameter `optimizer` should be a torch.optim.Optimizer. Found {type(optimizer).__name__}.")
+        raise arguments.wrong("optimizer", "a torch.optim.Optimizer", optimizer)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # as accelerate.optimizer.AcceleratedOptimizer
         raise ValueError(
             "Parameter `optimizer` should be the torch.optim.Optimizer that takes the steps. Found "
             f"{type(optimizer).__name__}, a wrapper without step hooks; pass `optimizer.optimizer`, which it wraps."
         )
-    if not callable(loss_fn):
-        raise ValueError(f"Parameter `loss_fn` should be callable as loss_fn(model, batch). Found {loss_fn!r}.")
-    if not isinstance(estimators, Sequence) or any(isinstance(e, type) for e in estimators):
-        raise ValueError(
-            f"Parameter `estimators` should be a sequence of instances, as [LocalSmoothness()]. Found {estimators!r}."
-        )
-    if schedule is not None and not callable(schedule):
-        raise ValueError(f"Parameter `schedule` should be a Schedule, as every(20). Found {schedule!r}.")
-    if reduction not in get_args(Reduction):
-        raise ValueError(
-            f"Parameter `reduction` should be one of {get_args(Reduction)}. Found `reduction = {reduction!r}`."
-        )
+    arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
+    check_estimators(estimators)
+    check_schedule(schedule)
+    arguments.choice("reduction", reduction, get_args(Reduction))
+
+
+def check_estimators(estimators: object) -> None:
+    """Raises a ValueError unless it is a sequence of estimators."""
+    requirement = "a sequence of instances, as [LocalSmoothness()]"
+    if isinstance(estimators, str) or not isinstance(estimators, Sequence):  # a string is a sequence too
+        raise arguments.wrong("estimators", requirement, estimators)
+    for estimator in estimators:
+        if not callable(estimator) or isinstance(estimator, type | nn.Module):
+            raise arguments.wrong("estimators", requirement, estimator)
+
+
+def check_schedule(schedule: object) -> None:
+    """Raises a ValueError unless it is a schedule, or None; one that makes schedules was meant to be called."""
+    requirement = "a Schedule, as every(20)"
+    if schedule is None:
+        return
+    arguments.called("schedule", schedule, requirement)
+    if schedule in (every, log_spaced, budget):
+        raise arguments.wrong("schedule", requirement, schedule)
+
+
+class Shown:
+    """What a Probe says of itself in one line."""
+
+    def __repr__(self) -> str:
+        probe: Any = self
+        state = ", closed" if probe.is_closed else ""
+        names = f"{type(probe._model).__name__} and {type(probe.optimizer).__name__}"
+        return f"<Probe of {names}: {len(probe.trace)} rows in {probe.steps} steps{state}>"
 
 
 def check_state(state: object, latest: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from smoothdiag import vectors
+from smoothdiag import arguments, vectors
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -90,8 +90,7 @@ def by_module(depth: int = 1) -> Callable[[str], str]:
     Raises:
         ValueError: If ``depth`` is not a positive whole number.
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        raise ValueError(f"Parameter `depth` should be a whole number of at least 1. Found `depth = {depth!r}`.")
+    arguments.whole("depth", depth, 1)
 
     def label(name: str) -> str:
         modules = name.split(".")[:-1]

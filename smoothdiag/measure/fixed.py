@@ -1,10 +1,11 @@
 """A loss on fixed batches, for measuring outside a training loop."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
+from smoothdiag import arguments
 from smoothdiag.measure.batches import held_out
 from smoothdiag.measure.coordinates import is_distributed
 from smoothdiag.measure.objective import LossFn, Objective, Reduction
@@ -25,6 +26,13 @@ def objective(
     Raises:
         ValueError: If there are no batches, or nothing in the model is trainable.
     """
+    if not isinstance(model, nn.Module):
+        raise arguments.wrong("model", "a torch.nn.Module", model)
+    arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
+    if isinstance(batches, str | type | nn.Module) or not isinstance(batches, Iterable):
+        raise arguments.wrong("batches", "an iterable of batches, as [batch]", batches)
+    arguments.choice("reduction", reduction, get_args(Reduction))
+    arguments.whole("seed", seed, 0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("Parameter `model` should have trainable parameters. Found none that require a gradient.")

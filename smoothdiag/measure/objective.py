@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -35,7 +35,7 @@ class Evaluation:
     """
 
     loss: float
-    gradient: list[Tensor]
+    gradient: list[Tensor] = field(repr=False)
     variance: float = math.nan
 
 

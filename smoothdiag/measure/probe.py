@@ -13,7 +13,7 @@ from torch import nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.accumulation import Accumulation, Beginning, check_hooks
-from smoothdiag.measure.arguments import Outermost, check_arguments, check_state
+from smoothdiag.measure.arguments import Outermost, Shown, check_arguments, check_state
 from smoothdiag.measure.batches import held_out
 from smoothdiag.measure.closures import Arguments, after_closure
 from smoothdiag.measure.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
@@ -40,7 +40,7 @@ _CHANGED, _MISSING, _FAILED = 1, 2, 3
 """What may be wrong with a step that is due, from what is harmless to what is worst; 0 is nothing."""
 
 
-class Probe:
+class Probe(Shown):
     """Measures local smoothness beside the gradient norm, without changing the run by one bit.
 
     The probe takes hold of the optimizer by its step hooks. On the steps that ``schedule`` names it keeps the

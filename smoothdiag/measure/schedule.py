@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from smoothdiag import arguments
+
 
 class Schedule(Protocol):
     """Decides, before an optimizer step, whether that step is measured."""
@@ -111,7 +113,8 @@ def every(n: int) -> Schedule:
     Raises:
         ValueError: If ``n`` is not a positive whole number.
     """
-    return _Every(_positive_int("n", n))
+    arguments.whole("n", n, 1)
+    return _Every(n)
 
 
 def log_spaced(per_decade: int = 20) -> Schedule:
@@ -123,7 +126,8 @@ def log_spaced(per_decade: int = 20) -> Schedule:
     Raises:
         ValueError: If ``per_decade`` is not a positive whole number.
     """
-    return _LogSpaced(_positive_int("per_decade", per_decade))
+    arguments.whole("per_decade", per_decade, 1)
+    return _LogSpaced(per_decade)
 
 
 def budget(fraction: float = 0.05) -> Schedule:
@@ -139,12 +143,5 @@ def budget(fraction: float = 0.05) -> Schedule:
     Raises:
         ValueError: If ``fraction`` is not in (0, 1).
     """
-    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise ValueError(f"Parameter `fraction` should be in (0, 1). Found `fraction = {fraction!r}`.")
+    arguments.number("fraction", fraction, "in (0, 1)", lambda v: 0 < v < 1)
     return _Budget(fraction)
-
-
-def _positive_int(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Parameter `{name}` should be a whole number of at least 1. Found `{name} = {value!r}`.")
-    return value

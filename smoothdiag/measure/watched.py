@@ -24,6 +24,9 @@ class Watched(Iterator[T], Generic[T]):
         self._observe(batch)
         return batch
 
+    def __repr__(self) -> str:
+        return f"<Watched {type(self._loader).__name__}>"
+
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]
 

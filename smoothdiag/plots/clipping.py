@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
+from smoothdiag import arguments
 from smoothdiag.plots.common import (
     HOLLOW,
     NORM,
     Array,
+    as_table,
+    check_axes,
     current_axes,
     extent,
     floats,
@@ -64,12 +67,18 @@ def plot_clipping(
 
     Units: lengths [x].
     """
-    if hasattr(data, "trace"):
+    if ax is not None:
+        check_axes("ax", ax)
+    if hasattr(data, "history") and not isinstance(data, type):
         clipper = cast("Clipper", data)
         data, history = clipper.trace, clipper.history if history is None else history
+    import pandas as pd
+
+    if history is not None and not isinstance(history, pd.DataFrame):
+        raise arguments.wrong("history", "the `history` of an AutoClip, a DataFrame", history)
+    frame = as_table(data)
     if history is None or history.empty:
         raise ValueError("Parameter `history` should be the history of an AutoClip that has taken a step. Found none.")
-    frame = cast("pd.DataFrame", data.to_frame() if hasattr(data, "to_frame") else data)
     names = sorted({name for name in frame.get("estimator", ()) if str(name).endswith(CLIP_SUFFIX)})
     if len(names) != 1:
         raise ValueError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from smoothdiag import arguments
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -25,6 +27,83 @@ HOLLOW: Final[dict[str, Any]] = {"facecolors": "none", "edgecolors": "0.5", "lin
 NORM: Final = r"$\|g\|$"
 
 
+def check_axes(name: str, axes: object, count: int | None = None) -> None:
+    """Makes sure that a parameter is the axes to draw on, or so many of them.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    from matplotlib.axes import Axes
+
+    if count is None:
+        if not isinstance(axes, Axes):
+            raise arguments.wrong(name, "matplotlib Axes, as `plt.subplots()[1]`", axes)
+        return
+    words = {2: "two", 3: "three", 4: "four"}
+    several = np.asarray(axes, dtype=object).ravel()
+    if isinstance(axes, type) or not all(isinstance(one, Axes) for one in several):
+        raise arguments.wrong(name, f"{words[count]} matplotlib Axes", axes)
+    if len(several) != count:
+        raise ValueError(f"Parameter `{name}` should hold {words[count]} axes. Found {len(several)}.")
+
+
+def check_fits(fits: object) -> None:
+    """Makes sure that a parameter ``fits`` holds fits by name.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if not isinstance(fits, Mapping):
+        raise arguments.wrong("fits", "fits by name, as from `fit_groups`", fits)
+    if not fits:
+        raise ValueError("Parameter `fits` should hold at least one fit. Found none.")
+    for fit in fits.values():
+        if not _is_fit(fit):
+            raise arguments.wrong("fits", "fits by name, as from `fit_groups`", fit)
+
+
+def check_fit(fit: object) -> None:
+    """Makes sure that a parameter ``fit`` is a fit.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not _is_fit(fit):
+        raise arguments.wrong("fit", "a SmoothnessFit: pass `fit_smoothness(trace)`", fit)
+
+
+def _is_fit(value: object) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in ("L0", "L1", "verdict"))
+
+
+def as_table(data: Any) -> pd.DataFrame:
+    """Returns the table behind a trace or a table.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        return data
+    if isinstance(data, type) or not hasattr(data, "to_frame"):
+        hint = "pass its `trace`" if hasattr(data, "observe") else "read a file with `Trace.read`"
+        raise arguments.wrong("data", f"a Trace or its DataFrame; {hint}", data)
+    frame: pd.DataFrame = data.to_frame()
+    return frame
+
+
+def as_drawn(name: object, *, in_legend: bool = False) -> str:
+    """Returns a text that matplotlib draws as the name is: no formula, no line break, nothing without a glyph.
+
+    Args:
+        name: What a user called something.
+        in_legend: Whether the text begins an entry of a legend, which leaves out what begins with an underscore.
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
+    return (" " if in_legend and text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.DataFrame:
     """Returns the rows of one estimator and one group, with every column that the figures need."""
     from smoothdiag.fits.rows import choose_estimator
@@ -38,11 +117,9 @@ def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.
 
 def rows_of_group(data: Trace | pd.DataFrame, group: str) -> pd.DataFrame:
     """Returns the rows of one group, with every column that the figures need."""
-    import pandas as pd
-
     from smoothdiag.fits.rows import labels
 
-    frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
+    frame = as_table(data)
     missing = [name for name in ("grad_norm", "smoothness") if name not in frame.columns]
     if missing:
         raise ValueError(f"Parameter `data` should have the columns of a trace. Missing: {', '.join(missing)}.")
@@ -73,7 +150,9 @@ def runs_together(data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame]) -
     import pandas as pd
 
     if isinstance(data, list | tuple):
-        frames = [one if isinstance(one, pd.DataFrame) else one.to_frame() for one in data]
+        if not data:
+            raise ValueError("Parameter `data` should hold at least one trace or table. Found none.")
+        frames = [as_table(one) for one in data]
         together: pd.DataFrame = pd.concat(frames, ignore_index=True)
         return together
     return cast("Trace | pd.DataFrame", data)

@@ -11,7 +11,10 @@ from smoothdiag.plots.common import (
     HOLLOW,
     NORM,
     Array,
+    as_drawn,
     band,
+    check_axes,
+    check_fit,
     draw_intervals,
     extent,
     floats,
@@ -72,8 +75,9 @@ def plot_fit(
 
     Units: gradient norm [f/x], smoothness and L0 [f/x^2], L1 [1/x]; residuals and skill are numbers.
     """
-    if axes is not None and np.size(np.asarray(axes, dtype=object)) != 4:
-        raise ValueError(f"Parameter `axes` should hold four axes. Found {np.size(np.asarray(axes, dtype=object))}.")
+    check_fit(fit)
+    if axes is not None:
+        check_axes("axes", axes, 4)
     rows = None if data is None else select(runs_together(data), fit.estimator, fit.group)
 
     import seaborn as sns
@@ -118,7 +122,15 @@ def _draw_residuals(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> 
         return
     good, bad = shown & usable, shown & ~usable
     size = 14 if len(rows) < 1000 else 6
-    ax.scatter(x[good], ratio[good], size, color=colors[0], alpha=0.6, linewidths=0, label=f"{fit.estimator} rows")
+    ax.scatter(
+        x[good],
+        ratio[good],
+        size,
+        color=colors[0],
+        alpha=0.6,
+        linewidths=0,
+        label=f"{as_drawn(fit.estimator, in_legend=True)} rows",
+    )
     if bad.any():
         ax.scatter(x[bad], ratio[bad], size, label="not usable", **HOLLOW)
     centres, heights = _running_quantile(x[good], ratio[good], fit.quantile)

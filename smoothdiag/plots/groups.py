@@ -13,7 +13,11 @@ from smoothdiag.plots.common import (
     HOLLOW,
     NORM,
     Array,
+    as_drawn,
+    as_table,
     band,
+    check_axes,
+    check_fits,
     draw_intervals,
     extent,
     floats,
@@ -78,6 +82,8 @@ def plot_groups(
 
     Units: x axes [f/x], y axes [f/x^2].
     """
+    if fits is not None:
+        check_fits(fits)
     table = runs_together(data)
     parts = _parts(table, fits)
     clouds = {group: (floats(rows, "grad_norm"), floats(rows, "smoothness")) for group, rows in parts.items()}
@@ -103,7 +109,7 @@ def plot_groups(
     for panel, (group, rows) in zip(panels, parts.items(), strict=False):
         fit = fits.get(group) if fits is not None else None
         lines.append(_draw_group(panel, rows, *clouds[group], shown[group], fit))
-        title = [group] if fits is None else [group, "no fit" if fit is None else fit.verdict.name]
+        title = [as_drawn(group)] if fits is None else [as_drawn(group), "no fit" if fit is None else fit.verdict.name]
         if left_out := int((~shown[group]).sum()):
             title.append(f"{number_of_rows(left_out)} not shown")
         panel.set_title("\n".join(title), loc="left", size="small")
@@ -122,9 +128,7 @@ def _parts(
     table: Trace | pd.DataFrame, fits: GroupFits | Mapping[str, SmoothnessFit] | None
 ) -> dict[str, pd.DataFrame]:
     """Returns the rows of each group to draw, those of one estimator."""
-    import pandas as pd
-
-    frame = table if isinstance(table, pd.DataFrame) else table.to_frame()
+    frame = as_table(table)
     if fits is None:
         names = frame["group"].astype(str).unique().tolist() if "group" in frame.columns else ["all"]
         names.sort(key=lambda name: name != "all")
@@ -192,10 +196,9 @@ def plot_constants(
 
     Units: L0 [f/x^2], L1 [1/x].
     """
-    if not fits:
-        raise ValueError("Parameter `fits` should hold at least one fit. Found none.")
-    if axes is not None and np.size(np.asarray(axes, dtype=object)) != 2:
-        raise ValueError(f"Parameter `axes` should hold two axes. Found {np.size(np.asarray(axes, dtype=object))}.")
+    check_fits(fits)
+    if axes is not None:
+        check_axes("axes", axes, 2)
 
     import seaborn as sns
     from matplotlib import pyplot as plt
@@ -229,7 +232,7 @@ def plot_constants(
         else:
             panel.set_xlim(-0.02 * limits[1], 1.04 * limits[1])
         panel.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
-        panel.set_yticks(range(len(names)), names)
+        panel.set_yticks(range(len(names)), [as_drawn(name) for name in names])
         panel.grid(axis="y", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
         sns.despine(ax=panel)

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.plots.common import HOLLOW, NORM, extent, floats, legend_below, log_axis, note, positive, select
+from smoothdiag.plots.common import (
+    HOLLOW,
+    NORM,
+    as_drawn,
+    check_axes,
+    extent,
+    floats,
+    legend_below,
+    log_axis,
+    note,
+    positive,
+    select,
+)
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -46,8 +58,8 @@ def plot_trace(
     Units: loss [f], gradient norm [f/x], smoothness and 2/lr [f/x^2].
     """
     rows = select(data, estimator, group).sort_values("step", kind="stable")
-    if ax is not None and np.size(np.asarray(ax, dtype=object)) != 3:
-        raise ValueError(f"Parameter `ax` should hold three axes. Found {np.size(np.asarray(ax, dtype=object))}.")
+    if ax is not None:
+        check_axes("ax", ax, 3)
 
     import seaborn as sns
     from matplotlib import pyplot as plt
@@ -65,7 +77,7 @@ def plot_trace(
         value, log = floats(rows, column), column != "loss"
         shown = positive(value) if log else np.isfinite(value)
         good, bad = shown & usable, shown & ~usable
-        name = f"{rows['estimator'].iloc[0]}" if column == "smoothness" else None
+        name = as_drawn(rows["estimator"].iloc[0], in_legend=True) if column == "smoothness" else None
         marker = "." if len(rows) < 200 else ""
         panel.plot(step[good], value[good], color=colors[0], linewidth=1, marker=marker, markersize=4, label=name)
         if bad.any():

@@ -9,6 +9,7 @@ import numpy as np
 from smoothdiag.plots.common import (
     HOLLOW,
     Array,
+    check_axes,
     current_axes,
     extent,
     floats,
@@ -80,6 +81,8 @@ def plot_sharpness(
 
     Units: y axis [f/x^2]; [1/x] for preconditioned curvature, where P has the unit of a gradient.
     """
+    if ax is not None:
+        check_axes("ax", ax)
     rows, names = _choose(rows_of_group(data, group), estimators, group)
     value, usable = floats(rows, "smoothness"), rows["status"].isin(USABLE_STATUSES).to_numpy()
     shown = positive(value)
@@ -141,8 +144,8 @@ def _choose(frame: pd.DataFrame, estimators: str | Sequence[str] | None, group: 
         preconditioned = any(name.endswith(_PRECONDITIONED) for name in limited) or all(norms.values())
         names = [name for name in found if norms[name] == preconditioned]
     else:
-        asked = [estimators] if isinstance(estimators, str) else list(estimators)
-        if not asked or not set(asked) <= set(found):
+        asked = list(estimators) if isinstance(estimators, list | tuple) else [estimators]
+        if not asked or not all(name in found for name in asked):
             raise ValueError(f"Parameter `estimators` should hold some of {found}. Found `estimators = {asked!r}`.")
         names = [name for name in found if name in asked]
         if len({norms[name] for name in names}) > 1:

@@ -11,7 +11,10 @@ from smoothdiag.plots.common import (
     NORM,
     Array,
     Mask,
+    as_drawn,
     band,
+    check_axes,
+    check_fit,
     current_axes,
     extent,
     floats,
@@ -70,6 +73,10 @@ def plot_smoothness(
 
     Units: x axis [f/x], y axis [f/x^2].
     """
+    if fit is not None:
+        check_fit(fit)
+    if ax is not None:
+        check_axes("ax", ax)
     if fit is not None and fit.group != group:
         raise ValueError(f"Parameter `group` should be the fit's, `{fit.group}`. Found `group = {group!r}`.")
     rows = select(runs_together(data), estimator or (fit.estimator if fit is not None else None), group)
@@ -113,7 +120,7 @@ def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, b
     # Shuffled, because drawn in order of time the late rows would hide the early ones.
     order = np.random.default_rng(0).permutation(np.flatnonzero(good))
     points = ax.scatter(x[order], y[order], size, step[order], cmap="viridis", alpha=0.85, linewidths=0, zorder=3)
-    points.set(label=f"{name}, {number_of_rows(len(order))}", rasterized=many)
+    points.set(label=f"{as_drawn(name, in_legend=True)}, {number_of_rows(len(order))}", rasterized=many)
     if bad.any():
         label = f"not usable, {number_of_rows(int(bad.sum()))}"
         ax.scatter(x[bad], y[bad], size, zorder=2, rasterized=many, label=label, **HOLLOW)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
+from smoothdiag import arguments
 from smoothdiag.measure.curvature.check import Choice, asked_for, choose
 from smoothdiag.measure.curvature.operator import Hessian, opened
 from smoothdiag.measure.curvature.quadrature import SpectralDensity, Trace, spectral_density, trace
@@ -59,6 +60,9 @@ def hvp(
     Raises:
         ValueError: If ``backend`` is unknown.
     """
+    if not isinstance(objective, Objective):
+        raise arguments.wrong("objective", "an Objective, as from `objective(model, loss_fn, batches)`", objective)
+    arguments.flag("autocast", autocast)
     if not isinstance(backend, Choice):
         check_backend(backend)
     where = objective.point() if point is None else point
@@ -85,5 +89,4 @@ def check_backend(backend: str) -> None:
     Raises:
         ValueError: If ``backend`` is none of ``Backend``.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(f"Parameter `backend` should be one of {get_args(Backend)}. Found `backend = {backend!r}`.")
+    arguments.choice("backend", backend, get_args(Backend))

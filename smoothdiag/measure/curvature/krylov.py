@@ -96,6 +96,14 @@ class Ritz:
         bound = distance**2 / gap if gap else distance
         return min(distance, bound) / max(value, NEGLIGIBLE * float(np.abs(self.values).max()))
 
+    def doubt(self, j: int) -> float:
+        """Returns how far the Ritz value at an end may be from an eigenvalue, relative to itself and to the spread.
+
+        The residual alone would be small anywhere inside of a cluster, which has its eigenvalues side by side.
+        """
+        distance, spread = float(self.distances[j]), float(self.values[-1] - self.values[0])
+        return max(self.residual(j), distance / spread if spread and self.leads_out(j) else 0.0)
+
 
 class Subspace:
     """An orthonormal basis Q, what H makes of it inside, and how far it leads outside.

@@ -1,13 +1,13 @@
 """Ends of the spectrum of a symmetric operator: Lanczos with full reorthogonalisation, and power iteration."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
-from smoothdiag import vectors
+from smoothdiag import arguments, vectors
 from smoothdiag.measure.curvature.krylov import Matvec, Ritz, Subspace
 from smoothdiag.vectors import Vector
 
@@ -31,7 +31,7 @@ class Eigenpair:
     """
 
     value: float
-    vector: list[Tensor]
+    vector: list[Tensor] = field(repr=False)
     residual: float
     error: float
     converged: bool
@@ -49,6 +49,9 @@ class Spectrum:
         num_products: Products with the operator.
         converged: Whether all of ``pairs`` are, and no other value met could, within its residual, take their place.
         challenger: Vector to give the next search beside those of ``pairs``; ``None`` where there is no other.
+        largest_error: Relative distance within which of ``largest`` there is an eigenvalue, at least; infinite where
+            nothing is known. That it is the last one, only the end that was asked for is searched for.
+        smallest_error: The same of ``smallest``.
     """
 
     pairs: tuple[Eigenpair, ...]
@@ -56,7 +59,9 @@ class Spectrum:
     smallest: float
     num_products: int
     converged: bool
-    challenger: list[Tensor] | None = None
+    challenger: list[Tensor] | None = field(default=None, repr=False)
+    largest_error: float = math.inf
+    smallest_error: float = math.inf
 
     @property
     def norm(self) -> float:
@@ -102,10 +107,8 @@ def lanczos(
     Source: Parlett 1998, *The symmetric eigenvalue problem*, chapter 13.
     """
     check_limits(tol, max_products)
-    if target not in get_args(Target):
-        raise ValueError(f"Parameter `target` should be one of {get_args(Target)}. Found `target = {target!r}`.")
-    if num_pairs < 1:
-        raise ValueError(f"Parameter `num_pairs` should be at least 1. Found `num_pairs = {num_pairs!r}`.")
+    arguments.choice("target", target, get_args(Target))
+    arguments.whole("num_pairs", num_pairs, 1)
     space, wanted = Subspace(matvec, start, seed), num_pairs * (1 + (target == "both"))
     length = float(vectors.norm(start))
     if not 0 < length < math.inf:
@@ -144,7 +147,8 @@ def lanczos(
     )
     next_challenger = space.image(ritz, others[0]) if others else None
     ends = float(ritz.values[-1]), float(ritz.values[0])
-    return Spectrum(pairs, *ends, space.num_products, converged, next_challenger)
+    doubts = ritz.doubt(len(ritz.values) - 1), ritz.doubt(0)
+    return Spectrum(pairs, *ends, space.num_products, converged, next_challenger, *doubts)
 
 
 def power_iteration(matvec: Matvec, start: Vector, *, tol: float = 1e-3, max_products: int = 100) -> Spectrum:
@@ -199,9 +203,5 @@ def check_limits(tol: float, max_products: int) -> None:
     Raises:
         ValueError: If ``tol`` is not in (0, 1) or ``max_products`` is below 1.
     """
-    if not 0 < tol < 1:
-        raise ValueError(f"Parameter `tol` should be in (0, 1). Found `tol = {tol!r}`.")
-    if isinstance(max_products, bool) or not isinstance(max_products, int) or max_products < 1:
-        raise ValueError(
-            f"Parameter `max_products` should be a whole number of at least 1. Found `max_products = {max_products!r}`."
-        )
+    arguments.number("tol", tol, "in (0, 1)", lambda v: 0 < v < 1)
+    arguments.whole("max_products", max_products, 1)

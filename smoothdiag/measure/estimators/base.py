@@ -54,13 +54,13 @@ class Step:
     """
 
     index: int
-    objective: Objective
-    start: Vector
-    end: Vector
+    objective: Objective = field(repr=False)
+    start: Vector = field(repr=False)
+    end: Vector = field(repr=False)
     lr: float
     gradient_error: float = 0.0
-    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    preconditioner: Vector | None = None
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False)
+    preconditioner: Vector | None = field(default=None, repr=False)
     known_start: Evaluation | None = None
     memory: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False)
     stability_limit: StabilityLimit = UNKNOWN

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from smoothdiag import vectors
+from smoothdiag import arguments, vectors
 from smoothdiag.measure.estimators.base import Estimate, Status, Step
 
 SMALLEST, LARGEST = 1e-3, 1e6
@@ -61,13 +61,8 @@ class CriticalStep:
     max_values: int = 16
 
     def __post_init__(self) -> None:
-        if not 0 < self.rtol <= 0.5:
-            raise ValueError(f"Parameter `rtol` should be in (0, 0.5]. Found `rtol = {self.rtol!r}`.")
-        if isinstance(self.max_values, bool) or not isinstance(self.max_values, int) or self.max_values < 3:
-            raise ValueError(
-                "Parameter `max_values` should be a whole number of at least 3. "
-                f"Found `max_values = {self.max_values!r}`."
-            )
+        arguments.number("rtol", self.rtol, "in (0, 0.5]", lambda v: 0 < v <= 0.5)
+        arguments.whole("max_values", self.max_values, 3)
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate."""

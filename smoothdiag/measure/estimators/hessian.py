@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from smoothdiag import vectors
+from smoothdiag import arguments, vectors
 from smoothdiag.measure.curvature import Backend, Choice, Hessian, check_backend, choose, hvp
 from smoothdiag.measure.curvature.spectrum import MIN_PRODUCTS, Spectrum, Target, check_limits, lanczos
 from smoothdiag.measure.estimators.base import Estimate, Status, Step
@@ -14,6 +14,9 @@ from smoothdiag.vectors import Vector
 
 WARM_PRODUCTS = 3
 """Products to make at least: one of them follows what could be ahead of the eigenvector found last time."""
+
+END_ERROR = 0.01
+"""Relative error up to which the end of the spectrum that was not searched for is told."""
 
 RECHECK_EVERY = 20
 """Measurements after which the way of multiplying is chosen anew: terms of a loss may come and go."""
@@ -44,7 +47,9 @@ class HessianNorm:
         ValueError: If ``tol`` is not in (0, 1), ``max_products`` is below 1 or ``backend`` is unknown.
 
     Units: smoothness [f/x^2]. Extra columns: ``eigenvalue_max`` and ``eigenvalue_min`` [f/x^2], both ends of the
-    spectrum as far as met; ``residual``, relative; ``num_hvps``; ``hvp``, how products were made, and ``hvp_reason``.
+    spectrum; ``residual`` of the value, relative; ``residual_max`` and ``residual_min``, those of the two ends;
+    ``num_hvps``; ``hvp``, how products were made, and ``hvp_reason``. The status is that of the value. The other end
+    is what the search happened to meet: NaN unless an eigenvalue is known to be within 1% of it.
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), definition 1, for the quantity.
     """
 
@@ -57,6 +62,8 @@ class HessianNorm:
     def __post_init__(self) -> None:
         check_limits(self.tol, self.max_products)
         check_backend(self.backend)
+        arguments.flag("autocast", self.autocast)
+        arguments.flag("by_group", self.by_group)
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate."""
@@ -81,7 +88,7 @@ class HessianNorm:
                 step.memory.pop(key, None)
                 return replace(empty, status=Status.NON_FINITE)
             step.memory[key] = found
-            ends = {"eigenvalue_max": found.largest, "eigenvalue_min": found.smallest, "residual": pair.residual}
+            ends = _ends(found) | {"residual": pair.residual}
             value = found.norm if target == "norm" else pair.value
             estimate = replace(empty, smoothness=value, extra={**empty.extra, **ends})
             if not found.converged:
@@ -92,6 +99,19 @@ class HessianNorm:
             raise ValueError("Parameter `by_group` needs groups to measure. Found a probe without `group_by`.")
         blocks = blocks_of(step, by_group=self.by_group)
         return _measured(step, blocks, name, self.backend, self.autocast, solve)
+
+
+def _ends(found: Spectrum) -> dict[str, float]:
+    """Returns the columns of both ends of a spectrum; the value that was searched for stands at its end as it is."""
+    columns = {}
+    for end, value, error in (
+        ("max", found.largest, found.largest_error),
+        ("min", found.smallest, found.smallest_error),
+    ):
+        is_wanted = found.converged and value == found.pairs[0].value
+        columns[f"eigenvalue_{end}"] = value if is_wanted or error <= END_ERROR else math.nan
+        columns[f"residual_{end}"] = found.pairs[0].residual if is_wanted else error
+    return columns
 
 
 @dataclass(frozen=True)
@@ -138,11 +158,9 @@ class DirectionalCurvature:
     autocast: bool = False
 
     def __post_init__(self) -> None:
-        if self.direction not in get_args(Direction):
-            raise ValueError(
-                f"Parameter `direction` should be one of {get_args(Direction)}. Found `direction = {self.direction!r}`."
-            )
+        arguments.choice("direction", self.direction, get_args(Direction))
         check_backend(self.backend)
+        arguments.flag("autocast", self.autocast)
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate."""

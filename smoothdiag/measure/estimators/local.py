@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import torch
 
-from smoothdiag import vectors
-from smoothdiag.geometry import Euclidean, Geometry
+from smoothdiag import arguments, vectors
+from smoothdiag.geometry import Euclidean, Geometry, check_geometry
 from smoothdiag.measure.estimators.base import SATURATED_ABOVE, Estimate, Secants, Step, conclude, secants
 from smoothdiag.vectors import Vector
 
@@ -63,14 +63,12 @@ class LocalSmoothness:
     two_scale: bool = True
 
     def __post_init__(self) -> None:
-        if self.radius is not None and not (0 < self.radius < math.inf):
-            raise ValueError(
-                f"Parameter `radius` should be positive and finite, or None. Found `radius = {self.radius!r}`."
-            )
-        if self.direction not in get_args(Direction):
-            raise ValueError(
-                f"Parameter `direction` should be one of {get_args(Direction)}. Found `direction = {self.direction!r}`."
-            )
+        if self.radius is not None:
+            arguments.number("radius", self.radius, "positive and finite, or None", lambda v: 0 < v < math.inf)
+        arguments.choice("direction", self.direction, get_args(Direction))
+        check_geometry(self.geometry)
+        arguments.whole("seed", self.seed, 0)
+        arguments.flag("two_scale", self.two_scale)
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate; beside the start it costs two gradients, and one for each correction of the radius."""

@@ -1,9 +1,10 @@
 """PathSmoothness: how fast the gradient changes along the step that was taken."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smoothdiag import vectors
-from smoothdiag.geometry import Euclidean, Geometry
+from smoothdiag import arguments, vectors
+from smoothdiag.geometry import Euclidean, Geometry, check_geometry
 from smoothdiag.measure.estimators.base import Estimate, Secants, Step, conclude, secants
 
 
@@ -33,6 +34,12 @@ class PathSmoothness:
     two_scale: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.points, str) or not isinstance(self.points, Sequence):
+            raise arguments.wrong("points", "a tuple of fractions in (0, 1]", self.points)
+        for point in self.points:
+            arguments.number("points", point, "fractions in (0, 1]", lambda v: True)
+        check_geometry(self.geometry)
+        arguments.flag("two_scale", self.two_scale)
         if not self.points or not all(0 < t <= 1 for t in self.points):
             raise ValueError(f"Parameter `points` should hold fractions in (0, 1]. Found `points = {self.points!r}`.")
 

@@ -1,0 +1,56 @@
+"""What a command prints: one line for an error, and nothing where nobody reads any more."""
+
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import Final, TextIO
+
+BROKEN_PIPE: Final = 141
+"""Exit code where the reader has left, as after `| head`: 128 + SIGPIPE, as shells have it for other tools."""
+
+
+def one_line(text: object) -> str:
+    """Returns a text in one line, with what would move the cursor or name no character as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+
+
+def flush() -> None:
+    """Writes what is waiting, now rather than at Python's end, where no one can answer an error any more."""
+    for stream in _streams():
+        stream.flush()
+
+
+def nobody_reads() -> bool:
+    """Returns whether the reader of the standard output has left."""
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)  # an error is told in any case
+    except (OSError, ValueError, AttributeError):  # a stream without a descriptor
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def let_go() -> None:
+    """Sends further output nowhere, so that Python has nothing to say of it at its end."""
+    for stream in _streams():
+        with suppress(OSError):
+            stream.flush()
+            if stream is sys.stderr:
+                continue
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(text: str) -> None:
+    """Prints to the error output, if there is one that can be written to."""
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def _streams() -> list[TextIO]:
+    # A process that was started with a closed descriptor has None in its place.
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed]
