@@ -1,6 +1,7 @@
 """Optimizers that evaluate the loss themselves, by a closure: what is seen and done then."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -108,3 +109,25 @@ def test_another_loss_in_the_closure_than_the_probe_has_is_noticed() -> None:
     with pytest.warns(UserWarning, match="another one than the gradient the optimizer got"):
         by_closure(run, *batches(1))
     assert [row["status"] for row in run.probe.trace] == ["not_reproduced"]
+
+
+def test_a_closure_that_shows_its_batch_each_time_it_is_evaluated() -> None:
+    run = Run(lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=4), clipped=False, schedule=every(1))
+    for batch in batches(3):
+        by_closure(run, batch)
+    rows = [row for row in run.probe.trace if row["estimator"] == "local"]
+    assert [(row["step"], row["status"]) for row in rows] == [(0, "ok"), (1, "ok"), (2, "ok")]
+
+
+def test_a_step_that_failed_leaves_no_batches_for_the_next_one(monkeypatch) -> None:
+    run, plain = (Run(sgd(), clipped=False, schedule=every(1)) for _ in range(2))
+    first, second = batches(2)
+    run.optimizer.zero_grad()
+    run.probe.observe(first)
+    loss_fn(run.model, first).backward()
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        broken.setattr(sys.modules["torch.optim.sgd"], "sgd", lambda *args, **kwargs: 1 / 0)
+        run.optimizer.step()
+    by_closure(run, second)
+    by_closure(plain, second)
+    assert run.probe.trace[-1]["grad_norm"] == plain.probe.trace[-1]["grad_norm"]

@@ -23,7 +23,7 @@ NAMES = {
     "zero": "a\0b",
     "line break": "a\nb",
     "terminal escape": "\x1b[31mred",
-    "half a character": "\udc80",
+    "half a character": "\\udc80",  # traces keep its escape
     "format": "{0} %s %(a)d",
     "backslash": "\\frac",
 }

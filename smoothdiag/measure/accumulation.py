@@ -131,11 +131,13 @@ class Accumulation:
             raise self._backward.fault
         if self._backward.was_rewritten:
             return Beginning(start, lrs)  # of what backward left nothing whole is known
+        has_length = self._backward.is_untouched(self._parameters) and not is_scaled
         left = self._backward.left(self._parameters)
+        self._backward.disarm()  # an optimizer may have its closure evaluated again, elsewhere
         if left is None:
             # Whatever was done to its length, the direction of the gradient tells whether loss_fn is the loop's loss.
             return Beginning(start, lrs, gradients_of(self._parameters))
-        return Beginning(start, lrs, left, self._backward.is_untouched(self._parameters) and not is_scaled)
+        return Beginning(start, lrs, left, has_length)
 
     def _has_moved(self) -> bool:
         """Returns whether x is another one than when the first micro-batch was added."""

@@ -100,13 +100,19 @@ class Outermost:
 
     def enter(self, frame: FrameType) -> bool:
         """Returns whether the call of ``frame`` is the outermost, before it does its work."""
+        if self.is_open(frame):
+            return False
+        self._outer = frame
+        return True
+
+    def is_open(self, frame: FrameType) -> bool:
+        """Returns whether ``frame`` runs within the outermost call."""
         below: FrameType | None = frame
         while self._outer is not None and below is not None:
             if below is self._outer:
-                return False
+                return True
             below = below.f_back
-        self._outer = frame
-        return True
+        return False
 
     def leave(self, frame: FrameType) -> bool:
         """Returns whether the call of ``frame`` is the outermost, after it."""

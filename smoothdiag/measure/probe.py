@@ -106,14 +106,9 @@ class Probe(Shown):
         self.due: tuple[Estimator, ...] = self._estimators_due()
         self._begun: Beginning | None = None
         self._fault: Exception | None = None
+        state, spread = self._accumulation.state, self._distributed
         self._measuring = Measuring(
-            model,
-            optimizer,
-            loss_fn,
-            self.trace,
-            self._accumulation.state,
-            reduction=reduction,
-            distributed=self._distributed,
+            model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
         )
         self._outermost = Outermost()
         self._stopwatch = Stopwatch()
@@ -144,6 +139,11 @@ class Probe(Shown):
                 retried(partial(self._observe, batch, weight))
 
     def _observe(self, batch: Any, weight: float | None) -> None:
+        if self._begun is not None:
+            if self._outermost.is_open(sys._getframe(1)):
+                return  # the closure of a step is evaluated again, at another point
+            self._begun = None  # the step ended in an error
+            self._accumulation.clear()
         if not self._accumulation.has_observed:
             with suppress(ValueError):  # what is frozen now may be trainable when the optimizer steps
                 self._follow_changes()
