@@ -112,10 +112,8 @@ class Probe(Shown):
         )
         self._outermost = Outermost()
         self._stopwatch = Stopwatch()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._handles = [optimizer.register_step_pre_hook(self._before_step)]
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
     @property
     def self_test(self) -> SelfTest | None:
@@ -139,16 +137,19 @@ class Probe(Shown):
                 retried(partial(self._observe, batch, weight))
 
     def _observe(self, batch: Any, weight: float | None) -> None:
-        if self._begun is not None:
-            if self._outermost.is_open(sys._getframe(1)):
-                return  # the closure of a step is evaluated again, at another point
-            self._begun = None  # the step ended in an error
-            self._accumulation.clear()
+        if self._begun is not None and self._outermost.is_open(sys._getframe(1)):
+            return  # the closure of a step is evaluated again, at another point
+        self._forget_failed_step()
         if not self._accumulation.has_observed:
             with suppress(ValueError):  # what is frozen now may be trainable when the optimizer steps
                 self._follow_changes()
         if self._accumulation.add(batch, weight):
             self._measuring.warn_once(moved_by_others(self.optimizer))
+
+    def _forget_failed_step(self) -> None:
+        if self._begun is not None:  # it ended in an error, after which no hook is called
+            self._begun = None
+            self._accumulation.clear()
 
     def also(self, schedule: Schedule, *estimators: Estimator) -> None:
         """Measures with further estimators, at the steps that ``schedule`` names.
@@ -202,7 +203,7 @@ class Probe(Shown):
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
         if not (self._outermost.enter(sys._getframe(1)) and self.due):
             return None
-        self._begun = None  # the step before may have ended in an error
+        self._forget_failed_step()
         start: list[Vector] = []
         with self._unharmed():
             self._follow_changes()
