@@ -95,8 +95,8 @@ class Status(Enum):
         "observe the batch after such changes, or let the loader return new tensors."
     )
     NOT_REPRODUCED = (
-        "the gradient of loss_fn points elsewhere than the one the optimizer got, so the row is about another loss "
-        "than the one that is trained; move everything that changes the loss into loss_fn."
+        "the gradient of loss_fn has another direction or length than the one that backward left in the loop, so the "
+        "row is about another loss than the one that is trained; move everything that changes the loss into loss_fn."
     )
     NON_FINITE = "the loss or a gradient is inf or NaN at one of the points; look at the loss of this step."
     RADIUS_DEPENDENT = (

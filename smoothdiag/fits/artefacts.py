@@ -184,8 +184,8 @@ def not_reproduced(rows: Rows) -> Flag | None:
         return None
     return Flag(
         "not reproduced",
-        "the gradient of the measurement points elsewhere than the one the run trained on, so the rows may belong to "
-        "another loss",
+        "the gradient of the measurement has another direction or length than the one the run trained on, so these "
+        "rows may belong to another loss",
         f"{share:.1%} of the rows",
         "give the probe the loss that is trained: everything that changes it belongs inside loss_fn",
         blocking=share > MANY,
