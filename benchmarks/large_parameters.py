@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/large_parameters.py
 
-Plain and measured steps take turns. A row needs the gradients that it counts; ratios are medians over the rounds. Memory
-is that of the profiler's events on a CPU. Needs the library alone, and a minute.
+Plain and measured steps take turns. A row needs the gradients that it counts; ratios are medians over the rounds.
+Memory is that of the profiler's events on a CPU. Needs the library alone, and a minute.
 """
 
 import json
