@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ class Net(nn.Module):
         self.teacher = nn.Linear(6, 8).requires_grad_(False)
         self.register_buffer("cache", None)
         self.calls, self.seen, self.hidden = 0, [], torch.zeros(8)
+        self.recent, self.sums = OrderedDict((key, 1.0) for key in range(3)), [torch.zeros(8)]
         self.uses: set[str] = set()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,6 +57,12 @@ class Net(nn.Module):
         if "list" in self.uses:
             self.seen.append(float(y.detach().mean()))
             y = y * (1 + 0.001 * len(self.seen))
+        if "recent" in self.uses:
+            self.recent.move_to_end(next(iter(self.recent)))
+            y = y * (1 + 0.001 * next(iter(self.recent)))
+        if "sums" in self.uses:
+            self.sums[0].mul_(0.9).add_(1e-5 * y.detach().mean(0))
+            y = y + self.sums[0].clone()
         if "modes" in self.uses:
             self.drop.eval()
             y = self.drop(y)
@@ -192,6 +200,10 @@ EDITS: dict[str, Callable[[Any], None]] = {
     "hidden state": _use("hidden"),
     "counter": _use("counter"),
     "list": _use("list"),
+    "order of a dictionary": _use("recent"),
+    "list of sums": _use("sums"),
+    "expanded buffer joins": lambda run: run.model.register_buffer("many", torch.ones(1).expand(8)),
+    "view of a parameter joins": lambda run: run.model.register_buffer("seen_weight", run.model.last.weight.detach()),
     "modes within forward": _use("modes"),
     "random numbers in forward": _use("seed"),
     "first is frozen": _freeze("first"),

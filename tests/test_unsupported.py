@@ -112,6 +112,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "mixed precision of DDP": (mixed_precision, "mixed_precision"),
     "optimizer in backward": (in_backward, "steps within backward"),
     "local SGD": (local_steps, "post_localSGD_hook"),
+    "scripted": (lambda: torch.jit.script(net()), "scripted"),
+    "traced part": (lambda: nn.Sequential(torch.jit.trace(net(), torch.ones(1, 4)), nn.Linear(2, 1)), "traced"),
     "DeepSpeed": (engine, "DeepSpeed"),
     "FSDP1": (flat_parameters, "FSDP1.*use fully_shard"),
 }

@@ -18,8 +18,8 @@ class Books:
     """What code keeps in the attributes of an object, and of the modules that it holds, at this moment.
 
     That is the attributes themselves, the content of dictionaries, lists, sets and deques in them, of dictionaries
-    within dictionaries, and the values of small tensors. Parameters, buffers, the modules of torch and other objects
-    are left alone, and so is what is within the entries of lists.
+    within dictionaries, and the values of small tensors in any of these. Parameters, buffers, the modules of torch and
+    other objects are left alone, and so are containers within lists.
 
     Args:
         owner: The object.
@@ -73,6 +73,10 @@ class Books:
                     self._take(entry)
         elif isinstance(value, list | set | deque):
             self._kept[id(value)] = value, list(value)
+            if not isinstance(value, set) and len(value) <= MOST:
+                for entry in value:
+                    if _is_sum(entry):
+                        self._sums.setdefault(id(entry), entry.clone())
         elif isinstance(value, nn.Module):
             self._registered |= {id(value), id(value._parameters), id(value._buffers)}  # of which the probe takes care
             if type(value).__module__.startswith("torch."):  # which keep nothing that a loss depends on
@@ -86,7 +90,10 @@ class Books:
         for container, content in self._kept.values():
             if isinstance(container, dict):
                 _refill(container, {key: copies.get(id(entry), entry) for key, entry in content.items()})
-            elif len(container) != len(content) or not all(map(operator.is_, container, content)):
+                continue
+            if copies and not isinstance(container, set) and any(id(entry) in copies for entry in content):
+                content = [copies.get(id(entry), entry) for entry in content]
+            if len(container) != len(content) or not all(map(operator.is_, container, content)):
                 container.clear()
                 (container.update if isinstance(container, set) else container.extend)(content)
 
@@ -100,6 +107,10 @@ def _is_sum(value: Any) -> bool:
 def _refill(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
     for key in [key for key in value if key not in entries]:
         del value[key]
+    # An order that has changed matters to whoever takes out the oldest entry. Keys may be tensors: no ``==``.
+    if len(value) != len(entries) or not all(map(operator.is_, value, entries)):
+        for key in list(value):
+            del value[key]
     for key, entry in entries.items():  # and no others: outputs of models refuse to be updated
         if key not in value or value[key] is not entry:
             value[key] = entry

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, MutableMapping
+from bisect import bisect_left
+from collections.abc import Container, Iterable, Mapping, MutableMapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -47,7 +48,7 @@ class ModuleState:
         sizes = [0, 0]
         for p in self._model.parameters():
             sizes[id(p) in coordinates] += vectors.local(p).nbytes
-        moving = {module: set(module._parameters) for module in self._model.modules()}
+        moving = {module: set(module._parameters.keys()) for module in self._model.modules()}
         return Snapshot(self._model, moving if sizes[False] <= sizes[True] else self._moving, coordinates)
 
     def mark(self, coordinates: Container[int]) -> None:
@@ -107,6 +108,9 @@ class Snapshot:
             for tensor in named:
                 if tensor is not None and id(tensor) not in coordinates and id(tensor) not in self._values:
                     self._values[id(tensor)] = tensor, tensor.detach().clone()
+        self._windows = self._values and _overlapping(
+            (tensor for tensor, _ in self._values.values()), (p for p in model.parameters() if id(p) in coordinates)
+        )
 
     def holds(self, tensor: Tensor) -> bool:
         """Returns whether it will give a tensor its value back."""
@@ -129,7 +133,7 @@ class Snapshot:
         self._books.reopen()
         for kept in self._kept:
             kept.module.training = kept.mode
-            buffers, parameters = kept.module._buffers, kept.module._parameters
+            buffers, parameters = _table(kept.module._buffers), _table(kept.module._parameters)
             for name in [name for name in buffers if name not in kept.buffers]:
                 del buffers[name]
             for name, tensor in kept.buffers.items():
@@ -156,6 +160,8 @@ class Snapshot:
     def _write(self, store: MutableMapping[str, Any], name: str, tensor: Tensor, *, widen: bool) -> None:
         """Gives an entry the value that ``tensor`` had, in its own tensor where there is one of this shape."""
         present = store.get(name)
+        if id(tensor) in self._windows or id(present) in self._windows:
+            return  # another name of x, which is where it should be
         _, value = self._values.get(id(tensor)) or self._values.get(id(present)) or (None, None)
         if value is None:
             return  # x, or what stays where it is
@@ -187,6 +193,8 @@ class _Kept:
 
 def _refill(store: MutableMapping[str, Any], entries: MutableMapping[str, Any]) -> None:
     """Gives a dictionary of a module its former entries, in their order; writes nothing where nothing has changed."""
+    if not isinstance(store, dict):
+        return  # of a scripted module, which has no others ever
     if list(store) != list(entries):
         for name in list(store):
             del store[name]
@@ -195,9 +203,39 @@ def _refill(store: MutableMapping[str, Any], entries: MutableMapping[str, Any]) 
             store[name] = entry
 
 
+def _table(store: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Returns a dictionary of a module; of a scripted module a copy, for it shows something less than a dictionary."""
+    return store if isinstance(store, dict) else dict(store.items())
+
+
+def _overlapping(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> set[int]:
+    """Returns the ids of the tensors that share memory with others."""
+    spans = sorted(filter(None, map(_span, others)))
+    found = set()
+    for tensor in tensors:
+        if spans and (span := _span(tensor)) is not None:
+            at = bisect_left(spans, (span[1], 0)) - 1
+            if at >= 0 and spans[at][1] > span[0]:
+                found.add(id(tensor))
+    return found
+
+
+def _span(tensor: Tensor) -> tuple[int, int] | None:
+    """Returns where the memory of a tensor begins and ends, as if it had no gaps; ``None`` where that is not told."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
+        return None
+    begin = tensor.data_ptr()
+    return (begin, begin + tensor.nbytes) if begin else None
+
+
 def _copy_into(tensor: Tensor, value: Tensor) -> None:
     """Copies a value into a tensor, unseen by autograd; takes back a change of its size."""
     if tensor.shape != value.shape:
         with torch.no_grad():
             tensor.resize_(value.shape)
-    vectors.local(tensor).data.copy_(vectors.local(value))
+    target, source = vectors.local(tensor).data, vectors.local(value)
+    if type(target) is Tensor and target.layout is torch.strided and 0 in target.stride():
+        for dim, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
+            if size > 1 and stride == 0:  # expanded: one place in memory under many indices
+                target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+    target.copy_(source)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,11 @@ def refuse_unsupported(model: nn.Module, parameters: Sequence[Tensor]) -> None:
 def _engine(model: nn.Module) -> str:
     if any(type(module).__module__.partition(".")[0] == "deepspeed" for module in model.modules()):
         return "Found a DeepSpeed engine, which keeps gradients of its own; measure under DistributedDataParallel."
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return (
+            "Found a scripted or traced module, which torch compiles anew as it counts its calls: further calls change "
+            "bits of the run. Measure the module that it was made of, or use torch.compile."
+        )
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", ())
     if any(isinstance(module, kind) for module in model.modules()):
         return "Found FullyShardedDataParallel (FSDP1), whose flat parameters are not seen as sharded; use fully_shard."
