@@ -281,6 +281,11 @@ class Objective:
         return (vectors.widened(twin) if self._is_widened else twin).requires_grad_(tensor.requires_grad)
 
     @property
+    def widened_dtypes(self) -> set[torch.dtype]:
+        """The dtypes that parameters outside x have while nothing is measured, and not inside ``isolated``."""
+        return set() if self._isolated is None else self._isolated.widened_dtypes
+
+    @property
     def _is_widened(self) -> bool:
         return self._isolated is not None and self._isolated.is_widened
 
