@@ -87,7 +87,8 @@ class Accumulation:
         # The loop may take entries out of the containers: keep containers of our own.
         kept = map_tensors(batch, lambda tensor: tensor)
         micro = MicroBatch(kept, RandomState.capture(self._devices), self.state.snapshot(self._ids), weight)
-        versions = [(tensor, tensor._version) for tensor in tensors_of(batch)]
+        # Tensors made in inference mode do not count who writes to them.
+        versions = [(tensor, tensor._version) for tensor in tensors_of(batch) if not tensor.is_inference()]
         has_moved = self.has_observed and self._has_moved()
         if has_moved:
             self.clear()

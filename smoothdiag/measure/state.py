@@ -83,7 +83,7 @@ class ModuleState:
                     part = vectors.local(tensor)
                     plain = type(part) is Tensor and part.layout is torch.strided  # and not quantised, say
                     marks[module, name] = id(tensor), tensor._version, part.data_ptr() if plain else 0
-                    if plain and part.dtype in _COMPARABLE:
+                    if plain and part.dtype in _COMPARABLE and not part.is_meta:
                         tensors[module, name] = part
         norms = torch._foreach_norm(list(tensors.values()), 2, dtype=torch.float64) if tensors else []
         return marks, dict(zip(tensors, norms, strict=True))
