@@ -40,14 +40,17 @@ class Accumulation:
     Args:
         model: The model in training; what its forward passes change is copied with every micro-batch.
         parameters: The coordinates x.
+        loss_fn: The loss of a micro-batch.
         distributed: Whether gradients are averaged over ranks.
 
     Attributes:
         state: What moves in the model beside x.
     """
 
-    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], *, distributed: bool) -> None:
-        self.state = ModuleState(model)
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], loss_fn: Any = None, *, distributed: bool
+    ) -> None:
+        self.state = ModuleState(model, loss_fn)
         self._distributed = distributed
         self._observed: list[MicroBatch] = []
         self._used: list[int] = []

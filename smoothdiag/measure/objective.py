@@ -90,7 +90,7 @@ class Objective:
         self.loss_scale = 1.0
         self.model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction
-        self._state = ModuleState(model) if state is None else state
+        self._state = ModuleState(model, loss_fn) if state is None else state
         # DistributedDataParallel loses hold of parameters that change their dtype, and averages them no more.
         self._widens = widen_half and not self.replicas
         self._isolated: Isolated | None = None
