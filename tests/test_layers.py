@@ -28,6 +28,7 @@ WINGS = {
     "measure": (
         "measure.faults",
         "measure.agreement",
+        "measure.beside",
         "measure.bookkeeping",
         "measure.state",
         "measure.batches",

@@ -1,5 +1,6 @@
 """Accumulation: the micro-batches of one optimizer step, as the training loop met them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,14 @@ class Beginning:
         lrs: Learning rate of each.
         training: The gradient that backward left, else the one that the optimizer got; ``None`` where neither is known.
         has_length: Whether the length of ``training`` counts too, and not just its direction.
+        arrived: Length of the gradient that the optimizer got, where it is another one; NaN where that is not known.
     """
 
     start: Vector
     lrs: list[float]
     training: Vector | None = None
     has_length: bool = False
+    arrived: float = math.nan
 
 
 class Accumulation:
@@ -37,14 +40,17 @@ class Accumulation:
     Args:
         model: The model in training; what its forward passes change is copied with every micro-batch.
         parameters: The coordinates x.
+        loss_fn: The loss of a micro-batch.
         distributed: Whether gradients are averaged over ranks.
 
     Attributes:
         state: What moves in the model beside x.
     """
 
-    def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter], *, distributed: bool) -> None:
-        self.state = ModuleState(model)
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], loss_fn: Any = None, *, distributed: bool
+    ) -> None:
+        self.state = ModuleState(model, loss_fn)
         self._distributed = distributed
         self._observed: list[MicroBatch] = []
         self._used: list[int] = []
@@ -84,7 +90,8 @@ class Accumulation:
         # The loop may take entries out of the containers: keep containers of our own.
         kept = map_tensors(batch, lambda tensor: tensor)
         micro = MicroBatch(kept, RandomState.capture(self._devices), self.state.snapshot(self._ids), weight)
-        versions = [(tensor, tensor._version) for tensor in tensors_of(batch)]
+        # Tensors made in inference mode do not count who writes to them.
+        versions = [(tensor, tensor._version) for tensor in tensors_of(batch) if not tensor.is_inference()]
         has_moved = self.has_observed and self._has_moved()
         if has_moved:
             self.clear()
@@ -137,7 +144,8 @@ class Accumulation:
         if left is None:
             # Whatever was done to its length, the direction of the gradient tells whether loss_fn is the loop's loss.
             return Beginning(start, lrs, gradients_of(self._parameters))
-        return Beginning(start, lrs, left, has_length)
+        arrived = math.nan if has_length or is_scaled else _length(self._parameters)
+        return Beginning(start, lrs, left, has_length, arrived)
 
     def _has_moved(self) -> bool:
         """Returns whether x is another one than when the first micro-batch was added."""
@@ -165,6 +173,12 @@ def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor] | None:
         torch.zeros_like(p, requires_grad=False) if p.grad is None else p.grad.detach().to_dense().clone()
         for p in parameters
     ]
+
+
+def _length(parameters: Sequence[Tensor]) -> float:
+    """Returns the norm of the present gradients; NaN where there are none."""
+    gradients = [p.grad.detach().to_dense() for p in parameters if p.grad is not None]
+    return float(vectors.norm(gradients)) if gradients else math.nan
 
 
 def check_hooks(model: nn.Module) -> None:

@@ -68,11 +68,11 @@ class Backward:
         ]
 
     def is_untouched(self, parameters: Sequence[Tensor]) -> bool:
-        """Returns whether ``.grad`` is still exactly what backward left."""
-        if not self._left or not all(self._is_left(p) if p in self._left else p.grad is None for p in parameters):
+        """Returns whether ``.grad`` holds exactly what backward left; clipping that does not bind leaves it so."""
+        if not self._left or any((p in self._left) == (p.grad is None) for p in parameters):
             return False
-        # A GradScaler divides in place without a trace in the version.
-        pairs = [(self._copies[p].to_dense(), left.to_dense()) for p, (left, _) in self._left.items()]
+        # The values tell: a GradScaler divides in place without a trace in the version.
+        pairs = [(self._copies[p].to_dense(), p.grad.to_dense()) for p in self._left if p.grad is not None]
         device = pairs[0][0].device
         return not bool(torch.stack([(a != b).any().to(device) for a, b in pairs]).any())
 

@@ -66,14 +66,9 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        mapped = copy.copy(batch)
-        for key, value in batch.items():
-            mapped[key] = map_tensors(value, function)  # type: ignore[index]
-        return mapped
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(value, function) for value in batch))
+        return _refilled(batch, {key: map_tensors(value, function) for key, value in batch.items()})
     if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(value, function) for value in batch)
+        return _rebuilt(batch, [map_tensors(value, function) for value in batch])
     if isinstance(batch, np.ndarray):
         return batch.copy()  # arrays do not tell whether they were written to
     if is_dataclass(batch) and not isinstance(batch, type):
@@ -84,10 +79,37 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return batch
 
 
+def _refilled(batch: Mapping[Any, Any], entries: dict[Any, Any]) -> Any:
+    """Returns a mapping of the same class with other entries; a dictionary where there is no way to make one."""
+    try:
+        twin = copy.copy(batch)
+        for key, value in entries.items():
+            twin[key] = value  # type: ignore[index]
+        return twin
+    except (TypeError, AttributeError):  # it cannot be written to
+        pass
+    try:
+        return type(batch)(entries)  # type: ignore[call-arg]
+    except TypeError:
+        return entries
+
+
+def _rebuilt(batch: tuple[Any, ...] | list[Any], entries: list[Any]) -> Any:
+    """Returns a tuple or list of the same class with other entries; whatever its constructor asks for."""
+    if isinstance(batch, list):
+        twin = copy.copy(batch)
+        twin[:] = entries
+        return twin
+    try:
+        return type(batch)(*entries) if hasattr(batch, "_fields") else type(batch)(entries)
+    except TypeError:
+        return tuple.__new__(type(batch), entries)
+
+
 def copied(tensor: Tensor) -> Tensor:
     """Returns a copy with the strides of ``tensor``: compiled models are compiled anew for others."""
     twin = tensor.detach().clone()
-    if type(twin) is not Tensor or twin.layout != torch.strided or twin.stride() == tensor.stride():
+    if type(twin) is not Tensor or twin.is_nested or twin.layout != torch.strided or twin.stride() == tensor.stride():
         return twin
     span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     # A slice of something much larger is not worth copying the whole for.

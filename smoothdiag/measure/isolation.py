@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
@@ -27,12 +28,14 @@ class Isolated:
         holders: All that ``backward`` may give a gradient to: x, and parameters that stay where they are.
         is_widened: Whether some parameters or buffers are float32 meanwhile, which otherwise are narrower.
         strays: Gradients of tensors outside the model, as they were.
+        widened_dtypes: The dtypes that parameters outside x otherwise have, where they are float32 meanwhile.
     """
 
     start: Snapshot
     holders: list[Tensor]
     is_widened: bool
     strays: dict[Tensor, Tensor | None] = field(default_factory=dict)
+    widened_dtypes: set[torch.dtype] = field(default_factory=set)
 
 
 @contextmanager
@@ -75,10 +78,11 @@ def isolation(
         gradients: Gradients = [(p, p.grad, _copy_of_view(p.grad)) for p in holders]
         undo.callback(put_back, partial(_put_gradients, gradients), "gradients")
         half = [t for t in dict.fromkeys([*holders, *model.buffers()]) if widen_half and vectors.is_half(t)]
+        outside = {t.dtype for t in half if isinstance(t, nn.Parameter) and id(t) not in coordinates}
         for tensor in half:
             undo.callback(put_back, partial(narrow, tensor, tensor.data), f"the {tensor.dtype} of parameters")
             tensor.data = tensor.data.float()
-        isolated = Isolated(start or now, holders, bool(half))
+        isolated = Isolated(start or now, holders, bool(half), widened_dtypes=outside)
         undo.callback(put_back, partial(_put_strays, isolated.strays), "gradients outside of the model")
         undo.callback(put_back, partial(reshard, model), "shards")
         yield isolated

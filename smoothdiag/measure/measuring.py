@@ -200,6 +200,8 @@ class Measuring:
             step.at_start.gradient,
             has_length=begun.has_length,
             num_micro_batches=step.objective.num_micro_batches,
+            reduction=self._reduction,
+            arrived=begun.arrived,
         )
         if found is None:
             return None

@@ -90,7 +90,7 @@ class Objective:
         self.loss_scale = 1.0
         self.model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction
-        self._state = ModuleState(model) if state is None else state
+        self._state = ModuleState(model, loss_fn) if state is None else state
         # DistributedDataParallel loses hold of parameters that change their dtype, and averages them no more.
         self._widens = widen_half and not self.replicas
         self._isolated: Isolated | None = None
@@ -279,6 +279,11 @@ class Objective:
     def _copy(self, tensor: Tensor) -> Tensor:
         twin = copied(tensor)
         return (vectors.widened(twin) if self._is_widened else twin).requires_grad_(tensor.requires_grad)
+
+    @property
+    def widened_dtypes(self) -> set[torch.dtype]:
+        """The dtypes that parameters outside x have while nothing is measured, and not inside ``isolated``."""
+        return set() if self._isolated is None else self._isolated.widened_dtypes
 
     @property
     def _is_widened(self) -> bool:

@@ -93,7 +93,7 @@ class Probe(Shown):
         refuse_unsupported(model, self._parameters)
         self._distributed = is_distributed(model, self._parameters)
         self._ranks = Ranks(model, self._parameters)
-        self._accumulation = Accumulation(model, self._parameters, distributed=self._distributed)
+        self._accumulation = Accumulation(model, self._parameters, loss_fn, distributed=self._distributed)
         self._groups = parameter_groups(model, self._parameters, group_by)
         self._held_out = None if probe_batches is None else held_out(probe_batches, seed, self._parameters)
         self._owns_trace = not isinstance(trace, Trace)

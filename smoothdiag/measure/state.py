@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Mapping, MutableMapping
+from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
+from smoothdiag.measure.beside import modules_beside
 from smoothdiag.measure.bookkeeping import Books
 
 Place = tuple[nn.Module, str]
@@ -28,14 +29,15 @@ class ModuleState:
 
     Args:
         model: The model.
+        loss_fn: What calls it, and perhaps other modules, whose buffers move too.
 
     Attributes:
         is_known: Whether a loss has been evaluated, which shows what moves. Until then all parameters outside x are
             taken for moving, unless they take more memory than x.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, loss_fn: Any = None) -> None:
+        self._model, self._loss_fn = model, loss_fn
         self._moving: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._marks: dict[Place, tuple[Any, ...]] = {}
         self._norms: dict[Place, Tensor] = {}
@@ -43,13 +45,14 @@ class ModuleState:
 
     def snapshot(self, coordinates: Container[int]) -> Snapshot:
         """Returns the model as it is now, but for the values of parameters whose ids are in ``coordinates``."""
+        beside = modules_beside(self._model, self._loss_fn)
         if self.is_known:
-            return Snapshot(self._model, self._moving, coordinates)
+            return Snapshot(self._model, self._moving, coordinates, beside)
         sizes = [0, 0]
         for p in self._model.parameters():
             sizes[id(p) in coordinates] += vectors.local(p).nbytes
         moving = {module: set(module._parameters.keys()) for module in self._model.modules()}
-        return Snapshot(self._model, moving if sizes[False] <= sizes[True] else self._moving, coordinates)
+        return Snapshot(self._model, moving if sizes[False] <= sizes[True] else self._moving, coordinates, beside)
 
     def mark(self, coordinates: Container[int]) -> None:
         """Remembers what the parameters outside x hold that are not known to move."""
@@ -83,7 +86,7 @@ class ModuleState:
                     part = vectors.local(tensor)
                     plain = type(part) is Tensor and part.layout is torch.strided  # and not quantised, say
                     marks[module, name] = id(tensor), tensor._version, part.data_ptr() if plain else 0
-                    if plain and part.dtype in _COMPARABLE:
+                    if plain and part.dtype in _COMPARABLE and not part.is_meta:
                         tensors[module, name] = part
         norms = torch._foreach_norm(list(tensors.values()), 2, dtype=torch.float64) if tensors else []
         return marks, dict(zip(tensors, norms, strict=True))
@@ -96,10 +99,17 @@ class Snapshot:
         model: The model.
         moving: Names of parameters that forward passes change, by module.
         coordinates: Ids of the parameters x, whose values are left out.
+        beside: Modules outside of the model, whose buffers and modes are kept as well.
     """
 
-    def __init__(self, model: nn.Module, moving: Mapping[nn.Module, set[str]], coordinates: Container[int]) -> None:
-        self._kept = [_Kept(module) for module in model.modules()]
+    def __init__(
+        self,
+        model: nn.Module,
+        moving: Mapping[nn.Module, set[str]],
+        coordinates: Container[int],
+        beside: Sequence[nn.Module] = (),
+    ) -> None:
+        self._kept = [_Kept(module) for module in (*model.modules(), *beside)]
         self._needs_grad = [(p, p.requires_grad) for p in model.parameters()]
         self._books = Books(model)
         self._values: dict[int, tuple[Tensor, Tensor]] = {}

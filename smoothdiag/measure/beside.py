@@ -1,0 +1,77 @@
+"""Beside: the modules that a loss reaches and that are no part of the model, as the other network of a GAN."""
+
+from collections.abc import Iterator
+from functools import partial
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+MOST = 1000
+"""Objects that are looked at."""
+
+DEPTH = 4
+"""Steps from the loss to an object, beyond which it is not looked for."""
+
+_FOREIGN = ("torch", "numpy", "pandas", "smoothdiag", "builtins")
+"""Packages whose objects hold no module that a loss calls, other than modules themselves."""
+
+
+def modules_beside(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
+    """Returns the modules outside of a model that a loss can reach.
+
+    Looked at is what a function has in its closure, its defaults and the globals that it names, the functions that it
+    calls, the object that a method is of, and what these keep in attributes, lists and dictionaries.
+    """
+    known = {id(module) for module in model.modules()}
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+    layer: list[Any] = [loss_fn]
+    for _ in range(DEPTH):
+        following: list[Any] = []
+        for value in layer:
+            if id(value) in seen or isinstance(value, Tensor | str | bytes | int | float | type) or value is None:
+                continue
+            seen.add(id(value))
+            if len(seen) > MOST:
+                break
+            if isinstance(value, nn.Module):
+                found.update({id(module): module for module in value.modules() if id(module) not in known})
+            following += _within(value)
+        layer = following
+    return list(found.values())
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """Yields what is one step away."""
+    if isinstance(value, FunctionType):
+        for cell in value.__closure__ or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # a name that has no value yet
+                continue
+        yield from value.__defaults__ or ()
+        yield from (value.__kwdefaults__ or {}).values()
+        yield from vars(value).values()  # what decorators wrap
+        yield from (value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__)
+    elif isinstance(value, MethodType):
+        yield from (value.__self__, value.__func__)
+    elif isinstance(value, partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, dict):
+        yield from list(value.values())[:MOST]
+    elif isinstance(value, list | tuple):
+        yield from value[:MOST]
+    elif isinstance(value, nn.Module):
+        yield from (v for k, v in vars(value).items() if not k.startswith("_"))
+    elif type(value).__module__.partition(".")[0] not in _FOREIGN:
+        yield from list(getattr(value, "__dict__", {}).values())[:MOST]
+        if callable(value):
+            yield type(value).__call__
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)

@@ -1,0 +1,133 @@
+"""Modules outside of the model that a loss calls are what they would be without a probe, however it reaches them."""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from asserts import assert_identical, state_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smoothdiag import AutoClip, Probe, StepRule, every
+
+Loss = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Centred(nn.Module):
+    """A loss that keeps a running mean of what it gets, as that of DINO."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("centre", torch.zeros(4))
+
+    def forward(self, y: Tensor) -> Tensor:
+        loss = F.smooth_l1_loss(self.norm(y) - self.centre, torch.ones_like(y))
+        self.centre = 0.9 * self.centre + 0.1 * y.detach().mean(0)
+        return loss
+
+
+def with_other(model: nn.Module, batch: Tensor, other: nn.Module) -> Tensor:
+    return other(model(batch))
+
+
+def by_closure(other: nn.Module) -> Loss:
+    return lambda model, batch: with_other(model, batch, other)
+
+
+def by_default(other: nn.Module) -> Loss:
+    def loss_fn(model: nn.Module, batch: Tensor, other: nn.Module = other) -> Tensor:
+        return with_other(model, batch, other)
+
+    return loss_fn
+
+
+def by_helper(other: nn.Module) -> Loss:
+    def helper(y: Tensor) -> Tensor:
+        return other(y)
+
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        return sum((helper(model(part)) for part in (batch,)), start=torch.zeros(()))
+
+    return loss_fn
+
+
+def by_method(other: nn.Module) -> Loss:
+    class Trainer:
+        def __init__(self) -> None:
+            self.networks = SimpleNamespace(other=other)
+
+        def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+            return with_other(model, batch, self.networks.other)
+
+    return Trainer().loss
+
+
+def by_callable(other: nn.Module) -> Loss:
+    class Criterion:
+        def __init__(self) -> None:
+            self.parts = {"other": [other]}
+
+        def __call__(self, model: nn.Module, batch: Tensor) -> Tensor:
+            return with_other(model, batch, self.parts["other"][0])
+
+    return Criterion()
+
+
+def by_global(other: nn.Module) -> Loss:
+    space: dict[str, Any] = {"other": other}
+    exec("def loss_fn(model, batch):\n    return other(model(batch))", space)
+    loss_fn: Loss = space["loss_fn"]
+    return loss_fn
+
+
+def by_decorator(other: nn.Module) -> Loss:
+    inner = by_closure(other)
+
+    @wraps(inner)
+    def loss_fn(*given: Any) -> Tensor:
+        return inner(*given)
+
+    return loss_fn
+
+
+WAYS: dict[str, Callable[[nn.Module], Loss]] = {
+    "closure": by_closure,
+    "default": by_default,
+    "helper": by_helper,
+    "method": by_method,
+    "callable object": by_callable,
+    "global name": by_global,
+    "decorated": by_decorator,
+    "partial": lambda other: partial(with_other, other=other),
+}
+
+
+def _trained(way: str, attach: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model, other = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4)), Centred()
+    loss_fn = WAYS[way](other)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    probe = Probe(model, optimizer, loss_fn, schedule=every(1)) if attach else None
+    if probe and attach == "AutoClip":
+        AutoClip(optimizer, probe, rule=StepRule(multiple=None, relative=1e12))
+    for _ in range(4):
+        batch = torch.randn(8, 6)
+        if probe:
+            probe.observe(batch)
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+    if probe:
+        assert {row["status"] for row in probe.trace} <= {"ok", "saturated", "kink_limited"}
+    return state_of(model, optimizer) | {f"other {name}": value for name, value in state_of(other).items()}
+
+
+@pytest.mark.filterwarnings("error::smoothdiag.SmoothdiagWarning")
+@pytest.mark.parametrize("attach", ["Probe", "AutoClip"])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_a_loss_reaches_is_put_back(way, attach) -> None:
+    assert_identical(_trained(way, attach), _trained(way, ""))
