@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from transformers import Trainer, TrainerCallback
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
 from smoothdiag.integrations.huggingface import STATE_FILE, SmoothnessCallback
 from smoothdiag.integrations.losses import Factor
+
+OLD = transformers.__version__.startswith("4.")  # whose trainer rounds losses, and may log the next step's rate
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -66,7 +68,7 @@ def assert_as_logged(callback: SmoothnessCallback, trainer: Trainer, scale: floa
     norms = [norm / scale for norm in logged(trainer, "grad_norm")]
     if norms or trainer.args.max_grad_norm:  # older trainers log no norm where they do not clip
         assert_close(column(callback, "grad_norm"), norms, rtol=1e-6, atol=0)
-    rounding = 5e-5 if transformers.__version__.startswith("4.") else 0
+    rounding = 5e-5 if OLD else 0
     assert_close(column(callback, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=rounding)
 
 
@@ -95,7 +97,8 @@ def test_training_is_the_same_and_gradient_norms_are_those_of_the_trainer(name, 
     allowed = {"ok", "saturated"} | ({"kink_limited"} if name == "bf16" else set())
     assert {row["status"] for row in callback.trace} <= allowed
     assert_as_logged(callback, trainer)
-    assert_close(column(callback, "lr"), logged(trainer, "learning_rate"), rtol=1e-12, atol=0)
+    if not OLD or options.get("lr"):
+        assert_close(column(callback, "lr"), logged(trainer, "learning_rate"), rtol=1e-12, atol=0)
 
 
 def test_smoothness_is_that_of_the_batches(tmp_path) -> None:
@@ -218,7 +221,8 @@ class Narrow(Trainer):
     """Computes its loss in a context of its own."""
 
     def compute_loss_context_manager(self):
-        stack = super().compute_loss_context_manager()
+        stack = ExitStack()
+        stack.enter_context(super().compute_loss_context_manager())
         stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
         return stack
 
