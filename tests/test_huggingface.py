@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from asserts import assert_identical, state_of
 from torch import nn
 from torch.testing import assert_close
@@ -21,6 +22,8 @@ from transformers import Trainer, TrainerCallback
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
 from smoothdiag.integrations.huggingface import STATE_FILE, SmoothnessCallback
 from smoothdiag.integrations.losses import Factor
+
+OLD = transformers.__version__.startswith("4.")  # whose trainer rounds losses, and may log the next step's rate
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -60,6 +63,15 @@ def column(callback: SmoothnessCallback, name: str, estimator: str = "path") -> 
     return [row[name] for row in callback.trace if row["estimator"] == estimator]
 
 
+def assert_as_logged(callback: SmoothnessCallback, trainer: Trainer, scale: float = 1.0) -> None:
+    """Compares losses and gradient norms with those that the trainer logged, the norms ``scale`` times as large."""
+    norms = [norm / scale for norm in logged(trainer, "grad_norm")]
+    if norms or trainer.args.max_grad_norm:  # older trainers log no norm where they do not clip
+        assert_close(column(callback, "grad_norm"), norms, rtol=1e-6, atol=0)
+    rounding = 5e-5 if OLD else 0
+    assert_close(column(callback, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=rounding)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_training_is_the_same_and_gradient_norms_are_those_of_the_trainer(name, tmp_path) -> None:
     options = CONFIGURATIONS[name]
@@ -82,10 +94,11 @@ def test_training_is_the_same_and_gradient_norms_are_those_of_the_trainer(name, 
     assert test is not None
     assert name == "clipped" or test.reproduced, "bit for bit"
     assert test.angle < 1e-6
-    assert {row["status"] for row in callback.trace} <= {"ok", "saturated"}
-    assert_close(column(callback, "grad_norm"), logged(trainer, "grad_norm"), rtol=1e-6, atol=0)
-    assert_close(column(callback, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=0)
-    assert_close(column(callback, "lr"), logged(trainer, "learning_rate"), rtol=1e-12, atol=0)
+    allowed = {"ok", "saturated"} | ({"kink_limited"} if name == "bf16" else set())
+    assert {row["status"] for row in callback.trace} <= allowed
+    assert_as_logged(callback, trainer)
+    if not OLD or options.get("lr"):
+        assert_close(column(callback, "lr"), logged(trainer, "learning_rate"), rtol=1e-12, atol=0)
 
 
 def test_smoothness_is_that_of_the_batches(tmp_path) -> None:
@@ -186,7 +199,7 @@ class Weighted(Trainer):
         labels = inputs.pop("labels")
         self.outputs = model(**inputs)
         logits, expected = self.outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        loss = nn.functional.cross_entropy(logits, expected, weight=self.weights) / num_items_in_batch
+        loss = nn.functional.cross_entropy(logits, expected, weight=self.weights) / (num_items_in_batch or 1)
         if model.training:
             self.num_calls += 1
             self.scale.mul_(0.9).add_(0.1 * loss.detach())
@@ -208,7 +221,8 @@ class Narrow(Trainer):
     """Computes its loss in a context of its own."""
 
     def compute_loss_context_manager(self):
-        stack = super().compute_loss_context_manager()
+        stack = ExitStack()
+        stack.enter_context(super().compute_loss_context_manager())
         stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
         return stack
 
@@ -236,8 +250,7 @@ def test_subclasses_that_keep_compute_loss_log_the_same(kind, tmp_path) -> None:
     for found, expected in zip(trainer.state.log_history, without.state.log_history, strict=True):
         shown = {k: v for k, v in found.items() if not k.startswith("smoothdiag/") and not k.endswith(timed)}
         assert shown == {k: v for k, v in expected.items() if not k.endswith(timed)}
-    assert_close(column(callback, "grad_norm"), logged(trainer, "grad_norm"), rtol=1e-6, atol=0)
-    assert_close(column(callback, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=0)
+    assert_as_logged(callback, trainer)
     assert {row["status"] for row in callback.trace} <= {"ok", "saturated"}
 
 
@@ -498,7 +511,7 @@ def test_gradients_are_measured_as_if_no_scaler_were_there(tmp_path) -> None:
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
     callback = SmoothnessCallback(schedule=every(1)).bind(trainer)
     trainer.train()
-    assert_close(column(callback, "grad_norm"), [norm / 16 for norm in logged(trainer, "grad_norm")], rtol=1e-6, atol=0)
+    assert_as_logged(callback, trainer, scale=16.0)
     assert {row["status"] for row in callback.trace} <= {"ok", "saturated"}
 
 

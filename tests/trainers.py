@@ -53,10 +53,12 @@ def llama(dropout: float = 0.1) -> LlamaForCausalLM:
 
 
 def texts(number: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:
-    """Returns examples for a language model."""
+    """Returns examples for a language model; the first token, which nothing predicts, is no label to count."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(VOCABULARY, (number, 12), generator=generator)
-    return [{"input_ids": tokens, "labels": tokens.clone()} for tokens in drawn]
+    labels = drawn.clone()
+    labels[:, 0] = -100
+    return [{"input_ids": tokens, "labels": expected} for tokens, expected in zip(drawn, labels, strict=True)]
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
