@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothdiag import AutoClip, Probe, StepRule, every
+from smoothdiag.measure.beside import modules_beside
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
 
@@ -131,3 +132,20 @@ def _trained(way: str, attach: str) -> dict[str, Any]:
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_loss_reaches_is_put_back(way, attach) -> None:
     assert_identical(_trained(way, attach), _trained(way, ""))
+
+
+class Absent:
+    """A stand-in for an object that is not there."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("outside of a request")
+
+
+def test_what_cannot_be_looked_at_is_left_out() -> None:
+    absent, other = Absent(), Centred()
+
+    def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
+        return other(batch) if absent is not None else batch.sum()
+
+    assert [type(module) for module in modules_beside(nn.Linear(1, 1), loss_fn)] == [Centred, nn.BatchNorm1d]

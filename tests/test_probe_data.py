@@ -225,6 +225,20 @@ def test_a_step_that_failed_does_not_end_the_measuring() -> None:
     assert probe.trace.to_frame()["step"].tolist() == [0, 1, 2]
 
 
+def test_a_schedule_that_fails_late_costs_rows_and_not_the_run() -> None:
+    model, optimizer, batches = small_run(6)
+
+    def schedule(step: int) -> bool:
+        if step in (2, 3):
+            raise KeyError("late")
+        return True
+
+    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=schedule)
+    with pytest.warns(SmoothdiagWarning, match="A schedule failed.*late"):
+        step_over(model, optimizer, probe.watch(batches))
+    assert [row["step"] for row in probe.trace] == [0, 1, 4, 5]
+
+
 def test_an_optimizer_within_backward_is_refused() -> None:
     model, optimizer, _ = small_run()
     for parameter in model.parameters():

@@ -30,14 +30,17 @@ def modules_beside(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
     for _ in range(DEPTH):
         following: list[Any] = []
         for value in layer:
-            if id(value) in seen or isinstance(value, Tensor | str | bytes | int | float | type) or value is None:
-                continue
-            seen.add(id(value))
             if len(seen) > MOST:
                 break
-            if isinstance(value, nn.Module):
-                found.update({id(module): module for module in value.modules() if id(module) not in known})
-            following += _within(value)
+            try:
+                if id(value) in seen or isinstance(value, Tensor | str | bytes | int | float | type):
+                    continue
+                seen.add(id(value))
+                if isinstance(value, nn.Module):
+                    found.update({id(module): module for module in value.modules() if id(module) not in known})
+                following += _within(value)
+            except Exception:
+                continue  # stand-ins for objects that are not there, as of a web framework, refuse to be looked at
         layer = following
     return list(found.values())
 

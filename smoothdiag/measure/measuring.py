@@ -134,6 +134,16 @@ class Measuring:
         warnings.warn(f"Step {step} was not measured: {error!r}", SmoothdiagWarning)
         self._trace.append(failed_row(step, name))
 
+    def asked(self, schedule: Callable[[], T], otherwise: T) -> T:
+        """Returns what a schedule says; where it raises an error after the first measurement, says so and goes on."""
+        try:
+            return schedule()
+        except Exception as error:
+            if not self.has_measured:
+                raise
+            self.warn_once(f"A schedule failed, so the next step is not measured: {error!r}", "schedule")
+            return otherwise
+
     def warn_once(self, message: str, kind: Hashable = None) -> None:
         """Warns, unless it has warned of this message, or of this kind, before."""
         kind = message if kind is None else kind

@@ -247,7 +247,7 @@ class Probe(Shown):
             self._accumulation.clear()
             self._begun = self._fault = None
             self.steps += 1
-            self.due = self._estimators_due()
+            self.due = self._measuring.asked(self._estimators_due, ())
 
     def _outlook(self) -> int:
         """Returns whether there is a step to measure, and on data as they were seen: the worst of all ranks.
