@@ -187,3 +187,11 @@ def test_uneven_inputs_are_seen() -> None:
     assert replicas.pending() == ""
     with model.join():
         assert "Join" in replicas.pending()
+
+
+def test_versions_of_torch_under_which_shards_were_not_checked_are_refused(monkeypatch) -> None:
+    model = sharded()
+    refuse_unsupported(model, list(model.parameters()))
+    monkeypatch.setattr(torch, "__version__", "2.7.0")
+    with pytest.raises(ValueError, match="Found fully_shard .FSDP2. under torch 2.7.0"):
+        refuse_unsupported(model, list(model.parameters()))

@@ -54,9 +54,10 @@ class Doubt(Enum):
         "`reduction` says. Let loss_fn return what the loop calls backward on."
     )
     REDUCTION = (
-        "The gradient the optimizer got is {ratio:.3g} times the one measured, from {number} micro-batches: the loop "
+        "The gradient that backward left is {ratio:.3g} times the one measured, from {number} micro-batches: the loop "
         "adds them up otherwise, so another loss is measured than the one that is trained. "
-        'Pass reduction="{reduction}".'
+        'Pass reduction="{reduction}". If the loop divides the gradients itself once all have come, and clips them '
+        "then, the measurement is right as it is: let the loop divide the losses instead."
     )
 
 

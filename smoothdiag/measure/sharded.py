@@ -13,7 +13,7 @@ from smoothdiag.measure.coordinates import fully_sharded
 from smoothdiag.measure.faults import NotPutBack
 
 TESTED = ("2.13",)
-"""Versions of torch whose private state is known; faults under others end the run."""
+"""Versions of torch whose private state is known, and whose rows were checked against those of one process."""
 
 
 class Shards:
@@ -69,7 +69,7 @@ class Shards:
 
     def pending(self) -> str:
         """Returns what the training loop has left between passes and a measurement would mix up; "" if nothing."""
-        if not self._is_known():
+        if not self.is_known():
             return ""
         if any(not state._state_ctx.is_last_backward for state in self._states()):
             return "backward passes that do not end, by set_is_last_backward(False)"
@@ -81,7 +81,7 @@ class Shards:
         return ""
 
     def _put_back(self, registered: list[nn.Parameter], error: Exception) -> None:
-        if not self._is_known():
+        if not self.is_known():
             raise NotPutBack(
                 "A measurement failed under FSDP2. What that leaves behind can be undone in torch "
                 f"{', '.join(TESTED)}, and this is {torch.__version__}: the run cannot go on. {_REMEDY}"
@@ -102,7 +102,9 @@ class Shards:
                 f"on. {_REMEDY}"
             ) from error
 
-    def _is_known(self) -> bool:
+    @staticmethod
+    def is_known() -> bool:
+        """Returns whether this version of torch is one of those that were tested."""
         return torch.__version__.startswith(tuple(f"{version}." for version in TESTED))
 
     def _reset(self) -> None:

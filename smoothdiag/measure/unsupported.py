@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from smoothdiag import vectors
 from smoothdiag.measure.replicas import Replicas
-from smoothdiag.measure.sharded import Shards
+from smoothdiag.measure.sharded import TESTED, Shards
 
 
 def refuse_unsupported(model: nn.Module, parameters: Sequence[Tensor]) -> None:
@@ -45,6 +45,12 @@ def _device(parameters: Sequence[Tensor]) -> str:
 
 def _sharding(model: nn.Module, parameters: Sequence[Tensor]) -> str:
     shards = Shards(model)
+    if shards and not shards.is_known():
+        return (
+            f"Found fully_shard (FSDP2) under torch {torch.__version__}. Rows of sharded models were checked under torch "
+            f"{', '.join(TESTED)}, and curvature was seen to come out wrong under torch 2.7: use a checked version, or "
+            "DistributedDataParallel."
+        )
     known = shards.shards()
     # DTensors that fully_shard was given are spread over a mesh of their own beside (tensor parallel).
     owned = None if known is None else {id(shard.sharded_param) for shard in known if not shard.is_dtensor}
