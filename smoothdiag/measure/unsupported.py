@@ -47,8 +47,8 @@ def _sharding(model: nn.Module, parameters: Sequence[Tensor]) -> str:
     shards = Shards(model)
     if shards and not shards.is_known():
         return (
-            f"Found fully_shard (FSDP2) under torch {torch.__version__}. Rows of sharded models were checked under torch "
-            f"{', '.join(TESTED)}, and curvature was seen to come out wrong under torch 2.7: use a checked version, or "
+            f"Found fully_shard (FSDP2) under torch {torch.__version__}. Rows of sharded models were checked under "
+            f"torch {', '.join(TESTED)}, and curvature came out wrong under torch 2.7: use a checked version, or "
             "DistributedDataParallel."
         )
     known = shards.shards()
