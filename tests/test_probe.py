@@ -118,7 +118,7 @@ def test_summed_micro_batches_scale_gradient_and_smoothness_together() -> None:
         probe = Probe(model, optimizer, regression, estimators=[LocalSmoothness()], reduction=reduction)
         for batch in probe.watch(batches):
             regression(model, batch).backward()
-        advice = pytest.warns(SmoothdiagWarning, match='got is 2 times.*Pass reduction="sum"')
+        advice = pytest.warns(SmoothdiagWarning, match='backward left is 2 times.*Pass reduction="sum"')
         with advice if reduction == "mean" else nullcontext():
             optimizer.step()
         (rows[reduction],) = probe.trace
