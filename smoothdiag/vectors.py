@@ -144,15 +144,6 @@ def max_over_ranks(value: int, like: Tensor, group: "dist.ProcessGroup | None" =
     return int(largest)
 
 
-def average_(a: Vector) -> None:
-    """Averages plain tensors over all ranks in place; every rank must call it."""
-    flat = torch.cat([x.reshape(-1).to(a[0].device, a[0].dtype) for x in a])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for x, mean in zip(a, torch.split(flat, [x.numel() for x in a]), strict=True):
-        x.copy_(mean.view(x.shape))
-
-
 def of_first_rank(value: int, like: Tensor, group: "dist.ProcessGroup | None" = None) -> int:
     """Returns the first rank's number; each of them must call it. ``like`` gives the device to use."""
     sent = torch.tensor(value, dtype=torch.int64, device=local(like).device)

@@ -21,6 +21,7 @@ class Backward:
         averages: Whether gradients are averaged over ranks at the end of ``backward``, behind the back of hooks.
 
     Attributes:
+        was_rewritten: Whether somebody wrote to the gradients between two backward passes, as clipping each one does.
         fault: The error that kept it from copying, if there was one.
     """
 
@@ -33,7 +34,7 @@ class Backward:
         self._handles: list[RemovableHandle] = []
         self._copies: dict[Tensor, Tensor] = {}
         self._left: dict[Tensor, tuple[Tensor, int]] = {}
-        self._was_rewritten = False
+        self.was_rewritten = False
         self.fault: Exception | None = None
 
     def arm(self) -> None:
@@ -60,7 +61,7 @@ class Backward:
         It is not known where somebody wrote to the gradients between two backward passes.
         """
         known = all(p in self._copies or p.grad is None for p in parameters)
-        if not self._copies or not known or self._was_rewritten or self.fault is not None:
+        if not self._copies or not known or self.was_rewritten or self.fault is not None:
             return None
         return [
             self._copies[p].to_dense() if p in self._copies else torch.zeros_like(p, requires_grad=False)
@@ -76,11 +77,6 @@ class Backward:
         device = pairs[0][0].device
         return not bool(torch.stack([(a != b).any().to(device) for a, b in pairs]).any())
 
-    @property
-    def was_rewritten(self) -> bool:
-        """Whether somebody wrote to the gradients between two backward passes, as clipping each micro-batch does."""
-        return self._was_rewritten
-
     def _is_left(self, parameter: Tensor) -> bool:
         left = self._left.get(parameter)
         return left is not None and parameter.grad is left[0] and left[0]._version == left[1]
@@ -95,7 +91,7 @@ class Backward:
             if fresh:
                 self._forget()
             elif not all(map(self._is_left, self._left)):
-                self._was_rewritten = True
+                self.was_rewritten = True
             if self._averages:
                 # Averaging is queued behind what is queued now, and this behind averaging.
                 queue = torch.autograd.Variable._execution_engine.queue_callback
@@ -127,4 +123,4 @@ class Backward:
             self.fault = error
 
     def _forget(self) -> None:
-        self._copies, self._left, self._was_rewritten = {}, {}, False
+        self._copies, self._left, self.was_rewritten = {}, {}, False
