@@ -1,10 +1,12 @@
 """Processes that work on one problem together, each as one rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 
 def run_ranks(
@@ -23,3 +25,11 @@ def run_ranks(
         for rank in ranks:
             rank.kill()
     return [torch.load(folder / f"rank{rank}.pt", weights_only=weights_only) for rank in range(world)]
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes this process a group of one, for as long as it lasts."""
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from faults_worker import BOMB, SHARDS, Net, fsdp, loss_fn
+from ranks import alone
 from torch import Tensor, nn
 
 from smoothdiag.measure import agreement, sharded
@@ -20,10 +21,8 @@ NUM_TICKS = 12
 
 @pytest.fixture(scope="module", autouse=True)
 def _alone(tmp_path_factory) -> Iterator[None]:
-    meeting = tmp_path_factory.mktemp("meeting") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with alone(tmp_path_factory.mktemp("meeting")):
+        yield
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import alone
 from torch import nn
 
 from smoothdiag.measure.replicas import Replicas
@@ -17,10 +18,8 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 
 @pytest.fixture(scope="module", autouse=True)
 def _alone(tmp_path_factory) -> Iterator[None]:
-    meeting = tmp_path_factory.mktemp("meeting") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+    with alone(tmp_path_factory.mktemp("meeting")):
+        yield
 
 
 def net() -> nn.Sequential:
