@@ -4,6 +4,7 @@
 
 BIN := .venv/bin
 ARGS ?=
+REV ?= HEAD
 PYTHON ?=
 
 # Read from the environment rather than given by -c, because only so do the pins reach the isolated build as well;
@@ -12,7 +13,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint same clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -29,6 +30,9 @@ lint: .venv/.installed-dev  ## Run the linter, the format check and the strict t
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@.ci/typed $(BIN)
+
+same: .venv/.installed-test  ## Compare seeded runs with those of another commit, bit for bit: make same REV=HEAD~1.
+	@$(BIN)/python benchmarks/same/compare.py $(REV) $(ARGS)
 
 clean:  ## Remove the environment, the caches and the results of the demo.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist demo
