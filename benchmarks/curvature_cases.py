@@ -13,10 +13,10 @@ from models import Task
 from probe_overhead import seconds
 from torch import nn
 
-from smoothdiag.measure.batches import MicroBatch, RandomState
 from smoothdiag.measure.curvature import Choice, hvp
 from smoothdiag.measure.curvature.spectrum import MIN_PRODUCTS, Spectrum, lanczos
-from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState
+from smoothdiag.measure.loss.objective import Objective
 
 STEPS, SETTLING = 150, 20
 """Steps of training, and forward passes afterwards in which running statistics catch up with the weights."""

@@ -19,7 +19,7 @@ from models import TASKS, Task
 from torch.profiler import ProfilerActivity, profile
 
 from smoothdiag import LocalSmoothness, PathSmoothness, Probe, budget, every
-from smoothdiag.measure.schedule import Schedule
+from smoothdiag.measure.probe.schedule import Schedule
 
 ESTIMATORS = {"path": [PathSmoothness()], "local": [LocalSmoothness()]}
 FRACTION = 0.05

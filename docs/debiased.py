@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothdiag import DebiasedSmoothness, Objective, PathSmoothness, Step
-from smoothdiag.measure.batches import MicroBatch, RandomState
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState
 
 BATCH = 64
 HALF = 16

@@ -8,7 +8,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from smoothdiag.geometry import Diagonal, Euclidean, Geometry
-from smoothdiag.measure.coordinates import by_module
 from smoothdiag.measure.curvature import hvp
 from smoothdiag.measure.estimators import (
     CriticalStep,
@@ -22,10 +21,12 @@ from smoothdiag.measure.estimators import (
     Sharpness,
     Step,
 )
-from smoothdiag.measure.fixed import objective
-from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.loss.coordinates import by_module
+from smoothdiag.measure.loss.fixed import objective
+from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.schedule import Schedule, budget, every, log_spaced
+from smoothdiag.measure.probe.schedule import Schedule, budget, every, log_spaced
+from smoothdiag.moved import keep_old_paths
 from smoothdiag.optim import GGNC, ClippedMomentum, ClippedScion, GradientDescent
 from smoothdiag.rows import SmoothdiagWarning, Status
 from smoothdiag.trace import Trace
@@ -140,6 +141,8 @@ __all__ = [
 ]
 
 __version__ = "0.1.0.dev0"
+
+keep_old_paths()
 
 
 if not TYPE_CHECKING:  # a type checker that saw it would let every misspelt name pass

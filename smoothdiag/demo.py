@@ -14,7 +14,7 @@ from tqdm import tqdm
 from smoothdiag.clipping import clip_rule
 from smoothdiag.fits import SmoothnessFit, fit_smoothness
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.schedule import log_spaced
+from smoothdiag.measure.probe.schedule import log_spaced
 from smoothdiag.optim import ClippedMomentum
 from smoothdiag.plots import plot_fit, plot_smoothness, plot_trace
 from smoothdiag.trace import Trace

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smoothdiag import Objective
-from smoothdiag.measure.batches import MicroBatch, RandomState
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState
 
 VOCABULARY, WIDTH = 11, 8
 SEED = 3

@@ -17,10 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from smoothdiag import Diagonal, Euclidean, LocalSmoothness, Objective, Probe, budget, vectors
-from smoothdiag.measure import probe as probe_module
-from smoothdiag.measure import schedule as schedule_module
-from smoothdiag.measure.batches import MicroBatch, RandomState
-from smoothdiag.measure.coordinates import coordinates
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState
+from smoothdiag.measure.loss.coordinates import coordinates
+from smoothdiag.measure.probe import probe as probe_module
+from smoothdiag.measure.probe import schedule as schedule_module
 
 
 def train_on_a_budget(rank: int, folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from smoothdiag import Probe, SmoothdiagWarning, every, vectors
-from smoothdiag.measure import agreement
+from smoothdiag.measure.loss import agreement
 
 STEPS = 5
 FAULT_STEP = 3

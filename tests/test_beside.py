@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothdiag import AutoClip, Probe, StepRule, every
-from smoothdiag.measure.beside import modules_beside
+from smoothdiag.measure.loss.beside import modules_beside
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
 

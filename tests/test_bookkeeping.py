@@ -10,7 +10,7 @@ from torch import nn
 
 from smoothdiag import Trace
 from smoothdiag.integrations.latest import Latest
-from smoothdiag.measure.bookkeeping import MOST, Books
+from smoothdiag.measure.loss.bookkeeping import MOST, Books
 from smoothdiag.rows import CLIP_SUFFIX
 
 

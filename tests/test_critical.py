@@ -25,9 +25,9 @@ from smoothdiag import (
     problems,
     vectors,
 )
-from smoothdiag.measure.batches import MicroBatch, RandomState
 from smoothdiag.measure.estimators.critical import LOSS_PER_GRADIENT, LOSS_ULPS
-from smoothdiag.measure.selftest import self_test
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState
+from smoothdiag.measure.loss.selftest import self_test
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.03),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from smoothdiag import Objective, objective, vectors
 from smoothdiag.measure.curvature import hvp
 from smoothdiag.measure.curvature.guards import autocast_off
-from smoothdiag.measure.selftest import LOSS_SCALE
+from smoothdiag.measure.loss.selftest import LOSS_SCALE
 
 RUNGS = ("retained", "rebuilt", "central", "one_sided")
 TOLERANCES = {

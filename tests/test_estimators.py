@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import LocalSmoothness, Objective, PathSmoothness, Status, Step, problems
-from smoothdiag.measure.batches import MicroBatch, RandomState
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState
 
 LANDSCAPES = {
     "exponential": (problems.exponential(0.7, 2.0, dim=3), [0.3, -0.4, 0.5]),

@@ -12,10 +12,10 @@ from networks import Convolutional, Gpt, Recurrent, classification, images, text
 from torch import Tensor, nn
 
 from smoothdiag import LocalSmoothness, PathSmoothness, Probe, every, vectors
-from smoothdiag.measure.batches import MicroBatch
 from smoothdiag.measure.estimators import Estimate, Step
-from smoothdiag.measure.objective import Objective
-from smoothdiag.measure.selftest import dtypes_of
+from smoothdiag.measure.loss.batches import MicroBatch
+from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.measure.loss.selftest import dtypes_of
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smoothdiag import Objective, vectors
-from smoothdiag.measure.batches import MicroBatch, RandomState
-from smoothdiag.measure.state import ModuleState
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState
+from smoothdiag.measure.loss.state import ModuleState
 
 
 class Noisy(nn.Module):

@@ -25,7 +25,7 @@ from smoothdiag import (
     by_module,
     every,
 )
-from smoothdiag.measure.recording import rows_of
+from smoothdiag.measure.probe.recording import rows_of
 
 ONE = [LocalSmoothness(two_scale=False)]
 

@@ -10,10 +10,11 @@ from faults_worker import BOMB, SHARDS, Net, fsdp, loss_fn
 from ranks import alone
 from torch import Tensor, nn
 
-from smoothdiag.measure import agreement, sharded
-from smoothdiag.measure.agreement import all_failed
-from smoothdiag.measure.faults import NotPutBack
-from smoothdiag.measure.sharded import Shards
+from smoothdiag.measure.loss import agreement
+from smoothdiag.measure.loss.agreement import all_failed
+from smoothdiag.measure.loss.faults import NotPutBack
+from smoothdiag.measure.probe import sharded
+from smoothdiag.measure.probe.sharded import Shards
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without it")
 NUM_TICKS = 12

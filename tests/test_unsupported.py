@@ -9,9 +9,9 @@ import torch.distributed as dist
 from ranks import alone
 from torch import nn
 
-from smoothdiag.measure.replicas import Replicas
-from smoothdiag.measure.sharded import Shards
-from smoothdiag.measure.unsupported import refuse_unsupported
+from smoothdiag.measure.loss.replicas import Replicas
+from smoothdiag.measure.probe.sharded import Shards
+from smoothdiag.measure.probe.unsupported import refuse_unsupported
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without it")
 

@@ -22,10 +22,10 @@ from smoothdiag.autoclip.free_rate import raise_rates, suggested
 from smoothdiag.autoclip.rates import Peaks, share_of_parameters, shared
 from smoothdiag.autoclip.resuming import VERSION, check_state
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
-from smoothdiag.measure.arguments import Outermost
-from smoothdiag.measure.closures import Arguments
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.probe.arguments import Outermost
+from smoothdiag.measure.probe.closures import Arguments
 from smoothdiag.rows import SmoothdiagWarning
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 from smoothdiag import vectors
 from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.faults import Unfit
-from smoothdiag.measure.closures import Arguments, after_closure
+from smoothdiag.measure.probe.closures import Arguments, after_closure
 from smoothdiag.memory import retried
 
 _WAY_OUT = (

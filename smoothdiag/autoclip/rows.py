@@ -10,8 +10,8 @@ from typing import Any
 
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
+from smoothdiag.measure.loss.selftest import SLACK
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.selftest import SLACK
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
 
 RADIUS = 1e-2

@@ -11,7 +11,7 @@ from smoothdiag.autoclip import AutoClip
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.schedule import Schedule
+from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 

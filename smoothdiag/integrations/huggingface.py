@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, Factor, loss_of
-from smoothdiag.measure.bookkeeping import Books
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
+from smoothdiag.measure.loss.bookkeeping import Books
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.schedule import Schedule
+from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.requirements import installed_by
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace

@@ -11,7 +11,7 @@ from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.training_step import TrainingSteps, check_run
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.schedule import Schedule
+from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.requirements import installed_by
 from smoothdiag.rows import SmoothdiagWarning
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothdiag.measure.bookkeeping import Books
+from smoothdiag.measure.loss.bookkeeping import Books
 
 
 @dataclass(frozen=True)

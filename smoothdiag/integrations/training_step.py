@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 from torch import Tensor, nn
 
-from smoothdiag.measure.bookkeeping import Books
+from smoothdiag.measure.loss.bookkeeping import Books
 from smoothdiag.measure.probe import Probe
 from smoothdiag.requirements import installed_by
 

@@ -9,7 +9,7 @@ from smoothdiag.measure.curvature.check import Choice, asked_for, choose
 from smoothdiag.measure.curvature.operator import Hessian, opened
 from smoothdiag.measure.curvature.quadrature import SpectralDensity, Trace, spectral_density, trace
 from smoothdiag.measure.curvature.spectrum import Eigenpair, Spectrum, lanczos, power_iteration
-from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.vectors import Vector
 
 __all__ = [

@@ -10,9 +10,9 @@ from smoothdiag import vectors
 from smoothdiag.measure.curvature.guards import twice_differentiable
 from smoothdiag.measure.curvature.operator import Hessian, Rung, opened
 from smoothdiag.measure.curvature.precise import Precise
-from smoothdiag.measure.faults import NotPutBack
-from smoothdiag.measure.objective import Objective
-from smoothdiag.measure.selftest import rounding, self_test
+from smoothdiag.measure.loss.faults import NotPutBack
+from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.measure.loss.selftest import rounding, self_test
 from smoothdiag.vectors import Vector
 
 AGREEMENT = 0.02

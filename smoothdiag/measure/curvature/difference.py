@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.vectors import Vector
 
 FIRST_RADIUS = 1e-2

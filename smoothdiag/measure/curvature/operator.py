@@ -11,8 +11,8 @@ from torch import Tensor
 from smoothdiag.measure.curvature.difference import Difference
 from smoothdiag.measure.curvature.guards import autocast_off, twice_differentiable
 from smoothdiag.measure.curvature.reverse import Reverse
-from smoothdiag.measure.objective import Objective
-from smoothdiag.measure.selftest import rounding
+from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.measure.loss.selftest import rounding
 from smoothdiag.vectors import Vector
 
 Rung = Literal["retained", "rebuilt", "central", "one_sided"]

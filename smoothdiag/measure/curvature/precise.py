@@ -7,9 +7,9 @@ from functools import partial
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.faults import put_back
-from smoothdiag.measure.isolation import narrow
-from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.loss.faults import put_back
+from smoothdiag.measure.loss.isolation import narrow
+from smoothdiag.measure.loss.objective import Objective
 
 
 class Precise(Objective):

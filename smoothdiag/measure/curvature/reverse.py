@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from smoothdiag.measure.objective import Objective
-from smoothdiag.measure.state import Snapshot
+from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.measure.loss.state import Snapshot
 from smoothdiag.vectors import Vector
 
 Parts = Sequence[Tensor | None]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.geometry import Diagonal, Geometry
-from smoothdiag.measure.objective import Evaluation, Objective
+from smoothdiag.measure.loss.objective import Evaluation, Objective
 from smoothdiag.measure.stability import UNKNOWN, StabilityLimit
 from smoothdiag.rows import Status
 from smoothdiag.vectors import Vector

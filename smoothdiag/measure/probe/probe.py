@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.accumulation import Accumulation, Beginning, check_hooks
-from smoothdiag.measure.arguments import Outermost, Shown, check_arguments, check_state
-from smoothdiag.measure.batches import held_out
-from smoothdiag.measure.closures import Arguments, after_closure
-from smoothdiag.measure.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
-from smoothdiag.measure.faults import NotPutBack, PeerFailed
-from smoothdiag.measure.measuring import Measuring, Taken
-from smoothdiag.measure.objective import LossFn, Reduction
-from smoothdiag.measure.others import moved_by_others, unseen
-from smoothdiag.measure.ranks import Ranks
-from smoothdiag.measure.schedule import Adaptive, Schedule, Stopwatch, every
-from smoothdiag.measure.selftest import SelfTest
-from smoothdiag.measure.unsupported import refuse_unsupported
-from smoothdiag.measure.watched import Watched
+from smoothdiag.measure.loss.batches import held_out
+from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
+from smoothdiag.measure.loss.faults import NotPutBack, PeerFailed
+from smoothdiag.measure.loss.objective import LossFn, Reduction
+from smoothdiag.measure.loss.selftest import SelfTest
+from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
+from smoothdiag.measure.probe.arguments import Outermost, Shown, check_arguments, check_state
+from smoothdiag.measure.probe.closures import Arguments, after_closure
+from smoothdiag.measure.probe.measuring import Measuring, Taken
+from smoothdiag.measure.probe.others import moved_by_others, unseen
+from smoothdiag.measure.probe.ranks import Ranks
+from smoothdiag.measure.probe.schedule import Adaptive, Schedule, Stopwatch, every
+from smoothdiag.measure.probe.unsupported import refuse_unsupported
+from smoothdiag.measure.probe.watched import Watched
 from smoothdiag.memory import retried
 from smoothdiag.trace import Trace
 from smoothdiag.vectors import Vector

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from smoothdiag import arguments
-from smoothdiag.measure.objective import Reduction
-from smoothdiag.measure.schedule import budget, every, log_spaced
+from smoothdiag.measure.loss.objective import Reduction
+from smoothdiag.measure.probe.schedule import budget, every, log_spaced
 
 
 def check_arguments(

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.accumulation import Beginning
-from smoothdiag.measure.batches import MicroBatch
-from smoothdiag.measure.coordinates import common
 from smoothdiag.measure.estimators import Estimator, Status, Step
-from smoothdiag.measure.faults import NotPutBack
-from smoothdiag.measure.objective import Evaluation, LossFn, Objective, Reduction
+from smoothdiag.measure.loss.batches import MicroBatch
+from smoothdiag.measure.loss.coordinates import common
+from smoothdiag.measure.loss.faults import NotPutBack
+from smoothdiag.measure.loss.objective import Evaluation, LossFn, Objective, Reduction
+from smoothdiag.measure.loss.selftest import RETEST_EVERY, SelfTest, self_test
+from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.preconditioner import preconditioner
-from smoothdiag.measure.ranks import Ranks
-from smoothdiag.measure.recording import failed_row, rows_of
-from smoothdiag.measure.selftest import RETEST_EVERY, SelfTest, self_test
+from smoothdiag.measure.probe.accumulation import Beginning
+from smoothdiag.measure.probe.ranks import Ranks
+from smoothdiag.measure.probe.recording import failed_row, rows_of
 from smoothdiag.measure.stability import stability_limit
-from smoothdiag.measure.state import ModuleState
 from smoothdiag.memory import retried
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.backward import Backward
-from smoothdiag.measure.batches import MicroBatch, RandomState, devices_of, map_tensors, tensors_of
-from smoothdiag.measure.state import ModuleState
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, map_tensors, tensors_of
+from smoothdiag.measure.loss.state import ModuleState
+from smoothdiag.measure.probe.backward import Backward
 from smoothdiag.vectors import Vector
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from smoothdiag import vectors
-from smoothdiag.measure.coordinates import common
 from smoothdiag.measure.estimators import Estimate, Status, Step
+from smoothdiag.measure.loss.coordinates import common
 
 
 def rows_of(

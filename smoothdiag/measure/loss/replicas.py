@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from smoothdiag.measure.agreement import all_failed, positions
-from smoothdiag.measure.faults import NotPutBack, PeerFailed
+from smoothdiag.measure.loss.agreement import all_failed, positions
+from smoothdiag.measure.loss.faults import NotPutBack, PeerFailed
 from smoothdiag.vectors import Vector
 
 BUCKET = 25 * 2**20

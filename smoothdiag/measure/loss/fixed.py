@@ -6,9 +6,9 @@ from typing import Any, get_args
 from torch import nn
 
 from smoothdiag import arguments
-from smoothdiag.measure.batches import held_out
-from smoothdiag.measure.coordinates import is_distributed
-from smoothdiag.measure.objective import LossFn, Objective, Reduction
+from smoothdiag.measure.loss.batches import held_out
+from smoothdiag.measure.loss.coordinates import is_distributed
+from smoothdiag.measure.loss.objective import LossFn, Objective, Reduction
 
 
 def objective(

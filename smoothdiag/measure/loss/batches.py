@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smoothdiag.measure.state import Snapshot
+from smoothdiag.measure.loss.state import Snapshot
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.beside import modules_beside
-from smoothdiag.measure.bookkeeping import Books
+from smoothdiag.measure.loss.beside import modules_beside
+from smoothdiag.measure.loss.bookkeeping import Books
 
 Place = tuple[nn.Module, str]
 """A parameter is known by the place it has in a module, not by the tensor, which may be replaced."""

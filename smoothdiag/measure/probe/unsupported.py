@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smoothdiag import vectors
-from smoothdiag.measure.replicas import Replicas
-from smoothdiag.measure.sharded import TESTED, Shards
+from smoothdiag.measure.loss.replicas import Replicas
+from smoothdiag.measure.probe.sharded import TESTED, Shards
 
 
 def refuse_unsupported(model: nn.Module, parameters: Sequence[Tensor]) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.batches import RandomState, devices_of
-from smoothdiag.measure.coordinates import reshard
-from smoothdiag.measure.faults import put_back
-from smoothdiag.measure.state import ModuleState, Snapshot
+from smoothdiag.measure.loss.batches import RandomState, devices_of
+from smoothdiag.measure.loss.coordinates import reshard
+from smoothdiag.measure.loss.faults import put_back
+from smoothdiag.measure.loss.state import ModuleState, Snapshot
 from smoothdiag.rows import SmoothdiagWarning
 
 Gradients = list[tuple[Tensor, Tensor | None, Tensor | None]]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from torch import nn
 
-from smoothdiag.measure.replicas import Replicas
-from smoothdiag.measure.sharded import Shards
+from smoothdiag.measure.loss.replicas import Replicas
+from smoothdiag.measure.probe.sharded import Shards
 
 
 class Ranks:

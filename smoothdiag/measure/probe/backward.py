@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from smoothdiag import vectors
-from smoothdiag.measure.objective import Objective
+from smoothdiag.measure.loss.objective import Objective
 
 
 class Backward:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.coordinates import forward_dtypes
-from smoothdiag.measure.graph import nodes_of
-from smoothdiag.measure.objective import Evaluation, Objective, Reduction
+from smoothdiag.measure.loss.coordinates import forward_dtypes
+from smoothdiag.measure.loss.graph import nodes_of
+from smoothdiag.measure.loss.objective import Evaluation, Objective, Reduction
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
 

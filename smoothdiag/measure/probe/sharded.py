@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from smoothdiag.measure.agreement import all_failed
-from smoothdiag.measure.coordinates import fully_sharded
-from smoothdiag.measure.faults import NotPutBack
+from smoothdiag.measure.loss.agreement import all_failed
+from smoothdiag.measure.loss.coordinates import fully_sharded
+from smoothdiag.measure.loss.faults import NotPutBack
 
 TESTED = ("2.13",)
 """Versions of torch whose private state is known, and whose rows were checked against those of one process."""

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.batches import MicroBatch, copied, cut, map_tensors
-from smoothdiag.measure.coordinates import reshard
-from smoothdiag.measure.graph import leaves_of
-from smoothdiag.measure.isolation import Isolated, isolation
-from smoothdiag.measure.replicas import Replicas
-from smoothdiag.measure.state import ModuleState, Snapshot
+from smoothdiag.measure.loss.batches import MicroBatch, copied, cut, map_tensors
+from smoothdiag.measure.loss.coordinates import reshard
+from smoothdiag.measure.loss.graph import leaves_of
+from smoothdiag.measure.loss.isolation import Isolated, isolation
+from smoothdiag.measure.loss.replicas import Replicas
+from smoothdiag.measure.loss.state import ModuleState, Snapshot
 from smoothdiag.vectors import Vector
 
 LossFn = Callable[[nn.Module, Any], Tensor]

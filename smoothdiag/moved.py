@@ -1,0 +1,62 @@
+"""Old import paths: they work for one more version, and warn of where the module is now."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
+
+_ROOMS: Mapping[str, tuple[str, ...]] = {
+    "measure.loss": (
+        *("agreement", "batches", "beside", "bookkeeping", "coordinates", "faults", "fixed", "graph", "isolation"),
+        *("objective", "replicas", "selftest", "state"),
+    ),
+    "measure.probe": (
+        *("accumulation", "arguments", "backward", "closures", "measuring", "others", "ranks", "recording", "schedule"),
+        *("sharded", "unsupported", "watched"),
+    ),
+}
+
+MOVED: Mapping[str, str] = {
+    f"smoothdiag.{room.partition('.')[0]}.{name}": f"smoothdiag.{room}.{name}"
+    for room, names in _ROOMS.items()
+    for name in names
+}
+"""Where each module was, and where it is."""
+
+
+class _Copy(Loader):
+    """Fills the module of an old path with the names of the new one."""
+
+    def __init__(self, new: str) -> None:
+        self._new = new
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leaves that to Python."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Copies the names."""
+        warnings.warn(
+            f"Import from `{self._new}` instead of `{module.__name__}`, which will go with the next version.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        names = vars(importlib.import_module(self._new))
+        vars(module).update({name: value for name, value in names.items() if not name.startswith("__")})
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Returns a specification for a path that has moved."""
+        return spec_from_loader(fullname, _Copy(MOVED[fullname])) if fullname in MOVED else None
+
+
+def keep_old_paths() -> None:
+    """Lets Python look here for modules of this package that it finds nowhere else."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())
