@@ -58,7 +58,7 @@ def stability_limit(optimizer: torch.optim.Optimizer, parameters: Iterable[Tenso
 
     Source: Cohen et al. 2021, *Gradient descent on neural networks typically occurs at the edge of stability*, for
     SGD; Cohen et al. 2022, *Adaptive gradient methods at the edge of stability*, for Adam. All follow from the
-    eigenvalue -1 of the recurrence; tests/test_stability.py has spectral radii and real steps.
+    eigenvalue -1 of the recurrence; tests/adapters/test_stability.py has spectral radii and real steps.
     """
     rule, preconditioned = _rule(optimizer)
     if rule is None:

@@ -25,7 +25,7 @@ OFFSET = 0.3
 
 LOSS_ULPS, LOSS_PER_GRADIENT = 4, 1 / 30
 """Rounding of one loss: in ulp of its value, and by the relative error of a gradient. Small networks show standard
-deviations of half an ulp, and with bfloat16 of 1/100 to 1/700 of the error (tests/test_critical.py)."""
+deviations of half an ulp, and with bfloat16 of 1/100 to 1/700 of the error (`test_critical.py`)."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,47 @@
+"""docs/coverage.py: intervals that hold the truth as often as they say where rows resampled one by one do not."""
+
+import importlib.util
+import sys
+
+import pytest
+from places import REPOSITORY
+
+SCRIPT = REPOSITORY / "docs" / "coverage.py"
+LEAST, MOST = 0.82, 0.97  # Around a level of .9.
+
+
+@pytest.fixture(scope="module")
+def study():
+    spec = importlib.util.spec_from_file_location("coverage_study", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # Worker processes look up what they run by name.
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def hits(study, case, repetitions=40, num_boot=100):
+    ends = [study.trial(case, num_boot, seed) for seed in range(repetitions)]
+    truth = (*case.truth, float(study.safe_threshold(*case.truth, study.rate(case))))
+    return [[sum(one[way][k][0] <= truth[k] <= one[way][k][1] for one in ends) for k in range(3)] for way in (0, 1)]
+
+
+def test_persistent_noise_is_covered_by_blocks_and_missed_by_rows_one_by_one(study):
+    plain, fitted = hits(study, study.Case(200, 0.8))
+    assert min(fitted) >= 30  # 90% of 40 is 36; three standard deviations below.
+    assert max(plain) < 30
+
+
+def test_independent_noise_is_covered(study):
+    assert min(hits(study, study.Case(200))[1]) >= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [200, 1000])
+@pytest.mark.parametrize("noise", [0.0, 0.8])
+def test_coverage_is_that_of_the_page(study, num_steps, noise):
+    table = study.coverage(study.Case(num_steps, noise), 300)
+    held = table.loc["as fitted", [f"{name} held" for name in study.NAMES]]
+    assert ((held >= LEAST) & (held <= MOST)).all(), held
+    if noise:
+        assert (table.loc["rows one by one", ["L0 held", "L1 held"]] < LEAST).all()

@@ -1,0 +1,388 @@
+"""The shape of the package, read from its source: imports go down the layers and nowhere else."""
+
+import ast
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from places import REPOSITORY
+
+PACKAGE = REPOSITORY / "smoothdiag"
+MAX_LINES = 320
+
+# A module may import from the lines below its own, never sideways.
+LAYERS = (
+    ("integrations", "__main__"),
+    ("autoclip", "cli"),
+    ("demo",),
+    ("report", "measure", "optim", "logs"),
+    ("plots", "clipping", "geometry"),
+    ("fits", "trace", "vectors", "doctor", "problems"),
+    ("rows", "requirements", "memory", "console", "arguments", "moved"),
+)
+LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+# Inside a wing a module may import those that stand before it; a package re-exports, so it follows its parts.
+WINGS = {
+    "measure": (
+        "measure.loss.faults",
+        "measure.loss.agreement",
+        "measure.loss.beside",
+        "measure.loss.bookkeeping",
+        "measure.loss.state",
+        "measure.loss.batches",
+        "measure.loss.graph",
+        "measure.loss.coordinates",
+        "measure.loss.replicas",
+        "measure.loss.isolation",
+        "measure.loss.objective",
+        "measure.loss.selftest",
+        "measure.loss.fixed",
+        "measure.loss",
+        "measure.preconditioner",
+        "measure.stability",
+        "measure.curvature.guards",
+        "measure.curvature.reverse",
+        "measure.curvature.difference",
+        "measure.curvature.operator",
+        "measure.curvature.precise",
+        "measure.curvature.check",
+        "measure.curvature.krylov",
+        "measure.curvature.spectrum",
+        "measure.curvature.quadrature",
+        "measure.curvature",
+        "measure.estimators.base",
+        "measure.estimators.blocks",
+        "measure.estimators.path",
+        "measure.estimators.local",
+        "measure.estimators.halves",
+        "measure.estimators.hessian",
+        "measure.estimators.critical",
+        "measure.estimators",
+        "measure.probe.sharded",
+        "measure.probe.ranks",
+        "measure.probe.unsupported",
+        "measure.probe.watched",
+        "measure.probe.backward",
+        "measure.probe.accumulation",
+        "measure.probe.schedule",
+        "measure.probe.arguments",
+        "measure.probe.closures",
+        "measure.probe.recording",
+        "measure.probe.measuring",
+        "measure.probe.others",
+        "measure.probe.probe",
+        "measure.probe",
+        "measure",
+    ),
+    "fits": (
+        "fits.text",
+        "fits.parts",
+        "fits.base",
+        "fits.walk",
+        "fits.affine",
+        "fits.models",
+        "fits.lossgap",
+        "fits.intervals",
+        "fits.ranges",
+        "fits.rows",
+        "fits.errors",
+        "fits.artefacts",
+        "fits.verdict",
+        "fits.surrogates",
+        "fits.checks",
+        "fits.groups",
+        "fits",
+    ),
+    "optim": (
+        "optim.arithmetic",
+        "optim.base",
+        "optim.descent",
+        "optim.clipped_update",
+        "optim.clipped_momentum",
+        "optim.ggnc",
+        "optim.scion",
+        "optim",
+    ),
+    "trace": (
+        "trace.lines",
+        "trace.keys",
+        "trace.order",
+        "trace.reading",
+        "trace.cells",
+        "trace.tables",
+        "trace.file",
+        "trace.trace",
+        "trace",
+    ),
+    "logs": ("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs"),
+    "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
+    "autoclip": (
+        "autoclip.calibration",
+        "autoclip.rates",
+        "autoclip.free_rate",
+        "autoclip.rows",
+        "autoclip.faults",
+        "autoclip.closures",
+        "autoclip.counts",
+        "autoclip.buckets",
+        "autoclip.iterates",
+        "autoclip.acting",
+        "autoclip.arguments",
+        "autoclip.events",
+        "autoclip.resuming",
+        "autoclip.books",
+        "autoclip.clipper",
+        "autoclip",
+    ),
+    "doctor": (
+        "doctor.patches",
+        "doctor.sites",
+        "doctor.explanations",
+        "doctor.findings",
+        "doctor.gradients",
+        "doctor.counts",
+        "doctor.shards",
+        "doctor.observer",
+        "doctor.report",
+        "doctor.watching",
+        "doctor.script",
+        "doctor.command",
+        "doctor",
+    ),
+    "integrations": (
+        "integrations.losses",
+        "integrations.latest",
+        "integrations.loggers",
+        "integrations.attached",
+        "integrations.training_step",
+        "integrations.lightning",
+        "integrations.huggingface",
+        "integrations",
+    ),
+    "clipping": ("clipping.trust", "clipping.rule", "clipping.rate", "clipping.table", "clipping"),
+    "plots": (
+        "plots.common",
+        "plots.smoothness",
+        "plots.over_steps",
+        "plots.sharpness",
+        "plots.fit",
+        "plots.groups",
+        "plots.clipping",
+        "plots",
+    ),
+}
+
+# Edges that go down and are still wrong: optim serves those who measure nothing, and measuring knows no fit.
+FORBIDDEN = {
+    "optim": {"plots", "clipping", "fits", "trace", "doctor", "problems"},
+    "measure": {"plots", "clipping", "fits"},
+    "fits": {"torch"},
+    "clipping": {"torch"},
+    "logs": {"torch"},
+    "trace": {"torch"},
+}
+LAZY = {"plots": {"matplotlib", "seaborn", "mpl_toolkits"}}
+
+
+def violations(package: Path) -> set[str]:
+    """Returns one line for everything in the package that breaks a rule of this file."""
+    found = set()
+    for path in sorted(package.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        parts = path.relative_to(package).with_suffix("").parts
+        module = ".".join(part for part in parts if part != "__init__")
+        if (length := len(source.splitlines())) > MAX_LINES:
+            found.add(f"{module} has {length} lines, more than {MAX_LINES}")
+        if module == "":  # smoothdiag/__init__.py only re-exports
+            continue
+        top = module.split(".")[0]
+        if top not in LINE or (top in WINGS and module not in WINGS[top]):
+            found.add(f"{module} has no place in the layers of tests/house/test_layers.py")
+            continue
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            for target in _targets(node, path, package):
+                if reason := _wrong(module, target):
+                    found.add(f"{module}, line {node.lineno}: imports {target}, {reason}")
+        for node in _run_on_import(tree):
+            for target in _targets(node, path, package):
+                if target.split(".")[0] in LAZY.get(top, ()):
+                    found.add(f"{module}, line {node.lineno}: imports {target} outside of functions")
+    return found
+
+
+def _targets(node: ast.AST, path: Path, package: Path) -> Iterator[str]:
+    """Yields the modules that a node imports; names inside the package start with "smoothdiag"."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            anchor = ("smoothdiag", *path.relative_to(package).parts)[: -node.level]
+            base = ".".join([*anchor, *base.split(".")]).rstrip(".")
+        for alias in node.names:
+            # `from smoothdiag import vectors` is an edge to the module, not to what re-exports it.
+            inner = package.joinpath(*base.split(".")[1:], alias.name)
+            is_module = base.startswith("smoothdiag") and (inner.is_dir() or inner.with_suffix(".py").exists())
+            yield f"{base}.{alias.name}" if is_module else base
+
+
+def _wrong(module: str, target: str) -> str | None:
+    """Returns why ``module`` may not import ``target``, or None where it may."""
+    top, (root, *rest) = module.split(".")[0], target.split(".")
+    if root == "functorch":
+        return "which torch.func replaces"
+    if root != "smoothdiag":
+        return "which its layer must not need" if root in FORBIDDEN.get(top, ()) else None
+    if not rest:
+        return "which re-exports everything"
+    if rest[0] not in LINE:
+        return "which has no place in the layers"
+    if rest[0] in FORBIDDEN.get(top, ()):
+        return "which its wing must not know"
+    if rest[0] != top:
+        return None if LINE[rest[0]] > LINE[top] else "which is not below it"
+    order = WINGS.get(top, (module, top))
+    inner = ".".join(rest)
+    if inner not in order:
+        return "which has no place in the wing" if top in WINGS else "which stands beside it"
+    return None if order.index(inner) < order.index(module) else "which comes after it in the wing"
+
+
+def _run_on_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yields the nodes that importing the module runs: neither functions nor blocks for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing_only = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        if not lazy and not typing_only:
+            yield node
+            yield from _run_on_import(node)
+
+
+def test_package_keeps_its_layers() -> None:
+    assert not violations(PACKAGE), "\n".join(sorted(violations(PACKAGE)))
+
+
+@pytest.mark.parametrize("folder", ["tests", "examples", "benchmarks", "docs"])
+def test_nothing_beside_the_package_imports_functorch(folder: str) -> None:
+    for path in (REPOSITORY / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            roots = {target.split(".")[0] for target in _targets(node, path, REPOSITORY / folder)}
+            assert "functorch" not in roots, path
+
+
+WRONG = [
+    ("vectors.py", "from smoothdiag.geometry import Euclidean", "smoothdiag.geometry"),
+    ("vectors.py", "from smoothdiag import geometry", "smoothdiag.geometry"),
+    ("vectors.py", "from .geometry import Euclidean", "smoothdiag.geometry"),
+    ("vectors.py", "def late():\n    import smoothdiag.geometry as g", "smoothdiag.geometry"),
+    ("vectors.py", "import functorch", "functorch"),
+    ("measure/loss/objective.py", "from functorch import vmap", "functorch"),
+    ("geometry.py", "from smoothdiag.clipping import clip_rule", "smoothdiag.clipping"),
+    ("trace.py", "import torch", "torch"),
+    (
+        "trace.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from torch import Tensor",
+        "torch",
+    ),
+    ("clipping/rule.py", "def late():\n    import torch.nn as nn", "torch.nn"),
+    (
+        "clipping.py",
+        "from smoothdiag.measure.estimators.base import Status",
+        "smoothdiag.measure.estimators.base",
+    ),
+    ("fits/base.py", "import torch", "torch"),
+    ("fits/base.py", "from smoothdiag.trace import Trace", "smoothdiag.trace"),
+    ("fits/base.py", "from smoothdiag.fits.affine import envelope", "smoothdiag.fits.affine"),
+    ("fits/base.py", "from smoothdiag.fits import fit_smoothness", "smoothdiag.fits"),
+    ("fits/affine.py", "from .checks import run_checks", "smoothdiag.fits.checks"),
+    ("fits/affine.py", "from ..optim.ggnc import GGNC", "smoothdiag.optim.ggnc"),
+    ("optim/clipped_momentum.py", "from smoothdiag.trace import Trace", "smoothdiag.trace"),
+    ("optim/clipped_momentum.py", "from smoothdiag.measure.probe import Probe", "smoothdiag.measure.probe"),
+    ("optim/clipped_momentum.py", "from smoothdiag.optim.ggnc import GGNC", "smoothdiag.optim.ggnc"),
+    ("measure/probe/probe.py", "from smoothdiag.fits.base import SmoothnessFit", "smoothdiag.fits.base"),
+    ("measure/probe/probe.py", "from smoothdiag.clipping import ClipRule", "smoothdiag.clipping"),
+    ("measure/probe/schedule.py", "from smoothdiag.measure.probe import Probe", "smoothdiag.measure.probe"),
+    (
+        "measure/estimators/path.py",
+        "from .local import LocalSmoothness",
+        "smoothdiag.measure.estimators.local",
+    ),
+    ("plots/common.py", "import matplotlib.pyplot as plt", "outside of functions"),
+    ("plots/common.py", "try:\n    import seaborn\nexcept ImportError:\n    seaborn = None", "outside of functions"),
+    ("plots/common.py", "import smoothdiag.report", "smoothdiag.report"),
+    ("plots/smoothness.py", "from smoothdiag.plots import plot_trace", "smoothdiag.plots"),
+    ("demo.py", "from smoothdiag.cli import main", "smoothdiag.cli"),
+    ("cli.py", "from smoothdiag import Probe", "re-exports everything"),
+    ("cli.py", "import smoothdiag as sd", "re-exports everything"),
+    ("autoclip.py", "import smoothdiag.cli", "smoothdiag.cli"),
+    ("integrations/lightning.py", "from smoothdiag.integrations.huggingface import x", "comes after it"),
+    ("stray.py", "import math", "no place in the layers"),
+    ("fits/stray.py", "import math", "no place in the layers"),
+    ("trace.py", "# line\n" * (MAX_LINES + 1), f"more than {MAX_LINES}"),
+]
+
+
+@pytest.mark.parametrize(("file", "code", "message"), WRONG)
+def test_planted_fault_is_found(tmp_path: Path, file: str, code: str, message: str) -> None:
+    found = _plant(tmp_path, file, code)
+    assert len(found) == 1, found
+    assert message in found.pop()
+
+
+def test_fault_planted_in_a_copy_of_the_real_package_is_found(tmp_path: Path) -> None:
+    copy = tmp_path / "smoothdiag"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before = violations(copy)
+    with (copy / "vectors.py").open("a", encoding="utf-8") as stream:
+        stream.write("from smoothdiag.geometry import Euclidean\n")
+    (fault,) = violations(copy) - before
+    assert "smoothdiag.geometry" in fault
+
+
+RIGHT = [
+    ("cli.py", "from smoothdiag import demo, doctor, problems\nfrom smoothdiag.fits import fit_smoothness"),
+    (
+        "demo.py",
+        "import torch\nfrom smoothdiag.measure.probe import Probe\nfrom smoothdiag.plots import plot_trace",
+    ),
+    (
+        "autoclip.py",
+        "from smoothdiag.clipping import clip_rule\nfrom smoothdiag.optim import ClippedMomentum",
+    ),
+    ("measure/probe/probe.py", "from smoothdiag.trace import Trace\nfrom smoothdiag.measure.loss import objective"),
+    ("measure/estimators/path.py", "from .base import Step\nfrom ..loss.objective import Objective"),
+    ("optim/ggnc.py", "import torch\nfrom smoothdiag import geometry, vectors"),
+    ("fits/affine.py", "import numpy\nfrom smoothdiag.fits.base import Verdict"),
+    ("fits/__init__.py", "from smoothdiag.fits.checks import run_checks"),
+    ("plots/common.py", "def late():\n    import matplotlib.pyplot\n    import seaborn"),
+    ("plots/common.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from matplotlib.axes import Axes"),
+    ("integrations/huggingface.py", "import transformers\nfrom smoothdiag.autoclip import AutoClip"),
+]
+
+
+@pytest.mark.parametrize(("file", "code"), RIGHT)
+def test_downward_import_is_allowed(tmp_path: Path, file: str, code: str) -> None:
+    assert not _plant(tmp_path, file, code)
+
+
+def _plant(folder: Path, file: str, code: str) -> set[str]:
+    """Returns the violations of a package of empty modules, one of which holds ``code``."""
+    package = folder / "smoothdiag"
+    modules = [name for names in LAYERS for name in names] + [name for order in WINGS.values() for name in order]
+    for name in modules:
+        is_package = any(other.startswith(name + ".") for other in modules)
+        path = (
+            package.joinpath(*name.split("."), "__init__.py")
+            if is_package
+            else package / f"{name.replace('.', '/')}.py"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert not violations(package)
+    path = package / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(code, encoding="utf-8")
+    return violations(package)
