@@ -151,6 +151,36 @@ def of_first_rank(value: int, like: Tensor, group: "dist.ProcessGroup | None" = 
     return int(sent)
 
 
+def total(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
+    """Returns the sum of numbers that belong to parameters, over all ranks that hold parts of those.
+
+    Args:
+        parts: Pairs of equally long lists: 0-dim values of the local parts on one device, and the parameters
+            they belong to. Every rank must pass the same parameters in the same order.
+
+    Returns:
+        A 0-dim tensor in float64 (float32 where there is no float64) on the device of the first value.
+    """
+    first = parts[0][0][0]
+    sums: dict[tuple[dist.ProcessGroup, ...], Tensor] = {}
+    for values, owners in parts:
+        by_ranks: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+        for value, owner in zip(values, owners, strict=True):
+            by_ranks.setdefault(shard_groups(owner), []).append(value)
+        for ranks, found in by_ranks.items():
+            part = torch.stack(found).to(first.device).to(widest(first.device)).sum()
+            sums[ranks] = sums[ranks] + part if ranks in sums else part
+    for ranks, part in sums.items():
+        for group in ranks:
+            dist.all_reduce(part, group=group)
+    return torch.stack(list(sums.values())).sum()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Returns the widest floating-point type that a device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Layout:
     """Vectors of one kind as flat tensors, for algorithms that combine many of them.
 

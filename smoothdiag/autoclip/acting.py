@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.adapters import Adapter, Group, adapter_of
+from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.autoclip.buckets import (
     Bucket,
     buckets,
@@ -24,11 +26,9 @@ from smoothdiag.autoclip.buckets import (
 )
 from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.counts import Counts
-from smoothdiag.autoclip.iterates import check_beginning, check_state, num_entries
-from smoothdiag.autoclip.rates import Group, Number, Peaks, gain, plain, ratio, shortening, smaller
-from smoothdiag.geometry import Euclidean
+from smoothdiag.autoclip.faults import Unfit
+from smoothdiag.autoclip.rates import Number, Peaks, plain, ratio, smaller
 from smoothdiag.memory import retried
-from smoothdiag.optim import GGNC, ClippedMomentum
 
 
 class Action(Protocol):
@@ -77,8 +77,8 @@ class ScaleGradients:
     shortens_updates: ClassVar[bool] = False
     counts_steps: ClassVar[bool] = True
 
-    def __init__(self, optimizer: torch.optim.Optimizer, peaks: Peaks, *, acts: bool = True) -> None:
-        self._optimizer, self._peaks, self._acts = optimizer, peaks, acts
+    def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter, peaks: Peaks, *, acts: bool = True) -> None:
+        self._optimizer, self._adapter, self._peaks, self._acts = optimizer, adapter, peaks, acts
         self._length: Number = math.inf  # of the last step, as equal gradients prolong it, at the largest rate
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
@@ -106,11 +106,11 @@ class ScaleGradients:
 
     def reach(self, group: Group) -> float:
         """Returns what momentum makes of a constant gradient."""
-        return gain(group)
+        return self._adapter.gain(group)
 
     def reduction(self) -> Number:
         """Returns what momentum and a decayed rate make of uncorrelated gradients."""
-        return self._peaks.reduction()
+        return self._peaks.reduction(self._adapter.shortening)
 
     def taken(self, longest: Number) -> Number:
         """Returns that of the longest step, or less if the gradient was too small for it."""
@@ -126,8 +126,8 @@ class ShortenUpdate:
     shortens_updates: ClassVar[bool] = True
     counts_steps: ClassVar[bool] = True
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, acts: bool = True) -> None:
-        self._optimizer, self._acts = optimizer, acts
+    def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter, *, acts: bool = True) -> None:
+        self._optimizer, self._adapter, self._acts = optimizer, adapter, acts
         self._start: list[Bucket] = []
         self._length: Number = math.inf  # of the last update, before it was shortened
         self._num_entries = -1  # of the optimizer's state, when it was last looked through
@@ -186,7 +186,10 @@ class ShortenUpdate:
         """Looks through the state of the optimizer in the first step, where it has new entries, and now and then."""
         number = num_entries(self._optimizer)
         if self._acts and (number != self._num_entries or is_in_progression(step)):
-            self._num_entries = number if check_state(self._optimizer, moved) else -1
+            refused = self._adapter.late_refusal(moved)
+            if refused:
+                raise Unfit(ValueError(refused))
+            self._num_entries = -1 if refused is None else number
 
 
 class SetCap:
@@ -195,28 +198,13 @@ class SetCap:
     Such an optimizer clips the average of the gradients, and every one of its steps may then be as long as the cap.
     Under `torch.optim.SGD` the longest step is that of equal gradients, and steps of uncorrelated ones are shorter by
     the root of (1 - momentum) / (1 + momentum): so is the cap here. Gradients that are not finite become zero.
-
-    Raises:
-        ValueError: If the optimizer measures steps in another norm, or with one norm for each group.
     """
 
     shortens_updates: ClassVar[bool] = False
     counts_steps: ClassVar[bool] = False
 
-    def __init__(self, optimizer: torch.optim.Optimizer, peaks: Peaks, *, acts: bool = True) -> None:
-        self._optimizer, self._peaks, self._acts = optimizer, peaks, acts
-        for group in optimizer.param_groups:
-            geometry, radius = group.get("geometry", Euclidean()), group.get("radius", 1.0)
-            if not isinstance(geometry, Euclidean) or radius != 1:
-                raise ValueError(
-                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: the longest step is "
-                    f"measured in it. Found `geometry = {geometry}`, `radius = {radius}`."
-                )
-            if group.get("norm_scope", "all") != "all" and len(optimizer.param_groups) > 1:
-                raise ValueError(
-                    'Parameter `norm_scope` should be "all": the longest step is one of all groups together. '
-                    f'Found `norm_scope = "{group["norm_scope"]}"` with {len(optimizer.param_groups)} groups.'
-                )
+    def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter, peaks: Peaks, *, acts: bool = True) -> None:
+        self._optimizer, self._adapter, self._peaks, self._acts = optimizer, adapter, peaks, acts
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Writes ``longest_step`` where a group has one, and else ``threshold``."""
@@ -240,11 +228,11 @@ class SetCap:
 
     def reach(self, group: Group) -> float:
         """Returns the inverse of what the cap is shortened by."""
-        return 1 / shortening(group)
+        return 1 / self._adapter.shortening(group)
 
     def reduction(self) -> Number:
         """Returns what the cap is shortened by, also by a decayed rate."""
-        return self._peaks.reduction()
+        return self._peaks.reduction(self._adapter.shortening)
 
     def taken(self, longest: Number) -> Number:
         """Returns the length of a clipped step: how often the optimizer clips is not known."""
@@ -257,7 +245,8 @@ def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Act
     Raises:
         ValueError: If ``mode`` does not fit the optimizer, or nothing but watching it does.
     """
-    clips_itself, acts = isinstance(optimizer, ClippedMomentum | GGNC), mode != "shadow"
+    adapter, acts = adapter_of(optimizer), mode != "shadow"
+    clips_itself = adapter.way == "cap"
     if clips_itself and mode == "clip":
         raise ValueError(
             'Parameter `mode` should be "set" for an optimizer that clips by itself. '
@@ -268,10 +257,10 @@ def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Act
             'Parameter `mode` should be "clip" for an optimizer that has no threshold of its own. '
             f'Found `mode = "set"` with {type(optimizer).__name__}.'
         )
+    if (acts or adapter.way != "updates") and (refused := adapter.refusal()):
+        raise ValueError(refused)
     if clips_itself:
-        return SetCap(optimizer, peaks, acts=acts)
-    if isinstance(optimizer, torch.optim.SGD):
-        return ScaleGradients(optimizer, peaks, acts=acts)
-    if acts:
-        check_beginning(optimizer)
-    return ShortenUpdate(optimizer, acts=acts)
+        return SetCap(optimizer, adapter, peaks, acts=acts)
+    if adapter.way == "gradients":
+        return ScaleGradients(optimizer, adapter, peaks, acts=acts)
+    return ShortenUpdate(optimizer, adapter, acts=acts)

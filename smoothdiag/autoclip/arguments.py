@@ -4,10 +4,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from smoothdiag.adapters import adapter_of
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import StepRule
-from smoothdiag.autoclip.closures import check_optimizer
-from smoothdiag.autoclip.rates import highest_momentum
 from smoothdiag.autoclip.rows import ForClipping
 from smoothdiag.measure.probe import Probe
 
@@ -25,7 +24,9 @@ class Shown:
 
 def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:
     """Returns the rule for the momentum that an optimizer has at present, where its gradients are clipped."""
-    return StepRule.for_momentum(0.0 if action.shortens_updates else highest_momentum(optimizer))
+    if action.shortens_updates:
+        return StepRule.for_momentum(0.0)
+    return StepRule.for_momentum(max(map(adapter_of(optimizer).momentum, optimizer.param_groups)))
 
 
 def check(optimizer: object, probe: object, mode: object, rule: object, estimator: object, *, set_lr: bool) -> None:
@@ -38,7 +39,8 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
     if probe.is_closed:
         raise ValueError("Parameter `probe` should be open. Found one that has been closed.")
-    check_optimizer(probe.optimizer)
+    if (adapter := adapter_of(probe.optimizer)).way == "nothing":
+        raise ValueError(adapter.refusal())
     if any(isinstance(e, ForClipping) for _, estimators in probe.further for e in estimators):
         raise ValueError("Parameter `probe` should serve one AutoClip. Found one that does: detach that first.")
     if set_lr and mode == "shadow":

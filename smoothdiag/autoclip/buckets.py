@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.adapters import Group
+from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.autoclip.counts import Counts
-from smoothdiag.autoclip.rates import Group
 from smoothdiag.memory import retried
-from smoothdiag.optim.arithmetic import lengths, multiply_, total, widest
+from smoothdiag.optim.arithmetic import lengths, multiply_
+from smoothdiag.vectors import total, widest
 
 Bucket = tuple[list[Tensor], list[Tensor]]
 """Local tensors of one device and dtype, and the tensors they are part of."""
@@ -68,7 +70,7 @@ def wide(x: Tensor) -> Tensor:
 
 def unscaled(optimizer: torch.optim.Optimizer, length: Tensor) -> Tensor:
     """Returns the length without the factor of a GradScaler, which fused optimizers take out in their step."""
-    factor = getattr(optimizer, "grad_scale", None)
+    factor = pending_scale(optimizer)
     return length if factor is None else length / factor.to(length.device)
 
 

@@ -112,16 +112,6 @@ class Place:
         return retried(lambda: vectors.norms([vectors.local(p) for p in self._parameters]))
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a ValueError if an optimizer is known to evaluate its closure more than once in a step."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            "Parameter `optimizer` should evaluate its closure once in a step: AutoClip acts on one gradient. "
-            f"Found {type(optimizer).__name__}, which searches along a line and needs no clipping: "
-            'line_search_fn="strong_wolfe" keeps its steps short.'
-        )
-
-
 def second_evaluation() -> Exception:
     """Returns the error of a closure that is evaluated again in the same step."""
     return RuntimeError(

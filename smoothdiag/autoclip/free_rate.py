@@ -8,8 +8,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from smoothdiag.adapters import adapter_of
 from smoothdiag.autoclip.calibration import FEWEST, Calibration
-from smoothdiag.autoclip.rates import gain, shared
+from smoothdiag.autoclip.rates import shared
 
 
 def suggested(calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float) -> float:
@@ -22,9 +23,7 @@ def suggested(calibration: Calibration, optimizer: torch.optim.Optimizer, multip
         raise ValueError(f"Parameter `multiple` should be positive and finite. Found `multiple = {multiple!r}`.")
     if len(calibration.early) < FEWEST:
         return math.nan
-    # Where momentum is an average of gradients, a constant gradient makes steps of the rate times its norm.
-    adds_up = isinstance(optimizer, torch.optim.SGD)
-    gains = float(shared([gain(group) if adds_up else 1.0 for group in optimizer.param_groups]))
+    gains = float(shared([adapter_of(optimizer).gain(group) for group in optimizer.param_groups]))
     return multiple * median(m.rate for m in calibration.early) / gains
 
 

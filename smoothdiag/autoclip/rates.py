@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.adapters import Group
 from smoothdiag.memory import retried
 
-Group = Mapping[str, Any]
 Number = float | Tensor
 """A number, or a 0-dim tensor on a device that should not be waited for."""
 
@@ -73,7 +72,7 @@ class Peaks:
         pairs = zip(self.values, self._optimizer.param_groups, strict=False)
         return shared([peak * reach(group) for peak, group in pairs])
 
-    def reduction(self) -> Number:
+    def reduction(self, shortening: Callable[[Group], float]) -> Number:
         """Returns how long steps of uncorrelated gradients are at present, in those of equal ones at the peak."""
         return self.share * max(map(shortening, self._optimizer.param_groups))
 
@@ -116,23 +115,6 @@ def shared(values: Sequence[Number]) -> Number:
     if len(values) == 1 or all(not isinstance(v, Tensor) and v == first for v in values):
         return first
     return math.nan
-
-
-def gain(group: Group) -> float:
-    """Returns how many learning rates long a step is, per norm of a constant gradient, under `torch.optim.SGD`."""
-    momentum = float(group.get("momentum", 0.0))
-    return (1 - float(group.get("dampening", 0.0))) / (1 - momentum) if momentum else 1.0
-
-
-def highest_momentum(optimizer: torch.optim.Optimizer) -> float:
-    """Returns the largest momentum of any group."""
-    return max(float(group.get("momentum", 0.0)) for group in optimizer.param_groups)
-
-
-def shortening(group: Group) -> float:
-    """Returns how long steps are that average uncorrelated gradients, in those that do not average."""
-    momentum, nu = float(group.get("momentum", 0.0)), float(group.get("nu", 1.0))
-    return nu * math.sqrt((1 - momentum) / (1 + momentum)) + 1 - nu
 
 
 def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Number:

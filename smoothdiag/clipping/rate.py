@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from smoothdiag import arguments
-from smoothdiag.clipping.trust import check, check_momentum, distrust, gain_of
+from smoothdiag.clipping.trust import check, check_momentum, distrust
 from smoothdiag.fits.base import SmoothnessFit
+from smoothdiag.momentum import gain as gain_of
 
 
 @dataclass(frozen=True)

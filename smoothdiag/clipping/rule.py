@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
-from smoothdiag.clipping.trust import PLAIN, check, check_momentum, distrust, doubt_about, gain_of, over, unsafe
+from smoothdiag.clipping.trust import PLAIN, check, check_momentum, distrust, doubt_about, over, unsafe
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit
 from smoothdiag.fits.intervals import percentile_interval
+from smoothdiag.momentum import averaged
+from smoothdiag.momentum import gain as gain_of
 
 # A percentile has no theory behind it. This one leaves typical steps alone and still stops the outliers.
 FALLBACK_PERCENTILE = 90
@@ -222,7 +224,7 @@ def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) ->
     )
     if averaging > 0:
         # The standard deviation of an exponential average of uncorrelated terms of standard deviation one.
-        shrink = math.sqrt((1 - averaging) / (1 + averaging))
+        shrink = averaged(averaging)
         threshold *= shrink
         origin += (
             f" It is multiplied by {shrink:.2g}, since an average of uncorrelated gradients with momentum "

@@ -11,11 +11,6 @@ PLAIN = ("", "SGD", "ClippedMomentum", "GGNC", "GradientDescent")
 """Optimizers whose steps are the rate times an average of gradients, clipped or not; empty where it is not known."""
 
 
-def gain_of(momentum: float, dampening: float) -> float:
-    """How many learning rates long a step is, per norm of a constant gradient, under `torch.optim.SGD`."""
-    return (1 - dampening) / (1 - momentum) if momentum > 0 else 1.0
-
-
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     """Why no threshold saves a rate of at least kappa/L0."""
     return (

@@ -251,10 +251,3 @@ def addresses(held: Iterable[Held]) -> dict[tuple[int, int], Held]:
     """Returns the parameters by where their gradients lie."""
     found = {each.address: each for each in held}
     return {where: each for where, each in found.items() if where is not None}
-
-
-def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Returns what lies within an optimizer that wraps another."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner
-    return optimizer

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from smoothdiag.doctor.gradients import Owner, innermost, is_scaled, mark_scaled
+from smoothdiag.adapters.wrappers import innermost
+from smoothdiag.doctor.gradients import Owner, is_scaled, mark_scaled
 from smoothdiag.doctor.observer import Call, Observer
 from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.report import Report

@@ -6,7 +6,6 @@ Lists hold local parts of one device and dtype. Scalars are 0-dim tensors, so th
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from smoothdiag import vectors
@@ -28,38 +27,8 @@ def lengths(tensors: Sequence[Tensor], *, foreach: bool = True) -> list[Tensor]:
     return [_length_by_rows(t) if long else next(found) for t, long in zip(tensors, by_rows, strict=True)]
 
 
-def total(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
-    """Returns the sum of numbers that belong to parameters, over all ranks that hold parts of those.
-
-    Args:
-        parts: Pairs of equally long lists: 0-dim values of the local parts on one device, and the parameters
-            (`Bucket.owners`) they belong to. Every rank must pass the same parameters in the same order.
-
-    Returns:
-        A 0-dim tensor in float64 (float32 where there is no float64) on the device of the first value.
-    """
-    first = parts[0][0][0]
-    sums: dict[tuple[dist.ProcessGroup, ...], Tensor] = {}
-    for values, owners in parts:
-        by_ranks: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
-        for value, owner in zip(values, owners, strict=True):
-            by_ranks.setdefault(vectors.shard_groups(owner), []).append(value)
-        for ranks, found in by_ranks.items():
-            part = torch.stack(found).to(first.device).to(widest(first.device)).sum()
-            sums[ranks] = sums[ranks] + part if ranks in sums else part
-    for ranks, part in sums.items():
-        for group in ranks:
-            dist.all_reduce(part, group=group)
-    return torch.stack(list(sums.values())).sum()
-
-
-def widest(device: torch.device) -> torch.dtype:
-    """Returns the widest floating-point type that a device has."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def global_norm(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], *, foreach: bool = True) -> Tensor:
-    """Returns the Euclidean norm over the local parts of vectors on all ranks; 0-dim, see `total`.
+    """Returns the Euclidean norm over the local parts of vectors on all ranks; 0-dim, see `vectors.total`.
 
     Args:
         parts: Pairs of equally long lists: local parts of one device and dtype, and the parameters they belong to.
@@ -68,8 +37,8 @@ def global_norm(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], *, f
     squares = []
     for tensors, owners in parts:
         found = torch.stack(lengths(tensors, foreach=foreach))
-        squares.append((list(found.to(widest(found.device)).square().unbind()), owners))
-    return total(squares).sqrt()
+        squares.append((list(found.to(vectors.widest(found.device)).square().unbind()), owners))
+    return vectors.total(squares).sqrt()
 
 
 def scalar(value: float | Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smoothdiag import vectors
+from smoothdiag.optim.described import Described
 
 Group = dict[str, Any]
 
@@ -61,7 +62,7 @@ class Bucket:
         return self.group["foreach"] is not False
 
 
-class StepOptimizer(Optimizer, abc.ABC):
+class StepOptimizer(Described, abc.ABC):
     """Base of the optimizers: a subclass names its options and what it keeps, and writes the step.
 
     ``.grad`` is never written. A step that raises changes nothing. Nothing waits for a device, unless DTensor
@@ -194,6 +195,8 @@ class CappedOptimizer(StepOptimizer):
         name: Option(lambda v: v is None or v > 0, "positive", tensor=True) for name in ("threshold", "longest_step")
     }
     """The two options; exactly one of them is not None in a group."""
+
+    way = "cap"
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group; a cap of its own, be it threshold or longest step, replaces either default."""

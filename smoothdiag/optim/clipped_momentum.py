@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from smoothdiag.optim.arithmetic import add_scaled, average_, global_norm, multiply_, widest
+from smoothdiag.momentum import shortening
+from smoothdiag.optim.arithmetic import add_scaled, average_, global_norm, multiply_
 from smoothdiag.optim.base import COMMON, FLAG, NON_NEGATIVE, Bucket, CappedOptimizer, Group, Option
 from smoothdiag.optim.clipped_update import Clip, averages_norm, clipped_momentum_update
+from smoothdiag.vectors import widest
 
 Scope = Literal["all", "group"]
 
@@ -159,6 +161,33 @@ class ClippedMomentum(CappedOptimizer):
         if group["clip"] == "normalize" and _is_infinite(group):
             raise ValueError('Parameter `threshold` should be finite with clip="normalize". Found an infinite cap.')
 
+    def shortening(self, group: Mapping[str, Any]) -> float:
+        """Returns the length of steps over uncorrelated gradients, as a share of the length over equal gradients."""
+        return shortening(self.momentum(group), float(group["nu"]))
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+        """Returns the largest curvature [f/x^2] at which steps that are not clipped do not diverge on a quadratic.
+
+        That is (2 / lr) / (1 - nu + nu (1 - b) / (1 + b)) with momentum b, past the bias correction. Weight decay in
+        the gradient is subtracted from it; decoupled weight decay w makes 2 / lr into 2 / lr - w. NaN where groups
+        differ, for ``maximize``, and for ``clip="normalize"``. It is never preconditioned.
+
+        Source: the eigenvalue -1 of the recurrence; tests/adapters/test_stability.py has spectral radii and real steps.
+        """
+        counted = set(parameters)
+        found = {_limit(group) for group in self.param_groups if any(p in counted for p in group["params"])}
+        return (found.pop() if len(found) == 1 else math.nan), False
+
+    def refusal(self) -> str:
+        """Returns why AutoClip must not act on this optimizer; empty where it may."""
+        scopes = [group["norm_scope"] for group in self.param_groups if group["norm_scope"] != "all"]
+        if not scopes or len(self.param_groups) == 1:
+            return ""
+        return (
+            'Parameter `norm_scope` should be "all": the longest step is one of all groups together. '
+            f'Found `norm_scope = "{scopes[0]}"` with {len(self.param_groups)} groups.'
+        )
+
     def _kept(self, group: Group) -> Sequence[str]:
         averaging = group["nu"] > 0 or any(g["nu"] > 0 and g["norm_scope"] == "all" for g in self.param_groups)
         if not averaging:
@@ -182,6 +211,15 @@ class ClippedMomentum(CappedOptimizer):
             if group["norm_scope"] == "group":
                 own = [b for b in buckets if b.group is group]
                 _clip(own, own)
+
+
+def _limit(group: Mapping[str, Any]) -> float:
+    momentum, nu, lr = float(group["momentum"]), float(group["nu"]), float(group["lr"])
+    if group["clip"] == "normalize" or group["maximize"] or momentum >= 1:
+        return math.nan  # steps of one length never settle, whatever the curvature
+    decay, gain = float(group["weight_decay"]), 1 - nu + nu * (1 - momentum) / (1 + momentum)
+    limit = 2 / lr if lr > 0 else math.inf
+    return (limit - decay) / gain if group["decoupled_weight_decay"] else limit / gain - decay
 
 
 def _clip(moved: Sequence[Bucket], counted: Sequence[Bucket]) -> None:

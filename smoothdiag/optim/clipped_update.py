@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from smoothdiag.optim.arithmetic import global_norm, lengths, scalar, subtract_scaled_, total, widest
+from smoothdiag.optim.arithmetic import global_norm, lengths, scalar, subtract_scaled_
+from smoothdiag.vectors import total, widest
 
 Clip = Literal["hard", "soft", "normalize"]
 

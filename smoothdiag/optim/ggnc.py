@@ -178,6 +178,22 @@ class GGNC(CappedOptimizer):
         groups += state_dict["param_groups"][len(groups) :]
         super().load_state_dict({**state_dict, "param_groups": groups})
 
+    @property
+    def follows_gradients(self) -> bool:  # type: ignore[override]
+        """Whether a step is the learning rate times an average of gradients, clipped or not: in Euclidean norms."""
+        return all(isinstance(group["geometry"], Euclidean) for group in self.param_groups)
+
+    def refusal(self) -> str:
+        """Returns why AutoClip must not act on this optimizer; empty where it may."""
+        for group in self.param_groups:
+            geometry, radius = group["geometry"], group["radius"]
+            if not isinstance(geometry, Euclidean) or radius != 1:
+                return (
+                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: the longest step is "
+                    f"measured in it. Found `geometry = {geometry}`, `radius = {radius}`."
+                )
+        return ""
+
     def _kept(self, group: Group) -> Sequence[str]:
         return ("momentum_buffer",)
 
@@ -242,7 +258,7 @@ class GGNC(CappedOptimizer):
             pairs = zip(b.states["momentum_buffer"], b.params, strict=True)
             products = [(_wide(d) * _wide(x)).sum() * factor for d, x in pairs]
             parts.append((products, b.owners))
-        return arithmetic.total(parts)
+        return vectors.total(parts)
 
     def _square_of_direction(
         self, buckets: Sequence[Bucket], minimisers: Sequence[tuple[list[Tensor], Tensor]]
@@ -258,7 +274,7 @@ class GGNC(CappedOptimizer):
                 else:
                     norms.append(geometry.norm(_as_part_of(u, owner)).to(scale))
         found = torch.stack(norms).amax().square() if norms else None
-        joint = arithmetic.total(squares) if squares else None
+        joint = vectors.total(squares) if squares else None
         if found is None or joint is None:
             return found if joint is None else joint  # type: ignore[return-value]
         return torch.maximum(found, joint.to(found))
@@ -271,12 +287,12 @@ def _joint_length(buckets: Sequence[Bucket]) -> Tensor:
         if isinstance(b.group["geometry"], Euclidean):
             found = torch.stack(arithmetic.lengths(b.states["momentum_buffer"], foreach=b.foreach))
             # In float64: squares of what float32 holds fit.
-            squares = (found.to(arithmetic.widest(found.device)) * b.group["radius"]).square()
+            squares = (found.to(vectors.widest(found.device)) * b.group["radius"]).square()
             parts.append((list(squares.unbind()), b.owners))
     if parts:
-        return arithmetic.total(parts).sqrt()
+        return vectors.total(parts).sqrt()
     device = buckets[0].params[0].device
-    return torch.zeros((), dtype=arithmetic.widest(device), device=device)
+    return torch.zeros((), dtype=vectors.widest(device), device=device)
 
 
 def _step_length(group: Group, total: Tensor) -> Tensor:

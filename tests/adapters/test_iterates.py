@@ -191,5 +191,5 @@ def test_weights_that_are_zero_at_first_are_looked_at_again() -> None:
 
 
 def test_optimizers_of_torch_are_not_looked_through(monkeypatch) -> None:
-    monkeypatch.setattr("smoothdiag.autoclip.iterates._candidates", lambda _: pytest.fail("looked"))
+    monkeypatch.setattr("smoothdiag.adapters.iterates.candidates", lambda _: pytest.fail("looked"))
     Run(adamw(), rule=BINDING).over(batches(3))

@@ -5,7 +5,7 @@ import torch
 from regressions import regression, small_run, step_over
 
 from smoothdiag import Diagonal, LocalSmoothness, PathSmoothness, Probe, every
-from smoothdiag.measure.preconditioner import preconditioner
+from smoothdiag.adapters import adapter_of
 
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.9)),
@@ -27,14 +27,14 @@ def test_without_momentum_the_step_is_lr_times_the_gradient_over_p(name) -> None
         regression(model, batch).backward()
         before = [p.detach().clone() for p in parameters]
         optimizer.step()
-        diagonal = preconditioner(optimizer, parameters)
+        diagonal = adapter_of(optimizer).preconditioner(parameters)
         for p, x, matrix in zip(parameters, before, diagonal, strict=True):
             torch.testing.assert_close(x - p.detach(), 0.01 * p.grad / matrix, rtol=1e-9, atol=1e-12)
 
 
 def test_optimizers_without_one_have_none() -> None:
     model, optimizer, _ = small_run()
-    assert preconditioner(optimizer, list(model.parameters())) is None
+    assert adapter_of(optimizer).preconditioner(list(model.parameters())) is None
 
 
 def test_rows_in_the_optimizers_norm_are_literal() -> None:
@@ -51,7 +51,7 @@ def test_rows_in_the_optimizers_norm_are_literal() -> None:
 
     x0, g0 = flat(parameters), gradient()
     step_over(model, optimizer, probe.watch([batch]))
-    x1, g1, p = flat(parameters), gradient(), flat(preconditioner(optimizer, parameters))
+    x1, g1, p = flat(parameters), gradient(), flat(adapter_of(optimizer).preconditioner(parameters))
     rows = {(r["estimator"], r["group"]): r for r in probe.trace}
     assert set(rows) == {(e, g) for e in ("path", "path_preconditioned") for g in ("all", "0", "2")}
     row = rows["path_preconditioned", "all"]

@@ -8,12 +8,21 @@ import torch
 from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 
 from smoothdiag import GGNC, ClippedMomentum, ClippedScion, Euclidean, GradientDescent
+from smoothdiag.adapters import StabilityLimit, adapter_of
 from smoothdiag.geometry import Sign
-from smoothdiag.measure.preconditioner import preconditioner
-from smoothdiag.measure.stability import stability_limit
 from smoothdiag.optim import Smoothed
 
 LR = 0.07
+
+
+def stability_limit(optimizer, parameters) -> StabilityLimit:
+    return StabilityLimit(*adapter_of(optimizer).stability_limit(parameters))
+
+
+def preconditioner(optimizer, parameters):
+    return adapter_of(optimizer).preconditioner(parameters)
+
+
 START = 1e-9
 """Small against P / LR, so that gradients on the way to a thousand times as far add nothing to P."""
 NEVER = 1 - 1e-15

@@ -16,10 +16,10 @@ LAYERS = (
     ("integrations", "__main__"),
     ("autoclip", "cli"),
     ("demo",),
-    ("report", "measure", "optim", "logs"),
-    ("plots", "clipping", "geometry"),
-    ("fits", "trace", "vectors", "doctor", "problems"),
-    ("rows", "requirements", "memory", "console", "arguments", "moved"),
+    ("report", "measure", "optim", "logs", "doctor"),
+    ("plots", "clipping", "adapters", "geometry"),
+    ("fits", "trace", "vectors", "problems"),
+    ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -40,8 +40,6 @@ WINGS = {
         "measure.loss.selftest",
         "measure.loss.fixed",
         "measure.loss",
-        "measure.preconditioner",
-        "measure.stability",
         "measure.curvature.guards",
         "measure.curvature.reverse",
         "measure.curvature.difference",
@@ -76,6 +74,23 @@ WINGS = {
         "measure.probe",
         "measure",
     ),
+    "adapters": (
+        "adapters.protocol",
+        "adapters.wrappers",
+        "adapters.iterates",
+        "adapters.unknown",
+        "adapters.limits",
+        "adapters.sgd",
+        "adapters.adaptive",
+        "adapters.adam",
+        "adapters.muon",
+        "adapters.schedule_free",
+        "adapters.rate_free",
+        "adapters.lookahead",
+        "adapters.line_search",
+        "adapters.sam",
+        "adapters",
+    ),
     "fits": (
         "fits.text",
         "fits.parts",
@@ -96,6 +111,7 @@ WINGS = {
         "fits",
     ),
     "optim": (
+        "optim.described",
         "optim.arithmetic",
         "optim.base",
         "optim.descent",
@@ -127,7 +143,6 @@ WINGS = {
         "autoclip.closures",
         "autoclip.counts",
         "autoclip.buckets",
-        "autoclip.iterates",
         "autoclip.acting",
         "autoclip.arguments",
         "autoclip.events",
@@ -176,7 +191,7 @@ WINGS = {
 
 # Edges that go down and are still wrong: optim serves those who measure nothing, and measuring knows no fit.
 FORBIDDEN = {
-    "optim": {"plots", "clipping", "fits", "trace", "doctor", "problems"},
+    "optim": {"plots", "clipping", "fits", "trace", "doctor", "problems", "adapters"},
     "measure": {"plots", "clipping", "fits"},
     "fits": {"torch"},
     "clipping": {"torch"},

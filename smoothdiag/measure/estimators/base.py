@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.adapters import UNKNOWN, StabilityLimit
 from smoothdiag.geometry import Diagonal, Geometry
 from smoothdiag.measure.loss.objective import Evaluation, Objective
-from smoothdiag.measure.stability import UNKNOWN, StabilityLimit
 from smoothdiag.rows import Status
 from smoothdiag.vectors import Vector
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from smoothdiag import arguments
+from smoothdiag.adapters.wrappers import check_step_hooks
 from smoothdiag.measure.loss.objective import Reduction
 from smoothdiag.measure.probe.schedule import budget, every, log_spaced
 
@@ -24,11 +25,7 @@ def check_arguments(
         raise arguments.wrong("model", "a torch.nn.Module", model)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise arguments.wrong("optimizer", "a torch.optim.Optimizer", optimizer)
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # as accelerate.optimizer.AcceleratedOptimizer
-        raise ValueError(
-            "Parameter `optimizer` should be the torch.optim.Optimizer that takes the steps. Found "
-            f"{type(optimizer).__name__}, a wrapper without step hooks; pass `optimizer.optimizer`, which it wraps."
-        )
+    check_step_hooks(optimizer)
     arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
     check_estimators(estimators)
     check_schedule(schedule)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from smoothdiag import vectors
+from smoothdiag.adapters import StabilityLimit, adapter_of
 from smoothdiag.measure.estimators import Estimator, Status, Step
 from smoothdiag.measure.loss.batches import MicroBatch
 from smoothdiag.measure.loss.coordinates import common
@@ -18,11 +19,9 @@ from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.loss.objective import Evaluation, LossFn, Objective, Reduction
 from smoothdiag.measure.loss.selftest import RETEST_EVERY, SelfTest, self_test
 from smoothdiag.measure.loss.state import ModuleState
-from smoothdiag.measure.preconditioner import preconditioner
 from smoothdiag.measure.probe.accumulation import Beginning
 from smoothdiag.measure.probe.ranks import Ranks
 from smoothdiag.measure.probe.recording import failed_row, rows_of
-from smoothdiag.measure.stability import stability_limit
 from smoothdiag.memory import retried
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
@@ -156,7 +155,7 @@ class Measuring:
         return call() if self._distributed else retried(call)
 
     def _step(self, objective: Objective, taken: Taken, end: Vector) -> Step:
-        known = self._known_start(objective, taken.begun)
+        known, adapter = self._known_start(objective, taken.begun), adapter_of(self._optimizer)
         assert self.self_test is not None
         return Step(
             index=taken.index,
@@ -166,10 +165,10 @@ class Measuring:
             lr=common(taken.begun.lrs),
             gradient_error=self.self_test.gradient_error,
             groups=taken.groups,
-            preconditioner=preconditioner(self._optimizer, taken.parameters),
+            preconditioner=adapter.preconditioner(taken.parameters),
             known_start=known,
             memory=self.memory,
-            stability_limit=stability_limit(self._optimizer, taken.parameters),
+            stability_limit=StabilityLimit(*adapter.stability_limit(taken.parameters)),
         )
 
     def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:

@@ -2,6 +2,8 @@
 
 import torch
 
+from smoothdiag.adapters.wrappers import wrapped_in
+
 
 def unseen(optimizer: torch.optim.Optimizer, probe: object) -> str:
     """Returns what to say of a step whose batches ``probe`` has not seen."""
@@ -20,7 +22,7 @@ def unseen(optimizer: torch.optim.Optimizer, probe: object) -> str:
 
 def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
     """Returns what to say where parameters moved between two batches without a step of ``optimizer``."""
-    inner = [name for name, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)]
+    inner = list(wrapped_in(optimizer))
     kind = type(optimizer).__name__
     remedy = (
         f"Make the probe (and AutoClip) for `optimizer.{inner[0]}`, which it holds"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from smoothdiag import vectors
+from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.batches import held_out
 from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
@@ -110,8 +111,7 @@ class Probe(Shown):
         self._measuring = Measuring(
             model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
         )
-        self._outermost = Outermost()
-        self._stopwatch = Stopwatch()
+        self._outermost, self._stopwatch = Outermost(), Stopwatch()
         self._handles = [optimizer.register_step_pre_hook(self._before_step)]
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
@@ -230,7 +230,7 @@ class Probe(Shown):
         if not self._accumulation.has_observed:
             self._measuring.warn_once(unseen(self.optimizer, self))
             return None
-        is_scaled = getattr(self.optimizer, "grad_scale", None) is not None  # fused ones take it out as they step
+        is_scaled = pending_scale(self.optimizer) is not None  # fused ones take it out as they step
         return self._accumulation.beginning(start, lrs, by_closure=by_closure, is_scaled=is_scaled)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

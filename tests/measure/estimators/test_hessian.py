@@ -19,7 +19,7 @@ from smoothdiag import (
     every,
     fit_smoothness,
 )
-from smoothdiag.measure.preconditioner import preconditioner
+from smoothdiag.adapters import adapter_of
 
 TIGHT = {"tol": 1e-9, "max_products": 100}
 ALL = [HessianNorm(**TIGHT), Sharpness(**TIGHT), DirectionalCurvature(), DirectionalCurvature("update")]
@@ -53,7 +53,7 @@ def run(make, estimators=ALL, steps=1, **arguments):
         optimizer.zero_grad()
         regression(model, batch).backward()
         optimizer.step()
-    matrix = preconditioner(optimizer, list(model.parameters()))
+    matrix = adapter_of(optimizer).preconditioner(list(model.parameters()))
     rows = {(r["estimator"], r["group"]): r for r in probe.trace if r["step"] == steps - 1}
     return rows, gradient, hessian, flat(model.parameters()) - before, None if matrix is None else flat(matrix)
 

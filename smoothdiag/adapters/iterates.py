@@ -1,6 +1,4 @@
-"""Iterates: copies of the parameters that an optimizer keeps and moves beside them."""
-
-from __future__ import annotations
+"""Iterates: copies of the parameters that an optimizer keeps in its state and moves beside them, found by value."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,9 +7,8 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.autoclip.faults import Unfit
+from smoothdiag.adapters.wrappers import wrapped_in
 from smoothdiag.memory import retried
-from smoothdiag.optim.arithmetic import total
 
 Pair = tuple[Tensor, Tensor]
 """A tensor of an optimizer's state, and the parameter it has the shape of."""
@@ -19,38 +16,17 @@ Pair = tuple[Tensor, Tensor]
 FEW = 64
 """Entries below which a state may lie near the parameters by chance, and has to lie nearer."""
 
-_NAMES = ("schedulefree", "lookahead")
-_MOVES = frozenset({"weight_sum", "train_mode", "lookahead_alpha", "la_alpha"})
-_ESTIMATES = frozenset({"d"})
-_WAY_OUT = (
-    'Clip gradients by hand, or pass `mode="shadow"` to measure without acting. If this optimizer wraps another one, '
-    "give the probe and AutoClip that one."
-)
 
-
-def check_beginning(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a ValueError if class, options or state of an optimizer tell that shortened steps would spoil it."""
-    if _is_known(optimizer):
-        return
-    name = type(optimizer).__name__
-    keys = set(optimizer.param_groups[0])
-    if keys & _ESTIMATES:  # Prodigy, D-Adaptation
-        raise ValueError(
-            "Parameter `optimizer` should not estimate its rate from the steps it believes to have taken: steps that "
-            "AutoClip shortens let the estimate grow, without end in some. Found "
-            f"{name}, whose groups have `{min(keys & _ESTIMATES)}`. {_WAY_OUT}"
-        )
-    if keys & _MOVES:
-        raise _unfit(f"{name}, whose groups have `{min(keys & _MOVES)}`").error
-    if isinstance(optimizer, torch.optim.ASGD) or any(part in name.lower().replace("_", "") for part in _NAMES):
-        raise _unfit(name).error
-    for entry, pairs in _candidates(optimizer).items():
+def equal_to_parameters(optimizer: torch.optim.Optimizer) -> str:
+    """Returns the name of an entry of the state that equals the parameters; empty if there is none."""
+    for entry, pairs in candidates(optimizer).items():
         if all(torch.equal(s, p) for s, p in pairs) and any(bool(s.any()) for s, _ in pairs):
-            raise _unfit(f"`{entry}` in the state of {name}, which equals the parameters").error
+            return entry
+    return ""
 
 
-def check_state(optimizer: torch.optim.Optimizer, moved: float | Tensor) -> bool:
-    """Looks for an iterate in the state of an optimizer, right after its step; returns whether that can be told yet.
+def near_parameters(optimizer: torch.optim.Optimizer, moved: float | Tensor) -> str | None:
+    """Returns the name of an entry of the state that lies near the parameters, right after a step of the optimizer.
 
     An iterate is as long as the parameters and points the same way. A moment of the first gradient might by chance,
     as on ||x||^2 / 2, but then it is a multiple of that gradient.
@@ -59,13 +35,11 @@ def check_state(optimizer: torch.optim.Optimizer, moved: float | Tensor) -> bool
         optimizer: The optimizer.
         moved: Length of the step [x].
 
-    Raises:
-        Unfit: If there is one.
+    Returns:
+        The name; empty if there is no such entry; ``None`` if that cannot be told yet.
     """
-    if _is_known(optimizer):
-        return True
     is_clear = True
-    for name, pairs in _candidates(optimizer).items():
+    for name, pairs in candidates(optimizer).items():
         state, parameters = zip(*pairs, strict=True)
         px, xx, ss = (_dot(a, b) for a, b in ((state, parameters), (parameters,) * 2, (state,) * 2))
         if not xx > 0 or not ss > 0:  # zero weights are near to everything small
@@ -80,8 +54,8 @@ def check_state(optimizer: torch.optim.Optimizer, moved: float | Tensor) -> bool
         with_grad = [(s, p.grad, p) for s, p in pairs if p.grad is not None and p.grad.shape == s.shape]
         if with_grad and _is_parallel(with_grad):
             continue
-        raise _unfit(f"`{name}` in the state of {type(optimizer).__name__}, which lies near the parameters")
-    return is_clear
+        return name
+    return "" if is_clear else None
 
 
 def num_entries(optimizer: torch.optim.Optimizer) -> int:
@@ -89,22 +63,7 @@ def num_entries(optimizer: torch.optim.Optimizer) -> int:
     return sum(len(s) if isinstance(s, Mapping) else 1 for s in optimizer.state.values())
 
 
-def _is_known(optimizer: torch.optim.Optimizer) -> bool:
-    module = type(optimizer).__module__ + "."
-    return module.startswith("torch.optim.") and not isinstance(optimizer, torch.optim.ASGD)
-
-
-def _unfit(found: str) -> Unfit:
-    return Unfit(
-        ValueError(
-            "Parameter `optimizer` should keep no copy of the parameters that it moves along with them: AutoClip takes "
-            "a part of the update back from the parameters and not from the copy, and weights that are worked out of "
-            f"both are spoilt. Found {found}. {_WAY_OUT}"
-        )
-    )
-
-
-def _candidates(optimizer: torch.optim.Optimizer) -> dict[str, list[Pair]]:
+def candidates(optimizer: torch.optim.Optimizer) -> dict[str, list[Pair]]:
     """Returns what has the shapes of parameters, by name, wherever the optimizer or one inside of it keeps it."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and p.numel()]
     own = {vectors.local(p).data_ptr() for p in parameters}
@@ -139,7 +98,7 @@ def _candidates(optimizer: torch.optim.Optimizer) -> dict[str, list[Pair]]:
 
 
 def _holders(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
-    inner = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
+    inner = wrapped_in(optimizer).values()
     return [optimizer, *(o for o in inner if o is not optimizer and o.state is not optimizer.state)]
 
 
@@ -163,7 +122,7 @@ def _in_order(name: str, value: Any, parameters: Sequence[Tensor]) -> Iterator[t
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     first = vectors.local(a[0]).device
     products = [retried(lambda x=x, y=y: _product(x, y).to(first)) for x, y in zip(a, b, strict=True)]  # type: ignore[misc]
-    return float(total([(products, b)]))
+    return float(vectors.total([(products, b)]))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

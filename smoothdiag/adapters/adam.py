@@ -1,0 +1,52 @@
+"""Adam and AdamW."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smoothdiag.adapters import limits
+from smoothdiag.adapters.adaptive import Adaptive
+from smoothdiag.adapters.protocol import Group, State
+
+
+class Adam(Adaptive):
+    """What is known of `torch.optim.Adam` and, as its subclass, `torch.optim.AdamW`."""
+
+    kind: type[torch.optim.Optimizer]
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(optimizer)
+        self.kind = torch.optim.AdamW if isinstance(optimizer, torch.optim.AdamW) else torch.optim.Adam
+        self._is_decoupled = isinstance(optimizer, torch.optim.AdamW)
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether it is one, or made of it."""
+        return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+
+    def diagonal(self, state: State, group: Group) -> Tensor:
+        """Returns the root of the second moment, with its correction; AMSGrad divides by the largest so far."""
+        second: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
+        correction = 1 - group["betas"][1] ** float(state["step"])
+        root: Tensor = (second / correction).sqrt() + group["eps"]
+        return root
+
+    def limit(self, group: Group, states: Sequence[State]) -> float:
+        """Returns (2 / lr) (1 + b) / (1 - b), with 2 / lr - w where weight decay is decoupled."""
+        if group["weight_decay"] and not self._decouples(group):
+            return math.nan
+        momentum = float(group["betas"][0])
+        return (limits.two_over(float(group["lr"])) - float(group["weight_decay"])) * (1 + momentum) / (1 - momentum)
+
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+        """Returns the rate times the corrected momentum over P, and what decoupled decay adds."""
+        lr, decay = group["lr"], group["weight_decay"] if self._decouples(group) else 0.0
+        correction = 1 - group["betas"][0] ** float(state["step"])
+        step = (lr / correction) * state["exp_avg"] / self.diagonal(state, group)
+        update: Tensor = -(step + lr * decay * parameter.detach()) / (1 - lr * decay)
+        return update
+
+    def _decouples(self, group: Group) -> bool:
+        return self._is_decoupled or bool(group.get("decoupled_weight_decay"))

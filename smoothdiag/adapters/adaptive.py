@@ -1,0 +1,135 @@
+"""Optimizers that divide by a diagonal, kept in their state; RMSprop and Adagrad among them."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smoothdiag.adapters import limits
+from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State
+from smoothdiag.adapters.unknown import Unknown, has_step_of
+
+
+class Adaptive(Unknown, ABC):
+    """What adaptive optimizers have in common.
+
+    Attributes:
+        kind: The class of torch.
+    """
+
+    kind: type[torch.optim.Optimizer]
+
+    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Returns the diagonal of P, where the optimizer moves along P^-1 m; ``None`` where the state tells none.
+
+        Parameters that the optimizer has not moved yet have P = 0; their gradients and displacements are zero too.
+
+        Source: Cohen et al. 2022, *Adaptive gradient methods at the edge of stability*, for P of Adam and RMSprop.
+        """
+        groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
+        found = []
+        for parameter in parameters:
+            state = self.state_of(parameter)
+            zero = torch.zeros_like(parameter, requires_grad=False)
+            try:
+                found.append(self.diagonal(state, groups[parameter]) if state else zero)
+            except KeyError:  # a subclass that keeps its state under other names
+                return None
+        return found
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+        """Returns the limit in the norm of P."""
+        if not has_step_of(self.optimizer, self.kind):
+            return UNKNOWN
+        return StabilityLimit(limits.common(self.optimizer, parameters, self.limit), preconditioned=True)
+
+    def update(self, parameter: Tensor) -> Tensor | None:
+        """Returns the last update."""
+        state = self.state_of(parameter)
+        if not state or parameter.grad is None or not has_step_of(self.optimizer, self.kind):
+            return None
+        return self.last(parameter, parameter.grad, state, self.group_of(parameter))
+
+    @abstractmethod
+    def diagonal(self, state: State, group: Group) -> Tensor:
+        """Returns the diagonal of P for one parameter."""
+
+    @abstractmethod
+    def limit(self, group: Group, states: Sequence[State]) -> float:
+        """Returns the limit of stability of one group."""
+
+    @abstractmethod
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+        """Returns the last update of one parameter."""
+
+    def along_gradient(self, parameter: Tensor, gradient: Tensor, state: State, group: Group, lr: float) -> Tensor:
+        """Returns u = -lr P^-1 (g + w x), where the parameter holds x + u by now."""
+        rate, decay = lr / self.diagonal(state, group), group["weight_decay"]
+        ascent = -1 if group["maximize"] else 1
+        update: Tensor = -rate * (ascent * gradient + decay * parameter.detach()) / (1 - rate * decay)
+        return update
+
+
+class RmsProp(Adaptive):
+    """What is known of `torch.optim.RMSprop`."""
+
+    kind = torch.optim.RMSprop
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether it is one, or made of it."""
+        return isinstance(optimizer, torch.optim.RMSprop)
+
+    def diagonal(self, state: State, group: Group) -> Tensor:
+        """Returns the root of the mean square, or of the variance."""
+        second: Tensor = state["square_avg"]
+        if group["centered"]:
+            second = second - state["grad_avg"].square()
+        root: Tensor = second.clamp(min=0).sqrt() + group["eps"]
+        return root
+
+    def limit(self, group: Group, states: Sequence[State]) -> float:
+        """Returns (2 + 2b) / lr."""
+        limit = limits.two_over(float(group["lr"])) * (1 + float(group["momentum"]))
+        return limit if not group["weight_decay"] else math.nan
+
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+        """Returns the rate times the momentum, or times the gradient over P."""
+        if group["momentum"] > 0:
+            step: Tensor = -group["lr"] * state["momentum_buffer"]
+            return step
+        return self.along_gradient(parameter, gradient, state, group, group["lr"])
+
+
+class Adagrad(Adaptive):
+    """What is known of `torch.optim.Adagrad`."""
+
+    kind = torch.optim.Adagrad
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether it is one, or made of it."""
+        return isinstance(optimizer, torch.optim.Adagrad)
+
+    def diagonal(self, state: State, group: Group) -> Tensor:
+        """Returns the root of the sum of squares."""
+        total: Tensor = state["sum"]
+        root: Tensor = total.sqrt() + group["eps"]
+        return root
+
+    def limit(self, group: Group, states: Sequence[State]) -> float:
+        """Returns 2 over the decayed rate; NaN where parameters have seen different numbers of steps."""
+        if group["weight_decay"]:
+            return math.nan
+        rate, decay = float(group["lr"]), float(group["lr_decay"])
+        if decay == 0:
+            return limits.two_over(rate)
+        found = {limits.two_over(rate / (1 + max(float(s.get("step", 0)) - 1, 0) * decay)) for s in states}
+        return found.pop() if len(found) == 1 else math.nan
+
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+        """Returns the decayed rate times the gradient over P."""
+        lr = group["lr"] / (1 + (float(state["step"]) - 1) * group["lr_decay"])
+        return self.along_gradient(parameter, gradient, state, group, lr)

@@ -1,0 +1,25 @@
+"""LBFGS: it evaluates its closure as often as it likes, and chooses the length of the step itself."""
+
+import torch
+
+from smoothdiag.adapters.protocol import Way
+from smoothdiag.adapters.unknown import Unknown
+
+
+class LineSearch(Unknown):
+    """What is known of LBFGS: AutoClip acts on one gradient, and there are many in a step."""
+
+    way: Way = "nothing"
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether it is one."""
+        return isinstance(optimizer, torch.optim.LBFGS)
+
+    def refusal(self) -> str:
+        """Returns that it needs no clipping."""
+        return (
+            "Parameter `optimizer` should evaluate its closure once in a step: AutoClip acts on one gradient. "
+            f"Found {type(self.optimizer).__name__}, which searches along a line and needs no clipping: "
+            'line_search_fn="strong_wolfe" keeps its steps short.'
+        )

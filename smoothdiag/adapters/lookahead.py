@@ -1,0 +1,25 @@
+"""Lookahead: a wrapper that pulls the parameters back to slow copies of them every few steps."""
+
+import torch
+
+from smoothdiag.adapters.unknown import Unknown, is_of_torch, keeps_iterate
+
+_OPTIONS = frozenset({"lookahead_alpha", "la_alpha"})
+
+
+class Lookahead(Unknown):
+    """What is known of Lookahead: shortened updates would spoil the slow copies.
+
+    Source: Zhang, Lucas, Hinton, Ba 2019, *Lookahead optimizer: k steps forward, 1 step back*.
+    """
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether the class or an option says so."""
+        named = "lookahead" in type(optimizer).__name__.lower()
+        return not is_of_torch(optimizer) and (named or bool(_OPTIONS & optimizer.param_groups[0].keys()))
+
+    def refusal(self) -> str:
+        """Returns that it keeps a copy."""
+        name, options = type(self.optimizer).__name__, _OPTIONS & self.optimizer.param_groups[0].keys()
+        return keeps_iterate(f"{name}, whose groups have `{min(options)}`" if options else name)

@@ -1,0 +1,100 @@
+"""The protocol: the questions that the library asks about an optimizer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Group = Mapping[str, Any]
+"""A parameter group of an optimizer."""
+
+State = Mapping[str, Any]
+"""What an optimizer keeps for one parameter."""
+
+Way = Literal["gradients", "updates", "cap", "nothing"]
+"""What AutoClip may shorten: the gradients before a step, the update after it, the cap that the optimizer clips by."""
+
+
+class StabilityLimit(NamedTuple):
+    """A curvature, and the norm that it is to be taken in.
+
+    Attributes:
+        curvature: Largest eigenvalue [f/x^2] at which the optimizer does not diverge on a quadratic; NaN where there
+            is no such number, or nobody knows it.
+        preconditioned: Whether the eigenvalues are those of P^-1/2 H P^-1/2, where P is the optimizer's preconditioner.
+            Otherwise they are the eigenvalues of the Hessian H itself.
+    """
+
+    curvature: float
+    preconditioned: bool
+
+
+UNKNOWN = StabilityLimit(math.nan, preconditioned=False)
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """What is known of one optimizer.
+
+    The optimizers of this library answer these questions themselves. For others `smoothdiag.adapters.adapter_of` finds
+    the file that does.
+
+    Attributes:
+        way: What AutoClip may shorten.
+        follows_gradients: Whether a step is the learning rate times an average of gradients, clipped or not.
+    """
+
+    @property
+    def way(self) -> Way:
+        """See above."""
+        ...
+
+    @property
+    def follows_gradients(self) -> bool:
+        """See above."""
+        ...
+
+    def stepping(self) -> torch.optim.Optimizer:
+        """Returns the optimizer that really takes the steps, which may be wrapped in this one."""
+        ...
+
+    def momentum(self, group: Group) -> float:
+        """Returns the weight of the past in the average of gradients, in [0, 1)."""
+        ...
+
+    def gain(self, group: Group) -> float:
+        """Returns how many learning rates long a step is, per norm of a constant gradient."""
+        ...
+
+    def shortening(self, group: Group) -> float:
+        """Returns the length of steps over uncorrelated gradients, as a share of the length over equal gradients."""
+        ...
+
+    def update(self, parameter: Tensor) -> Tensor | None:
+        """Returns the last update x_{k+1} - x_k of a parameter, as it follows from state, gradient and group.
+
+        It holds right after a step, as long as nothing else has touched them. ``None`` where it does not follow.
+        """
+        ...
+
+    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Returns the diagonal of P, where the optimizer moves along P^-1 m; ``None`` where there is none."""
+        ...
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+        """Returns the `StabilityLimit` of all ``parameters`` together."""
+        ...
+
+    def evaluated(self, parameter: Tensor) -> Tensor:
+        """Returns the value that the trained model is to be evaluated at: for most optimizers the parameter itself."""
+        ...
+
+    def refusal(self) -> str:
+        """Returns why AutoClip must not act on this optimizer; empty where it may, as far as can be told by now."""
+        ...
+
+    def late_refusal(self, moved: float | Tensor) -> str | None:
+        """Returns the same right after a step of length ``moved`` [x]; ``None`` where that step does not tell."""
+        ...

@@ -1,0 +1,98 @@
+"""Stochastic gradient descent with momentum and its relatives."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from smoothdiag.adapters import limits
+from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State, Way
+from smoothdiag.adapters.unknown import Unknown, has_step_of, keeps_iterate
+from smoothdiag.momentum import gain, shortening
+
+
+class Sgd(Unknown):
+    """What is known of `torch.optim.SGD`: momentum adds gradients up, so that AutoClip may clip the gradients."""
+
+    way: Way = "gradients"
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether it is one, or made of it."""
+        return isinstance(optimizer, torch.optim.SGD)
+
+    @property
+    def follows_gradients(self) -> bool:  # type: ignore[override]
+        """Whether its steps are those of torch."""
+        return has_step_of(self.optimizer, torch.optim.SGD)
+
+    def momentum(self, group: Group) -> float:
+        """Returns the momentum."""
+        return float(group["momentum"])
+
+    def gain(self, group: Group) -> float:
+        """Returns (1 - dampening) / (1 - momentum), or 1 without momentum."""
+        return gain(float(group["momentum"]), float(group["dampening"]))
+
+    def shortening(self, group: Group) -> float:
+        """Returns sqrt((1 - momentum) / (1 + momentum))."""
+        return shortening(float(group["momentum"]))
+
+    def update(self, parameter: Tensor) -> Tensor | None:
+        """Returns the last update."""
+        group, gradient = self.group_of(parameter), parameter.grad
+        if gradient is None or not self.follows_gradients:
+            return None
+        lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+        sign = -1 if group["maximize"] else 1
+        if momentum == 0:
+            return _with_decay(parameter, sign * gradient, lr, decay)
+        buffer = self.state_of(parameter)["momentum_buffer"]
+        if group["nesterov"]:
+            return _with_decay(parameter, sign * gradient + momentum * buffer, lr, decay)
+        update: Tensor = -lr * buffer
+        return update
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+        """Returns (2 + 2b) / ((1 - d) lr) - w, or (2 + 2b) / ((1 + 2b) lr) - w with Nesterov's momentum."""
+        if not has_step_of(self.optimizer, torch.optim.SGD):
+            return UNKNOWN
+        return StabilityLimit(limits.common(self.optimizer, parameters, _limit), preconditioned=False)
+
+    def refusal(self) -> str:
+        """Returns nothing: it is the gradients that are shortened."""
+        return ""
+
+    def late_refusal(self, moved: float | Tensor) -> str | None:
+        """Returns nothing."""
+        return ""
+
+
+class AveragedSgd(Unknown):
+    """What is known of `torch.optim.ASGD`: what is evaluated is an average of the parameters, kept in the state."""
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether it is one."""
+        return isinstance(optimizer, torch.optim.ASGD)
+
+    def evaluated(self, parameter: Tensor) -> Tensor:
+        """Returns the average."""
+        average: Tensor = self.state_of(parameter).get("ax", parameter)
+        return average
+
+    def refusal(self) -> str:
+        """Returns that it keeps a copy."""
+        return keeps_iterate(type(self.optimizer).__name__)
+
+
+def _with_decay(parameter: Tensor, direction: Tensor, lr: float, decay: float) -> Tensor:
+    """Returns u = -lr (direction + decay x), where the parameter holds x + u by now."""
+    return -lr * (direction + decay * parameter.detach()) / (1 - lr * decay)
+
+
+def _limit(group: Group, states: Sequence[State]) -> float:
+    momentum, weight = float(group["momentum"]), 1.0
+    if momentum != 0:  # without it dampening does nothing
+        weight = 1 + 2 * momentum if group["nesterov"] else 1 - float(group["dampening"])
+    return limits.two_over(weight * float(group["lr"])) * (1 + momentum) - float(group["weight_decay"])

@@ -1,0 +1,117 @@
+"""Optimizers of which nothing is known but what their state shows; and what the other families start from."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoothdiag.adapters.iterates import equal_to_parameters, near_parameters
+from smoothdiag.adapters.protocol import UNKNOWN, Group, State, Way
+from smoothdiag.adapters.wrappers import innermost
+
+WAY_OUT = (
+    'Clip gradients by hand, or pass `mode="shadow"` to measure without acting. If this optimizer wraps another one, '
+    "give the probe and AutoClip that one."
+)
+
+
+class Unknown:
+    """What can be said of any optimizer.
+
+    Its steps are what they are: AutoClip may shorten the updates, unless the optimizer keeps a copy of the parameters
+    that it moves along with them. Whether it does is looked for in its state.
+
+    Args:
+        optimizer: The optimizer.
+    """
+
+    way: Way = "updates"
+    follows_gradients = False
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer: Any = optimizer
+
+    @staticmethod
+    def matches(optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether this family is the one for an optimizer."""
+        return True
+
+    def stepping(self) -> torch.optim.Optimizer:
+        """Returns the optimizer that really takes the steps."""
+        return innermost(self.optimizer)
+
+    def momentum(self, group: Group) -> float:
+        """Returns 0: updates are taken as they are."""
+        return 0.0
+
+    def gain(self, group: Group) -> float:
+        """Returns 1."""
+        return 1.0
+
+    def shortening(self, group: Group) -> float:
+        """Returns 1."""
+        return 1.0
+
+    def update(self, parameter: Tensor) -> Tensor | None:
+        """Returns ``None``: a copy of the parameter has to tell."""
+        return None
+
+    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Returns ``None``."""
+        return None
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+        """Returns that it is not known."""
+        return UNKNOWN
+
+    def evaluated(self, parameter: Tensor) -> Tensor:
+        """Returns the parameter, as far as is known."""
+        return parameter
+
+    def refusal(self) -> str:
+        """Returns what the state holds by now that shortened updates would spoil."""
+        if is_of_torch(self.optimizer):
+            return ""
+        found = equal_to_parameters(self.optimizer)
+        name = type(self.optimizer).__name__
+        return keeps_iterate(f"`{found}` in the state of {name}, which equals the parameters") if found else ""
+
+    def late_refusal(self, moved: float | Tensor) -> str | None:
+        """Returns what the state holds after a step that shortened updates would spoil."""
+        if is_of_torch(self.optimizer):
+            return ""
+        found = near_parameters(self.optimizer, moved)
+        name = type(self.optimizer).__name__
+        return keeps_iterate(f"`{found}` in the state of {name}, which lies near the parameters") if found else found
+
+    def group_of(self, parameter: Tensor) -> dict[str, Any]:
+        """Returns the group that holds a parameter."""
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return next(group for group in groups if any(p is parameter for p in group["params"]))
+
+    def state_of(self, parameter: Tensor) -> State:
+        """Returns what the optimizer keeps for a parameter; empty before its first step."""
+        kept: State = self.optimizer.state.get(parameter, {})
+        return kept
+
+
+def is_of_torch(optimizer: torch.optim.Optimizer) -> bool:
+    """Returns whether the class comes with torch, so that what it keeps is known."""
+    return f"{type(optimizer).__module__}.".startswith("torch.optim.")
+
+
+def has_step_of(optimizer: torch.optim.Optimizer, kind: type[torch.optim.Optimizer]) -> bool:
+    """Returns whether an optimizer steps as a class of torch does, also where a subclass or a schedule wraps that."""
+    # Optimizers wrap the step of their class, and note what they have wrapped.
+    return isinstance(optimizer, kind) and inspect.unwrap(type(optimizer).step) is inspect.unwrap(kind.step)
+
+
+def keeps_iterate(found: str) -> str:
+    """Returns the refusal of an optimizer that keeps a copy of the parameters."""
+    return (
+        "Parameter `optimizer` should keep no copy of the parameters that it moves along with them: AutoClip takes a "
+        "part of the update back from the parameters and not from the copy, and weights that are worked out of both "
+        f"are spoilt. Found {found}. {WAY_OUT}"
+    )

@@ -1,0 +1,34 @@
+"""Optimizers around optimizers: which of them steps, and which hooks see it."""
+
+import torch
+
+
+def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Returns the optimizer at the end of a chain of wrappers that call what they wrap ``optimizer``."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def wrapped_in(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
+    """Returns the optimizers that another one holds, by the name of the attribute."""
+    return {name: value for name, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)}
+
+
+def check_step_hooks(optimizer: object) -> None:
+    """Makes sure that the step hooks of an optimizer are called when it steps.
+
+    Raises:
+        ValueError: If it is a wrapper without hooks, as ``accelerate.optimizer.AcceleratedOptimizer``.
+    """
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise ValueError(
+            "Parameter `optimizer` should be the torch.optim.Optimizer that takes the steps. Found "
+            f"{type(optimizer).__name__}, a wrapper without step hooks; pass `optimizer.optimizer`, which it wraps."
+        )
+
+
+def pending_scale(optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Returns the factor of a GradScaler that a fused optimizer takes out of the gradients in its step, if any."""
+    factor: torch.Tensor | None = getattr(optimizer, "grad_scale", None)
+    return factor

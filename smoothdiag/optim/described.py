@@ -1,0 +1,64 @@
+"""What an optimizer of this library says of itself to those who measure or clip it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from smoothdiag.momentum import shortening
+
+Group = Mapping[str, Any]
+
+
+class Described(Optimizer):
+    """An optimizer that answers the questions of `smoothdiag.adapters.Adapter` itself, with what holds for most.
+
+    Attributes:
+        way: What AutoClip may shorten: ``"updates"``, or ``"cap"`` where the optimizer clips by itself.
+        follows_gradients: Whether a step is the learning rate times an average of gradients, clipped or not.
+    """
+
+    way: Literal["updates", "cap"] = "updates"
+    follows_gradients: bool = True
+
+    def stepping(self) -> Optimizer:
+        """Returns itself."""
+        return self
+
+    def momentum(self, group: Group) -> float:
+        """Returns the weight of the past in the average of gradients, in [0, 1)."""
+        return float(group.get("momentum", 0.0))
+
+    def gain(self, group: Group) -> float:
+        """Returns 1: averages of equal gradients are those gradients."""
+        return 1.0
+
+    def shortening(self, group: Group) -> float:
+        """Returns the length of steps over uncorrelated gradients, as a share of the length over equal gradients."""
+        return shortening(self.momentum(group))
+
+    def update(self, parameter: Tensor) -> Tensor | None:
+        """Returns ``None``: the last update does not follow from what is kept."""
+        return None
+
+    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+        """Returns ``None``: nothing is divided by a diagonal."""
+        return None
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+        """Returns the largest stable curvature [f/x^2], and whether it is preconditioned; NaN where it is not known."""
+        return math.nan, False
+
+    def evaluated(self, parameter: Tensor) -> Tensor:
+        """Returns the parameter."""
+        return parameter
+
+    def refusal(self) -> str:
+        """Returns why AutoClip must not act on this optimizer; empty where it may."""
+        return ""
+
+    def late_refusal(self, moved: float | Tensor) -> str | None:
+        """Returns the same after a step."""
+        return ""
