@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
-from smoothdiag.clipping.trust import PLAIN, check, check_momentum, distrust, doubt_about, over, unsafe
+from smoothdiag.clipping.trust import check, check_momentum, distrust, doubt_about, may_follow_gradients, over, unsafe
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit
 from smoothdiag.fits.intervals import percentile_interval
 from smoothdiag.momentum import averaged
@@ -151,7 +151,7 @@ def clip_rule(
         )
     return ClipRule(
         threshold=threshold,
-        step_cap=choice.eta * threshold if fit.optimizer in PLAIN else math.nan,
+        step_cap=choice.eta * threshold if may_follow_gradients(fit) else math.nan,
         max_lr=kappa / fit.L0 / gain if not distrust(fit) and fit.L0_interval[0] > 0 else math.nan,
         clip_rate=clip_rate,
         reason=reason,

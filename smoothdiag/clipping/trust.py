@@ -7,9 +7,6 @@ import math
 from smoothdiag import arguments
 from smoothdiag.fits.base import SmoothnessFit, Verdict
 
-PLAIN = ("", "SGD", "ClippedMomentum", "GGNC", "GradientDescent")
-"""Optimizers whose steps are the rate times an average of gradients, clipped or not; empty where it is not known."""
-
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     """Why no threshold saves a rate of at least kappa/L0."""
@@ -21,11 +18,12 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
 
 def distrust(fit: SmoothnessFit) -> str:
     """Why the fit has no constants to use; empty where it has."""
-    if fit.optimizer not in PLAIN:
+    if not may_follow_gradients(fit):
+        said = "its rows are of" if fit.follows_gradients is False else "its rows do not say how steps are made by"
         return (
-            f"its rows are of {fit.optimizer}. L0 and L1 bound the rate and the steps only where steps are the rate "
-            'times the gradient (if they are, give the fit `optimizer = "SGD"` by dataclasses.replace; if not, '
-            "AutoClip keeps the updates themselves short)"
+            f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only where steps are the rate times the "
+            "gradient (if they are, give the fit `follows_gradients=True` by dataclasses.replace; if not, AutoClip "
+            "keeps the updates themselves short)"
         )
     if fatal := [flag.name for flag in fit.flags if flag.fatal]:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
@@ -34,6 +32,11 @@ def distrust(fit: SmoothnessFit) -> str:
     if fit.verdict not in (Verdict.L0L1, Verdict.CONSTANT):
         return f"its verdict is {fit.verdict.name}"
     return ""
+
+
+def may_follow_gradients(fit: SmoothnessFit) -> bool:
+    """Whether steps are the rate times an average of gradients, or nobody says which optimizer took them."""
+    return bool(fit.follows_gradients) or (fit.follows_gradients is None and not fit.optimizer)
 
 
 def doubt_about(fit: SmoothnessFit, eta: float, kappa: float) -> str:

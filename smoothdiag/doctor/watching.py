@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from smoothdiag.adapters.wrappers import innermost
+from smoothdiag.adapters.wrappers import innermost, pending_scale
 from smoothdiag.doctor.gradients import Owner, is_scaled, mark_scaled
 from smoothdiag.doctor.observer import Call, Observer
 from smoothdiag.doctor.patches import Patches
@@ -304,7 +304,7 @@ class Watcher:
         # The first argument is the optimizer.
         owner.closure = self._code.closure(each for each in (*args[1:], *kwargs.values()) if callable(each))
         owner.in_backward = self._depth > 0
-        hook = hook_on_gradients(optimizer) if getattr(optimizer, "grad_scale", None) is not None else ""
+        hook = hook_on_gradients(optimizer) if pending_scale(optimizer) is not None else ""
         needs_site = owner.in_backward or hook or (owner.closure is not None and owner.early)
         site = call_site(frame) if needs_site else None
         owner.step_site = site

@@ -15,7 +15,7 @@ from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossga
 from smoothdiag.fits.base import Array, Correction, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
 from smoothdiag.fits.ranges import ldexp
-from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, optimizer_of, select_rows
+from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, follows_gradients, optimizer_of, select_rows
 from smoothdiag.fits.verdict import decide
 
 __all__ = [
@@ -147,6 +147,7 @@ def fit_smoothness(
         interval_freedom=found.freedom,
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
         optimizer=optimizer_of(frame),
+        follows_gradients=follows_gradients(frame),
     )
 
 

@@ -59,6 +59,8 @@ class SmoothnessFit:
             skill depend on what cannot be observed. Empty without losses.
         corrected: constants without the errors of the gradient norm; None where their size is not known.
         optimizer: class of the optimizer that took the steps; "A and B" of different runs, empty where not known.
+        follows_gradients: whether its steps are the learning rate times an average of gradients, clipped or not; None
+            where the rows do not say.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
     """
@@ -96,6 +98,7 @@ class SmoothnessFit:
     loss_floors: tuple[ModelScore, ...] = ()
     corrected: Correction | None = None
     optimizer: str = ""
+    follows_gradients: bool | None = None
 
     @property
     def step_cap(self) -> float:

@@ -113,6 +113,8 @@ def as_frame(data: object) -> pd.DataFrame:
             raise ValueError("Parameter `data` should hold at least one trace or table. Found none.")
         frames = [_numbered(as_frame(one), number) for number, one in enumerate(data)]
         together = pd.concat(frames, ignore_index=True)
+        said = {follows_gradients(frame) for frame in frames if optimizer_of(frame)}
+        together.attrs["follows_gradients"] = False if False in said else True if said == {True} else None
         together.attrs["optimizer"] = " and ".join(sorted({optimizer_of(frame) for frame in frames} - {""}))
         return together
     if not isinstance(data, pd.DataFrame) and hasattr(data, "to_frame"):
@@ -138,6 +140,12 @@ def as_frame(data: object) -> pd.DataFrame:
 def optimizer_of(frame: pd.DataFrame) -> str:
     """The class of the optimizer that took the steps; empty where it is not known."""
     return printable(str(frame.attrs.get("optimizer", "")))
+
+
+def follows_gradients(frame: pd.DataFrame) -> bool | None:
+    """Whether its steps are the learning rate times an average of gradients; None where the rows do not say."""
+    said = frame.attrs.get("follows_gradients")
+    return said if isinstance(said, bool) else None
 
 
 def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:

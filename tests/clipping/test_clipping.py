@@ -205,7 +205,10 @@ def test_rule_reads_as_text():
 
 def test_constants_of_an_adam_run_make_no_rule():
     def fit(*optimizers):
-        traces = [Trace(meta={"optimizer": name}) for name in optimizers]
+        said = {"SGD": {"follows_gradients": True}, "MyOld": {}}
+        traces = [
+            Trace(meta={"optimizer": name, **said.get(name, {"follows_gradients": False})}) for name in optimizers
+        ]
         for trace in traces:
             rows = {"estimator": "local", "status": "ok", "group": "all", "saturation": 0.1}
             trace.extend({"step": k, "grad_norm": x, "smoothness": 1 + 2 * x, **rows} for k, x in enumerate(X))
@@ -227,7 +230,10 @@ def test_constants_of_an_adam_run_make_no_rule():
         assert str(rule).startswith("no threshold from this fit")
         with pytest.raises(ValueError, match=said):
             step_rate(fit(*names))
-    assert clip_rule(replace(fit("MyOwn"), optimizer="SGD"), lr=0.1).source == "fit"
+    assert clip_rule(replace(fit("MyOwn"), follows_gradients=True), lr=0.1).source == "fit"
+    assert "its rows do not say how steps are made by MyOld." in clip_rule(fit("MyOld"), lr=0.1).reason
+    assert "do not say how steps are made by MyOld and SGD." in clip_rule(fit("MyOld", "SGD"), lr=0.1).reason
+    assert clip_rule(replace(fit("SGD"), optimizer="", follows_gradients=None), lr=0.1).source == "fit"
 
 
 def test_table_holds_the_cited_formulas():

@@ -25,6 +25,7 @@ from smoothdiag.measure.probe.closures import Arguments, after_closure
 from smoothdiag.measure.probe.measuring import Measuring, Taken
 from smoothdiag.measure.probe.others import moved_by_others, unseen
 from smoothdiag.measure.probe.ranks import Ranks
+from smoothdiag.measure.probe.recording import facts
 from smoothdiag.measure.probe.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.probe.unsupported import refuse_unsupported
 from smoothdiag.measure.probe.watched import Watched
@@ -100,8 +101,7 @@ class Probe(Shown):
         self._owns_trace = not isinstance(trace, Trace)
         if self._owns_trace and self._distributed and torch.distributed.get_rank() > 0:
             trace = None  # the rows are the same on every rank; the first one writes them
-        meta = {"optimizer": type(optimizer).__name__, "model": type(model).__name__, "torch": torch.__version__}
-        self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=meta)
+        self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=facts(model, optimizer))
         self.steps, self.is_closed = 0, False
         self.further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
         self.due: tuple[Estimator, ...] = self._estimators_due()

@@ -4,7 +4,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import nn
+
 from smoothdiag import vectors
+from smoothdiag.adapters import adapter_of
 from smoothdiag.measure.estimators import Estimate, Status, Step
 from smoothdiag.measure.loss.coordinates import common
 
@@ -53,6 +57,16 @@ def rows_of(
             **part.extra,
             **(cost if part is estimate else {}),
         }
+
+
+def facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns what the header of a trace says of a run."""
+    return {
+        "optimizer": type(optimizer).__name__,
+        "follows_gradients": adapter_of(optimizer).follows_gradients,
+        "model": type(model).__name__,
+        "torch": torch.__version__,
+    }
 
 
 def failed_row(step: int, estimator: str) -> dict[str, Any]:
