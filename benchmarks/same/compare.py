@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,21 +47,21 @@ def results(root: Path, out: Path, only: str) -> dict[str, Any]:
     return found
 
 
-def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
+def differences(before: Any, after: Any, where: str = "", free: Set[str] = FREE) -> Iterator[str]:
     """Yields a line for every entry that differs, but for those that may."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
-            if key in FREE:
+            if key in free:
                 continue
             if key not in before or key not in after:
                 yield f"{where}/{key}: only {'after' if key in after else 'before'}"
             else:
-                yield from differences(before[key], after[key], f"{where}/{key}")
+                yield from differences(before[key], after[key], f"{where}/{key}", free)
     elif isinstance(before, list) and isinstance(after, list):
         if len(before) != len(after):
             yield f"{where}: {len(before)} entries before, {len(after)} after"
         for i, pair in enumerate(zip(before, after, strict=False)):
-            yield from differences(*pair, f"{where}[{i}]")
+            yield from differences(*pair, f"{where}[{i}]", free)
     elif type(before) is not type(after) or before != after:
         yield f"{where}: {before!r} before, {after!r} after"
 
@@ -78,12 +78,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision", help="commit to compare with, as HEAD~3 or a branch")
     parser.add_argument("--only", default="", help="only runs whose name holds this")
+    parser.add_argument("--new", nargs="*", default=[], help="entries that only one side has, on purpose")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         before = results(exported(arguments.revision, folder / "before"), folder / "before.json", arguments.only)
         after = results(REPOSITORY, folder / "after.json", arguments.only)
-    found = list(differences(before, after))
+    found = list(differences(before, after, free=FREE | set(arguments.new)))
     errors = sum(isinstance(run, dict) and "error" in run for run in after.values())
     left_out = [name for name, run in after.items() if str(run).startswith("not run")]
     for line in found[:40]:

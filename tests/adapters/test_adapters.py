@@ -1,0 +1,226 @@
+"""adapters: what each family says of an optimizer, against the steps that the optimizer really takes."""
+
+import copy
+import inspect
+import math
+import warnings
+
+import pytest
+import torch
+from asserts import assert_identical
+from third_party_optimizers import ROWS, Row
+from torch import nn
+from torch.utils._pytree import tree_flatten_with_path
+
+from smoothdiag import GGNC, ClippedMomentum, ClippedScion, Euclidean, GradientDescent
+from smoothdiag.adapters import FAMILIES, Adapter, adapter_of
+from smoothdiag.geometry import Sign
+from smoothdiag.optim import Smoothed
+
+OWN = {
+    "clipped momentum": lambda p: ClippedMomentum(p, 0.5, threshold=1e9),
+    "clipped mixture": lambda p: ClippedMomentum(p, 0.5, threshold=1e9, nu=0.7, momentum=0.95),
+    "ggnc": lambda p: GGNC(p, 0.5, longest_step=1e9, geometry=Euclidean()),
+    "sign": lambda p: GGNC(p, 0.5, longest_step=1e9, geometry=Sign()),
+    "scion": lambda p: ClippedScion(p, 0.5, threshold=1e9, radius=1.0),
+    "descent": lambda p: GradientDescent(p, Smoothed(1.0, 1.0)),
+}
+FOLLOWS = {"clipped momentum", "clipped mixture", "ggnc", "descent", *(name for name in ROWS if name.startswith("sgd"))}
+
+
+def made(row: Row) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    return model, row.make(model)
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, row: Row, number: int = 3) -> list[torch.Tensor]:
+    """Takes some steps; returns the parameters before the last of them."""
+    before: list[torch.Tensor] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.randn(8, 6).double()).square().mean()
+        loss.backward()
+        return loss
+
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    for _ in range(number):
+        before = [p.detach().clone() for p in model.parameters()]
+        if row.loop == "plain":
+            closure()
+            optimizer.step()
+        else:
+            closure()
+            optimizer.step(closure)
+    return before
+
+
+WATCHED = {name: row for name, row in ROWS.items() if not row.unwatched and row.loop != "two steps"}
+FOLLOWING = {
+    *("sgd", "sgd momentum", "sgd nesterov", "sgd dampening", "sgd foreach", "sgd fused", "sgd groups", "sgd closure"),
+    *("adam", "adam amsgrad", "adam fused", "adam tensor rate", "adamw", "adamw foreach", "adamw groups"),
+    *("adamw closure", "adagrad", "rmsprop", "rmsprop centered"),
+}
+"""Rows whose last update follows from state, gradient and group."""
+
+
+@pytest.fixture(params=WATCHED)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def taken(name: str):
+    row = WATCHED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, optimizer = made(row)
+        before = steps(model, optimizer, row)
+    return model, optimizer, before
+
+
+def test_an_update_follows_from_the_state_or_is_not_told(name: str) -> None:
+    model, optimizer, before = taken(name)
+    found = [adapter_of(optimizer).update(p) for p in model.parameters()]
+    assert (found[0] is not None) is (name in FOLLOWING)
+    if name not in FOLLOWING:
+        assert found == [None] * len(found)
+        return
+    for update, p, x in zip(found, model.parameters(), before, strict=True):
+        torch.testing.assert_close(update, p.detach() - x, rtol=1e-9, atol=1e-14)
+
+
+OPTIONS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.3),
+    "sgd maximize": lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.3, maximize=True),
+    "nesterov": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.3, maximize=True),
+    "dampening": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, dampening=0.5, weight_decay=0.3),
+    "adam": lambda p: torch.optim.Adam(p, 0.1, weight_decay=0.3, maximize=True),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.3, amsgrad=True, maximize=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 0.1, weight_decay=0.3, maximize=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 0.1, weight_decay=0.3, lr_decay=0.5, maximize=True),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_update_follows_whatever_the_options(options: str) -> None:
+    row = Row(lambda m: OPTIONS[options](m.parameters()))
+    model, optimizer = made(row)
+    before = steps(model, optimizer, row)
+    for p, x in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(adapter_of(optimizer).update(p), p.detach() - x, rtol=1e-9, atol=1e-14)
+
+
+def test_no_update_is_told_of_a_subclass_with_a_step_of_its_own() -> None:
+    class Signed(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    class Slow(torch.optim.AdamW):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    for kind in (Signed, Slow):
+        row = Row(lambda m, kind=kind: kind(m.parameters(), lr=0.1))
+        model, optimizer = made(row)
+        steps(model, optimizer, row)
+        assert adapter_of(optimizer).update(next(model.parameters())) is None
+        assert not adapter_of(optimizer).follows_gradients
+
+
+def test_asking_changes_nothing(name: str) -> None:
+    model, optimizer, _ = taken(name)
+    held = list(model.parameters())
+    before = copy.deepcopy(everything(optimizer, held))
+    adapter = adapter_of(optimizer)
+    for group in optimizer.param_groups:
+        assert all(math.isfinite(ask(group)) for ask in (adapter.momentum, adapter.gain, adapter.shortening))
+    for p in held:
+        assert adapter.update(p) is None or adapter.update(p).shape == p.shape
+        assert adapter.evaluated(p).shape == p.shape
+    adapter.preconditioner(held), adapter.stability_limit(held), adapter.refusal(), adapter.late_refusal(0.1)
+    assert isinstance(adapter.stepping(), torch.optim.Optimizer)
+    assert_identical(everything(optimizer, held), before)
+
+
+def everything(optimizer: torch.optim.Optimizer, held: list[nn.Parameter]) -> dict[str, object]:
+    """Returns parameters, gradients and all that the optimizer keeps, by name."""
+    leaves, _ = tree_flatten_with_path([optimizer.state_dict(), [p.detach() for p in held], [p.grad for p in held]])
+    return {str(path): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("averaging", ["schedulefree sgd", "schedulefree adamw", "kozistr schedulefree"])
+def test_the_evaluated_iterate_is_where_the_optimizer_puts_it(averaging: str) -> None:
+    model, optimizer, _ = taken(averaging)
+    expected = {str(i): adapter_of(optimizer).evaluated(p).detach().clone() for i, p in enumerate(model.parameters())}
+    assert not torch.equal(expected["0"], next(model.parameters()))
+    optimizer.eval()
+    for i, p in enumerate(model.parameters()):
+        torch.testing.assert_close(p.detach(), expected[str(i)])
+    again = {str(i): adapter_of(optimizer).evaluated(p).detach() for i, p in enumerate(model.parameters())}
+    assert_identical(again, {str(i): p.detach() for i, p in enumerate(model.parameters())})
+
+
+def test_the_average_of_asgd_is_what_is_evaluated() -> None:
+    model, optimizer, _ = taken("asgd")
+    weight = next(model.parameters())
+    assert adapter_of(optimizer).evaluated(weight) is optimizer.state[weight]["ax"]
+
+
+@pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in OWN.items()])
+def test_our_own_optimizers_answer_themselves(make) -> None:
+    optimizer = make([nn.Parameter(torch.ones(3, 3))])
+    assert isinstance(optimizer, Adapter)
+    assert adapter_of(optimizer) is optimizer
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, id=kind.__name__) for kind in FAMILIES])
+def test_every_family_keeps_to_the_protocol(kind) -> None:
+    asked = {name for name in vars(Adapter) if not name.startswith("_")}
+    assert asked <= set(dir(kind))
+    for name in asked - {"way", "follows_gradients"}:
+        expected, found = (inspect.signature(getattr(owner, name)) for owner in (Adapter, kind))
+        assert list(found.parameters) == list(expected.parameters), name
+
+
+def test_who_follows_gradients() -> None:
+    own = {name: make([nn.Parameter(torch.ones(3, 3))]) for name, make in OWN.items()}
+    others = {name: made(row)[1] for name, row in ROWS.items() if not row.unwatched}
+    assert {name for name, o in {**own, **others}.items() if adapter_of(o).follows_gradients} == FOLLOWS
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9}, {"momentum": 0.8, "dampening": 0.5}, {"momentum": 0.9, "nesterov": True}]
+)
+def test_gain_is_how_long_steps_become_under_a_constant_gradient(options) -> None:
+    x = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = torch.optim.SGD([x], lr=0.1, **options)
+    for _ in range(500):
+        before, x.grad = x.detach().clone(), torch.tensor([3.0, 4.0], dtype=torch.float64)
+        optimizer.step()
+    length = float((x.detach() - before).norm())
+    assert adapter_of(optimizer).gain(optimizer.param_groups[0]) * 0.1 * 5 == pytest.approx(length)
+
+
+@pytest.mark.parametrize("make", [OWN["clipped momentum"], lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9)])
+def test_shortening_is_how_long_steps_are_where_gradients_have_nothing_in_common(make) -> None:
+    x = nn.Parameter(torch.zeros(20000, dtype=torch.float64))
+    optimizer, group = make([x]), None
+    group = optimizer.param_groups[0]
+    for _ in range(200):
+        before, x.grad = x.detach().clone(), torch.randn(20000).double()
+        optimizer.step()
+    adapter, length = adapter_of(optimizer), float((x.detach() - before).norm())
+    equal = 0.5 * adapter.gain(group) * math.sqrt(20000)
+    assert length == pytest.approx(adapter.shortening(group) * equal, rel=0.02)
+
+
+def test_a_wrapper_that_holds_another_optimizer_is_not_the_one_that_steps() -> None:
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    wrapper = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    wrapper.optimizer = inner
+    assert adapter_of(wrapper).stepping() is inner
+    pytest.importorskip("pytorch_optimizer")
+    _, sam = made(ROWS["kozistr sam"])
+    assert adapter_of(sam).stepping() is sam.base_optimizer
