@@ -21,9 +21,17 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
 }
 
 MOVED: Mapping[str, str] = {
-    f"smoothdiag.{room.partition('.')[0]}.{name}": f"smoothdiag.{room}.{name}"
-    for room, names in _ROOMS.items()
-    for name in names
+    **{
+        f"smoothdiag.{room.partition('.')[0]}.{name}": f"smoothdiag.{room}.{name}"
+        for room, names in _ROOMS.items()
+        for name in names
+    },
+    "smoothdiag.autoclip.arguments": "smoothdiag.autoclip.checks",
+    "smoothdiag.autoclip.counts": "smoothdiag.autoclip.history",
+    "smoothdiag.autoclip.events": "smoothdiag.autoclip.history",
+    "smoothdiag.autoclip.free_rate": "smoothdiag.autoclip.rates",
+    "smoothdiag.autoclip.iterates": "smoothdiag.adapters.iterates",
+    "smoothdiag.autoclip.resuming": "smoothdiag.autoclip.checks",
 }
 """Where each module was, and where it is."""
 

@@ -25,8 +25,8 @@ from smoothdiag.autoclip.buckets import (
     wide,
 )
 from smoothdiag.autoclip.calibration import is_in_progression
-from smoothdiag.autoclip.counts import Counts
 from smoothdiag.autoclip.faults import Unfit
+from smoothdiag.autoclip.history import Counts
 from smoothdiag.autoclip.rates import Number, Peaks, plain, ratio, smaller
 from smoothdiag.memory import retried
 

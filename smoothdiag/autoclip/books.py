@@ -11,8 +11,7 @@ from torch import Tensor
 
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression
-from smoothdiag.autoclip.counts import Counts
-from smoothdiag.autoclip.events import NOT_FINITE, History, explained
+from smoothdiag.autoclip.history import NOT_FINITE, Counts, History, explained
 from smoothdiag.autoclip.rates import Number, Peaks, shared, smaller
 from smoothdiag.autoclip.rows import Arrivals, Rows
 from smoothdiag.memory import is_out_of_memory, retried

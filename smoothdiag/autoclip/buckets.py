@@ -16,7 +16,7 @@ from torch import Tensor
 from smoothdiag import vectors
 from smoothdiag.adapters import Group
 from smoothdiag.adapters.wrappers import pending_scale
-from smoothdiag.autoclip.counts import Counts
+from smoothdiag.autoclip.history import Counts
 from smoothdiag.memory import retried
 from smoothdiag.optim.arithmetic import lengths, multiply_
 from smoothdiag.vectors import total, widest

@@ -1,15 +1,17 @@
-"""Rates: the largest learning rate of every group so far, and how long the steps are that it makes."""
+"""Rates: the largest learning rate of each group so far, the steps that it makes, and a rate that is suggested."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group
+from smoothdiag.adapters import Group, adapter_of
+from smoothdiag.autoclip.calibration import FEWEST, Calibration
 from smoothdiag.memory import retried
 
 Number = float | Tensor
@@ -125,6 +127,33 @@ def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Numbe
     # Where it is a sum over ranks they make it together, and once.
     length = vectors.norm(held) if any(map(vectors.is_sharded, held)) else retried(lambda: vectors.norm(held))
     return retried(lambda: plain((share * length).masked_fill(length == 0, math.inf)))
+
+
+def suggested(calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float) -> float:
+    """Returns multiple * median(1/L) / gain [x^2/f]; NaN with too few measurements, or where momenta differ.
+
+    Raises:
+        ValueError: If ``multiple`` is not positive and finite.
+    """
+    if not 0 < multiple < math.inf:
+        raise ValueError(f"Parameter `multiple` should be positive and finite. Found `multiple = {multiple!r}`.")
+    if len(calibration.early) < FEWEST:
+        return math.nan
+    gains = float(shared([adapter_of(optimizer).gain(group) for group in optimizer.param_groups]))
+    return multiple * median(m.rate for m in calibration.early) / gains
+
+
+def raise_rates(optimizer: torch.optim.Optimizer, lr: float) -> bool:
+    """Multiplies all rates so that the largest one is ``lr``; returns whether that raised them, else does nothing."""
+    highest = max(float(group["lr"]) for group in optimizer.param_groups)
+    if not lr > highest > 0:
+        return False
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].mul_(lr / highest)
+        else:
+            group["lr"] *= lr / highest
+    return True
 
 
 def _first_of_each(optimizer: torch.optim.Optimizer) -> list[int]:

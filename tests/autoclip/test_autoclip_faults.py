@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smoothdiag import AutoClip, ClippedMomentum, Probe, SmoothdiagWarning, StepRule
-from smoothdiag.autoclip import clipper as hooks
+from smoothdiag.autoclip import step as hooks
 from smoothdiag.autoclip.rows import Rows
 
 BINDING = StepRule(multiple=None, relative=0.02)

@@ -1,7 +1,6 @@
 """Checks of what a probe is given, and of where it is called from."""
 
 from collections.abc import Mapping, Sequence
-from types import FrameType
 from typing import Any, get_args
 
 import torch
@@ -83,37 +82,3 @@ def check_state(state: object, latest: int) -> None:
         )
     if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
         raise ValueError(f"Parameter `state` should count steps from 0. Found `steps = {state['steps']!r}`.")
-
-
-class Outermost:
-    """Tells the outermost of nested calls from those within.
-
-    A subclass whose step calls super().step() fires the hooks twice; the outer pair counts. A step that raised an
-    error has left its frame behind, but not on the stack.
-    """
-
-    def __init__(self) -> None:
-        self._outer: FrameType | None = None
-
-    def enter(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost, before it does its work."""
-        if self.is_open(frame):
-            return False
-        self._outer = frame
-        return True
-
-    def is_open(self, frame: FrameType) -> bool:
-        """Returns whether ``frame`` runs within the outermost call."""
-        below: FrameType | None = frame
-        while self._outer is not None and below is not None:
-            if below is self._outer:
-                return True
-            below = below.f_back
-        return False
-
-    def leave(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost, after it."""
-        if self._outer is not frame:
-            return False
-        self._outer = None
-        return True

@@ -1,8 +1,9 @@
-"""Closures: optimizers that are handed the loss to evaluate it themselves, and what to do once they have."""
+"""Calls of a step: which of nested ones counts, and what to do when a closure has been evaluated."""
 
 import functools
 import itertools
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -43,3 +44,37 @@ def after_closure(
         if place > 0 and callable(value):
             return (*args[:place], followed(value), *args[place + 1 :]), dict(kwargs)
     return None
+
+
+class Outermost:
+    """Tells the outermost of nested calls from those within.
+
+    A subclass whose step calls super().step() fires the hooks twice; the outer pair counts. A step that raised an
+    error has left its frame behind, but not on the stack.
+    """
+
+    def __init__(self) -> None:
+        self._outer: FrameType | None = None
+
+    def enter(self, frame: FrameType) -> bool:
+        """Returns whether the call of ``frame`` is the outermost, before it does its work."""
+        if self.is_open(frame):
+            return False
+        self._outer = frame
+        return True
+
+    def is_open(self, frame: FrameType) -> bool:
+        """Returns whether ``frame`` runs within the outermost call."""
+        below: FrameType | None = frame
+        while self._outer is not None and below is not None:
+            if below is self._outer:
+                return True
+            below = below.f_back
+        return False
+
+    def leave(self, frame: FrameType) -> bool:
+        """Returns whether the call of ``frame`` is the outermost, after it."""
+        if self._outer is not frame:
+            return False
+        self._outer = None
+        return True

@@ -20,8 +20,8 @@ from smoothdiag.measure.loss.faults import NotPutBack, PeerFailed
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
-from smoothdiag.measure.probe.arguments import Outermost, Shown, check_arguments, check_state
-from smoothdiag.measure.probe.closures import Arguments, after_closure
+from smoothdiag.measure.probe.arguments import Shown, check_arguments, check_state
+from smoothdiag.measure.probe.closures import Arguments, Outermost, after_closure
 from smoothdiag.measure.probe.measuring import Measuring, Taken
 from smoothdiag.measure.probe.others import moved_by_others, unseen
 from smoothdiag.measure.probe.ranks import Ranks

@@ -1,14 +1,20 @@
-"""Resuming: what is made of states that other versions have saved."""
-
-from __future__ import annotations
+"""Checks of what an AutoClip is given: arguments, and states that other versions have saved."""
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
+
+from smoothdiag.adapters import adapter_of
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule
-from smoothdiag.autoclip.events import Event
+from smoothdiag.autoclip.history import Event
+from smoothdiag.autoclip.rows import ForClipping
+from smoothdiag.measure.probe import Probe
+
+Mode = Literal["clip", "set", "shadow"]
+
 
 VERSION = 1
 """Version of the states that are written; a state without one is of version 0."""
@@ -20,6 +26,48 @@ _ENTRIES = (
     *("action", "alone", "steps", "last_row", "relative", "peaks", "counted", "calibration", "events", "num_noted"),
     *("num_acted", "clipped", "skipped", "last_skipped"),
 )
+
+
+def check(optimizer: object, probe: object, mode: object, rule: object, estimator: object, *, set_lr: bool) -> None:
+    """Raises a ValueError if an argument is not of its kind."""
+    if mode not in get_args(Mode):
+        raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
+    if not isinstance(probe, Probe):
+        raise ValueError(f"Parameter `probe` should be a Probe. Found a {type(probe).__name__}.")
+    if probe.optimizer is not optimizer:
+        raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
+    if probe.is_closed:
+        raise ValueError("Parameter `probe` should be open. Found one that has been closed.")
+    if (adapter := adapter_of(probe.optimizer)).way == "nothing":
+        raise ValueError(adapter.refusal())
+    if any(isinstance(e, ForClipping) for _, estimators in probe.further for e in estimators):
+        raise ValueError("Parameter `probe` should serve one AutoClip. Found one that does: detach that first.")
+    if set_lr and mode == "shadow":
+        raise ValueError('Parameter `set_lr` should be False in the mode "shadow", which changes nothing. Found True.')
+    if rule is not None and not isinstance(rule, StepRule):
+        raise ValueError(f"Parameter `rule` should be a StepRule. Found `rule = {rule!r}`.")
+    if estimator is not None and (isinstance(estimator, type) or not callable(estimator)):
+        raise ValueError(
+            f"Parameter `estimator` should be an estimator, as LocalSmoothness(). Found `estimator = {estimator!r}`."
+        )
+
+
+def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shortens_updates: bool) -> None:
+    """Raises a ValueError if measurements do not tell a learning rate."""
+    if shortens_updates or rule.multiple is None:
+        raise ValueError(
+            "A learning rate can be suggested where gradients are clipped and measured. Found "
+            f"{type(optimizer).__name__} and `multiple = {rule.multiple}`."
+        )
+
+
+def check_schedule(optimizer: torch.optim.Optimizer) -> None:
+    """Raises a ValueError if somebody else sets the learning rates of an optimizer."""
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            "Parameter `set_lr` should be False under a schedule, which would overwrite the rate: give `suggest_lr()` "
+            "to the schedule. Found an optimizer with one."
+        )
 
 
 def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None) -> dict[str, Any]:

@@ -1,0 +1,211 @@
+"""Step: what AutoClip does at each step of the optimizer, from top to bottom in the order in which it happens.
+
+How the step is kept short is the business of `smoothdiag.autoclip.acting`, the other file of the story.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from smoothdiag.adapters import adapter_of
+from smoothdiag.autoclip.acting import Action
+from smoothdiag.autoclip.books import Books
+from smoothdiag.autoclip.buckets import check_gradients, gradient_norm
+from smoothdiag.autoclip.calibration import StepRule, is_in_progression
+from smoothdiag.autoclip.checks import check_schedule
+from smoothdiag.autoclip.closures import Closures, second_evaluation
+from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
+from smoothdiag.autoclip.history import ROSE, explained
+from smoothdiag.autoclip.rates import Peaks, raise_rates, share_of_parameters, suggested
+from smoothdiag.autoclip.rows import Arrivals
+from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.probe.closures import Arguments, Outermost
+from smoothdiag.rows import SmoothdiagWarning
+
+
+class Stepping:
+    """Follows an optimizer from step to step.
+
+    Args:
+        optimizer: The optimizer.
+        probe: The probe that watches it.
+        action: How steps are kept short.
+        peaks: Largest learning rate of each group so far.
+        arrivals: Compares gradients with their measurements.
+        books: What is known so far.
+        rule_is_given: Whether the user gave the rule; otherwise it follows the momentum of the first step.
+        sets_lr: Whether to raise the learning rate when the longest step is held.
+        reason: Returns where the longest step comes from, in words.
+
+    Attributes:
+        attached: Whether AutoClip still acts and measures.
+        alone: Whether the probe has stopped, so that no further measurements come.
+        guard: Keeps errors of AutoClip out of the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        probe: Probe,
+        action: Action,
+        peaks: Peaks,
+        arrivals: Arrivals,
+        books: Books,
+        *,
+        rule_is_given: bool,
+        sets_lr: bool,
+        reason: Callable[[], str],
+    ) -> None:
+        self._optimizer, self._probe, self._action = optimizer, probe, action
+        self._peaks, self._arrivals, self._books = peaks, arrivals, books
+        self._rule_is_given, self._sets_lr, self._reason = rule_is_given, sets_lr, reason
+        self._closures, self._outermost = Closures(optimizer), Outermost()
+        self._has_started, self._is_resumed = False, False
+        self.attached, self.alone = True, False
+        self.guard = Guard(books.note_fault)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    # 1. The optimizer begins a step.
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
+        if not self._outermost.enter(sys._getframe(1)):
+            return None
+        self.guard.begin()
+        self._action.drop()  # the step before may have ended in an error
+        changed = None
+        with self.guard.during(UNCLIPPED):
+            changed = self._closures.begin(args, kwargs, self._books.steps, self._begin_by_closure, self._begin_again)
+        if changed is None:
+            self._begin()
+        return changed
+
+    def _begin_by_closure(self) -> None:
+        with self.guard.during(UNCLIPPED, by_closure=True):
+            if self._acts:
+                self._closures.check_place()
+        self._begin()
+
+    def _begin_again(self) -> None:
+        with self.guard.during(UNCLIPPED, by_closure=True):
+            raise Unfit(second_evaluation()) if self.guard.is_first else second_evaluation()
+
+    # 2. Its gradients are there. Without a closure they were there from the start.
+
+    def _begin(self) -> None:
+        self._closures.has_begun = True
+        if not self.attached:
+            return
+        if self.guard.is_first or self._is_resumed:
+            self._check_resumed()
+        with self.guard.during(UNREAD):
+            self._follow_probe()
+            self._books.read()
+        with self.guard.during(UNCLIPPED):
+            check_gradients(self._optimizer)
+            self._bring_up_to_date()
+            if self._acts:
+                self._action.before(self._books.longest(), self._books.counts, self._books.steps)
+
+    @property
+    def _acts(self) -> bool:
+        return not (self.guard.is_lost or self.guard.stopped)
+
+    # 3. The longest step is brought up to date.
+
+    def _bring_up_to_date(self) -> None:
+        books, calibration, first = self._books, self._books.calibration, not self._has_started
+        if self._sets_lr and first:  # schedules may be made after AutoClip
+            check_schedule(self._optimizer)
+        if self.is_due(books.steps):
+            self._arrivals.take(books.steps, gradient_norm(self._optimizer))
+        rose = self._peaks.update()
+        if first and not self._rule_is_given:  # a schedule made after AutoClip may have set the momentum
+            calibration.rule = default_rule(self._optimizer, self._action)
+        if first or not books.has_cap or is_in_progression(books.steps):
+            books.relative = share_of_parameters(self._optimizer, calibration.rule.relative)
+        self._has_started = True
+        if first:
+            books.note("started", explained(calibration))
+        elif rose and calibration.rise(books.steps):
+            books.note(ROSE, "the threshold falls as the rate rises; the longest step stays")
+        if calibration.advance(books.steps):
+            books.note("held", explained(calibration))
+            if self._sets_lr:
+                self._set_lr()
+
+    def is_due(self, step: int) -> bool:
+        """Returns whether the probe should measure a step for the calibration."""
+        return self.attached and self._books.calibration.due(step)
+
+    def _set_lr(self) -> None:
+        lr = suggested(self._books.calibration, self._optimizer, 1.0)
+        if raise_rates(self._optimizer, lr):
+            self._books.note("set lr", f"to {lr:.3g}, the best for a single step along the gradient")
+            self._peaks.update()
+
+    # 4. The optimizer has moved the parameters.
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._outermost.leave(sys._getframe(1)):
+            return
+        books, counts = self._books, self._books.counts
+        try:
+            with self.guard.during(UNCLIPPED):
+                if not self.guard.is_lost:
+                    self._closures.check_begun()
+                if self._acts:
+                    self._action.after(books.longest(), counts, books.steps)
+                    books.finish_step()
+        finally:
+            self._action.drop()
+            books.steps += 1
+        counts.num_acted += not self.guard.stopped
+        self.guard.end()
+        self._is_resumed = False
+        if counts.is_at_hand:
+            self.guard.try_to(books.note_skipped)
+
+    # Once in a run.
+
+    def resume(self, *, alone: bool, stopped: str) -> None:
+        """Goes on as a run that was saved."""
+        self.alone, self._has_started = alone, self._books.counts.num_acted > 0
+        self.guard.is_first, self.guard.stopped = not self._has_started, stopped
+        self._is_resumed = True
+
+    def detach(self) -> None:
+        """Stops following the optimizer."""
+        self.attached = False
+        for handle in self._handles:
+            handle.remove()
+        self._action.drop()
+
+    def _check_resumed(self) -> None:
+        if self._probe.steps != self._books.steps and not self.alone:
+            raise ValueError(
+                "Parameter `probe` should have taken as many steps as AutoClip: load the states of both. Found "
+                f"{self._probe.steps} of the probe and {self._books.steps} of AutoClip."
+            )
+
+    def _follow_probe(self) -> None:
+        """Notices that the probe has stopped."""
+        if self._probe.steps == self._books.steps or self.alone:
+            return
+        self.alone = True
+        self._books.note("probe stopped", "the longest step stays as it is")
+        warnings.warn(f"The probe has stopped: {self._reason()}", SmoothdiagWarning)
+
+
+def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:
+    """Returns the rule for the momentum that an optimizer has at present, where its gradients are clipped."""
+    if action.shortens_updates:
+        return StepRule.for_momentum(0.0)
+    return StepRule.for_momentum(max(map(adapter_of(optimizer).momentum, optimizer.param_groups)))

@@ -1,0 +1,36 @@
+"""moved: old import paths lead to where the modules are now, and say so."""
+
+import importlib
+import pickle
+import sys
+
+import pytest
+
+from smoothdiag.moved import MOVED
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_path_has_the_names_of_the_new_one_and_warns(old: str, monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(DeprecationWarning, match=f"Import from `{MOVED[old]}` instead of `{old}`") as warned:
+        module = importlib.import_module(old)
+    assert warned[0].filename != importlib.import_module("smoothdiag.moved").__file__
+    public = {name for name in vars(importlib.import_module(MOVED[old])) if not name.startswith("_")}
+    assert public <= set(vars(module))
+    assert all(getattr(module, name) is getattr(importlib.import_module(MOVED[old]), name) for name in public)
+
+
+def test_what_was_pickled_under_an_old_path_is_read(monkeypatch) -> None:
+    from smoothdiag.measure.probe.schedule import every
+
+    new = pickle.dumps(every(3), protocol=0)
+    old = new.replace(b"smoothdiag.measure.probe.schedule", b"smoothdiag.measure.schedule")
+    assert old != new
+    monkeypatch.delitem(sys.modules, "smoothdiag.measure.schedule", raising=False)
+    with pytest.warns(DeprecationWarning, match="smoothdiag.measure.probe.schedule"):
+        assert pickle.loads(old)(3)
+
+
+def test_other_modules_are_as_missing_as_before() -> None:
+    with pytest.raises(ModuleNotFoundError, match="smoothdiag.measure.nothing"):
+        importlib.import_module("smoothdiag.measure.nothing")
