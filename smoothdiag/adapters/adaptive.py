@@ -1,4 +1,4 @@
-"""Optimizers that divide by a diagonal, kept in their state; RMSprop and Adagrad among them."""
+"""Optimizers that divide the gradient by a diagonal from their state: what they share, RMSprop, and Adagrad."""
 
 import math
 from abc import ABC, abstractmethod

@@ -1,4 +1,4 @@
-"""Iterates: copies of the parameters that an optimizer keeps in its state and moves beside them, found by value."""
+"""Iterates: finds copies of the parameters that an optimizer keeps in its state and moves along with them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Pair = tuple[Tensor, Tensor]
 """A tensor of an optimizer's state, and the parameter it has the shape of."""
 
 FEW = 64
-"""Entries below which a state may lie near the parameters by chance, and has to lie nearer."""
+"""With fewer entries, a state may lie near the parameters by chance, so that it has to lie nearer."""
 
 
 def equal_to_parameters(optimizer: torch.optim.Optimizer) -> str:
@@ -59,12 +59,12 @@ def near_parameters(optimizer: torch.optim.Optimizer, moved: float | Tensor) -> 
 
 
 def num_entries(optimizer: torch.optim.Optimizer) -> int:
-    """Returns how many entries the state of an optimizer has; a new one may be an iterate."""
+    """Returns how many entries the state of an optimizer has: a new entry may be an iterate."""
     return sum(len(s) if isinstance(s, Mapping) else 1 for s in optimizer.state.values())
 
 
 def candidates(optimizer: torch.optim.Optimizer) -> dict[str, list[Pair]]:
-    """Returns what has the shapes of parameters, by name, wherever the optimizer or one inside of it keeps it."""
+    """Returns tensors in the shapes of parameters, by name, wherever the optimizer or an inner one keeps them."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and p.numel()]
     own = {vectors.local(p).data_ptr() for p in parameters}
     found: dict[str, list[Pair]] = {}
@@ -103,7 +103,7 @@ def _holders(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
 
 
 def _in_order(name: str, value: Any, parameters: Sequence[Tensor]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Yields lists with a value for every parameter, whether they are kept as lists, by parameter, or as one tensor."""
+    """Yields lists with one value per parameter, whether they are kept as a list, by parameter, or as one tensor."""
     if isinstance(value, Mapping):
         if all(any(key is p for key in value) for p in parameters):
             yield name, [next(v for key, v in value.items() if key is p) for p in parameters]

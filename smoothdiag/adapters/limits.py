@@ -32,9 +32,9 @@ def common(
     parameters: Iterable[Tensor],
     limit: Callable[[Group, Sequence[State]], float],
 ) -> float:
-    """Returns the limit that holds for all of ``parameters``; groups that hold none of them do not count.
+    """Returns the limit that holds for all of ``parameters``. Groups without any of them do not count.
 
-    NaN where groups have different limits, for ``maximize``, and for momentum of 1 or more.
+    NaN if groups have different limits, with ``maximize``, and with a momentum of 1 or more.
     """
     counted, found = set(parameters), set()
     for group in optimizer.param_groups:
@@ -45,5 +45,5 @@ def common(
 
 
 def two_over(lr: float) -> float:
-    """Returns 2 / lr: no curvature is too large for a rate of 0, and none is known to be for a negative one."""
+    """Returns 2 / lr: infinite for a rate of 0, which never diverges, and NaN for a negative rate."""
     return 2 / lr if lr > 0 else math.inf if lr == 0 else math.nan

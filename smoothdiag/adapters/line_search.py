@@ -1,4 +1,4 @@
-"""LBFGS: it evaluates its closure as often as it likes, and chooses the length of the step itself."""
+"""LBFGS: it evaluates its closure many times in a step, and chooses the length of the step itself."""
 
 import torch
 
@@ -7,7 +7,7 @@ from smoothdiag.adapters.unknown import Unknown
 
 
 class LineSearch(Unknown):
-    """What is known of LBFGS: AutoClip acts on one gradient, and there are many in a step."""
+    """What is known of LBFGS: it takes many gradients in a step, and AutoClip acts on one."""
 
     way: Way = "nothing"
 
@@ -21,5 +21,5 @@ class LineSearch(Unknown):
         return (
             "Parameter `optimizer` should evaluate its closure once in a step: AutoClip acts on one gradient. "
             f"Found {type(self.optimizer).__name__}, which searches along a line and needs no clipping: "
-            'line_search_fn="strong_wolfe" keeps its steps short.'
+            'its option line_search_fn="strong_wolfe" keeps steps short.'
         )

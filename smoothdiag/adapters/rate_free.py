@@ -1,4 +1,4 @@
-"""Optimizers without a rate, as Prodigy and D-Adaptation: they estimate it from how far they believe to have come."""
+"""Optimizers that estimate their own learning rate from the steps they have taken: Prodigy and D-Adaptation."""
 
 import torch
 
@@ -8,7 +8,7 @@ _OPTION = "d"
 
 
 class RateFree(Unknown):
-    """What is known of optimizers that estimate their rate: shortened steps let the estimate grow.
+    """What is known of optimizers that estimate their rate: if AutoClip shortens their steps, the estimate grows.
 
     Source: Defazio, Mishchenko 2023, *Learning-rate-free learning by D-Adaptation*; Mishchenko, Defazio 2023,
     *Prodigy: an expeditiously adaptive parameter-free learner*.
@@ -22,7 +22,7 @@ class RateFree(Unknown):
     def refusal(self) -> str:
         """Returns that it estimates its rate."""
         return (
-            "Parameter `optimizer` should not estimate its rate from the steps it believes to have taken: steps that "
-            "AutoClip shortens let the estimate grow, without end in some. Found "
+            "Parameter `optimizer` should not estimate its rate from the steps that it has taken. It would not know "
+            "that AutoClip has shortened them, and its estimate would grow, in some optimizers without end. Found "
             f"{type(self.optimizer).__name__}, whose groups have `{_OPTION}`. {WAY_OUT}"
         )

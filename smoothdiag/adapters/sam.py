@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: a wrapper that takes its gradient some way uphill of where the step begins."""
+"""Sharpness-aware minimisation: a wrapper that takes the gradient at a point uphill of where the step begins."""
 
 import torch
 
@@ -6,9 +6,9 @@ from smoothdiag.adapters.unknown import Unknown
 
 
 class Sam(Unknown):
-    """What is known of SAM: the optimizer that it wraps steps, from where the parameters were.
+    """What is known of SAM: the optimizer that it wraps takes the steps.
 
-    AutoClip refuses it when the closure of the first step is evaluated elsewhere than where the step began.
+    AutoClip refuses SAM in the first step, when it sees that the closure is evaluated where the step did not begin.
 
     Source: Foret, Kleiner, Mobahi, Neyshabur 2021 (ICLR), *Sharpness-aware minimization*.
     """

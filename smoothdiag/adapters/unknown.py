@@ -1,4 +1,4 @@
-"""Optimizers of which nothing is known but what their state shows; and what the other families start from."""
+"""Optimizers that nobody has described, known only by their state; all other families start from here."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ WAY_OUT = (
 
 
 class Unknown:
-    """What can be said of any optimizer.
+    """An optimizer of which nothing else is known.
 
-    Its steps are what they are: AutoClip may shorten the updates, unless the optimizer keeps a copy of the parameters
-    that it moves along with them. Whether it does is looked for in its state.
+    AutoClip may shorten its updates, unless it keeps a copy of the parameters and moves that along with them. AutoClip
+    looks for such a copy in its state.
 
     Args:
         optimizer: The optimizer.
@@ -43,7 +43,7 @@ class Unknown:
         return innermost(self.optimizer)
 
     def momentum(self, group: Group) -> float:
-        """Returns 0: updates are taken as they are."""
+        """Returns 0: AutoClip measures updates, not an average of gradients."""
         return 0.0
 
     def gain(self, group: Group) -> float:
@@ -55,7 +55,7 @@ class Unknown:
         return 1.0
 
     def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns ``None``: a copy of the parameter has to tell."""
+        """Returns ``None``: only a copy of the parameter can tell."""
         return None
 
     def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
@@ -63,7 +63,7 @@ class Unknown:
         return None
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns that it is not known."""
+        """Returns `UNKNOWN`."""
         return UNKNOWN
 
     def evaluated(self, parameter: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Unknown:
         return parameter
 
     def refusal(self) -> str:
-        """Returns what the state holds by now that shortened updates would spoil."""
+        """Returns why shortened updates would spoil the optimizer, as far as its state shows by now."""
         if is_of_torch(self.optimizer):
             return ""
         found = equal_to_parameters(self.optimizer)
@@ -79,7 +79,7 @@ class Unknown:
         return keeps_iterate(f"`{found}` in the state of {name}, which equals the parameters") if found else ""
 
     def late_refusal(self, moved: float | Tensor) -> str | None:
-        """Returns what the state holds after a step that shortened updates would spoil."""
+        """Returns why shortened updates would spoil the optimizer, as its state shows after a step."""
         if is_of_torch(self.optimizer):
             return ""
         found = near_parameters(self.optimizer, moved)
@@ -98,20 +98,20 @@ class Unknown:
 
 
 def is_of_torch(optimizer: torch.optim.Optimizer) -> bool:
-    """Returns whether the class comes with torch, so that what it keeps is known."""
+    """Returns whether the class comes with torch, whose optimizers keep no copy of the parameters except ASGD."""
     return f"{type(optimizer).__module__}.".startswith("torch.optim.")
 
 
 def has_step_of(optimizer: torch.optim.Optimizer, kind: type[torch.optim.Optimizer]) -> bool:
-    """Returns whether an optimizer steps as a class of torch does, also where a subclass or a schedule wraps that."""
-    # Optimizers wrap the step of their class, and note what they have wrapped.
+    """Returns whether an optimizer takes the steps of a class of torch, even if a schedule has wrapped its ``step``."""
+    # Optimizers wrap the `step` of their class, and keep what they have wrapped.
     return isinstance(optimizer, kind) and inspect.unwrap(type(optimizer).step) is inspect.unwrap(kind.step)
 
 
 def keeps_iterate(found: str) -> str:
     """Returns the refusal of an optimizer that keeps a copy of the parameters."""
     return (
-        "Parameter `optimizer` should keep no copy of the parameters that it moves along with them: AutoClip takes a "
-        "part of the update back from the parameters and not from the copy, and weights that are worked out of both "
-        f"are spoilt. Found {found}. {WAY_OUT}"
+        "Parameter `optimizer` should keep no copy of the parameters that it moves along with them. AutoClip would "
+        "shorten the update of the parameters but not of the copy, and spoil the weights that are computed from both. "
+        f"Found {found}. {WAY_OUT}"
     )

@@ -1,4 +1,7 @@
-"""Acting: three ways of keeping a step within a length, none of which waits for the device."""
+"""Acting: three ways of keeping a step within a length. None of them waits for the device.
+
+`smoothdiag.autoclip.step` calls ``before`` when the gradients are there, and ``after`` when the optimizer has moved.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,8 @@ class Action(Protocol):
     """A way of keeping steps within a length.
 
     Attributes:
-        shortens_updates: Whether it is the update that is measured and shortened, whatever the gradient.
-        counts_steps: Whether it knows how many steps were longer than allowed.
+        shortens_updates: Whether it measures and shortens the update itself, whatever the gradient was.
+        counts_steps: Whether it can count the steps that were longer than allowed.
     """
 
     shortens_updates: ClassVar[bool]
@@ -51,27 +54,27 @@ class Action(Protocol):
         ...
 
     def drop(self) -> None:
-        """Called when there will be no ``after``: gives back what is kept for it."""
+        """Frees what ``before`` has kept, because the step is over or has failed."""
         ...
 
     def reach(self, group: Group) -> float:
-        """Returns the step length that goes with a gradient norm of 1 and a rate of 1, where clipping begins."""
+        """Returns how long a step is at the edge of clipping, for a gradient norm of 1 and a rate of 1."""
         ...
 
     def reduction(self) -> Number:
-        """Returns how long clipped steps are at present, in longest steps, if gradients are uncorrelated."""
+        """Returns how long clipped steps are at present if gradients are uncorrelated, as a share of the longest."""
         ...
 
     def taken(self, longest: Number) -> Number:
-        """Returns how long the last step was, as far as it is known: no longer than a clipped one."""
+        """Returns how long the last step was, as far as it is known: at most as long as a clipped one."""
         ...
 
 
 class ScaleGradients:
-    """Multiplies the gradients so that rate times norm stays within the longest step.
+    """Multiplies the gradients so that rate times norm is at most the longest step.
 
-    Over all groups: the step is sqrt(sum of (rate_i ||g_i||)^2), with the largest rate each group has had so far, so
-    that a decay of the rate shortens the longest step too. Gradients that are not finite become zero.
+    The length of a step counts all groups: sqrt(sum of (rate_i ||g_i||)^2). Each group counts with the largest rate it
+    has had so far, so that steps become shorter when the rate decays. Gradients that are not finite become zero.
     """
 
     shortens_updates: ClassVar[bool] = False
@@ -79,7 +82,7 @@ class ScaleGradients:
 
     def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter, peaks: Peaks, *, acts: bool = True) -> None:
         self._optimizer, self._adapter, self._peaks, self._acts = optimizer, adapter, peaks, acts
-        self._length: Number = math.inf  # of the last step, as equal gradients prolong it, at the largest rate
+        self._length: Number = math.inf  # of the last step, if its gradient came again and again, at the largest rate
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Scales the gradients."""
@@ -105,20 +108,20 @@ class ScaleGradients:
         """Does nothing."""
 
     def reach(self, group: Group) -> float:
-        """Returns what momentum makes of a constant gradient."""
+        """Returns how many times longer momentum makes steps of a constant gradient."""
         return self._adapter.gain(group)
 
     def reduction(self) -> Number:
-        """Returns what momentum and a decayed rate make of uncorrelated gradients."""
+        """Returns how far averaging and a decayed rate shorten steps of uncorrelated gradients."""
         return self._peaks.reduction(self._adapter.shortening)
 
     def taken(self, longest: Number) -> Number:
-        """Returns that of the longest step, or less if the gradient was too small for it."""
+        """Returns the length of a clipped step, or less if the gradient was too small to be clipped."""
         return self.reduction() * smaller(self._length, longest)
 
 
 class ShortenUpdate:
-    """Takes back the part of an update that is longer than the longest step, whatever optimizer made it.
+    """Lets the optimizer step, and then moves the parameters back if the update was longer than the longest step.
 
     Gradients that are not finite become zero before the optimizer averages them.
     """
@@ -143,7 +146,7 @@ class ShortenUpdate:
         back, self._start = self._start, []
         if not back:
             return
-        # From here on the copies hold the way back, in place: another copy of large models may not fit.
+        # From here on the copies hold the way back: a second copy of a large model may not fit into memory.
         for start, owners in back:
             here = retried(lambda owners=owners: [vectors.local(p) for p in owners])  # type: ignore[misc]
             if all(x.dtype == y.dtype for x, y in zip(start, here, strict=True)):
@@ -152,26 +155,26 @@ class ShortenUpdate:
                 each(Tensor.sub_, start, here)
         self._length = length = length_of(back)
         self._look_for_iterates(length, step)
-        scale = retried(lambda: (longest / length).clamp(max=1.0).nan_to_num(1.0))  # what is NaN is not spread
+        scale = retried(lambda: (longest / length).clamp(max=1.0).nan_to_num(1.0))  # a NaN stays where it is
         retried(lambda: counts.add_clipped(scale < 1))
         if not self._acts or retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):
             return
         rest = retried(lambda: 1 - scale)
         for start, owners in back:
             multiply(start, rest)
-            # In float32 or wider, and then rounded; bit for bit x where the way back is zero.
+            # Computed in float32 or wider, then rounded. Where the way back is zero, x stays as it is to the bit.
             each(lambda p, d: vectors.local(p).add_(d), owners, start)
 
     def drop(self) -> None:
-        """Gives back the copy."""
+        """Frees the copy."""
         self._start = []
 
     def reach(self, group: Group) -> float:
-        """Returns 1: no gradient norm says how long an update is."""
+        """Returns 1: the gradient norm does not say how long an update is."""
         return 1.0
 
     def reduction(self) -> Number:
-        """Returns 1: whatever the rate and the momentum, it is the update that is shortened."""
+        """Returns 1: AutoClip shortens the update itself, whatever the rate and the momentum."""
         return 1.0
 
     def taken(self, longest: Number) -> Number:
@@ -183,7 +186,7 @@ class ShortenUpdate:
         return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
 
     def _look_for_iterates(self, moved: Tensor, step: int) -> None:
-        """Looks through the state of the optimizer in the first step, where it has new entries, and now and then."""
+        """Looks for a copy of the parameters: in the first step, when the state has new entries, and now and then."""
         number = num_entries(self._optimizer)
         if self._acts and (number != self._num_entries or is_in_progression(step)):
             refused = self._adapter.late_refusal(moved)
@@ -193,11 +196,12 @@ class ShortenUpdate:
 
 
 class SetCap:
-    """Writes the cap into the groups of an optimizer that clips by itself.
+    """Writes the longest step into the groups of an optimizer that clips by itself.
 
-    Such an optimizer clips the average of the gradients, and every one of its steps may then be as long as the cap.
-    Under `torch.optim.SGD` the longest step is that of equal gradients, and steps of uncorrelated ones are shorter by
-    the root of (1 - momentum) / (1 + momentum): so is the cap here. Gradients that are not finite become zero.
+    Such an optimizer clips the average of the gradients, so each of its steps may be as long as the cap. SGD, which
+    averages clipped gradients, reaches the longest step only if all gradients are equal. If they are uncorrelated, its
+    steps are shorter by the factor sqrt((1 - momentum) / (1 + momentum)). The cap is shortened by the same factor, so
+    that S means the same for both. Gradients that are not finite become zero.
     """
 
     shortens_updates: ClassVar[bool] = False
@@ -227,15 +231,15 @@ class SetCap:
         """Does nothing."""
 
     def reach(self, group: Group) -> float:
-        """Returns the inverse of what the cap is shortened by."""
+        """Returns one over the factor that shortens the cap."""
         return 1 / self._adapter.shortening(group)
 
     def reduction(self) -> Number:
-        """Returns what the cap is shortened by, also by a decayed rate."""
+        """Returns the factor that shortens the cap, with the decay of the rate in it."""
         return self._peaks.reduction(self._adapter.shortening)
 
     def taken(self, longest: Number) -> Number:
-        """Returns the length of a clipped step: how often the optimizer clips is not known."""
+        """Returns the length of a clipped step: AutoClip cannot see whether the optimizer has clipped."""
         return self.reduction() * longest
 
 
@@ -243,7 +247,7 @@ def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Act
     """Returns the way to act on an optimizer.
 
     Raises:
-        ValueError: If ``mode`` does not fit the optimizer, or nothing but watching it does.
+        ValueError: If ``mode`` does not fit the optimizer, or if AutoClip must not act on it at all.
     """
     adapter, acts = adapter_of(optimizer), mode != "shadow"
     clips_itself = adapter.way == "cap"

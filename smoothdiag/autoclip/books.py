@@ -1,4 +1,4 @@
-"""Books: how long a step may be at present, where that comes from, and what has happened so far."""
+"""Books: how long a step may be at present, why, and what has happened so far."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from smoothdiag.rows import SmoothdiagWarning
 
 
 class Books:
-    """Follows a run by the rows of its probe.
+    """Keeps the longest step up to date from the rows of the probe.
 
     Args:
         action: How AutoClip acts.
-        peaks: Rates of the optimizer.
-        calibration: What is made of the rows.
-        rows: The rows.
-        arrivals: The gradients that they are compared with.
+        peaks: Largest learning rates so far.
+        calibration: Turns measurements into a longest step.
+        rows: The rows of the probe.
+        arrivals: Compares gradients with their measurements.
         steps: Steps of the optimizer so far.
 
     Attributes:
         steps: Steps of the optimizer so far.
-        relative: The cap that goes by the length of the parameters [x]; NaN before the first step.
-        last: Length of the last step [x], and its reduction.
-        calibration: What is made of the rows.
+        relative: The limit that follows from the length of the parameters [x]; NaN before the first step.
+        last: Length of the last step [x], and how far averaging and a decayed rate shortened it.
+        calibration: Turns measurements into a longest step.
         history: What has happened.
     """
 
@@ -64,22 +64,22 @@ class Books:
         return self.relative if math.isnan(measured) else retried(lambda: smaller(self.relative, measured))
 
     def threshold(self) -> Number:
-        """Returns the gradient norm above which a step is longer than that [f/x]; NaN where there is none."""
+        """Returns the gradient norm above which a step would be longer [f/x]; NaN if there is none."""
         return math.nan if self._action.shortens_updates else retried(self._threshold)
 
     def read(self) -> None:
-        """Takes up the rows that have come since."""
+        """Reads the rows that the probe has written since the last call."""
         rows = self._rows.new()
         for row in rows:
             try:
                 self._take(row)
             except SmoothdiagWarning:
                 raise
-            except Exception as error:  # a row that cannot be read is a measurement less, and no more than that
+            except Exception as error:  # a row that cannot be read costs one measurement and nothing else
                 self.calibration.count_invalid(
                     "without memory" if is_out_of_memory(error) else f"unreadable ({type(error).__name__})"
                 )
-        if rows:  # which were waited for
+        if rows:  # the device has been waited for already
             self.note_skipped()
 
     def finish_step(self) -> None:
@@ -92,17 +92,17 @@ class Books:
         self.history.add(self.steps if step is None else step, event, *state, note=note)
 
     def note_fault(self, event: str, note: str) -> None:
-        """Adds an event whatever it takes; of many the later ones become rare."""
+        """Adds a fault as an event, whatever state the run is in. Of many faults it adds fewer and fewer."""
         self.history.num_faults += 1
         if not is_in_progression(self.history.num_faults - 1):
             return
         try:
             self.note(event, note)
-        except Exception:  # the state is what cannot be told
+        except Exception:  # the state itself cannot be read
             self.history.add(self.steps, event, math.nan, math.nan, math.nan, note=note)
 
     def note_skipped(self) -> None:
-        """Adds gradients that were not finite to the history, and warns of the first."""
+        """Adds the gradients that were not finite as an event, and warns of the first."""
         number, last = retried(self.history.unnoted)
         if number and number == self.history.num_noted:  # the first ones
             warnings.warn(NOT_FINITE.format(step=last), SmoothdiagWarning)

@@ -1,7 +1,7 @@
 """Buckets: gradients and parameters by device and dtype, measured and changed without waiting for the device.
 
-Where memory runs out an operation is made once more. What changes tensors in place goes on where it failed, so that no
-tensor is changed twice.
+If memory runs out, an operation is tried once more. Operations that change tensors in place continue with the tensor at
+which they failed, so that no tensor is changed twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Bucket = tuple[list[Tensor], list[Tensor]]
 
 
 def check_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a RuntimeError if a gradient has no length that is easily told."""
+    """Raises a RuntimeError if AutoClip cannot tell how long a gradient is."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is None:
@@ -38,7 +38,7 @@ def check_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Returns the norm of all gradients, without the factor of a GradScaler; ``None`` where there are none."""
+    """Returns the norm of all gradients, without the factor of a GradScaler; ``None`` if there are no gradients."""
     found = retried(lambda: [bucket for group in optimizer.param_groups for bucket in gradients(group)])
     if not found:
         return None
@@ -69,7 +69,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def unscaled(optimizer: torch.optim.Optimizer, length: Tensor) -> Tensor:
-    """Returns the length without the factor of a GradScaler, which fused optimizers take out in their step."""
+    """Returns a length without the factor of a GradScaler, which fused optimizers divide by in their step."""
     factor = pending_scale(optimizer)
     return length if factor is None else length / factor.to(length.device)
 

@@ -1,4 +1,4 @@
-"""Calibration: from the first measurements of a run to the longest step it should take. Numbers only."""
+"""Calibration: turns the first measurements of a run into its longest step. Numbers only."""
 
 from __future__ import annotations
 
@@ -12,43 +12,50 @@ PHASE = 30
 """Steps of the calibration: later, curvature has adapted to the step."""
 
 GROWTH = 1.3
-"""Ratio of successive steps that are measured."""
+"""Ratio of one measured step number to the one before."""
 
 WINDOW = 13
-"""Measurements that a median is taken over: those of one phase."""
+"""Number of measurements in a median: one phase has so many."""
 
 FEWEST = 5
-"""Measurements below which the relative cap counts too: a single one is often 2.5 times off."""
+"""With fewer measurements the relative limit counts too, because a single one is often 2.5 times off."""
 
 MULTIPLE = 1.2
-"""Longest step without momentum, in median measured lengths."""
+"""Longest step without momentum, as a multiple of the median measured length."""
 
 LONGEST_GAP = 200
-"""Steps between measurements, at most: a guard whose measurements become ever rarer would sleep through the run."""
+"""Most steps between two measurements. If they became ever rarer, nothing would watch over the later run."""
 
 LATER = 3
-"""After calibration one in so many steps of the progression is measured, and so many rows have to agree that S is too
-long: a median of as many, tested again with every row, would sooner or later fall to the low end of the scatter."""
+"""After calibration, one in so many steps of the progression is measured, and so many rows in a row have to say that S
+is too long. A median of three rows, tested with each new row, would sooner or later land at the low end of the
+scatter."""
 
 LOWER_BY = 2.0
-"""Factor that they all have to be short by before the longest step follows the largest of them."""
+"""All of these rows have to be short by this factor. Then the longest step falls to the largest of them."""
 
 
 @dataclass(frozen=True)
 class StepRule:
     """How long a step may be, from measurements of gradient norm over smoothness.
 
-    The longest step is S = multiple * median(length), and never above relative * ||x|| if ``bounded``. A length is the
-    step at which a quadratic with the measured curvature is lowest: ||g|| / L along the gradient. As long as
-    there are fewer than five valid measurements S is relative * ||x||, or the smaller of the two.
+    The longest step is S = multiple * median(length). A length is the step to the lowest point of a quadratic with the
+    measured curvature, ||g|| / L along the gradient. With fewer than five valid measurements S is relative * ||x||, or
+    the measured length if that is smaller. If ``bounded``, S never exceeds relative * ||x||.
 
     Attributes:
-        multiple: Of the median length; None goes by the length of the parameters alone, and measures nothing.
-        relative: Share of the length of the parameters.
-        bounded: Whether the relative cap holds beside the measured one for good.
+        multiple: Factor on the median length. None: S is relative * ||x||, and nothing is measured.
+        relative: Share of the length ||x|| of the parameters.
+        bounded: Whether relative * ||x|| limits S for the whole run.
 
     Raises:
         ValueError: If a factor is not positive and finite.
+
+    Examples:
+        >>> sd.StepRule(multiple=None, relative=0.01)  # one hundredth of ||x||, without measurements
+        StepRule(multiple=None, relative=0.01, bounded=False)
+        >>> round(sd.StepRule.for_momentum(0.9).multiple, 2)
+        2.51
     """
 
     multiple: float | None = MULTIPLE
@@ -57,11 +64,11 @@ class StepRule:
 
     @classmethod
     def for_momentum(cls, momentum: float) -> StepRule:
-        """Returns the rule where gradients are clipped before a momentum in [0, 1) that adds them up.
+        """Returns the rule for an optimizer whose momentum adds up gradients that are clipped before.
 
-        Its steps are as long as S where gradients are equal, and sqrt((1 - momentum) / (1 + momentum)) of S where
-        they are uncorrelated. The best multiple, found in training runs, lies half way on a log scale: 1.2 without
-        momentum, 2.5 at 0.9.
+        The optimizer's steps are as long as S if all gradients are equal. If they are uncorrelated, steps have
+        sqrt((1 - momentum) / (1 + momentum)) times that length. The best multiple, found in training runs, lies half
+        way between on a log scale: 1.2 without momentum, 2.5 at momentum 0.9.
 
         Raises:
             ValueError: If ``momentum`` is not in [0, 1).
@@ -80,7 +87,7 @@ class StepRule:
 
 
 def progression() -> Iterator[int]:
-    """Yields 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29, 38, ...: steps to measure."""
+    """Yields the steps to measure: 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29, 38, ..."""
     step = 0
     while True:
         yield step
@@ -97,14 +104,14 @@ def is_in_progression(step: int, every: int = 1) -> bool:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row that calibration counts.
+    """One valid measurement.
 
     Attributes:
         step: Optimizer step.
-        length: Step at which a quadratic with the measured curvature is lowest [x], positive and finite.
-        rate: The learning rate that makes it [x^2/f], without momentum; NaN where a slope was measured.
-        taken: How long the step was that was taken [x], as far as it is known.
-        reduction: How long clipped steps are, in longest steps.
+        length: Step to the lowest point of a quadratic with the measured curvature [x], positive and finite.
+        rate: Learning rate of that step without momentum [x^2/f]; NaN if a slope was measured.
+        taken: Length of the step that the optimizer took [x], as far as it is known.
+        reduction: Length of clipped steps at that time, as a share of the longest step.
     """
 
     step: int
@@ -116,21 +123,21 @@ class Measurement:
 
 @dataclass
 class Calibration:
-    """Follows a run and knows at every step how long a step may be, as far as it is known.
+    """Knows at every step of a run how long the step may be.
 
-    The first measurements set the longest step. After thirty steps it is held, whatever the learning rate does:
-    from then on curvature follows the steps taken, and following it in turn leads nowhere. Later measurements can
-    only lower it, where three in a row are short of the steps taken by a factor of two.
+    The first measurements set the longest step. After thirty steps it is held, whatever the learning rate does: from
+    then on curvature adapts to the steps taken, and a longest step that adapts to curvature would drift. Later
+    measurements can only lower it, if three in a row say that the steps taken were more than twice too long.
 
     Attributes:
-        rule: What is made of the measurements.
-        measurements: Valid ones so far.
-        invalid: How many rows could not be used, by their status.
-        joined_at: Step at which the run was joined.
-        risen_at: Step at which the learning rate was last above all before, or -1.
-        longest: S from measurements alone [x]; NaN where there are none.
-        held_at: Step since which S is held, or -1.
-        lowered_at: Step at which it was lowered last, or -1.
+        rule: Turns measurements into a longest step.
+        measurements: Valid measurements so far.
+        invalid: Number of rows that could not be used, by status.
+        joined_at: Step at which AutoClip joined the run.
+        risen_at: Last step at which the learning rate was higher than ever before, or -1.
+        longest: S from measurements alone [x]; NaN without measurements.
+        held_at: Step from which S is held, or -1.
+        lowered_at: Step at which S was last lowered, or -1.
     """
 
     rule: StepRule
@@ -151,20 +158,20 @@ class Calibration:
         return step % LONGEST_GAP == 0 or is_in_progression(step, LATER)
 
     def rise(self, step: int) -> bool:
-        """Notes a rise of the rate before step ``step``; returns whether it is not the last one going on."""
+        """Notes that the rate has risen before ``step``; returns whether this is a new rise or still the last one."""
         is_new = self.risen_at < 0 or step >= self.risen_at + PHASE
         self.risen_at = step
         return is_new
 
     def count_invalid(self, status: str) -> None:
-        """Counts a row without a length."""
+        """Counts a row that gives no length."""
         self.invalid[status] = self.invalid.get(status, 0) + 1
 
     def add(self, found: Measurement) -> bool:
-        """Takes up a measurement; returns whether it lowered a longest step that was held.
+        """Adds a measurement; returns whether it has lowered a longest step that was held.
 
-        Curvature adapts to the steps taken, which are shorter than S where the rate has decayed, gradients have become
-        small, or momentum averages them. So a length is short only beside the step that was taken.
+        Curvature adapts to the steps taken. These are shorter than S if the rate has decayed, if gradients have become
+        small, or if momentum averages them. So a measured length is compared with the step that was taken.
         """
         multiple = self.rule.multiple
         if multiple is None:
@@ -180,7 +187,7 @@ class Calibration:
         return True
 
     def advance(self, step: int) -> bool:
-        """Ends calibration when its time has come, before step ``step``; returns whether it just did."""
+        """Holds the longest step from ``step`` on, if it is time; returns whether that has just happened."""
         if self.held_at >= 0 or len(self.measurements) < FEWEST or step < self.joined_at + PHASE:
             return False
         self.held_at = step
@@ -188,12 +195,12 @@ class Calibration:
 
     @property
     def lowering(self) -> list[Measurement]:
-        """The measurements that S was lowered by last."""
+        """The measurements that last lowered S."""
         return [m for m in self.measurements if m.step <= self.lowered_at][-LATER:]
 
     @property
     def early(self) -> list[Measurement]:
-        """The last measurements of calibration, which the median is taken over."""
+        """The last measurements of the calibration, which the median is made of."""
         return [m for m in self.measurements if self.held_at < 0 or m.step < self.held_at][-WINDOW:]
 
     @property
@@ -203,11 +210,11 @@ class Calibration:
 
     @property
     def is_measured(self) -> bool:
-        """Whether measurements alone decide."""
+        """Whether measurements alone set the longest step."""
         return len(self.measurements) >= FEWEST and not self.rule.bounded
 
     def interval(self) -> tuple[float, float]:
-        """Returns order statistics that hold the median of the early lengths 9 times in 10; NaN with fewer than five.
+        """Returns an interval that contains the true median length 9 times in 10; NaN with fewer than five lengths.
 
         Units: [x].
         Source: the sign test: each of n independent lengths is below the median with probability 1/2.
@@ -229,9 +236,9 @@ class Calibration:
 
 
 def median_interval(values: Sequence[float], level: float = 0.9) -> tuple[float, float]:
-    """Returns the narrowest pair of opposite order statistics that holds the median with at least this probability.
+    """Returns the narrowest pair of opposite order statistics around the median with at least this probability.
 
-    NaN where even the smallest and the largest do not.
+    NaN if even the smallest and the largest value are not enough.
     """
     ordered, n = sorted(values), len(values)
     # The pair (k, n - 1 - k) misses the median when at most k values lie on one side of it.

@@ -17,10 +17,10 @@ Mode = Literal["clip", "set", "shadow"]
 
 
 VERSION = 1
-"""Version of the states that are written; a state without one is of version 0."""
+"""Version of the states that this version writes; a state without a version has version 0."""
 
 _SINCE = {"stopped": "", "num_faults": 0}
-"""Entries that earlier versions did not write, and what they stand for in a run of then."""
+"""Entries that earlier versions did not write, with the values that runs of that time had."""
 
 _ENTRIES = (
     *("action", "alone", "steps", "last_row", "relative", "peaks", "counted", "calibration", "events", "num_noted"),
@@ -29,7 +29,7 @@ _ENTRIES = (
 
 
 def check(optimizer: object, probe: object, mode: object, rule: object, estimator: object, *, set_lr: bool) -> None:
-    """Raises a ValueError if an argument is not of its kind."""
+    """Raises a ValueError if an argument is of the wrong kind, or does not fit the others."""
     if mode not in get_args(Mode):
         raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
     if not isinstance(probe, Probe):
@@ -53,7 +53,7 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
 
 
 def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shortens_updates: bool) -> None:
-    """Raises a ValueError if measurements do not tell a learning rate."""
+    """Raises a ValueError if no learning rate follows from the measurements."""
     if shortens_updates or rule.multiple is None:
         raise ValueError(
             "A learning rate can be suggested where gradients are clipped and measured. Found "
@@ -62,7 +62,7 @@ def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shorten
 
 
 def check_schedule(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a ValueError if somebody else sets the learning rates of an optimizer."""
+    """Raises a ValueError if a schedule sets the learning rates of an optimizer."""
     if any("initial_lr" in group for group in optimizer.param_groups):
         raise ValueError(
             "Parameter `set_lr` should be False under a schedule, which would overwrite the rate: give `suggest_lr()` "
@@ -71,11 +71,11 @@ def check_schedule(optimizer: torch.optim.Optimizer) -> None:
 
 
 def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None) -> dict[str, Any]:
-    """Returns a state in the form of this version.
+    """Returns a state in the form that this version writes.
 
     Raises:
-        ValueError: If it is not a state of AutoClip, is from a newer version, or was made in another way or by another
-            rule than the one given.
+        ValueError: If it is not a state of AutoClip, if a newer version wrote it, or if it belongs to another kind of
+            optimizer or to another rule than the given one.
     """
     if not isinstance(state, Mapping):
         raise ValueError(f"Parameter `state` should be what `state_dict` returns. Found a {type(state).__name__}.")
@@ -109,7 +109,7 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
 
 
 def _require(found: Any, names: Any, where: str) -> None:
-    """Raises a ValueError that lists what is missing, or not known to this version."""
+    """Raises a ValueError that names entries which are missing, or which this version does not know."""
     names = list(names)
     missing = [name for name in names if name not in found] if isinstance(found, Mapping) else names
     extra = [name for name in found if name not in names] if where and isinstance(found, Mapping) else []

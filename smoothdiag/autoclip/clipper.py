@@ -26,39 +26,51 @@ if TYPE_CHECKING:
 
 
 class AutoClip:
-    """Keeps steps within a length that is set from measured smoothness in the first steps of the run, and then held.
+    """Keeps every step within a length S that it measures in the first steps of the run, and then holds.
 
-    The longest step is S = multiple * median(||g|| / L) over measurements in the first thirty steps. Until there are
-    five of them a share of ||x|| caps the steps as well. Afterwards S is held; it is lowered where three measurements
-    in a row are short of half the step that was taken, and never raised.
+    AutoClip sets S = multiple * median(||g|| / L) from measurements in the first thirty steps. Until it has five of
+    them, a share of ||x|| limits the steps as well. Afterwards S stays. It is lowered if three measurements in a row
+    say that the step taken was more than twice too long. It is never raised.
 
-    How it acts depends on the optimizer. `torch.optim.SGD`: gradients are scaled before the step, as by
-    `clip_grad_norm_` with max_norm = S / (largest rate so far * gain of the momentum). `ClippedMomentum` and
-    `GGNC` (``mode="set"``): their ``longest_step`` or ``threshold`` is written. Any other: what the update is longer
-    than S is taken back after the step. A gradient that is not finite counts as zero, before anything averages it.
+    How AutoClip acts depends on the optimizer:
+        * `torch.optim.SGD`: it scales the gradients before the step, as `clip_grad_norm_` does with
+          max_norm = S / (largest rate so far * gain of the momentum).
+        * `ClippedMomentum` and `GGNC`, with ``mode="set"``: it writes their ``longest_step`` or ``threshold``.
+        * Any other: it lets the optimizer step, and shortens the update to S if it was longer.
+
+    A gradient that is not finite counts as zero, before anything averages it.
 
     Things to know:
-        * It measures thirteen of the first thirty steps, and then at least one in 200, by two gradients each.
-        * Make the probe first, and clip nowhere else: a norm that is clipped already is what it would see.
-        * A decay of the rate shortens the longest step with it; a rise leaves S as it is and lowers the threshold.
-        * No step waits for the device, but those that are measured do.
+        * It measures thirteen of the first thirty steps, then at least one in 200. Each takes two gradients.
+        * Make the probe first, and clip nowhere else. AutoClip cannot measure a gradient that something has clipped.
+        * If the learning rate decays, the longest step shrinks with it. If it rises, S stays and the threshold falls.
+        * Only measured steps wait for the device.
         * To resume, load the states of model, optimizer, probe and AutoClip, in any order.
 
     Args:
         optimizer: The optimizer that the probe watches.
-        probe: The probe; what it measures besides does not matter.
-        mode: ``"clip"`` acts on gradients or updates, ``"set"`` writes the cap of an optimizer that clips by itself,
-            ``"shadow"`` changes nothing and only keeps the books.
-        rule: How long a step may be; default: ``StepRule.for_momentum``, where updates are shortened that of 0.
-        set_lr: Whether to raise the learning rate to ``suggest_lr()`` when the longest step is held.
-        estimator: What measures L; default: secants over a hundredth of ||x|| along the gradient.
+        probe: A probe of that optimizer. It may measure whatever else you like, or nothing.
+        mode: ``"clip"`` acts on gradients or updates. ``"set"`` writes the cap of an optimizer that clips by itself.
+            ``"shadow"`` changes nothing, and only records what it would have done.
+        rule: How long a step may be. Default: ``StepRule.for_momentum`` with the optimizer's momentum, or with 0 where
+            AutoClip shortens updates.
+        set_lr: Whether to raise the learning rate to ``suggest_lr()`` at the step from which S is held.
+        estimator: What measures L. Default: secants over a hundredth of ||x|| along the gradient.
 
     Raises:
-        ValueError: If the probe watches another optimizer, an option does not fit, or shortened steps would spoil the
-            optimizer: it moves a copy of the parameters (schedule-free, Lookahead), or estimates its rate (Prodigy).
-            Of classes that are not known this shows at the end of the first step, before anything was shortened.
+        ValueError: If the probe watches another optimizer, or an option does not fit the optimizer. Also if shorter
+            steps would spoil the optimizer: because it moves a copy of the parameters (schedule-free, Lookahead), or
+            because it estimates its own rate (Prodigy). For classes that AutoClip does not know, it finds this out at
+            the end of the first step, before it has shortened anything.
 
     Units: longest_step [x], threshold [f/x].
+
+    Examples:
+        >>> model = nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> probe = sd.Probe(model, optimizer, lambda model, x: model(x).square().mean(), estimators=())
+        >>> sd.AutoClip(optimizer, probe)  # it clips from the first step on
+        <AutoClip of SGD, mode 'clip'; `reason` says more>
     """
 
     def __init__(
@@ -103,25 +115,26 @@ class AutoClip:
 
     @property
     def longest_step(self) -> float:
-        """Length S that steps are kept within at present [x]; NaN before the first step.
+        """The length S that no step exceeds at present [x]; NaN before the first step.
 
-        It waits for the device before the first measurement. A rank may ask alone.
+        Reading it before the first measurement waits for the device. One rank may read it alone.
         """
         self._books.read()
         return float(self._books.longest())
 
     @property
     def threshold(self) -> float:
-        """Gradient norm above which a step is longer than S [f/x]; NaN where groups differ, or updates are capped.
+        """The gradient norm above which a step would be longer than S [f/x]; infinite before the first step.
 
-        That of the averaged gradient where the optimizer clips that; infinite before the first step.
+        For an optimizer that clips an average of gradients, it is a norm of that average. NaN if the groups have
+        different thresholds, or if AutoClip shortens updates.
         """
         self._books.read()
         return float(self._books.threshold())
 
     @property
     def clip_fraction(self) -> float:
-        """Share of its steps so far that were longer than S; NaN before any, or where the optimizer clips by itself."""
+        """Share of steps so far that would have been longer than S; NaN before the first, or if the optimizer clips."""
         return self._history.clip_fraction
 
     @property
@@ -131,40 +144,41 @@ class AutoClip:
 
     @property
     def reason(self) -> str:
-        """Where the longest step comes from and what it has done so far, in words."""
+        """Where the longest step comes from, and how often it has shortened steps, in words."""
         longest, threshold, lr = self.longest_step, self.threshold, float(shared(self._peaks.values))
         said = f"longest step {'' if math.isnan(longest) else f'{longest:.3g} '}from {explained(self._calibration)}"
         if math.isfinite(threshold):
             name = "max_norm" if self._action.counts_steps else "a threshold on the averaged gradient of"
             said += f"; at lr {lr:.3g} this is {name} {threshold:.3g}"
         if self._stepping.alone:
-            said += "; the probe has stopped, so nothing will change it any more"
+            said += "; the probe has stopped, so it will not change any more"
         if self._stepping.guard.stopped:
-            said += "; it has stopped acting, see `history`"
+            said += "; AutoClip has stopped acting, see `history`"
         return f"{said}; {stage(self._calibration)}{acted(self._history, self._mode)}."
 
     @property
     def history(self) -> pd.DataFrame:
-        """What happened when: one row for each event, with the state after it; see `Event` for the columns."""
+        """What happened and when: one row for each event, with the state after it. See `Event` for the columns."""
         self._books.read()
         self._books.note_skipped()
         return self._history.to_frame()
 
     def suggest_lr(self, multiple: float = 1.0) -> float:
-        """Returns a learning rate that wastes no length that curvature allows: no clipping makes up for one too small.
+        """Returns a learning rate that makes steps as long as the measured curvature allows.
 
-        That is multiple * median(1/L) / gain over the early measurements. At 1/L a step along the gradient is the best
-        one on the measured batch; from the rule's multiple on, S is what limits such a step. Which of them ends best,
-        a single early step does not say.
+        Clipping can shorten steps, but it cannot make up for a rate that is too small. The suggestion is
+        multiple * median(1/L) / gain over the early measurements. With a multiple of 1, a step along the gradient is
+        the best one on the measured batch. With the rule's multiple or more, S limits such a step. The early steps do
+        not tell which multiple ends best.
 
         Args:
-            multiple: Of 1/L.
+            multiple: Factor on 1/L.
 
         Returns:
-            The rate, in the convention of the optimizer; NaN where there are fewer than five measurements.
+            The rate, in the convention of the optimizer; NaN with fewer than five measurements.
 
         Raises:
-            ValueError: If updates are shortened: their length is not the rate times a gradient.
+            ValueError: If AutoClip shortens updates: their length is not the rate times a gradient.
 
         Units: [x^2/f].
         """
@@ -185,11 +199,11 @@ class AutoClip:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from ``state``, as returned by ``state_dict``, by the rule of then.
+        """Continues from ``state``, as returned by ``state_dict``, with the rule that was in force there.
 
         Raises:
-            ValueError: If it was made with another kind of optimizer or by a newer version, something is missing in
-                it, or this AutoClip was given another rule.
+            ValueError: If the state comes from another kind of optimizer or from a newer version, if something is
+                missing in it, or if this AutoClip was given another rule.
         """
         state = check_state(state, self._action, self._calibration.rule if self._rule_is_given else None)
         self._books.load_state_dict(state)
@@ -198,6 +212,6 @@ class AutoClip:
         self._probe.also(self._stepping.is_due, self._measures)
 
     def detach(self) -> None:
-        """Stops acting and measuring. An optimizer that clips by itself keeps the cap that was written last."""
+        """Stops acting and measuring. An optimizer that clips by itself keeps the last cap that AutoClip wrote."""
         self._stepping.detach()
         self._probe.also(self._stepping.is_due)  # with nothing

@@ -1,4 +1,4 @@
-"""Closures that AutoClip can follow: evaluated once, before the optimizer has moved."""
+"""Closures: AutoClip can follow one that the optimizer evaluates once, before it moves the parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WAY_OUT = (
 
 
 class Closures:
-    """Follows the closure of every step, and sees whether the parameters were moved before it was evaluated.
+    """Follows the closure of every step, and notices if the optimizer moves the parameters before it evaluates it.
 
     Args:
         optimizer: The optimizer.
@@ -42,11 +42,11 @@ class Closures:
         act: Callable[[], None],
         again: Callable[[], None],
     ) -> Arguments | None:
-        """Returns the arguments of a step whose closure is followed by ``act``; None if it has no closure."""
+        """Returns the arguments of a step with a closure that calls ``act`` at its end; None without a closure."""
         self.has_begun, self._place = False, None
         changed = after_closure(args, kwargs, act, again=again)
         if changed is not None:
-            # Values tell for certain and take as long as a norm; elsewhere torch counts how often a tensor is written.
+            # Comparing values is certain, and costs a norm. Otherwise torch's counts of writes to a tensor have to do.
             self._place = Place(self._optimizer, by_value=not self._has_checked or is_in_progression(step))
         return changed
 
@@ -54,7 +54,7 @@ class Closures:
         """Checks that the parameters are where the step began.
 
         Raises:
-            Unfit: If the optimizer has moved them before it evaluated the closure, as those do that look around.
+            Unfit: If the optimizer has moved them before it evaluated the closure, as SAM does.
         """
         place, self._place = self._place, None
         if place is None:
@@ -74,21 +74,21 @@ class Closures:
             )
 
     def check_begun(self) -> None:
-        """Raises a RuntimeError if a step has ended without a gradient that AutoClip could have acted on."""
+        """Raises a RuntimeError if the optimizer has stepped without evaluating its closure."""
         if not self.has_begun:
             raise RuntimeError(
-                "The closure of a step should be evaluated: AutoClip acts after it. Found that "
+                "The optimizer should evaluate the closure of its step: AutoClip acts right after that. Found that "
                 f"{type(self._optimizer).__name__} did not. Call backward before the step instead, and step without a "
                 "closure."
             )
 
 
 class Place:
-    """Where the parameters of an optimizer are, without a copy of them.
+    """Remembers where the parameters of an optimizer are, without a copy of them.
 
     Args:
         optimizer: The optimizer.
-        by_value: Whether to remember values, by their norms.
+        by_value: Whether to remember the norms of the parameters, and not only how often they were written to.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, by_value: bool) -> None:
@@ -97,11 +97,11 @@ class Place:
         self._norms = self._measure() if by_value and self._parameters else None
 
     def is_written(self) -> bool:
-        """Returns whether torch has seen one of them being written to."""
+        """Returns whether torch has counted a write to one of them."""
         return any(p._version != version for p, version in zip(self._parameters, self._versions, strict=True))
 
     def is_elsewhere(self) -> bool | None:
-        """Returns whether their values are others; None where those were not remembered."""
+        """Returns whether their values have changed; None if no values were remembered."""
         if self._norms is None:
             return None
         before, now = self._norms, self._measure()
@@ -113,7 +113,7 @@ class Place:
 
 
 def second_evaluation() -> Exception:
-    """Returns the error of a closure that is evaluated again in the same step."""
+    """Returns the error for a closure that is evaluated again in the same step."""
     return RuntimeError(
         "The closure of a step should be evaluated once: AutoClip acts on one gradient. Found a second evaluation."
     )

@@ -1,4 +1,4 @@
-"""Faults: an error in a step is said, noted and survived; one in the first step is a mistake in the set-up."""
+"""Faults: the run survives an error of AutoClip, with a warning and a note, unless it comes in the first step."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from smoothdiag.rows import SmoothdiagWarning
 UNCLIPPED, UNREAD, STOPPED = "not clipped", "not read", "stopped"
 
 _CONSEQUENCES = {
-    UNCLIPPED: "the optimizer took this step unclipped, or clipped in part, and AutoClip goes on with the next one",
-    UNREAD: "AutoClip clips by the longest step it knew before, and tries again at the next step",
-    STOPPED: "AutoClip stops acting: it keeps measuring and leaves the steps to the optimizer",
+    UNCLIPPED: "the optimizer took this step unclipped, or clipped in part, and AutoClip goes on with the next step",
+    UNREAD: "AutoClip goes on with the longest step that it knew before, and reads the measurements at the next step",
+    STOPPED: "AutoClip stops acting: it keeps measuring, and the optimizer takes its steps unclipped",
 }
-_NO_MEMORY = (
-    "Memory ran out, also after what was unused had been freed. Use smaller micro-batches if this happens often."
-)
+_NO_MEMORY = "Memory ran out, even after unused memory had been freed. Use smaller micro-batches if this happens often."
 _REPLICAS = " Other ranks may have clipped it: compare the weights of the ranks, or go on from a checkpoint."
 
 
 class Unfit(Exception):
-    """Says that AutoClip does not fit an optimizer, and that this will not change.
+    """AutoClip does not fit an optimizer, and never will.
 
     Args:
-        error: What the user gets to see where that may end the run.
+        error: The error that the user gets to see, if it may still end the run.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -37,14 +35,14 @@ class Unfit(Exception):
 
 
 class Guard:
-    """Keeps the faults of AutoClip out of the run, except in the first step that it takes.
+    """Keeps errors of AutoClip out of the run. In the first step they may end it: the set-up is wrong.
 
     Args:
-        note: Takes an event and its details.
+        note: Adds an event and its details to the history.
 
     Attributes:
         is_first: Whether an error may still end the run.
-        is_lost: Whether the step at hand has failed, so that the rest of it is left out.
+        is_lost: Whether AutoClip has failed in the present step, and leaves out the rest of it.
         stopped: Why AutoClip has stopped acting; empty as long as it acts.
     """
 
@@ -59,14 +57,14 @@ class Guard:
         self.is_lost, self._late = False, None
 
     def end(self) -> None:
-        """Ends a step; raises what its closure was spared."""
+        """Ends a step, and raises an error that its closure was spared."""
         late, self._late = self._late, None
         if late is not None:
             raise late
         self.is_first = False
 
     def try_to(self, do: Callable[[], None]) -> None:
-        """Does what the next step will try again."""
+        """Does something that the next step will do if it fails now."""
         try:
             do()
         except SmoothdiagWarning:
@@ -76,14 +74,14 @@ class Guard:
 
     @contextmanager
     def during(self, event: str, *, by_closure: bool = False) -> Iterator[None]:
-        """Runs a part of a step: an error in it is noted as ``event``.
+        """Runs a part of a step. An error in it becomes an ``event`` of the history.
 
-        Where the optimizer evaluates a closure, it may have moved the parameters for a while. An error that says so
-        waits for the end of the step.
+        While the optimizer evaluates a closure, it may have moved the parameters for a moment. An error that ends the
+        run waits for the end of the step, so that the optimizer can move them back.
         """
         try:
             yield
-        except SmoothdiagWarning:  # whoever makes errors of warnings wants to see them
+        except SmoothdiagWarning:  # whoever turns warnings into errors wants to see them
             raise
         except Unfit as unfit:
             self.is_lost = True
@@ -109,6 +107,6 @@ class Guard:
         replicas = _REPLICAS if event == UNCLIPPED and dist.is_available() and dist.is_initialized() else ""
         warnings.warn(
             f"AutoClip met an error, and the run goes on: {_CONSEQUENCES[event]}. {cause}{replicas} "
-            "`history` lists such steps.",
+            "`history` lists every such step.",
             SmoothdiagWarning,
         )

@@ -1,4 +1,4 @@
-"""History: what happened to the longest step of a run and when, counted and in words."""
+"""History: what happened to the longest step of a run, when, how often, and in words."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ if TYPE_CHECKING:
 
 ROSE = "rate rose"
 
-NOT_FINITE = "The gradient of step {step} was not finite. AutoClip takes such gradients for zero and counts them."
+NOT_FINITE = (
+    "The gradient of step {step} was not finite (inf or NaN). AutoClip replaces such a gradient by zero, so that it "
+    "does no harm, and counts it in `history`. If there are many, look for the cause: a rate too large, or a faulty "
+    "batch."
+)
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, and the state after it. Numbers stay on the device until somebody asks.
+    """Something that happened, and the state after it. Its numbers stay on the device until somebody reads them.
 
     Attributes:
-        step: Optimizer steps taken before it.
+        step: Optimizer steps taken before the event.
         event: What happened, in a word or two.
         longest_step: S [x].
-        threshold: Gradient norm above which steps are longer than S [f/x]; NaN where there is none.
-        lr: Largest learning rate so far [x^2/f]; NaN where groups differ.
-        clipped: Steps so far that were longer than S; -1 where that is not known.
+        threshold: Gradient norm above which steps would be longer than S [f/x]; NaN if there is none.
+        lr: Largest learning rate so far [x^2/f]; NaN if groups differ.
+        clipped: Steps so far that would have been longer than S; -1 if AutoClip cannot count them.
         skipped: Gradients so far that were not finite.
         note: Details in words.
     """
@@ -51,13 +55,13 @@ class Event:
 
 
 class Counts:
-    """How many steps were shortened and how many gradients were not finite, counted on the device.
+    """Counts shortened steps and gradients that were not finite, on the device.
 
     Attributes:
-        num_acted: Steps there were.
-        clipped: Steps that were longer than allowed.
+        num_acted: Steps that were taken.
+        clipped: Steps that would have been longer than allowed.
         skipped: Gradients that were not finite.
-        last_skipped: Step of the last of these, or -1.
+        last_skipped: Step of the last such gradient, or -1.
     """
 
     def __init__(self) -> None:
@@ -78,7 +82,7 @@ class Counts:
     def add_gradient(self, finite: Tensor, step: int) -> None:
         """Counts the gradient of a step."""
         skipped = self.skipped + (~finite).long()
-        # Numbers that become tensors, as in `where`, would be waited for: step where it is not finite, else -1.
+        # Arithmetic instead of `where`, which waits for the device: the step if it is not finite, else -1.
         last = ((~finite).long() * (step + 1) - 1).clamp(min=self.last_skipped)
         self.skipped, self.last_skipped = skipped, last  # both, or neither
 
@@ -87,11 +91,11 @@ class History:
     """The events of a run, and what was counted in it.
 
     Attributes:
-        counts_steps: Whether steps that are shortened are counted.
+        counts_steps: Whether shortened steps can be counted.
         events: What happened.
-        counts: Steps and gradients.
-        num_noted: Gradients that were not finite and are among the events.
-        num_faults: Errors that were survived.
+        counts: Counts of steps and gradients.
+        num_noted: Gradients that were not finite and have been added to the events.
+        num_faults: Errors of AutoClip that the run has survived.
     """
 
     def __init__(self, *, counts_steps: bool) -> None:
@@ -106,20 +110,20 @@ class History:
 
     @property
     def clip_fraction(self) -> float:
-        """Share of the steps that were shortened; NaN before any, or where they are not counted."""
+        """Share of the steps that were shortened; NaN before the first step, or if they cannot be counted."""
         known = self.counts_steps and self.counts.num_acted > 0
         return int(self.counts.clipped) / self.counts.num_acted if known else math.nan
 
     def add(self, step: int, event: str, *state: Number, note: str) -> None:
-        """Adds an event; ``state`` is longest step, threshold and rate."""
+        """Adds an event; ``state`` is the longest step, the threshold and the rate."""
         longest, threshold, lr = state
         clipped = self.counts.clipped if self.counts_steps else -1
         if self.events and (event, step) == (self.events[-1].event, self.events[-1].step + 1):
-            self.events.pop()  # the last of some in a row stands for them all: `skipped` tells how many there were
+            self.events.pop()  # one event stands for several in a row: `skipped` tells how many there were
         self.events.append(Event(step, event, longest, threshold, lr, clipped, self.counts.skipped, note))
 
     def unnoted(self) -> tuple[int, int]:
-        """Returns how many gradients were not finite since it was last called, and the step of the last of them."""
+        """Returns how many gradients were not finite since the last call, and the step of the last one."""
         skipped, last = int(self.counts.skipped), int(self.counts.last_skipped)
         before, self.num_noted = self.num_noted, skipped
         return skipped - before, last
@@ -152,8 +156,8 @@ def explained(calibration: Calibration) -> str:
         return f"{relative}, without measurements"
     if len(calibration.measurements) < FEWEST:
         number = len(calibration.measurements)
-        at_most = f"{relative}, or less if they say so, " if number else f"{relative}, "
-        return f"{at_most}because there are {number} valid measurements of the {FEWEST} it takes" + _unusable(
+        at_most = f"{relative}, or less if measurements say so, " if number else f"{relative}, "
+        return f"{at_most}because there are {number} of the {FEWEST} valid measurements that it takes" + _unusable(
             calibration
         )
     said = f"{_measured(found)}, times {rule.multiple:.3g}"
@@ -161,12 +165,12 @@ def explained(calibration: Calibration) -> str:
         later = calibration.lowering
         steps, lengths = [m.step for m in later], [m.length for m in later]
         most = f"||g||/L at most {max(lengths):.3g} where steps were {min(m.taken for m in later):.3g} long"
-        said = f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: {most}; first it was from {said}"
+        said = f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
 
 
 def stage(calibration: Calibration) -> str:
-    """Returns how far calibration has come, in words, with a semicolon after them."""
+    """Returns how far the calibration has come, in words that end with a semicolon."""
     if calibration.rule.multiple is None:
         return ""
     held, lowered = calibration.held_at, calibration.lowered_at
@@ -199,4 +203,4 @@ def _unusable(calibration: Calibration) -> str:
     if not calibration.invalid:
         return ""
     each = ", ".join(f"{number} {status}" for status, number in sorted(calibration.invalid.items()))
-    return f" ({sum(calibration.invalid.values())} rows were not usable: {each})"
+    return f" ({sum(calibration.invalid.values())} rows could not be used: {each})"

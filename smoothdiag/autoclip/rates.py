@@ -1,4 +1,4 @@
-"""Rates: the largest learning rate of each group so far, the steps that it makes, and a rate that is suggested."""
+"""Rates: the largest learning rate of each group so far, how long its steps are, and a suggestion for a better one."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from smoothdiag.autoclip.calibration import FEWEST, Calibration
 from smoothdiag.memory import retried
 
 Number = float | Tensor
-"""A number, or a 0-dim tensor on a device that should not be waited for."""
+"""A number, or a 0-dim tensor on a device, which nobody should wait for."""
 
 RISEN = 1.001
-"""Factor above the peak at the last rise that counts as another one."""
+"""A rate this many times its peak at the last rise has risen again."""
 
 
 class Peaks:
     """The largest learning rate that each group has had so far.
 
-    A rate that is a tensor on a GPU is compared there; whether it rose is then not known without waiting.
+    A rate that is a tensor on a GPU is compared there. Whether it rose cannot be known without waiting.
 
     Attributes:
         values: Largest rate of each group so far [x^2/f].
         share: Present rate over its peak, the largest of all groups.
-        counted: Peak of each group when it was last said to have risen [x^2/f]: slow rises add up.
+        counted: Peak of each group when a rise was last reported [x^2/f]. So slow rises add up.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -40,7 +40,7 @@ class Peaks:
         self._first = _first_of_each(optimizer)
 
     def update(self) -> bool:
-        """Takes up the present rates; returns whether one of them has risen above its peak since that was last said."""
+        """Reads the present rates; returns whether one has risen above its peak since a rise was last reported."""
         rose, self.values, self.counted, self.share = retried(self._updated)
         self._first = _first_of_each(self._optimizer)
         return rose
@@ -70,17 +70,17 @@ class Peaks:
         return rose, values, counted, largest(shares)
 
     def times(self, reach: Callable[[Group], float]) -> Number:
-        """Returns the peak times what ``reach`` makes of a group; NaN where groups differ."""
+        """Returns the peak times ``reach`` of its group; NaN if groups differ."""
         pairs = zip(self.values, self._optimizer.param_groups, strict=False)
         return shared([peak * reach(group) for peak, group in pairs])
 
     def reduction(self, shortening: Callable[[Group], float]) -> Number:
-        """Returns how long steps of uncorrelated gradients are at present, in those of equal ones at the peak."""
+        """Returns the length of steps of uncorrelated gradients now, as a share of steps of equal ones at the peak."""
         return self.share * max(map(shortening, self._optimizer.param_groups))
 
 
 def plain(value: Number) -> Number:
-    """Returns a number as a float, unless it would have to be waited for."""
+    """Returns a number as a float, unless that would wait for a device."""
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value.detach()
     return float(value)
@@ -105,14 +105,14 @@ def largest(values: Sequence[Number]) -> Number:
     tensors = [v for v in values if isinstance(v, Tensor)]
     if not tensors:
         return max(values)
-    # `full` fills on the device, where a number that is made into a tensor there would be waited for.
+    # `full` writes the number on the device. Making a tensor of it would copy it there, and wait.
     device = tensors[0].device
     found = [v.to(device) if isinstance(v, Tensor) else torch.full((), v, device=device) for v in values]
     return torch.stack(found).amax()
 
 
 def shared(values: Sequence[Number]) -> Number:
-    """Returns the number that all groups have, NaN where they differ or are not known to agree."""
+    """Returns the number that all groups share; NaN if they differ, or if finding out would wait for a device."""
     first = values[0]
     if len(values) == 1 or all(not isinstance(v, Tensor) and v == first for v in values):
         return first
@@ -120,17 +120,17 @@ def shared(values: Sequence[Number]) -> Number:
 
 
 def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Number:
-    """Returns a share of the length of the parameters [x]; infinite where they are all zero, and no yardstick."""
+    """Returns a share of the length of the parameters [x]; infinite if they are all zero, and say nothing."""
     held = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     if not held:
         return math.inf
-    # Where it is a sum over ranks they make it together, and once.
+    # Sharded parameters need a sum over ranks, which all ranks make together and only once.
     length = vectors.norm(held) if any(map(vectors.is_sharded, held)) else retried(lambda: vectors.norm(held))
     return retried(lambda: plain((share * length).masked_fill(length == 0, math.inf)))
 
 
 def suggested(calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float) -> float:
-    """Returns multiple * median(1/L) / gain [x^2/f]; NaN with too few measurements, or where momenta differ.
+    """Returns multiple * median(1/L) / gain [x^2/f]; NaN with too few measurements, or if gains of groups differ.
 
     Raises:
         ValueError: If ``multiple`` is not positive and finite.
@@ -144,7 +144,7 @@ def suggested(calibration: Calibration, optimizer: torch.optim.Optimizer, multip
 
 
 def raise_rates(optimizer: torch.optim.Optimizer, lr: float) -> bool:
-    """Multiplies all rates so that the largest one is ``lr``; returns whether that raised them, else does nothing."""
+    """Multiplies all rates so that the largest is ``lr``, if that raises them; returns whether it did."""
     highest = max(float(group["lr"]) for group in optimizer.param_groups)
     if not lr > highest > 0:
         return False
@@ -157,5 +157,5 @@ def raise_rates(optimizer: torch.optim.Optimizer, lr: float) -> bool:
 
 
 def _first_of_each(optimizer: torch.optim.Optimizer) -> list[int]:
-    """Returns what tells the groups from one another."""
+    """Returns a mark of each group by which it can be found again."""
     return [id(group["params"][0]) if group["params"] else -1 for group in optimizer.param_groups]

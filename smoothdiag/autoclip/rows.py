@@ -1,4 +1,4 @@
-"""Rows: those of a probe's trace that say how long a step may be, what measures them, and who else clips."""
+"""Rows: the measurements in a trace that say how long a step may be, and a check of whether something else clips."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ ALONG_GRADIENT = LocalSmoothness(radius=RADIUS, two_scale=False)
 
 @dataclass(frozen=True)
 class ForClipping:
-    """An estimator whose rows have names of their own, so that they stand apart from those of the probe's own ones.
+    """An estimator that writes rows for AutoClip, under a name that no estimator of the probe has.
 
     Attributes:
-        estimator: What measures.
+        estimator: The estimator that measures.
     """
 
     estimator: Estimator
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns the estimate for all parameters, under its name with a suffix."""
+        """Returns the estimate for all parameters, with a suffix to its name."""
         estimate = self.estimator(step)
         return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=())
 
 
 class Rows:
-    """Reads new rows of a trace, each once.
+    """Reads every row for AutoClip once.
 
     Args:
         probe: The probe.
 
     Attributes:
-        last: Step of the last row taken up, or -1.
+        last: Step of the last row that was read, or -1.
     """
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self.last = -1
-        self._num_read = len(probe.trace)  # rows that are there already are of another run, or of other steps
+        self._num_read = len(probe.trace)  # earlier rows are of another run, or of steps without AutoClip
 
     def new(self) -> list[dict[str, Any]]:
-        """Returns the rows that have come since; takes no time where there are none."""
+        """Returns the rows that are new since the last call."""
         trace = self._probe.trace
         begin, self._num_read = min(self._num_read, len(trace)), len(trace)
         rows = (trace[i] for i in range(begin, len(trace)))
-        # A trace that was resumed begins with rows that were taken up before.
+        # A trace that goes on after a checkpoint begins with rows that were read before.
         found = [row for row in rows if _is_ours(row["estimator"]) and row["step"] > self.last]
         if found:
             self.last = found[-1]["step"]
@@ -65,16 +65,16 @@ class Rows:
 
     @staticmethod
     def measured(row: Mapping[str, Any]) -> tuple[float, float] | str:
-        """Returns the step at which a quadratic with the measured curvature is lowest, and the rate that makes it.
+        """Returns the step to the lowest point of a quadratic with the measured curvature, and the rate of that step.
 
-        Or, where there is none, why. Units: [x], [x^2/f].
+        If there is no such step, it returns the reason instead. Units: [x], [x^2/f].
         """
         curvature = row["smoothness"]
         if row["status"] not in USABLE_STATUSES:
             return str(row["status"])
         if not 0 < curvature < math.inf:
             return "without positive curvature"
-        # A slope is that of the loss along a direction, whose curvature may have either sign.
+        # A row with a slope is about one direction, along which the curvature may have either sign.
         has_slope = "slope" in row
         length = (-float(row["slope"]) if has_slope else row["grad_norm"]) / curvature
         if not 0 < length < math.inf:
@@ -83,10 +83,10 @@ class Rows:
 
 
 class Arrivals:
-    """Gradients as they reach AutoClip, beside the same as they are measured: one that is shorter was clipped before.
+    """Compares the gradient that reaches AutoClip with its measurement. If it is shorter, something has clipped it.
 
     Args:
-        probe: The probe; ``None`` where it does not measure the Euclidean norm.
+        probe: The probe; ``None`` if its rows do not hold the Euclidean norm.
         acts: Whether AutoClip changes anything.
     """
 
@@ -96,11 +96,11 @@ class Arrivals:
         self._norm: Number | None = None
 
     def take(self, step: int, norm: Number | None) -> None:
-        """Keeps the norm of the gradient of a step that will be measured."""
+        """Keeps the gradient norm of a step that will be measured."""
         self._step, self._norm = step, norm
 
     def check(self, row: Mapping[str, Any]) -> None:
-        """Warns, once, if the gradient of a row arrived shorter than rounding explains."""
+        """Warns, once, if a gradient was shorter than its measurement by more than rounding."""
         if self._probe is None or self._norm is None or row["step"] != self._step or row.get("data") != "step":
             return
         error = math.inf if self._probe.self_test is None else self._probe.self_test.gradient_error
@@ -108,17 +108,17 @@ class Arrivals:
         if arrived < measured * (1 - 10 * SLACK - 10 * error):
             self._probe = None
             advice = (
-                "Let it clip alone: no clip_grad_norm_ in the loop, and no setting of a trainer that asks for it. If "
-                "nothing clips, loss_fn should have the scale of the loss that is trained."
+                "Let AutoClip clip alone: remove clip_grad_norm_ from the loop, and the trainer's setting that calls "
+                "it. If nothing else clips, give loss_fn the same scale as the loss that is trained."
             )
             warnings.warn(
-                f"The gradient that reached AutoClip at step {self._step} had the norm {arrived:.3g}, and where it was "
-                f"measured {measured:.3g}, as if clipped before: AutoClip sees what is left, and clip_fraction is too "
-                f"low. {advice if self._acts else 'The longest step is not affected.'}",
+                f"The gradient that reached AutoClip at step {self._step} had the norm {arrived:.3g}, but the probe "
+                f"measured {measured:.3g}. Something else seems to clip first, so that AutoClip cannot see long "
+                f"gradients, and clip_fraction is too low. {advice if self._acts else 'The longest step is right.'}",
                 SmoothdiagWarning,
             )
 
 
 def _is_ours(estimator: str) -> bool:
-    # A measurement that failed stands under the name of the class, or of the probe.
+    # A measurement that failed has the name of the class, or of the probe.
     return estimator.endswith(CLIP_SUFFIX) or estimator in (ForClipping.__name__, "probe")

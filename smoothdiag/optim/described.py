@@ -1,4 +1,4 @@
-"""What an optimizer of this library says of itself to those who measure or clip it."""
+"""What an optimizer of this library says about itself, for those who measure or clip it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Group = Mapping[str, Any]
 
 
 class Described(Optimizer):
-    """An optimizer that answers the questions of `smoothdiag.adapters.Adapter` itself, with what holds for most.
+    """An optimizer that answers the questions of `smoothdiag.adapters.Adapter`; subclasses override what differs.
 
     Attributes:
         way: What AutoClip may shorten: ``"updates"``, or ``"cap"`` where the optimizer clips by itself.

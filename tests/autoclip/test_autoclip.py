@@ -192,7 +192,7 @@ def test_a_gradient_that_was_clipped_before_is_noticed(name) -> None:
         loss_fn(run.model, (factor * x, y)).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.5 * norms[0] if norms else 1e9)))
         run.optimizer.step()
-    said = f"at step 2 had the norm {1.5 * norms[0]:.3g}, and where it was measured {norms[2]:.3g}, "
+    said = f"at step 2 had the norm {1.5 * norms[0]:.3g}, but the probe measured {norms[2]:.3g}. "
     with pytest.warns(SmoothdiagWarning, match=said):
         assert run.clipper.longest_step > 0
 
@@ -478,8 +478,8 @@ def test_rows_of_an_earlier_run_in_the_trace_do_not_count() -> None:
     first = Run(sgd(3.0)).over(batches(40))
     second = Run(sgd(3.0), trace=first.probe.trace)
     second.over(batches(1))
-    assert "0 valid measurements" in second.clipper.history["note"].iloc[0]
-    assert "1 valid measurements" in second.clipper.reason
+    assert "there are 0 of the 5 valid measurements" in second.clipper.history["note"].iloc[0]
+    assert "1 of the 5 valid measurements" in second.clipper.reason
 
 
 def test_measurements_along_updates_set_the_cap_too() -> None:

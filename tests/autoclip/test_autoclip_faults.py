@@ -328,7 +328,7 @@ def test_after_a_climb_it_leaves_the_steps_alone_for_good() -> None:
             by_closure(other, batch)
     assert torch.equal(run.weights(), free.weights())
     assert torch.equal(resumed.weights(), free.weights())
-    assert "it has stopped acting" in resumed.clipper.reason
+    assert "AutoClip has stopped acting" in resumed.clipper.reason
     assert run.clipper._history.counts.num_acted == 3 + 0
 
 
@@ -378,7 +378,7 @@ def test_a_row_that_cannot_be_read_is_one_measurement_less(monkeypatch) -> None:
 
     monkeypatch.setattr(Rows, "measured", staticmethod(measured))
     run.over(batches(20))
-    assert "1 rows were not usable: 1 unreadable (KeyError)" in run.clipper.reason
+    assert "1 rows could not be used: 1 unreadable (KeyError)" in run.clipper.reason
 
 
 def states():

@@ -191,7 +191,7 @@ def test_batches_that_are_not_finite_leave_calibration_alone() -> None:
     events = run.clipper.history.query("event == 'not finite'")
     assert list(events["step"]) == [2, 5, 13, 41], "of some in a row the last"
     assert list(events["skipped"]) == [1, 2, 3, 5]
-    assert "3 rows were not usable: 3 non_finite" in run.clipper.reason
+    assert "3 rows could not be used: 3 non_finite" in run.clipper.reason
     assert "10 probes" in run.clipper.reason
     assert math.isfinite(run.losses[-1])
     assert median(run.losses[-10:]) < 0.5 * run.losses[0]
@@ -291,7 +291,7 @@ FORM = (
 def test_the_reason_is_a_sentence_of_numbers() -> None:
     run = Run(sgd(4.0), schedule=every(7))
     assert "no step taken yet" in run.clipper.reason
-    assert "0.03 ||x||, because there are 0 valid measurements of the 5 it takes" in run.clipper.reason
+    assert "0.03 ||x||, because there are 0 of the 5 valid measurements that it takes" in run.clipper.reason
     run.over(batches(31))
     reason = run.clipper.reason
     assert re.fullmatch(FORM.replace("1-29", r"\d-29"), reason), reason
@@ -309,11 +309,11 @@ def test_without_measurements_it_says_what_it_goes_by() -> None:
         run.optimizer.zero_grad()
         loss_fn(run.model, batch).backward()
         if run.probe.steps == 0:
-            with pytest.warns(SmoothdiagWarning, match="saw no batch"):
+            with pytest.warns(SmoothdiagWarning, match="has seen no batch"):
                 run.optimizer.step()
         else:
             run.optimizer.step()
-    assert "from 0.03 ||x||, because there are 0 valid measurements" in run.clipper.reason
+    assert "from 0.03 ||x||, because there are 0 of the 5 valid measurements" in run.clipper.reason
     assert run.clipper.longest_step == pytest.approx(0.03 * float(run.weights().norm()), rel=0.2)
 
 

@@ -241,7 +241,7 @@ def test_batches_that_are_not_trained_on_are_not_kept() -> None:
                 kept.append(callback.probe._accumulation.has_observed)
 
     averaging = StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)
-    with pytest.warns(SmoothdiagWarning, match="probe saw no batch"):
+    with pytest.warns(SmoothdiagWarning, match="probe has seen no batch"):
         fit(callback, averaging, Looking(), max_epochs=2)
     assert kept == [False] * 12
 
@@ -348,7 +348,7 @@ def test_automatic_thresholds_take_the_place_of_gradient_clip_val() -> None:
 
 def test_in_shadow_mode_lightning_clips_as_before() -> None:
     callback = SmoothnessCallback(auto_clip={"mode": "shadow"})
-    with pytest.warns(SmoothdiagWarning, match="had the norm 0.1, .* as if clipped before"):
+    with pytest.warns(SmoothdiagWarning, match="had the norm 0.1, .* Something else seems to clip first"):
         module, _ = fit(callback, gradient_clip_val=0.1)
     assert torch.equal(module.net[0].weight, fit(gradient_clip_val=0.1)[0].net[0].weight)
     assert not torch.equal(module.net[0].weight, fit()[0].net[0].weight)
@@ -360,7 +360,7 @@ class Clipping(Module):
 
 
 def test_clipping_of_the_module_s_own_is_pointed_out() -> None:
-    with pytest.warns(SmoothdiagWarning, match="had the norm 0.01, .* as if clipped before"):
+    with pytest.warns(SmoothdiagWarning, match="had the norm 0.01, .* Something else seems to clip first"):
         fit(SmoothnessCallback(auto_clip=True), make=Clipping, max_steps=2)
     fit(SmoothnessCallback(), make=Clipping, max_steps=1)
 

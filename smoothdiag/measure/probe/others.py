@@ -1,4 +1,4 @@
-"""Others: who else steps along the parameters of an optimizer, and who else watches it."""
+"""Others: something else moves the parameters of an optimizer, or another probe watches it."""
 
 import torch
 
@@ -6,22 +6,22 @@ from smoothdiag.adapters.wrappers import wrapped_in
 
 
 def unseen(optimizer: torch.optim.Optimizer, probe: object) -> str:
-    """Returns what to say of a step whose batches ``probe`` has not seen."""
+    """Returns the warning for a step whose batches ``probe`` has not seen."""
     said = (
-        "The optimizer stepped but the probe saw no batch: nothing was measured. Iterate over probe.watch(loader), or "
-        "call probe.observe(batch) before each forward pass."
+        "The optimizer stepped but the probe has seen no batch, so it could not measure. Iterate over "
+        "probe.watch(loader), or call probe.observe(batch) before each forward pass."
     )
     owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
     if any(type(owner) is type(probe) and owner is not probe for owner in owners):
         said += (
-            " Another probe is attached to this optimizer. If that one is meant, as after running a cell of a notebook "
+            " Another probe is attached to this optimizer. If you meant that one, as after running a cell of a notebook "
             "twice, close() this one."
         )
     return said
 
 
 def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
-    """Returns what to say where parameters moved between two batches without a step of ``optimizer``."""
+    """Returns the warning for parameters that moved between two batches without a step of ``optimizer``."""
     inner = list(wrapped_in(optimizer))
     kind = type(optimizer).__name__
     remedy = (
@@ -30,8 +30,8 @@ def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
         else "Make the probe for the one that steps"
     )
     return (
-        f"The parameters moved between two batches without a call of {kind}.step(), so the batches before cannot be "
-        "measured any more and are dropped. Something else moves the parameters: another optimizer, half steps like "
-        f"those of sharpness-aware minimisation (first_step, second_step), or the loop itself. {remedy}: a probe "
-        "measures what happens in the step() of its optimizer."
+        f"The parameters moved between two batches without a call of {kind}.step(). The probe drops the earlier "
+        "batches, because it can no longer measure them where they were met. Something else moves the parameters: "
+        "another optimizer, the half steps of sharpness-aware minimisation (first_step, second_step), or the loop itself. "
+        f"{remedy}: a probe measures what happens in the step() of its optimizer."
     )

@@ -46,7 +46,7 @@ def test_an_optimizer_that_ignores_its_closure_is_noticed() -> None:
             return super().step()
 
     run = Run(lambda m: Ignoring(m.parameters(), lr=1.0), rule=FIXED)
-    with pytest.raises(RuntimeError, match="closure of a step should be evaluated.*Found that Ignoring did not"):
+    with pytest.raises(RuntimeError, match="should evaluate the closure of its step.*Found that Ignoring did not"):
         by_closure(run, *batches(1))
 
 

@@ -289,7 +289,7 @@ def test_a_loop_that_shows_no_batch_is_told_once() -> None:
         warnings.simplefilter("always")
         step_over(model, optimizer, batches)
     assert [str(w.message) for w in caught if w.category is SmoothdiagWarning] == [
-        "The optimizer stepped but the probe saw no batch: nothing was measured. Iterate over "
+        "The optimizer stepped but the probe has seen no batch, so it could not measure. Iterate over "
         "probe.watch(loader), or call probe.observe(batch) before each forward pass."
     ]
     assert len(probe.trace) == 0
