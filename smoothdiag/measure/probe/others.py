@@ -14,8 +14,8 @@ def unseen(optimizer: torch.optim.Optimizer, probe: object) -> str:
     owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
     if any(type(owner) is type(probe) and owner is not probe for owner in owners):
         said += (
-            " Another probe is attached to this optimizer. If you meant that one, as after running a cell of a notebook "
-            "twice, close() this one."
+            " Another probe is attached to this optimizer. If you meant that one, as after running a cell of a "
+            "notebook twice, close() this one."
         )
     return said
 
@@ -32,6 +32,6 @@ def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
     return (
         f"The parameters moved between two batches without a call of {kind}.step(). The probe drops the earlier "
         "batches, because it can no longer measure them where they were met. Something else moves the parameters: "
-        "another optimizer, the half steps of sharpness-aware minimisation (first_step, second_step), or the loop itself. "
-        f"{remedy}: a probe measures what happens in the step() of its optimizer."
+        "another optimizer, the half steps of sharpness-aware minimisation (first_step, second_step), or the loop "
+        f"itself. {remedy}: a probe measures what happens in the step() of its optimizer."
     )
