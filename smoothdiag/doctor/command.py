@@ -34,16 +34,19 @@ class _Explain(argparse.Action):
 def add_command(commands: Any) -> None:
     """Adds the subcommand ``doctor`` to the command line."""
     doctor = commands.add_parser(
-        "doctor", help="run a training script unchanged and name mistakes around gradient clipping, with their lines"
+        "doctor",
+        help="run a training script unchanged and report mistakes around gradient clipping",
+        description="Run a training script unchanged and report mistakes around gradient clipping, with the lines to "
+        "change. Options of the doctor come before SCRIPT.",
     )
     doctor.add_argument("--json", action="store_true", help="print the report as one line of JSON")
     doctor.add_argument("--steps", type=int, metavar="N", help="end the run after N optimizer steps")
     doctor.add_argument(
-        "--explain", action=_Explain, choices=NAMES, metavar="NAME", help="explain a finding of this name, and end"
+        "--explain", action=_Explain, choices=NAMES, metavar="NAME", help="explain the finding of this name and exit"
     )
-    doctor.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT is a module, as in python -m")
+    doctor.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT names a module, as in python -m")
     doctor.add_argument("script", metavar="SCRIPT", help="Python script that trains")
-    doctor.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="arguments of the script")
+    doctor.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="arguments for the script")
     doctor.set_defaults(run=_doctor)
 
 
