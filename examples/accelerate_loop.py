@@ -46,7 +46,7 @@ def main(epochs, lr):
     accelerator.print(f"training loss {loss.item():.3f}")
     if accelerator.is_main_process:
         print(sd.fit_smoothness(probe.trace).summary())
-    accelerator.wait_for_everyone()  # wait: torchrun stops all processes if one fails
+    accelerator.wait_for_everyone()  # if one rank ended badly while the first still fits, torchrun would stop both
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def main(epochs, lr, devices):
     fabric.print(clipper.reason)
     if fabric.global_rank == 0:
         print(sd.fit_smoothness(probe.trace).summary())
-    fabric.barrier()  # wait: torchrun stops all processes if one fails
+    fabric.barrier()  # if one rank ended badly while the first still fits, torchrun would stop both
 
 
 if __name__ == "__main__":

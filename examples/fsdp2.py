@@ -39,7 +39,7 @@ def main(steps, device):
             optimizer.zero_grad()
     if dist.get_rank() == 0:
         print(sd.fit_smoothness(probe.trace).summary())
-    dist.barrier()  # wait: torchrun stops all processes if one fails
+    dist.barrier()  # if one rank ended badly while the first still fits, torchrun would stop both
 
 
 if __name__ == "__main__":
