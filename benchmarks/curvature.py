@@ -5,14 +5,14 @@ initialisation, and then measured in eval mode, because PyHessian switches to it
 statistics. The truth is SciPy's eigsh on a float64 copy that is differentiated twice.
 
 - ``cold``: smoothdiag from nothing: objective, graph, gradient, Lanczos from gradient and noise, its own stop.
-- ``warm``: one step of SGD later on the same batch, from what was found before; ``next batch``: on another one.
-- ``own stop``: another library as its users call it, with a tolerance of 1e-3. ``ideal``: the same, told beforehand
-  after how many products its value first is within 1e-3 of the truth. Fused attention and recurrence, which cannot be
-  differentiated twice, are switched off for them from outside.
+- ``warm``: one step of SGD later on the same batch, starting from the earlier result; ``next batch``: on another batch.
+- ``own stop``: another library as its users call it, with a tolerance of 1e-3. ``ideal``: the same library, told
+  beforehand after how many products its value is first within 1e-3 of the truth. Fused attention and recurrence, which
+  cannot be differentiated twice, are switched off for other libraries from outside.
 
-The variants take turns in one process, each on a copy of the model that is made before its clock starts. The clock is
-the wall's on a GPU, after synchronising, and that of the process on a CPU, which others may be using; set
-OMP_NUM_THREADS=1 so that SciPy has one thread too.
+The variants take turns in one process, each on a copy of the model that is made before its clock starts. On a GPU the
+script measures wall time after synchronising. On a CPU, which other programs may be using, it measures the time of the
+process; set OMP_NUM_THREADS=1 so that SciPy has one thread too.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from smoothdiag.measure.curvature import Choice, Spectrum, choose, hvp
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to the eigenvalue of a case; ``run`` returns the value and the products made."""
+    """One way to find the eigenvalue of a case; ``run`` returns the value and the number of products."""
 
     name: str
     stop: str
@@ -72,7 +72,7 @@ def theirs(case: Case, peer: Peer, seed: int, limit: int | None) -> tuple[float,
 
 
 def variants(cases: Cases, seed: int, choice: Choice, stops: Sequence[str], notes: set[str]) -> list[Variant]:
-    """Returns all ways to measure; what is missing or fails goes to ``notes``."""
+    """Returns all variants; packages that are missing or fail are named in ``notes``."""
     truth = cases.here.truth(seed)
     before = eigenvalue(cases.here, seed, choice)
     searches = {"cold": (cases.here, None), "warm": (cases.later, before), "warm, next batch": (cases.other, before)}
@@ -109,7 +109,7 @@ def variants(cases: Cases, seed: int, choice: Choice, stops: Sequence[str], note
 def measured(
     name: str, task: Task, args: argparse.Namespace, notes: set[str], bar: tqdm
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns one row a run, and the memory of each variant with the first seed."""
+    """Returns one row per run, and the memory of each variant with the first seed."""
     rows, memory = list[dict](), list[dict]()
     for seed in range(args.seeds):
         cases = prepared(task, seed, args.device)
@@ -137,7 +137,7 @@ def measured(
 
 
 def summary(runs: pd.DataFrame, memory: pd.DataFrame) -> pd.DataFrame:
-    """Returns medians over seeds and repetitions; ratios are those of runs in the same round."""
+    """Returns medians over seeds and repetitions; each ratio compares runs of the same round."""
     rounds = runs[runs["stop"] == "cold"].set_index(["seed", "repetition"])["seconds"]
     same = pd.MultiIndex.from_frame(runs[["seed", "repetition"]])
     runs = runs.assign(
@@ -152,13 +152,13 @@ def summary(runs: pd.DataFrame, memory: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame) -> pd.Series:
-    """Returns for each other library the ratio of its own stop, or of the ideal one where its own is not accurate."""
+    """Returns for each other library the ratio with its own stop, or with the ideal stop if its own is not accurate."""
     usable = table[table["error"] <= TOLERANCE].drop("smoothdiag", level=0)
     return usable.groupby(level=0, sort=False)["ratio"].first()
 
 
 def large(task: Task, args: argparse.Namespace) -> pd.DataFrame:
-    """Returns what each way of multiplying costs on a model that only a large device holds."""
+    """Returns the cost of each way of multiplying on a model that only a large device holds."""
     cases = prepared(task, 0, args.device, steps=10)
     gradient = timed(cases.here.gradient, args.device)
     unit, rows = peak(cases.here.gradient, args.device), {}

@@ -1,4 +1,4 @@
-"""Cases of the curvature benchmark: a model trained a little, its batch, the truth, and how smoothdiag finds it."""
+"""Cases of the curvature benchmark: a briefly trained model, its batch, the truth, and how smoothdiag finds it."""
 
 import copy
 import statistics
@@ -19,12 +19,12 @@ from smoothdiag.measure.loss.batches import MicroBatch, RandomState
 from smoothdiag.measure.loss.objective import Objective
 
 STEPS, SETTLING = 150, 20
-"""Steps of training, and forward passes afterwards in which running statistics catch up with the weights."""
+"""Steps of training, and later forward passes in which running statistics catch up with the weights."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model at one point of its training and the batch that its Hessian is of."""
+    """A model at one point of its training, and the batch of its Hessian."""
 
     model: nn.Module
     batch: Batch
@@ -38,7 +38,7 @@ class Case:
         return Objective(self.model, self.task.loss_fn, [micro], list(self.model.parameters()))
 
     def truth(self, seed: int) -> float:
-        """Returns the eigenvalue of largest magnitude by SciPy in float64, begun in float32, which is faster."""
+        """Returns the eigenvalue of largest magnitude by SciPy in float64, started in float32 to be faster."""
         model = copy.deepcopy(self.model)
         inputs, labels = self.batch
         with twice_differentiable(model):
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """The model where it is measured first, and one step later on the same and on another batch."""
+    """The model at the first measurement, and one step later on the same batch and on another batch."""
 
     here: Case
     later: Case
@@ -61,7 +61,7 @@ class Cases:
 
 
 def prepared(task: Task, seed: int, device: torch.device, steps: int = STEPS) -> Cases:
-    """Returns a model trained a little, its running statistics settled."""
+    """Returns a briefly trained model with settled running statistics."""
     torch.manual_seed(seed)
     model = task.build().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.lr)
@@ -94,7 +94,7 @@ def eigenvalue(
     limit: int | None = None,
     **options: bool,
 ) -> Spectrum:
-    """Returns what smoothdiag finds, from nothing or from what it found before, by its own stop or after ``limit``."""
+    """Returns the result of smoothdiag, cold or from an earlier result, by its own stop or after ``limit`` products."""
     with hvp(case.objective(), backend=choice, **options) as hessian:
         start, challenger = (hessian.gradient, None) if before is None else (before.pairs[0].vector, before.challenger)
         least = 3 if before else MIN_PRODUCTS
@@ -110,7 +110,7 @@ def eigenvalue(
 
 
 def products_needed(case: Case, seed: int, choice: Choice, before: Spectrum | None, truth: float) -> int:
-    """Returns after how many products the value is first right, whether or not the search would know."""
+    """Returns after how many products the value is first right, whether or not the search would stop there."""
     return next(
         limit
         for limit in range(1, 41)
@@ -123,7 +123,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 def forget(case: Case) -> None:
-    """Breaks the circle of gradients that keep their graph, which keeps the parameters."""
+    """Breaks the reference cycle of gradients, their graph and the parameters."""
     for parameter in case.model.parameters():
         parameter.grad = None
 

@@ -1,7 +1,7 @@
 """Solvers of other libraries for the Hessian eigenvalue of largest magnitude, each called as a user would call it.
 
-Every solver takes a ``Recorder``, which sees the products as they are made. ``limit=None`` leaves it to the library
-when to stop, at its tolerance of 1e-3; a number is the products after which it has to answer.
+Every solver takes a ``Recorder``, which sees the products as they are made. With ``limit=None`` the library itself
+decides when to stop, at a tolerance of 1e-3. With a number it must answer after so many products.
 """
 
 import importlib
@@ -26,15 +26,15 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Enough(Exception):
-    """Raised out of a solver that has made as many products as its answer needs."""
+    """Raised to leave a solver that has made as many products as its answer needs."""
 
 
 class Recorder:
-    """Counts products and, given the true value, stops once a solver can know it.
+    """Counts products and, given the true value, stops as soon as a solver can know that value.
 
     Args:
         reference: The true eigenvalue; ``None`` only counts.
-        krylov: Whether the solver combines all its products, or knows the last one alone.
+        krylov: Whether the solver combines all its products, or uses only the last one.
 
     Attributes:
         num_products: Products so far.
@@ -70,11 +70,11 @@ class Peer:
     """A solver of another library.
 
     Attributes:
-        module: What to import.
-        package: Where its version stands.
-        solve: Returns the eigenvalue.
-        krylov: Whether it combines all its products.
-        fused: Whether it takes oneDNN's recurrence, which forward mode does not.
+        module: Module to import.
+        package: Package that has the version.
+        solve: Function that returns the eigenvalue.
+        krylov: Whether the solver combines all its products.
+        fused: Whether the solver works with oneDNN's recurrence, which forward mode does not support.
     """
 
     module: str
@@ -92,7 +92,7 @@ class Peer:
         return importlib.metadata.version(self.package)
 
     def fewest(self, model: nn.Module, batch: Batch, seed: int, reference: float) -> int | None:
-        """Returns after how many products it could know the value, were it told; ``None`` if too many."""
+        """Returns after how many products a solver could know the value; ``None`` if there are too many."""
         record = Recorder(reference, self.krylov)
         try:
             self.solve(model, batch, seed, MOST_PRODUCTS, record)
@@ -131,14 +131,14 @@ def eigenthings_power(model: nn.Module, batch: Batch, seed: int, limit: int | No
 
 
 def eigenthings_lanczos(model: nn.Module, batch: Batch, seed: int, limit: int | None, record: Recorder) -> float:
-    """Lanczos with as many products as it is told, and 2 unless told: it checks its residual only at the end."""
+    """Lanczos with a given number of products, 2 by default; it checks its residual only at the end."""
     library: Any = importlib.import_module("hessian_eigenthings")
     operator = _eigenthings(library, model, batch, record)
     return float(library.lanczos(operator, k=1, max_iter=limit, tol=TOLERANCE, seed=seed).eigenvalues[0])
 
 
 def curvlinops_scipy(model: nn.Module, batch: Batch, seed: int, limit: int | None, record: Recorder) -> float:
-    """Its operator under SciPy's Lanczos; the fewest products are those of a subspace of that size, never restarted."""
+    """Operator of curvlinops under SciPy's Lanczos; the fewest products are those of one subspace without a restart."""
     library: Any = importlib.import_module("curvlinops")
     parameters = [p for p in model.parameters() if p.requires_grad]
     check = {} if limit is None else {"check_deterministic": False}
@@ -158,7 +158,7 @@ PEERS = {
 
 
 def exact(model: nn.Module, batch: Batch) -> LinearOperator:
-    """Returns the Hessian by differentiating twice, the graph kept, as a matrix for SciPy."""
+    """Returns the Hessian, by differentiating twice with the graph kept, as a matrix for SciPy."""
     parameters = list(model.parameters())
     gradient = torch.autograd.grad(labelled_loss(model, batch), parameters, create_graph=True)
     sizes, like = [p.numel() for p in parameters], parameters[0]
@@ -175,7 +175,7 @@ def exact(model: nn.Module, batch: Batch) -> LinearOperator:
 def largest(
     operator: LinearOperator, start: np.ndarray | int, seen: Callable[[Any, Any], None] | None = None, **options: Any
 ) -> tuple[float, np.ndarray]:
-    """Returns the eigenvalue of largest magnitude, found by SciPy from a vector or a seed, and its eigenvector."""
+    """Returns eigenvalue of largest magnitude and eigenvector, by SciPy from a start vector or a seed."""
 
     def product(v: np.ndarray) -> np.ndarray:
         found = operator @ v
@@ -192,7 +192,7 @@ def largest(
 
 @contextmanager
 def twice_differentiable(model: nn.Module, fused: bool = True) -> Iterator[None]:
-    """What users of the other libraries have to switch off themselves: fused attention, and fused recurrence."""
+    """Switches off what users of the other libraries must switch off themselves: fused attention and recurrence."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):

@@ -1,10 +1,10 @@
-"""Damages files of traces in many ways, and counts what reading says of it.
+"""Damages trace files in many ways, and counts how reading reports the damage.
 
 Each mutation changes a file as disks, copies and editors do: a flipped bit, bytes that are lost or inserted, an end
-that is cut off, lines that go, move or come twice, other digits, other names, other line ends, two files in one.
+that is cut off, lines that vanish, move or appear twice, other digits, other names, other line ends, two files in one.
 
-* *unreported*: a row is read whose gradient norm, smoothness, step, group, status or estimator is not what was written
-  for its step, and `problems` says no more than it did before.
+* *unreported*: a row is read whose gradient norm, smoothness, step, group, status or estimator differs from what was
+  written for its step, and `problems` says no more than before.
 * *fault*: an exception that is no ValueError or FileNotFoundError with the file's name, or a problem without a warning.
 
     python benchmarks/damaged_traces.py --number 2000
@@ -50,7 +50,7 @@ def recorded(seed: int, num_steps: int = 12) -> list[dict]:
 
 
 def write(path: Path, seed: int) -> None:
-    """Writes a trace by appending or, as .csv, as a whole; some were killed in mid-line and resumed."""
+    """Writes a trace by appending or, as .csv, as a whole; some are killed in the middle of a line and resumed."""
     rows = recorded(seed)
     if path.suffix == ".csv":
         trace = sd.Trace()
@@ -159,7 +159,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def examine(path: Path, expected: dict[tuple, tuple], usual: list[str]) -> tuple[str, str]:
-    """Returns what came of reading a file, and details where that should not have come."""
+    """Returns the outcome of reading a file, and details if the outcome is wrong."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -181,7 +181,7 @@ def examine(path: Path, expected: dict[tuple, tuple], usual: list[str]) -> tuple
 
 
 def mutate(suffix: str, number: int, seed: int = 0) -> tuple[Counter, list[str]]:
-    """Returns the counts of what came of so many mutations, and details of what should not have come."""
+    """Returns counts of the outcomes of many mutations, and details of wrong outcomes."""
     counts: Counter[str] = Counter()
     details = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the doctor costs: steps with clip_grad_norm_ under watch, beside the same steps without.
+"""What the doctor costs: steps with clip_grad_norm_ under watch, compared with the same steps without.
 
 Plain and watched stretches of steps take turns in one process, in an order that rotates; every figure is a median over
 rounds of ratios or differences within a round. Entering and leaving the watch counts.
@@ -16,11 +16,11 @@ from torch import nn
 from smoothdiag.doctor import watch
 
 STRETCH = 10
-"""Steps from entering the watch to leaving it."""
+"""Number of steps from entering the watch to leaving it."""
 
 
 def variants(model: nn.Module, loss: Callable[[], torch.Tensor]) -> dict[str, Callable[[], None]]:
-    """Returns stretches of steps: plain ones and watched ones of the same model."""
+    """Returns plain and watched stretches of steps of the same model."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def stretch(watched: bool) -> None:
@@ -35,7 +35,7 @@ def variants(model: nn.Module, loss: Callable[[], torch.Tensor]) -> dict[str, Ca
 
 
 def tiny(count: int) -> tuple[nn.Module, Callable[[], torch.Tensor]]:
-    """Returns a model of many parameters of one entry, whose steps are little else than calls."""
+    """Returns a model of many parameters with one entry each, whose steps consist almost only of calls."""
     model = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in range(count))
     return model, lambda: torch.cat(list(model)).sum()
 

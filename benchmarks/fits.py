@@ -24,7 +24,7 @@ GOAL = 20.0  # Seconds for the whole fit of 50,000 rows.
 
 
 def run_of(num_steps: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Gradient norms that forget at .98 a step, and smoothness (1 + 2 x) with independent lognormal noise."""
+    """Returns gradient norms with a memory of .98 a step, and smoothness (1 + 2 x) with independent lognormal noise."""
     rng = np.random.default_rng(seed)
     walk = lfilter([1.0], [1.0, -0.98], rng.standard_normal(num_steps))
     x = 10 ** (walk / np.std(walk) / 2)

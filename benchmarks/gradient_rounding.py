@@ -1,7 +1,7 @@
 """Relative rounding error of one gradient, by dtype: where ``ROUNDING`` in the self-test comes from.
 
-Each model's gradient is compared with that of the same weights in the next wider dtype (float32 with float64,
-bfloat16 and bfloat16 autocast with float32), at initialisation and after 30 steps of SGD.
+The script compares each model's gradient with the gradient of the same weights in the next wider dtype (float32 with
+float64, bfloat16 and bfloat16 autocast with float32), at initialisation and after 30 steps of SGD.
 """
 
 import copy

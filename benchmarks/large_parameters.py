@@ -1,9 +1,9 @@
-"""What a measurement costs where parameters outweigh activations, as in fine-tuning: time, and copies of x.
+"""What a measurement costs if parameters outweigh activations, as in fine-tuning: time, and copies of x.
 
     OMP_NUM_THREADS=1 python benchmarks/large_parameters.py
 
 Plain and measured steps take turns. A row needs the gradients that it counts; ratios are medians over the rounds.
-Memory is that of the profiler's events on a CPU. Needs the library alone, and a minute.
+Memory comes from the profiler's events on a CPU. The script needs only the library, and a minute.
 """
 
 import json
@@ -47,7 +47,7 @@ class Training:
             self.probe = sd.Probe(self.model, self.optimizer, loss_fn, estimators=estimators, schedule=sd.every(1))
 
     def gradient(self) -> None:
-        """Takes a gradient alone."""
+        """Computes a gradient and takes no step."""
         self.optimizer.zero_grad()
         loss_fn(self.model, self.batch).backward()
 
@@ -67,7 +67,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def peak(action: Callable[[], object]) -> int:
-    """Returns the bytes held at the most beyond those held before."""
+    """Returns the largest number of bytes held during ``action``, beyond the bytes held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     with tempfile.TemporaryDirectory() as folder:

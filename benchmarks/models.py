@@ -1,7 +1,7 @@
 """Networks that the benchmarks train, each with a loss and a batch.
 
-Costs do not depend on data, so those of ``TASKS`` are noise. Curvature does: those of ``LEARNABLE`` and ``LARGE`` have
-something to learn.
+Costs do not depend on data, so the data of ``TASKS`` are noise. Curvature depends on data, so the data of ``LEARNABLE``
+and ``LARGE`` contain something to learn.
 """
 
 import itertools
@@ -179,7 +179,7 @@ def _learnable_images(batch: int = 64, size: int = 32) -> Callable[[torch.device
 
 
 def _learnable_tokens(batch: int, length: int, vocabulary: int = VOCABULARY) -> Callable[[torch.device], Any]:
-    """Tokens as frequent as words are (Zipf), half of them following from the one before; labels are flat."""
+    """Tokens as frequent as words (Zipf); half of them follow from the token before; labels are flat."""
     frequencies = 1 / torch.arange(1.0, vocabulary + 1)
 
     def draw(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -193,7 +193,7 @@ def _learnable_tokens(batch: int, length: int, vocabulary: int = VOCABULARY) -> 
 
 
 def _flat(model: nn.Module) -> nn.Module:
-    """Returns the model with one row of logits a token, as losses of other libraries want them."""
+    """Returns the model with one row of logits per token, as losses of other libraries expect."""
     return nn.Sequential(model, nn.Flatten(0, 1))
 
 

@@ -1,4 +1,4 @@
-"""What a step costs: ClippedMomentum beside SGD with clip_grad_norm_ and AdamW, ClippedScion beside plain Scion.
+"""What a step costs: ClippedMomentum against SGD with clip_grad_norm_ and AdamW, ClippedScion against plain Scion.
 
 No network runs: parameters have the shapes of a GPT and gradients are random. The variants take turns in one process on
 the same parameters, in an order that rotates; every ratio is a median over rounds of ratios within a round.

@@ -1,8 +1,8 @@
 """What measuring costs: in gradients, as a share of a step and of a run, and in copies of the parameters.
 
-One gradient is a forward and a backward pass of the loss that is trained. The variants take turns in one process, in
-an order that rotates; every ratio is a median over rounds of ratios within a round, so what slows the machine slows
-both of its sides.
+One gradient is a forward and a backward pass of the training loss. The variants take turns in one process, in an order
+that rotates. Every ratio is a median over rounds of ratios within a round, so a slow moment of the machine slows both
+sides of the ratio.
 """
 
 import argparse
@@ -57,14 +57,14 @@ class Run:
         self.optimizer.step()
 
     def hooks(self) -> None:
-        """What is left of a step without gradients: the optimizer has nothing to do, the probe as much as ever."""
+        """Takes a step without gradients: the optimizer has nothing to do, the probe works as usual."""
         for _ in range(100):
             self.observe()
             self.optimizer.step()
 
 
 class Noted:
-    """A schedule that writes down the times which the schedule it wraps is told."""
+    """A schedule that wraps another and records the times that the other is told."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.train, self.probe = schedule, 0.0, 0.0
@@ -101,7 +101,7 @@ def synchronize(device: torch.device) -> None:
 def take_turns(
     calls: dict[str, Callable[[], None]], rounds: int, device: torch.device, warm_up: int = 3
 ) -> pd.DataFrame:
-    """Returns seconds, one row a round, one column a call, after some calls that do not count."""
+    """Returns seconds, one row per round and one column per call, after some calls that do not count."""
     names = list(calls)
     # On a CPU that is shared, the time of this process says more than the time on the wall.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
@@ -115,7 +115,7 @@ def take_turns(
 
 
 def costs(task: Task, device: torch.device, rounds: int) -> dict[str, float]:
-    """Rows in gradients, and steps that are not due as a share of a step."""
+    """Measures the cost of rows, in gradients, and of steps that are not due, as a share of a step."""
     plain = Run(task, device)
     probed = {name: Run(task, device, estimators, every(1)) for name, estimators in ESTIMATORS.items()}
     idle = Run(task, device, ESTIMATORS["path"], every(NEVER))
@@ -143,7 +143,7 @@ def costs(task: Task, device: torch.device, rounds: int) -> dict[str, float]:
 
 
 def shares(task: Task, device: torch.device, measurements: int, max_steps: int) -> dict[str, float]:
-    """Share of the time taken under ``budget``, up to and with the last measurement, where it is highest."""
+    """Measures the share of time under ``budget``, up to and including the last measurement, where it is highest."""
     noted = Noted(budget(FRACTION))
     run = Run(task, device, [PathSmoothness(), LocalSmoothness()], noted)
     due, other, steps = 0.0, [], 0
@@ -168,7 +168,7 @@ def shares(task: Task, device: torch.device, measurements: int, max_steps: int) 
 
 
 def memory(task: Task, device: torch.device) -> dict[str, float]:
-    """Extra memory at the peak of a measured step, in copies of the parameters."""
+    """Measures the extra memory at the peak of a measured step, in copies of the parameters."""
     peaks = {}
     for name, estimators in {"plain": None, **ESTIMATORS}.items():
         run = Run(task, device, estimators, every(1))

@@ -2,9 +2,10 @@
 
     python docs/coverage.py            # five to ten minutes on two cores
 
-Runs of training are simulated: the logarithm of the gradient norm is an autoregression that forgets at .98 a step and
-spans two decades, smoothness is (1 + 2 * grad_norm) times lognormal noise, which is independent from step to step or an
-autoregression at .8. The true line at the quantile .9 is (1, 2) times that quantile of the noise.
+The script simulates runs of training. The logarithm of the gradient norm is an autoregression with a memory of .98 per
+step and spans two decades. Smoothness is (1 + 2 * grad_norm) times lognormal noise, which is independent from step to
+step or an autoregression with a memory of .8. The true line at the quantile .9 is (1, 2) times that quantile of the
+noise.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,9 +43,9 @@ class Case:
 
     Attributes:
         num_steps: Rows of each run.
-        noise: Memory of the noise, 0 for independent.
-        num_runs: Runs of their own. With more than one their L1 differs, noise is independent, and the median line
-            is fitted, whose slope has its median at the true L1.
+        noise: Memory of the noise; 0 means independent noise.
+        num_runs: Number of separate runs. Several runs differ in L1 and have independent noise; the fit is the median
+            line, whose slope has its median at the true L1.
     """
 
     num_steps: int
@@ -71,7 +72,7 @@ def autoregression(num: int, memory: float, rng: np.random.Generator) -> np.ndar
 
 
 def simulate(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns gradient norms, smoothness, steps and numbers of the runs."""
+    """Returns gradient norms, smoothness, steps and run numbers."""
     rng = np.random.default_rng(seed)
     x, y = [], []
     for _ in range(case.num_runs):
@@ -84,7 +85,7 @@ def simulate(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 def trial(case: Case, num_boot: int, seed: int) -> np.ndarray:
-    """Returns the intervals of L0, L1 and the threshold: for plain resampling, and as `fit_smoothness` makes them."""
+    """Returns the intervals of L0, L1 and the threshold: by plain resampling, and as `fit_smoothness` makes them."""
     x, y, steps, runs = simulate(case, seed)
     quantile = case.quantile
     weights = relative_weights(x, y)
@@ -102,7 +103,7 @@ def trial(case: Case, num_boot: int, seed: int) -> np.ndarray:
 def intervals(
     replicates: np.ndarray, line: tuple[float, float], eta: float, freedom: float
 ) -> list[tuple[float, float]]:
-    """Returns the intervals of L0, L1 and the threshold at an effective rate, the last from its inverse."""
+    """Returns the intervals of L0, L1 and the threshold at an effective rate; the last comes from its inverse."""
     low, high = percentile_interval(
         1 / safe_threshold(replicates[:, 0], replicates[:, 1], eta), float(1 / safe_threshold(*line, eta)), freedom
     )
@@ -111,12 +112,12 @@ def intervals(
 
 
 def rate(case: Case) -> float:
-    """Returns the effective rate: half of the one recommended for the true constants."""
+    """Returns the effective rate: half of the rate recommended for the true constants."""
     return 1 / (4 * case.truth[0])
 
 
 def coverage(case: Case, repetitions: int, *, num_boot: int = NUM_BOOT, workers: int = 2) -> pd.DataFrame:
-    """Returns the share of intervals that hold the truth and their median width over it, by way of resampling."""
+    """Returns, by way of resampling, the share of intervals that hold the truth and their median relative width."""
     truth = np.array([*case.truth, float(safe_threshold(*case.truth, rate(case)))])
     with ProcessPoolExecutor(workers) as pool:
         found = pool.map(partial(trial, case, num_boot), range(repetitions), chunksize=5)

@@ -2,9 +2,9 @@
 
     python docs/debiased.py
 
-The step is one of plain gradient descent on scikit-learn's digits. The truth is the change of the gradient of the
-whole data set between its two ends, over its length. Each estimate sees 32 examples, drawn afresh and with
-replacement, so that halves are independent. Needs scikit-learn.
+The step is one step of plain gradient descent on scikit-learn's digits. The truth is the change of the gradient on the
+whole data set between the two ends of the step, divided by the length of the step. Each estimate sees 32 examples,
+drawn afresh and with replacement, so that the two halves are independent. Needs scikit-learn.
 """
 
 from collections.abc import Sequence
@@ -31,17 +31,17 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """What repeated draws of data say about one step.
+    """Estimates of the smoothness along one step from repeated draws of data.
 
     Attributes:
         truth: Smoothness of the loss on all data along the step [f/x^2].
-        grad_norm: Norm of the gradient on all data at its start [f/x].
-        naive: Smoothness from another batch at each end, one value a draw [f/x^2].
-        same: The same from one batch of twice the size at both ends.
-        debiased: The same from two halves.
-        debiased_squared: Its square before the root is taken, which may be negative [f^2/x^4].
+        grad_norm: Norm of the gradient on all data at the start of the step [f/x].
+        naive: Smoothness from another batch at each end, one value per draw [f/x^2].
+        same: Smoothness from one batch of twice the size at both ends.
+        debiased: Smoothness from two halves.
+        debiased_squared: Square of ``debiased``, which may be negative before the root is taken [f^2/x^4].
         squared_norm: Squared gradient norm from the two halves [f^2/x^2].
-        squared_norm_same: The same from the batch of twice the size.
+        squared_norm_same: Squared gradient norm from the batch of twice the size.
     """
 
     truth: float
@@ -119,7 +119,7 @@ def root_mean_square(values: np.ndarray) -> float:
 
 
 def draw_figure(draws: Draws) -> Figure:
-    """Returns the figure: a histogram for each way of measuring, the truth as a line through all."""
+    """Returns the figure: a histogram for each way of measuring, and the truth as a line through all panels."""
     rows = [
         ("another batch at each end", draws.naive, root_mean_square(draws.naive), "#d55e00"),
         ("one batch at both ends", draws.same, root_mean_square(draws.same), "#0072b2"),

@@ -2,8 +2,8 @@
 
     python docs/edge_of_stability.py
 
-Three optimizers train the same small network on all of scikit-learn's digits at once, without batch noise. The table
-that is printed compares the last third of each run with the limits. Needs scikit-learn.
+Three optimizers train the same small network on all of scikit-learn's digits at once, without batch noise. The printed
+table compares the last third of each run with the limits. Needs scikit-learn.
 
 Source: Cohen, Kaur, Li, Kolter, Talwalkar 2021 (ICLR); Cohen et al. 2022 for Adam.
 """
@@ -59,9 +59,9 @@ def simulate(name: str, num_steps: int = NUM_STEPS, seed: int = 0) -> pd.DataFra
 
 
 def in_the_end(trace: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Returns curvature over its limit in the last third of a run, for each estimator that has a limit.
+    """Returns the ratio of curvature to its limit in the last third of a run, for each estimator that has a limit.
 
-    The limit of the critical step is 2 / lr; steps that went uphill have none and are left out.
+    The limit of the critical step is 2 / lr. Steps that went uphill have no limit and are left out.
     """
     trace = trace[trace["step"] >= trace["step"].max() * 2 / 3]
     is_critical = trace["estimator"] == "critical_step"
@@ -74,7 +74,7 @@ def in_the_end(trace: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def table(traces: dict[str, pd.DataFrame]) -> str:
-    """Returns the table: the median over the last third of each run, and the range that holds 80% of it."""
+    """Returns the table: the median over the last third of each run, and a range that holds 80% of the values."""
     columns = {"sharpness": "sharpness", "batch_sharpness": "batch sharpness", "critical_step": "critical step"}
     lines = [f"| optimizer | limit | {' | '.join(columns.values())} |", "|---|---|" + "---|" * len(columns)]
     for name, trace in traces.items():
@@ -89,7 +89,7 @@ def table(traces: dict[str, pd.DataFrame]) -> str:
 
 
 def draw_figure(traces: dict[str, pd.DataFrame]) -> Figure:
-    """Returns the figure: a panel for each optimizer, from a fortieth of its limit up."""
+    """Returns the figure: a panel for each optimizer, from a fortieth of its limit upwards."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, len(traces))
     for ax, (name, trace) in zip(panels, traces.items(), strict=True):

@@ -1,16 +1,16 @@
-"""Draws docs/figures/lower_bound.png: what one rate for the whole way costs, and clipping saves.
+"""Draws docs/figures/lower_bound.png: how many steps a fixed rate costs, and how many clipping saves.
 
     python docs/lower_bound.py
 
-Two functions with L0 = L1 = 1 force a fixed rate into a dilemma. On the steep one (`smoothdiag.problems.hybrid`,
-quadratic and then exponential) it must be small, or descent diverges from a start where the gradient is M. On the flat
-one, whose slope is hardly more than the tolerance, a small rate takes all the more steps. The table that is printed
+Two functions with L0 = L1 = 1 force a fixed rate into a dilemma. On the steep function (`smoothdiag.problems.hybrid`,
+quadratic and then exponential) the rate must be small, or descent diverges from a start where the gradient is M. The
+slope of the flat function is hardly more than the tolerance, so a small rate needs many steps there. The printed table
 counts the steps until the gradient is below the tolerance:
 
 * steep, theorem: the rate 1/(L0 + L1 M), for which descent is known not to diverge;
-* steep, best: the fastest of a grid of fixed rates, chosen with hindsight for that very start;
+* steep, best: the fastest of a grid of fixed rates, chosen with hindsight for that start;
 * flat, fixed: the largest rate of the grid for which the steep function does not diverge from that start;
-* clipped: rate 1/(2 L0), threshold L0/L1, the same for every start and function.
+* clipped: rate 1/(2 L0) and threshold L0/L1 for every start and function.
 
 Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), Theorems 3 and 4.
 """
@@ -23,13 +23,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BOUNDS = (1e1, 1e2, 1e3, 1e4, 1e5)
-"""M, the gradient at the start on the steep function, in units of L0/L1."""
+"""M: the gradient at the start on the steep function, in units of L0/L1."""
 TOLERANCE = 0.01
 GAP = 1.0
 """f(x0) - f* on the flat function, in units of L0/L1^2."""
 RATE, THRESHOLD = 0.5, 1.0
 GRID = 40
-"""Rates per factor of ten."""
+"""Number of rates per factor of ten."""
 FIGURE = Path(__file__).parent / "figures" / "lower_bound.png"
 
 
@@ -53,7 +53,7 @@ def steep(x: np.ndarray) -> np.ndarray:
 
 
 def steep_steps(bound: float, rates: np.ndarray, threshold: float = math.inf) -> np.ndarray:
-    """Returns the steps that each rate takes on the steep function from a gradient of M; inf where it diverges."""
+    """Returns the steps that each rate takes on the steep function from a gradient of M; inf if the rate diverges."""
     x = np.full(len(rates), 1 + math.log(bound))
     steps = np.full(len(rates), math.inf)
     left = np.arange(len(rates))
@@ -77,7 +77,7 @@ def steep_steps(bound: float, rates: np.ndarray, threshold: float = math.inf) ->
 
 
 def flat_steps(rate: float) -> int:
-    """Returns the steps on the flat function: e/4 (6 x^2 - x^4) on [-1, 1], of slope 2 e beyond; e is the tolerance."""
+    """Returns the steps on the flat function: e/4 (6 x^2 - x^4) on [-1, 1], slope 2 e beyond; e is the tolerance."""
     slope = 2 * TOLERANCE
     f_at_one = TOLERANCE * 5 / 4
     x = 1 + (GAP - f_at_one) / slope
@@ -125,7 +125,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw_figure(rows: list[Row]) -> Figure:
-    """Returns the figure: steps against M on either function, at the width of a column."""
+    """Returns the figure: steps against M on both functions, as wide as a column."""
     figure = Figure(figsize=(3.4, 4.4), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
     bounds = [r.bound for r in rows]

@@ -30,23 +30,23 @@ def main(epochs, lr):
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     loader = DataLoader(
         data, batch_size=16, shuffle=True, drop_last=True
-    )  # 56 on each of two ranks: all steps have two
+    )  # 56 batches on each of two ranks, so every step has two
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
-    # The probe takes the optimizer inside, which is the one that steps, on every rank. The first rank writes the file.
+    # Every rank needs a probe, on the inner optimizer, which takes the steps. Only the first rank writes the file.
     probe = sd.Probe(model, optimizer.optimizer, loss_fn, schedule=sd.every(5), trace="accelerate.jsonl")
     for _ in range(epochs):
         for batch in probe.watch(loader):
             with accelerator.accumulate(model):
                 loss = loss_fn(model, batch)
-                accelerator.backward(loss)  # divides by the number of micro-batches, as the probe takes it to be
+                accelerator.backward(loss)  # divides by the number of micro-batches, as the probe expects
                 optimizer.step()
                 optimizer.zero_grad()
     probe.close()
     accelerator.print(f"training loss {loss.item():.3f}")
     if accelerator.is_main_process:
         print(sd.fit_smoothness(probe.trace).summary())
-    accelerator.wait_for_everyone()  # torchrun stops the others when one process ends badly
+    accelerator.wait_for_everyone()  # if one rank ended badly while the first still fits, torchrun would stop both
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ def loss_fn(model, batch):
 
 
 def main(steps, device):
-    torch.manual_seed(0)  # one task and one start for all ranks, and then data of their own
+    torch.manual_seed(0)  # all ranks share the task and the initial weights
     centers = torch.randn(10, 32, device=device)
     model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)).to(device)
     model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    torch.manual_seed(1 + dist.get_rank())
+    torch.manual_seed(1 + dist.get_rank())  # but each rank draws data of its own
 
-    # Every rank has a probe, as they measure together. All get the same rows; the first rank writes the file.
+    # Every rank needs a probe, because the ranks measure together. All get the same rows; the first rank writes them.
     with sd.Probe(model, optimizer, loss_fn, schedule=sd.every(2), trace="ddp.jsonl") as probe:
         for _ in range(steps):
             labels = torch.randint(10, (32,), device=device)
@@ -36,7 +36,7 @@ def main(steps, device):
             optimizer.zero_grad()
     if dist.get_rank() == 0:
         print(sd.fit_smoothness(probe.trace).summary())
-    dist.barrier()  # torchrun stops the others when one process ends badly
+    dist.barrier()  # if one rank ended badly while the first still fits, torchrun would stop both
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A Lightning Fabric loop with a plain probe and AutoClip: ``torchrun --nproc-per-node 2 examples/fabric.py``.
 
-It trains on the digits that come with scikit-learn, at a rate where gradients have to be clipped.
+It trains on the digits that come with scikit-learn, at a rate where gradients must be clipped.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(epochs, lr, devices):
     model, optimizer = fabric.setup(model, optimizer)
     loader = fabric.setup_dataloaders(DataLoader(data, batch_size=16, shuffle=True))
 
-    # What setup returns is what the probe takes, on every rank. All get the same rows; the first rank writes the file.
+    # Every rank gives its probe what setup returned. All ranks get the same rows; the first rank writes the file.
     with sd.Probe(model, optimizer, loss_fn, schedule=sd.every(5), trace="fabric.jsonl") as probe:
         clipper = sd.AutoClip(optimizer, probe)  # instead of fabric.clip_gradients
         for epoch in range(epochs):
@@ -47,7 +47,7 @@ def main(epochs, lr, devices):
     fabric.print(clipper.reason)
     if fabric.global_rank == 0:
         print(sd.fit_smoothness(probe.trace).summary())
-    fabric.barrier()  # torchrun stops the others when one process ends badly
+    fabric.barrier()  # if one rank ended badly while the first still fits, torchrun would stop both
 
 
 if __name__ == "__main__":

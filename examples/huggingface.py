@@ -1,6 +1,6 @@
-"""Trains a tiny Llama in a Hugging Face Trainer, measured: ``python examples/huggingface.py --auto-clip``.
+"""Trains a tiny Llama in a Hugging Face Trainer and measures it: ``python examples/huggingface.py --auto-clip``.
 
-The text is Shakespeare, tinyshakespeare/input.txt.gz in the folder that SMOOTHDIAG_DATA names; nothing is downloaded.
+It reads Shakespeare from tinyshakespeare/input.txt.gz in the folder that SMOOTHDIAG_DATA names; it downloads nothing.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 import smoothdiag as sd
 from smoothdiag.integrations.huggingface import SmoothnessCallback
 
-LENGTH = 64  # characters of an example
+LENGTH = 64  # characters per example
 
 
 def texts():
@@ -62,12 +62,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=0.3)
-    parser.add_argument("--auto-clip", action="store_true", help="keep steps short, from what is measured")
+    parser.add_argument("--auto-clip", action="store_true", help="let AutoClip keep steps short")
     parser.add_argument("--output", default="huggingface-run")
     options = parser.parse_args()
     max_grad_norm = 0.0 if options.auto_clip else 1.0
     trainer = trainer_of(options.output, lr=options.lr, steps=options.steps, max_grad_norm=max_grad_norm)
-    callback = SmoothnessCallback(schedule=sd.every(5), auto_clip=options.auto_clip).bind(trainer)  # the line
+    callback = SmoothnessCallback(schedule=sd.every(5), auto_clip=options.auto_clip).bind(trainer)  # the added line
     trainer.train()
     print(sd.fit_smoothness(callback.trace).summary())
     if callback.clipper is not None:

@@ -1,7 +1,7 @@
-"""Trains a LightningModule on handwritten digits, measured: ``python examples/lightning_module.py --auto-clip``.
+"""Trains a LightningModule on digits and measures it: ``python examples/lightning_module.py --auto-clip``.
 
-The digits come with scikit-learn. At this rate gradients have to be clipped: with ``--gradient-clip-val 1`` the run
-diverges. It runs under ``torchrun --nproc-per-node 2`` too.
+The digits come with scikit-learn. At the default rate gradients must be clipped: with ``--gradient-clip-val 1`` the run
+diverges. The script also runs under ``torchrun --nproc-per-node 2``.
 """
 
 import argparse
@@ -45,10 +45,10 @@ class Classifier(LightningModule):
 
 
 def train(lr=4.0, epochs=9, gradient_clip_val=None, seed=0, **options):
-    """Returns the trainer after training, and the callback; ``options`` are those of the callback."""
+    """Trains and returns the trainer and the callback; ``options`` go to the callback."""
     seed_everything(seed, verbose=False)
     training, held_out = digits()
-    callback = SmoothnessCallback(schedule=sd.every(5), **options)  # the line
+    callback = SmoothnessCallback(schedule=sd.every(5), **options)  # the added line
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -69,7 +69,7 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=4.0)
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--gradient-clip-val", type=float)
-    parser.add_argument("--auto-clip", action="store_true", help="keep steps short, from what is measured")
+    parser.add_argument("--auto-clip", action="store_true", help="let AutoClip keep steps short")
     given = vars(parser.parse_args())
     trainer, callback = train(trace="lightning.jsonl", **given)
     if trainer.is_global_zero:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code.
+    """Runs a command and returns its exit code.
 
-    That is 0, or 2 after wrong input, said in one line, or 141 where nobody reads the output any more. Warnings are
-    lines as well.
+    The code is 0 on success, 2 after wrong input and 141 if the reader of the output has left. Errors and warnings
+    take one line each.
     """
     command = "smoothdiag"
     try:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.let_go()
         return console.BROKEN_PIPE
     except (ValueError, OSError, ImportError, OverflowError, RecursionError) as error:
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # of the output, which takes no more
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # the output takes no more
             console.let_go()
         console.say(f"{command}: {console.one_line(error)}")
         return 2
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _warnings_as_lines(command: str) -> Iterator[None]:
-    """Shows warnings of smoothdiag without the place in the code; those of others stay as they are."""
+    """Shows warnings of smoothdiag without their place in the code; other warnings stay as they are."""
     shown_before = warnings.showwarning
 
     def show(
@@ -134,7 +134,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _beside(out: Path, kind: str, other: str) -> Path:
-    """Returns where the second figure goes, beside the first."""
+    """Returns the path of the second figure, beside the first."""
     return out.with_name(f"{out.name.removesuffix(out.suffix).removesuffix(f'.{kind}')}.{other}{out.suffix}")
 
 
@@ -156,7 +156,7 @@ def _import(arguments: argparse.Namespace) -> None:
     from smoothdiag.logs import describe_columns, read_log, review_log
 
     out = arguments.out
-    # Tables leave out what is NaN, and smoothness is nothing else here.
+    # Only JSON lines can hold these rows: tables leave out NaN, and the smoothness of a log is always NaN.
     if out is not None and out.suffix != ".jsonl":
         raise ValueError(f"Parameter `--out` should end in .jsonl. Found `{out}`.")
     try:
@@ -176,7 +176,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _write(trace: Trace, target: Trace) -> None:
-    """Writes rows to the file of another trace, where a row that cannot be written is an error."""
+    """Writes rows to the file of another trace; a row that cannot be written is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", SmoothdiagWarning)
         try:
@@ -206,111 +206,107 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _data(arguments: argparse.Namespace) -> Trace | list[Trace]:
-    """Returns the trace, or those of several runs."""
+    """Returns the trace, or a list of traces if several runs are given."""
     traces = [Trace.read(path) for path in arguments.traces]
     return traces if len(traces) > 1 else traces[0]
 
 
 def _one(arguments: argparse.Namespace, name: str) -> Any:
-    """Returns what was given under a name that may be repeated, where it may not be."""
+    """Returns the value of a repeatable option that this command takes only once."""
     values = getattr(arguments, name)
     if values and len(values) > 1:
         said = "TRACE" if name == "traces" else f"--{name}"
-        raise ValueError(f"Parameter `{said}` should be given once for this. Found {', '.join(map(str, values))}.")
+        raise ValueError(f"Parameter `{said}` should be given only once here. Found {', '.join(map(str, values))}.")
     return values[0] if values else None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="smoothdiag",
-        description="Measure local smoothness beside the gradient norm, fit (L0, L1), and choose a clipping threshold.",
+        description="Measure how fast gradients change (smoothness), fit L0 and L1, derive a clipping threshold.",
+        epilog="smoothdiag COMMAND --help explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"smoothdiag {version('smoothdiag')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser(
-        "demo", help="train a character LSTM on real text with a probe attached, then fit, plot and clip"
-    )
+    demo = _add(commands, "demo", "train a small language model while measuring it, then fit, plot and clip")
     demo.add_argument("--text", type=Path, metavar="FILE", help="text to train on (default: Python's standard library)")
     demo.add_argument("--steps", type=int, default=800, metavar="N", help="optimizer steps of each run (default: 800)")
     demo.add_argument("--lr", type=float, default=6.0, help="learning rate of each run (default: 6)")
     demo.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder to write to (default: demo)"
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for trace and figures (default: demo)"
     )
     demo.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: auto)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train; auto prefers cuda"
     )
     demo.set_defaults(run=_demo)
 
     rows = argparse.ArgumentParser(add_help=False)
     rows.add_argument(
-        "traces",
-        type=Path,
-        nargs="+",
-        metavar="TRACE",
-        help="recorded traces, one for each run: .jsonl, .csv, .parquet",
+        "traces", type=Path, nargs="+", metavar="TRACE", help="recorded traces, one per run: .jsonl, .csv, .parquet"
     )
     for flag, metavar, what in (
-        ("--estimator", "NAME", "rows to use (default: local, else path); --sharpness takes several"),
-        ("--group", "NAME", "parameter group (default: all); --by-group takes several"),
+        ("--estimator", "NAME", "estimator to use (default: local, else path); plot --sharpness takes several"),
+        ("--group", "NAME", "parameter group to use (default: all); fit and plot take several with --by-group"),
     ):
         rows.add_argument(flag, action="append", metavar=metavar, help=what)
-    rows.add_argument("--quantile", type=float, default=0.95, metavar="Q", help="level of the bound (default: 0.95)")
+    rows.add_argument("--quantile", type=float, default=0.95, metavar="Q", help="quantile of the bound (default: 0.95)")
     rows.add_argument("--num-boot", type=int, default=400, metavar="N", help="bootstrap resamples (default: 400)")
     rows.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the resampling (default: 0)")
 
-    fit = commands.add_parser("fit", parents=[rows], help="fit L0 and L1, run the checks, print the verdict")
+    fit = _add(commands, "fit", "fit L0 and L1 to a trace, check the fit and print the verdict", parents=[rows])
     fit.add_argument("--json", action="store_true", help="print the fit as JSON")
     fit.add_argument("--by-group", action="store_true", help="fit every parameter group and print one table")
     fit.set_defaults(run=_fit)
 
-    plot = commands.add_parser("plot", parents=[rows], help="draw gradient norm against smoothness, and the fit")
-    plot.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="image to write (default: TRACE.smoothness.png); that of the fit goes beside it",
-    )
+    plot = _add(commands, "plot", "draw smoothness against the gradient norm, and the fit", parents=[rows])
+    beside = "a figure of the fit goes beside it"
+    plot.add_argument("--out", type=Path, metavar="FILE", help=f"image (default: TRACE.smoothness.png); {beside}")
     kinds = plot.add_mutually_exclusive_group()
     for flag, kind, what in (
-        ("--over-steps", "trace", "loss, gradient norm and smoothness over steps"),
-        ("--sharpness", "sharpness", "curvature over steps, beside the limit at which the optimizer turns unstable"),
+        ("--over-steps", "trace", "loss, gradient norm and smoothness over the steps"),
+        ("--sharpness", "sharpness", "curvature over the steps, and the limit where the optimizer turns unstable"),
     ):
         kinds.add_argument(flag, dest="kind", action="store_const", const=kind, help=f"draw {what}")
-    kinds.add_argument("--by-group", action="store_true", help="draw every parameter group, and their constants beside")
+    kinds.add_argument("--by-group", action="store_true", help="draw every parameter group, and L0 and L1 of each")
     plot.set_defaults(run=_plot, kind="smoothness")
 
-    clip = commands.add_parser("clip", parents=[rows], help="derive a clipping threshold and say why")
-    clip.add_argument("--lr", type=float, help="learning rate of the run (default: free, suggested too)")
+    clip = _add(commands, "clip", "derive a clipping threshold from a trace and say why", parents=[rows])
+    clip.add_argument("--lr", type=float, help="learning rate of the run (default: the rule suggests one)")
     clip.add_argument("--momentum", type=float, default=0.0, help="momentum of the optimizer (default: 0)")
-    clip.add_argument("--dampening", type=float, default=0.0, help="its dampening; equal to momentum where averaged")
-    clip.add_argument("--kappa", type=float, default=1.0, help="lr * smoothness allowed, at most 2 (default: 1)")
-    clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient")
+    clip.add_argument(
+        "--dampening", type=float, default=0.0, help="its dampening; equal to the momentum if it averages gradients"
+    )
+    clip.add_argument("--kappa", type=float, default=1.0, help="largest lr * smoothness, at most 2 (default: 1)")
+    clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient norm")
     clip.set_defaults(run=_clip)
 
-    log = commands.add_parser("import", help="say what a log of gradient norms and losses tells, and what it cannot")
+    log = _add(commands, "import", "say what the log of an earlier run tells about clipping, and what it cannot tell")
     log.add_argument(
-        "log",
-        type=Path,
-        metavar="LOG",
-        help="a log: .csv, .jsonl, .json such as trainer_state.json, or a folder of TensorBoard",
+        "log", type=Path, metavar="LOG", help=".csv, .jsonl, .json such as trainer_state.json, or a TensorBoard folder"
     )
     for flag, what in (("--grad-norm", "gradient norms"), ("--loss", "losses"), ("--step", "step numbers")):
-        log.add_argument(flag, metavar="COLUMN", help=f"column of {what} (default: the one with a usual name)")
+        log.add_argument(flag, metavar="COLUMN", help=f"column of {what} (default: the column with a usual name)")
     log.add_argument(
-        "--threshold", type=float, action="append", default=[], metavar="T", help="count for it too; may be repeated"
+        "--threshold",
+        type=float,
+        action="append",
+        default=[],
+        metavar="T",
+        help="count how often a threshold of T would have clipped; may be repeated",
     )
-    log.add_argument(
-        "--out",
-        type=Path,
-        metavar="TRACE",
-        help="write the rows as a trace, .jsonl; an earlier one is kept as NAME.1.jsonl",
-    )
+    kept = "an earlier trace there is kept as NAME.1.jsonl"
+    log.add_argument("--out", type=Path, metavar="TRACE", help=f"write the rows as a trace (.jsonl); {kept}")
     log.add_argument("--json", action="store_true", help="print the review as JSON")
     log.set_defaults(run=_import)
 
     doctor.add_command(commands)
     return parser
+
+
+def _add(commands: Any, name: str, what: str, **options: Any) -> Any:
+    """Adds a subcommand; its line in the list of commands is also the first line of its own help."""
+    return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", **options)
 
 
 if __name__ == "__main__":

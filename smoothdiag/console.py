@@ -1,4 +1,4 @@
-"""What a command prints: one line for an error, and nothing where nobody reads any more."""
+"""What a command prints: one line for an error, and nothing after the reader has left."""
 
 import os
 import select
@@ -7,16 +7,16 @@ from contextlib import suppress
 from typing import Final, TextIO
 
 BROKEN_PIPE: Final = 141
-"""Exit code where the reader has left, as after `| head`: 128 + SIGPIPE, as shells have it for other tools."""
+"""Exit code after the reader of the output has left, as with `| head`: 128 + SIGPIPE, as shells report it."""
 
 
 def one_line(text: object) -> str:
-    """Returns a text in one line, with what would move the cursor or name no character as an escape."""
+    """Returns a text in one line; characters that move the cursor or cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
 
 
 def flush() -> None:
-    """Writes what is waiting, now rather than at Python's end, where no one can answer an error any more."""
+    """Writes buffered output now: an error when Python ends could no longer be handled."""
     for stream in _streams():
         stream.flush()
 
@@ -27,14 +27,14 @@ def nobody_reads() -> bool:
         return False
     poll = select.poll()
     try:
-        poll.register(sys.stdout.fileno(), 0)  # an error is told in any case
+        poll.register(sys.stdout.fileno(), 0)  # 0: poll reports errors without being asked
     except (OSError, ValueError, AttributeError):  # a stream without a descriptor
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def let_go() -> None:
-    """Sends further output nowhere, so that Python has nothing to say of it at its end."""
+    """Sends further output to nowhere, so that Python does not complain about it when it ends."""
     for stream in _streams():
         with suppress(OSError):
             stream.flush()
@@ -52,5 +52,5 @@ def say(text: str) -> None:
 
 
 def _streams() -> list[TextIO]:
-    # A process that was started with a closed descriptor has None in its place.
+    # A process that was started with a closed descriptor has None instead of a stream.
     return [stream for stream in (sys.stdout, sys.stderr) if stream is not None and not stream.closed]

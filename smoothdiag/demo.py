@@ -1,4 +1,4 @@
-"""The demo: a character language model on real text, measured, fitted, plotted, clipped, and run again."""
+"""The demo: trains a character language model while measuring it, fits, plots, and trains again with clipping."""
 
 import os
 from collections import Counter
@@ -28,7 +28,7 @@ MAX_VOCABULARY = 128
 
 
 class CharacterLSTM(nn.Module):
-    """Predicts the next character from those before it.
+    """Predicts the next character from the characters before it.
 
     Args:
         vocabulary: Number of different characters.
@@ -57,7 +57,7 @@ def next_character_loss(model: nn.Module, windows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as character codes, the last tenth of it held out."""
+    """Text as character codes; the last tenth is held out."""
 
     codes: Tensor
     vocabulary: int
@@ -76,7 +76,7 @@ class Corpus:
         return cls(torch.tensor([code.get(c, 0) for c in text]), len(code) + 1)
 
     def batches(self, num: int, seed: int, device: torch.device) -> Iterator[Tensor]:
-        """Yields random training windows, shape (batch, length + 1); the same ones for the same seed."""
+        """Yields random training windows, shape (batch, length + 1); the same seed yields the same windows."""
         train = self.codes[: len(self.codes) * 9 // 10]
         generator = torch.Generator().manual_seed(seed)
         for _ in range(num):
@@ -93,12 +93,12 @@ def standard_library_text() -> str:
     """Returns source files of the running Python's standard library, in alphabetical order.
 
     Raises:
-        FileNotFoundError: If the library is not there as source files.
+        FileNotFoundError: If the library is not installed as source files.
     """
     folder = Path(os.__file__).parent
     files = sorted(folder.glob("*.py"))
     if not files:
-        raise FileNotFoundError(f"There are no Python sources in `{folder}`; pass a text of your own with --text FILE.")
+        raise FileNotFoundError(f"There are no Python sources in `{folder}`. Pass a text of your own with --text FILE.")
     return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)[:MAX_CHARACTERS]
 
 
@@ -156,11 +156,11 @@ def train(
 def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, lr: float) -> None:
     """Runs the demo and leaves trace.jsonl, smoothness.png, fit.png, trace.png and summary.txt in ``out``."""
     if device.type == "cpu":
-        torch.set_num_threads(1)  # no slower for a model of this size, and the losses do not depend on the machine
+        torch.set_num_threads(1)  # no slower at this size, and the losses do not depend on the number of cores
     out.mkdir(parents=True, exist_ok=True)
     path = out / "trace.jsonl"
     corpus = Corpus.from_text(standard_library_text() if text is None else text)
-    print(f"{len(corpus.codes):,} characters, {corpus.vocabulary} different; on {device}; writing to {out}/")
+    print(f"Text: {len(corpus.codes):,} characters, {corpus.vocabulary} different. Device: {device}. Results: {out}/")
     meta = {"demo": True, "lr": lr, "momentum": MOMENTUM, "steps": steps, "torch": torch.__version__}
     with Trace(path, meta=meta) as trace:
         measured = train(corpus, steps, device, lr=lr, threshold=float("inf"), label="measure", trace=trace)
@@ -174,7 +174,7 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
     comparison = compare(clipped, plain, measured, lr, rule.threshold)
     print("\n" + comparison)
     (out / "summary.txt").write_text("\n".join([*report, "", comparison, ""]), encoding="utf-8")
-    print(f"\nLeft in {out}/: trace.jsonl, smoothness.png, fit.png, trace.png, summary.txt")
+    print(f"\nWritten to {out}/: trace.jsonl, smoothness.png, fit.png, trace.png, summary.txt")
 
 
 def save_figures(trace: Trace, fit: SmoothnessFit, out: Path) -> None:
@@ -193,7 +193,7 @@ def save_figures(trace: Trace, fit: SmoothnessFit, out: Path) -> None:
 
 
 def compare(clipped: Run, plain: Run, measured: Run, lr: float, threshold: float) -> str:
-    """Returns both final losses, and whether measuring had changed the run, in words."""
+    """Returns a text with the losses of both runs, and whether measuring changed the run."""
     difference = plain.held_out_loss - clipped.held_out_loss
     better = "lower" if difference > 0 else "higher"
     same = all(torch.equal(a, b) for a, b in zip(plain.weights, measured.weights, strict=True))
@@ -202,9 +202,9 @@ def compare(clipped: Run, plain: Run, measured: Run, lr: float, threshold: float
             f"{f'Same model, same seeds, lr = {lr:g}, trained again:':<50} last train loss   held-out loss",
             f"  ClippedMomentum, threshold {threshold:<21.4g} {clipped.train_loss:15.4f} {clipped.held_out_loss:15.4f}",
             f"  ClippedMomentum, never clips {'':<19} {plain.train_loss:15.4f} {plain.held_out_loss:15.4f}",
-            f"Clipping ended {abs(difference):.4f} nats a character {better} on held-out text: one run of one seed,",
-            "no evidence for or against clipping.",
-            "The run that was measured and the one without a probe ended with "
-            + ("bit-identical weights." if same else "different weights; on a GPU some kernels do not repeat."),
+            f"With clipping, the held-out loss is {abs(difference):.4f} nats per character {better}.",
+            "This is one run of one seed: no evidence for or against clipping.",
+            "The run with a probe and the run without one ended with "
+            + ("bit-identical weights." if same else "different weights: on a GPU, some kernels do not repeat."),
         ]
     )

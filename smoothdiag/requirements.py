@@ -1,4 +1,4 @@
-"""Requirements: what to install where a framework is missing."""
+"""Requirements: what to install if a framework is missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def installed_by(extra: str) -> Iterator[None]:
-    """Around imports of a framework: says which installation is missing where one of them fails.
+    """Wraps imports of a framework; if one fails, the error names the command that installs the framework.
 
     ::
 
@@ -22,5 +22,5 @@ def installed_by(extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        message = f'What was asked for needs what is not installed: {error}. Run: pip install "smoothdiag[{extra}]"'
+        message = f'This needs a package that is not installed: {error}. Run: pip install "smoothdiag[{extra}]"'
         raise ImportError(message, name=error.name) from error

@@ -34,7 +34,7 @@ SGD: Any = ("sgd",)
 
 
 def fixed(loop: Loop, exponent: int) -> Clipper:
-    """A threshold that is the same at every step; across rates the grid keeps the lengths of steps."""
+    """A fixed threshold; the grid of thresholds gives the same lengths of steps at every rate."""
     longest = typical_step(loop.workload) * RATIO**exponent
     return StepCap(loop, lambda: longest)
 
@@ -45,7 +45,7 @@ def normalized(workload: Workload, parameters: Any, lr: float) -> torch.optim.Op
 
 
 def mixture(workload: Workload, parameters: Any, lr: float) -> torch.optim.Optimizer:
-    """Averages where SGD adds up, so its rate is larger by the gain."""
+    """An optimizer that averages gradients while SGD adds them up, so its rate is larger by the gain."""
     longest = workload.published_step
     return ClippedMomentum.mix_clip(parameters, lr * workload.gain, longest_step=longest, clip="soft")
 
@@ -55,7 +55,7 @@ def averaged(workload: Workload, parameters: Any, lr: float) -> torch.optim.Opti
 
 
 def half(workload: Workload) -> StepRule:
-    """Updates of half the measured length: what did best along updates in earlier experiments."""
+    """Updates of half the measured length, the best multiple along updates in earlier experiments."""
     return StepRule(multiple=0.5)
 
 
@@ -118,10 +118,10 @@ ARMS = {name: arm for group in GROUPS.values() for name, arm in group.items()}
 
 
 def named(names: Iterable[str]) -> list[str]:
-    """Returns names of arms in order, groups spelt out.
+    """Returns the names of arms in order, with groups replaced by their members.
 
     Raises:
-        ValueError: If a name is neither that of an arm nor of a group.
+        ValueError: If a name belongs neither to an arm nor to a group.
     """
     found: dict[str, None] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Clipping as others do it, and the step caps that every measurement has to beat."""
+"""Clipping rules of others, and the step caps that every measurement must beat."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from training import Clipper, Loop
 
 
 class GradientClipper(Clipper):
-    """Scales the gradient to a limit that follows from its norm and what came before."""
+    """Scales the gradient to a limit that depends on its norm and on earlier norms."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -55,8 +55,9 @@ class Percentile(GradientClipper):
 class ZClip(GradientClipper):
     """Clips norms that are outliers among recent ones, by their z-score.
 
-    From moving averages of mean and variance, with the published constants; the further out a norm is, the further in
-    it is put. Without the fixed threshold that the published code has beside it. Source: Kumar et al. 2025, "ZClip".
+    The score comes from moving averages of mean and variance, with the published constants. The larger the outlier, the
+    smaller the norm it is clipped to. The published code also has a fixed threshold, which is left out here.
+    Source: Kumar et al. 2025, "ZClip".
     """
 
     ALPHA, Z, WARMUP = 0.97, 2.5, 25
@@ -85,7 +86,7 @@ class ZClip(GradientClipper):
 class AdaptiveGradientClipping(Clipper):
     """Clips the gradient of every unit by a share of the norm of its weights.
 
-    On all parameters; the paper leaves out the last layer. Source: Brock, De, Smith, Simonyan 2021 (ICML),
+    It clips all parameters; the paper leaves out the last layer. Source: Brock, De, Smith, Simonyan 2021 (ICML),
     "High-performance large-scale image recognition without normalization".
     """
 
@@ -108,7 +109,7 @@ def _unit_norms(x: Tensor) -> Tensor:
 
 
 class StepCap(Clipper):
-    """Keeps steps within a length: under SGD that of equal gradients, under AdamW the update itself."""
+    """Keeps steps within a length: under SGD the step that equal gradients add up to, under AdamW the update itself."""
 
     def __init__(self, loop: Loop, longest: Callable[[], float]) -> None:
         self.loop, self.longest = loop, longest
@@ -135,5 +136,5 @@ class StepCap(Clipper):
 
 
 def relative_cap(loop: Loop, share: float) -> StepCap:
-    """Returns a cap at a share of the length of the parameters, as it is at every step: it needs no measurement."""
+    """Returns a cap at a share of the current length of the parameters, which needs no measurement."""
     return StepCap(loop, lambda: share * float(get_total_norm(loop.parameters)))

@@ -1,4 +1,4 @@
-"""AutoClip in the loop, and what it is fed with in the controls."""
+"""AutoClip in the loop, and the rows that the controls feed it with."""
 
 import itertools
 import random
@@ -17,11 +17,11 @@ from smoothdiag.autoclip.rows import ALONG_GRADIENT
 from smoothdiag.measure.estimators import Estimate, Step
 
 SELF_TEST = 2
-"""Gradients of the probe's self-test, which stand in no row."""
+"""Number of gradients of the probe's self-test, which no row counts."""
 
 
 class Measured(Clipper):
-    """AutoClip with a probe that measures what AutoClip asks for, and nothing else."""
+    """AutoClip with a probe that measures only what AutoClip asks for."""
 
     def __init__(self, loop: Loop, **options: Any) -> None:
         warnings.simplefilter("ignore", sd.SmoothdiagWarning)
@@ -40,7 +40,7 @@ class Measured(Clipper):
 
 
 class Watched(Measured):
-    """The same, with the lengths that were measured and what became of the gradients."""
+    """AutoClip that also records the measured lengths and what happened to the gradients."""
 
     def __init__(self, loop: Loop) -> None:
         super().__init__(loop)
@@ -66,7 +66,7 @@ class Watched(Measured):
 
 
 def autoclip(rule: Callable[[Workload], StepRule | None] = lambda workload: None, **options: Any) -> Callable:
-    """Returns what attaches AutoClip with a rule, or with its own."""
+    """Returns a function that attaches AutoClip, with a given rule or its own."""
     return lambda loop: Measured(loop, rule=rule(loop.workload), **options)
 
 
@@ -85,17 +85,17 @@ def bounded(workload: Workload) -> StepRule:
 
 
 def fed_with(make: Callable[[Loop], Callable[[Step], Estimate]]) -> Callable[[Loop], Measured]:
-    """Returns what attaches AutoClip to rows of another origin."""
+    """Returns a function that attaches AutoClip to rows of another origin."""
     return lambda loop: Measured(loop, estimator=make(loop))
 
 
 def path(loop: Loop) -> Callable[[Step], Estimate]:
-    """Secants along the steps taken: they depend on what the controller does."""
+    """Secants along the steps taken, which depend on what the controller does."""
     return sd.PathSmoothness(two_scale=False)
 
 
 def other_batch(loop: Loop) -> Callable[[Step], Estimate]:
-    """Secants along the steps taken whose ends are on different batches: they are mostly noise."""
+    """Secants along the steps taken with another batch at each end, which are mostly noise."""
     others = data_of(loop.workload).batches(loop.seed + 10_001)
 
     def measure(step: Step) -> Estimate:
@@ -128,7 +128,7 @@ def clip_percentage(loop: Loop) -> float:
 
 
 def mean_scale(workload: Workload, lr: float, seed: int, steps: int) -> float:
-    """Returns what AutoClip multiplies gradients by in this run, on average."""
+    """Returns the average factor by which AutoClip multiplies gradients in this run."""
     return _watch(workload, lr, seed, steps).mean_scale
 
 

@@ -1,4 +1,4 @@
-"""From runs to regrets, and from regrets to what is said of a way of clipping. Numbers only."""
+"""Computes regrets from runs, and the summary of each way of clipping from regrets; numbers only."""
 
 from collections.abc import Collection, Sequence
 
@@ -6,21 +6,21 @@ import numpy as np
 import pandas as pd
 
 CASE = ["workload", "lr", "seed", "steps"]
-"""What runs have in common that are compared with each other."""
+"""Columns that must agree for runs to be compared with each other."""
 
 NEAR = 1.05
-"""Rates whose loss is within this factor of the best loss of the workload count as good ones."""
+"""A rate counts as good if its loss is within this factor of the best loss of the workload."""
 
 
 def with_regret(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final") -> pd.DataFrame:
     """Returns the runs with the columns ``reference``, ``regret`` and ``rescued``.
 
-    The reference is the lowest loss of any run of the oracle in the same case: fixed thresholds and none. Regret is
-    (loss - reference) / (initial - reference), 1 at most and for runs that diverged; NaN where the whole oracle
-    diverged, or was not run. ``rescued`` says whether some of the oracle survived.
+    The reference is the lowest loss of any run of the oracle (fixed thresholds and no clipping) in the same case.
+    Regret is (loss - reference) / (initial - reference). It is at most 1, and 1 for runs that diverged; NaN if the
+    whole oracle diverged, or was not run. ``rescued`` says whether some of the oracle survived.
 
     Args:
-        runs: One row a run.
+        runs: One row per run.
         oracle: Names of the arms that make the reference.
         loss: Column to compare: ``"final"``, ``"tail"`` or ``"best"``.
     """
@@ -35,10 +35,11 @@ def with_regret(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final"
 
 
 def over_seeds(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final") -> pd.DataFrame:
-    """Returns the mean over all seeds of a case as one run, with regret to the threshold that is best for all of them.
+    """Returns the mean over all seeds of a case as one run, with regret to the threshold that is best on average.
 
-    The best threshold of every single seed owes some of its lead to chance; this one owes less. An arm that was not
-    run from every seed is left out of the case, and one that diverged from any has diverged.
+    The best threshold of every single seed owes some of its lead to chance; the threshold that is best on average owes
+    less. An arm that was not run from every seed is left out of the case. If an arm diverged from any seed, it counts
+    as diverged.
     """
     same = ["workload", "lr", "steps"]
     arms = runs.groupby([*same, "arm"], sort=False)
@@ -49,14 +50,14 @@ def over_seeds(runs: pd.DataFrame, oracle: Collection[str], loss: str = "final")
 
 
 def common(runs: pd.DataFrame, arms: Collection[str]) -> pd.DataFrame:
-    """Returns the runs of cases in which every one of the arms was run: others would compare unlike with unlike."""
+    """Returns the runs of cases in which all of the arms were run, so that like is compared with like."""
     had = runs[runs["arm"].isin(arms)].groupby([runs[name] for name in CASE])["arm"].nunique()
     complete = had[had == len(set(arms))].index
     return runs[pd.MultiIndex.from_frame(runs[CASE]).isin(complete)]
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row an arm, of runs with regret: median, mean and worst regret, divergence and cost of probing."""
+    """Returns one row per arm, from runs with regret: median, mean and worst regret, divergence and cost of probing."""
     compared = runs[runs["rescued"]]
     arms = compared.groupby("arm", sort=False)
     return pd.DataFrame(
@@ -73,9 +74,9 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_rate(runs: pd.DataFrame, loss: str = "final") -> pd.DataFrame:
-    """Returns the mean loss over seeds, rows (workload, arm), one column a place in the list of rates.
+    """Returns the mean loss over seeds: rows (workload, arm), one column per place in the list of rates.
 
-    It is infinite where one of the seeds diverged.
+    The mean is infinite if one of the seeds diverged.
     """
     value = runs[loss].where(~runs["diverged"].astype(bool), np.inf)
     place = runs.groupby("workload")["lr"].rank(method="dense").astype(int) - 1
@@ -83,9 +84,9 @@ def per_rate(runs: pd.DataFrame, loss: str = "final") -> pd.DataFrame:
 
 
 def widths(runs: pd.DataFrame, loss: str = "final", near: float = NEAR) -> pd.DataFrame:
-    """Returns by which factor learning rates may differ and end near the best loss, rows arms, columns workloads.
+    """Returns the factor by which learning rates may differ and end near the best loss: rows arms, columns workloads.
 
-    The best loss is that of any arm and rate. 1 is a single rate, 0 none; of several ranges the widest counts.
+    The best loss is over all arms and rates. 1 means a single rate, 0 none; of several ranges the widest counts.
     """
     losses = per_rate(runs, loss)
     found = {}
@@ -97,7 +98,7 @@ def widths(runs: pd.DataFrame, loss: str = "final", near: float = NEAR) -> pd.Da
 
 
 def widest(rates: Sequence[float], good: Sequence[bool]) -> float:
-    """Returns the largest factor between two rates with none but good ones from one to the other."""
+    """Returns the largest factor between two rates such that all rates in between are good."""
     best, start = 0.0, None
     for rate, is_good in zip(rates, good, strict=True):
         start = (rate if start is None else start) if is_good else None
@@ -107,9 +108,9 @@ def widest(rates: Sequence[float], good: Sequence[bool]) -> float:
 
 
 def doses(runs: pd.DataFrame, prefix: str, unit: str) -> pd.DataFrame:
-    """Returns the mean regret, one row a dose, one column a workload, of cases that have all the doses there are.
+    """Returns the mean regret, one row per dose and one column per workload, over cases that have all doses.
 
-    Empty where there is no arm but the one of dose 1.
+    The table is empty if there is no arm except the arm of dose 1.
 
     Args:
         runs: Runs with regret.
@@ -126,9 +127,9 @@ def doses(runs: pd.DataFrame, prefix: str, unit: str) -> pd.DataFrame:
 
 
 def harmless(runs: pd.DataFrame, arm: str, loss: str = "final", within: float = 0.01) -> pd.DataFrame:
-    """Returns what an arm changes where clipping does not matter, one row a workload and rate.
+    """Returns what an arm changes in cases where clipping does not matter, one row per workload and rate.
 
-    It does not matter where no clipping at all, on average over seeds, has a regret of at most ``within``. Columns:
+    Clipping does not matter if no clipping has a regret of at most ``within``, on average over seeds. Columns:
     ``change``, the mean of loss minus loss without clipping, and ``noise``, the standard deviation over seeds of the
     loss without clipping; both in units of the descent, initial minus best loss.
     """

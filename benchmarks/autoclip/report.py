@@ -21,7 +21,7 @@ DOSES = {"autoclip_x": ("autoclip", "o-", "AutoClip"), "set_x": ("autoclip_set",
 LOSSES = ("final", "tail", "best")
 
 BESIDE = {"relative_0.01": "--", "relative_0.03": ":", "control_percentile": "-."}
-"""Arms without a multiple that stand beside the dose-response."""
+"""Arms without a dose that are drawn beside the dose-response."""
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def percent(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def print_pooled(runs: pd.DataFrame) -> None:
-    """Median, mean and worst regret by all three losses: where they disagree, noise decides."""
+    """Prints median, mean and worst regret by all three losses: where these disagree, noise decides."""
     columns = ["median", "mean", "worst"]
     for said, regret in {"every seed by itself": with_regret, "mean loss over seeds": over_seeds}.items():
         tables = {loss: summary(regret(runs, set(ORACLE), loss))[columns] for loss in LOSSES}

@@ -1,4 +1,4 @@
-"""The table of runs: one line for each, written when it ends, never twice."""
+"""The table of runs: one line per run, written once, when the run ends."""
 
 import csv
 import os
@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 class Case(NamedTuple):
-    """What tells one run from another."""
+    """The columns that identify a run."""
 
     workload: str
     lr: float
@@ -36,13 +36,13 @@ class Case(NamedTuple):
 
 
 def read_whole(path: Path) -> str:
-    """Returns the lines that were written to their end; the file may be added to meanwhile."""
+    """Returns the complete lines of the file, even while another process adds to it."""
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1].decode()
 
 
 def mend(path: Path) -> None:
-    """Takes a last line that was cut short out of the file, so that lines can be added."""
+    """Removes a last line that was cut short from the file, so that lines can be added."""
     if path.exists() and not path.read_bytes().endswith(b"\n"):
         path.write_text(read_whole(path), encoding="utf-8")
 
@@ -63,7 +63,7 @@ def done(path: Path) -> set[Case]:
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line to the file, which it makes if need be, and waits until it is on the disk."""
+    """Adds a line to the file, makes the file if necessary, and waits until the line is on the disk."""
     new = not path.exists() or path.stat().st_size == 0
     with path.open("a", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""Trains every workload at every rate under every way of clipping; what is in the results already is not run again."""
+"""Trains every workload at every rate under every way of clipping; skips runs that are in the results already."""
 
 import argparse
 import multiprocessing
@@ -24,7 +24,7 @@ QUICK = {"workloads": ["gpt-shakespeare"], "arms": ["none", "fixed4", "max_norm_
 def cases(
     workloads: Sequence[str], arms: Sequence[str], seeds: Sequence[int], steps: int, rates: Sequence[int]
 ) -> Iterator[Case]:
-    """Yields the runs: paired, so that every seed and rate has all of its arms close together."""
+    """Yields the runs, with all arms of one seed and rate close together."""
     for name in workloads:
         workload = WORKLOADS[name]
         for seed in seeds:
@@ -48,7 +48,7 @@ def prepare() -> None:
 
 
 def check_workloads(names: Sequence[str], *, final: bool) -> None:
-    """Raises ValueError for a workload that there is not, or that is set aside."""
+    """Raises a ValueError for a workload that does not exist or is set aside."""
     for name in names:
         if name not in WORKLOADS:
             raise ValueError(f"Parameter `workloads` should be among {', '.join(WORKLOADS)}. Found `{name}`.")

@@ -35,7 +35,7 @@ class MissingData(FileNotFoundError):
 
 
 def path_of(name: str) -> Path:
-    """Returns where a data file lies, or says where to get it."""
+    """Returns the path of a data file, or raises an error that says where to get the file."""
     folder = os.environ.get(VARIABLE)
     if not folder:
         raise MissingData(f"Set the environment variable {VARIABLE} to the folder that holds `{name}`. {_source(name)}")

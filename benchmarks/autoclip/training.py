@@ -18,17 +18,17 @@ NUM_EVALUATIONS = 10
 """Evenly spaced evaluations of a run; the best of them is ``best``."""
 
 TAIL, TAIL_STEP = 5, 0.02
-"""The mean of ``TAIL`` evaluations, each this share of the run after the one before, is ``tail``."""
+"""``tail`` is the mean of ``TAIL`` evaluations that are this share of the run apart."""
 
 LOST_AFTER = 20
-"""Losses in a row that are not finite before a run is given up."""
+"""A run is given up after so many losses in a row that are not finite."""
 
 SCALE_STEPS = 20
-"""Steps whose median length is the scale of the oracle's grid."""
+"""Number of steps whose median length sets the scale of the oracle's grid."""
 
 
 class Clipper:
-    """What happens between the backward pass and the step, and after the step; this one does nothing."""
+    """What happens between the backward pass and the step, and after the step; this base class does nothing."""
 
     clipped = 0
     longest_step = math.nan
@@ -45,12 +45,12 @@ class Clipper:
         """Called after the step."""
 
     def finish(self) -> None:
-        """Called after the run, before the books are read."""
+        """Called after the run, before the results are read."""
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A run that has been set up: what a clipper may look at."""
+    """A run that has been set up, as a clipper sees it."""
 
     workload: Workload
     model: nn.Module
@@ -70,7 +70,7 @@ class Loop:
 
     @property
     def steady_rate(self) -> float:
-        """Length of the steps that equal gradients lead to, per norm of the gradient."""
+        """Length of the step that equal gradients add up to, per norm of the gradient."""
         return self.lr * self.workload.gain
 
 
@@ -81,8 +81,8 @@ class Arm:
     Attributes:
         attach: Makes the clipper of a run.
         optimizer: Makes the optimizer from the workload, parameters and rate; None: the workload's own.
-        kinds: Optimizers it is for.
-        rate: What the rate is multiplied by, given the run at the whole rate.
+        kinds: Kinds of optimizers that the arm applies to.
+        rate: Returns the factor for the rate, given the run at the whole rate.
     """
 
     attach: Callable[[Loop], Clipper]
@@ -109,7 +109,7 @@ def set_up(workload: Workload, lr: float, seed: int, arm: Arm, steps: int) -> Lo
 
 
 def step(loop: Loop, clipper: Clipper, batch: Batch) -> float:
-    """Takes one step; returns the training loss before it."""
+    """Takes one step and returns the training loss before the step."""
     clipper.observe(batch)
     loss = loop.workload.loss_fn(loop.model, batch)
     loss.backward()
@@ -131,7 +131,7 @@ def validate(loop: Loop) -> float:
 
 
 def evaluation_steps(steps: int) -> tuple[list[int], list[int]]:
-    """Returns after how many steps to evaluate, and which of these make the tail."""
+    """Returns after how many steps to evaluate, and which of these evaluations make up the tail."""
     spaced = [round(steps * i / NUM_EVALUATIONS) for i in range(1, NUM_EVALUATIONS + 1)]
     apart = max(1, round(TAIL_STEP * steps))
     tail = [steps - i * apart for i in reversed(range(TAIL)) if steps - i * apart > 0]
@@ -139,7 +139,7 @@ def evaluation_steps(steps: int) -> tuple[list[int], list[int]]:
 
 
 def train(workload: Workload, lr: float, seed: int, arm: Arm, steps: int) -> dict[str, Any]:
-    """Returns what came of a run; order of data and initial weights depend on the seed alone."""
+    """Trains and returns the results of a run; order of data and initial weights depend only on the seed."""
     began = time.process_time()
     loop = set_up(workload, lr, seed, arm, steps)
     clipper = arm.attach(loop)
@@ -174,7 +174,7 @@ def train(workload: Workload, lr: float, seed: int, arm: Arm, steps: int) -> dic
 
 @cache
 def typical_step(workload: Workload) -> float:
-    """Returns the median length of the first steps at the smallest rate, as equal gradients would prolong it [x]."""
+    """Returns the median length of the first steps at the smallest rate, if equal gradients added up [x]."""
     loop = set_up(workload, workload.rates[0], 0, Arm(lambda loop: Clipper()), SCALE_STEPS)
     lengths = Lengths(loop)
     for batch in itertools.islice(data_of(workload).batches(1), SCALE_STEPS):
@@ -183,7 +183,7 @@ def typical_step(workload: Workload) -> float:
 
 
 class Lengths(Clipper):
-    """Writes down how long steps are: under SGD by the gradient, under AdamW as they are made."""
+    """Records the lengths of steps: under SGD from the gradient, under AdamW from the update itself."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.found = loop, []

@@ -24,7 +24,7 @@ class Data:
     """Batches to train on and to validate with.
 
     Attributes:
-        batches: Endless batches for a seed; the same ones for the same seed.
+        batches: Endless batches for a seed; the same seed gives the same batches.
         validation: One batch that is never trained on.
     """
 
@@ -44,9 +44,9 @@ class Workload:
         kind: ``"sgd"`` with momentum, or ``"adamw"``.
         safe_rate: The smallest learning rate: it trains without clipping.
         published_step: The longest step that MixClip was published with for this kind of network [x].
-        momentum: Of SGD.
-        weight_decay: Of AdamW.
-        shape: Rate over its peak, as a function of the share of the run that is done; None is constant.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of AdamW.
+        shape: Rate over its peak, as a function of the share of the run that is done; None keeps the rate constant.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Workload:
 
     @property
     def gain(self) -> float:
-        """Rates in a step of a constant gradient [steps of SGD without momentum]; 1 for AdamW, which averages."""
+        """Length of a step under a constant gradient [steps of SGD without momentum]; 1 for AdamW, which averages."""
         return 1 / (1 - self.momentum) if self.kind == "sgd" else 1.0
 
     def optimizer(self, parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -86,7 +86,7 @@ def binary_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def text(read: Callable[[], tuple[Tensor, Tensor]], length: int, size: int, held_out: int) -> Data:
-    """Windows of a text at random places; for validation evenly spaced ones."""
+    """Windows of a text at random places; evenly spaced windows for validation."""
     train, valid = read()
     places = torch.linspace(0, len(valid) - length - 1, held_out).long()
 
@@ -103,7 +103,7 @@ def text(read: Callable[[], tuple[Tensor, Tensor]], length: int, size: int, held
 
 
 def table(read: Callable[[], tuple[Batch, Batch]], size: int, held_out: int) -> Data:
-    """Rows of a table in an order that is drawn anew for each pass; for validation evenly spaced ones."""
+    """Rows of a table in an order that is drawn anew for each pass; evenly spaced rows for validation."""
     (x, y), (x_valid, y_valid) = read()
     places = torch.linspace(0, len(y_valid) - 1, held_out).long()
 
@@ -117,12 +117,12 @@ def table(read: Callable[[], tuple[Batch, Batch]], size: int, held_out: int) -> 
 
 
 def warm_up_and_cosine(share: float) -> float:
-    """Returns the rate over its peak: up in a straight line for a tenth of the run, then down half a cosine to zero."""
+    """Returns the rate over its peak: a straight line up for a tenth of the run, then half a cosine down to zero."""
     return share / 0.1 if share < 0.1 else 0.5 * (1 + math.cos(math.pi * (share - 0.1) / 0.9))
 
 
 WORDS = 2000
-"""Vocabulary of the word models: the full ones would make their last layer most of the cost."""
+"""Vocabulary of the word models; with a full vocabulary, the last layer would take most of the time."""
 
 SHAKESPEARE = partial(text, sources.tiny_shakespeare, length=32, size=16, held_out=256)
 

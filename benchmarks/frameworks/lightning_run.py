@@ -1,7 +1,8 @@
-"""Automatic thresholds beside fixed ones under a Lightning Trainer: ``python benchmarks/frameworks/lightning_run.py``.
+"""Compares AutoClip with fixed thresholds in a Lightning Trainer: ``python benchmarks/frameworks/lightning_run.py``.
 
-Two lines for each task, rate and seed: training and held-out loss, means over the last quarter of the epochs, by
-``gradient_clip_val`` and with ``SmoothnessCallback(auto_clip=True)``. Figures are in docs/lightning.md.
+The script prints two lines for each task, rate and seed: training and held-out loss, as means over the last quarter of
+the epochs, for each ``gradient_clip_val`` and for ``SmoothnessCallback(auto_clip=True)``. The figures are in
+docs/lightning.md.
 """
 
 import argparse
@@ -97,7 +98,7 @@ class Losses(Callback):
 
 
 def train(task: Task, lr: float, clip: float | None, seed: int = 0) -> list[float]:
-    """Returns training and held-out loss, means over the last quarter of the epochs; None clips automatically."""
+    """Returns training and held-out loss, as means over the last quarter of the epochs; None uses AutoClip."""
     seed_everything(seed, verbose=False)
     losses = Losses()
     callbacks: list[Callback] = [losses]

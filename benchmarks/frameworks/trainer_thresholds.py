@@ -1,8 +1,8 @@
-"""Automatic against fixed thresholds in the Hugging Face Trainer, on the tiny Llama of examples/huggingface.py.
+"""Compares AutoClip with fixed thresholds in a Hugging Face Trainer, on the tiny Llama of examples/huggingface.py.
 
-One line for each rate and seed: SGD with momentum 0.9, a run for each fixed max_grad_norm, and one under AutoClip. The
-loss is the mean over the last tenth of the steps, in nats a character; nan where that is above the loss of the first
-step, or not finite. It takes a quarter of an hour on one core.
+The script prints one line for each rate and seed under SGD with momentum 0.9: a run for each fixed max_grad_norm, and a
+run with AutoClip. The loss is the mean over the last tenth of the steps, in nats per character; nan if it is above the
+loss of the first step, or not finite. The script takes a quarter of an hour on one core.
 
     SMOOTHDIAG_DATA=... python benchmarks/frameworks/trainer_thresholds.py
 """
@@ -29,7 +29,7 @@ THRESHOLDS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 
 
 def loss_of(lr: float, seed: int, steps: int, threshold: float | None) -> tuple[float, str]:
-    """Returns the final loss of a run, NaN if it diverged, and what AutoClip says; ``None`` clips by it."""
+    """Returns the final loss of a run (NaN if it diverged) and AutoClip's reason; ``None`` uses AutoClip."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_of(folder, lr=lr, steps=steps, max_grad_norm=threshold or 0.0, seed=seed)
         for printing in (PrinterCallback, ProgressCallback):  # whichever it has

@@ -1,9 +1,9 @@
-"""Compares the seeded runs of this tree with those of another commit, bit for bit; text for people may differ.
+"""Compares seeded runs of this tree and of another commit bit for bit; text for people may differ.
 
     make same REV=HEAD~3        or        python benchmarks/same/compare.py HEAD~3
 
-Needs git, and about a minute for each of the two. A run that exists on one side only is named, and no difference: the
-runs are those of `runs.py` in this tree, on both sides.
+Needs git, and about a minute for each side. Both sides run `runs.py` of this tree. A run that exists on only one side
+is named, but does not count as a difference.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def results(root: Path, out: Path, only: str) -> dict[str, Any]:
 
 
 def differences(before: Any, after: Any, where: str = "", free: Set[str] = FREE) -> Iterator[str]:
-    """Yields a line for every entry that differs, but for those that may."""
+    """Yields a line for every entry that differs and must not."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
             if key in free:
@@ -67,7 +67,7 @@ def differences(before: Any, after: Any, where: str = "", free: Set[str] = FREE)
 
 
 def num_entries(found: Any) -> int:
-    """Returns how many numbers and digests there are."""
+    """Returns the number of numbers and digests."""
     if isinstance(found, dict):
         return sum(num_entries(inner) for key, inner in found.items() if key not in FREE)
     return sum(map(num_entries, found)) if isinstance(found, list) else 1

@@ -1,9 +1,9 @@
-"""Seeded runs whose results a refactor has to leave as they are, written as JSON; `compare.py` runs them twice.
+"""Seeded runs whose results a refactor must not change, written as JSON; `compare.py` runs them twice.
 
     python benchmarks/same/runs.py --out runs.json
 
-Only public names are used, so that the same file runs on two commits. Tensors are recorded by a digest of their bytes,
-numbers as Python writes them, which tells every bit.
+The script uses only public names, so the same file runs on two commits. It records a digest of each tensor's bytes, and
+numbers as Python writes them, which shows every bit.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Plan:
         make: Makes the optimizer.
         probe: Options of the probe, made anew for every run; ``None``: no probe.
         clip: Options of AutoClip; ``None``: none.
-        dtype: Of parameters and inputs.
-        accumulation: Micro-batches a step.
+        dtype: Dtype of parameters and inputs.
+        accumulation: Micro-batches per step.
         loop: ``"plain"``, or ``"closure"``: the optimizer evaluates the loss.
         scheduler: Makes a schedule of learning rates.
-        resumed: Whether to save all states half way and go on with new objects.
+        resumed: Whether to save all states half way and continue with new objects.
     """
 
     make: Make
@@ -74,7 +74,7 @@ class Plan:
     losses: list[float] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
-        """Trains and returns everything that was recorded or is left behind."""
+        """Trains and returns everything that was recorded or left behind."""
         torch.manual_seed(0)
         source = torch.Generator().manual_seed(3)
         inputs = torch.randn(256, 6, generator=source)
@@ -107,7 +107,7 @@ class _Training:
         self.scheduler = None if plan.scheduler is None else plan.scheduler(self.optimizer)
 
     def resumed(self) -> _Training:
-        """Returns a training that goes on from the states of this one."""
+        """Returns a training that continues from the states of this one."""
         new = _Training(self.plan, self.data)
         for name in ("model", "optimizer", "probe", "clipper", "scheduler"):
             if getattr(self, name) is not None:
@@ -156,7 +156,7 @@ class _Training:
 
 
 def of(name: str, lr: float = 0.05, *, matrices: bool = False, **options: Any) -> Make:
-    """Returns what makes an optimizer of torch, of this library, or of a package that is installed."""
+    """Returns a function that makes an optimizer of torch, of this library or of an installed package."""
 
     def make(model: nn.Module) -> torch.optim.Optimizer:
         package, _, kind = ("torch.optim." + name if "." not in name else name).rpartition(".")
@@ -231,12 +231,12 @@ def all_estimators(**options: Any) -> dict[str, Any]:
 
 
 def probed(**options: Any) -> Callable[[], dict[str, Any]]:
-    """Returns what makes options of a probe of every sixth step."""
+    """Returns a function that makes options of a probe for every sixth step."""
     return lambda: {"schedule": sd.every(6), **options}
 
 
 def clipping(**options: Any) -> Callable[[], dict[str, Any]]:
-    """Returns what makes options of AutoClip."""
+    """Returns a function that makes options of AutoClip."""
     return lambda: dict(options)
 
 
@@ -282,7 +282,7 @@ def plans() -> Iterator[tuple[str, Plan]]:
 
 
 def fits_of(rows: list[dict[str, Any]], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what fits and rules make of rows."""
+    """Returns the results of fits and rules for some rows."""
     found = {}
     trace = sd.Trace(meta=dict(meta))
     trace.extend(rows)
@@ -297,7 +297,7 @@ def fits_of(rows: list[dict[str, Any]], meta: Mapping[str, Any]) -> dict[str, An
 
 
 def landscapes() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yields rows with a law of their own: linear, constant, and none."""
+    """Yields rows that follow a linear law, a constant law, and no law."""
     draw = np.random.default_rng(0)
     norms = np.exp(draw.uniform(-3, 3, 200))
     scatter = np.exp(0.1 * draw.normal(size=200))
@@ -314,7 +314,7 @@ def landscapes() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value as JSON has it, every bit of numbers and tensors kept apart."""
+    """Returns a value as JSON that shows every bit of numbers and tensors."""
     if isinstance(value, Tensor):
         held = value.detach().cpu().contiguous()
         digest = hashlib.sha256(held.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
@@ -335,7 +335,7 @@ def plain(value: Any) -> Any:
 
 
 def recorded(make: Callable[[], Mapping[str, Any]]) -> Any:
-    """Returns what a run left, or the class of the error that it ended in, and the kinds of its warnings."""
+    """Returns the results of a run, or the class of the error that ended it, and the kinds of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -1,4 +1,4 @@
-"""Counts: how often clips changed something, clips that had nothing to change, and steps with a fault."""
+"""Counts: clips that changed a gradient, clips that had no gradient to change, and steps with a fault."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from smoothdiag.doctor.gradients import Held, Owner
 from smoothdiag.doctor.sites import Site
 
 FEWEST_CLIPS: Final = 30
-"""Clips it takes to say never or always: with none of 30, at most one in ten would have bound (95%, rule of three)."""
-_GONE: Final = "what the backward pass had given its parameters was zeroed or removed before it"
+"""Clips needed to say never or always: if none of 30 clips binds, at most one in ten would (95%, rule of three)."""
+_GONE: Final = "its parameters got gradients in the backward pass, which were zeroed or removed before the clip"
 _NO_PARAMETERS: Final = "it was given no parameters"
-_ELSEWHERE: Final = "it was given parameters without gradients that no optimizer holds"
-_USED_UP: Final = "it was given a generator of parameters that had been gone through already"
+_ELSEWHERE: Final = "it was given parameters that have no gradients and that no optimizer holds"
+_USED_UP: Final = "it was given a generator of parameters that an earlier loop or call had used up"
 _NEVER_ZEROED: Final = (
-    "Nothing zeroed the gradients in between: every backward pass added to those that a step had used already",
-    "Call optimizer.zero_grad() once per step, before its first backward(). If the sum is meant, raise the threshold.",
+    "Nothing zeroed the gradients in between: every backward pass added to gradients that a step had already used",
+    "Call optimizer.zero_grad() once per step, before its first backward(). If you want the sum, raise the threshold.",
 )
 
 
 class Binding:
-    """How often the clips of one line changed the gradient. Numbers stay on the device until somebody asks.
+    """How often the clips of one line changed the gradient; the numbers stay on the device until somebody asks.
 
     Attributes:
         calls: How many clips there were.
@@ -38,7 +38,7 @@ class Binding:
         self._highest: Any = None
 
     def add(self, norm: Tensor, threshold: Any, *, is_carried: bool) -> None:
-        """Adds a clip of a gradient with this norm; ``is_carried`` says whether a used gradient is part of it."""
+        """Adds a clip of a gradient with this norm; ``is_carried``: the gradient contains one that a step has used."""
         first = self._lowest is None
         norm = norm.detach() if first else norm.detach().to(self._lowest.device)
         self.calls += 1
@@ -49,7 +49,7 @@ class Binding:
         self._highest = norm.clone() if first else torch.fmax(self._highest, norm)
 
     def finding(self, site: Site) -> Finding | None:
-        """Returns what there is to say, if anything."""
+        """Returns a finding if enough clips were seen and all of them, or none, changed the gradient."""
         bound = int(self._bound)
         if self.calls < FEWEST_CLIPS or 0 < bound < self.calls:
             return None
@@ -58,7 +58,7 @@ class Binding:
         low, high = min(self._thresholds), max(self._thresholds)
         threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         facts = f"norms from {float(self._lowest):.3g} to {float(self._highest):.3g}, threshold {threshold}"
-        if bound and self._carried >= self.calls - 1:  # nothing comes before the first
+        if bound and self._carried >= self.calls - 1:  # the first clip has no gradient from before
             cause, change = _NEVER_ZEROED
             facts = f"{facts}. {cause}"
         else:
@@ -72,7 +72,7 @@ class Count:
 
     Attributes:
         other: The second line that takes part.
-        number: How many it were.
+        number: How many steps had the fault.
     """
 
     def __init__(self, other: str) -> None:
@@ -86,17 +86,17 @@ class Count:
             self.number += 1
 
     def possible(self, steps: int) -> int:
-        """Returns the steps of the optimizers concerned; ``steps`` are those where none is."""
+        """Returns how many steps the optimizers concerned took; ``steps`` counts for faults without an optimizer."""
         return max(self.number, sum(steps if owner is None else owner.steps for owner in self._last))
 
 
 class Line:
-    """The clips of one line that had no gradient to clip, while there was one somewhere else.
+    """The clips of one line that had no gradient to clip while a gradient existed somewhere else.
 
     Attributes:
         calls: All clips of the line.
         missing: Parameters that had no gradient at the latest clip.
-        is_given: Whether a backward pass has given them one since.
+        is_given: Whether a backward pass has given them a gradient since.
     """
 
     def __init__(self) -> None:
@@ -109,35 +109,35 @@ class Line:
 
     @property
     def is_open(self) -> bool:
-        """Whether no clip had a gradient so far."""
+        """Whether no clip of the line has had a gradient so far."""
         return not self._has_clipped
 
     def close(self) -> None:
-        """Takes note of a clip that had one; the line does what it is there for."""
+        """Records a clip that had a gradient: the line works."""
         self._has_clipped, self.missing = True, []
 
     def lose(self, missing: list[Held]) -> None:
-        """Takes note of a clip of parameters that an optimizer holds, none of which has a gradient."""
+        """Records a clip of parameters that an optimizer holds, none of which has a gradient."""
         if self.is_given:
             self.add(_GONE)
         self.missing, self.is_given = missing, False
 
     def use_up(self) -> None:
-        """Takes note of a clip that was given a generator at its end."""
+        """Records a clip that was given a used-up generator."""
         self._used_up += 1
         self._cause = _USED_UP
 
     def miss(self, *, has_parameters: bool) -> None:
-        """Takes note of a clip of nothing that an optimizer holds, before a step with gradients that none has seen."""
+        """Records a clip of parameters that no optimizer holds, followed by a step with gradients that no clip saw."""
         self.add(_ELSEWHERE if has_parameters else _NO_PARAMETERS)
 
     def add(self, cause: str) -> None:
-        """Counts a clip of nothing."""
+        """Counts a clip without a gradient."""
         self._in_vain += 1
         self._cause = self._cause or cause
 
     def finding(self, site: Site) -> Finding | None:
-        """Returns what there is to say, if anything."""
+        """Returns a finding if the line clipped nothing often enough to be sure."""
         is_certain = self.is_open and self._in_vain >= FEWEST_CLIPS
         number = self._used_up + (self._in_vain if is_certain else 0)
         if not number:

@@ -1,4 +1,4 @@
-"""Explanations: what the documentation says about each fault, for whoever has installed the package alone."""
+"""Explanations: what the documentation says about each fault, for people who have only the package."""
 
 from __future__ import annotations
 
@@ -6,86 +6,93 @@ from typing import Final
 
 _TEXTS: Final = {
     "clip-after-step": """\
-The clip comes after `optimizer.step()`: it shortens gradients that nobody uses again. Put it between `backward()`
-and `step()`.
+The clip runs after `optimizer.step()`. The step has already used the gradients, so the clip shortens numbers that
+nobody uses again. Move the clip between `backward()` and `step()`.
 """,
     "clip-of-scaled-gradients": """\
-Under a `GradScaler` the gradients carry its factor, 65536 at first, until `scaler.unscale_(optimizer)` or
-`scaler.step`. A clip before that compares factor times norm with the threshold. Call `scaler.unscale_(optimizer)`
-first. Whether the factor is in them is read from the graph of what `backward` is called on. Not named if you
-divided the gradients yourself or asked for `scaler.get_scale()` since the backward pass, as one does to scale the
-threshold.
+Under a `GradScaler`, the gradients that `backward()` leaves are multiplied by the scaler's factor, which is 65536
+at first. Only `scaler.unscale_(optimizer)` or `scaler.step` divides by that factor. A clip before that compares
+factor times norm with the threshold. Call `scaler.unscale_(optimizer)` before the clip. The doctor reads from the
+autograd graph whether `backward()` ran on a scaled loss. The doctor stays silent if you divided the gradients
+yourself, or read `scaler.get_scale()` after `backward()`: you may have scaled the threshold instead.
 """,
     "clip-of-nothing": """\
-The clip had no gradient to clip. Four causes: it was given a generator of parameters, or a `filter` and the like,
-that had been gone through already, which is empty from then on (`ps = model.parameters()` serves one loop or call;
-`list(model.parameters())` serves many); an empty list; parameters of another model; or gradients that `zero_grad()`
-had removed before the clip, in which case the step has nothing to use either. Named at once for an iterator at its
-end. Otherwise named if none of at least 30 clips of the line had an entry other than zero to work on, and something
-shows that there was one elsewhere: a backward pass had given these parameters gradients, which were gone at the
-clip, or an optimizer stepped with gradients that nothing had clipped. So a network that is frozen, or whose turn
-comes later, raises no alarm. `watch(model, optimizer)` leaves clips of parameters that its optimizers do not hold
-to others.
+The clip had no gradient to clip, so it limited nothing. There are four causes:
+
+- The clip was given a generator of parameters, or a `filter` and the like, that an earlier loop or call had used
+  up. A used-up generator is empty. `ps = model.parameters()` serves one loop or call; `list(model.parameters())`
+  serves many.
+- The clip was given an empty list.
+- The clip was given the parameters of another model.
+- `zero_grad()` had removed the gradients before the clip. The step then has nothing to use either.
+
+The doctor reports a used-up iterator at once. It reports the other causes if no clip of the line ever found an
+entry other than zero and, for at least 30 clips, something shows that there were gradients elsewhere: a backward
+pass had given these parameters gradients, which were gone at the clip, or an optimizer stepped with gradients that
+nothing had clipped. A network that is frozen, or whose turn comes later, therefore raises no alarm. `watch(model,
+optimizer)` ignores clips of parameters that its optimizers do not hold.
 """,
     "clip-per-micro-batch": """\
-A clip, then another `backward()` onto the clipped gradient. Every clip shortens the sum so far, so earlier
-micro-batches count less than later ones, and what comes after the last clip is not clipped. Clip once, before the
-step; in a loop of Accelerate, put the clip under `if accelerator.sync_gradients:`. Counted at the step: gradients
-that are thrown away instead harm nothing.
+The loop clips, and then another `backward()` adds to the clipped gradient. Every clip shortens the sum so far, so
+earlier micro-batches count less than later ones, and gradients that arrive after the last clip are not clipped.
+Clip once, before the step. In a loop of Accelerate, put the clip under `if accelerator.sync_gradients:`. The doctor
+counts the fault when the optimizer steps: if the loop throws the gradients away instead, nothing is harmed and
+nothing is reported.
 """,
     "clip-never-binds": """\
-None of at least 30 clips changed anything. With none of 30, at most one in ten would have (95%, rule of three). A
-safety net is a good reason for such a line; a setting copied from elsewhere is not. A threshold above 1.8e19, whose
-square single precision cannot hold, is taken for a way to read the norm and not named. Nor is `clip_grad_value_`,
-which compares entries and returns no norm.
+None of the 30 or more clips changed a gradient. If none of 30 clips binds, at most one in ten would (95%, rule of
+three). A safety net is a good reason for such a line; a setting copied from elsewhere is not. The doctor does not
+report a threshold above 1.8e19, because single precision cannot hold its square: such a clip is taken for a way to
+read the norm. Nor does the doctor report `clip_grad_value_`, which compares single entries and returns no norm.
 """,
     "clip-always-binds": """\
-All of at least 30 clips did. Every step then has the same gradient length: that is normalised gradient descent, and
-under it the learning rate alone sets the length of steps of plain gradient descent. `sd.clip_rule` derives a
-threshold from a measured fit. A loop without `zero_grad()` ends here too, because its gradients grow with every
-step; the finding then says that every backward pass added to gradients that a step had used already.
-`clip_grad_value_` is not counted.
+Every one of the 30 or more clips changed the gradient. Every step then has the same gradient length. This is
+normalised gradient descent: under plain gradient descent the learning rate alone now sets the length of the steps.
+`sd.clip_rule` derives a threshold from a measured fit. A loop without `zero_grad()` ends here too, because its
+gradients grow with every step. The finding then says that every backward pass added to gradients that a step had
+already used. `clip_grad_value_` is not counted.
 """,
     "clip-as-norm": """\
-`clip_grad_norm_(parameters, inf)` is used to read the norm. It multiplies every gradient by `inf / norm` limited to
-1, which is 1 as long as the norm is finite, and NaN for all gradients once it is not: one infinite entry in one
-layer takes all layers along. `torch.nn.utils.get_total_norm` reads the norm and writes nothing. The Trainer of
-Hugging Face does this when `max_grad_norm` is 0; `max_grad_norm=1e30` avoids it: finite gradients stay as they are,
-and after an infinite norm all finite entries become 0, not NaN.
+The loop calls `clip_grad_norm_(parameters, inf)` to read the norm. The call also writes: it multiplies every
+gradient by `inf / norm`, limited to 1. This factor is 1 as long as the norm is finite. Once the norm is not finite,
+the factor is NaN, so one infinite entry in one layer spoils the gradients of all layers.
+`torch.nn.utils.get_total_norm` reads the norm and writes nothing. The Trainer of Hugging Face makes this call when
+`max_grad_norm` is 0. Set `max_grad_norm=1e30` there: finite gradients stay as they are, and after an infinite norm
+all finite entries become 0 instead of NaN.
 """,
     "stale-gradients": """\
-`optimizer.step(closure)` computes gradients inside the closure. A clip outside of it, or in a step pre-hook, works
-on gradients of the step before, and so does a norm read above the step. Move the line into the closure, after its
-`backward()`. A norm that is read after the step is that of the last evaluation, and right. Closures without a
-backward pass do not count, nor do norms that you read in a hook which a library calls inside its closure, such as
-Lightning's `on_before_zero_grad`.
+`optimizer.step(closure)` computes new gradients inside the closure. A clip outside the closure, or in a step
+pre-hook, works on the gradients of the step before. A norm that is read above the step belongs to the step before
+as well. Move the line into the closure, after its `backward()`. Reading the norm after the step is correct: you see
+the gradient of the last evaluation. The doctor ignores closures without a backward pass. It also ignores norms that
+you read in a hook which a library calls inside its closure, such as Lightning's `on_before_zero_grad`.
 """,
     "scaled-gradients-in-hook": """\
-Fused optimizers take the factor of a `GradScaler` out inside their step, so step pre-hooks see gradients with it,
-and run even when the step is skipped. Named when such a hook is yours and a name in it contains `grad`, `norm` or
-`clip`. Call `scaler.unscale_(optimizer)` before `scaler.step(optimizer)`, or divide by `optimizer.grad_scale` in
-the hook.
+Under a `GradScaler`, a fused optimizer divides by the scaler's factor inside its step. A step pre-hook runs before
+that and sees gradients that still carry the factor. The hook runs even when the step is skipped. The doctor reports
+a hook if it is yours and a name in its code contains `grad`, `norm` or `clip`. Call `scaler.unscale_(optimizer)`
+before `scaler.step(optimizer)`, or divide by `optimizer.grad_scale` in the hook.
 """,
     "clip-after-optimizer-in-backward": """\
-A hook of the parameters steps within `backward()`. When that returns the gradients are used, and often gone. Clip
-inside the hook, one parameter at a time; a global norm cannot be known there. Named too if only some of the
-parameters that are clipped step like that.
+A hook on the parameters steps the optimizer within `backward()`. When `backward()` returns, the gradients have been
+used and are often gone, so a clip comes too late. Clip inside the hook, one parameter at a time; the hook cannot
+know the global norm. The doctor also reports a clip of parameters of which only some step in this way.
 """,
     "norm-of-one-shard": """\
-With FSDP2 and other DTensors, `p.grad.norm().item()` is the norm of the part on this rank, and so is every norm of
-`to_local()` parts, unless ranks put their squares together. `get_total_norm` and `clip_grad_norm_` of several
-DTensors return the global norm. Read a single one with `.full_tensor()`. A tensor that every rank holds in full,
-and a mesh of one rank, are no shards. Not named if the norm, its square or the sum of squares goes into a
-collective before the next backward pass.
+With FSDP2 and other DTensors, `p.grad.norm().item()` returns the norm of the part on this rank. Every norm of a
+`to_local()` part does too, unless the ranks add up their squares. `get_total_norm` and `clip_grad_norm_` return the
+global norm of several DTensors. Read the norm of a single DTensor with `.full_tensor()`. A tensor that every rank
+holds in full is no shard, and neither is a tensor on a mesh of one rank. The doctor stays silent if the norm, its
+square or the sum of squares goes into a collective before the next backward pass.
 """,
     "norm-after-clipping": """\
-The norm that was read is the one after the clip, however large the gradient was. Use what `clip_grad_norm_`
-returns, or read the norm first. Not named if the norm before the clip was read too, or if a method of an optimizer
-reads it for its own arithmetic, as LARS, LAMB and SAM do.
+The loop reads the norm after the clip, so the number does not show how large the gradient was. Use the norm that
+`clip_grad_norm_` returns, or read the norm before the clip. The doctor stays silent if the norm before the clip was
+read too, or if a method of an optimizer reads the norm for its own arithmetic, as in LARS, LAMB and SAM.
 """,
 }
 NAMES: Final = tuple(_TEXTS)
-"""What the faults are called."""
+"""Names of the faults."""
 
 
 def explain(name: str) -> str:

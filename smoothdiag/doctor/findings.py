@@ -14,11 +14,11 @@ _SETTINGS: Final = {
     "lightning": "gradient_clip_val of the Trainer",
     "pytorch_lightning": "gradient_clip_val of the Trainer",
 }
-"""What makes a library clip, by its name."""
+"""The setting that makes a library clip, by the name of the library."""
 
 
 class Severity(Enum):
-    """How bad a finding is; each value says what it means."""
+    """How bad a finding is; the value says what that means for the run."""
 
     ERROR = "the run does not train as its code says"
     WARNING = "a number is wrong, or the run can break"
@@ -28,77 +28,79 @@ class Severity(Enum):
 class Fault(Enum):
     """The faults that the doctor knows: severity, what happened, what to change.
 
-    ``name.lower()``, with hyphens, is what reports and the documentation call it. In the texts ``{other}`` is the
-    second line that takes part, and ``{facts}`` are the numbers seen.
+    Reports and the documentation call a fault by its name in small letters, with hyphens. In the texts, ``{other}``
+    stands for a second line that takes part, and ``{facts}`` for what was seen.
     """
 
     CLIP_AFTER_STEP = (
         Severity.ERROR,
-        "The gradients were clipped after the optimizer had used them, so nothing was clipped.",
+        "The clip ran after the optimizer had used the gradients, so this line limited no step.",
         "Move this line between backward() and the optimizer's step.",
     )
     CLIP_OF_SCALED_GRADIENTS = (
         Severity.ERROR,
-        "The gradients still carried the factor of the GradScaler when they were clipped, so the threshold was "
-        "effectively divided by that factor, and moved with it.",
+        "The clip ran while the gradients were still multiplied by the factor of the GradScaler. It acted as if the "
+        "threshold were divided by that factor, and changed with every change of the factor.",
         "Call scaler.unscale_(optimizer) right before this line.",
     )
     CLIP_OF_NOTHING = (
         Severity.ERROR,
-        "The clip had no gradient to clip: {facts}.",
-        "Clip between backward() and zero_grad(), and give this line the parameters that the optimizer steps, as "
-        "model.parameters() made anew for each call, or as a list: a generator serves once.",
+        "The clip had no gradient to clip, so it limited no step: {facts}.",
+        "Clip between backward() and zero_grad(), and give this line the parameters that the optimizer steps. Call "
+        "model.parameters() anew for each clip or pass a list, because a generator can be used only once.",
     )
     CLIP_PER_MICRO_BATCH = (
         Severity.ERROR,
-        "A clipped gradient was accumulated onto: every clip shortened the sum so far, so that earlier micro-batches "
-        "count less than later ones.",
+        "A backward pass added to a gradient that this line had already clipped. Every clip shortened the sum so far, "
+        "so earlier micro-batches count less than later ones.",
         "Clip once, after the last backward() of the step and right before the optimizer's step.",
     )
     CLIP_NEVER_BINDS = (
         Severity.NOTE,
         "The clip never changed a gradient: {facts}.",
-        "Lower the threshold below the largest norm, or keep the line as a safety net that was not needed so far.",
+        "Lower the threshold below the largest norm if clipping should act, or keep the line as a safety net that was "
+        "not needed so far.",
     )
     CLIP_ALWAYS_BINDS = (
         Severity.NOTE,
-        "The clip shortened every gradient, so its length never reached the optimizer: {facts}.",
+        "The clip shortened every gradient, so the optimizer never saw how large the gradients were: {facts}.",
         "Raise the threshold above the usual norm, or lower the learning rate and say that you normalise gradients.",
     )
     CLIP_AS_NORM = (
         Severity.WARNING,
-        "max_norm=inf was used to read the gradient norm. That call writes: it multiplies the gradients by inf/norm, "
-        "limited to 1, which is NaN for every gradient once a single one is infinite.",
+        "max_norm=inf was used to read the gradient norm. That call also writes: it multiplies the gradients by "
+        "inf/norm, limited to 1. Once a single gradient is infinite, this factor makes every gradient NaN.",
         "Read the norm with torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None).",
     )
     STALE_GRADIENTS = (
         Severity.ERROR,
-        "The gradients were those of the step before: optimizer.step(closure) makes new ones inside the closure, after "
-        "this line has run.",
+        "This line worked on the gradients of the step before. optimizer.step(closure) computes new gradients inside "
+        "the closure, after this line has run.",
         "Move this line into the closure, after its backward().",
     )
     SCALED_GRADIENTS_IN_HOOK = (
         Severity.WARNING,
         "A fused optimizer divides by the factor of the GradScaler inside its step, so the step pre-hook at {other} "
-        "saw scaled gradients; it also runs on steps that are skipped for overflow.",
+        "saw gradients that were still multiplied by it. The hook also runs on steps that are skipped for overflow.",
         "Call scaler.unscale_(optimizer) before this line, or divide by optimizer.grad_scale in the hook.",
     )
     CLIP_AFTER_OPTIMIZER_IN_BACKWARD = (
         Severity.ERROR,
-        "The optimizer steps inside backward(), in a hook of its parameters, so this clip came too late and changed "
-        "nothing.",
-        "Clip each gradient in the hook, before its step ({other}); a global norm needs a step after backward().",
+        "A hook on the parameters steps the optimizer inside backward(), so this clip came too late to limit the step.",
+        "Clip each gradient inside the hook, before the step at {other}. To clip by the global norm, step after "
+        "backward() instead.",
     )
     NORM_OF_ONE_SHARD = (
         Severity.WARNING,
-        "The norm of this rank's shard alone was taken for the norm of the whole gradient; other ranks hold the rest.",
-        "Read it through .full_tensor(), or add the squares of all ranks with all_reduce before the root.",
+        "The norm of this rank's shard was read as if it were the norm of the whole gradient. Other ranks hold the "
+        "rest, so the number is wrong.",
+        "Read the norm through .full_tensor(), or add up the squares of all ranks with all_reduce before the root.",
     )
     NORM_AFTER_CLIPPING = (
         Severity.WARNING,
-        "The gradient norm was read after the clip at {other}, so it does not show how large the gradient was; nobody "
-        "read the norm before.",
-        "Use what clip_grad_norm_ returns, or read the norm before the clip.",
+        "The gradient norm was read after the clip at {other}, and nobody read the norm before. The number does not "
+        "show how large the gradient was.",
+        "Use the norm that clip_grad_norm_ returns, or read the norm before the clip.",
     )
 
     @property
@@ -117,14 +119,14 @@ class Finding:
     """One fault at one line.
 
     Attributes:
-        name: Which fault, as in the documentation.
+        name: Name of the fault, as in the documentation.
         severity: ``"error"``, ``"warning"`` or ``"note"``.
         what: What happened.
-        count: How often it was seen.
-        of: How often it could have been.
-        unit: What is counted.
+        count: How often the fault was seen.
+        of: How often the fault could have been seen.
+        unit: What is counted, ``"steps"`` or ``"clips"``.
         site: The line at fault.
-        change: What to change in it.
+        change: What to change in that line.
         link: Where the documentation tells more.
     """
 
@@ -178,7 +180,7 @@ def finding(
     facts: str = "",
     change: str = "",
 ) -> Finding:
-    """Returns a finding with the texts of its fault; ``change`` takes the place of what the fault has to say."""
+    """Returns a finding with the texts of its fault; ``change`` replaces the fault's own advice."""
     severity, what, usual = fault.value
     names = {"other": other, "facts": facts}
     return Finding(
@@ -195,7 +197,10 @@ def finding(
 
 
 def worst_first(findings: list[Finding]) -> list[Finding]:
-    """Returns the findings in order, without notes on lines that an error names: their remedies would contradict."""
+    """Returns the findings, worst first, without notes on lines that an error names.
+
+    The remedy of the note would contradict the remedy of the error.
+    """
     wrong = {(each.file, each.line) for each in findings if each.severity == "error"}
     kept = (each for each in findings if each.severity != "note" or (each.file, each.line) not in wrong)
     order = ("error", "warning", "note")
@@ -203,7 +208,7 @@ def worst_first(findings: list[Finding]) -> list[Finding]:
 
 
 def _for_library(fault: Fault, site: Site, change: str) -> str:
-    """Returns what to change where a library made the call."""
+    """Returns what to change; a call that a library made is changed through a setting of that library."""
     package, _, function = site.through.partition(".")
     if not site.inside:
         return change

@@ -1,4 +1,4 @@
-"""Gradients as the doctor knows them: which were stepped with, clipped or read, and have not been written to since."""
+"""Gradients as the doctor knows them: which were used, clipped or read, and not written to since."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from smoothdiag.doctor.sites import NOWHERE, Site
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
 _SCALED: Final = "smoothdiag.scaled"
 _NEAR: Final = 64
-"""Nodes of the graph that lie between a scaled loss and what backward() is called on, at most."""
+"""Most nodes of the graph to search, from what backward() is called on back to a scaled loss."""
 
 
 class Mark:
-    """A gradient as it was at some moment; holds no memory.
+    """A gradient as it was at one moment; the mark keeps no tensor alive.
 
     Attributes:
         site: The line that the mark is about.
-        known: Whether somebody has read the norm that the gradient had before it was clipped.
+        known: Whether somebody has read the norm of the gradient from before the clip.
     """
 
     __slots__ = ("_gradient", "_version", "known", "site")
@@ -36,16 +36,16 @@ class Mark:
         self.renew(gradient)
 
     def renew(self, gradient: Tensor | None) -> None:
-        """Takes the gradient as it is now."""
+        """Marks the gradient as it is now."""
         self._gradient = None if gradient is None else weakref.ref(gradient)
         self._version = version(gradient)
 
     def is_of(self, gradient: Tensor | None) -> bool:
-        """Returns whether ``gradient`` is the one marked, whatever was written to it since."""
+        """Returns whether ``gradient`` is the marked one, even if it was written to since."""
         return gradient is not None and self._gradient is not None and self._gradient() is gradient
 
     def holds(self, gradient: Tensor | None) -> bool:
-        """Returns whether ``gradient`` is the one marked, and nothing wrote to it since."""
+        """Returns whether ``gradient`` is the marked one and nothing wrote to it since."""
         return self.is_of(gradient) and version(gradient) == self._version != -1
 
 
@@ -54,17 +54,17 @@ class Owner:
 
     Attributes:
         steps: Steps it has taken.
-        frame: Identity of the call of its step that is under way; 0 where none is.
+        frame: Identity of the call of ``step`` that is under way; 0 between steps.
         closure: Code of the closure that its last step was given.
-        entered: How many backward passes there had been when its last step began.
-        left: How many there had been when it ended.
-        makes_gradients: Whether there was one during the last step.
+        entered: Number of backward passes before its last step began.
+        left: Number of backward passes before its last step ended.
+        makes_gradients: Whether a backward pass ran during the last step.
         in_backward: Whether its last step was taken inside a backward pass.
-        step_site: Where that was called.
+        step_site: The line that called that step.
         scaled: Whether its gradients carry the factor of a GradScaler.
-        prints: Its gradients after the last scaled backward pass.
-        early: Lines that read a norm since its last step, when there was no new gradient yet.
-        carries: Whether its gradients are a sum with some that a step has used.
+        prints: Fingerprints of its gradients after the last scaled backward pass.
+        early: Lines that have read a norm since its last step, before there was a new gradient.
+        carries: Whether its gradients contain a gradient that a step has already used.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -81,32 +81,32 @@ class Owner:
         self._sum: Mark | None = None
 
     def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it stands for this optimizer."""
+        """Returns whether this owner stands for ``optimizer``."""
         return self._optimizer() is optimizer
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Its parameters; none once it is gone."""
+        """Its parameters; an empty list once the optimizer is gone."""
         optimizer = self._optimizer()
         return [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
 
     def fingerprints(self) -> list[tuple[int, int]]:
-        """Returns what changes when a gradient does, for comparing within one backward pass."""
+        """Returns identities and versions of the gradients, which show a change during one backward pass."""
         return [(id(p.grad), version(p.grad)) for p in self.parameters]
 
     def before_backward(self) -> None:
-        """Takes note of what is about to be added to."""
+        """Records whether the backward pass will add to gradients that a step has already used."""
         first, gradient = self._first, None if self._first is None else self._first.gradient
         is_as_it_was = self._sum is not None and self._sum.holds(gradient)
         is_used = first is not None and gradient is not None and first.is_used_up
         self.carries = is_used or (self.carries and is_as_it_was)
 
     def after_backward(self, first: Held | None) -> None:
-        """Takes note of the sum, by the first parameter that has a gradient."""
+        """Marks the accumulated gradient, by the first parameter that has one."""
         self._first, self._sum = first, None if first is None else Mark(first.gradient, NOWHERE)
 
     def enter(self, frame: FrameType) -> bool:
-        """Returns whether a step is the outermost; a subclass that calls super().step() fires hooks twice."""
+        """Returns whether a step is the outermost: a subclass that calls super().step() fires the hooks twice."""
         below: FrameType | None = frame.f_back
         while self.frame and below is not None:
             if id(below) == self.frame:
@@ -117,7 +117,7 @@ class Owner:
 
 
 class Held:
-    """A parameter of an owner, with marks of what happened to its gradient.
+    """A parameter of an optimizer, with marks of what happened to its gradient.
 
     Attributes:
         parameter: The parameter, by weak reference.
@@ -143,33 +143,33 @@ class Held:
 
     @property
     def address(self) -> tuple[int, int] | None:
-        """Where the gradient lies at this moment."""
+        """Address of the gradient in memory at this moment."""
         gradient = self.gradient
         return None if gradient is None else address(gradient)
 
     def live(self, name: str) -> Mark | None:
-        """Returns the mark of that name if nothing wrote to the gradient since."""
+        """Returns the mark of that name if nothing has written to the gradient since."""
         mark: Mark | None = getattr(self, name)
         return mark if mark is not None and mark.holds(self.gradient) else None
 
     def marks(self, *names: str) -> list[Mark]:
-        """Returns those of the marks that still hold."""
+        """Returns the marks of these names that still hold."""
         return [mark for name in names if (mark := self.live(name)) is not None]
 
     @property
     def is_used_up(self) -> bool:
-        """Whether a step was taken, and there has been no new gradient since."""
+        """Whether a step has used the gradient and no new gradient has come since."""
         return self.stepped is not None and (self.gradient is None or self.live("stepped") is not None)
 
     @property
     def is_known(self) -> bool:
-        """Whether the norm of this gradient, as it was before any clip, has been read."""
+        """Whether somebody has read the norm of this gradient from before any clip."""
         clipped = self.live("clipped")
         return self.live("read") is not None if clipped is None else clipped.known
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Returns whether a tensor is a DTensor, without importing what is not there."""
+    """Returns whether a tensor is a DTensor, without importing the module of DTensors."""
     if type(tensor) in _PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
@@ -183,7 +183,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def is_part(tensor: Any) -> bool:
-    """Returns whether a tensor is a DTensor of which other ranks hold a part, or summands."""
+    """Returns whether a tensor is a DTensor of which other ranks hold a part or a summand."""
     if not is_sharded(tensor):
         return False
     mesh = tensor.device_mesh
@@ -191,13 +191,13 @@ def is_part(tensor: Any) -> bool:
 
 
 def version(gradient: Tensor | None) -> int:
-    """Returns what counts up when a gradient is written to; -1 where nothing does."""
+    """Returns the counter that goes up with every write to a gradient; -1 if there is no such counter."""
     part = None if gradient is None else local(gradient)
     return -1 if part is None or part.is_inference() else part._version
 
 
 def has_entries(gradients: Iterable[Tensor | None]) -> bool:
-    """Returns whether a gradient has an entry other than zero. One that cannot be looked into counts as if it had."""
+    """Returns whether any gradient has a nonzero entry; a gradient that cannot be inspected counts as if it had one."""
     there = [each for each in gradients if each is not None]
     if not all(type(each) in _PLAIN and each.layout == torch.strided and not each.is_meta for each in there):
         return True
@@ -208,7 +208,7 @@ def has_entries(gradients: Iterable[Tensor | None]) -> bool:
 
 
 def mark_scaled(losses: Any) -> Any:
-    """Marks the graph of a loss, or of several, as carrying the factor of a GradScaler, and returns them."""
+    """Marks the graphs of one or more losses as carrying the factor of a GradScaler, and returns the losses."""
     if isinstance(losses, Tensor):
         if losses.grad_fn is not None:
             losses.grad_fn.metadata[_SCALED] = True  # type: ignore[index]
@@ -217,11 +217,11 @@ def mark_scaled(losses: Any) -> Any:
         for each in losses:
             mark_scaled(each)
         return losses
-    return map(mark_scaled, losses)  # as lazy as what the scaler makes of other iterables
+    return map(mark_scaled, losses)  # lazy, like the map that the scaler returns for other iterables
 
 
 def is_scaled(losses: Any) -> bool:
-    """Returns whether what ``backward`` is called on comes from a loss that a GradScaler has scaled."""
+    """Returns whether ``backward`` is called on something computed from a loss that a GradScaler has scaled."""
     several = [losses] if isinstance(losses, Tensor) else losses
     nodes = [getattr(each, "grad_fn", None) or getattr(each, "node", None) for each in several]
     seen: set[Any] = set()
@@ -237,7 +237,7 @@ def is_scaled(losses: Any) -> bool:
 
 
 def address(tensor: Any) -> tuple[int, int] | None:
-    """Returns what tells the memory of one gradient from that of others, or ``None`` where there is none."""
+    """Returns address and size of the memory of a gradient, or ``None`` if it has no memory of its own."""
     part = local(tensor) if isinstance(tensor, Tensor) else None
     if type(part) not in _PLAIN or part is None or part.layout != torch.strided:
         return None
@@ -248,6 +248,6 @@ def address(tensor: Any) -> tuple[int, int] | None:
 
 
 def addresses(held: Iterable[Held]) -> dict[tuple[int, int], Held]:
-    """Returns the parameters by where their gradients lie."""
+    """Returns the parameters by the address of their gradients."""
     found = {each.address: each for each in held}
     return {where: each for where, each in found.items() if where is not None}

@@ -1,4 +1,4 @@
-"""Observer: what the calls of a training loop mean in the order in which they come."""
+"""Observer: finds faults in the order of a training loop's calls."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Call:
 
     Attributes:
         site: Its line.
-        returns_norm: Whether it returns the norm before the clip and somebody looks at that.
-        knows_norm: Whether it was given the norm.
-        is_used_up: Whether it was given a generator of parameters that is at its end.
+        returns_norm: Whether it returns the norm from before the clip and the caller uses that norm.
+        knows_norm: Whether the norm was passed to it.
+        is_used_up: Whether it was given a used-up generator of parameters.
     """
 
     site: Site
@@ -34,16 +34,16 @@ class Call:
 
 
 class Observer:
-    """Follows steps, backward passes, clips and norms, and counts what goes wrong.
+    """Follows steps, backward passes, clips and norms, and counts faults.
 
     Attributes:
         steps: Optimizer steps so far.
         shards: Norms of local shards.
         has_shards: Whether a parameter is a DTensor.
         uses_scaler: Whether a GradScaler has scaled a loss so far.
-        has_read_scale: Whether somebody has asked for its factor since the last backward pass.
+        has_read_scale: Whether somebody has read the scaler's factor since the last backward pass.
         passes: Backward passes begun so far.
-        in_backward: Whether one is under way.
+        in_backward: Whether a backward pass is under way.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Observer:
         self._in_vain: list[tuple[Line, bool]] = []
 
     def own(self, optimizer: torch.optim.Optimizer) -> Owner:
-        """Returns the owner that stands for an optimizer, which holds its parameters from now on."""
+        """Returns the owner that stands for an optimizer; its parameters belong to that owner from now on."""
         owner = self.owner(optimizer)
         if owner is None:
             self._owners = {key: each for key, each in self._owners.items() if each.parameters}
@@ -85,12 +85,12 @@ class Observer:
         return owner if owner is not None and owner.is_of(optimizer) else None
 
     def held(self, parameters: Iterable[Tensor]) -> list[Held]:
-        """Returns those of the parameters that an optimizer holds."""
+        """Returns the parameters that a known optimizer holds."""
         found = ((p, self._held.get(id(p))) for p in parameters)
         return [each for p, each in found if each is not None and each.parameter() is p]
 
     def find(self, tensors: Iterable[Any]) -> list[tuple[Held, bool]]:
-        """Returns the parameters whose gradients these tensors are, and whether a tensor is one shard alone."""
+        """Returns the parameters whose gradients these tensors are, and whether each tensor is one rank's shard."""
         if not self._held:
             return []
         if self._moved:
@@ -109,7 +109,7 @@ class Observer:
         return found
 
     def before_clip(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> bool:
-        """Looks at the order of things; returns whether the clip is of use to a step."""
+        """Checks the order of calls before a clip; returns whether the clip can limit a step."""
         self._moved |= dict.fromkeys(held)
         if self._is_late(held, call.site):
             return False
@@ -129,7 +129,7 @@ class Observer:
             each.clipped = Mark(each.gradient, call.site, known=was_known or call.returns_norm or call.knows_norm)
 
     def clip_of_others(self, parameters: Sequence[Tensor], call: Call) -> None:
-        """Looks at a clip of parameters that no watched optimizer holds; frozen ones do without."""
+        """Checks a clip of parameters that no watched optimizer holds; frozen parameters are ignored."""
         if self._owners and (not parameters or any(getattr(p, "requires_grad", False) for p in parameters)):
             self._look(parameters, [], call)
 
@@ -143,13 +143,13 @@ class Observer:
         self._bindings.setdefault(site, Binding()).add(norm, threshold, is_carried=is_carried)
 
     def clip_as_norm(self, held: Sequence[Held], site: Site, *, is_harmful: bool) -> None:
-        """Takes note of a clip that is there for the norm it returns."""
+        """Records a clip that only serves to read the norm."""
         if is_harmful:
             self._count(Fault.CLIP_AS_NORM, site)
         self._read(held, site)
 
     def norm(self, found: Sequence[tuple[Held, bool]], site: Site, value: Any, *, may_be_stale: bool = True) -> None:
-        """Takes note of a norm that was read; in the closure of a library, one of the step before is no mistake."""
+        """Records a norm that was read; unless ``may_be_stale``, an old norm is no fault, as in library closures."""
         held = [each for each, _ in found]
         if any(is_part for _, is_part in found):
             self.shards.add(site, value)
@@ -162,7 +162,7 @@ class Observer:
         self._read(held, site)
 
     def before_backward(self, is_scaled: bool) -> None:
-        """Takes note of what a backward pass is about to add to, and whether its loss is scaled."""
+        """Records which gradients a backward pass is about to add to, and whether its loss is scaled."""
         self.shards.settle()
         self.passes += 1
         self.in_backward, self._is_scaled = True, is_scaled
@@ -174,7 +174,7 @@ class Observer:
             self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
 
     def after_backward(self) -> None:
-        """Looks at what a backward pass has written."""
+        """Checks which gradients a backward pass has written."""
         self.in_backward = False
         self._moved = dict.fromkeys(self._held.values())
         for each in self._at_risk:
@@ -192,7 +192,7 @@ class Observer:
             line.is_given = line.is_given or has_entries(each.gradient for each in line.missing)
 
     def before_step(self, owner: Owner, site: Site | None, hook: str) -> None:
-        """Looks at what the step is about to use; ``site`` is given where its line matters."""
+        """Checks the gradients that the step is about to use; ``site`` is given if its line matters."""
         owner.entered = self.passes
         if self._in_vain:
             stepped = [each for each in self.held(owner.parameters) if each.gradient is not None]
@@ -207,7 +207,7 @@ class Observer:
             return
         if owner.closure is not None:
             for early in owner.early:
-                # Only a line above the step, in the same function, was meant for the step to come.
+                # A line above the step, in the same function, was meant for the coming step; other lines may be right.
                 if (early.file, early.function) == (site.file, site.function) and early.line < site.line:
                     self._count(Fault.STALE_GRADIENTS, early, owner)
         if hook:
@@ -227,7 +227,7 @@ class Observer:
         self._spoiled = {key: mark for key, mark in self._spoiled.items() if key[0].owner is not owner}
 
     def findings(self) -> list[Finding]:
-        """Returns what was found so far, the worst first."""
+        """Returns the findings so far, worst first."""
         found = [
             finding(fault, site, each.number, each.possible(self.steps), other=each.other)
             for (fault, site), each in self._counts.items()
@@ -237,7 +237,7 @@ class Observer:
         return worst_first(found)
 
     def _look(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> None:
-        """Looks whether a clip has a gradient to clip."""
+        """Checks whether a clip has a gradient to clip."""
         line = self._lines.setdefault(call.site, Line())
         line.calls += 1
         if call.is_used_up:
@@ -262,7 +262,7 @@ class Observer:
             self._count(Fault.CLIP_AFTER_OPTIMIZER_IN_BACKWARD, site, gone, str(gone.step_site))
         if fresh or gone is not None:
             return not fresh
-        # Without gradients, either they were removed after the step, or the latest backward pass made none here.
+        # If there are no gradients, they were removed after the step, or the latest backward pass made none here.
         if all(each.gradient is None for each in held) and any(owner.left != self.passes for owner in used):
             return False
         fault = Fault.STALE_GRADIENTS if any(owner.makes_gradients for owner in used) else Fault.CLIP_AFTER_STEP
@@ -284,5 +284,5 @@ class Observer:
 
 
 def _is_kept(gradient: Tensor | None, mark: Mark) -> bool:
-    """Returns whether a gradient is still the one marked, and was not set to zero."""
+    """Returns whether a gradient is still the marked one and was not set to zero."""
     return gradient is not None and mark.is_of(gradient) and (mark.holds(gradient) or bool(local(gradient).any()))

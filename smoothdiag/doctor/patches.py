@@ -1,4 +1,4 @@
-"""Patches: functions and methods replaced for a while, and put back."""
+"""Patches: functions and methods that are replaced for a while and then put back."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PLACES: Final[dict[tuple[int, str], _Place]] = {}
 
 
 class _Place:
-    """An attribute that watches replace; they may come and go in any order.
+    """An attribute that one or more watches replace; watches may begin and end in any order.
 
     Args:
-        owner: What has the attribute.
-        name: Its name.
+        owner: The module, class or cell that has the attribute.
+        name: Name of the attribute.
     """
 
     def __init__(self, owner: Any, name: str) -> None:
@@ -33,12 +33,12 @@ class _Place:
         self._wraps: list[Wrap] = []
 
     def add(self, wrap: Wrap) -> None:
-        """Puts ``wrap`` around what is there."""
+        """Puts ``wrap`` around the function that is there now."""
         self._wraps.append(wrap)
         self._put()
 
     def remove(self, wrap: Wrap) -> None:
-        """Takes ``wrap`` out from among the others."""
+        """Removes ``wrap`` and leaves the other wraps in place."""
         with _LOCK:
             self._wraps.remove(wrap)
             self._put()
@@ -52,7 +52,7 @@ class _Place:
         current = self._original
         for wrap in self._wraps:
             current = functools.wraps(self._original)(wrap(current))
-        if self._wraps and id(self._original) in builtins:  # torch.jit.script knows its functions by their identity
+        if self._wraps and id(self._original) in builtins:  # torch.jit.script looks functions up by identity
             builtins[id(current)] = builtins[id(self._original)]
         self._current = current
         if self._is_inherited and not self._wraps:
@@ -65,7 +65,7 @@ class Patches(ExitStack):
     """A stack of replacements, undone when it is closed."""
 
     def replace(self, owner: Any, name: str, wrap: Wrap) -> None:
-        """Replaces the attribute ``name`` of a module or class, for whoever looks it up there."""
+        """Replaces the attribute ``name`` of a module or class for all code that looks it up there."""
         with _LOCK:
             place = _PLACES.get((id(owner), name))
             if place is None:
@@ -74,19 +74,19 @@ class Patches(ExitStack):
         self.callback(place.remove, wrap)
 
     def redirect(self, function: Any, wrap: Wrap) -> None:
-        """Replaces what a decorated function calls, so that it is replaced wherever it was imported to.
+        """Replaces the function inside a decorated function, so that every import of it is replaced.
 
-        PyTorch decorates these functions with a wrapper that finds the inner function in a closure cell. The function
-        object stays what it is, whatever names it goes by; only the content of the cell changes.
+        PyTorch decorates these functions with a wrapper that finds the inner function in a closure cell. Only the
+        content of the cell changes. The function object stays the same, under whatever name it was imported.
 
         Raises:
-            RuntimeError: If the function is not decorated like that.
+            RuntimeError: If the function is not decorated in this way.
         """
         inner = inspect.unwrap(function)
         cells = [cell for cell in function.__closure__ or () if inspect.unwrap(cell.cell_contents) is inner]
         if len(cells) != 1:
             raise RuntimeError(
                 f"The doctor cannot watch {function.__module__}.{function.__name__}, because this version of PyTorch "
-                "does not wrap it in torch.no_grad as others do."
+                "does not wrap it in torch.no_grad as other versions do. Run the script without the doctor."
             )
         self.replace(cells[0], "cell_contents", wrap)

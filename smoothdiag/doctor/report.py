@@ -1,4 +1,4 @@
-"""Report: what the doctor has seen, as text and as JSON."""
+"""Report: what the doctor has found, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from smoothdiag.doctor.observer import Observer
 
 
 class Report:
-    """What the doctor has seen so far; ``print`` it for a table and what each finding means.
+    """What the doctor has found so far; ``print`` shows a table and explains each finding.
 
     Args:
-        observer: Who sees it.
+        observer: The observer that follows the training loop.
 
     Attributes:
-        exit_code: What a script under the doctor ended with.
+        exit_code: Exit code of the script that ran under the doctor.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -24,16 +24,16 @@ class Report:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps seen; with several optimizers, those of the one that took most."""
+        """Optimizer steps seen; with several optimizers, the steps of the optimizer that took most."""
         return self._observer.steps
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found, the worst first."""
+        """The findings, worst first."""
         return self._observer.findings()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all of it as strings and numbers."""
+        """Returns the number of steps and all findings as strings and numbers."""
         return {"steps": self.steps, "findings": [each.to_dict() for each in self.findings]}
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Report:
 
 
 def as_text(findings: list[Finding], steps: int, exit_code: int = 0) -> str:
-    """Returns a table of the findings, and below it what each of them means."""
+    """Returns a table of the findings, followed by an explanation of each."""
     if not steps and not findings:
         if exit_code:
             return (
@@ -49,9 +49,10 @@ def as_text(findings: list[Finding], steps: int, exit_code: int = 0) -> str:
                 "there was nothing to look at."
             )
         return (
-            "smoothdiag doctor: no optimizer step was seen in this process. Either the script ended before its first "
-            "one, or it trains where the doctor does not see it: in processes that the script starts (start the ranks "
-            "with torchrun and the doctor in each of them), in compiled steps, or in threads that outlive the script."
+            "smoothdiag doctor: no optimizer step was seen in this process, so there was nothing to check. Either the "
+            "script ended before its first step, or it trains where the doctor does not see it: in processes that the "
+            "script starts (start the ranks with torchrun and the doctor in each of them), in compiled steps, or in "
+            "threads that outlive the script."
         )
     counted = f"{len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}"
     head = f"smoothdiag doctor: {counted} in {steps} step{'' if steps == 1 else 's'}"

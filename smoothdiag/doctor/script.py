@@ -31,10 +31,10 @@ def run_script(
 
     Args:
         path: The script, or the name of a module.
-        arguments: What it finds in ``sys.argv`` after its own name.
+        arguments: What the script finds in ``sys.argv`` after its own name.
         is_module: Whether to run a module, as ``python -m`` would.
-        steps: After how many optimizer steps to end it; ``None`` lets it end by itself.
-        before_termination: Called with the report before SIGTERM ends the process, unless the script handles that.
+        steps: After how many optimizer steps to end the script; ``None`` lets it end by itself.
+        before_termination: Called with the report before SIGTERM ends the process, unless the script handles SIGTERM.
 
     Returns:
         The report, and the exit code that the script ends with. A traceback goes to stderr.
@@ -60,10 +60,10 @@ def run_script(
 
 @contextmanager
 def _at_termination(tell: Callable[[Report], None], report: Report) -> Iterator[None]:
-    """Calls ``tell`` before a SIGTERM ends the process; where the script has a handler, that one decides."""
+    """Calls ``tell`` before SIGTERM ends the process, unless the script has a handler of its own."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if signal.getsignal(number) is not handle:  # called by a handler that took this one for an earlier one
+        if signal.getsignal(number) is not handle:  # the script's own handler called this one
             return
         signal.signal(number, signal.SIG_DFL)
         try:
@@ -81,7 +81,7 @@ def _at_termination(tell: Callable[[Report], None], report: Report) -> Iterator[
         return
     signal.signal(signal.SIGTERM, handle)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=release)  # what the script forks ends at once, as without the doctor
+        os.register_at_fork(after_in_child=release)  # forked processes end at once, as without the doctor
     try:
         yield
     finally:
@@ -111,7 +111,7 @@ def _run(path: str, *, is_module: bool) -> int:
             return console.BROKEN_PIPE
         error = error.with_traceback(_within(error.__traceback__))
         sys.excepthook(type(error), error, error.__traceback__)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1  # as shells have it for an interrupt
+        return 130 if isinstance(error, KeyboardInterrupt) else 1  # 130: the exit code of shells for an interrupt
     return 0
 
 
@@ -123,7 +123,7 @@ def _exit_code(code: object) -> int:
 
 
 def _within(trace: TracebackType | None) -> TracebackType | None:
-    """Returns the traceback without the frames that only start the script."""
+    """Returns the traceback without the frames that start the script."""
     while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
         trace = trace.tb_next
     return trace

@@ -1,4 +1,4 @@
-"""Shards: norms of the part on one rank, and whether the ranks put them together."""
+"""Shards: norms of the part on one rank, and whether the ranks combine them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from smoothdiag.doctor.sites import Site, call_site, is_own
 _READS = ("item", "tolist", "__float__", "to_local")
 _COLLECTIVES = ("all_reduce", "reduce", "all_gather", "all_gather_into_tensor")
 _TOLERANCE = 2**-7
-"""Relative: numbers sent in bfloat16 are rounded by 2^-9, and squares by twice that."""
+"""Relative error: sending a number in bfloat16 rounds it by 2^-9, and its square by twice as much."""
 _LARGEST = 4096
-"""Entries of a tensor that may hold norms; what is larger is a gradient or a weight."""
+"""Largest number of entries of a tensor that may hold norms; larger tensors are gradients or weights."""
 
 
 class Shards:
-    """Norms of local shards that no collective has seen yet.
+    """Norms of local shards that no collective has combined yet.
 
     Args:
-        report: Is called with the line that took the norm of one shard for that of the whole.
+        report: Called with a line that read the norm of one shard and did not combine it with the other ranks.
     """
 
     def __init__(self, report: Callable[[Site], None]) -> None:
@@ -49,12 +49,12 @@ class Shards:
         patches.replace(functional, "all_reduce", self._on_collective)
 
     def add(self, site: Site, norm: Any) -> None:
-        """Adds a norm that was taken of a local shard."""
+        """Adds the norm of a local shard."""
         if isinstance(norm, Tensor) and norm.numel() == 1:
             self._pending.append((site, float(norm)))
 
     def settle(self) -> None:
-        """Reports the norms that were left as they are."""
+        """Reports the norms that no collective has combined."""
         for site in dict.fromkeys(site for site, _ in self._pending):
             self._report(site)
         self._pending.clear()
@@ -65,7 +65,7 @@ class Shards:
             if torch.compiler.is_compiling():
                 return value
             frame = sys._getframe(1)
-            # PyTorch reads local parts in order to put them together.
+            # PyTorch itself reads local parts in order to combine them.
             if (
                 tensor.ndim == 0
                 and is_part(tensor)
@@ -79,7 +79,7 @@ class Shards:
 
     def _on_collective(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def collective(*args: Any, **kwargs: Any) -> Any:
-            # DTensors send what they are asked for, which is nothing that a line with a local norm does.
+            # A DTensor communicates for its own operations; that combines no local norm of the user.
             sender = sys._getframe(1).f_globals.get("__name__", "")
             if self._pending and not sender.startswith("torch.distributed.tensor."):
                 tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and not is_sharded(x)]
@@ -97,7 +97,7 @@ class Shards:
         return collective
 
     def _put_together(self, numbers: list[Any]) -> None:
-        """Takes out the norms of every line whose norms, squared or added up, are among the numbers sent."""
+        """Forgets the norms of every line whose norms, squares or sums are among the numbers that are sent."""
         for site in {site for site, _ in self._pending}:
             norms = [norm for other, norm in self._pending if other == site]
             squares = [norm * norm for norm in norms]

@@ -1,4 +1,4 @@
-"""Sites: which line of the user's code a call came from."""
+"""Sites: the line of the user's code that a call came from."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ class Site:
         file: Its file.
         line: Its number, from 1.
         function: The function it stands in.
-        inside: The line of a library that made the call on its behalf, as ``"file:line"``; empty where none did.
-        through: What this line called in that library, or in another one that uses it, as ``"package.function"``.
+        inside: The line of a library that made the call for this line, as ``"file:line"``; empty if no library did.
+        through: The function that this line called in that library, or in another library that uses it, as
+            ``"package.function"``.
     """
 
     file: str
@@ -50,7 +51,7 @@ class Site:
 
     @property
     def code(self) -> str:
-        """Text of the line; empty where the source is not at hand."""
+        """Text of the line; empty if the source cannot be read."""
         return linecache.getline(self.file, self.line).strip()
 
     def __str__(self) -> str:
@@ -61,14 +62,14 @@ NOWHERE = Site("<unknown>", 0, "")
 
 
 def caller(frame: FrameType | None) -> FrameType | None:
-    """Returns the first frame from ``frame`` outwards that is neither PyTorch's nor the doctor's."""
+    """Returns the first frame, from ``frame`` outwards, that belongs neither to PyTorch nor to the doctor."""
     while frame is not None and _is_within(frame.f_code.co_filename, _BETWEEN):
         frame = frame.f_back
     return frame
 
 
 def is_own(frame: FrameType | None) -> bool:
-    """Returns whether a frame is one of smoothdiag itself."""
+    """Returns whether a frame belongs to smoothdiag itself."""
     return frame is not None and _is_within(frame.f_code.co_filename, (_OWN,))
 
 
@@ -78,7 +79,7 @@ def is_library(file: str) -> bool:
 
 
 def call_site(frame: FrameType | None) -> Site:
-    """Returns the innermost line of the user's own code at or above ``frame``, or else what comes closest."""
+    """Returns the innermost line of the user's code at or above ``frame``, or else the line that comes closest."""
     direct = caller(frame)
     mine, called = direct, direct
     while mine is not None and is_library(mine.f_code.co_filename):
@@ -92,7 +93,7 @@ def call_site(frame: FrameType | None) -> Site:
 
 
 def is_result_used(frame: FrameType | None) -> bool:
-    """Returns whether anybody looks at what the call returns that ``frame`` is about to get back."""
+    """Returns whether ``frame``, or a frame that it returns to, uses the result of the current call."""
     while frame is not None:
         following = _following(frame.f_code, frame.f_lasti)
         if following == "POP_TOP":
@@ -104,7 +105,7 @@ def is_result_used(frame: FrameType | None) -> bool:
 
 
 def code_of(function: Any) -> CodeType | None:
-    """Returns the code that runs when ``function`` is called, or ``None`` where it is not written in Python."""
+    """Returns the code that runs when ``function`` is called, or ``None`` if it is not written in Python."""
     inner = function.func if isinstance(function, functools.partial) else inspect.unwrap(function)
     if inner is not function:
         return code_of(inner)
@@ -126,23 +127,23 @@ class StepCode:
         self._kinds: set[type] = set()
 
     def add(self, optimizer: Optimizer) -> None:
-        """Adds what an optimizer runs."""
+        """Adds the methods and hooks of an optimizer."""
         if type(optimizer) not in self._kinds:
             self._kinds.add(type(optimizer))
             functions = (each for kind in type(optimizer).__mro__ for each in vars(kind).values())
             self.methods |= _codes(each for each in functions if inspect.isfunction(each))
         for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-            hooks = getattr(optimizer, name, {})  # what wraps another optimizer may have none
+            hooks = getattr(optimizer, name, {})  # a wrapper of another optimizer may have none
             self.called_back |= _codes(hooks.values())
 
     def closure(self, candidates: Iterable[Any]) -> CodeType | None:
-        """Adds the closure among what a step was given, if there is one, and returns its code."""
+        """Adds the closure among the arguments of a step, if there is one, and returns its code."""
         codes = _codes(candidates)
         self.called_back |= codes
         return next(iter(codes), None)
 
     def nearest(self, frame: FrameType | None) -> CodeType | None:
-        """Returns the innermost of all that code at or above ``frame``; ``None`` outside of it."""
+        """Returns the innermost code of a step at or above ``frame``; ``None`` outside of steps."""
         of_all = _codes((*_global_optimizer_pre_hooks.values(), *_global_optimizer_post_hooks.values()))
         while frame is not None:
             code = frame.f_code
@@ -153,7 +154,7 @@ class StepCode:
 
 
 def hook_on_gradients(optimizer: Optimizer) -> str:
-    """Returns where a step pre-hook of the user's own stands whose code names gradients, if there is one."""
+    """Returns the place of a step pre-hook of the user whose code names gradients; empty if there is none."""
     hooks = (*_global_optimizer_pre_hooks.values(), *optimizer._optimizer_step_pre_hooks.values())
     mine = (code for code in map(code_of, hooks) if code is not None and not is_library(code.co_filename))
     return next((f"{code.co_filename}:{code.co_firstlineno}" for code in mine if _names_gradients(code)), "")

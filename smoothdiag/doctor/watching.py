@@ -1,4 +1,4 @@
-"""watch: what a training loop calls, shown to an Observer, without a change to what the loop computes."""
+"""watch: shows the calls of a training loop to an Observer, without changing what the loop computes."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ _LARGEST: Final = math.sqrt(torch.finfo(torch.float32).max)
 def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
     """Watches a training loop for mistakes around gradient clipping.
 
-    Weights, buffers and random states stay bit for bit what they are without it, and everything is put back at the end.
+    Weights, buffers and random states stay bit for bit the same. At the end, all patches are removed.
 
     Args:
         model: The model being trained.
-        *optimizers: Its optimizer, or several. Further ones that step parameters of the model are found by themselves.
+        *optimizers: Its optimizers. Others that step parameters of the model are found without being named.
 
     Yields:
         The report, which can be read at any time.
 
     Raises:
-        ValueError: If the model is none, or an optimizer holds no parameter of it.
+        ValueError: If ``model`` is no module, or an optimizer holds no parameter of the model.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(
@@ -81,8 +81,8 @@ def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
 def watch_all(is_watched: Callable[[Optimizer], bool] | None = None, *, steps: int | None = None) -> Iterator[Watcher]:
     """Watches every optimizer, or those that ``is_watched`` accepts, from when it is made or first steps.
 
-    What other threads do than the one that makes the first optimizer is not looked at: to read a gradient while another
-    thread writes it would crash.
+    Only the thread that makes the first optimizer is watched. Reading a gradient while another thread writes it would
+    crash.
 
     Args:
         is_watched: Whether to watch an optimizer.
@@ -97,15 +97,15 @@ def watch_all(is_watched: Callable[[Optimizer], bool] | None = None, *, steps: i
 
 
 class StepsDone(BaseException):
-    """Ends a run after the steps that were asked for; what catches exceptions in a loop lets it pass."""
+    """Ends a run after the requested number of steps; ``except Exception`` in a loop does not catch it."""
 
 
 class Watcher:
     """Puts the patches in place.
 
     Args:
-        patches: What puts the originals back.
-        is_watched: Whether to watch an optimizer; all of them if there is no answer.
+        patches: The stack that puts the original functions back.
+        is_watched: Whether to watch an optimizer; ``None`` watches all.
         steps: After how many steps to raise ``StepsDone``.
     """
 
@@ -117,7 +117,7 @@ class Watcher:
         self._is_watched = is_watched or (lambda optimizer: True)
         self._depth = 0
         self._is_busy = False
-        self._iterators: dict[Site, Any] = {}  # the latest that a clip of each line was given
+        self._iterators: dict[Site, Any] = {}  # the latest iterator that each line gave to a clip
         self._thread: int | None = None
         self._code = StepCode()
         utils = nn.utils
@@ -125,7 +125,7 @@ class Watcher:
         patches.redirect(utils.clip_grad_value_, self._on_clip)
         patches.redirect(utils.clip_grads_with_norm_, self._on_clip)
         patches.redirect(utils.get_total_norm, self._on_total_norm)
-        # Tensor.norm and torch.norm end in vector_norm; torch.jit.script would not take a replacement of theirs.
+        # Tensor.norm and torch.norm call vector_norm; torch.jit.script would reject a replacement of these two.
         for owner, name in ((torch.linalg, "vector_norm"), (torch.linalg, "norm"), (torch, "_foreach_norm")):
             patches.replace(owner, name, self._on_norm)
         patches.replace(torch.autograd, "backward", self._on_backward)
@@ -137,7 +137,7 @@ class Watcher:
         patches.callback(register_optimizer_step_post_hook(self._after_step).remove)
 
     def own(self, optimizer: Optimizer) -> Owner:
-        """Takes an optimizer in, or what lies within if it wraps another."""
+        """Starts to follow an optimizer, or the inner optimizer if it wraps another."""
         if self._thread is None:
             self._thread = threading.get_ident()
         self._code.add(optimizer)
@@ -147,13 +147,13 @@ class Watcher:
         return owner
 
     def _is_off(self) -> bool:
-        """Returns whether a call is none of a training loop: traced, made by another one, or of another thread."""
+        """Returns whether to ignore a call: it is traced, part of another watched call, or of another thread."""
         if torch.compiler.is_compiling() or self._is_busy:
             return True
         here = threading.get_ident()
         if self._thread is None or here == self._thread:
             return False
-        # Threads of the autograd engine run hooks of the parameters on GPUs; Python did not start them.
+        # On GPUs, threads of the autograd engine run the hooks of parameters. Python did not start these threads.
         others = {each.ident for each in threading.enumerate() if not isinstance(each, threading._DummyThread)}
         return self._depth == 0 or here in others
 
@@ -169,10 +169,10 @@ class Watcher:
             is_generator = isinstance(given, GeneratorType)
             is_used_up = is_generator and given.gi_frame is None
             parameters = [given] if isinstance(given, Tensor) else list(given)
-            if isinstance(given, Iterator):  # of filter, map, chain: nobody knows where it is, but it comes again
+            if isinstance(given, Iterator):  # filter, map, chain: seen to be used up when it comes again, empty
                 is_used_up = is_used_up or (not parameters and self._iterators.get(site) is given)
                 self._iterators[site] = given
-            # An empty generator makes PyTorch warn.
+            # A generator stays one, because PyTorch warns of an empty generator.
             bound.arguments["parameters"] = (p for p in parameters) if is_generator else parameters
             call = Call(
                 site,
@@ -282,7 +282,7 @@ class Watcher:
 
     def _on_get_scale(self, original: Function) -> Function:
         def get_scale(scaler: Any) -> Any:
-            self.observer.has_read_scale = True  # somebody may be about to divide by it
+            self.observer.has_read_scale = True  # the loop may be about to divide by the factor
             return original(scaler)
 
         return get_scale

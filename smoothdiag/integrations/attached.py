@@ -1,4 +1,4 @@
-"""Attached: what the callbacks of all frameworks hold, and what they are made with."""
+"""Attached: the probe, AutoClip and options that the callbacks of all frameworks share."""
 
 import inspect
 import warnings
@@ -17,16 +17,16 @@ from smoothdiag.trace import Trace
 
 
 class Attached:
-    """A probe, and an AutoClip on request, for as long as a framework trains.
+    """A probe, and on request an AutoClip, that live as long as a framework trains.
 
     Args:
         estimators: What to measure at each due step.
         schedule: Which optimizer steps to measure.
-        group_by: Parameter name -> label of its group.
-        auto_clip: Whether an `AutoClip` keeps steps short, or its options.
+        group_by: Function from a parameter name to the label of its group.
+        auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options.
 
     Raises:
-        ValueError: If ``auto_clip`` is neither a bool nor a mapping of options.
+        ValueError: If ``auto_clip`` is neither a bool nor a mapping of AutoClip's options.
 
     Attributes:
         probe: The probe of the latest run; None before training.
@@ -66,11 +66,11 @@ class Attached:
             RuntimeError: Before training.
         """
         if self.probe is None:
-            raise RuntimeError("There is no trace before training has begun.")
+            raise RuntimeError("There is no trace before training has begun. Read `trace` during or after training.")
         return self.probe.trace
 
     def _attach_clipper(self, optimizer: torch.optim.Optimizer, probe: Probe, state: Mapping[str, Any] | None) -> None:
-        """Makes an AutoClip if one was asked for, and gives it the state that a checkpoint holds of one."""
+        """Makes an AutoClip if one was asked for, and loads its state from the checkpoint if there is one."""
         self.clipper = None
         if self._clip_options is not None:
             self.clipper = AutoClip(optimizer, probe, **self._clip_options)
@@ -79,37 +79,37 @@ class Attached:
                 self.clipper.load_state_dict(state)
             elif probe.steps:
                 warnings.warn(
-                    "Training goes on from a state without an AutoClip in it. AutoClip begins at step "
+                    "Training resumes from a checkpoint without an AutoClip in it. AutoClip begins at step "
                     f"{probe.steps} and measures there how long steps may be.",
                     SmoothdiagWarning,
                 )
         elif state is not None:
             warnings.warn(
-                "Training goes on from a state with an AutoClip in it, but without one, and steps are no longer kept "
-                "short. SmoothnessCallback(auto_clip=...) goes on with it.",
+                "Training resumes without the AutoClip that its checkpoint has, so steps are no longer kept short. To "
+                "continue with AutoClip, pass SmoothnessCallback(auto_clip=...).",
                 SmoothdiagWarning,
             )
 
     def _takes_over(self, name: str, found: float | None, off: str) -> bool:
-        """Returns whether AutoClip clips in the place of the framework, and says so where that was going to clip.
+        """Returns whether AutoClip clips instead of the framework, and warns if the framework was going to clip.
 
         Args:
             name: What the framework calls its threshold.
             found: The threshold that was set.
-            off: What keeps the framework from clipping, as ``Name(parameter=value)``.
+            off: The setting that switches the framework's clipping off, as ``Name(parameter=value)``.
         """
         if self._clip_options is None or self._clip_options.get("mode") == "shadow":
             return False
         if found:
             warnings.warn(
-                f"AutoClip takes the place of {name}, which is off as long as training runs. "
-                f"Found `{name} = {found:g}`; {off} avoids this.",
+                f"AutoClip takes the place of {name}, so {name} is off as long as training runs. "
+                f"Found `{name} = {found:g}`. To avoid this warning, pass {off}.",
                 SmoothdiagWarning,
             )
         return True
 
     def _release(self) -> None:
-        """Leaves optimizer and framework as they were, closes the file of the trace, and has nothing more to log."""
+        """Leaves optimizer and framework as they were, closes the file of the trace and stops logging."""
         for undo in self._undo:
             undo()
         self._undo, self._latest = [], None

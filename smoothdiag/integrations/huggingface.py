@@ -1,4 +1,4 @@
-"""Hugging Face: a callback that measures, and clips on request, in a `transformers.Trainer`."""
+"""Hugging Face: a callback that measures smoothness, and clips on request, in a `transformers.Trainer`."""
 
 import json
 import warnings
@@ -31,31 +31,31 @@ STATE_FILE = "smoothdiag.json"
 """File in a checkpoint with the state of probe and AutoClip."""
 
 NO_CLIPPING = 1e30
-"""``max_grad_norm`` above all norms. At 0 the Trainer clips at infinity to read the norm, which spreads NaN."""
+"""A ``max_grad_norm`` above all norms. At 0 the Trainer clips at infinity to read the norm, which spreads NaN."""
 
 TRACE_FILE = "smoothdiag.jsonl"
 """Default name of the trace, in the output directory of the Trainer."""
 
 
 class SmoothnessCallback(Attached, TrainerCallback):
-    """Measures smoothness in a `transformers.Trainer`, and clips on request; training is otherwise the same bit by bit.
+    """Measures smoothness in a `transformers.Trainer`; without clipping, training stays the same bit for bit.
 
     ::
 
         SmoothnessCallback().bind(trainer)  # before trainer.train()
 
-    While training runs it has a `Probe` on the optimizer, and shows it what ``trainer.compute_loss`` is called with. To
-    measure, that is called again. Whatever the Trainer logs, the latest measurements join, as ``smoothdiag/grad_norm``,
-    ``smoothdiag/local_smoothness``, and so on. Checkpoints hold the state of probe and AutoClip, so that a run that is
-    resumed goes on exactly.
+    While training runs, the callback keeps a `Probe` on the optimizer and shows the probe the arguments of every
+    ``trainer.compute_loss``. To measure, the probe calls ``compute_loss`` again. The latest measurements are added to
+    the Trainer's logs, as ``smoothdiag/grad_norm``, ``smoothdiag/local_smoothness`` and so on. Checkpoints hold the
+    state of probe and AutoClip, so a resumed run continues exactly.
 
     Args:
         estimators: What to measure at each due step.
         schedule: Which optimizer steps to measure; default: every 20th.
         trace: A Trace, or a path to write one to; default: ``smoothdiag.jsonl`` in ``args.output_dir``.
-        group_by: Parameter name -> label of its group; each group gets rows of its own.
-        auto_clip: Whether an `AutoClip` keeps steps short, or its options. Unless it is in shadow mode, it takes the
-            place of ``args.max_grad_norm``, which is `NO_CLIPPING` as long as training runs.
+        group_by: Function from a parameter name to the label of its group; each group gets rows of its own.
+        auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options. AutoClip takes the place of
+            ``args.max_grad_norm``, which is `NO_CLIPPING` as long as training runs, unless its mode is "shadow".
 
     Raises:
         ValueError: If ``auto_clip`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the other arguments
@@ -88,22 +88,22 @@ class SmoothnessCallback(Attached, TrainerCallback):
         """Attaches to a trainer, before it trains, and returns the callback itself.
 
         Raises:
-            ValueError: If it is no `transformers.Trainer`, or one of the two is bound already.
+            ValueError: If ``trainer`` is no `transformers.Trainer`, or if it or this callback is bound already.
         """
         if not isinstance(trainer, Trainer):
             raise ValueError(
-                f"Parameter `trainer` should be a transformers.Trainer. Found {type(trainer).__name__}; "
-                "use smoothdiag.Probe in other loops."
+                f"Parameter `trainer` should be a transformers.Trainer. Found {type(trainer).__name__}. "
+                "In other loops, use smoothdiag.Probe."
             )
         if self._bound is not None:
-            raise ValueError("Parameter `trainer` should be bound by a callback of its own. Found one bound before.")
+            raise ValueError("Parameter `trainer` should get a callback of its own. Found a callback bound before.")
         if isinstance(getattr(trainer.compute_loss, "__self__", None), SmoothnessCallback):
             raise ValueError(
-                "Parameter `trainer` should have one SmoothnessCallback. Found another bound to it already: give "
-                "that one all estimators, or make a new trainer."
+                "Parameter `trainer` should have one SmoothnessCallback. Found another one bound to it already. Give "
+                "that callback all estimators, or make a new trainer."
             )
         self._bound = _Bound(trainer, trainer.compute_loss, trainer.train, trainer.log)
-        # In front of the methods, so that it does not matter what subclasses make of them.
+        # Attributes of the instance come before its methods, so subclasses may override the methods in any way.
         vars(trainer).update(compute_loss=self._compute_loss, train=self._train, log=self._log)
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
@@ -116,7 +116,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         if self._bound is None:
             raise RuntimeError("SmoothnessCallback needs its trainer. Call callback.bind(trainer) before training.")
         trainer = self._bound.trainer
-        self._release()  # training may begin again with smaller batches, where memory did not suffice
+        self._release()  # training may begin again, with smaller batches, after memory ran out
         trace = Path(args.output_dir or ".") / TRACE_FILE if self._trace is None else self._trace
         optimizer = _unwrapped(trainer)
         self.probe = Probe(
@@ -136,28 +136,29 @@ class SmoothnessCallback(Attached, TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Makes sure that the trainer computes its loss where it can be seen."""
+        """Makes sure that the trainer computes its loss by ``compute_loss``."""
         if self._num_losses == 0 and self._bound is not None:
             raise RuntimeError(
                 "SmoothnessCallback needs a trainer whose training_step computes the loss by self.compute_loss(model, "
-                "inputs), which it calls again to measure. Found a step without that call in "
-                f"{type(self._bound.trainer).__name__}: override compute_loss instead, or leave the callback out."
+                "inputs), because the callback calls that method again to measure. Found a step without that call in "
+                f"{type(self._bound.trainer).__name__}. Override compute_loss instead of training_step, or leave the "
+                "callback out."
             )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Adds the state of probe and AutoClip to the checkpoint."""
         folder = Path(args.output_dir or ".") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        # The checkpoints of a search for hyperparameters lie elsewhere; nobody resumes them.
+        # A search for hyperparameters puts its checkpoints elsewhere; nobody resumes those.
         if self.probe is not None and args.should_save and folder.is_dir():
             clipper = None if self.clipper is None else self.clipper.state_dict()
             stored = {"probe": self.probe.state_dict(), "clipper": clipper}
-            # Under another name first: what is half written when a run is killed is not taken for a state.
+            # Another name at first: if the run is killed here, nobody takes the half-written file for a state.
             begun = folder / f"{STATE_FILE}.tmp"
             begun.write_text(json.dumps(stored), encoding="utf-8")
             begun.replace(folder / STATE_FILE)
 
     def _stored(self, global_step: int) -> dict[str, Any]:
-        """Returns the states in the checkpoint that training goes on from, after ``global_step`` steps."""
+        """Returns the states in the checkpoint that training resumes from, after ``global_step`` steps."""
         path = None if self._checkpoint is None else Path(self._checkpoint) / STATE_FILE
         if path is not None and path.is_file():
             try:
@@ -166,12 +167,12 @@ class SmoothnessCallback(Attached, TrainerCallback):
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"File `{path}` should hold the state of a SmoothnessCallback. Found that it cannot be read "
-                    f"({error!r}); delete it to measure, and calibrate AutoClip, from this checkpoint on."
+                    f"({error!r}). Delete the file to measure, and to calibrate AutoClip, from this checkpoint on."
                 ) from error
             return stored
         warnings.warn(
-            f"`{self._checkpoint}` has no {STATE_FILE}, as if saved without a SmoothnessCallback. Measuring begins at "
-            f"step {global_step}.",
+            f"Checkpoint `{self._checkpoint}` has no {STATE_FILE}, as if saved without a SmoothnessCallback. Measuring "
+            f"begins at step {global_step}, without what the run had measured before.",
             SmoothdiagWarning,
         )
         return {"probe": {"steps": global_step, "next": None}}
@@ -192,12 +193,12 @@ class SmoothnessCallback(Attached, TrainerCallback):
         assert self._bound is not None
         if self._is_replaying:
             return
-        if self._latest is not None and "loss" in logs:  # evaluations have logs of their own, and so has the end
+        if self._latest is not None and "loss" in logs:  # only logs of training steps
             logs = logs | self._latest.metrics() | self._latest.clipping()
         self._bound.log(logs, *args, **kwargs)
 
     def _compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Computes the loss in the trainer's stead, as it would, and lets the probe see what from."""
+        """Computes the loss as the trainer would, and shows the probe the arguments."""
         assert self._bound is not None
         if self.probe is None or not torch.is_grad_enabled():  # as in evaluation
             return self._bound.compute_loss(model, inputs, *args, **kwargs)
@@ -210,7 +211,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         return found
 
     def _replay(self, model: nn.Module, call: Call) -> Tensor:
-        """Returns the share of a micro-batch in the loss of its step, computed once more."""
+        """Computes the loss of a micro-batch again, and returns its share in the loss of the step."""
         assert self._bound is not None
         assert call.books is not None
         self._is_replaying = True
@@ -224,7 +225,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
 
 @dataclass(frozen=True)
 class _Bound:
-    """A trainer, and its own methods that the callback stands in front of."""
+    """A trainer, and its own methods that the callback replaces."""
 
     trainer: Trainer
     compute_loss: Callable[..., Any]
@@ -236,11 +237,11 @@ def _unwrapped(trainer: Trainer) -> torch.optim.Optimizer:
     """Returns the torch optimizer of a trainer, whose hooks fire when it steps.
 
     Raises:
-        ValueError: If another engine steps.
+        ValueError: If no torch optimizer takes the steps.
     """
     if trainer.is_deepspeed_enabled:
         raise ValueError(
-            "Parameter `trainer` should not use DeepSpeed: its engine makes the steps, and no hook sees them."
+            "Parameter `trainer` should not use DeepSpeed: its engine takes the steps, and no hook sees them."
         )
     optimizer = trainer.optimizer
     while isinstance(optimizer, AcceleratedOptimizer):

@@ -1,4 +1,4 @@
-"""Latest: what a trace has gained since somebody last looked, by names for logging."""
+"""Latest: the rows that a trace has gained since the last look, under the names of the logs."""
 
 import math
 from typing import Final
@@ -8,15 +8,15 @@ from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
 from smoothdiag.trace import Trace
 
 CLIPPING: Final = ("longest_step", "threshold", "clip_fraction")
-"""What of an AutoClip is logged, as it calls it itself. Units: longest_step [x], threshold [f/x]."""
+"""Attributes of AutoClip that are logged. Units: longest_step [x], threshold [f/x]."""
 
 
 class Latest:
-    """Reads new rows of a trace, each once.
+    """Reads each new row of a trace once.
 
     Args:
-        trace: The trace; rows that it has already are not new.
-        clipper: AutoClip, if there is one.
+        trace: The trace; rows that are in it already are not new.
+        clipper: The AutoClip, if there is one.
     """
 
     def __init__(self, trace: Trace, clipper: AutoClip | None) -> None:
@@ -24,7 +24,7 @@ class Latest:
         self._num_read = len(trace)
 
     def metrics(self) -> dict[str, float]:
-        """Returns the latest usable value of each measurement that is new, if any, and how AutoClip stands then.
+        """Returns the latest usable value of each new measurement, and AutoClip's values if there are new rows.
 
         Units: grad_norm [f/x], smoothness [f/x^2].
         """
@@ -39,7 +39,7 @@ class Latest:
         return _finite(found) | (self.clipping() if self._num_read > begin else {})
 
     def clipping(self) -> dict[str, float]:
-        """Returns how AutoClip stands, if there is one.
+        """Returns AutoClip's current values, if there is an AutoClip.
 
         Units: longest_step [x], threshold [f/x].
         """

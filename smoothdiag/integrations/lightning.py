@@ -1,4 +1,4 @@
-"""Lightning: a callback that measures, and clips on request, under a `lightning.pytorch.Trainer`."""
+"""Lightning: a callback that measures smoothness, and clips on request, under a `lightning.pytorch.Trainer`."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,29 +23,29 @@ with installed_by("lightning"):
 
 
 class SmoothnessCallback(Attached, Callback):
-    """Measures smoothness under a Lightning Trainer, and clips on request; training is otherwise the same bit by bit.
+    """Measures smoothness under a Lightning Trainer; without clipping, training stays the same bit for bit.
 
     ::
 
         trainer = Trainer(callbacks=[SmoothnessCallback()])
 
-    While training runs it has a `Probe` on the optimizer, and shows it what ``training_step`` is called with. To
-    measure, that is called again, with ``self.log`` silent and metrics put back. What is measured goes to the trainer's
-    loggers, as ``smoothdiag/grad_norm``, ``smoothdiag/local_smoothness`` and so on. Checkpoints hold the state of probe
-    and AutoClip, so that a run that is resumed goes on exactly.
+    While training runs, the callback keeps a `Probe` on the optimizer and shows the probe the arguments of every
+    ``training_step``. To measure, the probe calls ``training_step`` again, with ``self.log`` silent and metrics put
+    back. The measurements go to the trainer's loggers, as ``smoothdiag/grad_norm``, ``smoothdiag/local_smoothness`` and
+    so on. Checkpoints hold the state of probe and AutoClip, so a resumed run continues exactly.
 
     Args:
         estimators: What to measure at each due step.
         schedule: Which optimizer steps to measure; default: every 20th.
-        trace: A path to write the trace to; default: rows in memory, which then are part of checkpoints.
-        group_by: Parameter name -> label of its group; each group gets rows of its own.
-        auto_clip: Whether an `AutoClip` keeps steps short, or its options. It takes the place of the trainer's
+        trace: A path to write the trace to; default: rows stay in memory and become part of checkpoints.
+        group_by: Function from a parameter name to the label of its group; each group gets rows of its own.
+        auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options. AutoClip takes the place of
             ``gradient_clip_val``, which is None as long as training runs, unless its mode is "shadow".
-        progress_bar: Whether the progress bar shows the latest smoothness, and what AutoClip has set.
+        progress_bar: Whether the progress bar shows the latest smoothness, and AutoClip's longest step and threshold.
 
     Raises:
         ValueError: If ``auto_clip`` is neither a bool nor a mapping. When training begins: if optimization is manual,
-            the strategy is neither one device nor DDP, or `Probe` or `AutoClip` cannot work with what they are given.
+            if the strategy is neither one device nor DDP, or if `Probe` or `AutoClip` refuses its arguments.
 
     Attributes:
         probe: The probe of the latest run; None before training.
@@ -69,7 +69,7 @@ class SmoothnessCallback(Attached, Callback):
         self._stored: Mapping[str, Any] = {}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forgets an earlier run, and what it was resumed from: the checkpoint of this one, if any, is loaded next."""
+        """Forgets an earlier run and its checkpoint; Lightning loads the checkpoint of the new run after this."""
         if stage == "fit":
             self._stored, self.probe, self.clipper, self._latest = {}, None, None, None
 
@@ -95,13 +95,13 @@ class SmoothnessCallback(Attached, Callback):
         steps.show(self.probe)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Logs what the step has measured."""
+        """Logs the measurements of the step."""
         assert self._latest is not None
         if not (metrics := self._latest.metrics()):
             return
-        # Directly: what a module logs is dropped but at every n-th step, which need not be one that is measured.
+        # Directly to the loggers: Lightning drops the logs of a module except at every n-th step.
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step - 1)  # that of Lightning, which counts skipped ones
+            logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning counts skipped steps too
         if self._progress_bar:
             for name in ("local_smoothness", "longest_step", "threshold"):
                 if (value := metrics.get(f"smoothdiag/{name}")) is not None:
@@ -112,11 +112,11 @@ class SmoothnessCallback(Attached, Callback):
         self._release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Does the same where a run ends early."""
+        """Detaches from the optimizer and closes the file of the trace if a run ends early."""
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to go on exactly."""
+        """Returns the state that a resumed run needs to continue exactly."""
         if self.probe is None:
             return dict(self._stored)
         return {
@@ -130,7 +130,7 @@ class SmoothnessCallback(Attached, Callback):
         self._stored = state_dict
 
     def _resume(self, probe: Probe, global_step: int) -> None:
-        """Goes on from the checkpoint, if training does."""
+        """Loads the state of the probe if training resumes from a checkpoint."""
         if self._stored:
             probe.load_state_dict(self._stored["probe"])
             if self._path is None:
@@ -138,7 +138,7 @@ class SmoothnessCallback(Attached, Callback):
         elif global_step:
             probe.load_state_dict({"steps": global_step, "next": None})
             warnings.warn(
-                "Training goes on from a state without a SmoothnessCallback in it. Measuring begins at step "
-                f"{global_step}.",
+                "Training resumes from a checkpoint without a SmoothnessCallback in it. Measuring begins at step "
+                f"{global_step}, without what the run had measured before.",
                 SmoothdiagWarning,
             )

@@ -1,4 +1,4 @@
-"""Loggers: a probe's rows and AutoClip's state in TensorBoard and Weights & Biases, as they come."""
+"""Loggers: write a probe's rows and AutoClip's state to TensorBoard and Weights & Biases during a run."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 STEP: Final = "optimizer_step"
-"""The x axis in Weights & Biases."""
+"""Name of the x axis in Weights & Biases."""
 
 _PREFIX: Final = {"smoothness": "smoothness", "grad_norm": "gradient/norm", "saturation": "saturation"}
 
 
 class Sink(Protocol):
-    """Where a writer puts numbers and figures."""
+    """The place that a writer writes numbers and figures to."""
 
     def start(self, steps: int) -> None:
-        """Called once before anything is written, with the number of optimizer steps taken by then."""
+        """Called once before anything is written, with the number of optimizer steps taken so far."""
         ...
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -53,18 +53,19 @@ class Sink(Protocol):
         ...
 
     def close(self) -> None:
-        """Writes what is left, and lets go."""
+        """Writes the rest and closes."""
         ...
 
 
 class TraceWriter:
-    """Passes the rows of a trace on to a sink, each once, and a figure at the end.
+    """Writes each row of a trace to a sink once, and a figure at the end.
 
-    It follows a probe by itself: what a step has recorded is written right before the next one, or on closing. Of a
-    trace, ``update`` writes what has come since the last time. Per optimizer step, with estimators as ``local``:
+    If the source is a probe, the writer follows it: it writes the rows of a step right before the next step, or on
+    closing. If the source is a trace, ``update`` writes the rows that have come since the last time. Each optimizer
+    step writes the following, here for an estimator called ``local``:
 
-    * ``smoothness/local`` [f/x^2], ``gradient/norm/local`` [f/x] and ``saturation/local``, those of a parameter group
-      as ``smoothness/local/GROUP``; only from rows that fits may use, and only finite numbers;
+    * ``smoothness/local`` [f/x^2], ``gradient/norm/local`` [f/x] and ``saturation/local``; for a parameter group,
+      ``smoothness/local/GROUP`` and so on. Only rows that fits may use and only finite numbers are written;
     * ``status/ok`` and the like: how many rows so far have this status;
     * ``clipping/longest_step`` [x], ``clipping/threshold`` [f/x] and ``clipping/clip_fraction`` of AutoClip, once the
       rows of this step are known;
@@ -72,15 +73,15 @@ class TraceWriter:
 
     Things to know:
         * Steps that are not measured cost one comparison of two numbers.
-        * Rows that a probe holds when its first step under the writer begins are not written: they are those of a
-          resumed run, and in the log already. To write them, give the trace and call ``update``.
+        * Rows that the probe already holds before its first step under the writer are not written. They come from a
+          resumed run and are in the log already. To write them, pass the trace instead and call ``update``.
         * Under data parallelism only the first rank writes. Make the writer after the process group.
-        * Where writing fails, a warning says so once and the run goes on without.
+        * If writing fails, one warning says so and the run continues without the writer.
 
     Args:
         source: The probe to follow, or a trace.
-        sink: Makes what to write to; called on the first rank alone.
-        autoclip: Whose state to write beside the rows.
+        sink: Makes the sink to write to; called only on the first rank.
+        autoclip: The AutoClip whose state to write with the rows.
 
     Raises:
         ValueError: If ``source`` is neither a probe nor a trace.
@@ -94,15 +95,15 @@ class TraceWriter:
         self._autoclip = autoclip
         is_later_rank = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
         self._sink = None if is_later_rank else sink()
-        self._num_read = -1  # nothing is known before the first step: a resumed trace may yet be loaded
+        self._num_read = -1  # unknown before the first step: a resumed trace may still be loaded
         self._counts: Counter[str] = Counter()
         self._handle: RemovableHandle | None = None
         if self._probe is not None and self._sink is not None:
-            # Before a step AutoClip has taken up the rows of the last one, so that reading its state changes nothing.
+            # Before a step, AutoClip has already read the rows of the last step, so reading its state changes nothing.
             self._handle = self._probe.optimizer.register_step_pre_hook(self._before_step)
 
     def update(self) -> None:
-        """Writes what the trace has recorded since the last time."""
+        """Writes the rows that the trace has recorded since the last time."""
         if self._sink is None:
             return
         try:
@@ -120,7 +121,7 @@ class TraceWriter:
             self._give_up(error)
 
     def close(self) -> None:
-        """Writes what is left and the figure, and lets go of the optimizer. Closing twice is closing once."""
+        """Writes the remaining rows and the figure, and removes the hook; a second call does nothing."""
         self.update()
         sink, self._sink = self._sink, None
         if self._handle is not None:
@@ -168,7 +169,7 @@ class TraceWriter:
             plot_smoothness(self._trace, ax=figure.subplots())
             canvas.draw()
         except Exception as error:
-            warnings.warn(f"The log gets no figure: {error}", SmoothdiagWarning)
+            warnings.warn(f"The log gets no figure, because it could not be drawn: {error}", SmoothdiagWarning)
             return
         sink.image(self._trace[-1]["step"], "smoothness/figure", np.asarray(canvas.buffer_rgba()))
 
@@ -176,11 +177,13 @@ class TraceWriter:
         self._sink = None
         if self._handle is not None:
             self._handle.remove()
-        warnings.warn(f"Logging has stopped: {error!r}. The trace has all rows.", SmoothdiagWarning)
+        warnings.warn(
+            f"Logging has stopped: {error!r}. Training continues, and the trace has all rows.", SmoothdiagWarning
+        )
 
 
 class TensorBoardWriter(TraceWriter):
-    """Writes a probe's rows to TensorBoard; see `TraceWriter` for what stands under which name.
+    """Writes a probe's rows to TensorBoard; `TraceWriter` lists the names.
 
     ::
 
@@ -189,9 +192,9 @@ class TensorBoardWriter(TraceWriter):
 
     Args:
         source: The probe to follow, or a trace.
-        log_dir: Folder to write to, where a resumed run hides what the old one wrote of steps that are taken again; or
-            a SummaryWriter, which stays open and hides nothing.
-        autoclip: Whose state to write beside the rows.
+        log_dir: Folder to write to, or a SummaryWriter. In a folder, a resumed run hides the earlier values of steps
+            that it takes again. A SummaryWriter stays open and hides nothing.
+        autoclip: The AutoClip whose state to write with the rows.
 
     Raises:
         ImportError: If TensorBoard is not installed.
@@ -205,7 +208,7 @@ class TensorBoardWriter(TraceWriter):
 
 
 class WandbWriter(TraceWriter):
-    """Writes a probe's rows to a run of Weights & Biases; see `TraceWriter` for what stands under which name.
+    """Writes a probe's rows to a run of Weights & Biases; `TraceWriter` lists the names.
 
     ::
 
@@ -213,16 +216,16 @@ class WandbWriter(TraceWriter):
             train()
 
     Things to know:
-        * The x axis is ``optimizer_step``; the run's own step counts calls of ``log``. Each measured step adds one, so
-          log values of your own without ``step=``, or with the number of the optimizer step.
-        * A run that it makes itself is offline, unless ``mode=`` or the variable WANDB_MODE says otherwise.
-        * Of steps that a resumed run takes again, an old run keeps both values.
+        * The x axis is ``optimizer_step``. The run's own step counts calls of ``log``, and each measured step adds one.
+          Log your own values without ``step=``, or with the number of the optimizer step.
+        * A run that the writer makes is offline, unless ``mode=`` or the variable WANDB_MODE says otherwise.
+        * If a resumed run takes steps again, Weights & Biases keeps both values.
 
     Args:
         source: The probe to follow, or a trace.
-        run: Run to write to, which then stays open; default: the active one, else a new one, finished on closing.
-        autoclip: Whose state to write beside the rows.
-        **init: What a new run is made with, as for ``wandb.init``.
+        run: Run to write to, which stays open; default: the active run, else a new run that is finished on closing.
+        autoclip: The AutoClip whose state to write with the rows.
+        **init: Arguments of ``wandb.init`` for a new run.
 
     Raises:
         ImportError: If wandb is not installed.
@@ -236,17 +239,17 @@ class WandbWriter(TraceWriter):
 
 
 class _TensorBoard:
-    """A folder of event files, or somebody else's SummaryWriter."""
+    """A folder of event files, or the user's SummaryWriter."""
 
     def __init__(self, log_dir: str | Path | SummaryWriter) -> None:
         with installed_by("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
         self._make, self._folder = SummaryWriter, ""
-        self._writer: Any = None  # untyped, as its methods are
+        self._writer: Any = None  # its methods have no types
         if isinstance(log_dir, SummaryWriter):
             self._writer = log_dir
         else:
-            Path(log_dir).mkdir(parents=True, exist_ok=True)  # a folder that cannot be is said at once
+            Path(log_dir).mkdir(parents=True, exist_ok=True)  # an impossible folder is an error at once
             self._folder = str(log_dir)
 
     def start(self, steps: int) -> None:
@@ -256,7 +259,7 @@ class _TensorBoard:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # a run that is killed keeps them
+        self._writer.flush()  # so that a killed run keeps them
 
     def image(self, step: int, name: str, pixels: Pixels) -> None:
         self._writer.add_image(name, pixels, step, dataformats="HWC")
@@ -275,8 +278,8 @@ class _Wandb:
         self._image, self._owns = wandb.Image, run is None and wandb.run is None
         if init and not self._owns:
             raise ValueError(
-                f"Parameter `init` should be empty where there is a run already. Found {', '.join(init)}; "
-                "pass them to the `wandb.init` that made the run."
+                f"Parameter `init` should be empty if there is a run already. Found {', '.join(init)}. "
+                "Pass these arguments to the `wandb.init` that makes the run."
             )
         run = wandb.run if run is None else run
         self._run: Any = run or wandb.init(**{"mode": os.environ.get("WANDB_MODE", "offline"), **init})

@@ -1,4 +1,4 @@
-"""Losses: what a trainer computed its loss from, and the factor it gave it."""
+"""Losses: the arguments that a trainer computed its loss from, and the factor that it gave the loss."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +11,14 @@ from smoothdiag.measure.loss.bookkeeping import Books
 
 @dataclass(frozen=True)
 class Call:
-    """What ``compute_loss`` was called with, what its trainer kept then, and what became of its result.
+    """A call of ``compute_loss``: its arguments, the trainer's state at that time, and the factor of the loss.
 
     Attributes:
         inputs: The micro-batch.
         args: Further arguments.
         kwargs: Arguments by name.
-        books: Those of the trainer; None where nothing is going to be measured.
-        factor: That of the loss.
+        books: Counts and metrics that the trainer kept at that time; None if the step is not measured.
+        factor: The factor that the trainer gave the loss.
     """
 
     inputs: Any
@@ -31,11 +31,12 @@ class Call:
 class Factor:
     """The factor that a trainer gives a loss before ``backward``.
 
-    Whether it divides by the number of micro-batches depends on its version, its model and its class. The derivative of
-    what it calls ``backward`` on with respect to the loss is the factor, whatever it does.
+    Whether a trainer divides the loss by the number of micro-batches depends on its version, its model and its class.
+    The factor is read off the backward pass: it is the derivative, with respect to the loss, of the tensor that
+    ``backward`` is called on.
 
     Args:
-        scaler: The GradScaler in use, if there is one: its factor is taken out again before the optimizer steps.
+        scaler: The GradScaler in use, if there is one; its factor is divided out, as before the optimizer steps.
     """
 
     def __init__(self, scaler: Any = None) -> None:
@@ -49,7 +50,7 @@ class Factor:
 
     @property
     def value(self) -> Tensor:
-        """The factor; of the shape of the loss."""
+        """The factor, in the shape of the loss."""
         if self._value is None:
             raise RuntimeError("The trainer called no backward on the loss that its compute_loss returned.")
         return self._value
@@ -60,6 +61,6 @@ class Factor:
 
 
 def loss_of(found: Any) -> Tensor:
-    """Returns the loss of what ``compute_loss`` returns: a loss, or a loss and outputs."""
+    """Returns the loss from the result of ``compute_loss``, which is a loss or a tuple of loss and outputs."""
     loss: Tensor = found[0] if isinstance(found, tuple) else found
     return loss

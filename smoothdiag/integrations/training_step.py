@@ -1,4 +1,4 @@
-"""Training steps of Lightning: shown to a probe as they are taken, and taken again to measure."""
+"""Training steps of Lightning: shows them to a probe, and takes them again to measure."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -16,12 +16,11 @@ with installed_by("lightning"):
     from torchmetrics import Metric
 
 STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
-"""Ways to run that one can measure in: the others shard parameters behind the back of the optimizer, or accumulate by
-themselves."""
+"""Strategies that can be measured; the others shard parameters unseen by the optimizer, or accumulate by themselves."""
 
 
 class TrainingSteps:
-    """Stands in front of the ``training_step`` of a trainer's strategy, which Lightning calls for every micro-batch.
+    """Replaces the ``training_step`` of a trainer's strategy, which Lightning calls for every micro-batch.
 
     Args:
         trainer: A trainer, ready to train.
@@ -33,12 +32,12 @@ class TrainingSteps:
         self._training_step: Callable[..., Any] = trainer.strategy.training_step
 
     def show(self, probe: Probe) -> None:
-        """Hands the arguments of every training step to a probe, right before it is taken for the first time."""
+        """Shows the arguments of every training step to a probe, right before the step is taken for the first time."""
         loop, shown = self._trainer.fit_loop, -1
 
         def step(*args: Any) -> Any:
             nonlocal shown
-            # A closure may be evaluated repeatedly; where averaged weights get batch statistics, nothing is trained.
+            # A closure may be evaluated repeatedly, and a pass that only updates batch statistics trains nothing.
             if loop.total_batch_idx != shown and not loop._skip_backward:
                 probe.observe((args, Books(self._module) if probe.due else None))
             shown = loop.total_batch_idx
@@ -51,12 +50,12 @@ class TrainingSteps:
         vars(self._trainer.strategy).pop("training_step", None)
 
     def loss(self, model: nn.Module, shown: tuple[tuple[Any, ...], Books]) -> Tensor:
-        """Takes a training step once more, and returns its share in the loss of the optimizer step."""
+        """Takes a training step again, and returns its share in the loss of the optimizer step."""
         args, books = shown
         with books.reopened(), _silent(self._module, self._trainer):
-            output = self._training_step(*args)  # of the model as the strategy has wrapped it
+            output = self._training_step(*args)  # with the model as the strategy has wrapped it
         loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
-        number: int = self._trainer.accumulate_grad_batches  # also where the last ones of an epoch are fewer
+        number: int = self._trainer.accumulate_grad_batches  # even if the last step has fewer
         return loss / number
 
 
@@ -65,36 +64,36 @@ def check_run(trainer: Any, module: Any) -> None:
     if not module.automatic_optimization:
         raise ValueError(
             "Parameter `automatic_optimization` should be True under SmoothnessCallback. Found False in "
-            f"{type(module).__name__}, whose training_step steps by itself, so that taking it again would move the "
-            "parameters. Make a smoothdiag.Probe in that training_step, one for each optimizer."
+            f"{type(module).__name__}: its training_step moves the parameters itself, so it cannot be called again to "
+            "measure. Use smoothdiag.Probe in that training_step instead, one for each optimizer."
         )
     if len(trainer.optimizers) != 1:
         raise ValueError(
-            "Method `configure_optimizers` should return one optimizer under SmoothnessCallback; one may have several "
-            f"parameter groups. Found {len(trainer.optimizers)}."
+            "Method `configure_optimizers` should return one optimizer under SmoothnessCallback. Found "
+            f"{len(trainer.optimizers)}. One optimizer may have several parameter groups."
         )
     names = [kind.__name__ for kind in type(trainer.strategy).__mro__]
     if not set(STRATEGIES) & set(names) or trainer.strategy.handles_gradient_accumulation:
         raise ValueError(
-            f"Parameter `strategy` of the trainer should be one device or DDP. Found {names[0]}; use smoothdiag.Probe "
-            "in a loop of your own, as with Fabric."
+            f"Parameter `strategy` of the trainer should be one device or DDP. Found {names[0]}. Under other "
+            "strategies, use smoothdiag.Probe in a loop of your own, as with Fabric."
         )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ValueError(
-            "Method `training_step` should take a batch. Found one that takes `dataloader_iter`: taken again it would "
-            "fetch another batch."
+            "Method `training_step` should take a batch. Found one that takes `dataloader_iter`: if it were called "
+            "again to measure, it would fetch another batch."
         )
 
 
 @contextmanager
 def _silent(module: nn.Module, trainer: Any) -> Iterator[None]:
-    """Makes a module log nothing, and add to no metric in place; its books are to be put back at the end."""
+    """Keeps a module from logging and from adding to metrics in place; the caller puts its books back."""
     for metric in (part for part in module.modules() if isinstance(part, Metric)):
-        states = {name: getattr(metric, name) for name in metric._defaults}  # of any size
+        states = {name: getattr(metric, name) for name in metric._defaults}  # tensors of any size
         vars(metric).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})
     vars(module).update(log=_ignore)  # log_dict calls it
     loggers = trainer.loggers
-    trainer.loggers = [MagicMock() for _ in loggers]  # which take whatever loggers are asked for
+    trainer.loggers = [MagicMock() for _ in loggers]  # mocks accept any call to a logger
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Logs of earlier runs, which hold gradient norms and losses alone: read as a trace, and what they can tell."""
+"""Logs of earlier runs with gradient norms and losses: reads them as a trace and reviews what they can tell."""
 
 from smoothdiag.logs.reading import describe_columns, read_log
 from smoothdiag.logs.review import LogReview, review_log

@@ -1,4 +1,4 @@
-"""Formats: what was logged, entry by entry, out of a file or a folder of TensorBoard."""
+"""Formats: reads the entries of a log from a file or a TensorBoard folder."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from smoothdiag.requirements import installed_by
 
 Entry = dict[str, Any]
 
-TAKEN: Final = ".csv, .tsv, .json, .jsonl or .ndjson, with .gz behind it where compressed"
+TAKEN: Final = ".csv, .tsv, .json, .jsonl or .ndjson (with .gz added if compressed)"
 
 SCALAR: Final = ("Wall time", "Step", "Value")
-"""Columns of one scalar that was downloaded from TensorBoard; as JSON it has no names."""
+"""Columns of one scalar that was downloaded from TensorBoard; the JSON download does not name them."""
 
 _DELIMITERS: Final = ",;\t"
 
 _EVENTS: Final = "tfevents"
-"""In the name of every file that TensorBoard reads."""
+"""Part of the name of every file that TensorBoard reads."""
 
 _LOGS: Final = (f"*{_EVENTS}*", "trainer_state.json", "metrics.csv")
 """Names of logs that trainers put into folders."""
 
 
 def read_entries(source: Path, problems: list[str]) -> list[Entry]:
-    """Returns what was logged, entry by entry, nested names joined by a slash; notes what was left out.
+    """Returns the entries of a log, with nested names joined by a slash; adds to ``problems`` what it left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If it is of TensorBoard, which is not installed.
-        ValueError: If it is no log of named values.
+        ImportError: If the log needs TensorBoard, which is not installed.
+        ValueError: If the file is no log of named values.
     """
     if not source.exists():
         raise FileNotFoundError(f"There is no log at `{source}`.")
@@ -52,8 +52,8 @@ def read_entries(source: Path, problems: list[str]) -> list[Entry]:
         found = _from_events(source)
     else:
         raise ValueError(
-            f"Parameter `path` should end in {TAKEN}, or be a folder of TensorBoard. Found `{source}`; for what the "
-            "Trainer of Hugging Face prints, take trainer_state.json in its newest checkpoint."
+            f"Parameter `path` should end in {TAKEN}, or be a TensorBoard folder. Found `{source}`. If the file holds "
+            "what the Trainer of Hugging Face printed, take trainer_state.json in its newest checkpoint instead."
         )
     try:
         entries = [_flat(entry) for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
@@ -65,17 +65,17 @@ def read_entries(source: Path, problems: list[str]) -> list[Entry]:
 
 
 def noted(problems: list[str]) -> str:
-    """Returns what was left out as the end of a sentence."""
+    """Returns the problems as the end of a sentence."""
     return "".join(f"; {problem}" for problem in problems)
 
 
 def _text(source: Path, is_packed: bool) -> str:
-    """Returns the text of a file; undecodable bytes become marks, since one must not hide the others."""
+    """Returns the text of a file; bytes that cannot be decoded become marks, so that they do not hide the rest."""
     data = source.read_bytes()
     try:
         data = gzip.decompress(data) if is_packed else data
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"`{source}` should be a whole file of gzip. Found: {error}") from error
+        raise ValueError(f"`{source}` should be a complete gzip file. Found: {error}") from error
     has_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = data.decode("utf-16" if has_utf16 else "utf-8-sig", errors="replace")
     if "\0" in text[:2]:
@@ -84,29 +84,29 @@ def _text(source: Path, is_packed: bool) -> str:
 
 
 def _from_table(text: str, source: Path, problems: list[str]) -> list[Entry]:
-    """Returns the rows of a table, whose delimiter is the one that makes most columns of its first line."""
+    """Returns the rows of a table; the delimiter is the one that splits the first line into most columns."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     first = text.lstrip("\n").split("\n", 1)[0]
     try:
         delimiter = max(_DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
         table = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row]
     except csv.Error as error:
-        raise ValueError(f"`{source}` should be a table of one line for each row. Found: {error}.") from error
+        raise ValueError(f"`{source}` should be a table with one line per row. Found: {error}.") from error
     names, rows = [name.strip() for name in table[0]] if table else [], table[1:]
     if rows and len(rows[-1]) < len(names) and not text.endswith("\n"):
-        problems.append(f"the last row left out, which was cut off: `{delimiter.join(rows.pop())}`")
+        problems.append(f"the last row was cut off and is left out: `{delimiter.join(rows.pop())}`")
     if num_longer := sum(len(row) > len(names) for row in rows):
-        problems.append(f"{num_longer} rows have more cells than the table has columns")
+        problems.append(f"{num_longer} rows have more cells than the table has columns; the extra cells are left out")
     if num_broken := sum("\n" in cell for row in rows for cell in row):
-        problems.append(f"{num_broken} cells hold several lines, as where a quote is not closed")
+        problems.append(f"{num_broken} cells hold several lines, as if a quote was not closed")
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
-        problems.append(f"several columns are called {', '.join(twice)}; the last of them counts")
+        problems.append(f"several columns are called {', '.join(twice)}; only the last of them is read")
     # A column without a name is the index that pandas writes.
     return [{name: cell for name, cell in zip(names, row, strict=False) if name} for row in rows]
 
 
 def _from_json(text: str, problems: list[str]) -> Any:
-    """Returns entries: a list of them, one in each line, columns of values, or what Hugging Face and pandas write."""
+    """Returns the entries of JSON: a list, one object per line, columns, or the files of Hugging Face and pandas."""
     found = _parsed(text)
     if found is None:
         found = _by_line(text, problems)
@@ -128,21 +128,23 @@ def _by_line(text: str, problems: list[str]) -> list[Any]:
     lines = [(number, _parsed(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     wrong = [number for number, value in lines if not isinstance(value, dict)]
     if wrong:
-        problems.append(f"{len(wrong)} lines left out that are no JSON objects, the first of them line {wrong[0]}")
+        problems.append(
+            f"{len(wrong)} lines are left out because they are no JSON objects, the first of them line {wrong[0]}"
+        )
     return [value for _, value in lines]
 
 
 def _from_columns(found: Mapping[str, Any], problems: list[str]) -> list[Entry]:
-    """Returns the rows of columns, which are lists or numbered as by pandas, or one entry where there are none."""
+    """Returns the rows of columns (lists, or numbered as by pandas), or a single entry if there are no columns."""
     flat = _flat({name: list(value.values()) if _is_numbered(value) else value for name, value in found.items()})
     columns = {name: value for name, value in flat.items() if isinstance(value, list)}
     if not columns:
         return [flat]
     lengths = Counter(map(len, columns.values()))
     length = max(lengths, key=lambda length: (lengths[length], length))
-    # Which row a value of a shorter column belongs to cannot be known.
-    if others := [f"{name} {len(values)}" for name, values in columns.items() if len(values) != length]:
-        problems.append(f"columns left out that have not {length} values like most: {', '.join(others)}")
+    # Nobody can know which row a value of a shorter column belongs to.
+    if others := [f"{name} has {len(values)}" for name, values in columns.items() if len(values) != length]:
+        problems.append(f"columns are left out because they do not have {length} values like most: {', '.join(others)}")
     kept = {name: values for name, values in columns.items() if len(values) == length}
     return [dict(zip(kept, row, strict=True)) for row in zip(*kept.values(), strict=True)]
 
@@ -152,7 +154,7 @@ def _is_numbered(value: Any) -> bool:
 
 
 def _flat(entry: Mapping[str, Any], prefix: str = "") -> Entry:
-    """Returns an entry in which names of nested ones are joined by a slash, as in ``train/loss``."""
+    """Returns an entry with the names of nested values joined by a slash, as in ``train/loss``."""
     flat: Entry = {}
     for name, value in entry.items():
         flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -160,15 +162,19 @@ def _flat(entry: Mapping[str, Any], prefix: str = "") -> Entry:
 
 
 def _from_events(source: Path) -> list[Entry]:
-    """Returns the scalars of event files, together by step; of those that a step has twice, each in its own entry."""
+    """Returns the scalars of event files, one entry per step; a value that a step has twice gets another entry."""
     if source.is_dir() and not any(source.glob(f"*{_EVENTS}*")):
         inside = [path for depth in ("", "*/", "*/*/") for name in _LOGS for path in source.glob(depth + name)]
         newest = sorted(inside, key=lambda path: path.stat().st_mtime, reverse=True)[:3]
-        found = f"a folder; in it, newest first: {', '.join(map(str, newest))}" if newest else "a folder without events"
-        raise ValueError(f"Parameter `path` should be a log, or a folder of events of TensorBoard. Found {found}.")
+        found = (
+            f"a folder; pass a log in it, newest first: {', '.join(map(str, newest))}"
+            if newest
+            else "a folder without logs"
+        )
+        raise ValueError(f"Parameter `path` should be a log file or a folder of TensorBoard events. Found {found}.")
     with installed_by("tensorboard"):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-    events = EventAccumulator(str(source), size_guidance={"scalars": 0})  # 0: all, where the default is a sample
+    events = EventAccumulator(str(source), size_guidance={"scalars": 0})  # 0 reads all; the default is a sample
     events.Reload()
     entries: dict[tuple[int, int], Entry] = {}
     for tag in events.Tags()["scalars"]:

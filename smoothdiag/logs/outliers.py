@@ -1,4 +1,4 @@
-"""Outliers: values far above those before them, and values too much alike."""
+"""Outliers: values far above the values before them, and values that are too much alike."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ import pandas as pd
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-# Spikes: robust standard deviations above the median of the rows before, and least excess over it.
+# Spikes: robust standard deviations above the median of the rows before, and the least excess over that median.
 WINDOW, FEWEST = 50, 20
 DEVIATIONS = 6.0
 IQR_OF_NORMAL = 1.349  # the interquartile range of a normal distribution, in standard deviations
 LEAST_RATIO, LEAST_RISE = 2.0, 0.1
 
-# A pile: norms as close together as clipping and float32 leave them, and printing with four digits.
+# A pile: norms as close together as after clipping, rounding to float32 and printing with four digits.
 PILE_WIDTH = 1e-3
 PILE_SHARE, PILE_ROWS = 0.05, 5
-PILE_REACH, PILE_DENSITY = 10, 3  # widths on either side that it is compared with, and how many times their rows
+PILE_REACH, PILE_DENSITY = 10, 3  # width of the neighbourhood on either side, and how much denser a pile is
 
 SPIKE_RULE: Final = f"""\
-  A spike is more than {DEVIATIONS:g} robust standard deviations (interquartile range / {IQR_OF_NORMAL}) above the
-  median of the {WINDOW} rows before it ({FEWEST} at least): gradient norms by their logarithm and at least
-  {LEAST_RATIO:g} times the median, losses at least {LEAST_RISE:.0%} above it."""
+  A spike lies more than {DEVIATIONS:g} robust standard deviations (interquartile range / {IQR_OF_NORMAL}) above the
+  median of the {WINDOW} rows before it (at least {FEWEST}). Gradient norms are compared by their logarithm and must
+  be at least {LEAST_RATIO:g} times the median. Losses must be at least {LEAST_RISE:.0%} above the median."""
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A value far above those before it.
+    """A value far above the values before it.
 
     Attributes:
-        step: Its step, as in the log.
+        step: Step of the value, as in the log.
         column: ``grad_norm`` or ``loss``.
         value: What was logged.
-        usual: Median of the rows before it.
+        usual: Median of the rows before the spike.
     """
 
     step: int
@@ -48,7 +48,7 @@ class Spike:
 
 
 def find_spikes(rows: pd.DataFrame, column: str) -> list[Spike]:
-    """Returns the spikes of a column; gradient norms are judged by their logarithm."""
+    """Returns the spikes of a column; gradient norms are compared by their logarithm."""
     is_norm = column == "grad_norm"
     value = rows[column].to_numpy(dtype=np.float64)
     keep = np.isfinite(value) & ((value > 0) if is_norm else True)
@@ -66,17 +66,17 @@ def find_spikes(rows: pd.DataFrame, column: str) -> list[Spike]:
 
 
 def find_pile(norm: Array) -> Mask:
-    """Returns which norms make up a pile, none where there is no pile."""
+    """Returns which norms make up a pile; none if there is no pile."""
     x = np.sort(norm[norm > 0])
     nothing = np.zeros(len(norm), dtype=np.bool_)
     if len(x) == 0:
         return nothing
-    # The values are sorted: those within a width above each are the next few.
+    # The values are sorted, so the values within a width above each one follow it directly.
     counts = np.searchsorted(x, x * (1 + PILE_WIDTH), side="right") - np.arange(len(x))
     low = x[int(np.argmax(counts))]
     high = low * (1 + PILE_WIDTH)
     near = np.unique(x[(x >= low / 2) & (x <= 2 * low)])
-    digit = float(np.diff(near).min()) if len(near) > 1 else 0.0  # of a log that was rounded
+    digit = float(np.diff(near).min()) if len(near) > 1 else 0.0  # the last digit of a rounded log
     reach = PILE_REACH * max(PILE_WIDTH * low, digit)
     beside = int(((x >= low - reach) & (x < low)).sum() + ((x > high) & (x <= high + reach)).sum())
     if counts.max() < max(PILE_ROWS, PILE_SHARE * len(norm)) or counts.max() <= PILE_DENSITY * beside:

@@ -14,9 +14,9 @@ from smoothdiag.rows import SmoothdiagWarning, Status, printable, shown
 from smoothdiag.trace import Trace
 
 ESTIMATOR: Final = "log"
-"""What stands in the column ``estimator`` of rows from a log."""
+"""Entry in the column ``estimator`` of rows from a log."""
 
-# Usual names, the likeliest first, as `_readings` leaves them. Of several counters the optimizer's is wanted.
+# Usual names, likeliest first, in the form that `_readings` returns. The optimizer's counter of steps comes first.
 USUAL: Final[Mapping[str, Sequence[str]]] = {
     "step": ("optimizer_step", "global_step", "step", "num_updates", "iteration", "iter"),
     "grad_norm": (
@@ -27,62 +27,73 @@ USUAL: Final[Mapping[str, Sequence[str]]] = {
 }  # fmt: skip
 
 OVERFLOW: Final = -1.0
-"""What DeepSpeed and others log in place of a gradient norm that is inf or NaN."""
+"""The number that DeepSpeed and others log instead of a gradient norm that is inf or NaN."""
 
 NUM_LISTED: Final = 30
 
 _PURPOSE: Final = {"step": "steps", "grad_norm": "gradient norms", "loss": "losses"}
 
 _NOT_OF_A_STEP: Final = re.compile(r"(^|_)(eval|val|valid|validation|test|dev)_|_epoch$")
-"""Of names: losses of other data, and means over an epoch."""
+"""Matches names of losses on other data, and of means over an epoch."""
 
 _OF_TRAINING: Final = re.compile(r"^(train|training)_|_(train|step)$")
-"""Of names: what says no more than that the value is of a step in training."""
+"""Matches parts of a name that only say that the value belongs to a training step."""
 
 
 def read_log(
     path: str | Path, *, grad_norm: str | None = None, loss: str | None = None, step: str | None = None
 ) -> Trace:
-    """Reads the log of a run as a trace whose smoothness is NaN, since nobody measured it.
+    """Reads the log of an earlier run as a trace; its smoothness is NaN, because nobody measured it.
 
-    It takes tables (``.csv``, ``.tsv``; commas, semicolons or tabs) such as Lightning's ``metrics.csv``, JSON lines
-    (``.jsonl``, ``.ndjson``), in ``.json`` a list of objects, columns, or the ``trainer_state.json`` of Hugging Face,
-    any of them compressed (``.gz``), and folders of TensorBoard. Names inside others are joined, as in ``train/loss``.
+    These logs can be read, all but the folders also compressed (``.gz``):
 
-    Entries of one step are put together; of a value that stands there twice the later counts, as after resuming. A
-    gradient norm of -1 is taken as NaN, for which DeepSpeed writes it.
+    * tables (``.csv``, ``.tsv``; commas, semicolons or tabs), such as Lightning's ``metrics.csv``;
+    * JSON lines (``.jsonl``, ``.ndjson``);
+    * ``.json`` with a list of objects or with columns, or the ``trainer_state.json`` of Hugging Face;
+    * TensorBoard folders.
+
+    Nested names are joined, as in ``train/loss``. Entries of one step become one row. If a step has a value twice, as
+    after resuming, the later value counts. A gradient norm of -1 is read as NaN, because DeepSpeed writes -1 for NaN.
 
     Args:
         path: The log.
-        grad_norm: Column of gradient norms; default: the one with a usual name, else losses alone are read, which a
-            warning says.
-        loss: Column of losses; default: the one with a usual name, if there is any.
-        step: Column of step numbers, kept as they are; default: the one with a usual name, else entries are counted.
+        grad_norm: Column of gradient norms; default: the column with a usual name. If there is none, only losses are
+            read, and a warning says so.
+        loss: Column of losses; default: the column with a usual name, if there is one.
+        step: Column of step numbers, which are kept as they are; default: the column with a usual name. If there is
+            none, entries are counted.
 
     Returns:
-        A trace with one row for each step that has a gradient norm or a loss, estimator ``log``, and the status
-        ``not_measured``, or ``non_finite`` where a logged value is inf or NaN. Fits refuse such rows.
+        A trace with one row for each step that has a gradient norm or a loss. The estimator is ``log``; the status is
+        ``not_measured``, or ``non_finite`` if a logged value is inf or NaN. Fits refuse such rows.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If it is of TensorBoard, which is not installed.
-        ValueError: If it is no such log, no column or several may be meant (the message lists those found), or gradient
-            norms are negative.
+        ImportError: If the log needs TensorBoard, which is not installed.
+        ValueError: If the file is no such log, if no column or several columns may be meant (the message lists the
+            columns), or if gradient norms are negative.
 
     Units: grad_norm [f/x], as logged, before or after clipping.
+
+    Examples:
+        >>> import pandas as pd
+        >>> pd.DataFrame({"step": [10, 20], "grad_norm": [0.5, 2.0]}).to_csv("metrics.csv", index=False)
+        >>> trace = sd.read_log("metrics.csv")
+        >>> [(row["step"], row["grad_norm"], row["status"]) for row in trace]
+        [(10, 0.5, 'not_measured'), (20, 2.0, 'not_measured')]
     """
     source = Path(path)
     trace = Trace()
     entries = read_entries(source, trace.problems)
     columns = list(dict.fromkeys(name for entry in entries for name in entry))
     if {"smoothness", "estimator"} <= set(columns):
-        raise ValueError(f"`{source}` should be a log. Found a trace, which `Trace.read` and `smoothdiag fit` take.")
+        raise ValueError(f"`{source}` should be a log. Found a trace, which `Trace.read` and `smoothdiag fit` read.")
     asked = {"step": step, "grad_norm": grad_norm, "loss": loss}
     chosen = {role: _column(role, name, columns, source) for role, name in asked.items()}
     if chosen["grad_norm"] is None and chosen["loss"] is None:
         raise ValueError(
-            f"Parameter `grad_norm` should name the column of gradient norms in `{source}`, none of which has a usual "
-            f"name; nor has one of losses. Found the columns {_listed(columns)}.{_scalar_hint(columns)}"
+            f"Parameter `grad_norm` should name the column of gradient norms in `{source}`: no column has a usual name "
+            f"for gradient norms or losses. Found the columns {_listed(columns)}.{_scalar_hint(columns)}"
         )
     rows = _rows(entries, chosen, trace.problems)
     needed = "loss" if chosen["grad_norm"] is None else "grad_norm"
@@ -100,21 +111,24 @@ def read_log(
         trace.append({"grad_norm": math.nan, **row, **fixed})
     trace.meta |= {"log": source.name, **{f"{role}_column": name for role, name in chosen.items()}, "columns": columns}
     if chosen["grad_norm"] is None:
-        trace.problems.append("losses alone are read, since no column has a usual name for gradient norms")
+        trace.problems.append(
+            "only losses are read, because no column has a usual name for gradient norms; if one holds them, name it "
+            "as `grad_norm`"
+        )
     if trace.problems:
         warnings.warn(f"{source}: {printable('; '.join(trace.problems))}", SmoothdiagWarning, stacklevel=2)
     return trace
 
 
 def describe_columns(trace: Trace) -> str:
-    """Returns in words which columns `read_log` took, and which are left where none has a usual name."""
+    """Returns in words which columns `read_log` took, and which other columns could be named."""
     chosen = {role: trace.meta[f"{role}_column"] for role in ("grad_norm", "loss", "step")}
     taken = ", ".join(f"{_PURPOSE[role]} from `{printable(name)}`" for role, name in chosen.items() if name is not None)
     others = [name for name in trace.meta["columns"] if name not in chosen.values()]
     without = [role for role, name in chosen.items() if name is None]
     lines = [f"{taken}."]
     if "step" in without:
-        lines.append("No column has a usual name for steps: entries are counted instead.")
+        lines.append("No column has a usual name for steps, so entries are counted instead.")
     if without and others:
         flags = ", ".join(f"--{role.replace('_', '-')} for {_PURPOSE[role]}" for role in without)
         lines.append(f"Other columns can be named ({flags}): {_listed(others)}.")
@@ -129,11 +143,11 @@ def _listed(columns: Sequence[str]) -> str:
 def _scalar_hint(columns: Sequence[str]) -> str:
     if set(columns) != set(SCALAR):
         return ""
-    return " One scalar from TensorBoard has no name: where it is gradient norms, choose `Value` (`--grad-norm Value`)."
+    return " One scalar from TensorBoard has no name: if it holds gradient norms, choose `Value` (`--grad-norm Value`)."
 
 
 def _column(role: str, asked: str | None, columns: Sequence[str], source: Path) -> str | None:
-    """Returns the column that is asked for, or else the only one with the likeliest name."""
+    """Returns the column that was asked for, or else the only column with the likeliest usual name."""
     if asked is not None:
         if asked not in columns:
             raise ValueError(
@@ -145,8 +159,8 @@ def _column(role: str, asked: str | None, columns: Sequence[str], source: Path) 
         exact = [name for name in found if name == usual]
         if len(exact or found) > 1:
             raise ValueError(
-                f"Parameter `{role}` should name one of the columns {_listed(found)} of `{source}`, any of which may "
-                f"be meant. Found `{role} = None`."
+                f"Parameter `{role}` should name one of the columns {_listed(found)} of `{source}`, because each of "
+                f"them has a usual name. Found `{role} = None`."
             )
         if found:
             return (exact or found)[0]
@@ -154,7 +168,7 @@ def _column(role: str, asked: str | None, columns: Sequence[str], source: Path) 
 
 
 def _readings(name: str) -> set[str]:
-    """Returns what a name may stand for, in small letters; nothing where it is not of a step in training."""
+    """Returns the ways to read a name, in small letters; none if the name does not belong to a training step."""
     plain, last = (re.sub(r"\W+", "_", part.lower()).strip("_") for part in (name, name.split("/")[-1]))
     return set() if _NOT_OF_A_STEP.search(plain) else {plain, last, _OF_TRAINING.sub("", plain)}
 
@@ -188,18 +202,18 @@ def _rows(
         row |= values
     if unreadable:
         problems.append(
-            f"{len(unreadable)} values left out that are no numbers like 0.5, the first of them {unreadable[0]}"
+            f"{len(unreadable)} values are left out because they are no numbers like 0.5: the first is {unreadable[0]}"
         )
     if again:
         problems.append(
-            f"{again} entries are of a step that had other values before, and replace them; where the column "
-            f"`{chosen['step']}` starts anew in every epoch, name another one"
+            f"{again} entries repeat an earlier step and replace its values; if the column `{chosen['step']}` starts "
+            "anew in every epoch, name another column of steps"
         )
     return rows
 
 
 def _check_norms(rows: Mapping[int, dict[str, float]], column: str | None, source: Path, problems: list[str]) -> None:
-    """Refuses gradient norms below zero, but for those that stand for an overflow, which become NaN."""
+    """Refuses negative gradient norms, except the number that stands for an overflow, which becomes NaN."""
     negative = {step: row["grad_norm"] for step, row in rows.items() if row.get("grad_norm", 0.0) < 0}
     wrong = {step: value for step, value in negative.items() if value != OVERFLOW}
     if wrong:
@@ -211,4 +225,6 @@ def _check_norms(rows: Mapping[int, dict[str, float]], column: str | None, sourc
     for step in negative:
         rows[step]["grad_norm"] = math.nan
     if negative:
-        problems.append(f"{len(negative)} gradient norms of {OVERFLOW:g} taken as NaN, as DeepSpeed logs an overflow")
+        problems.append(
+            f"{len(negative)} gradient norms of {OVERFLOW:g} are read as NaN, which is how DeepSpeed logs an overflow"
+        )

@@ -1,4 +1,4 @@
-"""Review: what gradient norms and losses tell by themselves, and what they cannot."""
+"""Review: what gradient norms and losses can tell by themselves, and what they cannot."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from smoothdiag.trace import Trace
 
 USUAL_THRESHOLD: Final = 1.0
-"""The default of many trainers, Hugging Face's among them."""
+"""Default threshold of many trainers, including the Trainer of Hugging Face."""
 
 PERCENTILES: Final = (50, 90, 95, 99)
 
 FEW: Final = 100
-"""Norms, below which the 99th percentile lies between the two largest."""
+"""Number of norms below which the 99th percentile lies between the two largest norms."""
 
 NUM_SHOWN: Final = 10
 
 NOT_KNOWN: Final = """\
 NOT KNOWN without measuring: L0 and L1, whether smoothness grows with the gradient norm at all, and which learning rate
-or threshold is safe. For that the gradient is needed at a second point of the same loss: attach a Probe to a run.
-The shares are of the run as it was; from its first clipped step on, a run with that threshold is another one."""
+or threshold is safe. To know this, the gradient is needed at a second point of the same loss: attach a Probe to a run.
+The shares count the run as it was. A run with such a threshold would have become another run at its first clip."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class ThresholdUse:
 
     Attributes:
         threshold: Largest gradient norm left alone [f/x].
-        origin: Where it comes from.
-        clipped: Share of the norms above it.
-        clipped_late: The same of the later half of the steps.
-        clipped_at_most: Share that may have been above it before the run's own clipping; `clipped` where that is known.
+        origin: Where the threshold comes from.
+        clipped: Share of the norms above the threshold.
+        clipped_late: Share of the norms above the threshold in the later half of the steps.
+        clipped_at_most: Largest share of norms that can have been above the threshold before the run's own clipping;
+            equal to `clipped` if that clipping hides none.
     """
 
     threshold: float
@@ -54,21 +55,28 @@ class ThresholdUse:
 
 @dataclass(frozen=True)
 class LogReview:
-    """What a log of gradient norms and losses tells.
+    """The findings of `review_log`: what a log of gradient norms and losses tells.
 
     Attributes:
-        num_norms: Finite gradient norms in it.
-        num_zeros: How many of them are 0.
-        num_losses: Finite losses in it.
+        num_norms: Number of finite gradient norms.
+        num_zeros: Number of gradient norms that are 0.
+        num_losses: Number of finite losses.
         first_step: Step of the first row.
         last_step: Step of the last row.
-        interval: Median distance of steps with a finite gradient norm; NaN where there are fewer than two.
-        percentiles: Gradient norm by percentile, and the largest as 100 [f/x]; empty without gradient norms.
+        interval: Median distance between steps with a finite gradient norm; NaN if there are fewer than two.
+        percentiles: Gradient norm by percentile; 100 is the largest [f/x]; empty without gradient norms.
         thresholds: How often each threshold would have acted; empty without gradient norms.
-        spikes: Values far above those before them, in order of steps.
+        spikes: Values far above the values before them, in order of steps.
         non_finite: Steps where the logged gradient norm or loss was inf or NaN.
-        pile_up: Gradient norm that many rows have alike, as after clipping [f/x]; NaN where there is none.
-        pile_share: Share of the norms that have it.
+        pile_up: Gradient norm that many rows share, as after clipping [f/x]; NaN if there is none.
+        pile_share: Share of the norms that are equal to ``pile_up``.
+
+    Examples:
+        >>> import pandas as pd
+        >>> pd.DataFrame({"grad_norm": [1.0, 1.1, 1.2, 1.3] * 10 + [50.0]}).to_csv("log.csv", index=False)
+        >>> review = sd.review_log(sd.read_log("log.csv"))
+        >>> print(review.num_norms, [spike.step for spike in review.spikes], review.percentiles[90])
+        41 [40] 1.3
     """
 
     num_norms: int
@@ -86,9 +94,9 @@ class LogReview:
 
     @property
     def advice(self) -> float:
-        """The 90th percentile of the norms, which is no fit [f/x].
+        """The 90th percentile of the norms, which does not come from a fit [f/x].
 
-        NaN where it is none: with fewer than 20 norms, where it is 0, and where the run's own clipping hides it.
+        NaN if there are fewer than 20 norms, if the percentile is 0, or if the run's own clipping hides it.
         """
         if self.num_norms < FEWEST:
             return math.nan
@@ -96,37 +104,46 @@ class LogReview:
         return math.nan if value == 0 or value >= self.pile_up else value
 
     def summary(self) -> str:
-        """Returns all of it in words, with what a log cannot tell."""
+        """Returns all findings in words, and what a log cannot tell."""
         parts = (_head(self), _table(self), _advice(self), _spikes(self))
         return "".join(f"{line}\n" for part in parts if part for line in (*part, "")) + NOT_KNOWN
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the findings as plain values that JSON can hold; what is NaN becomes None."""
+        """Returns the findings as plain values that JSON can hold; inf and NaN become None."""
         plain: dict[str, Any] = _plain(asdict(self) | {"advice": self.advice})
         return plain
 
 
 def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) -> LogReview:
-    """Says what the gradient norms and losses of a log tell: thresholds, spikes, and whether they look clipped.
+    """Reviews the gradient norms and losses of a log: thresholds, spikes, and whether the norms look clipped.
 
     A spike is a value more than 6 robust standard deviations (interquartile range / 1.349) above the median of the 50
-    rows before it, of which there have to be 20: a gradient norm on a logarithmic scale and at least twice the median,
-    a loss at least a tenth of the median's size above it.
+    rows before it, of which there must be at least 20. Gradient norms are compared on a logarithmic scale and must be
+    at least twice the median. Losses must lie above the median by at least a tenth of its size.
 
-    Norms look clipped where at least a twentieth of them, and five, lie within a thousandth of each other, and are more
-    than three times as many as those beside them, up to ten thousandths or ten digits of the log away on either side.
+    Norms look clipped if at least a twentieth of them, and at least five, lie within a thousandth of each other, and
+    these are more than three times as many as their neighbours. Neighbours are norms up to ten thousandths, or ten
+    units of the last digit of the log, away on either side.
 
     Args:
-        data: What `read_log` returns, or its table.
-        thresholds: Thresholds to count for, beside 1 and the percentiles 50, 90, 95 and 99.
+        data: The trace that `read_log` returns, or its table.
+        thresholds: Thresholds to count for, in addition to 1 and the percentiles 50, 90, 95 and 99.
 
     Returns:
-        LogReview: the findings; ``summary()`` says them.
+        LogReview: the findings; ``summary()`` returns them in words.
 
     Raises:
-        ValueError: If ``data`` has no row of a log with a finite gradient norm or loss, or a threshold is not positive.
+        ValueError: If ``data`` has no row of a log with a finite gradient norm or loss, or a threshold is not positive
+            and finite.
 
     Units: thresholds [f/x].
+
+    Examples:
+        >>> import pandas as pd
+        >>> pd.DataFrame({"grad_norm": range(1, 101)}).to_csv("log.csv", index=False)
+        >>> review = sd.review_log(sd.read_log("log.csv"), thresholds=[75])
+        >>> [(use.threshold, use.clipped) for use in review.thresholds if use.origin == "given"]
+        [(75.0, 0.25)]
     """
     for threshold in thresholds:
         if not 0 < threshold < math.inf:
@@ -140,7 +157,7 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
     if known.empty and not num_losses:
         raise ValueError(
             "Parameter `data` should have rows from `read_log` with finite gradient norms or losses. Found "
-            f"{len(frame)} rows, {len(rows)} of them from a log, and none such."
+            f"{len(frame)} rows, {len(rows)} of them from a log, and none with a finite value."
         )
     norm = known["grad_norm"].to_numpy(dtype=np.float64)
     pile = find_pile(norm)
@@ -149,7 +166,7 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
     for value in thresholds:
         asked.setdefault(float(value), []).append("given")
     for p in PERCENTILES:
-        if percentiles.get(p, 0.0) > 0:  # nothing is clipped to 0
+        if percentiles.get(p, 0.0) > 0:  # nobody clips to 0
             asked.setdefault(percentiles[p], []).append(f"{p}th percentile")
     late = known["step"].to_numpy() > (rows["step"].iloc[0] + rows["step"].iloc[-1]) / 2
     spikes = [*find_spikes(rows, "grad_norm"), *find_spikes(rows, "loss")]
@@ -181,7 +198,7 @@ def _plain(value: Any) -> Any:
 
 def _use(threshold: float, origin: str, norm: Array, late: Mask, pile: Mask) -> ThresholdUse:
     above = norm > threshold
-    # Whatever was clipped to less than the threshold may have been above it.
+    # A norm that the run itself clipped to less than the threshold may have been above the threshold.
     hidden = pile if pile.any() and threshold >= norm[pile].min() else np.zeros_like(pile)
     return ThresholdUse(
         threshold=threshold,
@@ -195,22 +212,23 @@ def _use(threshold: float, origin: str, norm: Array, late: Mask, pile: Mask) -> 
 def _head(review: LogReview) -> list[str]:
     steps = f"in steps {review.first_step} to {review.last_step}"
     if not review.num_norms:
-        lines = [f"NO GRADIENT NORMS: no shares and no advice. {review.num_losses} losses {steps}."]
-        return [*lines, *([f"Not finite at {_listed(review.non_finite)}."] if review.non_finite else [])]
+        lines = [f"NO GRADIENT NORMS, so no thresholds and no advice. {review.num_losses} losses {steps}."]
+        return [*lines, *([f"Inf or NaN at {_listed(review.non_finite)}."] if review.non_finite else [])]
     every = f", usually {review.interval:g} steps apart" if review.interval > 1 else ""
     losses = f"; {review.num_losses} losses" if review.num_losses else "; no losses"
     lines = [f"{review.num_norms} gradient norms {steps}{every}{losses}."]
     if review.num_zeros:
-        lines.append(f"{review.num_zeros} of the norms are 0, as where no gradient was there when they were taken.")
+        lines.append(f"{review.num_zeros} of the norms are 0, as if there was no gradient when they were logged.")
     if review.num_norms < FEW:
-        lines.append("With so few norms the upper percentiles hang on single steps.")
+        lines.append("With so few norms, the upper percentiles depend on single steps.")
     if review.non_finite:
-        lines.append(f"Not finite at {_listed(review.non_finite)}.")
+        lines.append(f"Inf or NaN at {_listed(review.non_finite)}.")
     if not math.isnan(review.pile_up):
         lines += [
-            f"WARNING: {review.pile_share:.0%} of the norms are {review.pile_up:.4g} within a thousandth, as if logged "
-            "after clipping.",
-            "How large those gradients were is lost; from this threshold on, the shares below are ranges.",
+            f"WARNING: {review.pile_share:.0%} of the norms are {review.pile_up:.4g} to within a thousandth, as if "
+            "logged after clipping.",
+            "The log does not show how large those gradients were, so from this threshold on the shares are ranges.",
+            "Next time, log the norm that clip_grad_norm_ returns: it is the norm before clipping.",
         ]
     return lines
 
@@ -233,13 +251,13 @@ def _advice(review: LogReview) -> list[str]:
     if math.isnan(review.advice):
         percentile = f"the {FALLBACK_PERCENTILE}th percentile"
         if review.num_norms < FEWEST:
-            return [f"No advice by percentile: that takes {FEWEST} norms at least."]
+            return [f"No advice by percentile: it needs at least {FEWEST} norms."]
         if review.percentiles[FALLBACK_PERCENTILE] == 0:
             return [f"No advice by percentile: {percentile} of the norms is 0."]
-        return [f"No advice by percentile: clipping has hidden {percentile}."]
+        return [f"No advice by percentile: the run's own clipping hides {percentile}."]
     return [
         f"ADVICE BY PERCENTILE, not from a fit: {review.advice:.4g}, the {FALLBACK_PERCENTILE}th percentile. "
-        "It stops outliers and guarantees nothing."
+        "This threshold stops outliers and guarantees nothing."
     ]
 
 
@@ -250,7 +268,7 @@ def _spikes(review: LogReview) -> list[str]:
         if not count:
             continue
         found = [spike for spike in review.spikes if spike.column == column]
-        none = "none" if count > FEWEST else f"none, since no row has {FEWEST} before it"
+        none = "none" if count > FEWEST else f"none, because no row has {FEWEST} rows before it"
         lines.append(f"SPIKES of the {name}: {len(found) or none}")
         lines += [f"  {_said(spike)}" for spike in found[:NUM_SHOWN]]
         if len(found) > NUM_SHOWN:
@@ -259,7 +277,7 @@ def _spikes(review: LogReview) -> list[str]:
 
 
 def _said(spike: Spike) -> str:
-    return f"step {spike.step}: {spike.value:.4g}, where {spike.usual:.4g} was usual"
+    return f"step {spike.step}: {spike.value:.4g}; the median before it was {spike.usual:.4g}"
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -40,9 +40,6 @@ WITHOUT: frozenset[str] = frozenset(
         "objective",
         "SmoothdiagWarning",
         "Trace",
-        "LogReview",
-        "read_log",
-        "review_log",
         "GroupFits",
         "SmoothnessFit",
         "Verdict",
@@ -67,7 +64,6 @@ WITHOUT: frozenset[str] = frozenset(
         "plot_sharpness",
         "plot_smoothness",
         "plot_trace",
-        "doctor",
         "problems",
     }
 )

@@ -164,7 +164,7 @@ def test_finding_is_explained_by_its_name(capsys) -> None:
             main(["doctor", "--explain", name])
         assert end.value.code == code
     captured = capsys.readouterr()
-    assert captured.out.startswith("clip-as-norm\n\n`clip_grad_norm_(parameters, inf)` is used to read the norm.")
+    assert captured.out.startswith("clip-as-norm\n\nThe loop calls `clip_grad_norm_(parameters, inf)` to read the")
     assert "invalid choice: 'clip' (choose from" in captured.err
 
 

@@ -275,7 +275,7 @@ def test_wrong_use_is_refused(tmp_path) -> None:
     (callback,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, SmoothnessCallback))
     assert callback.bind(trainer) is callback
     assert trainer.callback_handler.callbacks.count(callback) == 1
-    with pytest.raises(ValueError, match="Found one bound before"):
+    with pytest.raises(ValueError, match="Found a callback bound before"):
         callback.bind(trainer)
     with pytest.raises(ValueError, match="`trainer` should have one SmoothnessCallback. Found another"):
         SmoothnessCallback().bind(trainer)
@@ -482,14 +482,14 @@ def test_going_on_without_auto_clip_or_a_whole_state_is_said(tmp_path) -> None:
     checkpoint = tmp_path / "checkpoint-4"
     trainer = trainer_of(tmp_path, **options)
     SmoothnessCallback().bind(trainer)
-    with pytest.warns(SmoothdiagWarning, match="with an AutoClip in it, but without one"):
+    with pytest.warns(SmoothdiagWarning, match="without the AutoClip that its checkpoint has"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     whole = (checkpoint / STATE_FILE).read_text()
     for damaged in (whole[: len(whole) // 2], "[]", '{"clipper": null}'):
         (checkpoint / STATE_FILE).write_text(damaged)
         trainer = trainer_of(tmp_path, **options)
         SmoothnessCallback().bind(trainer)
-        with pytest.raises(ValueError, match=r"smoothdiag.json` should hold the state .*; delete it to measure"):
+        with pytest.raises(ValueError, match=r"smoothdiag.json` should hold the state .*. Delete the file to measure"):
             trainer.train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -196,7 +196,10 @@ def test_a_checkpoint_without_the_callback_is_gone_on_from_at_its_step(tmp_path)
 
 
 def test_going_on_with_or_without_auto_clip_is_said(tmp_path) -> None:
-    for auto_clip, said in ((True, "with an AutoClip in it, but without one"), (False, "AutoClip begins at step 12")):
+    for auto_clip, said in (
+        (True, "without the AutoClip that its checkpoint has"),
+        (False, "AutoClip begins at step 12"),
+    ):
         _, first = fit(SmoothnessCallback(auto_clip=auto_clip))
         first.save_checkpoint(tmp_path / "first.ckpt")
         with pytest.warns(SmoothdiagWarning, match=said):
@@ -400,7 +403,7 @@ class Fetching(Module):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (Manual, "`automatic_optimization` should be True.*Found False in Manual.*Make a smoothdiag.Probe"),
+        (Manual, "`automatic_optimization` should be True.*Found False in Manual.*Use smoothdiag.Probe"),
         (Fetching, "should take a batch. Found one that takes `dataloader_iter`"),
     ],
 )

@@ -175,7 +175,7 @@ def test_entries_of_one_step_are_put_together_and_the_later_value_counts(tmp_pat
     entries = [{"step": 1, "loss": 1.0}, {"step": 1, "grad_norm": 2.0}, {"step": 2, "grad_norm": 3.0, "loss": 4.0}]
     assert pairs(read_log(jsonl(tmp_path / "log.jsonl", entries))) == [(1, 2.0, 1.0), (2, 3.0, 4.0)]
     resumed = [{"step": 3, "grad_norm": 6.0}, *entries, {"step": 2, "grad_norm": 5.0, "loss": 4.0}]
-    with pytest.warns(SmoothdiagWarning, match="1 entries are of a step that had other values before"):
+    with pytest.warns(SmoothdiagWarning, match="1 entries repeat an earlier step and replace its values"):
         trace = read_log(jsonl(tmp_path / "log.jsonl", resumed))
     assert [row["grad_norm"] for row in trace] == [2.0, 5.0, 6.0]
 
@@ -192,7 +192,7 @@ def test_values_that_are_not_finite_stay_and_have_a_status(tmp_path) -> None:
 def test_what_cannot_be_read_is_left_out_and_said(tmp_path) -> None:
     path = jsonl(tmp_path / "log.jsonl", [{"step": k, "grad_norm": 1.0} for k in range(3)])
     path.write_text("warming up\n" + path.read_text() + '{"step": 3, "grad_norm": "much"}\n{"step": 4, "grad')
-    with pytest.warns(SmoothdiagWarning, match="2 lines left out.*line 1; 1 values.*'much' in `grad_norm`"):
+    with pytest.warns(SmoothdiagWarning, match="2 lines are left out.*line 1; 1 values.*'much' in `grad_norm`"):
         assert [row["step"] for row in read_log(path)] == [0, 1, 2]
 
 
@@ -202,14 +202,16 @@ def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None
     trace = read_log(tmp_path / "log.csv", step="step", grad_norm="grad_norm")
     assert [(row["step"], row["grad_norm"]) for row in trace] == [(0, 1.0), (2, 3.0)]
     (tmp_path / "log.csv").write_text("step,grad_norm\n0,1.0,7,8\n1,2.0\n")
-    with pytest.warns(SmoothdiagWarning, match="1 rows have more cells than the table has columns"):
+    with pytest.warns(
+        SmoothdiagWarning, match="1 rows have more cells than the table has columns; the extra cells are left out"
+    ):
         assert len(read_log(tmp_path / "log.csv")) == 2
 
 
 @pytest.mark.parametrize(
     ("name", "text", "options", "message"),
     [
-        ("a.csv", "step,acc\n1,2\n", {}, "none of which has a usual name; .* Found the columns step, acc.$"),
+        ("a.csv", "step,acc\n1,2\n", {}, "no column has a usual name for .* Found the columns step, acc.$"),
         ("a.csv", "step,grad_norm\n1,2\n", {"loss": "l"}, "column of .*: step, grad_norm. Found `loss = 'l'`"),
         ("a.csv", "train/loss,train_loss,grad_norm\n1,2,3\n", {}, "name one of the columns train/loss, train_loss of"),
         ("a.csv", "epoch,grad_norm\n0.5,2\n", {"step": "epoch"}, "a column of whole numbers. Found 0.5 in `epoch`"),
@@ -217,15 +219,15 @@ def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None
         ("a.csv", "step,grad_norm\n", {}, "should be a log of named values. Found no entry"),
         ("a.jsonl", "hello\n", {}, "should be a log of named values. Found no entry"),
         ("a.json", "3", {}, "should be a log of named values. Found no entry"),
-        ("a.txt", "{'loss': 2}\n", {}, "should end in .csv, .tsv, .* Found `.*a.txt`; .*take trainer_state.json"),
+        ("a.txt", "{'loss': 2}\n", {}, "should end in .csv, .tsv, .* Found `.*a.txt`. .*take trainer_state.json"),
         ("a.csv", "Wall time,Step,Value\n1,2,3\n", {}, "One scalar from TensorBoard has no name.*--grad-norm Value"),
         ("a.json", "[[1.5, 2, 3]]", {}, "Found the columns Wall time, Step, Value. One scalar from TensorBoard"),
-        ("a.csv", "step,grad_norm\n1,tensor(0.4)\n", {}, "1 values .* like 0.5, .*'tensor\\(0.4\\)' in `grad_norm`"),
-        ("a.csv", "step;grad_norm\n1;0,4\n", {}, "no numbers like 0.5, the first of them '0,4' in `grad_norm`"),
-        ("a.jsonl", '{"grad_norm": 1' + 400 * "0" + "}", {}, "1 values left out that are no numbers"),
+        ("a.csv", "step,grad_norm\n1,tensor(0.4)\n", {}, "1 values .* like 0.5: .*'tensor\\(0.4\\)' in `grad_norm`"),
+        ("a.csv", "step;grad_norm\n1;0,4\n", {}, "no numbers like 0.5: the first is '0,4' in `grad_norm`"),
+        ("a.jsonl", '{"grad_norm": 1' + 400 * "0" + "}", {}, "1 values are left out because they are no numbers"),
         ("a.csv", "step,grad_norm\n3,1\n5,-0.5\n7,-2\n", {}, "never negative. Found -0.5 at step 5 .*, and 1 more"),
         ("a.csv", "step,loss,acc\n3,,1\n", {}, "`loss` should name a column of numbers. Found none in `loss`"),
-        ("a.csv.gz", "step,grad_norm\n1,2\n", {}, "should be a whole file of gzip"),
+        ("a.csv.gz", "step,grad_norm\n1,2\n", {}, "should be a complete gzip file"),
         ("a.csv", "s\0t\0e\0p\0", {}, "should be text in UTF-8. Found zero bytes"),
     ],
 )  # fmt: skip
@@ -473,7 +475,7 @@ def test_a_folder_of_tensorboard_is_read_whole(tmp_path) -> None:
     trace = read_log(tmp_path / "run")
     assert [row["grad_norm"] for row in trace] == [step % 64 for step in range(many)]
     assert [(row["step"], row["loss"]) for row in trace if not math.isnan(row["loss"])] == [(1, 0.5), (3, 1.5)]
-    with pytest.raises(ValueError, match=r"Found a folder; in it, newest first: .*run/events.out.tfevents"):
+    with pytest.raises(ValueError, match=r"Found a folder; pass a log in it, newest first: .*run/events.out.tfevents"):
         read_log(tmp_path)
 
 
@@ -483,7 +485,7 @@ def test_values_that_tensorboard_has_twice_are_said_and_tensorboard_missing_too(
     with SummaryWriter(str(tmp_path)) as writer:
         for step, norm in ((0, 1.0), (1, 2.0), (0, 3.0)):
             writer.add_scalar("grad_norm", norm, step)
-    with pytest.warns(SmoothdiagWarning, match="1 entries are of a step that had other values before"):
+    with pytest.warns(SmoothdiagWarning, match="1 entries repeat an earlier step and replace its values"):
         assert [row["grad_norm"] for row in read_log(tmp_path)] == [3.0, 2.0]
     monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
     with pytest.raises(ImportError, match=r'pip install "smoothdiag\[tensorboard\]"'):
@@ -491,32 +493,37 @@ def test_values_that_tensorboard_has_twice_are_said_and_tensorboard_missing_too(
 
 
 def test_folders_name_the_logs_in_them(tmp_path) -> None:
-    with pytest.raises(ValueError, match="Found a folder without events"):
+    with pytest.raises(ValueError, match="folder of TensorBoard events. Found a folder without logs"):
         read_log(tmp_path)
     (tmp_path / "out.csv" / "checkpoint-5").mkdir(parents=True)
     (tmp_path / "out.csv" / "checkpoint-5" / "trainer_state.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"in it, newest first: .*checkpoint-5/trainer_state.json"):
+    with pytest.raises(ValueError, match=r"pass a log in it, newest first: .*checkpoint-5/trainer_state.json"):
         read_log(tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "steps", "message"),
     [
-        ("a.csv", TABLE + "200,1.", [0, 5, 10], "the last row left out, which was cut off: `200,1.`"),
+        ("a.csv", TABLE + "200,1.", [0, 5, 10], "the last row was cut off and is left out: `200,1.`"),
         (
             "a.csv",
             "step,grad_norm,loss,loss\n4,1,2,3\n",
             [4],
-            "several columns are called loss; the last of them counts",
+            "several columns are called loss; only the last of them is read",
         ),
         (
             "a.csv",
             'step,grad_norm,note\n0,1,\n5,2,"open\n10,3,\n',
             [0, 5],
-            "1 cells hold several lines, as where a quote",
+            "1 cells hold several lines, as if a quote",
         ),
-        ("a.json", json.dumps(COLUMNS | {"val_loss": [1]}), [0, 5, 10], "have not 3 values like most: val_loss 1"),
-        ("a.json", json.dumps(COLUMNS | {"lr": [1] * 6}), [0, 5, 10], "have not 3 values like most: lr 6"),
+        (
+            "a.json",
+            json.dumps(COLUMNS | {"val_loss": [1]}),
+            [0, 5, 10],
+            "do not have 3 values like most: val_loss has 1",
+        ),
+        ("a.json", json.dumps(COLUMNS | {"lr": [1] * 6}), [0, 5, 10], "do not have 3 values like most: lr has 6"),
     ],
 )
 def test_what_is_left_out_is_said(tmp_path, name, text, steps, message) -> None:
@@ -528,7 +535,7 @@ def test_what_is_left_out_is_said(tmp_path, name, text, steps, message) -> None:
 
 def test_norms_of_minus_one_are_an_overflow_and_not_a_norm(tmp_path) -> None:
     entries = [{"step": k, "grad_norm": -1 if k == 2 else 1.0 + k} for k in range(4)]
-    with pytest.warns(SmoothdiagWarning, match="1 gradient norms of -1 taken as NaN, as DeepSpeed logs an overflow"):
+    with pytest.warns(SmoothdiagWarning, match="1 gradient norms of -1 are read as NaN, which is how DeepSpeed logs"):
         trace = read_log(jsonl(tmp_path / "log.jsonl", entries))
     assert review_log(trace).non_finite == (2,)
     assert review_log(trace).num_norms == 3
@@ -537,14 +544,14 @@ def test_norms_of_minus_one_are_an_overflow_and_not_a_norm(tmp_path) -> None:
 def test_losses_alone_are_reviewed_for_spikes_and_nothing_else(tmp_path) -> None:
     loss = [2.0 + 0.01 * (-1) ** k for k in range(60)]
     loss[40] = 9.0
-    with pytest.warns(SmoothdiagWarning, match="losses alone are read, since no column has a usual name for gradient"):
+    with pytest.warns(SmoothdiagWarning, match="only losses are read, because no column has a usual name for gradient"):
         trace = read_log(jsonl(tmp_path / "log.jsonl", [{"step": k, "loss": v, "g": 1.0} for k, v in enumerate(loss)]))
     review = review_log(trace, thresholds=[1.0])
     assert [(spike.step, spike.column) for spike in review.spikes] == [(40, "loss")]
     assert (review.num_norms, review.num_losses, review.thresholds, review.percentiles) == (0, 60, (), {})
     assert math.isnan(review.advice)
     text = review.summary()
-    assert text.startswith("NO GRADIENT NORMS: no shares and no advice. 60 losses in steps 0 to 59.")
+    assert text.startswith("NO GRADIENT NORMS, so no thresholds and no advice. 60 losses in steps 0 to 59.")
     assert "threshold  " not in text
     assert "of the gradient norm" not in text
 
@@ -554,8 +561,8 @@ def test_advice_takes_twenty_norms_above_zero(tmp_path) -> None:
     assert review_log(logged(tmp_path, norm)).advice == pytest.approx(np.quantile(norm, 0.9), rel=1e-12)
     few = review_log(logged(tmp_path, norm[:19]))
     assert math.isnan(few.advice)
-    assert "No advice by percentile: that takes 20 norms at least." in few.summary()
-    assert "SPIKES of the gradient norm: none, since no row has 20 before it" in few.summary()
+    assert "No advice by percentile: it needs at least 20 norms." in few.summary()
+    assert "SPIKES of the gradient norm: none, because no row has 20 rows before it" in few.summary()
     zero = review_log(logged(tmp_path, np.zeros(30)))
     assert math.isnan(zero.advice)
     assert "No advice by percentile: the 90th percentile of the norms is 0." in zero.summary()
@@ -584,7 +591,7 @@ def test_columns_that_nobody_chose_are_named(tmp_path, capsys) -> None:
     assert main(["import", str(path)]) == 0
     assert capsys.readouterr().out.startswith(
         f"{path}: gradient norms from `grad_norm`.\n"
-        "No column has a usual name for steps: entries are counted instead.\n"
+        "No column has a usual name for steps, so entries are counted instead.\n"
         "Other columns can be named (--loss for losses, --step for steps): objective, it.\n"
     )
 
@@ -615,5 +622,5 @@ def test_warnings_of_the_command_are_lines(tmp_path, capsys) -> None:
     path = jsonl(tmp_path / "log.jsonl", [{"step": 0, "grad_norm": 1.0}, {"step": 1, "grad_norm": "x"}])
     assert main(["import", str(path)]) == 0
     error = capsys.readouterr().err
-    assert error.startswith(f"smoothdiag import: warning: {path}: 1 values left out")
+    assert error.startswith(f"smoothdiag import: warning: {path}: 1 values are left out")
     assert error.count("\n") == 1
