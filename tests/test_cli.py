@@ -1,3 +1,5 @@
+"""cli: the commands write their files, print what they found, and turn wrong input into one line."""
+
 import json
 import os
 import re

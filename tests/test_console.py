@@ -1,4 +1,4 @@
-"""What a command prints where nobody reads, the disk is full, or the input is hostile: never a traceback."""
+"""console, cli: a command prints no traceback where nobody reads, the disk is full, or the input is hostile."""
 
 import gzip
 import os

@@ -1,4 +1,4 @@
-"""Where memory runs out: a call is made once more, and only then."""
+"""memory: where memory runs out a call is made once more, and only there."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""One table of optimizers, three contracts: a probe is inert, AutoClip does no harm where it acts, or says why not."""
+"""adapters: with every optimizer of one table a probe changes nothing, and AutoClip does no harm or says why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizer's own norm, against the step the optimizer really takes."""
+"""adapters: the preconditioner found in an optimizer's state explains the step that the optimizer really takes."""
 
 import pytest
 import torch

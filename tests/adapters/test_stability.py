@@ -1,4 +1,4 @@
-"""Limits of stability, against the spectral radius of the literal recurrence and against real optimizers."""
+"""adapters: limits of stability agree with the spectral radius of the literal recurrence and with real optimizers."""
 
 import math
 

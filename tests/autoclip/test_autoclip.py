@@ -1,4 +1,4 @@
-"""What AutoClip does to gradients, updates and options, against the same done by hand."""
+"""autoclip: gradients, updates and options change as they do when the same is done by hand."""
 
 import copy
 import math

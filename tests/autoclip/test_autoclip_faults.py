@@ -1,4 +1,4 @@
-"""What goes wrong within AutoClip, or around it in mid-run: no run ends, and a passing lack of memory changes none."""
+"""autoclip: no fault inside AutoClip or around it ends a run, and a passing lack of memory changes no run."""
 
 import copy
 import math

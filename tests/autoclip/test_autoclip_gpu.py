@@ -1,4 +1,4 @@
-"""AutoClip on a GPU: no step that is not measured waits for it, and the run is that of the CPU."""
+"""autoclip: on a GPU no unmeasured step waits for the device, and the run equals the run on the CPU."""
 
 import pytest
 import torch

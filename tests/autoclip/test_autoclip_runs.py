@@ -1,4 +1,4 @@
-"""Runs under AutoClip that are interrupted, disturbed, or badly set."""
+"""autoclip: runs that are interrupted, disturbed or badly configured go on as they should."""
 
 import io
 import math

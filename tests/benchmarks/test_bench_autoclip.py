@@ -1,4 +1,4 @@
-"""The benchmark of clipping: its arithmetic, its clippers against formulas, and that it goes on where it was killed."""
+"""benchmarks/autoclip: clippers follow their formulas, and a benchmark that was killed goes on where it stopped."""
 
 import importlib
 import math

@@ -1,4 +1,4 @@
-"""The clipping rule against its own inequality, and its refusals."""
+"""clipping.rule, clipping.table: the threshold satisfies its own inequality, and a doubtful fit gives none."""
 
 import math
 from dataclasses import replace

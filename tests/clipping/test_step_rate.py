@@ -1,4 +1,4 @@
-"""The rate for every step: its own inequality, descent on landscapes of the law, and refusals."""
+"""clipping.rate: the rate of every step satisfies its inequality and descends where the law holds."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""docs/coverage.py: intervals that hold the truth as often as they say where rows resampled one by one do not."""
+"""docs/coverage.py: intervals hold the truth as often as they claim where resampling single rows fails."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""The figure of the documentation shows what it says: halves have no bias where different batches are far off."""
+"""docs/debiased.py: the figure shows that halves of a batch have no bias and that different batches are far off."""
 
 import importlib.util
 import math

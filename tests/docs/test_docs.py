@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, and every figure and command it names exists."""
+"""README.md: the examples run as they stand, and every figure and command that the page names exists."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The figure of the documentation shows what it says: sharpness rises to the limit of stability and stays there."""
+"""docs/edge_of_stability.py: the figure shows sharpness that rises to the limit of stability and stays there."""
 
 import importlib.util
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The lower bound of 2019: fixed rates pay for steep starts, clipped descent does not."""
+"""docs/lower_bound.py: fixed rates pay for steep starts and clipped descent does not, as the bound of 2019 says."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""The doctor on whole scripts: every planted fault is named with its line, and correct ones raise no alarm."""
+"""doctor: in whole scripts every planted fault is reported with its line, and correct scripts raise no alarm."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""`smoothdiag doctor`: the script runs as under Python itself, and the report comes after it."""
+"""doctor.command, doctor.script: a script runs as it does under Python itself, and the report follows it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The doctor's watch: what it tells apart, what it counts, and that it puts everything back."""
+"""doctor.watching, doctor.findings: the watch tells cases apart, counts right, and puts everything back."""
 
 import _thread
 import contextlib

@@ -1,4 +1,4 @@
-"""Errors of the gradient norm: what they do to the line, and what simulation and extrapolation take out."""
+"""fits.errors: simulation and extrapolation take out what errors of the gradient norm do to the line."""
 
 import numpy as np
 import pandas as pd

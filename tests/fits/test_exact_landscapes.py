@@ -1,4 +1,4 @@
-"""Fits of landscapes whose Hessian norm is known at every point: the constants, the exponents and the refusals."""
+"""fits: constants, exponents and refusals are right on landscapes whose Hessian norm is known at every point."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The whole fit: laws known in closed form, null cases, units, degenerate input, round trip."""
+"""fits: a whole fit is right on known laws, null cases, other units and degenerate input, and survives a round trip."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Fits at the ends of the float range: a fit, infinite where need be, or an error that names the range."""
+"""fits.ranges: at the ends of the float range there is a fit, or an error that names the range."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Several fits beside each other, by group and by run."""
+"""fits.groups: several fits stand beside each other, by group and by run."""
 
 from typing import Any
 

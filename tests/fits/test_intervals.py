@@ -1,4 +1,4 @@
-"""The bootstrap against closed forms of autoregressions and against the resampling it shortcuts."""
+"""fits.intervals: the bootstrap agrees with closed forms and with the resampling that it shortens."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Smoothness that follows the loss and not the gradient norm, and the other way round; what cannot be told apart."""
+"""fits.lossgap: smoothness that follows the loss is told from smoothness that follows the gradient norm."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Fits of several runs: how they enter, what stays apart, and what the fit says of them."""
+"""fits: a fit of several runs keeps them apart where it should, and says what it did."""
 
 import numpy as np
 import pandas as pd

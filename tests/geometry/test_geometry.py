@@ -1,4 +1,4 @@
-"""Every geometry against its defining properties, and against the tables of the papers entry by entry."""
+"""geometry: every geometry has its defining properties, and agrees with the tables of the papers entry by entry."""
 
 import math
 import pickle

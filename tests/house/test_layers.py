@@ -1,4 +1,4 @@
-"""The shape of the package, read from its source: imports go down the layers and nowhere else."""
+"""smoothdiag: imports go down the layers of the package and nowhere else."""
 
 import ast
 import shutil

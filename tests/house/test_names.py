@@ -1,4 +1,4 @@
-"""Names of tests: the same in every process, whenever and wherever it collects them, as pytest-xdist demands."""
+"""tests: the names of tests are the same in every process that collects them, as pytest-xdist demands."""
 
 import os
 import re

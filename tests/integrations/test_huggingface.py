@@ -1,4 +1,4 @@
-"""The callback in a Hugging Face Trainer: training is the same, and what it reports is what the Trainer did."""
+"""integrations.huggingface: the callback leaves training in a Trainer as it is, and reports what the Trainer did."""
 
 import json
 import math

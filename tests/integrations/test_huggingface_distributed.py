@@ -1,4 +1,4 @@
-"""The callback where two processes train one model."""
+"""integrations.huggingface: the callback works where two processes train one model."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Lightning runs with the callback: what is trained, what is seen, what is clipped, and how it goes on."""
+"""integrations.lightning: the callback sees, clips and resumes what Lightning trains, and changes nothing else."""
 
 import math
 import subprocess

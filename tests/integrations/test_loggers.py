@@ -1,4 +1,4 @@
-"""What the writers leave on disk, read back by TensorBoard and by wandb themselves."""
+"""integrations.loggers: TensorBoard and wandb themselves read back what the writers leave on disk."""
 
 import json
 import re

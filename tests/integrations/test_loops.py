@@ -1,4 +1,4 @@
-"""Loops under Fabric and Accelerate with a plain probe, and the examples of both and of Lightning."""
+"""examples, integrations: a plain probe works under Fabric and Accelerate, and the examples run in two processes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Logs of runs that nobody measured: how they are read, and what is found in them."""
+"""logs: logs of runs that nobody measured are read, and what is in them is found."""
 
 import csv
 import gzip

@@ -1,3 +1,5 @@
+"""optim.clipped_momentum: steps agree with a literal twin of the paper, and options, states and refusals behave."""
+
 import copy
 import itertools
 import math

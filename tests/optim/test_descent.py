@@ -1,4 +1,4 @@
-"""Descent whose rate follows from the gradient norm: formulas, limits, and what the theorems promise."""
+"""optim.descent: rates that follow the gradient norm keep their formulas, limits and theorems."""
 
 import copy
 import itertools

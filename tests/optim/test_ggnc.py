@@ -1,3 +1,5 @@
+"""optim.ggnc: steps agree with a literal twin of the paper, and options, states and refusals behave."""
+
 import copy
 import io
 import itertools

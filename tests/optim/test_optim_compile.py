@@ -1,4 +1,4 @@
-"""torch.compile takes a whole step as one graph, and the graph does what the step does."""
+"""optim: torch.compile takes a whole step as one graph, and the graph does what the step does."""
 
 import math
 

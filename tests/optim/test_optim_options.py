@@ -1,4 +1,4 @@
-"""What the options of the optimizers amount to: caps, limits, tensors, checkpoints, schedules."""
+"""optim: caps, limits, tensor options, checkpoints and schedules do what they say."""
 
 import copy
 import math

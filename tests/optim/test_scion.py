@@ -1,3 +1,5 @@
+"""optim.scion: every parameter gets the geometry of its layer, and sharded ones take the same steps."""
+
 import pytest
 import torch
 from networks import EmbeddingAndHead

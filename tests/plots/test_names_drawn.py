@@ -1,4 +1,4 @@
-"""Names of groups, estimators and runs reach figures as they are: no formula, no line break, no missing legend."""
+"""plots.common: names of groups, estimators and runs reach figures as they are, never as a formula or a broken line."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""What the figure of clipping shows, read from its artists."""
+"""plots.clipping: the artists of the figure hold the measured lengths, the threshold and the clipped steps."""
 
 import numpy as np
 import pandas as pd

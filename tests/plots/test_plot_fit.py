@@ -1,4 +1,4 @@
-"""What the figure of a fit shows, read from its artists."""
+"""plots.fit: the artists of the figure hold the rows, the line and the intervals of the fit."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the figures of several fits show, read from their artists."""
+"""plots.groups: the artists of the figures hold the rows and the constants of several fits."""
 
 from dataclasses import replace
 from typing import Any

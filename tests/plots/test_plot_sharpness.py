@@ -1,4 +1,4 @@
-"""What the figure of curvature and its limits shows, read from its artists."""
+"""plots.sharpness: the artists of the figure hold the measured curvature and its limits."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the figures show, read from their artists."""
+"""plots.smoothness, plots.over_steps: the artists of the figures hold the numbers of the trace."""
 
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""trace: rows come back from a file as they were written, and a damaged line costs no other row."""
+
 import json
 import math
 

@@ -1,4 +1,4 @@
-"""Damaged, hostile and doubled files: no wrong number in silence, and no exception from the depths."""
+"""trace.reading, trace.file: damaged, hostile and doubled files give no wrong number in silence."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Several processes, forks and disks that refuse: no row is lost, and none goes into the file of another."""
+"""trace.file: several processes, forks and full disks lose no row, and no row goes into the file of another."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Which way of multiplying is chosen: products that leave terms out are found, and healthy models are left alone."""
+"""measure.curvature.check: products that leave terms out are found, and healthy models keep the fast way."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Two processes that train together measure the curvature that one process measures on all the data.
+"""measure.curvature: two processes that train together measure the curvature that one process measures.
 
 The processes are started once and take all runs of ``distributed_curvature``; the tests read what they found.
 """

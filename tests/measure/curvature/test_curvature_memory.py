@@ -1,4 +1,4 @@
-"""What products cost in memory, read from the profile of every allocation."""
+"""measure.curvature.operator: products cost the memory they promise, as the profile of every allocation shows."""
 
 import gc
 import json

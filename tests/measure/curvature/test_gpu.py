@@ -1,4 +1,4 @@
-"""Curvature on a GPU: the same numbers as on a CPU, and nothing in the iteration that waits for the device."""
+"""measure.curvature: on a GPU the numbers are the numbers of a CPU, and no iteration waits for the device."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Eigenvalues of matrices whose spectrum is known, and honesty where it is not found."""
+"""measure.curvature.spectrum: known eigenvalues are found, and the result says where they are not."""
 
 import math
 

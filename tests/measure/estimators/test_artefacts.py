@@ -1,4 +1,4 @@
-"""Artefacts that make naive measurements worthless, each taken literally and beside it as the probe takes it."""
+"""measure.estimators: artefacts make naive measurements worthless, and the same steps seen by a probe are right."""
 
 import itertools
 import math

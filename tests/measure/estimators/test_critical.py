@@ -1,4 +1,4 @@
-"""CriticalStep against closed forms, a root finder, and a dense scan of real networks, with its passes counted."""
+"""measure.estimators.critical: CriticalStep agrees with closed forms, a root finder and dense scans."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Rows of the curvature estimators against the dense Hessian, multiplied out in float64."""
+"""measure.estimators.hessian: rows of the curvature estimators agree with the dense Hessian in float64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Both ends of the spectrum in a row of HessianNorm: right within 1%, or NaN; never an error of division."""
+"""measure.estimators.hessian: both ends of the spectrum are right within 1% or NaN, and never an error of division."""
 
 import math
 import warnings

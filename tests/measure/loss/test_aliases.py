@@ -1,4 +1,4 @@
-"""A parameter that goes by a second name, as a buffer or a frozen parameter, is measured as it is without that."""
+"""measure.loss.objective: a second name for a parameter, as a buffer or a frozen parameter, changes no row."""
 
 from collections.abc import Callable
 

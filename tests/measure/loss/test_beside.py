@@ -1,4 +1,4 @@
-"""Modules outside of the model that a loss calls are what they would be without a probe, however it reaches them."""
+"""measure.loss.beside: modules that a loss calls beside the model end as they do without a probe."""
 
 from collections.abc import Callable
 from functools import partial, wraps

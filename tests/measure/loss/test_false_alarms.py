@@ -1,4 +1,4 @@
-"""Loops that train on the loss of ``loss_fn`` raise no doubt whatever they do to gradients; others are told by name."""
+"""measure.loss.selftest: a loop that trains on the loss of ``loss_fn`` raises no doubt, and any other does."""
 
 import warnings
 from collections.abc import Callable

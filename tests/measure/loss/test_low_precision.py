@@ -1,4 +1,4 @@
-"""Low precision: rows are right, or say that they are not; truth is the same run's points in float64."""
+"""measure.loss.selftest: rows in low precision are right, or say that they are not."""
 
 import copy
 import math

@@ -1,3 +1,5 @@
+"""measure.loss.objective: the loss is the same function however often it is evaluated, and leaves no trace."""
+
 import random
 
 import numpy as np

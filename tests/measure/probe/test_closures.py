@@ -1,4 +1,4 @@
-"""Optimizers that evaluate the loss themselves, by a closure: what is seen and done then."""
+"""measure.probe.closures: the probe handles optimizers that evaluate the loss themselves through a closure."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""Two processes that train together measure what one process measures on all the data, and train on undisturbed.
+"""measure.probe: two processes that train together measure what one measures, and train undisturbed.
 
 The processes are started once and take all runs of ``distributed_runs``; the tests read what they found.
 """

@@ -1,4 +1,4 @@
-"""Models, optimizers and loops that change in mid-run: training with a probe stays training without, bit for bit."""
+"""measure.probe: models, optimizers and loops that change in mid-run train as they do without a probe, bit for bit."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""A fault inside a measurement under data parallelism leaves the run as it was, or ends it with the true cause."""
+"""measure.probe: a fault under data parallelism leaves the run as it was, or ends it with the true cause."""
 
 from typing import Any
 

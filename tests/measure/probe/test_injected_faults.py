@@ -1,4 +1,4 @@
-"""Memory that runs out anywhere in the library costs a row at most: never the run, and never a bit of it."""
+"""measure.probe, memory: memory that runs out anywhere costs one row at most, never the run and never a bit of it."""
 
 import sys
 import warnings

@@ -1,3 +1,5 @@
+"""measure.probe.probe, measure.probe.measuring: rows hold the step really taken, and training is unharmed."""
+
 import math
 import warnings
 from contextlib import nullcontext

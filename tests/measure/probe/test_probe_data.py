@@ -1,4 +1,4 @@
-"""Which data a row is about: the probe follows the loop through everything loops do with batches."""
+"""measure.probe.recording: every row is about the data of its step, whatever the loop does with batches."""
 
 import copy
 import math

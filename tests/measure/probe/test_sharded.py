@@ -1,4 +1,4 @@
-"""What a fault leaves in the private state of FSDP2 is put back, or the run ends."""
+"""measure.probe.sharded: what a fault leaves in the private state of FSDP2 is put back, or the run ends."""
 
 import json
 from collections.abc import Iterator

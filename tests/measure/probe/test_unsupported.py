@@ -1,4 +1,4 @@
-"""Ways to train in parallel that a measurement cannot put back are refused by name."""
+"""measure.probe.unsupported: ways to train in parallel that a measurement cannot put back are refused by name."""
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
