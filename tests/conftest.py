@@ -23,6 +23,21 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def without_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frees nothing where memory runs out on purpose, since that takes a tenth of a second each time."""
+    monkeypatch.setattr("smoothdiag.memory.free", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Makes this process a group of its own for the tests of a file."""
+    from ranks import alone  # few tests need it
+
+    with alone(tmp_path_factory.mktemp("meeting")):
+        yield
+
+
+@pytest.fixture
 def no_figure_left_open() -> Iterator[None]:
     from matplotlib import pyplot as plt  # most tests draw nothing, and it loads slowly
 

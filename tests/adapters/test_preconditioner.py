@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from regressions import regression, small_run, step_over
+from losses import regression
+from regressions import small_run, step_over
 
 from smoothdiag import Diagonal, LocalSmoothness, PathSmoothness, Probe, every
 from smoothdiag.measure.preconditioner import preconditioner

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from autoclip_runs import Run, adamw, batches, loss_fn, never, sgd
+from autoclip_runs import Run, adamw, batches, never, sgd
+from losses import cross_entropy
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -167,7 +168,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(make, value) -> None:
             twin.step(batch)
             continue
         run.optimizer.zero_grad()
-        loss_fn(run.model, batch).backward()
+        cross_entropy(run.model, batch).backward()
         run.model[0].weight.grad[1, 2] = value
         with pytest.warns(SmoothdiagWarning, match="The gradient of step 3 was not finite"):
             run.optimizer.step()
@@ -307,7 +308,7 @@ def test_without_measurements_it_says_what_it_goes_by() -> None:
     run = Run(sgd(4.0))
     for batch in batches(40):  # nobody shows the probe a batch
         run.optimizer.zero_grad()
-        loss_fn(run.model, batch).backward()
+        cross_entropy(run.model, batch).backward()
         if run.probe.steps == 0:
             with pytest.warns(SmoothdiagWarning, match="saw no batch"):
                 run.optimizer.step()
@@ -326,7 +327,7 @@ def test_rows_of_other_estimators_and_groups_do_not_count() -> None:
     assert set(runs[1].probe.trace.to_frame()["estimator"]) == {"local_clip"}
     grouped = Run.__new__(Run)
     Run.__init__(grouped, sgd(4.0), clipped=False)
-    probe = Probe(grouped.model, grouped.optimizer, loss_fn, estimators=[LocalSmoothness()], schedule=never,
+    probe = Probe(grouped.model, grouped.optimizer, cross_entropy, estimators=[LocalSmoothness()], schedule=never,
                   group_by=by_module())  # fmt: skip
     grouped.probe.close()
     grouped.probe, grouped.clipper = probe, AutoClip(grouped.optimizer, probe)

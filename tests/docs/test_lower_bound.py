@@ -1,12 +1,12 @@
 """docs/lower_bound.py: fixed rates pay for steep starts and clipped descent does not, as the bound of 2019 says."""
 
-import importlib.util
 import math
 
 import numpy as np
 import pytest
 import torch
 from places import REPOSITORY
+from scripts import load
 from torch.testing import assert_close
 
 from smoothdiag import problems
@@ -17,10 +17,7 @@ SCRIPT = REPOSITORY / "docs" / "lower_bound.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("lower_bound", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 def descend(optimizer_of, x0, L0=1.0, L1=1.0, dim=1, num_steps=300):

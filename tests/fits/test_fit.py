@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 import pytest
+from traces import Recorded
 
 from smoothdiag.fits import SmoothnessFit, Verdict, fit_smoothness
 
@@ -184,14 +185,6 @@ def test_unusable_rows_are_counted_and_never_enter():
     }
     assert (found.num_points, found.L1) == (300, pytest.approx(2))
     assert "negative 2" in found.summary()
-
-
-class Recorded:
-    def __init__(self, frame):
-        self.frame = frame
-
-    def to_frame(self):
-        return self.frame
 
 
 def test_local_rows_are_preferred_and_estimators_never_pooled():

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from simulated import spread
 
 from smoothdiag.fits import Verdict, fit_smoothness
 from smoothdiag.fits.affine import pinball, relative_weights
@@ -12,35 +13,31 @@ from smoothdiag.fits.models import FITTERS, fit_isotonic
 N = 300
 
 
-def spread(rng, deviation, n=N):
-    return np.exp(deviation * rng.standard_normal(n))
-
-
 def by_the_loss(rng):
     """H0 + H1 (f - f*): in half of six phases the same loss comes with gradients a tenth as large."""
     gap = 10 ** rng.uniform(-1, 1, N)
     slow = (np.arange(N) // 50) % 2 == 1
-    x = np.sqrt(gap) * np.where(slow, 0.1, 1.0) * spread(rng, 0.5)
-    return x, (1 + 2 * gap) * spread(rng, 0.2), 3 + gap
+    x = np.sqrt(gap) * np.where(slow, 0.1, 1.0) * spread(rng, N, 0.5)
+    return x, (1 + 2 * gap) * spread(rng, N, 0.2), 3 + gap
 
 
 def by_the_gradient(rng):
     """The (1, 2) law, with a loss that follows the gradient norm as on a quadratic, up to a third."""
     x = 10 ** rng.uniform(-1, 1, N)
-    return x, (1 + 2 * x) * spread(rng, 0.2), 3 + x**2 / 2 * spread(rng, 0.3)
+    return x, (1 + 2 * x) * spread(rng, N, 0.2), 3 + x**2 / 2 * spread(rng, N, 0.3)
 
 
 def drift(rng):
     """Loss, gradient norm and smoothness fall with time, each with noise of its own."""
     level = 10 ** (2 * np.exp(-6 * np.arange(N) / N) - 1)
-    x, y, gap = (base * spread(rng, 0.3) for base in (level, 1 + 2 * level, level))
+    x, y, gap = (base * spread(rng, N, 0.3) for base in (level, 1 + 2 * level, level))
     return x, y, 3 + gap
 
 
 def exponential(rng):
     """The exponential landscape in one dimension: gradient norm and loss are functions of each other."""
     r = rng.uniform(0.02, 2.5, N)
-    return np.expm1(2 * r) / 2, np.exp(2 * r) * spread(rng, 0.1), (np.expm1(2 * r) - 2 * r) / 4
+    return np.expm1(2 * r) / 2, np.exp(2 * r) * spread(rng, N, 0.1), (np.expm1(2 * r) - 2 * r) / 4
 
 
 def fit(run, seed, num_boot=50):
@@ -177,7 +174,7 @@ def test_where_every_floor_gives_the_same_line_units_do_not_choose_one():
     # With an exponent of 1 the fits for all f* are one line; only rounding would prefer one of them.
     rng = np.random.default_rng(1)
     x, _, loss = by_the_loss(rng)
-    y = (1 + 2 * (loss - 3)) * spread(rng, 0.1)
+    y = (1 + 2 * (loss - 3)) * spread(rng, N, 0.1)
     frame = pd.DataFrame({"grad_norm": x, "smoothness": y, "loss": loss, "saturation": 0.1})
 
     def floor(a, b):

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from traces import Recorded
 
 from smoothdiag.fits import SmoothnessFit, fit_smoothness
 
@@ -15,14 +16,6 @@ def one_run(seed, n=100, L1=2.0, **columns):
 
 
 RUNS = [one_run(seed) for seed in range(6)]
-
-
-class Recorded:
-    def __init__(self, frame):
-        self.frame = frame
-
-    def to_frame(self):
-        return self.frame
 
 
 def fit(data, **options):

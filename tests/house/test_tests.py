@@ -1,4 +1,4 @@
-"""tests: every test file says in its first line which part of the repository it is about, and lies where that belongs."""
+"""tests: every test file says in its first line what it is about, and lies in the folder where that belongs."""
 
 import ast
 import re

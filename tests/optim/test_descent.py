@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 import torch
+from asserts import NoSync
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from smoothdiag import problems
 from smoothdiag.optim import Clipped, ClippedMomentum, GradientDescent, LogSmoothed, Normalized, Smoothed
@@ -197,14 +197,6 @@ def test_ascent_and_half_precision():
     p.grad = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
     GradientDescent([p], Clipped(1.0, 2.5), maximize=True).step()
     assert_close(p.detach(), torch.tensor([1.5, 2.0], dtype=torch.bfloat16))
-
-
-class NoSync(TorchDispatchMode):
-    """Fails where a value leaves its tensor."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("rule", [*RULES, LogSmoothed(1.0, 0.0)], ids=str)

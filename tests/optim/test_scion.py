@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import EmbeddingAndHead
+from networks import EmbeddingAndHead, mlp
 from ranks import run_ranks
 from scion_worker import CASES, WORLD, train, work
 from torch import nn
@@ -142,7 +142,7 @@ def test_first_weights_need_a_geometry_and_a_radius():
 
 def test_a_model_starts_in_its_ball_stays_there_and_learns():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
+    model = mlp(5, 16, 16, 3)
     groups = scion_groups(model, radii={"hidden": 3.0, "head": 20.0})
     scion_init_(groups, radius=1.0)
     optimizer = ClippedScion(groups, lr=0.05, threshold=2.0, radius=1.0, weight_decay=1.0)

@@ -7,8 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from figures import NARROW, WIDE, labelled, labels
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -17,8 +17,6 @@ from smoothdiag.plots import plot_fit
 
 NUM_ROWS = 240
 pytestmark = pytest.mark.usefixtures("no_figure_left_open")
-
-NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
 
 
 def rows(num_rows: int = NUM_ROWS, seed: int = 0, **columns: Any) -> pd.DataFrame:
@@ -41,17 +39,6 @@ def rows(num_rows: int = NUM_ROWS, seed: int = 0, **columns: Any) -> pd.DataFram
 @pytest.fixture(scope="module")
 def fit() -> sd.SmoothnessFit:
     return sd.fit_smoothness(rows(), num_boot=60)
-
-
-def labelled(ax: Axes, label: str) -> Any:
-    """The one artist with this label."""
-    handles, names = ax.get_legend_handles_labels()
-    (found,) = [handle for handle, name in zip(handles, names, strict=True) if name == label]
-    return found
-
-
-def labels(ax: Axes) -> list[str]:
-    return ax.get_legend_handles_labels()[1]
 
 
 def test_four_panels_have_units_and_the_verdict_heads_them(fit: sd.SmoothnessFit) -> None:

@@ -7,8 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from figures import NARROW, WIDE, labelled, labels
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
@@ -17,8 +17,6 @@ from smoothdiag.plots import plot_constants, plot_groups
 
 NUM_ROWS = 120
 pytestmark = pytest.mark.usefixtures("no_figure_left_open")
-
-NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
 
 
 def rows(group: str, seed: int = 0, **columns: Any) -> pd.DataFrame:
@@ -53,17 +51,6 @@ def trace() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def fits(trace: pd.DataFrame) -> sd.GroupFits:
     return sd.fit_groups(trace, num_boot=40)
-
-
-def labelled(ax: Axes, label: str) -> Any:
-    """The one artist with this label."""
-    handles, names = ax.get_legend_handles_labels()
-    (found,) = [handle for handle, name in zip(handles, names, strict=True) if name == label]
-    return found
-
-
-def labels(ax: Axes) -> list[str]:
-    return ax.get_legend_handles_labels()[1]
 
 
 def titles(panels: Any) -> list[str]:

@@ -8,13 +8,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from traces import row
 
 from smoothdiag import SmoothdiagWarning, Trace
 from smoothdiag.trace import file as files
-
-
-def row(step: int, **values) -> dict:
-    return {"step": step, "grad_norm": 1.0 + step, "smoothness": 2.0, "estimator": "local", **values}
 
 
 def steps(path: Path) -> list[int]:

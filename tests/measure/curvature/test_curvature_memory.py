@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from curved import cross_entropy, objective_of
+from curved import objective_of
+from losses import classification
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -48,13 +49,13 @@ def peak_of(action: Callable[[], object], folder: Path) -> int:
 def test_differences_take_hardly_more_memory_than_a_gradient(rung, tmp_path, record_property) -> None:
     model = Deep()
     batch = (torch.randn(512, 24), torch.randint(24, (512,)))
-    objective = objective_of(model, cross_entropy, batch)
+    objective = objective_of(model, classification, batch)
     copy = sum(4 * p.numel() for p in model.parameters())
     v = vectors.random_like(objective.point(), seed=0)
 
     def gradient() -> None:
         model.zero_grad()
-        cross_entropy(model, batch).backward()
+        classification(model, batch).backward()
         model.zero_grad()
 
     def products(backend: str) -> None:

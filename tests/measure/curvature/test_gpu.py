@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 import torch
-from networks import Convolutional, Gpt, Recurrent, classification, images, texts
+from losses import classification
+from networks import Convolutional, Gpt, Recurrent, images, texts
 
 from smoothdiag import HessianNorm, LocalSmoothness, PathSmoothness, Probe, Sharpness, every, hvp, objective
 from smoothdiag.measure.curvature import lanczos

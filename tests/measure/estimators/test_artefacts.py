@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from curved import flat
+from networks import Point
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,18 +16,6 @@ from smoothdiag import LocalSmoothness, PathSmoothness, Probe, every, fit_smooth
 from smoothdiag.optim import ClippedMomentum
 
 PATH = [PathSmoothness(two_scale=False)]
-
-
-class Point(nn.Module):
-    """A model that is nothing but its parameter."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.x = nn.Parameter(x.clone())
-
-
-def flat(tensors) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])
 
 
 def test_different_batches_on_a_noisy_quadratic() -> None:

@@ -7,7 +7,8 @@ import networks
 import numpy as np
 import pytest
 import torch
-from regressions import regression, small_run, step_over
+from losses import classification, regression
+from regressions import small_run, step_over
 from scipy.optimize import brentq
 from steps import step_on
 
@@ -202,11 +203,11 @@ def test_on_networks_it_is_what_a_dense_scan_finds(kind, make) -> None:
     for index in range(3):
         state = RandomState.capture()
         optimizer.zero_grad()
-        networks.classification(model, batch).backward()
+        classification(model, batch).backward()
         start = vectors.clone(parameters)
         optimizer.step()
         end = vectors.clone(parameters)
-        objective = Objective(model, networks.classification, [MicroBatch(batch, state)], parameters)
+        objective = Objective(model, classification, [MicroBatch(batch, state)], parameters)
         lr = optimizer.param_groups[0]["lr"]
         step = Step(index, objective, start, end, lr, memory=memory)
         with objective.isolated():
@@ -352,7 +353,7 @@ def test_losses_are_rounded_by_less_than_is_allowed_for(kind, narrow) -> None:
 
     def loss_fn(m, b):
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            return networks.classification(m, b)
+            return classification(m, b)
 
     objective = Objective(model, loss_fn, [MicroBatch(batch, RandomState.capture())], list(model.parameters()))
     start = objective.point()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from regressions import regression, small_run, step_over
+from curved import flat
+from losses import regression
+from regressions import small_run, step_over
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -23,10 +25,6 @@ from smoothdiag.measure.preconditioner import preconditioner
 
 TIGHT = {"tol": 1e-9, "max_products": 100}
 ALL = [HessianNorm(**TIGHT), Sharpness(**TIGHT), DirectionalCurvature(), DirectionalCurvature("update")]
-
-
-def flat(tensors) -> torch.Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])
 
 
 def dense(model, batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,16 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from networks import Point
+from torch import Tensor
 
 import smoothdiag as sd
 from smoothdiag import vectors
-
-
-class Point(nn.Module):
-    def __init__(self, dim: int, seed: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.x = nn.Parameter(random(seed, dim).to(dtype))
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -57,7 +52,7 @@ MATRICES: dict[str, Callable[[int], Tensor]] = {
 
 
 def rows_of(hessian: Tensor, seed: int, dtype: torch.dtype, estimator: sd.Estimator, steps: int) -> list[dict]:
-    hessian, model = hessian.to(dtype), Point(len(hessian), seed, dtype)
+    hessian, model = hessian.to(dtype), Point(random(seed, len(hessian)).to(dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     probe = sd.Probe(
         model, optimizer, lambda m, _: m.x @ hessian @ m.x / 2, estimators=[estimator], schedule=sd.every(1)

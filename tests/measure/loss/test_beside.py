@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from networks import mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,7 +110,7 @@ WAYS: dict[str, Callable[[nn.Module], Loss]] = {
 
 def _trained(way: str, attach: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    model, other = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4)), Centred()
+    model, other = mlp(6, 4, 4), Centred()
     loss_fn = WAYS[way](other)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     probe = Probe(model, optimizer, loss_fn, schedule=every(1)) if attach else None

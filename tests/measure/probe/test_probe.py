@@ -7,7 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from regressions import regression, small_run, step_over
+from losses import regression
+from regressions import small_run, step_over
 from torch import nn
 
 from smoothdiag import LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, Trace, every

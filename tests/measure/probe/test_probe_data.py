@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from regressions import regression, small_run, step_over
+from losses import regression
+from regressions import small_run, step_over
 from torch import nn
 from torch.nn import functional as F
 
