@@ -1,9 +1,24 @@
 """Shared settings: one thread, since models as small as those of the tests only wait on several."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from quick import is_left_out, is_quick, no_frameworks, no_processes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if is_quick(config):
+        frameworks = no_frameworks()
+        frameworks.__enter__()
+        config.add_cleanup(lambda: frameworks.__exit__(None, None, None))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_test = collection_path.suffix == ".py" and is_quick(config)
+    return True if is_test and is_left_out(collection_path) else None
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -15,6 +30,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_processes_if_quick(pytestconfig: pytest.Config) -> Iterator[None]:
+    with no_processes() if is_quick(pytestconfig) else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -76,6 +76,7 @@ def test_nothing_is_said_where_nobody_reads(arguments, code, folder, capsys, mon
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["smoothdiag", "smoothdiag.cli"])
 def test_a_process_ends_quietly_too(module, folder) -> None:
     reader, writer = os.pipe()
@@ -86,6 +87,7 @@ def test_a_process_ends_quietly_too(module, folder) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.thorough
 def test_a_process_without_output_works(folder) -> None:
     command = f"exec {sys.executable} -m smoothdiag clip run.jsonl >&- 2>&-"
     assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
@@ -184,6 +186,7 @@ def test_no_permission_is_one_line(command, folder, capsys) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.thorough
 def test_commands_take_several_runs(folder, capsys) -> None:
     write_trace(folder / "other run.jsonl", seed=1)
     for arguments in (["fit"], ["clip"], ["plot", "--out", "new/folder/x.png"]):
@@ -194,6 +197,7 @@ def test_commands_take_several_runs(folder, capsys) -> None:
     assert "runs                  2" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_groups_can_be_chosen_and_drawn(folder, capsys) -> None:
     write_trace(folder / "groups.jsonl", ("all", "body", "head"))
     command = ["--by-group", "--group", "head", "--group", "all", "--num-boot", "20", "--seed", "1"]

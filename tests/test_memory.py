@@ -22,6 +22,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ERRORS)
 def test_only_a_lack_of_memory_is_tried_again(name) -> None:
     error, is_memory = ERRORS[name]

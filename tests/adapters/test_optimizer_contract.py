@@ -97,6 +97,7 @@ def row(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_probe_changes_no_bit(row: Row) -> None:
     if row.unwatched:
@@ -118,6 +119,7 @@ def test_a_cap_that_never_binds_changes_no_bit(row: Row) -> None:
     assert clipped.clipper.clip_fraction == 0 or row.loop == "two steps"
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_cap_that_binds_costs_no_loss_or_is_refused(row: Row) -> None:
     if refused := row.refused or row.unwatched:

@@ -67,6 +67,7 @@ def faulty_run(name, dtype, *, after=0, steps=2, closures=False, not_finite=True
     return run, failing.count
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The gradient of step")
 @pytest.mark.parametrize("closures", [False, True], ids=["no closure", "closure"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -83,6 +84,7 @@ def test_memory_that_runs_out_once_changes_no_bit(name, dtype, closures) -> None
         assert run.clipper.history.equals(expected.clipper.history)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", FAULTY)
 def test_memory_that_stays_out_ends_no_run(name, dtype) -> None:

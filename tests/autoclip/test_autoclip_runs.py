@@ -59,6 +59,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:AutoClip lowered")
 @pytest.mark.parametrize(("name", "stop", "order", "in_file"), CASES)
 def test_a_resumed_run_goes_on_bit_for_bit(name, stop, order, in_file, tmp_path) -> None:
@@ -257,6 +258,7 @@ def test_curvature_that_grows_late_lowers_the_longest_step() -> None:
     assert f"lowered at step {third}" in clipper.reason
 
 
+@pytest.mark.thorough
 def test_gradients_that_become_small_lower_nothing() -> None:
     """The Hessian is constant and the rate is stable: 4,000 times smaller gradients need no shorter steps."""
     generator = torch.Generator().manual_seed(0)

@@ -15,6 +15,8 @@ from torch import nn
 
 from smoothdiag import StepRule
 
+pytestmark = pytest.mark.thorough
+
 FOLDER = REPOSITORY / "benchmarks" / "autoclip"
 
 MODULES = ("arms", "clippers", "measured", "regret", "results", "run", "sources", "training", "workloads")

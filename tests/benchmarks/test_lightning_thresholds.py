@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 from places import REPOSITORY
 
+pytestmark = pytest.mark.thorough
+
 FOLDER = REPOSITORY / "benchmarks" / "frameworks"
 
 

@@ -4,6 +4,8 @@ import pytest
 from places import REPOSITORY
 from scripts import load
 
+pytestmark = pytest.mark.thorough
+
 SCRIPT = REPOSITORY / "docs" / "coverage.py"
 LEAST, MOST = 0.82, 0.97  # Around a level of .9.
 

@@ -10,6 +10,8 @@ from scripts import load
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
 
+pytestmark = pytest.mark.thorough
+
 SCRIPT = REPOSITORY / "docs" / "debiased.py"
 
 

@@ -12,6 +12,8 @@ from places import REPOSITORY
 from torch.nn import functional as F
 from trainers import settings_of_the_process, trainer_of
 
+pytestmark = pytest.mark.thorough
+
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

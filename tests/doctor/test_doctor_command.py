@@ -91,6 +91,7 @@ print(f.__annotations__, __cached__, os.path.exists(__file__), sys.modules["__ma
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [["inner/train.py"], ["-m", "inner.train"]])
 def test_main_module_is_as_under_python(tmp_path, options) -> None:
     (tmp_path / "inner").mkdir()
@@ -178,6 +179,7 @@ def test_reader_that_leaves_early_makes_no_traceback(tmp_path, capsys, monkeypat
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.thorough
 def test_report_comes_before_a_signal_ends_the_process(tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(f"{LOOP}\nimport os\nos.kill(os.getpid(), 15)\nprint('on')")

@@ -62,6 +62,7 @@ def test_fit_corrects_where_the_variance_of_the_gradient_is_known():
     assert found.L1 == fit().L1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variance", [np.nan, 0.0, -1.0, 1e6, np.where(np.arange(N) < 60, np.nan, 0.01)])
 def test_unknown_or_overwhelming_errors_are_not_corrected(variance):
     found = fit(grad_variance=variance)

@@ -59,6 +59,7 @@ def test_cosh_and_hybrid_are_bounded_by_a_line(law):
     assert pytest.approx(3, rel=0.08) == found.L1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [3, 4, 6])
 def test_powers_of_the_norm_are_powers(n):
     found = fit(X, 2 * X ** ((n - 2) / (n - 1)))
@@ -71,6 +72,7 @@ def test_square_of_the_gradient_norm_is_a_power_too():
     assert fit(X, X**2).verdict is Verdict.POWER
 
 
+@pytest.mark.thorough
 def test_true_law_with_noise_is_recognised():
     found = [
         fit(norms(seed, low=-1, high=1), (1 + 2 * norms(seed, low=-1, high=1)) * noisy(seed)) for seed in range(20)
@@ -82,6 +84,7 @@ def test_true_law_with_noise_is_recognised():
     assert np.median([one.L1 for one in found]) == pytest.approx(2 * lift, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_noise_that_ignores_the_gradient_norm_has_no_l1():
     verdicts = [fit(norms(seed), noisy(seed, deviation=0.5)).verdict for seed in range(20)]
     assert set(verdicts) <= {Verdict.CONSTANT, Verdict.NOT_IDENTIFIED}
@@ -226,6 +229,7 @@ def test_reason_of_a_law_says_what_was_not_shown():
     assert "probed direction" not in fit(X, 1 + 2 * X, estimator="hessian_norm").verdict_reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("a", "b"), [(1e150, 1e150), (1e-150, 1e-150), (1e150, 1e-100), (1e200, 1.0), (1.0, 1e-200)])
 def test_extreme_units_change_nothing(a, b):
     y = (1 + 2 * X) * noisy(0)

@@ -42,6 +42,7 @@ def fits(trace: pd.DataFrame) -> sd.GroupFits:
     return sd.fit_groups(trace, num_boot=60)
 
 
+@pytest.mark.thorough
 def test_every_group_has_the_fit_it_has_alone(trace: pd.DataFrame, fits: sd.GroupFits) -> None:
     assert list(fits) == ["all", "head", "body"], "all comes first, the others as they were recorded"
     assert len(fits) == 3

@@ -56,6 +56,7 @@ CASES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_verdict(case):
     run, allowed, _ = CASES[case]
@@ -89,6 +90,7 @@ def test_scan_of_the_smallest_loss():
     assert list(frame["floor"][frame["scan"]]) == floors
 
 
+@pytest.mark.thorough
 def test_true_gap_is_found_where_nothing_is_noise():
     rng = np.random.default_rng(0)
     gap = 10 ** rng.uniform(-1, 1, N)
@@ -100,6 +102,7 @@ def test_true_gap_is_found_where_nothing_is_noise():
     assert score.later_loss < 1e-6
 
 
+@pytest.mark.thorough
 def test_formula_of_the_score_gives_the_heights():
     rng = np.random.default_rng(0)
     gap = 10 ** rng.uniform(-1, 1, N)
@@ -170,6 +173,7 @@ def test_isotonic_gives_equal_gradient_norms_one_value():
     np.testing.assert_allclose(steps(np.array([0.5, 1.0, 9.0])), [3, 3, steps.values[-1]])
 
 
+@pytest.mark.thorough
 def test_where_every_floor_gives_the_same_line_units_do_not_choose_one():
     # With an exponent of 1 the fits for all f* are one line; only rounding would prefer one of them.
     rng = np.random.default_rng(1)
@@ -186,6 +190,7 @@ def test_where_every_floor_gives_the_same_line_units_do_not_choose_one():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("factor", [1e160, 1e-155, 1e-170])
 def test_losses_whose_powers_overflow_are_not_known(factor):
     x, y, loss = by_the_loss(np.random.default_rng(0))

@@ -15,6 +15,8 @@ from smoothdiag import PathSmoothness, Probe, every
 from smoothdiag.fits import Verdict, fit_smoothness
 from smoothdiag.optim import ClippedMomentum
 
+pytestmark = pytest.mark.thorough
+
 COLUMNS = ["grad_norm", "smoothness", "saturation"]
 
 

@@ -11,6 +11,8 @@ from simulated import different_batches, law, spread, uniform, white
 
 from smoothdiag.fits import Verdict, fit_smoothness
 
+pytestmark = pytest.mark.thorough
+
 CONSTANT, POWER, ARTEFACT = {Verdict.CONSTANT}, {Verdict.POWER}, {Verdict.ARTEFACT}
 UNKNOWN = {Verdict.NOT_IDENTIFIED}
 

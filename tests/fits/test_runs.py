@@ -22,6 +22,7 @@ def fit(data, **options):
     return fit_smoothness(data, num_boot=60, quantile=0.5, **options)
 
 
+@pytest.mark.thorough
 def test_lists_of_traces_and_of_tables_and_a_column_give_the_same_fit():
     found = fit(RUNS)
     stacked = pd.concat([frame.assign(run=str(k), step=np.arange(100)) for k, frame in enumerate(RUNS)])
@@ -44,6 +45,7 @@ def test_a_list_of_tables_with_runs_keeps_them_apart():
     assert fit([pair, pair]).num_runs == 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "expected"), [(1, False), (2, True), (4, True), (5, False)])
 def test_few_runs_are_said_to_be_few(number, expected):
     found = fit(RUNS[:number])
@@ -60,6 +62,7 @@ def test_more_runs_than_one_widen_the_interval_where_they_differ():
     assert apart.interval_freedom == 5
 
 
+@pytest.mark.thorough
 def test_rows_are_compared_with_later_steps_of_all_runs():
     # A drift that begins in the middle of every run: judged run after run, it would be seen and forgotten in turns.
     step = np.arange(100)

@@ -325,6 +325,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("file", "code", "message"), WRONG)
 def test_planted_fault_is_found(tmp_path: Path, file: str, code: str, message: str) -> None:
     found = _plant(tmp_path, file, code)
@@ -332,6 +333,7 @@ def test_planted_fault_is_found(tmp_path: Path, file: str, code: str, message: s
     assert message in found.pop()
 
 
+@pytest.mark.thorough
 def test_fault_planted_in_a_copy_of_the_real_package_is_found(tmp_path: Path) -> None:
     copy = tmp_path / "smoothdiag"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))

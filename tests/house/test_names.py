@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from places import REPOSITORY
+
+pytestmark = pytest.mark.thorough
 
 # A day later by the clock rather than by waiting. An address or a set order differs between any two processes.
 COLLECT = """

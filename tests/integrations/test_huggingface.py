@@ -23,6 +23,8 @@ from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, Smoothd
 from smoothdiag.integrations.huggingface import STATE_FILE, SmoothnessCallback
 from smoothdiag.integrations.losses import Factor
 
+pytestmark = pytest.mark.thorough
+
 OLD = transformers.__version__.startswith("4.")  # whose trainer rounds losses, and may log the next step's rate
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

@@ -7,6 +7,8 @@ import torch
 from huggingface_worker import STEPS, work
 from ranks import run_ranks
 
+pytestmark = pytest.mark.thorough
+
 
 def free_port() -> int:
     with socket.socket() as found:

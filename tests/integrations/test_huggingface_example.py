@@ -13,6 +13,8 @@ from trainers import settings_of_the_process
 
 from smoothdiag import Trace
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> None:

@@ -24,6 +24,8 @@ from smoothdiag import AutoClip, LocalSmoothness, Probe, SmoothdiagWarning, Step
 from smoothdiag.integrations.lightning import SmoothnessCallback
 from smoothdiag.integrations.training_step import check_run
 
+pytestmark = pytest.mark.thorough
+
 
 def books(module: Any, trainer: Any) -> dict[str, Any]:
     """Returns all that a run leaves behind."""

@@ -25,6 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 from smoothdiag import AutoClip, Probe, SmoothdiagWarning, Trace, by_module, every
 from smoothdiag.integrations.loggers import TensorBoardWriter, TraceWriter, WandbWriter
 
+pytestmark = pytest.mark.thorough
+
 Numbers = dict[str, list[tuple[int, float]]]
 
 CLIPPING = ("clipping/longest_step", "clipping/threshold", "clipping/clip_fraction")

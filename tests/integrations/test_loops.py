@@ -15,6 +15,8 @@ from torch import nn
 
 from smoothdiag import LocalSmoothness, Probe, Trace, every
 
+pytestmark = pytest.mark.thorough
+
 
 def fabric_run(precision: Any, *, probed: bool) -> tuple[list[torch.Tensor], list[float], Probe | None]:
     torch.manual_seed(0)

@@ -76,6 +76,7 @@ CAPS = [{"threshold": 0.7}, {"threshold": None, "longest_step": 0.07}]
 DECAYS = [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": False}]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("foreach", [None, False])
 @pytest.mark.parametrize("bias_correction", [False, True])
 @pytest.mark.parametrize("norm_scope", ["all", "group"])
@@ -87,6 +88,7 @@ def test_every_combination_equals_the_twin(clip, norm_scope, bias_correction, fo
         compare_with_twin([options] * 3, num_steps=10, more={"foreach": foreach})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cap", CAPS, ids=str)
 @pytest.mark.parametrize("clip", ["hard", "soft", "normalize"])
 @pytest.mark.parametrize("more", [{"bias_correction": True, "nu": 0.7}, *DECAYS], ids=str)

@@ -140,6 +140,7 @@ def values_along(problem, x0, rule, num_steps):
     return values, norms
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", LANDSCAPES)
 def test_descent_is_monotone_at_the_threshold_of_the_theorem(kind):
     clipped = 0
@@ -151,6 +152,7 @@ def test_descent_is_monotone_at_the_threshold_of_the_theorem(kind):
     assert 100 < clipped < 400
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", LANDSCAPES)
 @pytest.mark.parametrize("rule", [Smoothed, LogSmoothed])
 def test_smoothed_steps_decrease_the_loss_as_promised(kind, rule):

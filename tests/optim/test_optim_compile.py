@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from smoothdiag.optim import Clipped, ClippedMomentum, GradientDescent, LogSmoothed
 
+pytestmark = pytest.mark.thorough
+
 CASES = {
     "momentum": lambda p: ClippedMomentum(p, 0.1, threshold=0.5),
     "free": lambda p: ClippedMomentum(p, 0.1, threshold=math.inf, nu=0.0),

@@ -167,6 +167,7 @@ def ranks(tmp_path_factory):
     return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_with_shards_take_the_steps_of_one(ranks, case):
@@ -175,6 +176,7 @@ def test_two_processes_with_shards_take_the_steps_of_one(ranks, case):
         assert_close(found[case], alone, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
 def test_geometries_of_shards_are_those_of_the_whole(ranks):
     for found in ranks:

@@ -11,6 +11,8 @@ from matplotlib.text import Text
 import smoothdiag as sd
 from smoothdiag.plots.common import as_drawn
 
+pytestmark = pytest.mark.thorough
+
 matplotlib.use("Agg")
 
 NAMES = {

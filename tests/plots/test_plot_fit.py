@@ -209,6 +209,7 @@ def test_given_axes_open_no_figure_and_settings_stay(fit: sd.SmoothnessFit) -> N
         plot_fit(fit, axes=[*given[0]])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(fit: sd.SmoothnessFit, width: float) -> None:
     with plt.rc_context({"figure.figsize": (width, 0.75 * width)}):

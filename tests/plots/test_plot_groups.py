@@ -182,6 +182,7 @@ def test_given_axes_open_no_figure_and_settings_stay(fits: sd.GroupFits) -> None
         plot_constants({})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(trace: pd.DataFrame, fits: sd.GroupFits, width: float) -> None:
     with plt.rc_context({"figure.figsize": (width, 0.75 * width)}):
@@ -200,6 +201,7 @@ def test_nothing_overlaps_or_leaves_the_figure(trace: pd.DataFrame, fits: sd.Gro
                 assert len(shown) >= 2
 
 
+@pytest.mark.thorough
 def test_labels_that_are_numbers_or_missing_are_drawn_as_they_are_fitted() -> None:
     frame = pd.concat([rows("all"), rows("0", 1), rows("1", 2)], ignore_index=True)
     numbered = frame.assign(group=frame["group"].map({"all": "all", "0": 0, "1": 1}))

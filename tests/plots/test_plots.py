@@ -366,6 +366,7 @@ def test_without_any_figure_one_is_made() -> None:
     assert len(plt.get_fignums()) == 2
 
 
+@pytest.mark.thorough
 def test_importing_the_module_loads_no_plotting_library() -> None:
     code = "import sys, smoothdiag.plots; print({'matplotlib', 'seaborn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

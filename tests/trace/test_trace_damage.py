@@ -43,6 +43,7 @@ def steps(path: Path, match: str | None = None, **options) -> list[int]:
     return [found["step"] for found in trace]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_no_mutation_goes_unreported(suffix, monkeypatch) -> None:
     source = random.Random(0)

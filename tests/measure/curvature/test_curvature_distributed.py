@@ -18,7 +18,10 @@ TOLERANCE, GROUP_TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2, 0.15
 """Of every value, relative. Eigenvalues of single groups lie close together, where a start that is drawn otherwise ends
 further from the limit; in bfloat16 gradients are 3% exact."""
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it"),
+]
 
 
 @pytest.fixture(scope="module")

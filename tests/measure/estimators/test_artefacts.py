@@ -115,6 +115,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_neither_sums_nor_copies_change_l1(variant) -> None:
     loss_of, copies, scale = VARIANTS[variant]

@@ -192,6 +192,7 @@ def test_the_tolerance_is_kept_and_paid_for() -> None:
     assert sum(num[::2]) < sum(num[1::2])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [networks.Convolutional, networks.Gpt, networks.Recurrent])
 @pytest.mark.parametrize("make", [OPTIMIZERS["sgd"], OPTIMIZERS["adam"]])
 def test_on_networks_it_is_what_a_dense_scan_finds(kind, make) -> None:

@@ -182,6 +182,7 @@ def test_rounding_is_estimated_anew_as_training_goes() -> None:
     assert len(set(errors[:10])) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["cnn", "gpt", "lstm"])
 @pytest.mark.parametrize("way", ["eager", "reentrant", "non_reentrant", "compiled", "compiled_loss"])
 def test_narrow_dtypes_are_seen_from_outside(kind, way) -> None:

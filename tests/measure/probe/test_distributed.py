@@ -25,7 +25,10 @@ NOISE_COLUMNS = {"grad_variance", "noise_scale"}
 TOLERANCE = 1e-3
 """Of every value, relative; float32 rounding leaves no more of the difference of two gradients over a short way."""
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it"),
+]
 
 
 def start(folder: Path, cases: list[Case], *, extras: bool) -> list[dict[Any, Any]]:

@@ -285,6 +285,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attach", ["Probe", "AutoClip"])
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("edit", EDITS)

@@ -107,6 +107,7 @@ def injected(name: str, dtype: torch.dtype, place: int, *, lasts: bool = False, 
     return faults
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_no_allocation_that_fails_ends_or_changes_a_run(name, dtype) -> None:
@@ -124,6 +125,7 @@ def test_no_allocation_at_all_does(name, dtype) -> None:
         injected(name, dtype, place)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_memory_that_stays_away_costs_rows_alone(name) -> None:
     number = injected(name, torch.float32, 0).number
@@ -131,6 +133,7 @@ def test_memory_that_stays_away_costs_rows_alone(name) -> None:
         injected(name, torch.float32, place, lasts=True)
 
 
+@pytest.mark.thorough
 def test_curvature_too() -> None:
     number = injected("sgd", torch.float32, 0, curved=True).number
     for place in range(1, number + 1, max(1, number // 8)):

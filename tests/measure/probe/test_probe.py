@@ -40,6 +40,7 @@ def train_lstm(optimizer_name: str, micro_batches: int, *, probed: bool) -> dict
     return state_of(model, optimizer)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 def test_training_with_a_probe_is_bit_identical(optimizer_name, micro_batches) -> None:

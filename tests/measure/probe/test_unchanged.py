@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_flatten
 from smoothdiag import ClippedMomentum, LocalSmoothness, PathSmoothness, Probe, every
 from smoothdiag.measure.estimators import Estimate, Step
 
+pytestmark = pytest.mark.thorough
+
 STEPS = 20
 MODELS = {
     "cnn": (Convolutional, images),
