@@ -147,6 +147,7 @@ def test_plot_draws_sharpness_where_there_is_some(lawful, tmp_path, capsys) -> N
         main(["plot", str(lawful), "--sharpness", "--over-steps"])
 
 
+@pytest.mark.thorough
 def test_fit_by_group_prints_a_line_per_group(lawful, capsys) -> None:
     frame = Trace.read(lawful).to_frame()
     with Trace(lawful.with_name("groups.jsonl")) as trace:

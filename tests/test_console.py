@@ -59,6 +59,7 @@ PRINTING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arguments", "code"), PRINTING.values(), ids=PRINTING)
 def test_nothing_is_said_where_nobody_reads(arguments, code, folder, capsys, monkeypatch) -> None:
     reader, writer = os.pipe()
@@ -132,6 +133,7 @@ READING = {
 NAMES = ["bad.jsonl", "bad.csv", "bad.parquet", "bad.json", "bad", "with a\n\x1b[31mline.jsonl"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES, ids=["jsonl", "csv", "parquet", "json", "no suffix", "odd name"])
 @pytest.mark.parametrize("content", HOSTILE)
 @pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")

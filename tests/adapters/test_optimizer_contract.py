@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_flatten_with_path
 
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, StepRule, every
 
+pytestmark = pytest.mark.thorough
+
 NEVER_BINDS = StepRule(multiple=None, relative=1e6)
 SOURCE = torch.Generator().manual_seed(3)
 INPUTS = torch.randn(256, 6, generator=SOURCE)
@@ -97,7 +99,6 @@ def row(request: pytest.FixtureRequest) -> Row:
     return ROWS[request.param]
 
 
-@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_probe_changes_no_bit(row: Row) -> None:
     if row.unwatched:
@@ -119,7 +120,6 @@ def test_a_cap_that_never_binds_changes_no_bit(row: Row) -> None:
     assert clipped.clipper.clip_fraction == 0 or row.loop == "two steps"
 
 
-@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")
 def test_a_cap_that_binds_costs_no_loss_or_is_refused(row: Row) -> None:
     if refused := row.refused or row.unwatched:

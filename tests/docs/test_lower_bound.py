@@ -64,6 +64,7 @@ def test_the_script_descends_the_hybrid_landscape(script):
     assert_close(torch.from_numpy(script.steep(x.numpy())), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("rate", "threshold"), [(0.5, 1.0), (0.02, math.inf), (0.1, math.inf), (0.11, math.inf), (0.13, math.inf)]
 )

@@ -72,6 +72,7 @@ def test_exit_code_is_kept_and_the_report_comes_all_the_same(tmp_path, capsys, e
         assert 'train.py", line 9, in <module>' in captured.err
 
 
+@pytest.mark.thorough
 def test_script_finds_what_it_finds_under_python(tmp_path, capsys) -> None:
     (tmp_path / "beside.py").write_text("name = 'beside'")
     code = "import sys, beside\nprint(__name__, __file__, sys.argv, sys.path[0], beside.name)"
@@ -228,6 +229,7 @@ def test_handler_of_the_script_decides(tmp_path, monkeypatch, own) -> None:
     assert (left is signal.SIG_DFL) is not own
 
 
+@pytest.mark.thorough
 def test_signal_ends_what_the_script_forks_as_without_the_doctor(tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(FORKS)

@@ -60,6 +60,7 @@ def test_quadratic_is_constant():
     assert pytest.approx(2.0) == found.L0
 
 
+@pytest.mark.thorough
 def test_valley_is_no_law():
     # Along x y = 1 the gradient vanishes and the curvature has no bound.
     verdicts = []

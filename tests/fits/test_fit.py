@@ -104,6 +104,7 @@ def test_less_than_a_decade_is_not_identified():
     assert fit(x, 1 + 2 * x).verdict is Verdict.NOT_IDENTIFIED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("a", "b"), [(7.3, 1.0), (1.0, 0.013), (1e-4, 300.0)])
 def test_units_move_every_field_as_they_should(a, b):
     # The loss times a; parameters in other units, f(b x).
@@ -162,6 +163,7 @@ def test_round_trip_through_json_is_exact():
         SmoothnessFit.from_dict(plain | {"version": 99})
 
 
+@pytest.mark.thorough
 def test_same_seed_gives_the_same_fit_whatever_the_order_of_rows():
     frame = table(X, (1 + 2 * X) * noisy(0), step=np.arange(300))
     first, again = fit_smoothness(frame, num_boot=50), fit_smoothness(frame.sample(frac=1, random_state=0), num_boot=50)

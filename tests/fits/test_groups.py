@@ -97,6 +97,7 @@ def test_summary_has_a_line_per_group_of_one_width(fits: sd.GroupFits) -> None:
     assert "quantile 0.95" in text
 
 
+@pytest.mark.thorough
 def test_asked_groups_and_options_are_followed(trace: pd.DataFrame) -> None:
     found = sd.fit_groups(trace, groups=["body", "all"], quantile=0.5, num_boot=20)
     assert list(found) == ["body", "all"]

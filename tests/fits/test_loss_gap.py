@@ -123,6 +123,7 @@ def test_constant_added_to_the_loss_changes_the_floor_alone():
     assert other.later_loss == pytest.approx(first.later_loss, rel=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("loss", [np.nan, 2.0, np.where(np.arange(N) < 20, np.arange(N), np.nan)])
 def test_without_losses_nothing_is_compared(loss):
     rng = np.random.default_rng(0)
@@ -132,6 +133,7 @@ def test_without_losses_nothing_is_compared(loss):
     assert found.loss_floors == ()
 
 
+@pytest.mark.thorough
 def test_rows_without_a_loss_are_left_out_of_its_score():
     x, y, loss = by_the_loss(np.random.default_rng(1))
     frame = pd.DataFrame({"grad_norm": x, "smoothness": y, "loss": loss, "step": np.arange(N), "saturation": 0.1})

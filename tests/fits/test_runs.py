@@ -34,6 +34,7 @@ def test_lists_of_traces_and_of_tables_and_a_column_give_the_same_fit():
     assert found == fit(stacked.drop(columns="step"))
 
 
+@pytest.mark.thorough
 def test_one_run_in_a_list_is_that_run():
     assert fit(RUNS[:1]) == fit(RUNS[0])
     assert fit(RUNS[0]).num_runs == 1
@@ -53,6 +54,7 @@ def test_few_runs_are_said_to_be_few(number, expected):
     assert found.num_runs == number
 
 
+@pytest.mark.thorough
 def test_more_runs_than_one_widen_the_interval_where_they_differ():
     differ = [one_run(seed, L1=2.0 * np.exp(0.3 * (-1) ** seed)) for seed in range(6)]
     apart, together = fit(differ), fit(pd.concat(differ))
@@ -96,6 +98,7 @@ def test_what_is_no_list_of_tables_is_refused(wrong, message):
         fit(wrong)
 
 
+@pytest.mark.thorough
 def test_units_move_the_fit_of_several_runs():
     moved = [f.assign(grad_norm=3e5 * f["grad_norm"], smoothness=7e-4 * f["smoothness"]) for f in RUNS]
     found, other = fit(RUNS), fit(moved)

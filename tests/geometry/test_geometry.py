@@ -69,6 +69,7 @@ def test_the_minimiser_attains_the_dual_norm_on_the_unit_sphere(name, shape):
         assert float(product) == pytest.approx(float(geometry.dual_norm(g)), rel=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_no_point_of_the_unit_ball_does_better(name, shape):
     geometry, g = GEOMETRIES[name][0], drawn(shape)

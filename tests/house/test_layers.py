@@ -265,6 +265,7 @@ def test_package_keeps_its_layers() -> None:
     assert not violations(PACKAGE), "\n".join(sorted(violations(PACKAGE)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("folder", ["tests", "examples", "benchmarks", "docs"])
 def test_nothing_beside_the_package_imports_functorch(folder: str) -> None:
     for path in (REPOSITORY / folder).rglob("*.py"):
@@ -365,6 +366,7 @@ RIGHT = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("file", "code"), RIGHT)
 def test_downward_import_is_allowed(tmp_path: Path, file: str, code: str) -> None:
     assert not _plant(tmp_path, file, code)

@@ -460,6 +460,7 @@ def test_one_scalar_from_tensorboard_is_read_by_its_columns(tmp_path) -> None:
     assert [(row["step"], row["grad_norm"]) for row in trace] == [(step, norm) for step, norm, _ in ROWS]
 
 
+@pytest.mark.thorough
 def test_a_folder_of_tensorboard_is_read_whole(tmp_path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -477,6 +478,7 @@ def test_a_folder_of_tensorboard_is_read_whole(tmp_path) -> None:
         read_log(tmp_path)
 
 
+@pytest.mark.thorough
 def test_values_that_tensorboard_has_twice_are_said_and_tensorboard_missing_too(tmp_path, monkeypatch) -> None:
     from torch.utils.tensorboard import SummaryWriter
 

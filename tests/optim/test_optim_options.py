@@ -158,6 +158,7 @@ def test_one_by_one_gives_the_same_numbers(options):
 # Norms and rates keep their digits.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("foreach", [None, False])
 @pytest.mark.parametrize("size", [2**14, 2**14 + 1, 3 * 2**14, 5_000_000])
 def test_the_norm_of_a_large_tensor_keeps_its_digits(size, foreach):

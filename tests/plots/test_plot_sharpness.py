@@ -225,6 +225,7 @@ def test_axes_are_the_given_ones_else_the_current_ones_else_new() -> None:
     assert len(plt.get_fignums()) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
     frame = adam()

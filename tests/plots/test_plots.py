@@ -271,6 +271,7 @@ def test_few_points_still_have_two_ticks_on_each_axis(num_rows: int) -> None:
         assert all(axis.get_major_formatter().format_ticks(inside))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
     frame = rows(status=["ok"] * 50 + ["failed"] * 10)

@@ -202,6 +202,7 @@ HEALTHY = {
 }
 
 
+@pytest.mark.thorough
 @FLOATS
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_models_keep_exact_products(name, dtype, record_property) -> None:

@@ -34,6 +34,8 @@ from smoothdiag import DirectionalCurvature, HessianNorm, Probe, Sharpness, ever
 from smoothdiag.measure.curvature import hvp
 from smoothdiag.measure.curvature.spectrum import lanczos
 
+pytestmark = pytest.mark.thorough
+
 TOLERANCE = 0.02
 
 
@@ -167,7 +169,6 @@ def started(case: Configuration) -> nn.Module:
     return model
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("case", PARAMETERS, ids=str)
 def test_largest_eigenvalue_is_that_of_the_twin_and_nothing_changes(case, record_property) -> None:
     with case.surroundings():
@@ -195,7 +196,6 @@ def loss_of_twin(case: Configuration) -> float:
     return float(classification(model, (inputs, targets)).detach())
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("case", PARAMETERS, ids=str)
 def test_rows_are_right_and_training_goes_on_as_without(case, record_property) -> None:
     states = []

@@ -45,6 +45,7 @@ def peak_of(action: Callable[[], object], folder: Path) -> int:
     return peak
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rung", ["central", "one_sided"])
 def test_differences_take_hardly_more_memory_than_a_gradient(rung, tmp_path, record_property) -> None:
     model = Deep()

@@ -176,6 +176,7 @@ def half_autocast(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return 1e-5 * classification(lambda _: logits.float(), batch)
 
 
+@pytest.mark.thorough
 def test_autocast_that_is_kept_multiplies_with_the_scale_of_float16(record_property) -> None:
     """The gradients of this loss underflow in float16 unless the loss is scaled."""
     make = partial(Gpt)

@@ -152,6 +152,7 @@ def test_what_the_gradient_does_not_show_is_found_all_the_same(n) -> None:
     assert found.pairs[0].value == pytest.approx(15, rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("target", ["largest", "norm"])
 @pytest.mark.parametrize("jump", [False, True])

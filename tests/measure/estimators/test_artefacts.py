@@ -124,6 +124,7 @@ def test_neither_sums_nor_copies_change_l1(variant) -> None:
     assert fit.L0 == pytest.approx(0.7 * scale, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_nor_do_micro_batches_given_twice() -> None:
     averaged = fitted(torch.mean, 1, 1.0, repeats=2)
     added = fitted(torch.mean, 1, 2.0, repeats=2, reduction="sum")

@@ -143,6 +143,7 @@ def random_case(generator, landscape: str):
 RANDOM = ["quadratic", "exponential", "cosh", "hybrid", "power", "sum_cosh"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("landscape", RANDOM)
 def test_it_is_within_its_tolerance_of_the_root_in_a_few_passes(landscape) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -346,6 +347,7 @@ def test_in_rounding_a_number_is_right_or_none(height, is_warm) -> None:
             assert math.isnan(estimate.smoothness)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [networks.Convolutional, networks.Gpt, networks.Recurrent])
 @pytest.mark.parametrize("narrow", [False, True])
 def test_losses_are_rounded_by_less_than_is_allowed_for(kind, narrow) -> None:

@@ -191,6 +191,7 @@ def test_a_way_that_fails_later_gives_way_to_differences() -> None:
     assert "failed at step 1: no second derivative today" in probe.trace[1]["hvp_reason"]
 
 
+@pytest.mark.thorough
 def test_a_term_that_comes_later_is_noticed() -> None:
     class Head(torch.autograd.Function):
         @staticmethod
@@ -263,6 +264,7 @@ def test_a_flat_loss_has_no_curvature() -> None:
     assert [(r["smoothness"], r["status"]) for r in probe.trace] == [(0, "ok"), (0, "ok")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [sgd, adam])
 def test_training_is_the_same_with_and_without(make) -> None:
     states = []
@@ -277,6 +279,7 @@ def test_training_is_the_same_with_and_without(make) -> None:
     assert_identical(*states)
 
 
+@pytest.mark.thorough
 def test_hessian_norms_can_be_fitted() -> None:
     model, _, batches = small_run(30)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -67,6 +67,7 @@ def rows_of(hessian: Tensor, seed: int, dtype: torch.dtype, estimator: sd.Estima
     return list(probe.trace)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", MATRICES)
 def test_both_ends_are_right_or_not_told(name, dtype) -> None:

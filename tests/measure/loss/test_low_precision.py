@@ -101,6 +101,7 @@ def train(kind: str, loss_fn: Loss, lr: float, *, half: torch.dtype | None = Non
     return truth, probe
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", MODELS)
 def test_rows_under_autocast_are_right_or_marked(kind) -> None:
     usable, marked = [], []
