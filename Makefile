@@ -23,8 +23,9 @@ help:  ## List the targets.
 demo: .venv/.installed-test  ## Train a small language model with a probe attached; results go to demo/.
 	@$(BIN)/smoothdiag demo --out demo $(ARGS)
 
+# One thread for each process, since they share the cores.
 quick: .venv/.installed-test  ## Run the tests to run while typing, in under a minute: no processes, no frameworks.
-	@$(PYTEST) -m 'not slow and not gpu and not thorough' $(ARGS)
+	@OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow and not gpu and not thorough' $(ARGS)
 
 test: .venv/.installed-test  ## Run the tests, one process for each core up to four.
 	@$(PYTEST) $(ARGS)

@@ -171,6 +171,7 @@ WRONG = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
 @pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")
 def test_wrong_arguments_are_one_line_and_code_2(arguments, folder, capsys) -> None:

@@ -228,6 +228,7 @@ def test_a_rate_far_too_large_trains_where_it_diverges_without() -> None:
     assert not free < 5.0
 
 
+@pytest.mark.thorough
 def test_curvature_that_grows_late_lowers_the_longest_step() -> None:
     """On a bowl that becomes 50 times as steep at step 60, the same gradient needs a step 50 times shorter."""
     model = nn.Linear(1, 4, bias=False).double()

@@ -93,6 +93,7 @@ def test_the_script_counts_steps_on_the_flat_function(script, monkeypatch):
     assert script.flat_steps(0.05) == pytest.approx(steps, abs=1)
 
 
+@pytest.mark.thorough
 def test_steps_of_fixed_rates_grow_with_the_gradient_and_those_of_clipped_descent_do_not(script):
     low, high = script.row(30.0), script.row(3000.0)
     # By M for the theorem's rate; by M/log M, here 55, for the best and for the largest that converges.

@@ -53,6 +53,7 @@ def fit(**columns):
     return fit_smoothness(pd.DataFrame({"grad_norm": x, "smoothness": y, "saturation": 0.1} | columns), num_boot=20)
 
 
+@pytest.mark.thorough
 def test_fit_corrects_where_the_variance_of_the_gradient_is_known():
     x, _ = rows(0)
     found = fit(grad_variance=(0.3 * x) ** 2)

@@ -44,6 +44,7 @@ def test_corners_of_cosh_and_hybrid_within_a_twentieth(problem):
     assert found.verdict is Verdict.L0L1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [3, 4, 6])
 def test_powers_of_the_norm_have_their_slopes(n):
     found = fit_smoothness(radial(problems.power(n, dim=3), 0.01, 2), num_boot=50)

@@ -99,6 +99,7 @@ def test_normalised_steps_give_an_artefact_in_spite_of_perfect_numbers():
     assert "saturation" in found.verdict_reason
 
 
+@pytest.mark.thorough
 def test_less_than_a_decade_is_not_identified():
     x = norms(low=0, high=0.9)
     assert fit(x, 1 + 2 * x).verdict is Verdict.NOT_IDENTIFIED

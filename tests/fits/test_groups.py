@@ -105,6 +105,7 @@ def test_asked_groups_and_options_are_followed(trace: pd.DataFrame) -> None:
     assert list(sd.fit_groups(trace, groups="body", num_boot=20)) == ["body"]
 
 
+@pytest.mark.thorough
 def test_several_runs_and_tables_without_groups_count_too() -> None:
     runs = [pd.concat([rows(group) for group in ("all", "head")]) for _ in range(2)]
     assert [fit.num_runs for fit in sd.fit_groups(runs, num_boot=20).values()] == [2, 2]

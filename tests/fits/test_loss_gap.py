@@ -114,6 +114,7 @@ def test_formula_of_the_score_gives_the_heights():
     np.testing.assert_allclose(heights, y, rtol=0.05)
 
 
+@pytest.mark.thorough
 def test_constant_added_to_the_loss_changes_the_floor_alone():
     rng = np.random.default_rng(3)
     x, y, loss = by_the_loss(rng)

@@ -322,6 +322,7 @@ def clipped(norm: np.ndarray, threshold: float) -> np.ndarray:
     return (norm * np.minimum(1.0, threshold / (norm + 1e-6))).astype(np.float32).astype(np.float64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("digits", [16, 6, 3])
 @pytest.mark.parametrize("share", [0.12, 0.3, 0.6, 0.95])
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
@@ -341,6 +342,7 @@ def test_norms_after_clipping_are_noticed_and_shares_hold_the_truth(tmp_path, sh
     assert "as if logged after clipping" in review.summary().replace("\n", " ")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("digits", [1, 2, 3])
 def test_rounded_norms_are_no_pile(tmp_path, digits) -> None:
     for seed in range(10):

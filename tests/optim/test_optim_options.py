@@ -210,6 +210,7 @@ def make(kind, params):
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize("kind", ["mix", "corrected", "step", "tensor", "descent"])
 def test_a_checkpoint_on_disk_resumes_bit_for_bit(kind, scheduled, tmp_path):

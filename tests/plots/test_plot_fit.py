@@ -146,6 +146,7 @@ def test_endless_interval_has_no_box_and_a_long_one_does_not_squeeze_the_pair(fi
     assert long.get_xlim()[1] < 5 * fit.L1
 
 
+@pytest.mark.thorough
 def test_skill_of_every_model_there_is_stands_with_its_interval(fit: sd.SmoothnessFit) -> None:
     other = replace(fit.comparison[1], name="another", skill=0.5, skill_interval=(-9.0, 0.75))
     scores = (*fit.comparison[:3], other)

@@ -61,6 +61,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_lanczos_finds_the_right_ends_or_says_that_it_has_not(name, dtype) -> None:
@@ -260,6 +261,7 @@ def test_mixed_start_has_both_halves() -> None:
     assert all(torch.isfinite(x).all() for x in vectors.mixed([torch.zeros(5)], seed=0))
 
 
+@pytest.mark.thorough
 def test_density_has_the_right_shares_and_integral() -> None:
     matrix = Matrix([*np.linspace(0, 1, 900), *np.linspace(5, 6, 90), *np.full(10, 20.0)])
     density = spectral_density(matrix, matrix.start, num_vectors=8, num_products=40)
