@@ -823,6 +823,7 @@ def test_nothing_is_kept_alive() -> None:
         assert [each() for each in gone] == [None] * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_copies_and_functional_transforms_work_as_without() -> None:
     run = Run()

@@ -37,6 +37,7 @@ def test_exponential_returns_its_constants_within_a_hundredth():
     assert [found.L0, found.L1] == pytest.approx([0.7, 2.0], rel=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("problem", [problems.cosh(0.7, 2.0, dim=3), problems.hybrid(0.7, 2.0, dim=3)])
 def test_corners_of_cosh_and_hybrid_within_a_twentieth(problem):
     found = fit_smoothness(radial(problem, 0.005, 3, n=600), num_boot=50, quantile=0.99)

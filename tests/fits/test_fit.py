@@ -50,6 +50,7 @@ def test_quadratic_is_constant():
     assert found.verdict is Verdict.CONSTANT
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("law", [lambda x: np.hypot(0.5, 3 * x), lambda x: np.maximum(0.5, 3 * x)])
 def test_cosh_and_hybrid_are_bounded_by_a_line(law):
     x = norms(low=-3, high=2, n=500)

@@ -18,6 +18,7 @@ from smoothdiag.optim import ClippedMomentum
 PATH = [PathSmoothness(two_scale=False)]
 
 
+@pytest.mark.thorough
 def test_different_batches_on_a_noisy_quadratic() -> None:
     # f = x'Hx/2 + z.x with another z for each batch, and steps of one length: the curvature has nothing to do with
     # the gradient norm, which is all noise.

@@ -88,6 +88,7 @@ def test_both_ends_are_right_or_not_told(name, dtype) -> None:
                 assert not any(map(math.isnan, ends))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("estimator", [sd.HessianNorm(), sd.Sharpness(), sd.DirectionalCurvature()], ids=repr)
 @pytest.mark.parametrize("curvature", [2.0, -2.0], ids=["up", "down"])
 def test_a_single_parameter_is_measured(estimator, curvature) -> None:
