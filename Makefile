@@ -11,9 +11,10 @@ PYTHON ?=
 # which of the two variables does that depends on the age of pip.
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
-.PHONY: help demo test lint same clean
+.PHONY: help demo quick test lint same clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -22,8 +23,12 @@ help:  ## List the targets.
 demo: .venv/.installed-test  ## Train a small language model with a probe attached; results go to demo/.
 	@$(BIN)/smoothdiag demo --out demo $(ARGS)
 
+# One thread for each process, since they share the cores.
+quick: .venv/.installed-test  ## Run the tests to run while typing, in under a minute: no processes, no frameworks.
+	@OMP_NUM_THREADS=1 $(PYTEST) -m 'not slow and not gpu and not thorough' $(ARGS)
+
 test: .venv/.installed-test  ## Run the tests, one process for each core up to four.
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: .venv/.installed-dev  ## Run the linter, the format check and the strict type check, of the package and of its users.
 	@$(BIN)/ruff check

@@ -1,9 +1,24 @@
 """Shared settings: one thread, since models as small as those of the tests only wait on several."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from quick import is_left_out, is_quick, no_frameworks, no_processes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if is_quick(config):
+        frameworks = no_frameworks()
+        frameworks.__enter__()
+        config.add_cleanup(lambda: frameworks.__exit__(None, None, None))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_test = collection_path.suffix == ".py" and is_quick(config)
+    return True if is_test and is_left_out(collection_path) else None
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -17,9 +32,30 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_processes_if_quick(pytestconfig: pytest.Config) -> Iterator[None]:
+    with no_processes() if is_quick(pytestconfig) else nullcontext():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frees nothing where memory runs out on purpose, since that takes a tenth of a second each time."""
+    monkeypatch.setattr("smoothdiag.memory.free", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Makes this process a group of its own for the tests of a file."""
+    from ranks import alone  # few tests need it
+
+    with alone(tmp_path_factory.mktemp("meeting")):
+        yield
 
 
 @pytest.fixture

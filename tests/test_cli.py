@@ -1,3 +1,5 @@
+"""cli: the commands write their files, print what they found, and turn wrong input into one line."""
+
 import json
 import os
 import re
@@ -45,6 +47,7 @@ def lawful(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.thorough
 def test_demo_leaves_its_five_files_and_says_both_losses(tmp_path, text, capsys) -> None:
     out = tmp_path / "out"
     assert main(["demo", "--text", str(text), "--steps", "40", "--out", str(out), "--device", "cpu"]) == 0
@@ -62,6 +65,7 @@ def test_demo_leaves_its_five_files_and_says_both_losses(tmp_path, text, capsys)
     assert set(frame["lr"]) == {6.0}
 
 
+@pytest.mark.thorough
 def test_a_second_demo_keeps_the_first_trace(tmp_path, text) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -70,6 +74,7 @@ def test_a_second_demo_keeps_the_first_trace(tmp_path, text) -> None:
     assert Trace.read(out / "trace.1.jsonl").meta == {"precious": True}
 
 
+@pytest.mark.thorough
 def test_a_demo_killed_half_way_leaves_a_trace_that_fits(tmp_path, text, capsys) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -108,6 +113,7 @@ def test_fit_as_json_can_be_read_back(lawful, capsys) -> None:
     assert fit.L1 == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("flags", "names"),
     [([], ["figure.png", "figure.fit.png"]), (["--over-steps"], ["figure.png"])],
@@ -122,6 +128,7 @@ def test_plot_writes_images(lawful, tmp_path, flags, names, suffix, capsys) -> N
     assert capsys.readouterr().out.split() == [str(path) for path in written]
 
 
+@pytest.mark.thorough
 def test_all_plots_have_names_of_their_own(lawful, tmp_path) -> None:
     assert main(["plot", str(lawful)]) == main(["plot", str(lawful), "--over-steps"]) == 0
     names = ["lawful.fit.png", "lawful.smoothness.png", "lawful.trace.png"]
@@ -140,6 +147,7 @@ def test_plot_draws_sharpness_where_there_is_some(lawful, tmp_path, capsys) -> N
         main(["plot", str(lawful), "--sharpness", "--over-steps"])
 
 
+@pytest.mark.thorough
 def test_fit_by_group_prints_a_line_per_group(lawful, capsys) -> None:
     frame = Trace.read(lawful).to_frame()
     with Trace(lawful.with_name("groups.jsonl")) as trace:
@@ -198,6 +206,7 @@ def test_wrong_input_is_one_line_and_code_2(arguments, message, lawful, tmp_path
     assert error.count("\n") == 1
 
 
+@pytest.mark.thorough
 def test_importing_loads_no_plotting_no_tables_no_framework() -> None:
     code = (
         "import sys, smoothdiag; print(sorted({'matplotlib', 'seaborn', 'pandas', 'scipy', 'transformers', "

@@ -1,4 +1,4 @@
-"""What a command prints where nobody reads, the disk is full, or the input is hostile: never a traceback."""
+"""console, cli: a command prints no traceback where nobody reads, the disk is full, or the input is hostile."""
 
 import gzip
 import os
@@ -59,6 +59,7 @@ PRINTING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("arguments", "code"), PRINTING.values(), ids=PRINTING)
 def test_nothing_is_said_where_nobody_reads(arguments, code, folder, capsys, monkeypatch) -> None:
     reader, writer = os.pipe()
@@ -76,6 +77,7 @@ def test_nothing_is_said_where_nobody_reads(arguments, code, folder, capsys, mon
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("module", ["smoothdiag", "smoothdiag.cli"])
 def test_a_process_ends_quietly_too(module, folder) -> None:
     reader, writer = os.pipe()
@@ -86,6 +88,7 @@ def test_a_process_ends_quietly_too(module, folder) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.thorough
 def test_a_process_without_output_works(folder) -> None:
     command = f"exec {sys.executable} -m smoothdiag clip run.jsonl >&- 2>&-"
     assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
@@ -130,6 +133,7 @@ READING = {
 NAMES = ["bad.jsonl", "bad.csv", "bad.parquet", "bad.json", "bad", "with a\n\x1b[31mline.jsonl"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES, ids=["jsonl", "csv", "parquet", "json", "no suffix", "odd name"])
 @pytest.mark.parametrize("content", HOSTILE)
 @pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")
@@ -167,6 +171,7 @@ WRONG = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arguments", WRONG.values(), ids=WRONG)
 @pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")
 def test_wrong_arguments_are_one_line_and_code_2(arguments, folder, capsys) -> None:
@@ -184,6 +189,7 @@ def test_no_permission_is_one_line(command, folder, capsys) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.thorough
 def test_commands_take_several_runs(folder, capsys) -> None:
     write_trace(folder / "other run.jsonl", seed=1)
     for arguments in (["fit"], ["clip"], ["plot", "--out", "new/folder/x.png"]):
@@ -194,6 +200,7 @@ def test_commands_take_several_runs(folder, capsys) -> None:
     assert "runs                  2" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_groups_can_be_chosen_and_drawn(folder, capsys) -> None:
     write_trace(folder / "groups.jsonl", ("all", "body", "head"))
     command = ["--by-group", "--group", "head", "--group", "all", "--num-boot", "20", "--seed", "1"]

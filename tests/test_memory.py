@@ -1,4 +1,4 @@
-"""Where memory runs out: a call is made once more, and only then."""
+"""memory: where memory runs out a call is made once more, and only there."""
 
 import gc
 import weakref
@@ -22,6 +22,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ERRORS)
 def test_only_a_lack_of_memory_is_tried_again(name) -> None:
     error, is_memory = ERRORS[name]

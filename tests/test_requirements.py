@@ -1,4 +1,4 @@
-"""A framework that is missing is named with the command that installs it."""
+"""requirements: a missing framework is named with the command that installs it."""
 
 import pytest
 

@@ -1,3 +1,5 @@
+"""vectors: arithmetic on lists of tensors accumulates in float64 and leaves pending graphs valid."""
+
 import pytest
 import torch
 

@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind: one sentence that begins with the parameter. And what objects show of themselves."""
+"""smoothdiag: an argument of the wrong kind raises one sentence that begins with the parameter."""
 
 import math
 from collections.abc import Callable

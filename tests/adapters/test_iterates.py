@@ -1,4 +1,4 @@
-"""Copies of the parameters that optimizers keep and move: found wherever they are kept, and nothing else for them."""
+"""adapters: copies of the parameters that an optimizer keeps are found wherever it keeps them."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""One table of optimizers, three contracts: a probe is inert, AutoClip does no harm where it acts, or says why not."""
+"""adapters: with every optimizer of one table a probe changes nothing, and AutoClip does no harm or says why."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ from typing import Any
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from losses import cross_entropy
 from third_party_optimizers import ROWS, Row
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten_with_path
 
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, StepRule, every
+
+pytestmark = pytest.mark.thorough
 
 NEVER_BINDS = StepRule(multiple=None, relative=1e6)
 SOURCE = torch.Generator().manual_seed(3)
 INPUTS = torch.randn(256, 6, generator=SOURCE)
 LABELS = (INPUTS @ torch.randn(6, 3, generator=SOURCE) + 0.5 * torch.randn(256, 3, generator=SOURCE)).argmax(1)
-
-
-def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 class Training:
@@ -39,7 +37,7 @@ class Training:
         self.batches = torch.Generator().manual_seed(1)
         estimators = (PathSmoothness(), LocalSmoothness()) if probed else ()
         self.probe = (
-            Probe(self.model, self.optimizer, loss_fn, estimators=estimators, schedule=every(1))
+            Probe(self.model, self.optimizer, cross_entropy, estimators=estimators, schedule=every(1))
             if probed or rule
             else None
         )
@@ -60,7 +58,7 @@ class Training:
             self.optimizer.zero_grad()
             if self.probe is not None:
                 self.probe.observe(batch)
-            loss = loss_fn(self.model, batch)
+            loss = cross_entropy(self.model, batch)
             loss.backward()
             if max_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
@@ -93,7 +91,7 @@ class Training:
             optimizer.eval()
         self.model.eval()
         with torch.no_grad():
-            return float(loss_fn(self.model, (INPUTS, LABELS)))
+            return float(cross_entropy(self.model, (INPUTS, LABELS)))
 
 
 @pytest.fixture(params=ROWS)

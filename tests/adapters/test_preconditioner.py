@@ -1,8 +1,9 @@
-"""The optimizer's own norm, against the step the optimizer really takes."""
+"""adapters: the preconditioner found in an optimizer's state explains the step that the optimizer really takes."""
 
 import pytest
 import torch
-from regressions import regression, small_run, step_over
+from losses import regression
+from regressions import small_run, step_over
 
 from smoothdiag import Diagonal, LocalSmoothness, PathSmoothness, Probe, every
 from smoothdiag.adapters import adapter_of

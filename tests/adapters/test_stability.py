@@ -1,4 +1,4 @@
-"""Limits of stability, against the spectral radius of the literal recurrence and against real optimizers."""
+"""adapters: limits of stability agree with the spectral radius of the literal recurrence and with real optimizers."""
 
 import math
 
@@ -152,6 +152,7 @@ def settled(optimizer, x) -> None:
         state["step"].fill_(1e18)  # the corrections of the averages are over
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("factor", "grows"), [(0.99, False), (1.01, True)])
 def test_real_steps_just_below_the_limit_converge_and_just_above_diverge(case, factor, grows) -> None:
     make, _, _ = case

@@ -1,4 +1,4 @@
-"""What AutoClip does to gradients, updates and options, against the same done by hand."""
+"""autoclip: gradients, updates and options change as they do when the same is done by hand."""
 
 import copy
 import math
@@ -7,7 +7,8 @@ from statistics import median
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from autoclip_runs import Run, adamw, batches, loss_fn, network, never, sgd, two_groups
+from autoclip_runs import Run, adamw, batches, network, never, sgd, two_groups
+from losses import cross_entropy
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.testing import assert_close
@@ -38,7 +39,7 @@ def test_gradients_are_those_of_clip_grad_norm(dtype, momentum) -> None:
     run = Run(sgd(3.0, momentum), dtype=dtype, rule=FIXED)
     (batch,) = batches(1, dtype=dtype)
     twin = copy.deepcopy(run.model)
-    loss_fn(twin, batch).backward()
+    cross_entropy(twin, batch).backward()
     longest = relative(twin, 0.02)
     norm = clip_grad_norm_(twin.parameters(), longest / (3.0 / (1 - momentum)))
     assert norm > 2 * longest / (3.0 / (1 - momentum)), "otherwise nothing is clipped"
@@ -61,7 +62,7 @@ def test_groups_with_different_rates_share_one_length() -> None:
     run = Run(two_groups((2.0, 0.5), momentum=0.5), rule=FIXED, dtype=torch.float64)
     (batch,) = batches(1, dtype=torch.float64)
     twin = copy.deepcopy(run.model)
-    loss_fn(twin, batch).backward()
+    cross_entropy(twin, batch).backward()
     length = math.hypot(
         *(float(p.grad.norm()) * rate * 2 for part, rate in ((twin[0], 2.0), (twin[2], 0.5)) for p in part.parameters())
     )
@@ -77,7 +78,7 @@ def test_groups_with_different_rates_share_one_length() -> None:
 def test_missing_gradients_are_left_out() -> None:
     run = Run(sgd(5.0), rule=FIXED, dtype=torch.float64)
     (batch,) = batches(1, dtype=torch.float64)
-    loss_fn(run.model, batch).backward()
+    cross_entropy(run.model, batch).backward()
     run.model[0].weight.grad = None
     rest = [p for p in run.model.parameters() if p.grad is not None]
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in rest))
@@ -100,7 +101,7 @@ def test_updates_are_shortened_as_by_hand(dtype) -> None:
         longest = relative(twin, 0.02)
         start = [p.detach().clone().double() for p in twin.parameters()]
         optimizer.zero_grad()
-        loss_fn(twin, batch).backward()
+        cross_entropy(twin, batch).backward()
         optimizer.step()
         moved = [p.detach().double() - x for p, x in zip(twin.parameters(), start, strict=True)]
         length = math.sqrt(sum(float(m.square().sum()) for m in moved))
@@ -189,7 +190,7 @@ def test_a_gradient_that_was_clipped_before_is_noticed(name) -> None:
     for (x, y), factor in zip(batches(3), (1.0, 1.0, 50.0), strict=True):
         run.optimizer.zero_grad()
         run.probe.observe((factor * x, y))
-        loss_fn(run.model, (factor * x, y)).backward()
+        cross_entropy(run.model, (factor * x, y)).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.5 * norms[0] if norms else 1e9)))
         run.optimizer.step()
     said = f"at step 2 had the norm {1.5 * norms[0]:.3g}, but the probe measured {norms[2]:.3g}. "
@@ -253,7 +254,7 @@ def test_what_does_not_fit_is_refused(make, mode, message) -> None:
 def test_probes_that_do_not_fit_are_refused() -> None:
     model = network()
     optimizer, other = sgd()(model), sgd()(model)
-    probe = Probe(model, optimizer, loss_fn)
+    probe = Probe(model, optimizer, cross_entropy)
     with pytest.raises(ValueError, match="same optimizer"):
         AutoClip(other, probe)
     with pytest.raises(ValueError, match="should be a Probe"):
@@ -301,7 +302,7 @@ def test_one_part_of_an_update_that_is_not_a_number_does_not_spread() -> None:
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Embedding(4, 2, sparse=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    AutoClip(optimizer, Probe(model, optimizer, loss_fn, schedule=never), rule=FIXED)
+    AutoClip(optimizer, Probe(model, optimizer, cross_entropy, schedule=never), rule=FIXED)
     model(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="dense gradients"):
         optimizer.step()
@@ -326,7 +327,7 @@ def test_accumulated_gradients_are_clipped_together() -> None:
     whole.step(batch)
     for x, y in zip(batch[0].chunk(4), batch[1].chunk(4), strict=True):
         parts.probe.observe((x, y))
-        (loss_fn(parts.model, (x, y)) / 4).backward()
+        (cross_entropy(parts.model, (x, y)) / 4).backward()
     parts.optimizer.step()
     assert_close(parts.weights(), whole.weights(), rtol=1e-12, atol=1e-14)
 
@@ -340,7 +341,7 @@ def test_a_grad_scaler_is_seen_through(fused) -> None:
         plain.step(batch)
         scaled.optimizer.zero_grad()
         scaled.probe.observe(batch)
-        scaler.scale(loss_fn(scaled.model, batch)).backward()
+        scaler.scale(cross_entropy(scaled.model, batch)).backward()
         scaler.step(scaled.optimizer)
         scaler.update()
     assert_close(scaled.weights(), plain.weights(), rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""What calibration makes of measurements: against closed forms, scipy and lists written out by hand."""
+"""autoclip: calibration agrees with closed forms, with scipy and with lists written out by hand."""
 
 import itertools
 import math

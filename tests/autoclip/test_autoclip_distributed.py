@@ -1,4 +1,4 @@
-"""Two processes under AutoClip, replicated or sharded, take the steps of one process."""
+"""autoclip: two processes, replicated or sharded, take the steps of one process."""
 
 import math
 

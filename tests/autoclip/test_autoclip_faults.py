@@ -1,4 +1,4 @@
-"""What goes wrong within AutoClip, or around it in mid-run: no run ends, and a passing lack of memory changes none."""
+"""autoclip: no fault inside AutoClip or around it ends a run, and a passing lack of memory changes no run."""
 
 import copy
 import math
@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from autoclip_runs import Run, adamw, batches, by_closure, loss_fn, network, sgd, two_groups
+from autoclip_runs import Run, adamw, batches, by_closure, network, sgd, two_groups
+from losses import cross_entropy
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,12 +17,9 @@ from smoothdiag import AutoClip, ClippedMomentum, Probe, SmoothdiagWarning, Step
 from smoothdiag.autoclip import step as hooks
 from smoothdiag.autoclip.rows import Rows
 
+pytestmark = pytest.mark.usefixtures("without_collecting")
+
 BINDING = StepRule(multiple=None, relative=0.02)
-
-
-@pytest.fixture(autouse=True)
-def _without_collecting(monkeypatch) -> None:
-    monkeypatch.setattr("smoothdiag.memory.free", lambda: None)  # takes a tenth of a second each time
 
 
 class Failing(TorchDispatchMode):
@@ -69,6 +67,7 @@ def faulty_run(name, dtype, *, after=0, steps=2, closures=False, not_finite=True
     return run, failing.count
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The gradient of step")
 @pytest.mark.parametrize("closures", [False, True], ids=["no closure", "closure"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -85,6 +84,7 @@ def test_memory_that_runs_out_once_changes_no_bit(name, dtype, closures) -> None
         assert run.clipper.history.equals(expected.clipper.history)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", FAULTY)
 def test_memory_that_stays_out_ends_no_run(name, dtype) -> None:
@@ -126,7 +126,7 @@ def test_a_step_that_went_unclipped_is_warned_of_once_and_listed() -> None:
 
 def test_errors_of_the_set_up_end_the_first_step() -> None:
     run = Run(adamw(0.1), rule=BINDING)
-    loss_fn(run.model, *batches(1)).backward()
+    cross_entropy(run.model, *batches(1)).backward()
     run.model[0].weight.grad = run.model[0].weight.grad.to_sparse()
     with pytest.raises(RuntimeError, match="dense gradients"):
         run.optimizer.step()
@@ -163,7 +163,7 @@ class Climbing(torch.optim.AdamW):
 
 
 def sparse(run, batch) -> None:
-    loss_fn(run.model, batch).backward()
+    cross_entropy(run.model, batch).backward()
     run.model[0].weight.grad = run.model[0].weight.grad.to_sparse()
     for p in run.model.parameters():
         if p is not run.model[0].weight:
@@ -437,7 +437,7 @@ def test_a_state_without_a_version_goes_on() -> None:
 def test_a_closed_file_of_optimizers_is_told_by_class() -> None:
     model = network()
     optimizer = torch.optim.ASGD(model.parameters())
-    probe = Probe(model, optimizer, loss_fn)
+    probe = Probe(model, optimizer, cross_entropy)
     with pytest.raises(ValueError, match='Found ASGD. Clip gradients by hand, or pass `mode="shadow"`'):
         AutoClip(optimizer, probe)
     AutoClip(optimizer, probe, mode="shadow").detach()

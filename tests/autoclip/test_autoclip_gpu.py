@@ -1,8 +1,9 @@
-"""AutoClip on a GPU: no step that is not measured waits for it, and the run is that of the CPU."""
+"""autoclip: on a GPU no unmeasured step waits for the device, and the run equals the run on the CPU."""
 
 import pytest
 import torch
-from autoclip_runs import Run, adamw, batches, loss_fn, never, sgd
+from autoclip_runs import Run, adamw, batches, never, sgd
+from losses import cross_entropy
 from torch.testing import assert_close
 
 from smoothdiag import ClippedMomentum, StepRule
@@ -29,7 +30,7 @@ def test_steps_that_are_not_measured_do_not_wait(name) -> None:
     for k, batch in enumerate(loader):
         run.probe.observe(batch)
         run.optimizer.zero_grad()
-        loss_fn(run.model, batch).backward()
+        cross_entropy(run.model, batch).backward()
         measured = run.clipper._calibration.due(k)
         # The row of a measured step is taken up before the next one.
         after_measured = k > 0 and is_in_progression(k - 1)

@@ -1,4 +1,4 @@
-"""Runs under AutoClip that are interrupted, disturbed, or badly set."""
+"""autoclip: runs that are interrupted, disturbed or badly configured go on as they should."""
 
 import io
 import math
@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from autoclip_runs import Run, adamw, batches, loss_fn, never, sgd
+from autoclip_runs import Run, adamw, batches, never, sgd
+from losses import cross_entropy
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -58,6 +59,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:AutoClip lowered")
 @pytest.mark.parametrize(("name", "stop", "order", "in_file"), CASES)
 def test_a_resumed_run_goes_on_bit_for_bit(name, stop, order, in_file, tmp_path) -> None:
@@ -167,7 +169,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(make, value) -> None:
             twin.step(batch)
             continue
         run.optimizer.zero_grad()
-        loss_fn(run.model, batch).backward()
+        cross_entropy(run.model, batch).backward()
         run.model[0].weight.grad[1, 2] = value
         with pytest.warns(SmoothdiagWarning, match="The gradient of step 3 was not finite"):
             run.optimizer.step()
@@ -226,6 +228,7 @@ def test_a_rate_far_too_large_trains_where_it_diverges_without() -> None:
     assert not free < 5.0
 
 
+@pytest.mark.thorough
 def test_curvature_that_grows_late_lowers_the_longest_step() -> None:
     """On a bowl that becomes 50 times as steep at step 60, the same gradient needs a step 50 times shorter."""
     model = nn.Linear(1, 4, bias=False).double()
@@ -256,6 +259,7 @@ def test_curvature_that_grows_late_lowers_the_longest_step() -> None:
     assert f"lowered at step {third}" in clipper.reason
 
 
+@pytest.mark.thorough
 def test_gradients_that_become_small_lower_nothing() -> None:
     """The Hessian is constant and the rate is stable: 4,000 times smaller gradients need no shorter steps."""
     generator = torch.Generator().manual_seed(0)
@@ -307,7 +311,7 @@ def test_without_measurements_it_says_what_it_goes_by() -> None:
     run = Run(sgd(4.0))
     for batch in batches(40):  # nobody shows the probe a batch
         run.optimizer.zero_grad()
-        loss_fn(run.model, batch).backward()
+        cross_entropy(run.model, batch).backward()
         if run.probe.steps == 0:
             with pytest.warns(SmoothdiagWarning, match="has seen no batch"):
                 run.optimizer.step()
@@ -326,7 +330,7 @@ def test_rows_of_other_estimators_and_groups_do_not_count() -> None:
     assert set(runs[1].probe.trace.to_frame()["estimator"]) == {"local_clip"}
     grouped = Run.__new__(Run)
     Run.__init__(grouped, sgd(4.0), clipped=False)
-    probe = Probe(grouped.model, grouped.optimizer, loss_fn, estimators=[LocalSmoothness()], schedule=never,
+    probe = Probe(grouped.model, grouped.optimizer, cross_entropy, estimators=[LocalSmoothness()], schedule=never,
                   group_by=by_module())  # fmt: skip
     grouped.probe.close()
     grouped.probe, grouped.clipper = probe, AutoClip(grouped.optimizer, probe)

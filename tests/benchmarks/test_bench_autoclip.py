@@ -1,4 +1,4 @@
-"""The benchmark of clipping: its arithmetic, its clippers against formulas, and that it goes on where it was killed."""
+"""benchmarks/autoclip: clippers follow their formulas, and a benchmark that was killed goes on where it stopped."""
 
 import importlib
 import math
@@ -14,6 +14,8 @@ from places import REPOSITORY
 from torch import nn
 
 from smoothdiag import StepRule
+
+pytestmark = pytest.mark.thorough
 
 FOLDER = REPOSITORY / "benchmarks" / "autoclip"
 

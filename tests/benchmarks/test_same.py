@@ -1,4 +1,4 @@
-"""The comparison of seeded runs of two commits: what it may overlook, and what it must not."""
+"""benchmarks/same: the comparison of two commits names every difference, and overlooks only time and text."""
 
 import sys
 

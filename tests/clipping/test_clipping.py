@@ -1,4 +1,4 @@
-"""The clipping rule against its own inequality, and its refusals."""
+"""clipping.rule, clipping.table: the threshold satisfies its own inequality, and a doubtful fit gives none."""
 
 import math
 from dataclasses import replace
@@ -29,6 +29,7 @@ def test_threshold_makes_the_effective_rate_just_safe(momentum, dampening, kappa
     assert (rule.source, rule.lr) == ("fit", pytest.approx(lr))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lr", [None, 0.01, 0.3, 0.7, 2.0])
 @pytest.mark.parametrize("noise", [None, 100.0])
 def test_interval_of_the_threshold_is_that_of_rules_for_each_replicate(lr, noise):
@@ -203,6 +204,7 @@ def test_rule_reads_as_text():
     assert "unknown" in str(clip_rule(replace(FIT, verdict=Verdict.POWER)))
 
 
+@pytest.mark.thorough
 def test_constants_of_an_adam_run_make_no_rule():
     def fit(*optimizers):
         said = {"SGD": {"follows_gradients": True}, "MyOld": {}}

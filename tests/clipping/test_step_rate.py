@@ -1,4 +1,4 @@
-"""The rate for every step: its own inequality, descent on landscapes of the law, and refusals."""
+"""clipping.rate: the rate of every step satisfies its inequality and descends where the law holds."""
 
 import math
 from dataclasses import replace
@@ -33,6 +33,7 @@ def test_effective_rate_times_smoothness_is_kappa_at_every_norm(kappa, momentum,
     assert rate.scale(3.0, 0.03) == pytest.approx(rate.scale(torch.tensor(3.0), 0.03).item(), rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("momentum", [0.5, 0.9])
 @pytest.mark.parametrize("name", ["exponential", "hybrid", "cosh"])
 def test_scaled_gradients_descend_under_momentum_too(name, momentum):

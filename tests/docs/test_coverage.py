@@ -1,10 +1,10 @@
-"""docs/coverage.py: intervals that hold the truth as often as they say where rows resampled one by one do not."""
-
-import importlib.util
-import sys
+"""docs/coverage.py: intervals hold the truth as often as they claim where resampling single rows fails."""
 
 import pytest
 from places import REPOSITORY
+from scripts import load
+
+pytestmark = pytest.mark.thorough
 
 SCRIPT = REPOSITORY / "docs" / "coverage.py"
 LEAST, MOST = 0.82, 0.97  # Around a level of .9.
@@ -12,12 +12,7 @@ LEAST, MOST = 0.82, 0.97  # Around a level of .9.
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("coverage_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Worker processes look up what they run by name.
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return load(SCRIPT)
 
 
 def hits(study, case, repetitions=40, num_boot=100):

@@ -1,29 +1,23 @@
-"""The figure of the documentation shows what it says: halves have no bias where different batches are far off."""
+"""docs/debiased.py: the figure shows that halves of a batch have no bias and that different batches are far off."""
 
-import importlib.util
 import math
-from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from places import REPOSITORY
+from scripts import load
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+
+pytestmark = pytest.mark.thorough
 
 SCRIPT = REPOSITORY / "docs" / "debiased.py"
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # batches this small only wait for a second thread
-    spec = importlib.util.spec_from_file_location("debiased", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    torch.set_num_threads(threads)
+def script() -> ModuleType:
+    return load(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, and every figure and command it names exists."""
+"""README.md: the examples run as they stand, and every figure and command that the page names exists."""
 
 import re
 import subprocess
@@ -7,10 +7,12 @@ import sys
 import matplotlib as mpl
 import pytest
 import torch
+from networks import mlp
 from places import REPOSITORY
-from torch import nn
 from torch.nn import functional as F
 from trainers import settings_of_the_process, trainer_of
+
+pytestmark = pytest.mark.thorough
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -19,7 +21,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def test_examples_run_one_after_the_other(capsys) -> None:
     first, average, clipping, _ = EXAMPLES
     mpl.use("agg")
-    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+    model = mlp(4, 16, 3)
     loader = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(60)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     names = {"model": model, "optimizer": optimizer, "F": F, "loader": loader}

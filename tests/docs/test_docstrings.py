@@ -1,6 +1,6 @@
-"""Every public docstring shows the name in use, in a few lines that run as they stand and print what they say.
+"""smoothdiag: every public docstring shows its name in use, in a few lines that run and print what they say.
 
-The lines may use `sd`, `torch` and `nn`, imported as everywhere; whatever else they need they make.
+The lines may use `sd`, `torch` and `nn`, imported as everywhere; they make everything else that they need.
 """
 
 import doctest

@@ -1,28 +1,22 @@
-"""The figure of the documentation shows what it says: sharpness rises to the limit of stability and stays there."""
+"""docs/edge_of_stability.py: the figure shows sharpness that rises to the limit of stability and stays there."""
 
-import importlib.util
-from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from places import REPOSITORY
+from scripts import load
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+
+pytestmark = pytest.mark.thorough
 
 SCRIPT = REPOSITORY / "docs" / "edge_of_stability.py"
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("edge_of_stability", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    torch.set_num_threads(threads)
+def script() -> ModuleType:
+    return load(SCRIPT)
 
 
 def test_sharpness_of_gradient_descent_rises_to_its_limit_and_stays(script) -> None:

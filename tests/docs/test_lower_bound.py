@@ -1,12 +1,12 @@
-"""The lower bound of 2019: fixed rates pay for steep starts, clipped descent does not."""
+"""docs/lower_bound.py: fixed rates pay for steep starts and clipped descent does not, as the bound of 2019 says."""
 
-import importlib.util
 import math
 
 import numpy as np
 import pytest
 import torch
 from places import REPOSITORY
+from scripts import load
 from torch.testing import assert_close
 
 from smoothdiag import problems
@@ -17,10 +17,7 @@ SCRIPT = REPOSITORY / "docs" / "lower_bound.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("lower_bound", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(SCRIPT)
 
 
 def descend(optimizer_of, x0, L0=1.0, L1=1.0, dim=1, num_steps=300):
@@ -47,6 +44,7 @@ def test_the_rate_one_over_L0_diverges_from_2_69_and_not_from_2_67(L0, L1, dim):
         assert not descend(optimizer_of, 2.69, L0, L1, dim)[-1] < 1e100
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("L0", "L1", "dim"), [(1.0, 1.0, 1), (0.3, 7.0, 1), (20.0, 0.2, 3)])
 def test_clipped_descent_converges_from_a_hundred(L0, L1, dim):
     for optimizer_of in (
@@ -66,6 +64,7 @@ def test_the_script_descends_the_hybrid_landscape(script):
     assert_close(torch.from_numpy(script.steep(x.numpy())), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("rate", "threshold"), [(0.5, 1.0), (0.02, math.inf), (0.1, math.inf), (0.11, math.inf), (0.13, math.inf)]
 )
@@ -94,6 +93,7 @@ def test_the_script_counts_steps_on_the_flat_function(script, monkeypatch):
     assert script.flat_steps(0.05) == pytest.approx(steps, abs=1)
 
 
+@pytest.mark.thorough
 def test_steps_of_fixed_rates_grow_with_the_gradient_and_those_of_clipped_descent_do_not(script):
     low, high = script.row(30.0), script.row(3000.0)
     # By M for the theorem's rate; by M/log M, here 55, for the best and for the largest that converges.

@@ -1,4 +1,4 @@
-"""The page on measuring lists every status as the code words it, and names files that exist."""
+"""docs/measuring.md: the page lists every status as the code words it, and names files that exist."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The page about verdicts knows every flag and every verdict."""
+"""docs/verdicts.md: the page explains every flag and every verdict."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The doctor on whole scripts: every planted fault is named with its line, and correct ones raise no alarm."""
+"""doctor: in whole scripts every planted fault is reported with its line, and correct scripts raise no alarm."""
 
 import contextlib
 import json
@@ -38,6 +38,7 @@ def planted(script: Path) -> list[tuple]:
     return [(m[1], line, int(m[2]), int(m[3])) for line, text in lines if (m := PLANTED.search(text))]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", single(FAULTY))
 def test_planted_fault_is_named_with_its_line(script) -> None:
     report, code = run_script(script)
@@ -65,6 +66,7 @@ def test_every_fault_has_a_section_on_the_page_which_the_package_holds_too() -> 
         explain("clip")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", single(CORRECT))
 def test_correct_script_raises_no_alarm_and_trains_the_same(script, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])

@@ -1,4 +1,4 @@
-"""`smoothdiag doctor`: the script runs as under Python itself, and the report comes after it."""
+"""doctor.command, doctor.script: a script runs as it does under Python itself, and the report follows it."""
 
 import json
 import os
@@ -72,6 +72,7 @@ def test_exit_code_is_kept_and_the_report_comes_all_the_same(tmp_path, capsys, e
         assert 'train.py", line 9, in <module>' in captured.err
 
 
+@pytest.mark.thorough
 def test_script_finds_what_it_finds_under_python(tmp_path, capsys) -> None:
     (tmp_path / "beside.py").write_text("name = 'beside'")
     code = "import sys, beside\nprint(__name__, __file__, sys.argv, sys.path[0], beside.name)"
@@ -91,6 +92,7 @@ print(f.__annotations__, __cached__, os.path.exists(__file__), sys.modules["__ma
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [["inner/train.py"], ["-m", "inner.train"]])
 def test_main_module_is_as_under_python(tmp_path, options) -> None:
     (tmp_path / "inner").mkdir()
@@ -178,6 +180,7 @@ def test_reader_that_leaves_early_makes_no_traceback(tmp_path, capsys, monkeypat
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.thorough
 def test_report_comes_before_a_signal_ends_the_process(tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(f"{LOOP}\nimport os\nos.kill(os.getpid(), 15)\nprint('on')")
@@ -226,6 +229,7 @@ def test_handler_of_the_script_decides(tmp_path, monkeypatch, own) -> None:
     assert (left is signal.SIG_DFL) is not own
 
 
+@pytest.mark.thorough
 def test_signal_ends_what_the_script_forks_as_without_the_doctor(tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(FORKS)

@@ -1,4 +1,4 @@
-"""The doctor's watch: what it tells apart, what it counts, and that it puts everything back."""
+"""doctor.watching, doctor.findings: the watch tells cases apart, counts right, and puts everything back."""
 
 import _thread
 import contextlib
@@ -16,6 +16,7 @@ import weakref
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from networks import mlp
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim.optimizer import (
@@ -39,7 +40,7 @@ class Run:
 
     def __init__(self, optimizer=torch.optim.SGD, **options) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.model = mlp(4, 8, 1)
         self.optimizer = optimizer(self.model.parameters(), lr=0.1, **options)
 
     @property
@@ -825,6 +826,7 @@ def test_nothing_is_kept_alive() -> None:
         assert [each() for each in gone] == [None] * 4
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_copies_and_functional_transforms_work_as_without() -> None:
     run = Run()

@@ -1,4 +1,4 @@
-"""The lines against brute force over every candidate, a literal primal programme and closed forms, in float64."""
+"""fits.affine, fits.walk: lines agree with brute force, with a literal primal programme and with closed forms."""
 
 import itertools
 
@@ -91,6 +91,7 @@ def test_lines_follow_their_units(a, b):
         np.testing.assert_allclose(fitted(a * b * x, a * b**2 * y), (a * b**2 * intercept, b * slope), rtol=1e-8)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("quantile", [0.5, 0.95])
 @pytest.mark.parametrize("start", [None, Line(0.0, 500.0), Line(9.0, 0.0)])
 def test_rows_put_together_give_the_line_of_all_rows(quantile, start, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every null test fires on what it is meant for and stays silent beside it; every rule of the verdict decides."""
+"""fits.checks, fits.verdict: every null test fires on what it is meant for, and every rule of the verdict decides."""
 
 import numpy as np
 import pytest

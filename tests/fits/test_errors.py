@@ -1,4 +1,4 @@
-"""Errors of the gradient norm: what they do to the line, and what simulation and extrapolation take out."""
+"""fits.errors: simulation and extrapolation take out what errors of the gradient norm do to the line."""
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,7 @@ def fit(**columns):
     return fit_smoothness(pd.DataFrame({"grad_norm": x, "smoothness": y, "saturation": 0.1} | columns), num_boot=20)
 
 
+@pytest.mark.thorough
 def test_fit_corrects_where_the_variance_of_the_gradient_is_known():
     x, _ = rows(0)
     found = fit(grad_variance=(0.3 * x) ** 2)
@@ -62,6 +63,7 @@ def test_fit_corrects_where_the_variance_of_the_gradient_is_known():
     assert found.L1 == fit().L1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variance", [np.nan, 0.0, -1.0, 1e6, np.where(np.arange(N) < 60, np.nan, 0.01)])
 def test_unknown_or_overwhelming_errors_are_not_corrected(variance):
     found = fit(grad_variance=variance)

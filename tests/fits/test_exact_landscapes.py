@@ -1,4 +1,4 @@
-"""Fits of landscapes whose Hessian norm is known at every point: the constants, the exponents and the refusals."""
+"""fits: constants, exponents and refusals are right on landscapes whose Hessian norm is known at every point."""
 
 import numpy as np
 import pandas as pd
@@ -37,6 +37,7 @@ def test_exponential_returns_its_constants_within_a_hundredth():
     assert [found.L0, found.L1] == pytest.approx([0.7, 2.0], rel=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("problem", [problems.cosh(0.7, 2.0, dim=3), problems.hybrid(0.7, 2.0, dim=3)])
 def test_corners_of_cosh_and_hybrid_within_a_twentieth(problem):
     found = fit_smoothness(radial(problem, 0.005, 3, n=600), num_boot=50, quantile=0.99)
@@ -44,6 +45,7 @@ def test_corners_of_cosh_and_hybrid_within_a_twentieth(problem):
     assert found.verdict is Verdict.L0L1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [3, 4, 6])
 def test_powers_of_the_norm_have_their_slopes(n):
     found = fit_smoothness(radial(problems.power(n, dim=3), 0.01, 2), num_boot=50)
@@ -60,6 +62,7 @@ def test_quadratic_is_constant():
     assert pytest.approx(2.0) == found.L0
 
 
+@pytest.mark.thorough
 def test_valley_is_no_law():
     # Along x y = 1 the gradient vanishes and the curvature has no bound.
     verdicts = []

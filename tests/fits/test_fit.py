@@ -1,4 +1,4 @@
-"""The whole fit: laws known in closed form, null cases, units, degenerate input, round trip."""
+"""fits: a whole fit is right on known laws, null cases, other units and degenerate input, and survives a round trip."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 import pytest
+from traces import Recorded
 
 from smoothdiag.fits import SmoothnessFit, Verdict, fit_smoothness
 
@@ -49,6 +50,7 @@ def test_quadratic_is_constant():
     assert found.verdict is Verdict.CONSTANT
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("law", [lambda x: np.hypot(0.5, 3 * x), lambda x: np.maximum(0.5, 3 * x)])
 def test_cosh_and_hybrid_are_bounded_by_a_line(law):
     x = norms(low=-3, high=2, n=500)
@@ -58,6 +60,7 @@ def test_cosh_and_hybrid_are_bounded_by_a_line(law):
     assert pytest.approx(3, rel=0.08) == found.L1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("n", [3, 4, 6])
 def test_powers_of_the_norm_are_powers(n):
     found = fit(X, 2 * X ** ((n - 2) / (n - 1)))
@@ -70,6 +73,7 @@ def test_square_of_the_gradient_norm_is_a_power_too():
     assert fit(X, X**2).verdict is Verdict.POWER
 
 
+@pytest.mark.thorough
 def test_true_law_with_noise_is_recognised():
     found = [
         fit(norms(seed, low=-1, high=1), (1 + 2 * norms(seed, low=-1, high=1)) * noisy(seed)) for seed in range(20)
@@ -81,6 +85,7 @@ def test_true_law_with_noise_is_recognised():
     assert np.median([one.L1 for one in found]) == pytest.approx(2 * lift, rel=0.05)
 
 
+@pytest.mark.thorough
 def test_noise_that_ignores_the_gradient_norm_has_no_l1():
     verdicts = [fit(norms(seed), noisy(seed, deviation=0.5)).verdict for seed in range(20)]
     assert set(verdicts) <= {Verdict.CONSTANT, Verdict.NOT_IDENTIFIED}
@@ -95,11 +100,13 @@ def test_normalised_steps_give_an_artefact_in_spite_of_perfect_numbers():
     assert "saturation" in found.verdict_reason
 
 
+@pytest.mark.thorough
 def test_less_than_a_decade_is_not_identified():
     x = norms(low=0, high=0.9)
     assert fit(x, 1 + 2 * x).verdict is Verdict.NOT_IDENTIFIED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("a", "b"), [(7.3, 1.0), (1.0, 0.013), (1e-4, 300.0)])
 def test_units_move_every_field_as_they_should(a, b):
     # The loss times a; parameters in other units, f(b x).
@@ -158,6 +165,7 @@ def test_round_trip_through_json_is_exact():
         SmoothnessFit.from_dict(plain | {"version": 99})
 
 
+@pytest.mark.thorough
 def test_same_seed_gives_the_same_fit_whatever_the_order_of_rows():
     frame = table(X, (1 + 2 * X) * noisy(0), step=np.arange(300))
     first, again = fit_smoothness(frame, num_boot=50), fit_smoothness(frame.sample(frac=1, random_state=0), num_boot=50)
@@ -184,14 +192,6 @@ def test_unusable_rows_are_counted_and_never_enter():
     }
     assert (found.num_points, found.L1) == (300, pytest.approx(2))
     assert "negative 2" in found.summary()
-
-
-class Recorded:
-    def __init__(self, frame):
-        self.frame = frame
-
-    def to_frame(self):
-        return self.frame
 
 
 def test_local_rows_are_preferred_and_estimators_never_pooled():
@@ -233,6 +233,7 @@ def test_reason_of_a_law_says_what_was_not_shown():
     assert "probed direction" not in fit(X, 1 + 2 * X, estimator="hessian_norm").verdict_reason
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("a", "b"), [(1e150, 1e150), (1e-150, 1e-150), (1e150, 1e-100), (1e200, 1.0), (1.0, 1e-200)])
 def test_extreme_units_change_nothing(a, b):
     y = (1 + 2 * X) * noisy(0)

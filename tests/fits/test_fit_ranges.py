@@ -1,4 +1,4 @@
-"""Fits at the ends of the float range: a fit, infinite where need be, or an error that names the range."""
+"""fits.ranges: at the ends of the float range there is a fit, or an error that names the range."""
 
 import warnings
 
@@ -43,6 +43,7 @@ def examine(data: dict[str, np.ndarray], quantile: float) -> str:
     return "fitted"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(24))
 def test_any_scales_give_numbers_or_words(seed) -> None:
     generator = np.random.default_rng(seed)
@@ -76,6 +77,7 @@ def test_what_no_float_holds_is_infinite() -> None:
     assert fit.L1 == np.inf
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("power", [-900, -300, 300, 900])
 def test_units_of_the_loss_move_no_digit(power) -> None:
     one, other = (

@@ -1,4 +1,4 @@
-"""Several fits beside each other, by group and by run."""
+"""fits.groups: several fits stand beside each other, by group and by run."""
 
 from typing import Any
 
@@ -42,6 +42,7 @@ def fits(trace: pd.DataFrame) -> sd.GroupFits:
     return sd.fit_groups(trace, num_boot=60)
 
 
+@pytest.mark.thorough
 def test_every_group_has_the_fit_it_has_alone(trace: pd.DataFrame, fits: sd.GroupFits) -> None:
     assert list(fits) == ["all", "head", "body"], "all comes first, the others as they were recorded"
     assert len(fits) == 3
@@ -96,6 +97,7 @@ def test_summary_has_a_line_per_group_of_one_width(fits: sd.GroupFits) -> None:
     assert "quantile 0.95" in text
 
 
+@pytest.mark.thorough
 def test_asked_groups_and_options_are_followed(trace: pd.DataFrame) -> None:
     found = sd.fit_groups(trace, groups=["body", "all"], quantile=0.5, num_boot=20)
     assert list(found) == ["body", "all"]
@@ -103,6 +105,7 @@ def test_asked_groups_and_options_are_followed(trace: pd.DataFrame) -> None:
     assert list(sd.fit_groups(trace, groups="body", num_boot=20)) == ["body"]
 
 
+@pytest.mark.thorough
 def test_several_runs_and_tables_without_groups_count_too() -> None:
     runs = [pd.concat([rows(group) for group in ("all", "head")]) for _ in range(2)]
     assert [fit.num_runs for fit in sd.fit_groups(runs, num_boot=20).values()] == [2, 2]

@@ -1,4 +1,4 @@
-"""The bootstrap against closed forms of autoregressions and against the resampling it shortcuts."""
+"""fits.intervals: the bootstrap agrees with closed forms and with the resampling that it shortens."""
 
 import math
 import time
@@ -90,6 +90,7 @@ def test_replicate_is_the_fit_of_the_resampled_rows():
         np.testing.assert_allclose(line, quantile_line(x[rows], y[rows], 0.9, weights[rows]), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_intervals_contain_the_true_median_line_about_as_often_as_they_say():
     hits = 0
     for seed in range(60):
@@ -174,6 +175,7 @@ def clustered(seed, num_runs=6, n=60):
     return x, (1 + np.repeat(L1, n) * x) * np.exp(0.2 * rng.standard_normal(len(runs))), steps, runs
 
 
+@pytest.mark.thorough
 def test_runs_as_clusters_contain_the_slope_where_pooled_rows_miss_it():
     hits = np.zeros(2)
     for seed in range(60):

@@ -1,8 +1,9 @@
-"""Smoothness that follows the loss and not the gradient norm, and the other way round; what cannot be told apart."""
+"""fits.lossgap: smoothness that follows the loss is told from smoothness that follows the gradient norm."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from simulated import spread
 
 from smoothdiag.fits import Verdict, fit_smoothness
 from smoothdiag.fits.affine import pinball, relative_weights
@@ -12,35 +13,31 @@ from smoothdiag.fits.models import FITTERS, fit_isotonic
 N = 300
 
 
-def spread(rng, deviation, n=N):
-    return np.exp(deviation * rng.standard_normal(n))
-
-
 def by_the_loss(rng):
     """H0 + H1 (f - f*): in half of six phases the same loss comes with gradients a tenth as large."""
     gap = 10 ** rng.uniform(-1, 1, N)
     slow = (np.arange(N) // 50) % 2 == 1
-    x = np.sqrt(gap) * np.where(slow, 0.1, 1.0) * spread(rng, 0.5)
-    return x, (1 + 2 * gap) * spread(rng, 0.2), 3 + gap
+    x = np.sqrt(gap) * np.where(slow, 0.1, 1.0) * spread(rng, N, 0.5)
+    return x, (1 + 2 * gap) * spread(rng, N, 0.2), 3 + gap
 
 
 def by_the_gradient(rng):
     """The (1, 2) law, with a loss that follows the gradient norm as on a quadratic, up to a third."""
     x = 10 ** rng.uniform(-1, 1, N)
-    return x, (1 + 2 * x) * spread(rng, 0.2), 3 + x**2 / 2 * spread(rng, 0.3)
+    return x, (1 + 2 * x) * spread(rng, N, 0.2), 3 + x**2 / 2 * spread(rng, N, 0.3)
 
 
 def drift(rng):
     """Loss, gradient norm and smoothness fall with time, each with noise of its own."""
     level = 10 ** (2 * np.exp(-6 * np.arange(N) / N) - 1)
-    x, y, gap = (base * spread(rng, 0.3) for base in (level, 1 + 2 * level, level))
+    x, y, gap = (base * spread(rng, N, 0.3) for base in (level, 1 + 2 * level, level))
     return x, y, 3 + gap
 
 
 def exponential(rng):
     """The exponential landscape in one dimension: gradient norm and loss are functions of each other."""
     r = rng.uniform(0.02, 2.5, N)
-    return np.expm1(2 * r) / 2, np.exp(2 * r) * spread(rng, 0.1), (np.expm1(2 * r) - 2 * r) / 4
+    return np.expm1(2 * r) / 2, np.exp(2 * r) * spread(rng, N, 0.1), (np.expm1(2 * r) - 2 * r) / 4
 
 
 def fit(run, seed, num_boot=50):
@@ -59,6 +56,7 @@ CASES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_verdict(case):
     run, allowed, _ = CASES[case]
@@ -92,6 +90,7 @@ def test_scan_of_the_smallest_loss():
     assert list(frame["floor"][frame["scan"]]) == floors
 
 
+@pytest.mark.thorough
 def test_true_gap_is_found_where_nothing_is_noise():
     rng = np.random.default_rng(0)
     gap = 10 ** rng.uniform(-1, 1, N)
@@ -103,6 +102,7 @@ def test_true_gap_is_found_where_nothing_is_noise():
     assert score.later_loss < 1e-6
 
 
+@pytest.mark.thorough
 def test_formula_of_the_score_gives_the_heights():
     rng = np.random.default_rng(0)
     gap = 10 ** rng.uniform(-1, 1, N)
@@ -114,6 +114,7 @@ def test_formula_of_the_score_gives_the_heights():
     np.testing.assert_allclose(heights, y, rtol=0.05)
 
 
+@pytest.mark.thorough
 def test_constant_added_to_the_loss_changes_the_floor_alone():
     rng = np.random.default_rng(3)
     x, y, loss = by_the_loss(rng)
@@ -123,6 +124,7 @@ def test_constant_added_to_the_loss_changes_the_floor_alone():
     assert other.later_loss == pytest.approx(first.later_loss, rel=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("loss", [np.nan, 2.0, np.where(np.arange(N) < 20, np.arange(N), np.nan)])
 def test_without_losses_nothing_is_compared(loss):
     rng = np.random.default_rng(0)
@@ -132,6 +134,7 @@ def test_without_losses_nothing_is_compared(loss):
     assert found.loss_floors == ()
 
 
+@pytest.mark.thorough
 def test_rows_without_a_loss_are_left_out_of_its_score():
     x, y, loss = by_the_loss(np.random.default_rng(1))
     frame = pd.DataFrame({"grad_norm": x, "smoothness": y, "loss": loss, "step": np.arange(N), "saturation": 0.1})
@@ -173,11 +176,12 @@ def test_isotonic_gives_equal_gradient_norms_one_value():
     np.testing.assert_allclose(steps(np.array([0.5, 1.0, 9.0])), [3, 3, steps.values[-1]])
 
 
+@pytest.mark.thorough
 def test_where_every_floor_gives_the_same_line_units_do_not_choose_one():
     # With an exponent of 1 the fits for all f* are one line; only rounding would prefer one of them.
     rng = np.random.default_rng(1)
     x, _, loss = by_the_loss(rng)
-    y = (1 + 2 * (loss - 3)) * spread(rng, 0.1)
+    y = (1 + 2 * (loss - 3)) * spread(rng, N, 0.1)
     frame = pd.DataFrame({"grad_norm": x, "smoothness": y, "loss": loss, "saturation": 0.1})
 
     def floor(a, b):
@@ -189,6 +193,7 @@ def test_where_every_floor_gives_the_same_line_units_do_not_choose_one():
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("factor", [1e160, 1e-155, 1e-170])
 def test_losses_whose_powers_overflow_are_not_known(factor):
     x, y, loss = by_the_loss(np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The rivals of the line, on rows that follow one of them exactly or with noise."""
+"""fits.models: the rivals of the line win on rows that follow one of them, exactly or with noise."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Null cases called by name over many seeds: a few by default, a hundred with `-m slow`.
+"""fits: null cases called by name get their verdict over many seeds, a few by default and a hundred with `-m slow`.
 
 Measured cases go through a real probe or take the gradients of a training loop as they come, as published
 measurements do. `docs/verdicts.md` quotes the counts.
@@ -14,6 +14,8 @@ from torch import nn
 from smoothdiag import PathSmoothness, Probe, every
 from smoothdiag.fits import Verdict, fit_smoothness
 from smoothdiag.optim import ClippedMomentum
+
+pytestmark = pytest.mark.thorough
 
 COLUMNS = ["grad_norm", "smoothness", "saturation"]
 

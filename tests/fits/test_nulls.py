@@ -1,4 +1,4 @@
-"""Verdicts on simulated runs: true laws are recognised, and nothing else is taken for one.
+"""fits: on simulated runs true laws are recognised, and nothing else is taken for a law.
 
 Each case returns gradient norm, smoothness and saturation of one run. The first cases follow y = 1 + 2 x with noise;
 the others look like a law (rank correlations above .8, coverage near .95) and are none.
@@ -10,6 +10,8 @@ import pytest
 from simulated import different_batches, law, spread, uniform, white
 
 from smoothdiag.fits import Verdict, fit_smoothness
+
+pytestmark = pytest.mark.thorough
 
 CONSTANT, POWER, ARTEFACT = {Verdict.CONSTANT}, {Verdict.POWER}, {Verdict.ARTEFACT}
 UNKNOWN = {Verdict.NOT_IDENTIFIED}

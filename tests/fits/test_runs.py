@@ -1,8 +1,9 @@
-"""Fits of several runs: how they enter, what stays apart, and what the fit says of them."""
+"""fits: a fit of several runs keeps them apart where it should, and says what it did."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from traces import Recorded
 
 from smoothdiag.fits import SmoothnessFit, fit_smoothness
 
@@ -17,18 +18,11 @@ def one_run(seed, n=100, L1=2.0, **columns):
 RUNS = [one_run(seed) for seed in range(6)]
 
 
-class Recorded:
-    def __init__(self, frame):
-        self.frame = frame
-
-    def to_frame(self):
-        return self.frame
-
-
 def fit(data, **options):
     return fit_smoothness(data, num_boot=60, quantile=0.5, **options)
 
 
+@pytest.mark.thorough
 def test_lists_of_traces_and_of_tables_and_a_column_give_the_same_fit():
     found = fit(RUNS)
     stacked = pd.concat([frame.assign(run=str(k), step=np.arange(100)) for k, frame in enumerate(RUNS)])
@@ -40,6 +34,7 @@ def test_lists_of_traces_and_of_tables_and_a_column_give_the_same_fit():
     assert found == fit(stacked.drop(columns="step"))
 
 
+@pytest.mark.thorough
 def test_one_run_in_a_list_is_that_run():
     assert fit(RUNS[:1]) == fit(RUNS[0])
     assert fit(RUNS[0]).num_runs == 1
@@ -51,6 +46,7 @@ def test_a_list_of_tables_with_runs_keeps_them_apart():
     assert fit([pair, pair]).num_runs == 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("number", "expected"), [(1, False), (2, True), (4, True), (5, False)])
 def test_few_runs_are_said_to_be_few(number, expected):
     found = fit(RUNS[:number])
@@ -58,6 +54,7 @@ def test_few_runs_are_said_to_be_few(number, expected):
     assert found.num_runs == number
 
 
+@pytest.mark.thorough
 def test_more_runs_than_one_widen_the_interval_where_they_differ():
     differ = [one_run(seed, L1=2.0 * np.exp(0.3 * (-1) ** seed)) for seed in range(6)]
     apart, together = fit(differ), fit(pd.concat(differ))
@@ -67,6 +64,7 @@ def test_more_runs_than_one_widen_the_interval_where_they_differ():
     assert apart.interval_freedom == 5
 
 
+@pytest.mark.thorough
 def test_rows_are_compared_with_later_steps_of_all_runs():
     # A drift that begins in the middle of every run: judged run after run, it would be seen and forgotten in turns.
     step = np.arange(100)
@@ -100,6 +98,7 @@ def test_what_is_no_list_of_tables_is_refused(wrong, message):
         fit(wrong)
 
 
+@pytest.mark.thorough
 def test_units_move_the_fit_of_several_runs():
     moved = [f.assign(grad_norm=3e5 * f["grad_norm"], smoothness=7e-4 * f["smoothness"]) for f in RUNS]
     found, other = fit(RUNS), fit(moved)

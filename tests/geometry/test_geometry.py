@@ -1,4 +1,4 @@
-"""Every geometry against its defining properties, and against the tables of the papers entry by entry."""
+"""geometry: every geometry has its defining properties, and agrees with the tables of the papers entry by entry."""
 
 import math
 import pickle
@@ -69,6 +69,7 @@ def test_the_minimiser_attains_the_dual_norm_on_the_unit_sphere(name, shape):
         assert float(product) == pytest.approx(float(geometry.dual_norm(g)), rel=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_no_point_of_the_unit_ball_does_better(name, shape):
     geometry, g = GEOMETRIES[name][0], drawn(shape)

@@ -1,4 +1,4 @@
-"""The shape of the package, read from its source: imports go down the layers and nowhere else."""
+"""smoothdiag: imports go down the layers of the package and nowhere else."""
 
 import ast
 import shutil
@@ -278,6 +278,7 @@ def test_package_keeps_its_layers() -> None:
     assert not violations(PACKAGE), "\n".join(sorted(violations(PACKAGE)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("folder", ["tests", "examples", "benchmarks", "docs"])
 def test_nothing_beside_the_package_imports_functorch(folder: str) -> None:
     for path in (REPOSITORY / folder).rglob("*.py"):
@@ -338,6 +339,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("file", "code", "message"), WRONG)
 def test_planted_fault_is_found(tmp_path: Path, file: str, code: str, message: str) -> None:
     found = _plant(tmp_path, file, code)
@@ -345,6 +347,7 @@ def test_planted_fault_is_found(tmp_path: Path, file: str, code: str, message: s
     assert message in found.pop()
 
 
+@pytest.mark.thorough
 def test_fault_planted_in_a_copy_of_the_real_package_is_found(tmp_path: Path) -> None:
     copy = tmp_path / "smoothdiag"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -376,6 +379,7 @@ RIGHT = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("file", "code"), RIGHT)
 def test_downward_import_is_allowed(tmp_path: Path, file: str, code: str) -> None:
     assert not _plant(tmp_path, file, code)

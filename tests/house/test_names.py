@@ -1,4 +1,4 @@
-"""Names of tests: the same in every process, whenever and wherever it collects them, as pytest-xdist demands."""
+"""tests: the names of tests are the same in every process that collects them, as pytest-xdist demands."""
 
 import os
 import re
@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from places import REPOSITORY
+
+pytestmark = pytest.mark.thorough
 
 # A day later by the clock rather than by waiting. An address or a set order differs between any two processes.
 COLLECT = """

@@ -1,4 +1,4 @@
-"""The callback in a Hugging Face Trainer: training is the same, and what it reports is what the Trainer did."""
+"""integrations.huggingface: the callback leaves training in a Trainer as it is, and reports what the Trainer did."""
 
 import json
 import math
@@ -22,6 +22,8 @@ from transformers import Trainer, TrainerCallback
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
 from smoothdiag.integrations.huggingface import STATE_FILE, SmoothnessCallback
 from smoothdiag.integrations.losses import Factor
+
+pytestmark = pytest.mark.thorough
 
 OLD = transformers.__version__.startswith("4.")  # whose trainer rounds losses, and may log the next step's rate
 

@@ -1,4 +1,4 @@
-"""The callback where two processes train one model."""
+"""integrations.huggingface: the callback works where two processes train one model."""
 
 import socket
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 from huggingface_worker import STEPS, work
 from ranks import run_ranks
+
+pytestmark = pytest.mark.thorough
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""The example of the Hugging Face Trainer, and the benchmark that is made of it, on a text of a few lines."""
+"""examples/huggingface.py, benchmarks/frameworks: example and benchmark run on a text of a few lines."""
 
 import gzip
 import logging
@@ -12,6 +12,8 @@ from places import REPOSITORY
 from trainers import settings_of_the_process
 
 from smoothdiag import Trace
+
+pytestmark = pytest.mark.thorough
 
 
 @pytest.fixture

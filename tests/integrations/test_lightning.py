@@ -1,4 +1,4 @@
-"""Lightning runs with the callback: what is trained, what is seen, what is clipped, and how it goes on."""
+"""integrations.lightning: the callback sees, clips and resumes what Lightning trains, and changes nothing else."""
 
 import math
 import subprocess
@@ -23,6 +23,8 @@ from torch.nn import functional as F
 from smoothdiag import AutoClip, LocalSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
 from smoothdiag.integrations.lightning import SmoothnessCallback
 from smoothdiag.integrations.training_step import check_run
+
+pytestmark = pytest.mark.thorough
 
 
 def books(module: Any, trainer: Any) -> dict[str, Any]:

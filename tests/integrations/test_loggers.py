@@ -1,4 +1,4 @@
-"""What the writers leave on disk, read back by TensorBoard and by wandb themselves."""
+"""integrations.loggers: TensorBoard and wandb themselves read back what the writers leave on disk."""
 
 import json
 import re
@@ -24,6 +24,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from smoothdiag import AutoClip, Probe, SmoothdiagWarning, Trace, by_module, every
 from smoothdiag.integrations.loggers import TensorBoardWriter, TraceWriter, WandbWriter
+
+pytestmark = pytest.mark.thorough
 
 Numbers = dict[str, list[tuple[int, float]]]
 

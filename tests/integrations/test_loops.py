@@ -1,4 +1,4 @@
-"""Loops under Fabric and Accelerate with a plain probe, and the examples of both and of Lightning."""
+"""examples, integrations: a plain probe works under Fabric and Accelerate, and the examples run in two processes."""
 
 import os
 import subprocess
@@ -9,15 +9,13 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from lightning.fabric import Fabric
+from losses import cross_entropy
 from places import REPOSITORY
 from torch import nn
-from torch.nn import functional as F
 
 from smoothdiag import LocalSmoothness, Probe, Trace, every
 
-
-def loss_fn(model: nn.Module, batch: Any) -> torch.Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
+pytestmark = pytest.mark.thorough
 
 
 def fabric_run(precision: Any, *, probed: bool) -> tuple[list[torch.Tensor], list[float], Probe | None]:
@@ -28,17 +26,17 @@ def fabric_run(precision: Any, *, probed: bool) -> tuple[list[torch.Tensor], lis
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(6)]
     probe = None
     if probed and precision == "32-true":
-        probe = Probe(model, optimizer, loss_fn, schedule=every(1))
+        probe = Probe(model, optimizer, cross_entropy, schedule=every(1))
     elif probed:
         # Fabric's module refuses any backward but its own in mixed precision; the module within it does not.
         def autocast_loss(module: nn.Module, batch: Any) -> torch.Tensor:
             with fabric.autocast():
-                return loss_fn(module, batch)
+                return cross_entropy(module, batch)
 
         probe = Probe(model.module, optimizer, autocast_loss, schedule=every(1))
     norms = []
     for batch in probe.watch(batches) if probe else batches:
-        fabric.backward(loss_fn(model, batch))
+        fabric.backward(cross_entropy(model, batch))
         norms.append(sum(float(p.grad.double().square().sum()) for p in net.parameters()) ** 0.5)
         optimizer.step()
         optimizer.zero_grad()
@@ -60,8 +58,8 @@ def test_the_wrapper_of_accelerate_is_refused_with_what_to_pass() -> None:
     optimizer = AcceleratedOptimizer.__new__(AcceleratedOptimizer)  # without the state that all of Accelerate shares
     optimizer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="Found AcceleratedOptimizer, .* pass `optimizer.optimizer`"):
-        Probe(model, optimizer, loss_fn)
-    Probe(model, optimizer.optimizer, loss_fn, estimators=[LocalSmoothness()])
+        Probe(model, optimizer, cross_entropy)
+    Probe(model, optimizer.optimizer, cross_entropy, estimators=[LocalSmoothness()])
 
 
 @pytest.mark.parametrize(

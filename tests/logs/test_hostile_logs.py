@@ -1,4 +1,4 @@
-"""Hostile logs: the package's own words, or an entry that is left out; no exception from the depths."""
+"""logs.reading: a hostile log loses an entry or gets an error in the package's own words."""
 
 import pytest
 

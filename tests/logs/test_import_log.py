@@ -1,4 +1,4 @@
-"""Logs of runs that nobody measured: how they are read, and what is found in them."""
+"""logs: logs of runs that nobody measured are read, and what is in them is found."""
 
 import csv
 import gzip
@@ -324,6 +324,7 @@ def clipped(norm: np.ndarray, threshold: float) -> np.ndarray:
     return (norm * np.minimum(1.0, threshold / (norm + 1e-6))).astype(np.float32).astype(np.float64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("digits", [16, 6, 3])
 @pytest.mark.parametrize("share", [0.12, 0.3, 0.6, 0.95])
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
@@ -343,6 +344,7 @@ def test_norms_after_clipping_are_noticed_and_shares_hold_the_truth(tmp_path, sh
     assert "as if logged after clipping" in review.summary().replace("\n", " ")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("digits", [1, 2, 3])
 def test_rounded_norms_are_no_pile(tmp_path, digits) -> None:
     for seed in range(10):
@@ -462,6 +464,7 @@ def test_one_scalar_from_tensorboard_is_read_by_its_columns(tmp_path) -> None:
     assert [(row["step"], row["grad_norm"]) for row in trace] == [(step, norm) for step, norm, _ in ROWS]
 
 
+@pytest.mark.thorough
 def test_a_folder_of_tensorboard_is_read_whole(tmp_path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -479,6 +482,7 @@ def test_a_folder_of_tensorboard_is_read_whole(tmp_path) -> None:
         read_log(tmp_path)
 
 
+@pytest.mark.thorough
 def test_values_that_tensorboard_has_twice_are_said_and_tensorboard_missing_too(tmp_path, monkeypatch) -> None:
     from torch.utils.tensorboard import SummaryWriter
 

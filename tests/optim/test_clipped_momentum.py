@@ -1,3 +1,5 @@
+"""optim.clipped_momentum: steps agree with a literal twin of the paper, and options, states and refusals behave."""
+
 import copy
 import itertools
 import math
@@ -9,6 +11,7 @@ import pytest
 import torch
 from asserts import NoSync
 from grouped import set_grads
+from quadratics import descend, lengths, start
 from reference import SlowClippedMomentum
 from torch import nn
 from torch.testing import assert_close
@@ -73,6 +76,7 @@ CAPS = [{"threshold": 0.7}, {"threshold": None, "longest_step": 0.07}]
 DECAYS = [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "decoupled_weight_decay": False}]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("foreach", [None, False])
 @pytest.mark.parametrize("bias_correction", [False, True])
 @pytest.mark.parametrize("norm_scope", ["all", "group"])
@@ -84,6 +88,7 @@ def test_every_combination_equals_the_twin(clip, norm_scope, bias_correction, fo
         compare_with_twin([options] * 3, num_steps=10, more={"foreach": foreach})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("cap", CAPS, ids=str)
 @pytest.mark.parametrize("clip", ["hard", "soft", "normalize"])
 @pytest.mark.parametrize("more", [{"bias_correction": True, "nu": 0.7}, *DECAYS], ids=str)
@@ -102,29 +107,13 @@ def test_equals_the_twin_when_groups_differ_in_everything():
     compare_with_twin([{**second, "decoupled_weight_decay": False}, {**first, "nu": 0.0}, third])
 
 
-def quadratic_run(optimizer, p, num_steps=50, scheduler=None):
-    curvature = torch.linspace(0.1, 2, p.numel(), dtype=p.dtype)
-    path = []
-    for _ in range(num_steps):
-        p.grad = curvature * p.detach()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        path.append(p.detach().clone())
-    return torch.stack(path)
-
-
-def start(dtype=torch.float64, dim=10):
-    return torch.linspace(-3, 4, dim, dtype=dtype).requires_grad_()
-
-
 def test_without_a_threshold_it_is_sgd_with_dampening():
     ours, theirs = start(), start()
     optimizer = ClippedMomentum([ours], lr=0.3, threshold=math.inf, momentum=0.8)
     # SGD starts its buffer at g_0, we at 0: with m = g_0 before the first step, 0.8 g_0 + 0.2 g_0 = g_0 as well.
     optimizer.state[ours]["momentum_buffer"] = torch.linspace(0.1, 2, 10, dtype=torch.float64) * ours.detach()
     sgd = torch.optim.SGD([theirs], lr=0.3, momentum=0.8, dampening=0.8)
-    assert_close(quadratic_run(optimizer, ours), quadratic_run(sgd, theirs), rtol=1e-13, atol=1e-13)
+    assert_close(descend(optimizer, [ours]), descend(sgd, [theirs]), rtol=1e-13, atol=1e-13)
 
 
 def test_sgdclip_is_clip_grad_norm_and_sgd():
@@ -133,13 +122,13 @@ def test_sgdclip_is_clip_grad_norm_and_sgd():
     sgd = torch.optim.SGD([theirs], lr=0.3)
     sgd.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_([theirs], 0.5) and None)
     # clip_grad_norm_ divides by norm + 1e-6.
-    assert_close(quadratic_run(optimizer, ours), quadratic_run(sgd, theirs), rtol=0, atol=2e-6 * 0.15 * 50)
+    assert_close(descend(optimizer, [ours]), descend(sgd, [theirs]), rtol=0, atol=2e-6 * 0.15 * 50)
     assert not optimizer.state, "SGDClip needs no momentum"
 
 
 def test_momclip_clips_the_average():
     p, x, m = start(), start().detach(), torch.zeros(10, dtype=torch.float64)
-    path = quadratic_run(ClippedMomentum([p], lr=0.3, threshold=0.5), p)
+    path = descend(ClippedMomentum([p], lr=0.3, threshold=0.5), [p])
     for row in path:
         m = 0.9 * m + 0.1 * torch.linspace(0.1, 2, 10, dtype=torch.float64) * x
         x = x - min(0.3, 0.15 / m.norm().item()) * m
@@ -150,10 +139,9 @@ def test_momclip_clips_the_average():
 @pytest.mark.parametrize("clip", ["hard", "soft"])
 def test_no_step_is_longer_than_lr_times_threshold(nu, clip):
     p = start()
-    path = quadratic_run(ClippedMomentum([p], lr=0.5, threshold=0.1, nu=nu, clip=clip), p)
-    lengths = torch.linalg.vector_norm(torch.diff(torch.cat([start().detach()[None], path]), dim=0), dim=1)
-    assert (lengths <= 0.05 * (1 + 1e-12)).all()
-    assert lengths.max() > 0.04
+    path = descend(ClippedMomentum([p], lr=0.5, threshold=0.1, nu=nu, clip=clip), [p])
+    assert (lengths(path) <= 0.05 * (1 + 1e-12)).all()
+    assert lengths(path).max() > 0.04
 
 
 def test_two_groups_share_one_norm():
@@ -228,7 +216,7 @@ def test_a_schedule_moves_the_rate_and_leaves_the_threshold():
     scheduled, by_hand = start(), start()
     optimizer = ClippedMomentum([scheduled], lr=0.4, threshold=0.5)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.5)
-    path = quadratic_run(optimizer, scheduled, scheduler=scheduler)
+    path = descend(optimizer, [scheduled], scheduler=scheduler)
     twin = SlowClippedMomentum([[by_hand.detach()]], [{**DEFAULTS, "lr": 0.4, "threshold": 0.5}])
     for step, row in enumerate(path):
         twin.options[0]["lr"] = 0.4 * 0.5 ** (step // 10)
@@ -245,23 +233,23 @@ def test_a_resumed_run_is_bit_identical(reload):
 
     whole = start(torch.float32)
     optimizer, scheduler = fresh(whole)
-    path = quadratic_run(optimizer, whole, 60, scheduler)
+    path = descend(optimizer, [whole], 60, scheduler)
 
     first = start(torch.float32)
     optimizer, scheduler = fresh(first)
-    quadratic_run(optimizer, first, 30, scheduler)
+    descend(optimizer, [first], 30, scheduler)
     saved = reload(copy.deepcopy((optimizer.state_dict(), scheduler.state_dict())))
     second = first.detach().clone().requires_grad_()
     optimizer, scheduler = fresh(second)
     optimizer.load_state_dict(saved[0])
     scheduler.load_state_dict(saved[1])
-    assert torch.equal(quadratic_run(optimizer, second, 30, scheduler), path[30:])
+    assert torch.equal(descend(optimizer, [second], 30, scheduler), path[30:])
 
 
 def test_pickles_and_fills_in_options_unknown_to_an_older_state():
     p = start()
     optimizer = ClippedMomentum([p], lr=0.4, threshold=0.5, momentum=0.7)
-    quadratic_run(optimizer, p, 3)
+    descend(optimizer, [p], 3)
     assert pickle.loads(pickle.dumps(optimizer)).param_groups[0]["threshold"] == 0.5
     state = optimizer.state_dict()
     del state["param_groups"][0]["momentum"]

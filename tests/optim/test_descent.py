@@ -1,4 +1,4 @@
-"""Descent whose rate follows from the gradient norm: formulas, limits, and what the theorems promise."""
+"""optim.descent: rates that follow the gradient norm keep their formulas, limits and theorems."""
 
 import copy
 import itertools
@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 import torch
+from asserts import NoSync
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from smoothdiag import problems
 from smoothdiag.optim import Clipped, ClippedMomentum, GradientDescent, LogSmoothed, Normalized, Smoothed
@@ -140,6 +140,7 @@ def values_along(problem, x0, rule, num_steps):
     return values, norms
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", LANDSCAPES)
 def test_descent_is_monotone_at_the_threshold_of_the_theorem(kind):
     clipped = 0
@@ -151,6 +152,7 @@ def test_descent_is_monotone_at_the_threshold_of_the_theorem(kind):
     assert 100 < clipped < 400
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", LANDSCAPES)
 @pytest.mark.parametrize("rule", [Smoothed, LogSmoothed])
 def test_smoothed_steps_decrease_the_loss_as_promised(kind, rule):
@@ -197,14 +199,6 @@ def test_ascent_and_half_precision():
     p.grad = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
     GradientDescent([p], Clipped(1.0, 2.5), maximize=True).step()
     assert_close(p.detach(), torch.tensor([1.5, 2.0], dtype=torch.bfloat16))
-
-
-class NoSync(TorchDispatchMode):
-    """Fails where a value leaves its tensor."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("rule", [*RULES, LogSmoothed(1.0, 0.0)], ids=str)

@@ -1,3 +1,5 @@
+"""optim.ggnc: steps agree with a literal twin of the paper, and options, states and refusals behave."""
+
 import copy
 import io
 import itertools
@@ -112,6 +114,7 @@ def test_equals_the_twin(mix, more):
     compare_with_twin(options_for(mix, **more), num_steps=100 if mix == MIXES[1] else 30)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("short_step", ["bound", "norm"])
 @pytest.mark.parametrize("mix", MIXES[:3], ids="-".join)
 def test_equals_the_twin_with_options_for_each_group_and_a_schedule(mix, short_step):
@@ -220,6 +223,7 @@ def test_the_product_follows_the_order_asked_for_and_needs_geometries_of_layers(
         GGNC([p], lr=0.1, threshold=1.0, geometry=Euclidean()).product([p])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("geometry", [Euclidean(), Sign(), Spectral(exact=True), RMS()], ids=str)
 @pytest.mark.parametrize("short_step", ["bound", "norm"])
 def test_parameters_stay_in_the_ball(geometry, short_step):

@@ -1,4 +1,4 @@
-"""GGNC and ClippedScion on a GPU: nothing waits for the device, and a CUDA graph repeats the step."""
+"""optim.ggnc, optim.scion: on a GPU nothing waits for the device, and a CUDA graph repeats the step."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""torch.compile takes a whole step as one graph, and the graph does what the step does."""
+"""optim: torch.compile takes a whole step as one graph, and the graph does what the step does."""
 
 import math
 
@@ -7,6 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from smoothdiag.optim import Clipped, ClippedMomentum, GradientDescent, LogSmoothed
+
+pytestmark = pytest.mark.thorough
 
 CASES = {
     "momentum": lambda p: ClippedMomentum(p, 0.1, threshold=0.5),

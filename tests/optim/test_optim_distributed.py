@@ -1,4 +1,4 @@
-"""Two processes with sharded parameters take the steps of one process with whole ones: norms are global."""
+"""optim: two processes with sharded parameters take the steps of one process, because norms are global."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Steps on a GPU: those of the CPU, without waiting, and captured in a CUDA graph."""
+"""optim: steps on a GPU equal steps on the CPU, wait for nothing, and can be captured in a CUDA graph."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the options of the optimizers amount to: caps, limits, tensors, checkpoints, schedules."""
+"""optim: caps, limits, tensor options, checkpoints and schedules do what they say."""
 
 import copy
 import math
@@ -6,35 +6,12 @@ import pickle
 
 import pytest
 import torch
+from asserts import NoSync
+from quadratics import CURVATURE, descend, lengths, start
 from torch import nn
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from smoothdiag.optim import ClippedMomentum, GradientDescent, LogSmoothed
-
-CURVATURE = torch.linspace(0.1, 2, 10, dtype=torch.float64)
-
-
-def start(dtype=torch.float64):
-    return torch.linspace(-3, 4, 10, dtype=dtype).requires_grad_()
-
-
-def run(optimizer, params, num_steps=50, scheduler=None):
-    """Descends a quadratic; returns the points it comes to."""
-    path = []
-    for _ in range(num_steps):
-        for p in params:
-            p.grad = CURVATURE.to(p.dtype) * p.detach()
-        optimizer.step()
-        if scheduler:
-            scheduler.step()
-        path.append(torch.cat([p.detach().clone() for p in params]))
-    return torch.stack(path)
-
-
-def lengths(path):
-    return torch.linalg.vector_norm(torch.diff(torch.cat([start().detach()[None], path]), dim=0), dim=1)
-
 
 # Limits: other algorithms, written out.
 
@@ -49,12 +26,12 @@ def test_without_a_cap_and_with_coupled_decay_it_is_sgd(cap, momentum, more):
     sgd = torch.optim.SGD([theirs], 0.03 * (1 - momentum), momentum=momentum, **more)
     if momentum:
         sgd.state[theirs]["momentum_buffer"] = torch.zeros_like(theirs)
-    assert_close(run(optimizer, [ours]), run(sgd, [theirs]), rtol=1e-13, atol=1e-13)
+    assert_close(descend(optimizer, [ours]), descend(sgd, [theirs]), rtol=1e-13, atol=1e-13)
 
 
 def test_qhm_is_that_of_its_paper():
     p, x, m = start(), start().detach(), torch.zeros(10, dtype=torch.float64)
-    for row in run(ClippedMomentum.qhm([p], 0.3, momentum=0.8), [p]):
+    for row in descend(ClippedMomentum.qhm([p], 0.3, momentum=0.8), [p]):
         g = CURVATURE * x
         m = 0.8 * m + 0.2 * g
         x = x - 0.3 * (0.3 * g + 0.7 * m)
@@ -69,7 +46,7 @@ def test_qhm_is_that_of_its_paper():
 ], ids=str)  # fmt: skip
 def test_an_infinite_rate_is_normalized_sgd_with_momentum(options, dtype):
     p, x, m = start(dtype), start(dtype).detach(), torch.zeros(10, dtype=dtype)
-    for row in run(ClippedMomentum([p], momentum=0.8, **options), [p], num_steps=20):
+    for row in descend(ClippedMomentum([p], momentum=0.8, **options), [p], num_steps=20):
         m = 0.8 * m + 0.2 * CURVATURE.to(dtype) * x
         x = x - 0.1 * m / m.norm()
         assert_close(row, x, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-5)
@@ -116,7 +93,7 @@ def test_a_schedule_shrinks_the_longest_step_of_a_threshold_and_keeps_a_longest_
     ):
         p = start()
         optimizer = ClippedMomentum([p], nu=0.0, **options)
-        path = run(optimizer, [p], 5, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
+        path = descend(optimizer, [p], 5, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
         assert lengths(path).tolist() == pytest.approx(expected)
 
 
@@ -124,7 +101,7 @@ def test_a_longest_step_no_longer_clips_once_the_rate_is_low():
     p = start()
     optimizer = ClippedMomentum([p], 1.0, longest_step=0.1, nu=0.0)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.001)
-    found = lengths(run(optimizer, [p], 2, scheduler)).tolist()
+    found = lengths(descend(optimizer, [p], 2, scheduler)).tolist()
     after_one = start().detach() * (1 - 0.1 * CURVATURE / (CURVATURE * start().detach()).norm())
     assert found == pytest.approx([0.1, 0.001 * (CURVATURE * after_one).norm().item()])
 
@@ -135,7 +112,7 @@ def test_a_tensor_rate_follows_its_schedule_like_a_number():
         p = start()
         optimizer = ClippedMomentum([p], lr, threshold=threshold, nu=0.7, weight_decay=0.1)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-        paths.append(run(optimizer, [p], scheduler=scheduler))
+        paths.append(descend(optimizer, [p], scheduler=scheduler))
         assert type(optimizer.param_groups[0]["lr"]) is type(lr)
     assert_close(paths[0], paths[1], rtol=1e-13, atol=1e-13)
 
@@ -145,16 +122,8 @@ def test_a_tensor_threshold_may_be_infinite(clip):
     paths = []
     for threshold in (torch.tensor(math.inf), math.inf):
         p = start()
-        paths.append(run(ClippedMomentum([p], 0.1, threshold=threshold, nu=0.5, clip=clip), [p]))
+        paths.append(descend(ClippedMomentum([p], 0.1, threshold=threshold, nu=0.5, clip=clip), [p]))
     assert_close(paths[0], paths[1], rtol=1e-14, atol=1e-14)
-
-
-class NoSync(TorchDispatchMode):
-    """Fails where a value leaves its tensor."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("clip", ["hard", "soft", "normalize"])
@@ -181,7 +150,7 @@ def test_one_by_one_gives_the_same_numbers(options):
     paths = []
     for foreach in (None, True, False):
         params = [start(), start(torch.float32)]
-        paths.append(run(ClippedMomentum(params, 0.3, threshold=0.5, foreach=foreach, **options), params))
+        paths.append(descend(ClippedMomentum(params, 0.3, threshold=0.5, foreach=foreach, **options), params))
     assert torch.equal(paths[0], paths[1])
     assert_close(paths[0], paths[2], rtol=1e-6, atol=1e-6)
 
@@ -189,6 +158,7 @@ def test_one_by_one_gives_the_same_numbers(options):
 # Norms and rates keep their digits.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("foreach", [None, False])
 @pytest.mark.parametrize("size", [2**14, 2**14 + 1, 3 * 2**14, 5_000_000])
 def test_the_norm_of_a_large_tensor_keeps_its_digits(size, foreach):
@@ -240,6 +210,7 @@ def make(kind, params):
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize("kind", ["mix", "corrected", "step", "tensor", "descent"])
 def test_a_checkpoint_on_disk_resumes_bit_for_bit(kind, scheduled, tmp_path):
@@ -250,10 +221,10 @@ def test_a_checkpoint_on_disk_resumes_bit_for_bit(kind, scheduled, tmp_path):
 
     begin = [start(torch.float32).detach(), start().detach()]
     params, optimizer, scheduler = fresh(begin)
-    whole = run(optimizer, params, 60, scheduler)
+    whole = descend(optimizer, params, 60, scheduler)
 
     params, optimizer, scheduler = fresh(begin)
-    run(optimizer, params, 30, scheduler)
+    descend(optimizer, params, 30, scheduler)
     saved = [optimizer.state_dict(), scheduler and scheduler.state_dict(), [p.detach() for p in params]]
     torch.save(saved, tmp_path / "checkpoint.pt")
 
@@ -262,7 +233,7 @@ def test_a_checkpoint_on_disk_resumes_bit_for_bit(kind, scheduled, tmp_path):
     optimizer.load_state_dict(state)
     if scheduler:
         scheduler.load_state_dict(schedule)
-    assert torch.equal(run(optimizer, params, 30, scheduler), whole[30:])
+    assert torch.equal(descend(optimizer, params, 30, scheduler), whole[30:])
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
@@ -270,11 +241,11 @@ def test_a_checkpoint_on_disk_resumes_bit_for_bit(kind, scheduled, tmp_path):
 def test_copies_go_on_bit_for_bit(kind, copied):
     p = nn.Parameter(start().detach())
     optimizer, _ = make(kind, [p])
-    run(optimizer, [p], 10)
+    descend(optimizer, [p], 10)
     other = copied(optimizer)
     (q,) = other.param_groups[0]["params"]
     assert q is not p
-    assert torch.equal(run(other, [q], 10), run(optimizer, [p], 10))
+    assert torch.equal(descend(other, [q], 10), descend(optimizer, [p], 10))
 
 
 OLD = ("longest_step", "decoupled_weight_decay", "bias_correction", "norm_scope", "foreach", "capturable")
@@ -286,7 +257,7 @@ OLD = ("longest_step", "decoupled_weight_decay", "bias_correction", "norm_scope"
 def test_states_of_the_first_version_load(now):
     p, q = start(), start()
     optimizer = ClippedMomentum([p], 0.4, threshold=0.5, nu=0.6)
-    run(optimizer, [p], 10)
+    descend(optimizer, [p], 10)
     state = optimizer.state_dict()
     for name in OLD:
         del state["param_groups"][0][name]
@@ -294,7 +265,7 @@ def test_states_of_the_first_version_load(now):
     restored.load_state_dict(copy.deepcopy(state))
     q.data.copy_(p.data)
     # The threshold is saved; an average nobody counted is not corrected, rather than by a wrong count.
-    assert_close(run(restored, [q], 10), run(optimizer, [p], 10), rtol=1e-14, atol=1e-14)
+    assert_close(descend(restored, [q], 10), descend(optimizer, [p], 10), rtol=1e-14, atol=1e-14)
 
 
 def test_optimizers_pickled_by_the_first_version_load():
@@ -309,19 +280,19 @@ def test_optimizers_pickled_by_the_first_version_load():
         assert restored.defaults[name] == restored.param_groups[0][name] == optimizer.defaults[name]
     q = start()
     restored.add_param_group({"params": [q]})
-    run(restored, [p, q], 3)
+    descend(restored, [p, q], 3)
 
 
 def test_bias_correction_counts_only_the_steps_it_saw():
     p = start()
     optimizer = ClippedMomentum([p], 0.1, threshold=math.inf, momentum=0.9, bias_correction=True)
     group = optimizer.param_groups[0]
-    run(optimizer, [p], 3)
+    descend(optimizer, [p], 3)
     assert optimizer.state[p]["step"].item() == 3
     group["bias_correction"] = False
-    run(optimizer, [p], 3)
+    descend(optimizer, [p], 3)
     group["bias_correction"] = True
-    run(optimizer, [p], 1)
+    descend(optimizer, [p], 1)
     assert optimizer.state[p]["step"].item() == math.inf, "three steps were not counted"
 
 

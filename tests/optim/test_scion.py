@@ -1,6 +1,8 @@
+"""optim.scion: every parameter gets the geometry of its layer, and sharded ones take the same steps."""
+
 import pytest
 import torch
-from networks import EmbeddingAndHead
+from networks import EmbeddingAndHead, mlp
 from ranks import run_ranks
 from scion_worker import CASES, WORLD, train, work
 from torch import nn
@@ -140,7 +142,7 @@ def test_first_weights_need_a_geometry_and_a_radius():
 
 def test_a_model_starts_in_its_ball_stays_there_and_learns():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3))
+    model = mlp(5, 16, 16, 3)
     groups = scion_groups(model, radii={"hidden": 3.0, "head": 20.0})
     scion_init_(groups, radius=1.0)
     optimizer = ClippedScion(groups, lr=0.05, threshold=2.0, radius=1.0, weight_decay=1.0)
@@ -165,6 +167,7 @@ def ranks(tmp_path_factory):
     return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_with_shards_take_the_steps_of_one(ranks, case):
@@ -173,6 +176,7 @@ def test_two_processes_with_shards_take_the_steps_of_one(ranks, case):
         assert_close(found[case], alone, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
 def test_geometries_of_shards_are_those_of_the_whole(ranks):
     for found in ranks:

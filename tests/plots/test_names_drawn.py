@@ -1,4 +1,4 @@
-"""Names of groups, estimators and runs reach figures as they are: no formula, no line break, no missing legend."""
+"""plots.common: names of groups, estimators and runs reach figures as they are, never as a formula or a broken line."""
 
 import warnings
 
@@ -10,6 +10,8 @@ from matplotlib.text import Text
 
 import smoothdiag as sd
 from smoothdiag.plots.common import as_drawn
+
+pytestmark = pytest.mark.thorough
 
 matplotlib.use("Agg")
 

@@ -1,4 +1,4 @@
-"""What the figure of a fit shows, read from its artists."""
+"""plots.fit: the artists of the figure hold the rows, the line and the intervals of the fit."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,8 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from figures import NARROW, WIDE, labelled, labels
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -17,8 +17,6 @@ from smoothdiag.plots import plot_fit
 
 NUM_ROWS = 240
 pytestmark = pytest.mark.usefixtures("no_figure_left_open")
-
-NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
 
 
 def rows(num_rows: int = NUM_ROWS, seed: int = 0, **columns: Any) -> pd.DataFrame:
@@ -41,17 +39,6 @@ def rows(num_rows: int = NUM_ROWS, seed: int = 0, **columns: Any) -> pd.DataFram
 @pytest.fixture(scope="module")
 def fit() -> sd.SmoothnessFit:
     return sd.fit_smoothness(rows(), num_boot=60)
-
-
-def labelled(ax: Axes, label: str) -> Any:
-    """The one artist with this label."""
-    handles, names = ax.get_legend_handles_labels()
-    (found,) = [handle for handle, name in zip(handles, names, strict=True) if name == label]
-    return found
-
-
-def labels(ax: Axes) -> list[str]:
-    return ax.get_legend_handles_labels()[1]
 
 
 def test_four_panels_have_units_and_the_verdict_heads_them(fit: sd.SmoothnessFit) -> None:
@@ -159,6 +146,7 @@ def test_endless_interval_has_no_box_and_a_long_one_does_not_squeeze_the_pair(fi
     assert long.get_xlim()[1] < 5 * fit.L1
 
 
+@pytest.mark.thorough
 def test_skill_of_every_model_there_is_stands_with_its_interval(fit: sd.SmoothnessFit) -> None:
     other = replace(fit.comparison[1], name="another", skill=0.5, skill_interval=(-9.0, 0.75))
     scores = (*fit.comparison[:3], other)
@@ -222,6 +210,7 @@ def test_given_axes_open_no_figure_and_settings_stay(fit: sd.SmoothnessFit) -> N
         plot_fit(fit, axes=[*given[0]])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(fit: sd.SmoothnessFit, width: float) -> None:
     with plt.rc_context({"figure.figsize": (width, 0.75 * width)}):

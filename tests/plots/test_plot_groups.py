@@ -1,4 +1,4 @@
-"""What the figures of several fits show, read from their artists."""
+"""plots.groups: the artists of the figures hold the rows and the constants of several fits."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,8 +7,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from figures import NARROW, WIDE, labelled, labels
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 
@@ -17,8 +17,6 @@ from smoothdiag.plots import plot_constants, plot_groups
 
 NUM_ROWS = 120
 pytestmark = pytest.mark.usefixtures("no_figure_left_open")
-
-NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
 
 
 def rows(group: str, seed: int = 0, **columns: Any) -> pd.DataFrame:
@@ -53,17 +51,6 @@ def trace() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def fits(trace: pd.DataFrame) -> sd.GroupFits:
     return sd.fit_groups(trace, num_boot=40)
-
-
-def labelled(ax: Axes, label: str) -> Any:
-    """The one artist with this label."""
-    handles, names = ax.get_legend_handles_labels()
-    (found,) = [handle for handle, name in zip(handles, names, strict=True) if name == label]
-    return found
-
-
-def labels(ax: Axes) -> list[str]:
-    return ax.get_legend_handles_labels()[1]
 
 
 def titles(panels: Any) -> list[str]:
@@ -195,6 +182,7 @@ def test_given_axes_open_no_figure_and_settings_stay(fits: sd.GroupFits) -> None
         plot_constants({})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(trace: pd.DataFrame, fits: sd.GroupFits, width: float) -> None:
     with plt.rc_context({"figure.figsize": (width, 0.75 * width)}):
@@ -213,6 +201,7 @@ def test_nothing_overlaps_or_leaves_the_figure(trace: pd.DataFrame, fits: sd.Gro
                 assert len(shown) >= 2
 
 
+@pytest.mark.thorough
 def test_labels_that_are_numbers_or_missing_are_drawn_as_they_are_fitted() -> None:
     frame = pd.concat([rows("all"), rows("0", 1), rows("1", 2)], ignore_index=True)
     numbered = frame.assign(group=frame["group"].map({"all": "all", "0": 0, "1": 1}))

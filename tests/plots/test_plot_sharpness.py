@@ -1,4 +1,4 @@
-"""What the figure of curvature and its limits shows, read from its artists."""
+"""plots.sharpness: the artists of the figure hold the measured curvature and its limits."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from figures import NARROW, WIDE, axes, labels, starting
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
-from matplotlib.figure import Figure
+from networks import mlp
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
@@ -19,8 +19,6 @@ from smoothdiag.plots import plot_sharpness
 NUM_ROWS = 30
 LR = 0.1
 pytestmark = pytest.mark.usefixtures("no_figure_left_open")
-
-NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
 
 
 def rows(estimator: str = "sharpness", num_rows: int = NUM_ROWS, **columns: Any) -> pd.DataFrame:
@@ -47,28 +45,13 @@ def adam(limit: float = 38 / LR) -> pd.DataFrame:
     return pd.concat([*raw, *twins, rows("critical_step")], ignore_index=True)
 
 
-def axes(width: float = WIDE) -> Axes:
-    return Figure((width, width), layout="constrained").add_subplot()
-
-
-def labels(ax: Axes) -> list[str]:
-    return ax.get_legend_handles_labels()[1]
-
-
-def labelled(ax: Axes, start: str) -> Any:
-    """The one artist whose label begins with ``start``."""
-    handles, names = ax.get_legend_handles_labels()
-    (found,) = [handle for handle, name in zip(handles, names, strict=True) if name.startswith(start)]
-    return found
-
-
 def test_every_estimator_is_a_line_over_the_steps_with_its_colour_and_its_marker() -> None:
     names = ["sharpness", "hessian_norm", "batch_sharpness", "curvature_update", "critical_step"]
     parts = [rows(name, smoothness=np.linspace(1, 20 + k, NUM_ROWS)) for k, name in enumerate(names)]
     frame = pd.concat([*parts, rows("local")], ignore_index=True).sample(frac=1, random_state=0)
     before = frame.copy()
     ax = plot_sharpness(frame, ax=axes())
-    lines = [labelled(ax, name) for name in names]
+    lines = [starting(ax, name) for name in names]
     for line, part in zip(lines, parts, strict=True):
         assert_array_equal(line.get_xdata(), part["step"])
         assert_array_equal(line.get_ydata(), part["smoothness"])
@@ -82,7 +65,7 @@ def test_every_estimator_is_a_line_over_the_steps_with_its_colour_and_its_marker
 def test_a_trace_counts_as_its_frame() -> None:
     trace = sd.Trace()
     trace.extend(rows().to_dict("records"))
-    assert_array_equal(labelled(plot_sharpness(trace, ax=axes()), "sharpness").get_ydata(), rows()["smoothness"])
+    assert_array_equal(starting(plot_sharpness(trace, ax=axes()), "sharpness").get_ydata(), rows()["smoothness"])
 
 
 def test_gradient_descent_has_one_line_at_two_over_the_rate_of_every_step() -> None:
@@ -92,7 +75,7 @@ def test_gradient_descent_has_one_line_at_two_over_the_rate_of_every_step() -> N
         limit = 2 / lr
     ax = plot_sharpness(rows(lr=lr, stability_limit=limit), ax=axes())
     assert labels(ax) == ["sharpness", "stability limit, 2/lr"]
-    line = labelled(ax, "stability limit")
+    line = starting(ax, "stability limit")
     assert line.get_drawstyle() == "steps-post"
     assert_array_equal(line.get_xdata(), rows()["step"])
     assert_allclose(line.get_ydata()[:-1], limit[:-1])
@@ -102,7 +85,7 @@ def test_gradient_descent_has_one_line_at_two_over_the_rate_of_every_step() -> N
 @pytest.mark.parametrize("factor", [3.8, 38.0])
 def test_another_limit_stands_beside_a_fainter_two_over_the_rate(factor: float) -> None:
     ax = plot_sharpness(rows(stability_limit=factor / LR), ax=axes())
-    limit, null = labelled(ax, f"stability limit, {factor:g}/lr"), labelled(ax, "2/lr")
+    limit, null = starting(ax, f"stability limit, {factor:g}/lr"), starting(ax, "2/lr")
     assert_allclose(limit.get_ydata(), factor / LR)
     assert_allclose(null.get_ydata(), 2 / LR)
     assert (null.get_alpha() or 1) < (limit.get_alpha() or 1)
@@ -126,7 +109,7 @@ def test_critical_step_has_its_limit_at_two_over_the_rate_whatever_the_momentum(
 
 def test_limit_of_a_step_is_not_lost_to_a_row_without_one() -> None:
     frame = pd.concat([rows("critical_step"), rows(num_rows=10)], ignore_index=True)
-    line = labelled(plot_sharpness(frame, ax=axes()), "stability limit").get_ydata()
+    line = starting(plot_sharpness(frame, ax=axes()), "stability limit").get_ydata()
     assert_allclose(line[:10], 2 / LR)
     assert np.isnan(line[10:]).all()
 
@@ -172,7 +155,7 @@ def test_unusable_rows_are_hollow_with_the_marker_of_their_estimator() -> None:
         assert len(artist.get_facecolors()) == 0
     shapes = [artist.get_paths()[0].vertices.shape for artist in hollow]
     assert shapes[0] != shapes[1], "a circle and a triangle"
-    assert len(labelled(ax, "sharpness").get_xdata()) == NUM_ROWS - 2
+    assert len(starting(ax, "sharpness").get_xdata()) == NUM_ROWS - 2
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
@@ -180,7 +163,7 @@ def test_rows_off_a_logarithmic_axis_are_left_out_and_counted(value: float) -> N
     frame = rows("curvature_update")
     frame.loc[[3, 7], "smoothness"] = value
     ax = plot_sharpness(frame, ax=axes())
-    assert_array_equal(labelled(ax, "curvature_update").get_xdata(), frame["step"].drop([3, 7]))
+    assert_array_equal(starting(ax, "curvature_update").get_xdata(), frame["step"].drop([3, 7]))
     assert [text.get_text().startswith("2 rows not shown") for text in ax.texts] == [True]
     assert not plot_sharpness(rows(), ax=axes()).texts
 
@@ -203,15 +186,15 @@ def test_far_limit_is_named_and_off_the_axis(lr: float, where: str) -> None:
 
 def test_one_step_has_a_mark_for_its_limit() -> None:
     ax = plot_sharpness(rows(num_rows=1), ax=axes())
-    line = labelled(ax, "stability limit")
+    line = starting(ax, "stability limit")
     assert line.get_marker() == "_"
     assert_allclose(line.get_ydata(), 2 / LR)
 
 
 def test_only_the_group_is_drawn() -> None:
     frame = pd.concat([rows(), rows(num_rows=7, group="head")], ignore_index=True)
-    assert len(labelled(plot_sharpness(frame, group="head", ax=axes()), "sharpness").get_xdata()) == 7
-    assert len(labelled(plot_sharpness(frame, ax=axes()), "sharpness").get_xdata()) == NUM_ROWS
+    assert len(starting(plot_sharpness(frame, group="head", ax=axes()), "sharpness").get_xdata()) == 7
+    assert len(starting(plot_sharpness(frame, ax=axes()), "sharpness").get_xdata()) == NUM_ROWS
 
 
 @pytest.mark.parametrize(
@@ -242,6 +225,7 @@ def test_axes_are_the_given_ones_else_the_current_ones_else_new() -> None:
     assert len(plt.get_fignums()) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
     frame = adam()
@@ -262,7 +246,7 @@ def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
 
 @pytest.mark.parametrize("name", ["SGD", "Adam"])
 def test_probe_records_what_the_figure_draws(name: str) -> None:
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    model = mlp(4, 8, 2)
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01)
     batch = torch.randn(16, 4), torch.randn(16, 2)
 
@@ -285,7 +269,7 @@ def test_probe_records_what_the_figure_draws(name: str) -> None:
     ax = sd.plot_sharpness(probe.trace, ax=axes())
     suffix, factor = ("", 2) if name == "SGD" else ("_preconditioned", 38)
     assert f"sharpness{suffix}" in labels(ax)
-    assert_allclose(labelled(ax, f"stability limit, {factor}/lr").get_ydata(), factor / 0.01)
+    assert_allclose(starting(ax, f"stability limit, {factor}/lr").get_ydata(), factor / 0.01)
     drawn = {label for label in labels(ax) if not label.startswith(("stability", "2/lr", "not usable"))}
     recorded = probe.trace.to_frame().query("smoothness > 0")["estimator"]
     assert drawn == {n for n in recorded if n.endswith(suffix) or n == "critical_step"}

@@ -1,4 +1,4 @@
-"""What the figures show, read from their artists."""
+"""plots.smoothness, plots.over_steps: the artists of the figures hold the numbers of the trace."""
 
 import subprocess
 import sys
@@ -9,11 +9,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from figures import NARROW, WIDE, axes, labels, starting
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
+from traces import Recorded
 
 from smoothdiag.plots import plot_smoothness, plot_trace
 from smoothdiag.plots.common import band
@@ -22,8 +23,6 @@ NUM_ROWS = 60
 DISPLACEMENT = 0.05
 REPLICATES = tuple((1 + 0.01 * k, 2 - 0.01 * k) for k in range(-50, 51))  # a high L0 goes with a low L1
 pytestmark = pytest.mark.usefixtures("no_figure_left_open")
-
-NARROW, WIDE = 3.3, 6.4  # inches: a column of a two-column paper, and the whole width
 
 
 def rows(num_rows: int = NUM_ROWS, **columns: Any) -> pd.DataFrame:
@@ -64,41 +63,16 @@ def law(**fields: Any) -> Any:
     return SimpleNamespace(**plain | fields)
 
 
-def axes(width: float = WIDE) -> Axes:
-    return Figure((width, width), layout="constrained").add_subplot()
-
-
-def labelled(ax: Axes, start: str) -> Any:
-    """The one artist whose label begins with ``start``."""
-    handles, labels = ax.get_legend_handles_labels()
-    (found,) = [handle for handle, label in zip(handles, labels, strict=True) if label.startswith(start)]
-    return found
-
-
-def labels(ax: Axes) -> list[str]:
-    return ax.get_legend_handles_labels()[1]
-
-
 def points(collection: PathCollection) -> np.ndarray:
     offsets = np.asarray(collection.get_offsets())
     return offsets[np.argsort(offsets[:, 0])]
-
-
-class Recorded:
-    """The least that counts as a trace."""
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame = frame
-
-    def to_frame(self) -> pd.DataFrame:
-        return self.frame
 
 
 @pytest.mark.parametrize("wrap", [Recorded, lambda frame: frame], ids=["trace", "frame"])
 def test_points_are_the_rows_coloured_by_step_on_logarithmic_axes_with_units(wrap: Any) -> None:
     frame = rows()
     ax = plot_smoothness(wrap(frame), ax=axes())
-    drawn = labelled(ax, "local, 60 rows")
+    drawn = starting(ax, "local, 60 rows")
     assert_allclose(points(drawn), frame[["grad_norm", "smoothness"]])
     assert sorted(drawn.get_array()) == frame["step"].tolist()
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
@@ -109,7 +83,7 @@ def test_points_are_the_rows_coloured_by_step_on_logarithmic_axes_with_units(wra
 
 
 def test_colour_of_a_point_is_its_own_step() -> None:
-    drawn = labelled(plot_smoothness(rows(), ax=axes()), "local")
+    drawn = starting(plot_smoothness(rows(), ax=axes()), "local")
     order = np.argsort(np.asarray(drawn.get_offsets())[:, 0])
     assert drawn.get_array()[order].tolist() == rows()["step"].tolist()
 
@@ -117,21 +91,21 @@ def test_colour_of_a_point_is_its_own_step() -> None:
 def test_unusable_rows_are_hollow_and_saturated_ones_are_not() -> None:
     status = ["ok"] * (NUM_ROWS - 3) + ["saturated", "below_noise_floor", "failed"]
     ax = plot_smoothness(rows(status=status), ax=axes())
-    hollow = labelled(ax, "not usable, 2 rows")
+    hollow = starting(ax, "not usable, 2 rows")
     assert_allclose(points(hollow), rows()[["grad_norm", "smoothness"]][-2:])
     assert len(hollow.get_facecolors()) == 0
-    assert len(points(labelled(ax, "local, 58 rows"))) == NUM_ROWS - 2
+    assert len(points(starting(ax, "local, 58 rows"))) == NUM_ROWS - 2
 
 
 def test_rows_without_a_step_are_hollow_because_no_fit_takes_them() -> None:
     frame = rows(step=[np.nan, *20.0 * np.arange(1, NUM_ROWS)])
     ax = plot_smoothness(frame, ax=axes())
-    assert_allclose(points(labelled(ax, "not usable, 1 row")), rows()[["grad_norm", "smoothness"]][:1])
+    assert_allclose(points(starting(ax, "not usable, 1 row")), rows()[["grad_norm", "smoothness"]][:1])
 
 
 def test_figure_of_unusable_rows_alone_has_no_colour_bar() -> None:
     ax = plot_smoothness(rows(status="below_noise_floor"), fit=law(), ax=axes())
-    assert len(points(labelled(ax, "not usable"))) == NUM_ROWS
+    assert len(points(starting(ax, "not usable"))) == NUM_ROWS
     assert not ax.child_axes
 
 
@@ -141,7 +115,7 @@ def test_rows_off_a_logarithmic_axis_are_left_out_and_counted(column: str, value
     frame = rows()
     frame.loc[[3, 7], column] = value
     ax = plot_smoothness(frame, ax=axes())
-    assert len(points(labelled(ax, "local, 58 rows"))) == NUM_ROWS - 2
+    assert len(points(starting(ax, "local, 58 rows"))) == NUM_ROWS - 2
     assert [text.get_text().startswith("2 rows not shown") for text in ax.texts] == [True]
     assert np.isfinite([*ax.get_xlim(), *ax.get_ylim()]).all()
 
@@ -153,7 +127,7 @@ def test_no_note_where_every_row_is_drawn() -> None:
 def test_envelope_is_the_prediction_over_the_usable_rows() -> None:
     frame = rows(status=["ok"] * (NUM_ROWS - 10) + ["below_noise_floor"] * 10)
     ax = plot_smoothness(frame, fit=law(), ax=axes())
-    x, y = labelled(ax, r"$L_0 + L_1$").get_data()
+    x, y = starting(ax, r"$L_0 + L_1$").get_data()
     assert_allclose(y, law().predict(x))
     assert_allclose([x.min(), x.max()], frame["grad_norm"].iloc[[0, -11]])
     assert r"$L_0$ = 1, $L_1$ = 2" in " ".join(labels(ax))
@@ -161,7 +135,7 @@ def test_envelope_is_the_prediction_over_the_usable_rows() -> None:
 
 def test_band_is_the_interval_of_the_height_at_each_gradient_norm() -> None:
     ax = plot_smoothness(rows(), fit=law(), ax=axes())
-    x, y = labelled(ax, "90% interval of the line").get_paths()[0].vertices.T
+    x, y = starting(ax, "90% interval of the line").get_paths()[0].vertices.T
     for at in (0.1, 10.0):
         heights = [L0 + L1 * at for L0, L1 in REPLICATES]
         there = np.isclose(x, at)
@@ -189,7 +163,7 @@ def test_no_band_without_resamples() -> None:
 
 def test_several_runs_are_drawn_together() -> None:
     ax = plot_smoothness([rows(), Recorded(rows(7))], ax=axes())
-    assert len(points(labelled(ax, "local, 67 rows"))) == NUM_ROWS + 7
+    assert len(points(starting(ax, "local, 67 rows"))) == NUM_ROWS + 7
 
 
 def test_verdict_heads_the_legend() -> None:
@@ -202,7 +176,7 @@ def test_ceiling_is_what_the_displacement_allows() -> None:
     frame = rows()
     ax = plot_smoothness(frame, ax=axes())
     expected = np.stack([frame["grad_norm"], 2 * frame["grad_norm"] / DISPLACEMENT], axis=1)
-    assert_allclose(points(labelled(ax, "ceiling")), expected)
+    assert_allclose(points(starting(ax, "ceiling")), expected)
 
 
 @pytest.mark.parametrize("saturation", [np.nan, 0.0])
@@ -214,12 +188,12 @@ def test_no_ceiling_without_saturation(saturation: float) -> None:
 
 def test_null_line_stands_at_two_over_the_rate() -> None:
     ax = plot_smoothness(rows(lr=0.1), ax=axes())
-    assert set(labelled(ax, "2/lr = 20 (null)").get_ydata()) == {20.0}
+    assert set(starting(ax, "2/lr = 20 (null)").get_ydata()) == {20.0}
 
 
 def test_varying_rates_make_a_band() -> None:
     lr = np.where(np.arange(NUM_ROWS) < 30, 0.1, 0.4)
-    band = labelled(plot_smoothness(rows(lr=lr), ax=axes()), "2/lr = 5 to 20 (null)")
+    band = starting(plot_smoothness(rows(lr=lr), ax=axes()), "2/lr = 5 to 20 (null)")
     assert_allclose([band.get_y(), band.get_y() + band.get_height()], [5, 20])
 
 
@@ -249,8 +223,8 @@ def test_estimator_prefers_the_fit_then_local_then_path() -> None:
 
 def test_only_the_group_is_drawn() -> None:
     frame = pd.concat([rows(), rows(7, group="head")])
-    assert len(points(labelled(plot_smoothness(frame, group="head", ax=axes()), "local"))) == 7
-    assert len(points(labelled(plot_smoothness(frame, ax=axes()), "local"))) == NUM_ROWS
+    assert len(points(starting(plot_smoothness(frame, group="head", ax=axes()), "local"))) == 7
+    assert len(points(starting(plot_smoothness(frame, ax=axes()), "local"))) == NUM_ROWS
 
 
 def test_missing_columns_that_only_decorate_do_no_harm() -> None:
@@ -297,6 +271,7 @@ def test_few_points_still_have_two_ticks_on_each_axis(num_rows: int) -> None:
         assert all(axis.get_major_formatter().format_ticks(inside))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
     frame = rows(status=["ok"] * 50 + ["failed"] * 10)
@@ -334,7 +309,7 @@ def test_trace_panels_hold_loss_gradient_norm_and_smoothness() -> None:
 def test_trace_shows_two_over_the_rate_of_every_step() -> None:
     lr = np.where(np.arange(NUM_ROWS) < 30, 0.1, 0.4)
     lr[-1] = 0.0
-    line = labelled(plot_trace(rows(lr=lr))[2], "2/lr (null)").get_ydata()
+    line = starting(plot_trace(rows(lr=lr))[2], "2/lr (null)").get_ydata()
     assert_allclose(line[:-1], 2 / lr[:-1])
     assert np.isnan(line[-1])
 
@@ -349,7 +324,7 @@ def test_trace_leaves_out_marks_and_counts_rows() -> None:
         [],
         ["2 rows not shown"],
     ]
-    assert len(points(labelled(panels[2], "not usable"))) == 4
+    assert len(points(starting(panels[2], "not usable"))) == 4
     assert len(panels[2].lines[0].get_xdata()) == NUM_ROWS - 6
 
 
@@ -392,6 +367,7 @@ def test_without_any_figure_one_is_made() -> None:
     assert len(plt.get_fignums()) == 2
 
 
+@pytest.mark.thorough
 def test_importing_the_module_loads_no_plotting_library() -> None:
     code = "import sys, smoothdiag.plots; print({'matplotlib', 'seaborn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from losses import cross_entropy
+from networks import mlp
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from smoothdiag import AutoClip, LocalSmoothness, Probe
 
@@ -17,13 +18,9 @@ def never(step: int) -> bool:
 LOCAL = (LocalSmoothness(),)
 
 
-def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
 def network(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    return mlp(6, 16, 3).to(dtype)
 
 
 def batches(num: int, seed: int = 5, dtype: torch.dtype = torch.float32, size: int = 16) -> list[tuple[Tensor, Tensor]]:
@@ -49,14 +46,16 @@ class Run:
     ) -> None:
         self.model = network(dtype=dtype)
         self.optimizer = make(self.model)
-        self.probe = Probe(self.model, self.optimizer, loss_fn, estimators=estimators, schedule=schedule, trace=trace)
+        self.probe = Probe(
+            self.model, self.optimizer, cross_entropy, estimators=estimators, schedule=schedule, trace=trace
+        )
         self.clipper = AutoClip(self.optimizer, self.probe, **options) if clipped else None
         self.losses: list[float] = []
 
     def step(self, batch: tuple[Tensor, Tensor]) -> None:
         self.optimizer.zero_grad()
         self.probe.observe(batch)
-        loss = loss_fn(self.model, batch)
+        loss = cross_entropy(self.model, batch)
         self.losses.append(float(loss.detach()))
         loss.backward()
         self.optimizer.step()
@@ -94,7 +93,7 @@ def by_closure(run: Run, batch, *, positional: bool = False) -> None:
     def closure():
         run.optimizer.zero_grad()
         run.probe.observe(batch)
-        loss = loss_fn(run.model, batch)
+        loss = cross_entropy(run.model, batch)
         loss.backward()
         return loss
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from autoclip_runs import batches, loss_fn, network, never
-from torch import Tensor, nn
+from asserts import whole
+from autoclip_runs import batches, network, never
+from losses import cross_entropy
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule
@@ -22,10 +24,6 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 STEPS, BAD = 36, 33
 
 
-def whole(x: Tensor) -> Tensor:
-    return (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().clone()
-
-
 def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, Any]:
     make, options = CASES[name]
     model: nn.Module = network(dtype=torch.float64)
@@ -35,14 +33,14 @@ def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, 
         for part in (model[0], model[2], model):
             fully_shard(part)
     optimizer = make(model.parameters())
-    probe = Probe(model, optimizer, loss_fn, schedule=never)
+    probe = Probe(model, optimizer, cross_entropy, schedule=never)
     clipper = AutoClip(optimizer, probe, **options)
     for k, batch in enumerate(batches(STEPS, dtype=torch.float64)):
         if rank is not None:
             batch = tuple(t.chunk(WORLD)[rank] for t in batch)
         probe.observe(batch)
         optimizer.zero_grad()
-        loss_fn(model, batch).backward()
+        cross_entropy(model, batch).backward()
         if k == BAD and rank in (None, 1):  # on one rank alone, as far as ranks have parts of their own
             grad = model.module[0].weight.grad if wrap == "ddp" else model[0].weight.grad
             part = grad.to_local() if hasattr(grad, "to_local") else grad

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from losses import classification
 from networks import Blocks
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -140,15 +141,9 @@ class Mask(nn.Module):
         return x * self.factors.to(x.dtype)
 
 
-def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    logits = model(batch[0])
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-    return F.cross_entropy(logits.flatten(0, -2), batch[1].flatten())
-
-
 def under_autocast(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        return cross_entropy(model, batch)
+        return classification(model, batch)
 
 
 @lru_cache
@@ -170,7 +165,7 @@ def trained(twin: "partial[nn.Module]") -> dict[str, Tensor]:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(40):
             optimizer.zero_grad()
-            cross_entropy(model, data_of(twin.func)).backward()
+            classification(model, data_of(twin.func)).backward()
             optimizer.step()
         return model.state_dict()
 

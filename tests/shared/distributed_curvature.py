@@ -8,7 +8,9 @@ from typing import Any
 import distributed_runs as runs
 import torch
 import torch.distributed as dist
+from asserts import state_of
 from distributed_runs import Case
+from losses import cross_entropy
 
 from smoothdiag import DirectionalCurvature, HessianNorm, Probe, Sharpness, by_module, every
 
@@ -40,16 +42,16 @@ def train(case: Case, rank: int | None, *, probed: bool) -> tuple[dict[str, Any]
         *(DirectionalCurvature(direction=d) for d in ("gradient", "update")),
     ]
     options = {"estimators": estimators, "schedule": every(1), "group_by": by_module()}
-    probe = Probe(model, optimizer, runs.loss_fn, **options) if probed else None
+    probe = Probe(model, optimizer, cross_entropy, **options) if probed else None
     for batch in runs.data_of(case, case.steps, seed=3):
         optimizer.zero_grad()
         parts = runs.shares(batch, case, rank)
         for part in parts:
             if probe:
                 probe.observe(part)
-            (runs.loss_fn(model, part) / len(parts)).backward()
+            (cross_entropy(model, part) / len(parts)).backward()
         optimizer.step()
-    return runs.state_of(model, optimizer), list(probe.trace) if probe else []
+    return state_of(model, optimizer), list(probe.trace) if probe else []
 
 
 def work(rank: int, folder: str, cases: Sequence[Case]) -> None:

@@ -1,11 +1,11 @@
 """Training runs that one process takes alone or two take together, under DDP or sharded (FSDP2)."""
 
-import random
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from asserts import state_of
+from losses import cross_entropy
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional as F
@@ -129,10 +129,6 @@ ALL_CASES = [
 ]  # fmt: skip
 
 
-def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
 def data_of(case: Case, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Returns whole batches, of which each rank takes its share."""
     source = torch.Generator().manual_seed(seed)
@@ -166,23 +162,6 @@ def wrapped(model: nn.Module, wrap: str) -> nn.Module:
     return fully_shard(model, mp_policy=policy)
 
 
-def whole(tensor: Tensor | None) -> Tensor | None:
-    """Returns a copy of a tensor, put together from all ranks where it is sharded."""
-    if tensor is None:
-        return None
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
-
-
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Returns everything that a measurement must leave alone."""
-    state: dict[str, Any] = {f"parameter {n}": whole(p) for n, p in model.named_parameters()}
-    state |= {f"buffer {n}": whole(b) for n, b in model.named_buffers()}
-    state |= {f"grad {n}": whole(p.grad) for n, p in model.named_parameters()}
-    for index, values in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer {index} {n}": whole(v) if isinstance(v, Tensor) else v for n, v in values.items()}
-    return state | {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()[1]}
-
-
 def train(case: Case, rank: int | None, *, probed: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Trains, and returns the state after it and the rows of two probes, one of them on held-out batches."""
     torch.manual_seed(0)
@@ -197,20 +176,20 @@ def train(case: Case, rank: int | None, *, probed: bool) -> tuple[dict[str, Any]
         ]
         held_out = [part for batch in data_of(case, 2, seed=5) for part in shares(batch, case, rank)]
         probes = [
-            Probe(model, optimizer, loss_fn, estimators=[PathSmoothness(points=(0.5, 1.0)), *directions],
+            Probe(model, optimizer, cross_entropy, estimators=[PathSmoothness(points=(0.5, 1.0)), *directions],
                   schedule=every(1), group_by=by_module()),
-            Probe(model, optimizer, loss_fn, estimators=[DebiasedSmoothness()], schedule=every(1),
+            Probe(model, optimizer, cross_entropy, estimators=[DebiasedSmoothness()], schedule=every(1),
                   probe_batches=held_out),
         ]  # fmt: skip
     for batch in data_of(case, case.steps, seed=3):
         optimizer.zero_grad()
         if case.evaluates:  # leaves gathered weights in place of sharded ones
             with torch.no_grad():
-                loss_fn(model, shares(batch, case, rank)[0])
+                cross_entropy(model, shares(batch, case, rank)[0])
         parts = shares(batch, case, rank)
         for part in parts:
             for probe in probes:
                 probe.observe(part)
-            (loss_fn(model, part) / len(parts)).backward()
+            (cross_entropy(model, part) / len(parts)).backward()
         optimizer.step()
     return state_of(model, optimizer), [row for probe in probes for row in probe.trace]

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_runs import OPTIMIZERS, WORLD, Case, Mlp, Tied, data_of, loss_fn, shares, train, whole, wrapped
+from asserts import whole
+from distributed_runs import OPTIMIZERS, WORLD, Case, Mlp, Tied, data_of, shares, train, wrapped
+from losses import cross_entropy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -31,7 +33,7 @@ def train_on_a_budget(rank: int, folder: Path) -> dict[str, Any]:
         nonlocal now
         # On the second rank nothing seems to take any time, so it alone would measure every step.
         now += 0.0 if rank else 1.0
-        return loss_fn(model, batch)
+        return cross_entropy(model, batch)
 
     probe_module.time = schedule_module.time = SimpleNamespace(perf_counter=lambda: now)
     try:
@@ -62,10 +64,10 @@ def measure_changed_data(rank: int) -> list[str]:
     """Returns the statuses of a step whose batch was written to on the second rank alone."""
     model = wrapped(Mlp(), "ddp")
     optimizer = OPTIMIZERS["momentum"](model.parameters())
-    probe = Probe(model, optimizer, loss_fn, estimators=[LocalSmoothness()])
+    probe = Probe(model, optimizer, cross_entropy, estimators=[LocalSmoothness()])
     (batch,) = shares(data_of(Case(), 1, seed=3)[0], Case(), rank)
     probe.observe(batch)
-    loss_fn(model, batch).backward()
+    cross_entropy(model, batch).backward()
     if rank == 1:
         batch[0].zero_()
     with warnings.catch_warnings():
@@ -79,22 +81,22 @@ def evaluate_forward_only(rank: int) -> dict[str, float]:
     torch.manual_seed(0)
     model = wrapped(Tied(), "fsdp2")  # only weights of the root stay gathered
     (batch,) = shares(data_of(Case(), 1, seed=3)[0], Case(), rank)
-    found = {"before": float(loss_fn(model, batch).detach())}
+    found = {"before": float(cross_entropy(model, batch).detach())}
     coordinates(model, OPTIMIZERS["momentum"](model.parameters()))
     parameters = list(model.parameters())
     micro = [MicroBatch(batch, RandomState.capture())]
-    objective = Objective(model, loss_fn, micro, parameters, distributed=True)
+    objective = Objective(model, cross_entropy, micro, parameters, distributed=True)
     far = vectors.add_scaled(objective.point(), objective.point(), 0.3)
     found |= {"value": objective.value(far), "evaluated": objective.evaluate(far).loss}
-    found |= {"again": objective.value(far), "after": float(loss_fn(model, batch).detach())}
+    found |= {"again": objective.value(far), "after": float(cross_entropy(model, batch).detach())}
     failing = Objective(model, _fail_after_forward, micro, parameters, distributed=True)
     with contextlib.suppress(RuntimeError):
         failing.value(far)
-    return found | {"after a failure": float(loss_fn(model, batch).detach())}
+    return found | {"after a failure": float(cross_entropy(model, batch).detach())}
 
 
 def _fail_after_forward(model: nn.Module, batch: Any) -> Tensor:
-    loss_fn(model, batch)
+    cross_entropy(model, batch)
     raise RuntimeError("after the forward pass")
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_runs import WORLD, state_of
+from asserts import state_of, without_cost
+from distributed_runs import WORLD
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.distributed.device_mesh import init_device_mesh
@@ -262,13 +263,9 @@ def train(setup: Setup, rank: int, *, schedule: int | None, fault: Fault = Fault
                 found["places"] = BOMB.count
     state = state_of(model, getattr(optimizer, "optim", optimizer))
     found["state"] = {n: v.to_dense() if isinstance(v, Tensor) and v.is_sparse else v for n, v in state.items()}
-    found["rows"] = [] if probe is None else [without_cost(row) for row in probe.trace]
+    found["rows"] = [] if probe is None else [{n: str(v) for n, v in without_cost(row).items()} for row in probe.trace]
     found["warnings"] = [str(w.message) for w in caught if issubclass(w.category, SmoothdiagWarning)]
     return found
-
-
-def without_cost(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: str(value) for name, value in row.items() if name not in ("seconds", "num_grads")}
 
 
 @contextlib.contextmanager

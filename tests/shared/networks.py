@@ -1,11 +1,19 @@
 """Small models with everything that forward passes change or draw: dropout, batch norm, attention, recurrence."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 VOCABULARY = 17
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Returns linear layers of these widths, with tanh between them."""
+    layers = [layer for pair in itertools.pairwise(widths) for layer in (nn.Linear(*pair), nn.Tanh())]
+    return nn.Sequential(*layers[:-1])
 
 
 class Blocks(nn.Module):
@@ -139,13 +147,6 @@ def texts(num: int, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(t[:, :-1], t[:, 1:]) for t in tokens]
 
 
-def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Returns the mean cross-entropy of the logits, in float32 or wider."""
-    logits = model(batch[0])
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return F.cross_entropy(logits.flatten(0, -2), batch[1].flatten())
-
-
 class EmbeddingAndHead(nn.Module):
     def __init__(self, tied):
         super().__init__()
@@ -154,3 +155,11 @@ class EmbeddingAndHead(nn.Module):
         self.lm_head = nn.Linear(4, 11, bias=False)
         if tied:
             self.lm_head.weight = self.wte.weight
+
+
+class Point(nn.Module):
+    """A model that is nothing but its parameter."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = nn.Parameter(x.clone())

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from asserts import whole
+from networks import mlp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from smoothdiag.optim import ClippedMomentum, GradientDescent, LogSmoothed
 
@@ -31,10 +33,6 @@ def tensors(seed):
     return [torch.randn(s, generator=generator, dtype=torch.float64) for s in SHAPES]
 
 
-def whole(x):
-    return (x.full_tensor() if isinstance(x, DTensor) else x).detach().clone()
-
-
 def train_tensors(name, mesh=None, placements=None, grad_placements=None):
     """Trains three parameters, sharded if there is a mesh, beside a plain one."""
 
@@ -52,7 +50,7 @@ def train_tensors(name, mesh=None, placements=None, grad_placements=None):
 
 def train_model(name, sharded):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    model = mlp(6, 5, 3).double()
     if sharded:
         for part in (model[0], model[2], model):
             fully_shard(part)

@@ -1,16 +1,12 @@
 """A small regression in float64, and a loop over its batches."""
 
 import torch
-from torch import nn
-from torch.nn import functional as F
-
-
-def regression(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    return F.mse_loss(model(batch[0]), batch[1])
+from losses import regression
+from networks import mlp
 
 
 def small_run(num: int = 3, n: int = 8):
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    model = mlp(4, 8, 2).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     batches = [(torch.randn(n, 4).double(), torch.randn(n, 2).double()) for _ in range(num)]
     return model, optimizer, batches

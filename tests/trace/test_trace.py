@@ -1,14 +1,13 @@
+"""trace: rows come back from a file as they were written, and a damaged line costs no other row."""
+
 import json
 import math
 
 import pytest
+from traces import row
 
 from smoothdiag import SmoothdiagWarning, Trace
 from smoothdiag.trace import COLUMNS
-
-
-def row(step: int, **values) -> dict:
-    return {"step": step, "grad_norm": 1.0 + step, "smoothness": 2.0, "estimator": "local", **values}
 
 
 def test_frame_has_all_columns_in_order_with_types() -> None:

@@ -1,4 +1,4 @@
-"""Damaged, hostile and doubled files: no wrong number in silence, and no exception from the depths."""
+"""trace.reading, trace.file: damaged, hostile and doubled files give no wrong number in silence."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from places import REPOSITORY
+from traces import row
 
 from smoothdiag import SmoothdiagWarning, Trace, fit_smoothness
 from smoothdiag.trace import file as files
@@ -19,10 +20,6 @@ from damaged_traces import mutate
 
 HEADER = '{"smoothdiag_trace": 1}'
 GOOD = '{"step": 1, "grad_norm": 1.0, "smoothness": 2.0}'
-
-
-def row(step: int, **values) -> dict:
-    return {"step": step, "grad_norm": 1.0 + step, "smoothness": 2.0, "estimator": "local", **values}
 
 
 def written(path: Path, number: int = 6, **values) -> list[str]:
@@ -46,6 +43,7 @@ def steps(path: Path, match: str | None = None, **options) -> list[int]:
     return [found["step"] for found in trace]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_no_mutation_goes_unreported(suffix, monkeypatch) -> None:
     source = random.Random(0)

@@ -1,4 +1,4 @@
-"""Several processes, forks and disks that refuse: no row is lost, and none goes into the file of another."""
+"""trace.file: several processes, forks and full disks lose no row, and no row goes into the file of another."""
 
 import multiprocessing
 import os
@@ -8,13 +8,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from traces import row
 
 from smoothdiag import SmoothdiagWarning, Trace
 from smoothdiag.trace import file as files
-
-
-def row(step: int, **values) -> dict:
-    return {"step": step, "grad_norm": 1.0 + step, "smoothness": 2.0, "estimator": "local", **values}
 
 
 def steps(path: Path) -> list[int]:
@@ -39,6 +36,7 @@ def in_a_child(action) -> None:
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
+@pytest.mark.thorough
 @needs_fork
 def test_a_forked_child_writes_a_file_of_its_own_and_says_so(tmp_path) -> None:
     path = tmp_path / "t.jsonl"
@@ -58,6 +56,7 @@ def test_a_forked_child_writes_a_file_of_its_own_and_says_so(tmp_path) -> None:
     assert steps(tmp_path / "t.1.jsonl") == [0, 1, 2]
 
 
+@pytest.mark.thorough
 @needs_fork
 def test_a_child_that_lives_longer_holds_no_lock(tmp_path) -> None:
     trace = Trace(tmp_path / "t.jsonl")
@@ -109,6 +108,7 @@ def _write(path: str, start: int, barrier) -> None:
     trace.close()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(files.fcntl is None, reason="needs locks")
 def test_processes_that_begin_at_once_share_no_file(tmp_path) -> None:
     context = multiprocessing.get_context("fork")
@@ -180,6 +180,7 @@ def test_a_disk_that_refuses_while_resuming(tmp_path, monkeypatch) -> None:
     assert (tmp_path / "t.jsonl").read_bytes() == before
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits for files")
 def test_a_full_disk_leaves_whole_rows_and_goes_on_when_there_is_room(tmp_path) -> None:
     path = tmp_path / "t.jsonl"

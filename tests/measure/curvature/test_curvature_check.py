@@ -1,4 +1,4 @@
-"""Which way of multiplying is chosen: products that leave terms out are found, and healthy models are left alone."""
+"""measure.curvature.check: products that leave terms out are found, and healthy models keep the fast way."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from curved import Silu, coordinates_of, cross_entropy, dense_hessian, flat, objective_of
+from curved import Silu, coordinates_of, dense_hessian, flat, objective_of
+from losses import classification
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -93,7 +94,7 @@ def batch_of(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 def objective_after(
     make: Callable[[], nn.Module],
-    loss_fn: Callable[..., Tensor] = cross_entropy,
+    loss_fn: Callable[..., Tensor] = classification,
     *,
     dtype: torch.dtype = torch.float32,
     steps: int = 30,
@@ -108,7 +109,7 @@ def objective_after(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
-        cross_entropy(model, batch).backward()
+        classification(model, batch).backward()
         optimizer.step()
     hook(model)
     return objective_of(model, loss_fn, batch)
@@ -120,7 +121,7 @@ def chosen(objective: Objective) -> Choice:
 
 def beside(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """The loss of a healthy network, and a little of that of another one whose head is detached."""
-    return cross_entropy(model, batch) + 0.1 * Head.apply(model.up(model.down(batch[0])), batch[1])
+    return classification(model, batch) + 0.1 * Head.apply(model.up(model.down(batch[0])), batch[1])
 
 
 def scale_all(model: nn.Module, factor: float) -> None:
@@ -129,16 +130,16 @@ def scale_all(model: nn.Module, factor: float) -> None:
 
 
 PARTIAL = {
-    "once_differentiable, last": (lambda: Mlp(last=Silu.apply), cross_entropy, {}),
-    "once_differentiable, first": (lambda: Mlp(first=Silu.apply), cross_entropy, {}),
+    "once_differentiable, last": (lambda: Mlp(last=Silu.apply), classification, {}),
+    "once_differentiable, first": (lambda: Mlp(first=Silu.apply), classification, {}),
     "detached head": (Mlp, detached, {}),
     "head under no_grad": (Mlp, without_grad, {}),
     "detached head on a linear model": (lambda: nn.Linear(6, 4), detached, {}),
-    "small branch": (Branched, cross_entropy, {}),
+    "small branch": (Branched, classification, {}),
     "small part beside": (lambda: Branched(torch.tanh), beside, {}),
-    "hooks on all": (Mlp, cross_entropy, {"hook": lambda m: scale_all(m, 2.0)}),
-    "hooks by a few percent": (Mlp, cross_entropy, {"hook": lambda m: scale_all(m, 1.05)}),
-    "hook on one": (Mlp, cross_entropy, {"hook": lambda m: m.b.bias.register_hook(lambda g: 2 * g)}),
+    "hooks on all": (Mlp, classification, {"hook": lambda m: scale_all(m, 2.0)}),
+    "hooks by a few percent": (Mlp, classification, {"hook": lambda m: scale_all(m, 1.05)}),
+    "hook on one": (Mlp, classification, {"hook": lambda m: m.b.bias.register_hook(lambda g: 2 * g)}),
     "detached head, kinks": (rough, detached, {}),
     "detached head, kinks, fitted": (rough, detached, {"steps": 150}),
     "detached head, kinks, batch norm": (lambda: rough(norm=True), detached, {"steps": 150}),
@@ -165,7 +166,7 @@ def linear(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def extended(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return cross_entropy(model, batch) + (model.linear * torch.tensor([1.0, 2.0, 3.0]).to(batch[0])).sum()
+    return classification(model, batch) + (model.linear * torch.tensor([1.0, 2.0, 3.0]).to(batch[0])).sum()
 
 
 def planted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -185,13 +186,13 @@ def empty(model: nn.Module) -> None:
 
 
 HEALTHY = {
-    "smooth": (Mlp, cross_entropy, {}),
-    "smooth, fitted": (Mlp, cross_entropy, {"steps": 1000}),
-    "kinks": (lambda: Mlp(torch.relu, torch.relu), cross_entropy, {"seed": 1}),
-    "kinks, fitted": (lambda: Mlp(torch.relu, torch.relu), cross_entropy, {"steps": 1000}),
-    "kinks, pooling": (rough, cross_entropy, {"steps": 150, "seed": 1}),
-    "kinks, pooling, batch norm, new": (lambda: rough(norm=True), cross_entropy, {"steps": 0, "seed": 2}),
-    "kinks, pooling, batch norm, fitted": (lambda: rough(norm=True), cross_entropy, {"steps": 150}),
+    "smooth": (Mlp, classification, {}),
+    "smooth, fitted": (Mlp, classification, {"steps": 1000}),
+    "kinks": (lambda: Mlp(torch.relu, torch.relu), classification, {"seed": 1}),
+    "kinks, fitted": (lambda: Mlp(torch.relu, torch.relu), classification, {"steps": 1000}),
+    "kinks, pooling": (rough, classification, {"steps": 150, "seed": 1}),
+    "kinks, pooling, batch norm, new": (lambda: rough(norm=True), classification, {"steps": 0, "seed": 2}),
+    "kinks, pooling, batch norm, fitted": (lambda: rough(norm=True), classification, {"steps": 150}),
     "linear in some, without others": (Extended, extended, {}),
     "linear loss of a network": (Mlp, linear, {}),
     "linear loss, no curvature": (lambda: nn.Linear(6, 4), linear, {}),
@@ -201,6 +202,7 @@ HEALTHY = {
 }
 
 
+@pytest.mark.thorough
 @FLOATS
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_models_keep_exact_products(name, dtype, record_property) -> None:
@@ -212,7 +214,7 @@ def test_healthy_models_keep_exact_products(name, dtype, record_property) -> Non
 
 def test_partial_products_would_be_plainly_wrong() -> None:
     """Otherwise it would not matter which way is chosen; one of them is symmetric."""
-    for loss_fn, is_symmetric in ((detached, True), (cross_entropy, False)):
+    for loss_fn, is_symmetric in ((detached, True), (classification, False)):
         make = Mlp if loss_fn is detached else lambda: Mlp(last=Silu.apply)
         objective = objective_after(make, loss_fn, dtype=torch.float64)
         found = {}
@@ -227,7 +229,7 @@ def test_kinks_are_settled_in_float64_which_leaves_no_trace() -> None:
     objective = objective_after(lambda: rough(norm=True), steps=150)
     model = objective.model
     batch = batch_of(model)
-    loss = cross_entropy(model, batch)  # its graph is alive while the measurement is made, as in a training loop
+    loss = classification(model, batch)  # its graph is alive while the measurement is made, as in a training loop
     loss.backward()
     before, dtypes = state_of(model), [t.dtype for t in (*model.parameters(), *model.buffers())]
     places = [t.data_ptr() for t in model.parameters()]
@@ -279,7 +281,7 @@ def test_the_way_below_gives_the_whole_hessian(name, plain) -> None:
     twin.load_state_dict(objective.model.state_dict())
     twin = twin.double()
     batch = (micro.batch[0].double(), micro.batch[1])
-    dense = dense_hessian(lambda: cross_entropy(twin, batch), coordinates_of(twin))
+    dense = dense_hessian(lambda: classification(twin, batch), coordinates_of(twin))
     values, vectors = np.linalg.eigh(dense.numpy())
     top = int(np.abs(values).argmax())
     assert found.norm == pytest.approx(abs(values[top]), rel=2e-3)

@@ -1,4 +1,4 @@
-"""The Hessian in every way that models are run: right to 2% of a float64 twin, and nothing is left changed."""
+"""measure.curvature: the Hessian is right to 2% of a float64 twin in every way that models are run."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -19,7 +19,6 @@ from curved import (
     Silu,
     as_in_float64,
     coordinates_of,
-    cross_entropy,
     data_of,
     dense_hessian,
     forced,
@@ -28,11 +27,14 @@ from curved import (
     trained,
     under_autocast,
 )
+from losses import classification
 from torch import Tensor, nn
 
 from smoothdiag import DirectionalCurvature, HessianNorm, Probe, Sharpness, every
 from smoothdiag.measure.curvature import hvp
 from smoothdiag.measure.curvature.spectrum import lanczos
+
+pytestmark = pytest.mark.thorough
 
 TOLERANCE = 0.02
 
@@ -53,7 +55,7 @@ class Configuration:
     model: "partial[nn.Module]"
     twin: "partial[nn.Module] | None" = None
     rung: str = "retained"
-    loss_fn: Callable[[nn.Module, Any], Tensor] = cross_entropy
+    loss_fn: Callable[[nn.Module, Any], Tensor] = classification
     surroundings: Callable[[], AbstractContextManager[None]] = nullcontext
     backend: str | None = None
     dtype: torch.dtype = torch.float32
@@ -112,7 +114,7 @@ def spectrum_of(make: "partial[nn.Module]", dtype: torch.dtype) -> np.ndarray:
     inputs, targets = data_of(make.func)
     model = as_in_float64(model, inputs)
     inputs = inputs.double() if inputs.is_floating_point() else inputs
-    hessian = dense_hessian(lambda: cross_entropy(model, (inputs, targets)), coordinates_of(model))
+    hessian = dense_hessian(lambda: classification(model, (inputs, targets)), coordinates_of(model))
     return np.linalg.eigvalsh(hessian.numpy())
 
 
@@ -191,7 +193,7 @@ def loss_of_twin(case: Configuration) -> float:
     model = as_in_float64(case.trained(case.plain), case.batch[0])
     inputs, targets = case.batch
     inputs = inputs.double() if inputs.is_floating_point() else inputs
-    return float(cross_entropy(model, (inputs, targets)).detach())
+    return float(classification(model, (inputs, targets)).detach())
 
 
 @pytest.mark.parametrize("case", PARAMETERS, ids=str)

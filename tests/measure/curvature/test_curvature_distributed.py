@@ -1,4 +1,4 @@
-"""Two processes that train together measure the curvature that one process measures on all the data.
+"""measure.curvature: two processes that train together measure the curvature that one process measures.
 
 The processes are started once and take all runs of ``distributed_curvature``; the tests read what they found.
 """
@@ -8,27 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from asserts import assert_identical
+from asserts import assert_identical, without_cost
 from distributed_curvature import CASES, train, work
 from distributed_runs import WORLD, Case
 from ranks import run_ranks
 
-COST_COLUMNS = {"seconds", "num_grads"}
 COMPARED = ("smoothness", "grad_norm", "loss", "curvature_norm", "stability_limit")
 TOLERANCE, GROUP_TOLERANCE, HALF_TOLERANCE = 1e-3, 1e-2, 0.15
 """Of every value, relative. Eigenvalues of single groups lie close together, where a start that is drawn otherwise ends
 further from the limit; in bfloat16 gradients are 3% exact."""
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it"),
+]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[Any, Any]]:
     return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD, CASES, weights_only=False)
-
-
-def without_cost(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in COST_COLUMNS} for row in rows]
 
 
 def named(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -58,7 +56,7 @@ def test_training_is_bit_identical_with_and_without_a_probe(found, case) -> None
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_are_equal_on_all_ranks_and_those_of_one_process(found, case, record_property) -> None:
-    rows, other = (without_cost(rank[case]["probed"][1]) for rank in found)
+    rows, other = ([without_cost(row) for row in rank[case]["probed"][1]] for rank in found)
     assert str(rows) == str(other), "ranks differ"
     off = deviations(found, case)
     worst = max(off, key=off.get)

@@ -1,4 +1,4 @@
-"""Every way of multiplying against the dense Hessian, in each precision, and what may happen around an open one."""
+"""measure.curvature.operator: every way of multiplying agrees with the dense Hessian in each precision."""
 
 import threading
 from dataclasses import replace
@@ -12,13 +12,13 @@ from curved import (
     Residual,
     as_in_float64,
     coordinates_of,
-    cross_entropy,
     data_of,
     dense_hessian,
     flat,
     objective_of,
     trained,
 )
+from losses import classification
 from networks import Sparse, texts
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ def model_of(dtype: torch.dtype) -> nn.Module:
 
 def weighted(model: nn.Module, dtype: torch.dtype) -> Objective:
     """Returns half the first loss, twice the second and the third as it is, added up."""
-    plain = objective_of(model, cross_entropy, *((x.to(dtype), y) for x, y in parts()), reduction="sum")
+    plain = objective_of(model, classification, *((x.to(dtype), y) for x, y in parts()), reduction="sum")
     plain._micro_batches = [replace(m, weight=w) for m, w in zip(plain._micro_batches, WEIGHTS, strict=True)]
     return plain
 
@@ -70,7 +70,7 @@ def dense_of(*, is_weighted: bool, shift: float = 0.0) -> tuple[Tensor, Tensor]:
 
     def loss() -> Tensor:
         weights = (0.5, 2.0, 1.0) if is_weighted else (1.0,)
-        return sum(w * cross_entropy(model, batch) for w, batch in zip(weights, batches, strict=True))
+        return sum(w * classification(model, batch) for w, batch in zip(weights, batches, strict=True))
 
     hessian = dense_hessian(loss, parameters)
     return hessian, flat(torch.autograd.grad(loss(), parameters))
@@ -97,7 +97,7 @@ def distance(found: list[Tensor], wanted: Tensor) -> float:
 def test_products_are_those_of_the_dense_hessian(rung, dtype, is_weighted, record_property) -> None:
     model = model_of(dtype)
     inputs, targets = data_of(Residual)
-    objective = objective_of(model, cross_entropy, (inputs.to(dtype), targets))
+    objective = objective_of(model, classification, (inputs.to(dtype), targets))
     if is_weighted:
         objective = weighted(model, dtype)
     hessian, gradient = dense_of(is_weighted=is_weighted)
@@ -119,7 +119,7 @@ def test_evaluations_between_products_do_not_move_the_point(rung, training) -> N
     model = model_of(torch.float64)
     model.norm.train(training), model.middle_norm.train(training)
     inputs, targets = data_of(Residual)
-    objective = objective_of(model, cross_entropy, (inputs.double(), targets))
+    objective = objective_of(model, classification, (inputs.double(), targets))
     here = objective.point()
     point, away = (vectors.add_scaled(here, [torch.ones_like(x) for x in here], t) for t in (0.05, 0.4))
     v = vectors.random_like(here, seed=1)
@@ -147,7 +147,7 @@ def test_evaluations_between_products_do_not_move_the_point(rung, training) -> N
 
 @pytest.mark.parametrize("rung", RUNGS)
 def test_products_are_linear_and_zero_for_zero(rung) -> None:
-    objective = objective_of(model_of(torch.float32), cross_entropy, data_of(Residual))
+    objective = objective_of(model_of(torch.float32), classification, data_of(Residual))
     point = objective.point()
     v = vectors.random_like(point, seed=1)
     with hvp(objective, backend=rung) as product:
@@ -173,9 +173,10 @@ def test_products_are_linear_and_zero_for_zero(rung) -> None:
 def half_autocast(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     with torch.autocast("cpu", torch.float16):
         logits = model(batch[0])
-    return 1e-5 * cross_entropy(lambda _: logits.float(), batch)
+    return 1e-5 * classification(lambda _: logits.float(), batch)
 
 
+@pytest.mark.thorough
 def test_autocast_that_is_kept_multiplies_with_the_scale_of_float16(record_property) -> None:
     """The gradients of this loss underflow in float16 unless the loss is scaled."""
     make = partial(Gpt)
@@ -185,7 +186,7 @@ def test_autocast_that_is_kept_multiplies_with_the_scale_of_float16(record_prope
         each.load_state_dict(trained(make))
     inputs, targets = data_of(Gpt)
     twin = as_in_float64(twin)
-    wanted = 1e-5 * dense_hessian(lambda: cross_entropy(twin, (inputs, targets)), coordinates_of(twin))
+    wanted = 1e-5 * dense_hessian(lambda: classification(twin, (inputs, targets)), coordinates_of(twin))
     errors = {}
     for rung in ("auto", *RUNGS):
         objective = objective_of(model, half_autocast, (inputs, targets))
@@ -221,7 +222,7 @@ def test_autocast_that_is_kept_is_that_of_the_loss() -> None:
 def test_sparse_gradients_and_several_micro_batches() -> None:
     model = Sparse()
     batches = texts(2, 4)
-    objective = objective_of(model, cross_entropy, *batches)
+    objective = objective_of(model, classification, *batches)
     v = vectors.random_like(objective.point(), seed=1)
     found = {}
     for rung in ("auto", "rebuilt", "central"):
@@ -234,7 +235,7 @@ def test_sparse_gradients_and_several_micro_batches() -> None:
 
 @pytest.mark.parametrize("rung", RUNGS)
 def test_what_surrounds_and_what_fails_leaves_no_trace(rung) -> None:
-    objective = objective_of(model_of(torch.float32), cross_entropy, data_of(Residual))
+    objective = objective_of(model_of(torch.float32), classification, data_of(Residual))
     v = vectors.random_like(objective.point(), seed=1)
     before = state_of(objective.model)
     enter = torch.autocast.__enter__
@@ -254,7 +255,7 @@ def test_what_surrounds_and_what_fails_leaves_no_trace(rung) -> None:
 
 
 def test_unknown_backends_are_refused() -> None:
-    objective = objective_of(model_of(torch.float32), cross_entropy, data_of(Residual))
+    objective = objective_of(model_of(torch.float32), classification, data_of(Residual))
     with pytest.raises(ValueError, match="Parameter `backend` should be one of"), hvp(objective, backend="forward"):
         pass
 

@@ -1,10 +1,11 @@
-"""Curvature on a GPU: the same numbers as on a CPU, and nothing in the iteration that waits for the device."""
+"""measure.curvature: on a GPU the numbers are the numbers of a CPU, and no iteration waits for the device."""
 
 import warnings
 
 import pytest
 import torch
-from networks import Convolutional, Gpt, Recurrent, classification, images, texts
+from losses import classification
+from networks import Convolutional, Gpt, Recurrent, images, texts
 
 from smoothdiag import HessianNorm, LocalSmoothness, PathSmoothness, Probe, Sharpness, every, hvp, objective
 from smoothdiag.measure.curvature import lanczos

@@ -1,4 +1,4 @@
-"""Eigenvalues of matrices whose spectrum is known, and honesty where it is not found."""
+"""measure.curvature.spectrum: known eigenvalues are found, and the result says where they are not."""
 
 import math
 
@@ -61,6 +61,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_lanczos_finds_the_right_ends_or_says_that_it_has_not(name, dtype) -> None:
@@ -152,6 +153,7 @@ def test_what_the_gradient_does_not_show_is_found_all_the_same(n) -> None:
     assert found.pairs[0].value == pytest.approx(15, rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("target", ["largest", "norm"])
 @pytest.mark.parametrize("jump", [False, True])
@@ -259,6 +261,7 @@ def test_mixed_start_has_both_halves() -> None:
     assert all(torch.isfinite(x).all() for x in vectors.mixed([torch.zeros(5)], seed=0))
 
 
+@pytest.mark.thorough
 def test_density_has_the_right_shares_and_integral() -> None:
     matrix = Matrix([*np.linspace(0, 1, 900), *np.linspace(5, 6, 90), *np.full(10, 20.0)])
     density = spectral_density(matrix, matrix.start, num_vectors=8, num_products=40)

@@ -1,4 +1,4 @@
-"""Artefacts that make naive measurements worthless, each taken literally and beside it as the probe takes it."""
+"""measure.estimators: artefacts make naive measurements worthless, and the same steps seen by a probe are right."""
 
 import itertools
 import math
@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from curved import flat
+from networks import Point
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,18 +18,7 @@ from smoothdiag.optim import ClippedMomentum
 PATH = [PathSmoothness(two_scale=False)]
 
 
-class Point(nn.Module):
-    """A model that is nothing but its parameter."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.x = nn.Parameter(x.clone())
-
-
-def flat(tensors) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])
-
-
+@pytest.mark.thorough
 def test_different_batches_on_a_noisy_quadratic() -> None:
     # f = x'Hx/2 + z.x with another z for each batch, and steps of one length: the curvature has nothing to do with
     # the gradient norm, which is all noise.
@@ -125,6 +116,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_neither_sums_nor_copies_change_l1(variant) -> None:
     loss_of, copies, scale = VARIANTS[variant]
@@ -133,6 +125,7 @@ def test_neither_sums_nor_copies_change_l1(variant) -> None:
     assert fit.L0 == pytest.approx(0.7 * scale, rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_nor_do_micro_batches_given_twice() -> None:
     averaged = fitted(torch.mean, 1, 1.0, repeats=2)
     added = fitted(torch.mean, 1, 2.0, repeats=2, reduction="sum")

@@ -1,4 +1,4 @@
-"""CriticalStep against closed forms, a root finder, and a dense scan of real networks, with its passes counted."""
+"""measure.estimators.critical: CriticalStep agrees with closed forms, a root finder and dense scans."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,8 @@ import networks
 import numpy as np
 import pytest
 import torch
-from regressions import regression, small_run, step_over
+from losses import classification, regression
+from regressions import small_run, step_over
 from scipy.optimize import brentq
 from steps import step_on
 
@@ -142,6 +143,7 @@ def random_case(generator, landscape: str):
 RANDOM = ["quadratic", "exponential", "cosh", "hybrid", "power", "sum_cosh"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("landscape", RANDOM)
 def test_it_is_within_its_tolerance_of_the_root_in_a_few_passes(landscape) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -191,6 +193,7 @@ def test_the_tolerance_is_kept_and_paid_for() -> None:
     assert sum(num[::2]) < sum(num[1::2])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [networks.Convolutional, networks.Gpt, networks.Recurrent])
 @pytest.mark.parametrize("make", [OPTIMIZERS["sgd"], OPTIMIZERS["adam"]])
 def test_on_networks_it_is_what_a_dense_scan_finds(kind, make) -> None:
@@ -202,11 +205,11 @@ def test_on_networks_it_is_what_a_dense_scan_finds(kind, make) -> None:
     for index in range(3):
         state = RandomState.capture()
         optimizer.zero_grad()
-        networks.classification(model, batch).backward()
+        classification(model, batch).backward()
         start = vectors.clone(parameters)
         optimizer.step()
         end = vectors.clone(parameters)
-        objective = Objective(model, networks.classification, [MicroBatch(batch, state)], parameters)
+        objective = Objective(model, classification, [MicroBatch(batch, state)], parameters)
         lr = optimizer.param_groups[0]["lr"]
         step = Step(index, objective, start, end, lr, memory=memory)
         with objective.isolated():
@@ -344,6 +347,7 @@ def test_in_rounding_a_number_is_right_or_none(height, is_warm) -> None:
             assert math.isnan(estimate.smoothness)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [networks.Convolutional, networks.Gpt, networks.Recurrent])
 @pytest.mark.parametrize("narrow", [False, True])
 def test_losses_are_rounded_by_less_than_is_allowed_for(kind, narrow) -> None:
@@ -352,7 +356,7 @@ def test_losses_are_rounded_by_less_than_is_allowed_for(kind, narrow) -> None:
 
     def loss_fn(m, b):
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
-            return networks.classification(m, b)
+            return classification(m, b)
 
     objective = Objective(model, loss_fn, [MicroBatch(batch, RandomState.capture())], list(model.parameters()))
     start = objective.point()

@@ -1,4 +1,4 @@
-"""Rows of the curvature estimators against the dense Hessian, multiplied out in float64."""
+"""measure.estimators.hessian: rows of the curvature estimators agree with the dense Hessian in float64."""
 
 import math
 
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from regressions import regression, small_run, step_over
+from curved import flat
+from losses import regression
+from regressions import small_run, step_over
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -23,10 +25,6 @@ from smoothdiag.adapters import adapter_of
 
 TIGHT = {"tol": 1e-9, "max_products": 100}
 ALL = [HessianNorm(**TIGHT), Sharpness(**TIGHT), DirectionalCurvature(), DirectionalCurvature("update")]
-
-
-def flat(tensors) -> torch.Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])
 
 
 def dense(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,6 +191,7 @@ def test_a_way_that_fails_later_gives_way_to_differences() -> None:
     assert "failed at step 1: no second derivative today" in probe.trace[1]["hvp_reason"]
 
 
+@pytest.mark.thorough
 def test_a_term_that_comes_later_is_noticed() -> None:
     class Head(torch.autograd.Function):
         @staticmethod
@@ -265,6 +264,7 @@ def test_a_flat_loss_has_no_curvature() -> None:
     assert [(r["smoothness"], r["status"]) for r in probe.trace] == [(0, "ok"), (0, "ok")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [sgd, adam])
 def test_training_is_the_same_with_and_without(make) -> None:
     states = []
@@ -279,6 +279,7 @@ def test_training_is_the_same_with_and_without(make) -> None:
     assert_identical(*states)
 
 
+@pytest.mark.thorough
 def test_hessian_norms_can_be_fitted() -> None:
     model, _, batches = small_run(30)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""Both ends of the spectrum in a row of HessianNorm: right within 1%, or NaN; never an error of division."""
+"""measure.estimators.hessian: both ends of the spectrum are right within 1% or NaN, and never an error of division."""
 
 import math
 import warnings
@@ -6,16 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from networks import Point
+from torch import Tensor
 
 import smoothdiag as sd
 from smoothdiag import vectors
-
-
-class Point(nn.Module):
-    def __init__(self, dim: int, seed: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.x = nn.Parameter(random(seed, dim).to(dtype))
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -57,7 +52,7 @@ MATRICES: dict[str, Callable[[int], Tensor]] = {
 
 
 def rows_of(hessian: Tensor, seed: int, dtype: torch.dtype, estimator: sd.Estimator, steps: int) -> list[dict]:
-    hessian, model = hessian.to(dtype), Point(len(hessian), seed, dtype)
+    hessian, model = hessian.to(dtype), Point(random(seed, len(hessian)).to(dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     probe = sd.Probe(
         model, optimizer, lambda m, _: m.x @ hessian @ m.x / 2, estimators=[estimator], schedule=sd.every(1)
@@ -72,6 +67,7 @@ def rows_of(hessian: Tensor, seed: int, dtype: torch.dtype, estimator: sd.Estima
     return list(probe.trace)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", MATRICES)
 def test_both_ends_are_right_or_not_told(name, dtype) -> None:
@@ -92,6 +88,7 @@ def test_both_ends_are_right_or_not_told(name, dtype) -> None:
                 assert not any(map(math.isnan, ends))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("estimator", [sd.HessianNorm(), sd.Sharpness(), sd.DirectionalCurvature()], ids=repr)
 @pytest.mark.parametrize("curvature", [2.0, -2.0], ids=["up", "down"])
 def test_a_single_parameter_is_measured(estimator, curvature) -> None:

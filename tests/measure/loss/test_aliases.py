@@ -1,9 +1,10 @@
-"""A parameter that goes by a second name, as a buffer or a frozen parameter, is measured as it is without that."""
+"""measure.loss.objective: a second name for a parameter, as a buffer or a frozen parameter, changes no row."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from networks import mlp
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ NAMES: dict[str, Callable[[nn.Sequential], None]] = {
 
 def _smoothness(rename: Callable[[nn.Sequential], object]) -> list[float]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    model = mlp(6, 8, 1)
     rename(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     probe = Probe(

@@ -1,4 +1,4 @@
-"""Batches of any kind that a loop can train on can be measured, and are the same to ``loss_fn``."""
+"""measure.loss.batches: every kind of batch that a loop can train on can be measured."""
 
 import warnings
 from collections import ChainMap, OrderedDict, namedtuple

@@ -1,4 +1,4 @@
-"""Modules outside of the model that a loss calls are what they would be without a probe, however it reaches them."""
+"""measure.loss.beside: modules that a loss calls beside the model end as they do without a probe."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from networks import mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,7 +110,7 @@ WAYS: dict[str, Callable[[nn.Module], Loss]] = {
 
 def _trained(way: str, attach: str) -> dict[str, Any]:
     torch.manual_seed(0)
-    model, other = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4)), Centred()
+    model, other = mlp(6, 4, 4), Centred()
     loss_fn = WAYS[way](other)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     probe = Probe(model, optimizer, loss_fn, schedule=every(1)) if attach else None

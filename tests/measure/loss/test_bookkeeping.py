@@ -1,4 +1,4 @@
-"""What an object keeps in its attributes is what it was before, after a loss was evaluated again."""
+"""measure.loss.bookkeeping: attributes of an object are what they were before a loss was evaluated again."""
 
 from collections import OrderedDict, defaultdict, deque
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""Loops that train on the loss of ``loss_fn`` raise no doubt whatever they do to gradients; others are told by name."""
+"""measure.loss.selftest: a loop that trains on the loss of ``loss_fn`` raises no doubt, and any other does."""
 
 import warnings
 from collections.abc import Callable
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from losses import regression
+from networks import mlp
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from smoothdiag import Probe, every
 
@@ -29,11 +30,7 @@ class Adapted(nn.Module):
 
 
 def plain() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-    return F.mse_loss(model(batch[0]), batch[1])
+    return mlp(6, 8, 1)
 
 
 def _by(change: Callable[[nn.Module], object], factor: float = 1.0) -> Step:
@@ -41,7 +38,7 @@ def _by(change: Callable[[nn.Module], object], factor: float = 1.0) -> Step:
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any) -> None:
         for batch in batches:
-            (loss_fn(model, batch) / len(batches) * factor).backward()
+            (regression(model, batch) / len(batches) * factor).backward()
         change(model)
         optimizer.step()
 
@@ -73,7 +70,7 @@ def _clipped(to: float) -> Callable[[nn.Module], object]:
 def _scaled(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=float(NUM_MICRO))
     for batch in batches:
-        scaler.scale(loss_fn(model, batch) / len(batches)).backward()
+        scaler.scale(regression(model, batch) / len(batches)).backward()
     scaler.step(optimizer)
     scaler.update()
 
@@ -101,7 +98,7 @@ def test_a_loop_is_doubted_where_its_loss_is_another_one(name) -> None:
     torch.manual_seed(0)
     model = make()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    probe = Probe(model, optimizer, loss_fn, schedule=every(1))
+    probe = Probe(model, optimizer, regression, schedule=every(1))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):

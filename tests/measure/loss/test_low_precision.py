@@ -1,14 +1,15 @@
-"""Low precision: rows are right, or say that they are not; truth is the same run's points in float64."""
+"""measure.loss.selftest: rows in low precision are right, or say that they are not."""
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
-from networks import Convolutional, Gpt, Recurrent, classification, images, texts
+from losses import classification
+from networks import Convolutional, Gpt, Recurrent, images, mlp, texts
 from torch import Tensor, nn
 
 from smoothdiag import LocalSmoothness, PathSmoothness, Probe, every, vectors
@@ -20,24 +21,15 @@ from smoothdiag.measure.loss.selftest import dtypes_of
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small models on several threads of a busy machine spend their time waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 5))
+def deep() -> nn.Module:
+    return mlp(20, 64, 64, 5)
 
 
 def vectors_of(num: int, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(size, 20), torch.randint(5, (size,))) for _ in range(num)]
 
 
-MODELS = {"mlp": (mlp, vectors_of), "cnn": (Convolutional, images), "gpt": (Gpt, texts), "lstm": (Recurrent, texts)}
+MODELS = {"mlp": (deep, vectors_of), "cnn": (Convolutional, images), "gpt": (Gpt, texts), "lstm": (Recurrent, texts)}
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -109,6 +101,7 @@ def train(kind: str, loss_fn: Loss, lr: float, *, half: torch.dtype | None = Non
     return truth, probe
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", MODELS)
 def test_rows_under_autocast_are_right_or_marked(kind) -> None:
     usable, marked = [], []
@@ -163,7 +156,7 @@ def test_small_float16_gradients_are_not_lost(kind) -> None:
 
 def test_a_scale_that_overflows_is_lowered() -> None:
     torch.manual_seed(0)
-    model, loss_fn = without_dropout(mlp()), under_autocast(torch.float16, 1e4)
+    model, loss_fn = without_dropout(deep()), under_autocast(torch.float16, 1e4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     probe = Probe(model, optimizer, loss_fn, estimators=[LocalSmoothness()], schedule=every(1))
     for batch in probe.watch(vectors_of(3, 16)):
@@ -176,7 +169,7 @@ def test_a_scale_that_overflows_is_lowered() -> None:
 
 def test_rounding_is_estimated_anew_as_training_goes() -> None:
     torch.manual_seed(0)
-    model, loss_fn = mlp(), under_autocast(torch.bfloat16)
+    model, loss_fn = deep(), under_autocast(torch.bfloat16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     probe = Probe(model, optimizer, loss_fn, estimators=[LocalSmoothness()], schedule=every(1))
     errors = []
@@ -190,6 +183,7 @@ def test_rounding_is_estimated_anew_as_training_goes() -> None:
     assert len(set(errors[:10])) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["cnn", "gpt", "lstm"])
 @pytest.mark.parametrize("way", ["eager", "reentrant", "non_reentrant", "compiled", "compiled_loss"])
 def test_narrow_dtypes_are_seen_from_outside(kind, way) -> None:

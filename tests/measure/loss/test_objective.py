@@ -1,9 +1,13 @@
+"""measure.loss.objective: the loss is the same function however often it is evaluated, and leaves no trace."""
+
 import random
 
 import numpy as np
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from losses import cross_entropy
+from networks import mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,10 +26,6 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = 1 + 0.1 * np.random.rand() + 0.1 * random.random()
         return self.last(F.dropout(torch.tanh(self.norm(self.first(x))), 0.5, self.training)) * scale
-
-
-def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 def make_batch(n: int = 16) -> tuple[Tensor, Tensor]:
@@ -150,7 +150,7 @@ def test_gradients_of_parameters_outside_x_are_put_back() -> None:
 
 
 def test_pending_graphs_stay_valid() -> None:
-    model, batch = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), make_batch()
+    model, batch = mlp(6, 8, 3), make_batch()
     expected = torch.autograd.grad(cross_entropy(model, batch), list(model.parameters()))
     pending = cross_entropy(model, batch)
     objective = objective_of(model, batch)

@@ -1,11 +1,12 @@
-"""Optimizers that evaluate the loss themselves, by a closure: what is seen and done then."""
+"""measure.probe.closures: the probe handles optimizers that evaluate the loss themselves through a closure."""
 
 import math
 import sys
 
 import pytest
 import torch
-from autoclip_runs import Run, adamw, batches, by_closure, loss_fn, sgd
+from autoclip_runs import Run, adamw, batches, by_closure, sgd
+from losses import cross_entropy
 
 from smoothdiag import LocalSmoothness, Probe, StepRule, every
 
@@ -108,7 +109,7 @@ def test_a_step_that_failed_leaves_no_batches_for_the_next_one(monkeypatch) -> N
     first, second = batches(2)
     run.optimizer.zero_grad()
     run.probe.observe(first)
-    loss_fn(run.model, first).backward()
+    cross_entropy(run.model, first).backward()
     with monkeypatch.context() as broken:
         broken.setattr(sys.modules["torch.optim.sgd"], "sgd", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):

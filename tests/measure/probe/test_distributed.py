@@ -1,4 +1,4 @@
-"""Two processes that train together measure what one process measures on all the data, and train on undisturbed.
+"""measure.probe: two processes that train together measure what one measures, and train undisturbed.
 
 The processes are started once and take all runs of ``distributed_runs``; the tests read what they found.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import distributed_runs as runs
 import pytest
 import torch
-from asserts import assert_identical
+from asserts import assert_identical, without_cost
 from distributed_runs import ALL_CASES, CASES, WORLD, Case
 from distributed_worker import work
 from places import REPOSITORY
@@ -22,11 +22,13 @@ from ranks import run_ranks
 from smoothdiag import Status, Trace
 
 NOISE_COLUMNS = {"grad_variance", "noise_scale"}
-COST_COLUMNS = {"seconds", "num_grads"}
 TOLERANCE = 1e-3
 """Of every value, relative; float32 rounding leaves no more of the difference of two gradients over a short way."""
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it"),
+]
 
 
 def start(folder: Path, cases: list[Case], *, extras: bool) -> list[dict[Any, Any]]:
@@ -39,10 +41,6 @@ def found(tmp_path_factory) -> list[dict[Any, Any]]:
     return start(tmp_path_factory.mktemp("ranks"), CASES, extras=True)
 
 
-def without_cost(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in COST_COLUMNS} for row in rows]
-
-
 def assert_undisturbed(found: list[dict[Any, Any]], case: Case) -> None:
     for rank in found:
         assert_identical(rank[case]["probed"][0], rank[case]["bare"][0])
@@ -50,9 +48,9 @@ def assert_undisturbed(found: list[dict[Any, Any]], case: Case) -> None:
 
 def assert_as_alone(found: list[dict[Any, Any]], case: Case) -> float:
     """Compares rows with those of one process; returns the largest relative deviation."""
-    rows, other = (without_cost(rank[case]["probed"][1]) for rank in found)
+    rows, other = ([without_cost(row) for row in rank[case]["probed"][1]] for rank in found)
     assert str(rows) == str(other), "ranks differ"
-    expected = without_cost(runs.train(case, None, probed=True)[1])
+    expected = [without_cost(row) for row in runs.train(case, None, probed=True)[1]]
     assert len(rows) == len(expected) > 0
     worst = 0.0
     for row, reference in zip(rows, expected, strict=True):
@@ -110,7 +108,7 @@ def test_groups_are_named_as_without_a_wrapper(found) -> None:
 
 def test_half_precision_is_right_within_the_noise_it_states(found) -> None:
     (case,) = (case for case in CASES if case.wrap == "fsdp2_bf16")
-    rows, other = (without_cost(rank[case]["probed"][1]) for rank in found)
+    rows, other = ([without_cost(row) for row in rank[case]["probed"][1]] for rank in found)
     assert str(rows) == str(other)
     compared = 0
     for row, reference in zip(rows, runs.train(case, None, probed=True)[1], strict=True):

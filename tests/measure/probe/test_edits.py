@@ -1,4 +1,4 @@
-"""Models, optimizers and loops that change in mid-run: training with a probe stays training without, bit for bit."""
+"""measure.probe: models, optimizers and loops that change in mid-run train as they do without a probe, bit for bit."""
 
 import copy
 import math
@@ -285,6 +285,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attach", ["Probe", "AutoClip"])
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("edit", EDITS)

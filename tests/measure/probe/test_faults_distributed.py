@@ -1,4 +1,4 @@
-"""A fault inside a measurement under data parallelism leaves the run as it was, or ends it with the true cause."""
+"""measure.probe: a fault under data parallelism leaves the run as it was, or ends it with the true cause."""
 
 from typing import Any
 
@@ -41,7 +41,10 @@ ALLOWED = {
     "bfloat16": {"ok", "below_noise_floor"},
 }
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it"),
+]
 
 
 def name_of(job: tuple[Any, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Memory that runs out anywhere in the library costs a row at most: never the run, and never a bit of it."""
+"""measure.probe, memory: memory that runs out anywhere costs one row at most, never the run and never a bit of it."""
 
 import sys
 import warnings
@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from losses import regression
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from smoothdiag import AutoClip, HessianNorm, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, every, memory
+from smoothdiag import AutoClip, HessianNorm, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, every
+
+pytestmark = pytest.mark.usefixtures("without_collecting")
 
 FAULT_AT = 6
 """The step whose allocations fail: it is measured, and AutoClip acts in it."""
@@ -46,11 +48,6 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.fixture(autouse=True)
-def _collects_no_garbage(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "free", lambda: None)  # a tenth of a second each time
-
-
 def _is_ours() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
@@ -65,10 +62,6 @@ def _has_new_storage(result: Any, given: Any) -> bool:
     return any(x.untyped_storage()._cdata not in known for x in tree_leaves(result) if isinstance(x, Tensor))
 
 
-def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.mse_loss(model(batch[0]), batch[1])
-
-
 def train(
     optimizer_name: str, dtype: torch.dtype, faults: Allocations | None, *, probed: bool = True, curved: bool = False
 ) -> tuple[dict[str, Any], Probe | None, AutoClip | None]:
@@ -76,7 +69,7 @@ def train(
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 1)).to(dtype)
     optimizer = OPTIMIZERS[optimizer_name](list(model.parameters()))
     estimators = [PathSmoothness(), LocalSmoothness(), *([HessianNorm()] if curved else [])]
-    probe = Probe(model, optimizer, loss_fn, estimators=estimators, schedule=every(2)) if probed else None
+    probe = Probe(model, optimizer, regression, estimators=estimators, schedule=every(2)) if probed else None
     clipper = AutoClip(optimizer, probe) if probe else None
     generator = torch.Generator().manual_seed(1)
     for step in range(STEPS):
@@ -90,7 +83,7 @@ def train(
         for batch in batches:
             if probe:
                 probe.observe(batch)
-            (loss_fn(model, batch) / 2).backward()
+            (regression(model, batch) / 2).backward()
         optimizer.step()
     if faults:
         faults.is_armed = False
@@ -114,6 +107,7 @@ def injected(name: str, dtype: torch.dtype, place: int, *, lasts: bool = False, 
     return faults
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_no_allocation_that_fails_ends_or_changes_a_run(name, dtype) -> None:
@@ -131,6 +125,7 @@ def test_no_allocation_at_all_does(name, dtype) -> None:
         injected(name, dtype, place)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_memory_that_stays_away_costs_rows_alone(name) -> None:
     number = injected(name, torch.float32, 0).number
@@ -138,6 +133,7 @@ def test_memory_that_stays_away_costs_rows_alone(name) -> None:
         injected(name, torch.float32, place, lasts=True)
 
 
+@pytest.mark.thorough
 def test_curvature_too() -> None:
     number = injected("sgd", torch.float32, 0, curved=True).number
     for place in range(1, number + 1, max(1, number // 8)):

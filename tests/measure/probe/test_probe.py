@@ -1,3 +1,5 @@
+"""measure.probe.probe, measure.probe.measuring: rows hold the step really taken, and training is unharmed."""
+
 import math
 import warnings
 from contextlib import nullcontext
@@ -5,7 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from regressions import regression, small_run, step_over
+from losses import regression
+from regressions import small_run, step_over
 from torch import nn
 
 from smoothdiag import LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, Trace, every
@@ -37,6 +40,7 @@ def train_lstm(optimizer_name: str, micro_batches: int, *, probed: bool) -> dict
     return state_of(model, optimizer)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("micro_batches", [1, 3])
 @pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
 def test_training_with_a_probe_is_bit_identical(optimizer_name, micro_batches) -> None:

@@ -1,4 +1,4 @@
-"""Which data a row is about: the probe follows the loop through everything loops do with batches."""
+"""measure.probe.recording: every row is about the data of its step, whatever the loop does with batches."""
 
 import copy
 import math
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from regressions import regression, small_run, step_over
+from losses import regression
+from regressions import small_run, step_over
 from torch import nn
 from torch.nn import functional as F
 

@@ -1,3 +1,5 @@
+"""measure.probe.schedule: schedules measure the steps and spend the time that they promise."""
+
 import pytest
 
 from smoothdiag import budget, every, log_spaced

@@ -1,13 +1,11 @@
-"""What a fault leaves in the private state of FSDP2 is put back, or the run ends."""
+"""measure.probe.sharded: what a fault leaves in the private state of FSDP2 is put back, or the run ends."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
 from faults_worker import BOMB, SHARDS, Net, fsdp, loss_fn
-from ranks import alone
 from torch import Tensor, nn
 
 from smoothdiag.measure.loss import agreement
@@ -16,14 +14,11 @@ from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.probe import sharded
 from smoothdiag.measure.probe.sharded import Shards
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without it")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch was built without it"),
+    pytest.mark.usefixtures("group_of_one"),
+]
 NUM_TICKS = 12
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone(tmp_path_factory) -> Iterator[None]:
-    with alone(tmp_path_factory.mktemp("meeting")):
-        yield
 
 
 @pytest.fixture

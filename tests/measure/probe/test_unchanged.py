@@ -1,8 +1,8 @@
-"""Training with a probe at every step is training without: models, precisions, optimizers and ways to run them."""
+"""measure.probe: training with a probe at every step equals training without one, bit for bit."""
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from networks import Convolutional, Frozen, Gpt, ModuleAttention, Recurrent, Sparse, classification, images, texts
+from losses import classification
+from networks import Convolutional, Frozen, Gpt, ModuleAttention, Recurrent, Sparse, images, texts
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from smoothdiag import ClippedMomentum, LocalSmoothness, PathSmoothness, Probe, every
 from smoothdiag.measure.estimators import Estimate, Step
+
+pytestmark = pytest.mark.thorough
 
 STEPS = 20
 MODELS = {
@@ -123,15 +126,6 @@ class Run:
     skipped: int
     graphs: int
     probe: Probe | None
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Small models on several threads of a busy machine spend their time waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -1,29 +1,26 @@
-"""Ways to train in parallel that a measurement cannot put back are refused by name."""
+"""measure.probe.unsupported: ways to train in parallel that a measurement cannot put back are refused by name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import alone
+from networks import mlp
 from torch import nn
 
 from smoothdiag.measure.loss.replicas import Replicas
 from smoothdiag.measure.probe.sharded import Shards
 from smoothdiag.measure.probe.unsupported import refuse_unsupported
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without it")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone(tmp_path_factory) -> Iterator[None]:
-    with alone(tmp_path_factory.mktemp("meeting")):
-        yield
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch was built without it"),
+    pytest.mark.usefixtures("group_of_one"),
+]
 
 
 def net() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+    return mlp(4, 4, 2)
 
 
 def ddp(model: nn.Module, **options: object) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Automatic thresholds end near the best fixed one in Lightning, by the script that compares them."""
+"""benchmarks/frameworks: in Lightning, automatic thresholds end near the best fixed one."""
 
 import importlib
 import math
@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 from places import REPOSITORY
+
+pytestmark = pytest.mark.thorough
 
 FOLDER = REPOSITORY / "benchmarks" / "frameworks"
 
