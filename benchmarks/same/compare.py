@@ -21,7 +21,19 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
-FREE = {"seconds", "package", "hvp_reason", "note", "reason", "cause", "remedy", "evidence", "message", "torch"}
+FREE = {
+    "seconds",
+    "package",
+    "hvp_reason",
+    "note",
+    "reason",
+    "verdict_reason",
+    "cause",
+    "remedy",
+    "evidence",
+    "message",
+    "torch",
+}
 """Entries that may differ: time, places, and text meant for people."""
 
 

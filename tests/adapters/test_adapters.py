@@ -17,6 +17,8 @@ from smoothdiag.adapters import FAMILIES, Adapter, adapter_of
 from smoothdiag.geometry import Sign
 from smoothdiag.optim import Smoothed
 
+pytestmark = pytest.mark.thorough  # a package of optimizers imports transformers
+
 OWN = {
     "clipped momentum": lambda p: ClippedMomentum(p, 0.5, threshold=1e9),
     "clipped mixture": lambda p: ClippedMomentum(p, 0.5, threshold=1e9, nu=0.7, momentum=0.95),

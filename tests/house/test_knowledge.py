@@ -1,4 +1,4 @@
-"""Who may know what: only a few rooms know other people's optimizers, by class or by what they keep."""
+"""smoothdiag: only a few rooms know other people's optimizers, by class or by what they keep."""
 
 import ast
 from collections.abc import Iterator

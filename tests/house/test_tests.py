@@ -12,8 +12,6 @@ PACKAGE = REPOSITORY / "smoothdiag"
 FORM = re.compile(r"(?P<subjects>[\w./]+(?:, [\w./]+)*): (?P<sentence>\S.*\.)")
 """Subjects are modules of the package without its name, `smoothdiag`, `tests`, or paths in the repository."""
 
-COMING = frozenset({"adapters"})
-"""Packages that have tests before they exist."""
 
 ELSEWHERE = {
     "tests": {"house"},
@@ -32,7 +30,7 @@ def folders_of(subject: str) -> set[str]:
     if top in ELSEWHERE:
         return ELSEWHERE[top] if (REPOSITORY / subject).exists() else set()
     module = PACKAGE.joinpath(*subject.split("."))
-    if module.is_dir() or subject in COMING:
+    if module.is_dir():
         return {subject.replace(".", "/")}
     return {str(module.parent.relative_to(PACKAGE))} if module.with_suffix(".py").is_file() else set()
 

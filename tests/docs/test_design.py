@@ -4,15 +4,16 @@ import re
 
 import pytest
 from places import REPOSITORY
-from test_layers import FORBIDDEN, LAYERS
+from scripts import load
 
+TEST = load(REPOSITORY / "tests" / "house" / "test_layers.py")
 PAGE = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
 PAGES = ("docs/design.md", "CONTRIBUTING.md", "AGENTS.md")
 
 
 def test_layers_are_those_of_the_test() -> None:
     block = PAGE.split("## Layers")[1].split("```")[1]
-    assert [set(line.split()) for line in block.strip().splitlines()] == [set(names) for names in LAYERS]
+    assert [set(line.split()) for line in block.strip().splitlines()] == [set(names) for names in TEST.LAYERS]
 
 
 def test_who_may_know_what_is_that_of_the_test() -> None:
@@ -23,7 +24,7 @@ def test_who_may_know_what_is_that_of_the_test() -> None:
         if len(cells) == 3:
             for room in re.findall(r"`(\w+)`", cells[0]) if cells[0].startswith("`") else ():
                 told[room] = set(cells[1].replace("`", "").split(", "))
-    assert told == FORBIDDEN
+    assert told == TEST.FORBIDDEN
 
 
 @pytest.mark.parametrize("page", PAGES)
