@@ -1,4 +1,4 @@
-"""What rules share: which fits they may use, which arguments they take, how momentum prolongs a step."""
+"""Checks that the rules share: which fits and arguments they may use, and how much momentum prolongs a step."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from smoothdiag import arguments
 from smoothdiag.fits.base import SmoothnessFit, Verdict
 
 PLAIN = ("", "SGD", "ClippedMomentum", "GGNC", "GradientDescent")
-"""Optimizers whose steps are the rate times an average of gradients, clipped or not; empty where it is not known."""
+"""Optimizers whose steps are the rate times an average of gradients, clipped or not; "" stands for an unknown one."""
 
 
 def gain_of(momentum: float, dampening: float) -> float:
-    """How many learning rates long a step is, per norm of a constant gradient, under `torch.optim.SGD`."""
+    """Factor by which momentum prolongs the steps of `torch.optim.SGD` when the gradient stays constant."""
     return (1 - dampening) / (1 - momentum) if momentum > 0 else 1.0
 
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
-    """Why no threshold saves a rate of at least kappa/L0."""
+    """Why no threshold makes a rate of at least kappa/L0 safe."""
     return (
         f"No threshold makes this rate safe: the effective rate {eta:.4g} is {eta * fit.L0 / kappa:.3g} times "
         f"kappa/L0 = {over(kappa, fit.L0):.4g}, so it is too large even where the gradient vanishes."
@@ -28,9 +28,9 @@ def distrust(fit: SmoothnessFit) -> str:
     """Why the fit has no constants to use; empty where it has."""
     if fit.optimizer not in PLAIN:
         return (
-            f"its rows are of {fit.optimizer}. L0 and L1 bound the rate and the steps only where steps are the rate "
-            'times the gradient (if they are, give the fit `optimizer = "SGD"` by dataclasses.replace; if not, '
-            "AutoClip keeps the updates themselves short)"
+            f"its rows come from {fit.optimizer}. L0 and L1 bound the rate and the steps only where a step is the rate "
+            'times the gradient (if it is, set `optimizer = "SGD"` in the fit with dataclasses.replace; if not, use '
+            "AutoClip, which keeps the updates themselves short)"
         )
     if fatal := [flag.name for flag in fit.flags if flag.fatal]:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"

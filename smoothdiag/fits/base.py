@@ -249,8 +249,8 @@ def _summarise(fit: SmoothnessFit) -> str:
         _constant("L0", fit.L0, fit.L0_interval, "loss / parameter^2", f"max_lr = 1/L0 = {number(fit.max_lr)}"),
         _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap = 1/L1 = {number(fit.step_cap)}"),
         THIN,
-        f"rows in the fit       {fit.num_points}, with the information of {fit.num_effective:.0f} independent rows "
-        f"(bootstrap blocks of {fit.block_length:.1f} steps)",
+        f"rows in the fit       {fit.num_points}, as informative as {fit.num_effective:.0f} independent rows",
+        f"bootstrap blocks      {fit.block_length:.1f} steps long on average",
         f"runs                  {fit.num_runs}{'; the intervals say nothing about other seeds' * (fit.num_runs == 1)}",
         f"rows dropped          {_counts(fit.dropped)}",
         f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
