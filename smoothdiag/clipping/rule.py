@@ -65,8 +65,8 @@ class ClipRule:
             head = f"clip gradients at norm {self.threshold:.4g} (from the fit; clips {share} of the recorded steps)"
         else:
             head = (
-                "no threshold from this fit; a percentile of the gradient norms stands in for it: "
-                f"{self.threshold:.4g} (clips {share} of the recorded steps)"
+                f"no threshold from this fit; clipping at norm {self.threshold:.4g} would only stop outliers (clips "
+                f"{share} of the recorded steps)"
             )
         return (
             f"{head}\n  learning rate {_say(self.lr)}, at most {_say(self.max_lr)} for small gradients; "
