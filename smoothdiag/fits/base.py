@@ -254,9 +254,9 @@ def _summarise(fit: SmoothnessFit) -> str:
         f"runs                  {fit.num_runs}{'; the intervals say nothing about other seeds' * (fit.num_runs == 1)}",
         f"rows dropped          {_counts(fit.dropped)}",
         f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
-        f"{fit.decades:.2f} decades in the middle 95%",
-        f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; without the effect of time "
-        f"{number(fit.partial_spearman)}",
+        f"{fit.decades:.2f} decades (powers of ten) in the middle 95%",
+        f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; "
+        f"{number(fit.partial_spearman)} with time taken out",
         f"log-log slope         {number(fit.loglog_slope)}; it would be {number(fit.implied_slope)} if all rows lay on "
         "the line",
         f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",

@@ -154,8 +154,7 @@ def _range(rows: Rows) -> Flag | None:
     return Flag(
         "range",
         "the gradient norms vary too little to tell L0 from L1",
-        f"{found:.2f} decades (powers of ten) between their 2.5% and 97.5% quantiles, should be at least "
-        f"{MIN_DECADES:g}",
+        f"{found:.2f} powers of ten between their 2.5% and 97.5% quantiles, should be at least {MIN_DECADES:g}",
         "record from the first step on, or include warm-up and changes of the learning rate",
         blocking=True,
     )
@@ -207,7 +206,7 @@ def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
     raw = found.raw
     if np.isnan(raw) or raw < 0.2:
         return None
-    remedy = f"repeat with other learning rates or seeds, so that equal {name} values occur at different steps"
+    remedy = f"repeat with other learning rates or seeds, so that the same {name} occurs at different steps"
     if np.isnan(found.partial):
         return Flag(
             "tied to time",
@@ -222,8 +221,8 @@ def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
         return None
     return Flag(
         "time trend",
-        f"{name} and smoothness move together over the run, but hardly once the drift over time is taken out, so time "
-        "may explain both",
+        f"{name} and smoothness move together over the run, but a test without the drift over time finds hardly any "
+        "relation, so time may explain both",
         f"rank correlation {raw:.2f}; {found.partial:.2f} with the effect of the step taken out; {found.within:.2f} "
         f"within blocks of steps; {found.within_given_time:.2f} within blocks with their trends taken out",
         remedy,

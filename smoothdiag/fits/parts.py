@@ -27,7 +27,7 @@ class Verdict(Enum):
     CONSTANT = "Smoothness hardly depends on the gradient norm: one constant bounds it, and L1 can be taken as zero."
     POWER = "Smoothness follows a power of the gradient norm other than one: a line does not describe it."
     LOSS_GAP = "Smoothness follows the distance of the loss from its minimum rather than the gradient norm."
-    NOT_IDENTIFIED = "These rows do not determine L0 and L1: too few, too alike, too noisy, or drifting with time."
+    NOT_IDENTIFIED = "These rows do not determine L0 and L1: do not use the constants."
     ARTEFACT = "The numbers say more about how they were measured than about the loss: do not use L0 and L1."
 
 

@@ -47,7 +47,7 @@ def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | N
         "show nothing but the slow drift of the run",
         f"it removes {skill:.0%} of a constant's error on the rows, and {limit:.0%} in the second best of "
         f"{NUM_SURROGATES} shufflings",
-        "repeat with other learning rates or seeds, so that equal gradient norms occur at different steps",
+        "repeat with other learning rates or seeds, so that the same gradient norm occurs at different steps",
         blocking=True,
     )
 
