@@ -35,7 +35,7 @@ def distrust(fit: SmoothnessFit) -> str:
     if fatal := [flag.name for flag in fit.flags if flag.fatal]:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
     if unchecked(fit):
-        return "too few of its rows carry a saturation, so the check for artefacts could not run"
+        return "too few of its rows have a saturation, so the check for artefacts could not run"
     if fit.verdict not in (Verdict.L0L1, Verdict.CONSTANT):
         return f"its verdict is {fit.verdict.name}"
     return ""
