@@ -33,7 +33,7 @@ NAME = "loss gap"
 DISTANCES = (0.001, 0.03, 0.1, 0.3, 1.0, 3.0)
 EXPONENTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # From 2 on the law is no longer weaker than that of Hessian norms.
 LARGEST = 1e100  # Larger losses count as unknown, and differences below 1/LARGEST as zero: their powers overflow.
-LARGEST_RATIO = 1e70  # Largest over median distance from the smallest loss; its square still is a float.
+LARGEST_RATIO = 1e70  # Largest over median distance from the smallest loss; its square is still a float.
 LOWEST_HEIGHT = 1e-6  # Smallest height that a row is divided by, as a share of the median height.
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from smoothdiag.fits.base import Array
 
 MOST_DECADES = 70
-"""Largest range of gradient norms and of smoothness: the third power of one, times the other, still is a float."""
+"""Largest range of gradient norms and of smoothness: the third power of one, times the other, is still a float."""
 BEYOND = 2.0**500
 """Largest size of all other numbers, so that their products with both of these are floats."""
 
