@@ -1,4 +1,4 @@
-"""What is said of arguments of the wrong kind: their name, what they should be, and what was found."""
+"""Errors for wrong arguments: they say the parameter, what it should be, and what was found."""
 
 import math
 from collections.abc import Callable
@@ -12,29 +12,35 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def wrong(name: str, requirement: str, value: object) -> ValueError:
-    """Returns the error to raise for a parameter that should be something else.
+    """Returns the error to raise for a parameter that has a wrong value.
 
     Args:
-        name: The parameter.
-        requirement: Completes "should be".
-        value: What was found.
+        name: Name of the parameter.
+        requirement: What the parameter should be; it follows the words "should be".
+        value: The value that was found.
     """
     return ValueError(f"Parameter `{name}` should be {requirement}. Found {found(name, value)}.")
 
 
 def found(name: str, value: object) -> str:
-    """Returns what a message says of a value: itself where it is plain, else what it is."""
+    """Returns how a message shows a value: plain values as they are, other objects by their type."""
     if isinstance(value, type):
         return f"the class `{value.__name__}`, which should be called first: `{value.__name__}(...)`"
     if isinstance(value, FunctionType | MethodType | BuiltinFunctionType):
-        return f"the function `{value.__name__}` itself; should it be called, as in `{value.__name__}(...)`?"
+        return f"the function `{value.__name__}` itself; did you mean to call it, as in `{value.__name__}(...)`?"
     if value is None or isinstance(value, str | bytes | Real | complex | list | tuple | dict | set):
         return f"`{name} = {_SHORT.repr(value)}`"
-    return f"`{name} = {type(value).__name__}`, an object of another kind"
+    return f"`{name} = {type(value).__name__}`, an object of another type"
 
 
 def number(name: str, value: Any, requirement: str, valid: Callable[[Any], bool]) -> None:
-    """Makes sure that a parameter is a real number for which something holds; NaN, for which nothing does, is none.
+    """Makes sure that a parameter is a real number, is not NaN, and passes a test.
+
+    Args:
+        name: Name of the parameter.
+        value: Value of the parameter.
+        requirement: What the parameter should be; it follows the words "should be".
+        valid: The test.
 
     Raises:
         ValueError: If it is not.
@@ -45,10 +51,10 @@ def number(name: str, value: Any, requirement: str, valid: Callable[[Any], bool]
 
 
 def positive(name: str, value: Any) -> float:
-    """Returns a parameter that is a positive, finite number.
+    """Returns a parameter as a float, and makes sure that it is a positive, finite number.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not.
     """
     number(name, value, "positive and finite", lambda v: 0 < v < math.inf)
     return float(value)
@@ -75,7 +81,7 @@ def flag(name: str, value: Any) -> None:
 
 
 def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Makes sure that a parameter is one of some words.
+    """Makes sure that a parameter is one of the allowed words.
 
     Raises:
         ValueError: If it is not.
@@ -85,7 +91,7 @@ def choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def made(name: str, value: Any, methods: tuple[str, ...], requirement: str) -> None:
-    """Makes sure that a parameter is an object with some methods, not the class of one.
+    """Makes sure that a parameter is an object with certain methods, and not a class.
 
     Raises:
         ValueError: If it is not.
@@ -95,7 +101,7 @@ def made(name: str, value: Any, methods: tuple[str, ...], requirement: str) -> N
 
 
 def called(name: str, value: Any, requirement: str) -> None:
-    """Makes sure that a parameter is callable, and no class.
+    """Makes sure that a parameter is callable, and not a class.
 
     Raises:
         ValueError: If it is not.

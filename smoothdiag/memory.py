@@ -1,4 +1,4 @@
-"""Memory: what is done where there is none left."""
+"""Memory: recognises that memory ran out, frees what can be freed, and tries again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "no
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error says that memory could not be had, on a device or on the host."""
+    """Returns whether an error says that memory ran out, on a device or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):
@@ -25,23 +25,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def retried(call: Callable[[], T]) -> T:
-    """Returns ``call()``; where memory runs out, frees what nobody holds and calls once more.
+    """Returns ``call()``; if memory runs out, frees unused memory and calls once more.
 
-    The call should be one that may be made twice: pure, or a single operation in place. It should hold no collective,
-    which the other ranks would not repeat.
+    It must be safe to make the call twice, so it should be pure or a single operation in place. It should contain no
+    collective, because the other ranks would not repeat it.
     """
     try:
         return call()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    # Only here, where the error is gone: its traceback holds on to all that the call had allocated.
+    # Memory can only be freed here, after the error is gone: its traceback holds on to all that the call allocated.
     free()
     return call()
 
 
 def free() -> None:
-    """Gives back the memory of garbage, and what the allocators of accelerators keep for later."""
+    """Frees the memory of garbage, and the memory that the allocators of accelerators keep for later."""
     gc.collect()
     for backend in (torch.cuda, torch.xpu):
         if backend.is_available() and backend.is_initialized():

@@ -1,10 +1,15 @@
-"""Landscapes whose smoothness is known in closed form: the ground truth for everything that measures it.
+"""Landscapes whose smoothness is known in closed form: the ground truth for everything that measures smoothness.
 
-A problem is built by a function (`exponential`, `cosh`, ...) and answers with float64 tensors, one point of shape
-(dim,) at a time. `value` is written out of differentiable operations and shares no code with `gradient` and
-`hessian_norm`, so autograd can be tested against the closed forms and the closed forms against autograd.
+A function (`exponential`, `cosh`, ...) builds a problem, which takes single points of shape (dim,). `value` shares no
+code with `gradient` and `hessian_norm`, so autograd and the closed forms can be tested against each other.
 
 Units: ``L0`` [f/x^2], ``L1`` [1/x]; see `Problem.scaled`.
+
+Examples:
+    >>> problem = sd.problems.exponential(L0=1.0, L1=2.0)  # ||H|| = L0 + L1 ||g|| at every point
+    >>> x = torch.tensor([0.3, 0.4])
+    >>> print(round(float(problem.hessian_norm(x)), 3), round(float(1 + 2 * problem.gradient(x).norm()), 3))
+    2.718 2.718
 """
 
 import math
@@ -27,8 +32,8 @@ class Problem:
 
     Attributes:
         dim: Number of coordinates.
-        L0: Constant with ||H|| <= L0 + L1 ||g|| everywhere; None if no pair of constants does it.
-        L1: Its companion; the smallest for which L0 is finite, unless the constructor says otherwise.
+        L0: Constant with ||H|| <= L0 + L1 ||g|| everywhere; None if no pair of constants does that.
+        L1: Constant that goes with L0: the smallest with a finite L0, unless the constructor says otherwise.
         f_min: Infimum of f, attained or not; -inf if there is none.
         frontier: L1 -> the smallest L0 that goes with it, sup over x of ||H(x)|| - L1 ||g(x)||; may be inf.
         value: x -> f(x), 0-dim and differentiable; at a minimum, autograd's second derivatives may be NaN.
@@ -103,10 +108,10 @@ def cosh(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
 
 
 def hybrid(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
-    """Returns a quadratic for r <= 1/L1 that goes on as an exponential, where ||H|| = max(L0, L1 ||g||).
+    """Returns a quadratic for r <= 1/L1 that continues as an exponential, where ||H|| = max(L0, L1 ||g||).
 
-    With r = ||x||: L0 r^2/2 + L0/(2 L1^2) inside, L0 e^{L1 r - 1}/L1^2 outside. Gradient descent with the rate
-    1/L0 diverges on it from L1 r = 2.69, and not from 2.67.
+    With r = ||x||, f is L0 r^2/2 + L0/(2 L1^2) inside and L0 e^{L1 r - 1}/L1^2 outside. Gradient descent with the rate
+    1/L0 diverges if it starts at L1 r = 2.69, and does not diverge from 2.67.
 
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), the lower bound for gradient descent.
     """
@@ -126,7 +131,7 @@ def hybrid(L0: float = 1.0, L1: float = 1.0, dim: int = 1) -> Problem:
 def power(exponent: float = 4.0, L1: float = 1.0, dim: int = 1) -> Problem:
     """Returns f = ||x||^n for n = ``exponent`` >= 2, where ||H|| is proportional to ||g||^{(n-2)/(n-1)}.
 
-    Every L1 > 0 has its L0, n ((n-2)/L1)^{n-2}; the problem's constants are the pair of the ``L1`` given.
+    For every L1 > 0 there is an L0, n ((n-2)/L1)^{n-2}; the problem's constants are the pair for the given ``L1``.
     """
     n = exponent
     arguments.number("exponent", n, "in [2, inf)", lambda v: 2 <= v < math.inf)
@@ -141,7 +146,7 @@ def power(exponent: float = 4.0, L1: float = 1.0, dim: int = 1) -> Problem:
 
 
 def quadratic(eigenvalues: Sequence[float] = (1.0,)) -> Problem:
-    """Returns f = x' diag(eigenvalues) x / 2, negative ones allowed: L0 is the largest modulus and L1 = 0."""
+    """Returns f = x' diag(eigenvalues) x / 2 with eigenvalues of any sign: L0 is the largest modulus, and L1 = 0."""
     values = tuple(float(v) for v in eigenvalues)
     largest = max(abs(v) for v in values)
 
@@ -163,7 +168,7 @@ def exp_linear(a: Sequence[float] = (1.0,)) -> Problem:
 def logistic(a: Sequence[float] = (1.0,)) -> Problem:
     """Returns f = log(1 + exp(-a'x)), where ||H|| = ||a|| ||g|| - ||g||^2.
 
-    The constants are (0, ||a||); the frontier falls to 0 there: L0 = max(||a|| - L1, 0)^2 / 4.
+    The constants are (0, ||a||). The frontier L0 = max(||a|| - L1, 0)^2 / 4 falls to 0 at L1 = ||a||.
     """
     length = math.hypot(*a)
     profile = _Profile(
@@ -193,10 +198,9 @@ def sine(dim: int = 1) -> Problem:
 
 
 def slow(epsilon: float = 0.1) -> Problem:
-    """Returns f = (epsilon/4) (6 x^2 - x^4) on [-1, 1], going on with the constant slope 2 epsilon outside.
+    """Returns f = (epsilon/4) (6 x^2 - x^4) on [-1, 1], which continues with the constant slope 2 epsilon outside.
 
-    The constants are (3 epsilon, 0). Descent with a fixed rate eta that starts at height D above the minimum
-    needs about D / (eta epsilon^2) steps.
+    The constants are (3 epsilon, 0). Descent from height D at a fixed rate eta takes about D / (eta epsilon^2) steps.
 
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), the lower bound for gradient descent.
     """
@@ -214,9 +218,9 @@ def slow(epsilon: float = 0.1) -> Problem:
 
 
 def valley() -> Problem:
-    """Returns f = (1 - x y)^2 / 2: no constants fit, ||H|| is unbounded along x y = 1 where g = 0."""
+    """Returns f = (1 - x y)^2 / 2, where no constants hold: ||H|| is unbounded along x y = 1, where g = 0."""
 
-    # H = [[y^2, c], [c, x^2]] with c = 2xy - 1: its trace is not negative, so the larger eigenvalue is the norm.
+    # H = [[y^2, c], [c, x^2]] with c = 2xy - 1: the trace is not negative, so the larger eigenvalue is the norm.
     def halves(x: Tensor) -> tuple[Tensor, Tensor]:
         return (x[1] ** 2 - x[0] ** 2) / 2, 2 * x[0] * x[1] - 1
 
@@ -235,7 +239,7 @@ def valley() -> Problem:
 
 
 def neg_log() -> Problem:
-    """Returns f = -log x on x > 0: no constants fit, ||H|| = ||g||^2."""
+    """Returns f = -log x on x > 0, where no constants hold: ||H|| = ||g||^2."""
     profile = _Profile(lambda x: -torch.log(x), lambda x: -1 / x, lambda x: 1 / x**2)
     return _separable(profile, 1, None, None, -math.inf, lambda L1: math.inf)
 
@@ -249,7 +253,7 @@ class _Profile(NamedTuple):
 
 
 def _radial(p: _Profile, dim: int, L0: float, L1: float, f_min: float, frontier: Frontier) -> Problem:
-    """Returns f = p(||x||) with p'' >= p'/r >= 0: the largest eigenvalue is p'' and belongs to x/r."""
+    """Returns f = p(||x||) with p'' >= p'/r >= 0: the largest eigenvalue is p'', with the eigenvector x/r."""
     arguments.whole("dim", dim, 1)
 
     def direction(x: Tensor) -> Tensor:
@@ -266,7 +270,7 @@ def _radial(p: _Profile, dim: int, L0: float, L1: float, f_min: float, frontier:
 
 
 def _ridge(p: _Profile, a: Sequence[float], L1: float, frontier: Frontier) -> Problem:
-    """Returns f = p(a'x), inf p = 0: the Hessian p'' a a' has one eigenvalue that is not zero."""
+    """Returns f = p(a'x) with inf p = 0: the Hessian p'' a a' has only one eigenvalue other than zero."""
     entries = tuple(a)
 
     def vector(x: Tensor) -> Tensor:
@@ -294,12 +298,12 @@ def _separable(p: _Profile, dim: int, L0: float | None, L1: float | None, f_min:
 
 
 def _corner(L0: float, L1: float) -> Frontier:
-    """Returns the frontier of a landscape that no smaller L1 bounds, and no larger L1 bounds better."""
+    """Returns the frontier of a landscape where a smaller L1 has no finite L0, and a larger L1 needs the same L0."""
     return lambda other: L0 if other >= L1 else math.inf
 
 
 def _expm1_minus_identity(t: Tensor) -> Tensor:
-    """Returns e^t - 1 - t for t >= 0, to full relative accuracy; expm1(t) - t loses it all near 0."""
+    """Returns e^t - 1 - t for t >= 0 to full relative accuracy; expm1(t) - t has none near 0."""
     # 20 terms of the series t^2/2 + t^3/6 + ... leave a remainder of 1e-20 at t = 1.
     series = torch.ones_like(t)
     for k in range(21, 2, -1):

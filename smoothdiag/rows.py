@@ -1,4 +1,4 @@
-"""Rows of a trace: columns, types, statuses."""
+"""Rows of a trace: columns, types and statuses."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -29,23 +29,23 @@ COLUMNS: Final[Mapping[str, type]] = {
     "device": str,
     "dtype": str,
 }
-"""The columns every trace has, with their types. Units are those of the documentation: ``grad_norm`` [f/x],
-``smoothness`` and ``noise_floor`` [f/x^2], ``step_norm`` and ``param_norm`` [x], ``lr`` [x^2/f],
-``grad_variance`` [f^2/x^2]; ``noise_scale`` counts batches; ``saturation`` and ``two_scale`` are numbers."""
+"""The columns of every trace, with their types. Units: ``grad_norm`` [f/x], ``smoothness`` and ``noise_floor``
+[f/x^2], ``step_norm`` and ``param_norm`` [x], ``lr`` [x^2/f], ``grad_variance`` [f^2/x^2]; ``noise_scale`` counts
+batches; ``saturation`` and ``two_scale`` have no unit."""
 
 REQUIRED: Final = ("step", "grad_norm", "smoothness")
 
 KEY: Final = ("step", "estimator", "group", "data", "run", "scan", "point")
-"""What tells one row from another: no two rows of a trace agree in all of these, where they have them."""
+"""Columns that identify a row: no two rows of a trace agree in all of these columns that they have."""
 
 CHECK: Final = "smoothdiag_check"
-"""Name under which a line of a file carries its check sum; no column of the table."""
+"""Name of the check sum in the lines of a file; it is not a column of the table."""
 
 LONGEST_SHOWN: Final = 80
-"""Characters of a value in an error message."""
+"""Most characters of a value in an error message."""
 
 CLIP_SUFFIX: Final = "_clip"
-"""End of the column ``estimator`` of rows that an AutoClip asked for."""
+"""End of the estimator's name in rows that an AutoClip asked for."""
 
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "group": "all",
@@ -60,83 +60,99 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
 
 
 class SmoothdiagWarning(UserWarning):
-    """Something about a measurement that a user should know but that does not stop the run."""
+    r"""A warning about a measurement: something a user should know that does not stop the run.
+
+    Examples:
+        >>> import pathlib, warnings
+        >>> _ = pathlib.Path("run.csv").write_text("step,grad_norm,smoothness\n0,3.0,7.0\n1,2.0")  # cut off
+        >>> with warnings.catch_warnings(record=True, action="always", category=sd.SmoothdiagWarning) as caught:
+        ...     trace = sd.Trace.read("run.csv")
+        >>> print(len(trace), caught[0].message)
+        1 run.csv: line 3 left out: it has 2 cells instead of 3
+    """
 
 
 class Status(Enum):
-    """How far a row can be trusted; each value is the cause and the remedy.
+    """Whether a row can be trusted; each value says what happened and what to change.
 
-    ``name.lower()`` is what stands in the column ``status`` of a trace.
+    The column ``status`` of a trace holds ``name.lower()``.
+
+    Examples:
+        >>> print(sd.Status.OK.usable, sd.Status.SATURATED.usable, sd.Status.NON_FINITE.usable)
+        True True False
+        >>> print(sd.Status.NON_FINITE.value)
+        the loss or a gradient is inf or NaN at one of the points. Look at the loss of this step.
     """
 
     OK = "the measurement passed its checks."
     SATURATED = (
-        "the gradient turned round almost completely along the displacement, so the value says more about the "
-        "length of the step than about curvature; use a shorter radius (LocalSmoothness) or a smaller rate."
+        "the gradient turned round almost completely between the two points, so the value tells the length of the step "
+        "and hardly the curvature. Use a shorter radius (LocalSmoothness) or a smaller learning rate."
     )
     BELOW_NOISE_FLOOR = (
-        "the gradients or losses differ hardly more than two evaluations at one point do; use a longer radius, "
-        "float32 or float64 parameters, or a loss that is deterministic on fixed data."
+        "the two gradients or losses differ hardly more than two evaluations at the same point do, so the value is "
+        "noise. Use a longer radius, float32 or float64 parameters, or a loss that is deterministic on fixed data."
     )
     KINK_LIMITED = (
-        "the value grows as the displacement shrinks, as it does where many small kinks (ReLU, max-pooling) are "
-        "crossed; it holds for this displacement only, so compare rows of one radius."
+        "the value grows as the two points move closer, which happens where the loss has many small kinks (ReLU, "
+        "max-pooling). The value holds for this distance only: compare only rows of the same radius."
     )
     ROUNDING_LIMITED = (
-        "the change of the gradient hardly depends on the displacement, so it is rounding or noise; use a longer "
-        "radius or a wider dtype."
+        "the change of the gradient hardly depends on the distance between the two points, so it is rounding or noise. "
+        "Use a longer radius or a wider dtype."
     )
     HALVES_DISAGREE = (
-        "two halves of the data give changes of the gradient that point apart, so noise hides the value; use more "
-        "or larger probe_batches."
+        "the gradient changes in different directions on two halves of the data, so noise hides the value. Use more or "
+        "larger probe_batches."
     )
     DATA_CHANGED = (
-        "a tensor of the batch was written to after the probe saw it, so the loss of the step cannot be repeated; "
-        "observe the batch after such changes, or let the loader return new tensors."
+        "a tensor of the batch was overwritten after the probe saw it, so the loss of the step cannot be repeated. "
+        "Observe the batch after such changes, or let the loader return new tensors."
     )
     NOT_REPRODUCED = (
-        "the gradient of loss_fn has another direction or length than the one that backward left in the loop, so the "
-        "row is about another loss than the one that is trained; move everything that changes the loss into loss_fn."
+        "the gradient of loss_fn differs in direction or length from the gradient that backward left in the loop, so "
+        "the row describes another loss than the one you train. Move everything that changes the loss into loss_fn."
     )
-    NON_FINITE = "the loss or a gradient is inf or NaN at one of the points; look at the loss of this step."
+    NON_FINITE = "the loss or a gradient is inf or NaN at one of the points. Look at the loss of this step."
     RADIUS_DEPENDENT = (
-        "products of the Hessian from differences of gradients at two radii disagree, so neither is the Hessian's; "
-        "use a backend that differentiates twice, a wider dtype, or a loss without kinks."
+        "Hessian-vector products from differences of gradients at two radii disagree, so neither belongs to the "
+        "Hessian. Use a backend that differentiates twice, a wider dtype, or a loss without kinks."
     )
     NOT_SYMMETRIC = (
-        "the gradient is not that of one scalar function (detached targets, straight-through estimators, reversed "
-        "gradients), so it has no Hessian; measure LocalSmoothness, which needs none."
+        "the gradient does not belong to one scalar function (detached targets, straight-through estimators, reversed "
+        "gradients), so there is no Hessian. Measure LocalSmoothness, which needs none."
     )
     NOT_CONVERGED = (
-        "the search ended at its limit before it was as accurate as asked for; raise the limit, or ask for less."
+        "the search reached its limit before it was as accurate as you asked for. Raise the limit, or ask for less "
+        "accuracy."
     )
     NO_DESCENT = (
-        "the loss rises along the step from its very start, as it may with momentum or on held-out data, so there is "
-        "no critical rate; measure LocalSmoothness, which needs no descent."
+        "the loss rises along the step from the very start, as it may with momentum or on held-out data, so there is "
+        "no critical rate. Measure LocalSmoothness, which needs no descent."
     )
     NO_CROSSING = (
-        "the loss did not rise however far the step was prolonged, so there is no critical rate; measure "
+        "the loss did not rise however far the step was prolonged, so there is no critical rate. Measure "
         "LocalSmoothness instead."
     )
-    ZERO_STEP = "the two points coincide; the step was skipped, or the radius is below rounding."
+    ZERO_STEP = "the two points coincide: the step was skipped, or the radius is smaller than rounding."
     NOT_MEASURED = (
-        "the row comes from a log, which holds gradient norms and losses alone and tells nothing of smoothness; attach "
-        "a Probe to a run."
+        "the row comes from a log, which holds gradient norms and losses but says nothing about smoothness. Attach a "
+        "Probe to a run."
     )
-    FAILED = "evaluating the loss again raised an error, which was shown as a warning; mend loss_fn."
+    FAILED = "evaluating the loss again raised an error, which was shown as a warning. Correct loss_fn."
 
     @property
     def usable(self) -> bool:
-        """Whether fits may use the row. Saturated rows count: leaving out high values would bias a bound."""
+        """Whether fits may use the row. They use saturated rows, because leaving out high values would bias a bound."""
         return self in (Status.OK, Status.SATURATED, Status.KINK_LIMITED, Status.NOT_REPRODUCED)
 
 
 USABLE_STATUSES: Final = frozenset(status.name.lower() for status in Status if status.usable)
-"""Entries of the column ``status`` that fits may use; rows with any other are dropped and counted."""
+"""Entries of the column ``status`` that fits may use; rows with any other entry are dropped and counted."""
 
 
 def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the row with all columns in their types, further ones as they are.
+    """Returns the row with all columns in their types, and further columns as they are.
 
     Raises:
         ValueError: If a required column is missing or a value has the wrong type.
@@ -154,7 +170,7 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
                 raise ValueError(f"Column `{name}` should be {kind.__name__}. Found `{shown(value)}`.") from error
         clean[name] = _writable(value) if kind is str else value
     for key, value in row.items():
-        # A check sum belongs to a line of a file; the row may go to another one.
+        # A check sum belongs to one line of one file, and the row may go to another file.
         if key not in COLUMNS and key != CHECK:
             name = _writable(str(key))
             clean[name] = _plain(name, value)
@@ -162,14 +178,14 @@ def clean_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    """Returns the text with everything escaped that a terminal would obey, or that nothing can show."""
+    """Returns the text with every character escaped that a terminal would obey or could not show."""
     if text.isprintable():
         return text
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode("ascii") for mark in text)
 
 
 def shown(value: object) -> str:
-    """Returns a value as an error message shows it: in one line, harmless, and not long."""
+    """Returns a value as an error message shows it: on one line, without control characters, and short."""
     try:
         text = printable(repr(value))
     except (RecursionError, ValueError):  # deeply nested, or a whole number of thousands of digits
@@ -184,7 +200,7 @@ def _whole(value: Any) -> int:
             return _whole(int(_without_underscores(value)))
         except ValueError:
             value = float(value)
-    # Tables write 3 as 3.0; and 3.5 is no step.
+    # Tables write 3 as 3.0, so that counts as whole; 3.5 does not.
     if not isinstance(value, Integral) and not float(value).is_integer():
         raise ValueError(value)
     number = int(value)
@@ -194,7 +210,7 @@ def _whole(value: Any) -> int:
 
 
 def _fits(number: Any) -> bool:
-    """Whether 64 bits hold a whole number, as the columns of tables do."""
+    """Whether a whole number fits into 64 bits, as in the columns of tables."""
     return bool(-(2**63) <= number < 2**63)
 
 
@@ -216,12 +232,12 @@ _CONVERTED: Final[Mapping[type, Callable[[Any], Any]]] = {int: _whole, float: _n
 
 
 def _writable(text: str) -> str:
-    # Half a character, which no file and no terminal takes, is kept as its escape.
+    # Half a character (a lone surrogate) is kept as its escape, because no file and no terminal accepts it.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _without_underscores(text: str) -> str:
-    # Python reads 1_0 as 10; no table means that.
+    # Python reads 1_0 as 10, but no table means that.
     if "_" in text:
         raise ValueError(text)
     return text
@@ -229,7 +245,7 @@ def _without_underscores(text: str) -> str:
 
 def _plain(name: str, value: Any) -> str | int | float | bool | None:
     if isinstance(value, str):
-        # Tables hold everything as text, and JSON what is not finite.
+        # Tables hold everything as text, and JSON holds inf and NaN as text.
         try:
             return _number(value)
         except ValueError:

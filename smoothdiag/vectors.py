@@ -1,9 +1,8 @@
 """Algebra of parameter lists: the only place that loops over parameters.
 
-A vector is a non-empty sequence of tensors, one per parameter. Scalars come back as 0-dim float64 tensors on
-the device of the first tensor, so that nothing here waits for a device; call ``float`` where a number is due.
-Sharded tensors (DTensor) are taken for the whole they are part of: sums go over all ranks, so every rank must
-make the same calls.
+A vector is a non-empty sequence of tensors, one per parameter. Scalars come back as 0-dim float64 tensors on the device
+of the first tensor, so that nothing here waits for a device; call ``float`` where you need a number. A sharded tensor
+(DTensor) counts as the whole tensor: sums go over all ranks, so every rank must make the same calls.
 """
 
 import functools
@@ -25,7 +24,7 @@ Vector = Sequence[Tensor]
 
 def norms(a: Vector) -> Tensor:
     """Returns ||a_i|| for every tensor of the vector, shape (len(a),), accumulated in float64."""
-    # foreach_norm with a float64 accumulator is 3x faster than (x * x).sum(dtype=float64) on a CPU.
+    # On a CPU foreach_norm with a float64 accumulator is 3 times as fast as (x * x).sum(dtype=float64).
     lengths = _stack(torch._foreach_norm([local(x) for x in a], 2, dtype=torch.float64))
     if not any(map(is_sharded, a)):
         return lengths
@@ -44,7 +43,7 @@ def dot(a: Vector, b: Vector) -> Tensor:
 
 
 def sub(a: Vector, b: Vector) -> list[Tensor]:
-    """Returns a - b in float32 or wider, so that bfloat16 differences are exact before they are rounded."""
+    """Returns a - b in float32 or wider, so that differences of bfloat16 numbers are not rounded to bfloat16."""
     return [_wide(x) - _wide(y) for x, y in zip(a, b, strict=True)]
 
 
@@ -59,18 +58,18 @@ def clone(a: Vector) -> list[Tensor]:
 
 
 def assign_(a: Vector, b: Vector) -> None:
-    """Copies ``b`` into ``a`` in place, unseen by autograd: graphs that hold ``a`` stay valid."""
+    """Copies ``b`` into ``a`` in place and hidden from autograd, so graphs that hold ``a`` stay valid."""
     for x, y in zip(a, b, strict=True):
-        # The local parts, because lists of parameters may hold sharded tensors beside plain ones.
+        # Local parts are copied, because lists of parameters may hold both sharded and plain tensors.
         local(x).data.copy_(local(y))
 
 
 def random_like(a: Vector, *, seed: int) -> list[Tensor]:
-    """Returns standard normal numbers in the shapes and dtypes of ``a`` from a private generator on the CPU."""
+    """Returns standard normal numbers in the shapes and dtypes of ``a``, drawn by a private generator on the CPU."""
     generators: dict[int, torch.Generator] = {}
     result = []
     for x in a:
-        # Different parts must differ; equal copies on different ranks must not.
+        # Different parts need different numbers, but copies of one part on several ranks need the same.
         part = _part_index(x)
         if part not in generators:
             generators[part] = torch.Generator().manual_seed(seed + 7919 * part)
@@ -81,19 +80,19 @@ def random_like(a: Vector, *, seed: int) -> list[Tensor]:
 
 
 def mixed(direction: Vector, *, seed: int) -> list[Tensor]:
-    """Returns a vector of length about 1, half of it the given direction, half random."""
+    """Returns a vector of length about 1, half of which is the given direction and half random."""
     drawn = random_like(direction, seed=seed)
     length, size = float(norm(direction)), float(norm(drawn))
     noise = [x * (0.7 / size) for x in drawn]
     if not (length and math.isfinite(0.7 / length) and math.isfinite(length)):
         return noise
     both = add_scaled(noise, direction, 0.7 / length)
-    # In few dimensions the two may cancel, in one they do every second time.
+    # In few dimensions the two parts may cancel; in one dimension they cancel half the time.
     return both if float(norm(both)) > 0.5 else add_scaled(noise, direction, -0.7 / length)
 
 
 def synchronize(a: Vector) -> None:
-    """Waits until the devices that hold ``a`` have done all they were given."""
+    """Waits until the devices that hold ``a`` have finished their work."""
     for device in {x.device for x in a if x.device.type == "cuda"}:
         torch.cuda.synchronize(device)
 
@@ -106,14 +105,14 @@ def local(x: Tensor) -> Tensor:
 
 def is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
     """Returns whether ``x`` is a DTensor, whatever its placement."""
-    # Loading the module takes as long as half of torch, and not every build of torch has it. Where nobody has
-    # loaded it, nothing is a DTensor.
+    # Loading the module takes half as long as loading torch, and not every build of torch has it. As long as nobody
+    # has loaded it, nothing is a DTensor.
     module = sys.modules.get("torch.distributed.tensor")
     return isinstance(x, getattr(module, "DTensor", ()))
 
 
 def is_half(tensor: Tensor) -> bool:
-    """Returns whether ``tensor`` is float16 or bfloat16 and can be widened in place; shards cannot."""
+    """Returns whether ``tensor`` is float16 or bfloat16 and can be widened in place, which shards cannot."""
     return tensor.dtype in (torch.float16, torch.bfloat16) and not is_sharded(tensor)
 
 
@@ -126,7 +125,7 @@ def shard_groups(x: Tensor) -> "tuple[dist.ProcessGroup, ...]":
     """Returns the groups of ranks that hold the other parts of ``x``."""
     if not is_sharded(x):
         return ()
-    # Replicated dimensions of a mesh hold equal copies: only sharded ones add up.
+    # Replicated dimensions of a mesh hold equal copies, so only sharded dimensions add up.
     return tuple(x.device_mesh.get_group(d) for d, placement in enumerate(x.placements) if not placement.is_replicate())
 
 
@@ -182,10 +181,10 @@ def widest(device: torch.device) -> torch.dtype:
 
 
 class Layout:
-    """Vectors of one kind as flat tensors, for algorithms that combine many of them.
+    """Vectors of one layout as flat tensors, for algorithms that combine many vectors.
 
-    A flat tensor holds the local parts of this rank, one after another, in float32 or wider, on the device of the
-    first tensor. ``flat.numel()`` is the same for all of them but may differ from rank to rank.
+    A flat tensor holds the local parts of this rank, one after another, in float32 or wider, on the device of the first
+    tensor. ``flat.numel()`` is the same for all vectors, but may differ from rank to rank.
 
     Args:
         like: A vector with the shapes, dtypes, devices and shards of all others.
@@ -195,7 +194,7 @@ class Layout:
         self._like = list(like)
         self._dtype = functools.reduce(torch.promote_types, [x.dtype for x in like], torch.float32)
         sizes = [local(x).numel() for x in like]
-        # Tensors that are spread over the same ranks lie together, so that one sum over ranks serves them all.
+        # Tensors that are spread over the same ranks lie side by side, so that one sum over ranks serves all of them.
         groups = [shard_groups(x) for x in like]
         self._order = sorted(range(len(like)), key=lambda i: [id(g) for g in groups[i]])
         self._segments: list[tuple[tuple[dist.ProcessGroup, ...], slice]] = []
@@ -211,7 +210,7 @@ class Layout:
         return torch.cat([local(a[i]).reshape(-1).to(device, self._dtype) for i in self._order])
 
     def unflatten(self, flat: Tensor) -> list[Tensor]:
-        """Returns a flat tensor as a vector; views into it wherever dtype and device allow."""
+        """Returns a flat tensor as a vector, as views into it wherever dtype and device allow."""
         result = list(self._like)
         for i, part in zip(self._order, torch.split(flat, self._sizes), strict=True):
             like = local(self._like[i])

@@ -1,4 +1,4 @@
-"""From fitted constants to what a run should do: a threshold with a reason, or a rate for every step."""
+"""From fitted constants to advice for a run: a clipping threshold with a reason, or a learning rate for every step."""
 
 from smoothdiag.clipping.rate import StepRate, step_rate
 from smoothdiag.clipping.rule import ClipRule, clip_rule, safe_threshold

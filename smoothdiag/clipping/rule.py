@@ -1,4 +1,4 @@
-"""From fitted constants to a clipping threshold with a reason; every cited formula lives here."""
+"""From fitted constants to a clipping threshold with a reason."""
 
 from __future__ import annotations
 
@@ -25,23 +25,31 @@ NEARLY_NORMALISED = 0.9
 
 @dataclass(frozen=True)
 class ClipRule:
-    """A threshold on the gradient norm, what it guarantees and why it was chosen.
+    """A threshold on the gradient norm, and the reason for it.
 
     Attributes:
-        threshold: clip gradients whose norm is larger.
-        step_cap: longest step that results, effective rate times threshold; NaN where no rate is known, and under Adam
-            and its like.
-        max_lr: largest learning rate, in the optimizer's own convention, that a small gradient allows; NaN where the
-            fit cannot say, also because the interval of L0 reaches zero.
+        threshold: clip gradients whose norm is larger than this.
+        step_cap: longest step that results, effective rate times threshold; NaN where no rate is known, and for Adam
+            and similar optimizers.
+        max_lr: largest learning rate that a small gradient allows, as the optimizer counts rates; NaN where the fit
+            cannot tell, for example because the interval of L0 reaches zero.
         clip_rate: share of the recorded gradient norms above the threshold; NaN where the optimizer clips an average
-            of gradients, whose norms were not recorded.
-        reason: why, in words.
-        lr: the optimizer's learning rate the rule is meant for: the given one, or the one the rule chose; NaN where
-            neither exists.
+            of gradients, because the norms of averages were not recorded.
+        reason: reason for the threshold, in words.
+        lr: the optimizer's learning rate that the rule is meant for: the given one, or the one that the rule chose; NaN
+            where there is neither.
         source: "fit", or "percentile" where the fit could not be used.
-        threshold_interval: the same for resampled rows at this rate, at the level of the fit; NaN for a percentile.
+        threshold_interval: interval of the threshold at this rate, at the level of the fit; NaN for a percentile.
 
     Units: threshold [f/x], step_cap [x], rates [x^2/f].
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
+        >>> rule = sd.clip_rule(sd.fit_smoothness(table, num_boot=50), lr=0.1)
+        >>> print(rule.source, round(rule.threshold, 2), round(rule.step_cap, 2), round(rule.max_lr, 2))
+        fit 4.5 0.45 1.0
     """
 
     threshold: float
@@ -59,8 +67,8 @@ class ClipRule:
             head = f"clip gradients at norm {self.threshold:.4g} (from the fit; clips {share} of the recorded steps)"
         else:
             head = (
-                "no threshold from this fit; in its place, from a percentile of the gradient norms, "
-                f"{self.threshold:.4g} (clips {share} of the recorded steps)"
+                f"no threshold from this fit; clipping at norm {self.threshold:.4g} would only stop outliers (clips "
+                f"{share} of the recorded steps)"
             )
         return (
             f"{head}\n  learning rate {_say(self.lr)}, at most {_say(self.max_lr)} for small gradients; "
@@ -70,7 +78,7 @@ class ClipRule:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A threshold before the noise has its say: effective rate, threshold, where both come from, what follows."""
+    """A threshold before the noise can raise it: effective rate, threshold, their reason and their consequence."""
 
     eta: float
     threshold: float
@@ -89,32 +97,41 @@ def clip_rule(
 ) -> ClipRule:
     """Threshold on the gradient norm that keeps (effective rate) * (L0 + L1 * norm) at or below `kappa`.
 
-    Where the fit does not establish L1 > 0, nothing is derived from it: the threshold is then a percentile of the
-    recorded gradient norms, and the reason says so.
+    If the fit does not establish L1 > 0, the threshold is a percentile of the recorded gradient norms, and the reason
+    says so.
 
-    1. Above a rate of kappa/(2 L0) the theorem's threshold would shorten the steps to nothing at kappa/L0, beyond
-       which no threshold is safe. From there on the longest step stays at kappa/(2 L1) instead, so the threshold
-       falls with the rate and never jumps; the reason then names the rate to use.
+    1. As the rate rises from kappa/(2 L0) to kappa/L0, the theorem's threshold would shorten the steps to nothing, and
+       beyond kappa/L0 no threshold is safe. So above kappa/(2 L0) the rule keeps the longest step at kappa/(2 L1)
+       instead. The threshold then falls as the rate rises and never jumps, and the reason names the rate to use.
 
     Args:
         fit: from `fit_smoothness`.
         lr: the optimizer's learning rate; None lets the rule choose kappa / (2 L0).
-        momentum: heavy-ball momentum in [0, 1) of the optimizer.
-        dampening: its dampening in [0, 1); above zero the optimizer averages gradients, and what it clips is taken to
-            be the average. Without momentum it has no effect, as in torch.
-        kappa: safety in (0, 2]: 1 is the theorem, the loss still falls up to 2.
-        noise: standard deviation of the norm of minibatch gradients around the full one.
+        momentum: the optimizer's heavy-ball momentum in [0, 1).
+        dampening: the optimizer's dampening in [0, 1). Above zero the optimizer averages gradients, and the rule
+            assumes that it clips the average. Without momentum dampening has no effect, as in torch.
+        kappa: bound on effective rate times smoothness, in (0, 2]. The theorem has 1; up to 2 the loss still falls.
+        noise: standard deviation of the norm of minibatch gradients around the full gradient.
 
     Returns:
         ClipRule: with `source` "fit" or "percentile".
 
     Raises:
-        ValueError: for parameters out of range, and where `fit` is not a fit.
+        ValueError: if a parameter is out of range, or `fit` is not a fit.
 
     Units: lr [x^2/f], noise [f/x].
 
     Source: Pethick et al., 2025, Theorem 4.3: rate <= 1 / (L0 + threshold * L1), solved for the threshold; for the
         noise Zhang et al., 2020.
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
+        >>> print(sd.clip_rule(sd.fit_smoothness(table, num_boot=50), lr=0.1))
+        clip gradients at norm 4.5 (from the fit; clips 27.4% of the recorded steps)
+          learning rate 0.1, at most 1 for small gradients; longest step 0.45
+          At the effective rate 0.1 the product rate * (L0 + L1 * norm) reaches 1 at the gradient norm 4.5.
     """
     check(fit, kappa)
     check_momentum(momentum, dampening)
@@ -134,20 +151,20 @@ def clip_rule(
     if noise is not None and threshold < NOISE_MULTIPLE * noise:
         threshold = NOISE_MULTIPLE * noise
         reason = (
-            f"The threshold is {NOISE_MULTIPLE:g} times the noise {noise:.4g}, because one inside the noise biases "
-            f"every step; without the noise it would be {choice.threshold:.4g}. {choice.origin}"
+            f"The threshold is {NOISE_MULTIPLE:g} times the noise {noise:.4g}, because a threshold within the noise "
+            f"biases every step. Without the noise it would be {choice.threshold:.4g}. {choice.origin}"
             f"{_after_raise(fit, choice.eta, threshold, kappa) if chosen else ''}"
         )
     clip_rate = math.nan if averages else _share_above(fit, threshold)
     if averages:
         reason += (
-            " The optimizer averages gradients and clips the average, whose norm is below those recorded: how often "
-            "it will clip is unknown."
+            " The optimizer clips an average of gradients. An average is shorter than the recorded gradients, so it is "
+            "unknown how often the optimizer will clip."
         )
     if clip_rate > NEARLY_NORMALISED:
         reason += (
-            f" It clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: the step length, "
-            "not the rate, then sets the pace."
+            f" The threshold clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: nearly "
+            "all steps have the same length, and this length sets the pace instead of the learning rate."
         )
     return ClipRule(
         threshold=threshold,
@@ -162,23 +179,23 @@ def clip_rule(
 
 
 def safe_threshold(L0: npt.ArrayLike, L1: npt.ArrayLike, eta: float, kappa: float = 1.0) -> Array:
-    """Threshold that the rule derives from constants, or from many pairs of them, at the effective rate `eta`."""
-    with np.errstate(divide="ignore"):  # Without a slope no gradient is too long.
+    """Threshold that the rule derives from constants, or from arrays of constants, at the effective rate `eta`."""
+    with np.errstate(divide="ignore"):  # Where L1 is zero, no gradient is too long.
         return np.asarray(np.maximum(kappa / eta - np.asarray(L0), kappa / (2 * eta)) / np.asarray(L1))
 
 
 def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: float) -> Interval:
     if not fit.replicates:
         return math.nan, math.nan
-    pairs = np.array(fit.replicates)  # Their inverse thresholds are finite, also where L1 is zero.
+    pairs = np.array(fit.replicates)  # Inverse thresholds are taken because they are finite where L1 is zero.
     inverse = 1 / safe_threshold(pairs[:, 0], pairs[:, 1], choice.eta, kappa)
     low, high = percentile_interval(inverse, over(1.0, choice.threshold), fit.interval_freedom)
-    least = threshold if threshold > choice.threshold else 0.0  # What the noise raises, it raises at both ends.
+    least = threshold if threshold > choice.threshold else 0.0  # The noise raises both ends of the interval.
     return max(over(1.0, high), least), max(over(1.0, low), least)
 
 
 def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Choice | None:
-    """The rule's choice; None where no rate was given and the fit implies none."""
+    """The choice of the rule; None where no rate was given and the fit implies none."""
     half_step = kappa / (2 * fit.L1)
     if math.isnan(eta):
         L0, note = fit.L0, ""
@@ -188,13 +205,16 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
             if not 0 < L0 < math.inf:
                 return None
         eta = kappa / (2 * L0)
-        origin = "No rate was given: half of kappa limits the rate, kappa/(2 L0), and half the step, kappa/(2 L1)."
+        origin = (
+            "No learning rate was given, so the rule chose one: half of kappa goes to the rate, kappa/(2 L0), and half "
+            "to the longest step, kappa/(2 L1)."
+        )
         return _Choice(eta, half_step / eta, origin + note)
     note = ""
     if fit.L0_interval[0] <= 0:
         note = (
-            f" The fit puts L0 at {'zero' if fit.L0 == 0 else f'{fit.L0:.4g}'} and its interval reaches zero: the "
-            "largest rate is undetermined, and this one is not tested."
+            f" The fit puts L0 at {'zero' if fit.L0 == 0 else f'{fit.L0:.4g}'} and the interval of L0 reaches zero: "
+            "the largest safe rate is undetermined, and this rate was not tested."
         )
     recommended = over(kappa, 2 * fit.L0)
     advice = f"use an effective rate of kappa/(2 L0) = {recommended:.4g}, a learning rate of {recommended / gain:.4g}"
@@ -203,8 +223,8 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
         return _Choice(eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.")
     if 2 * eta * fit.L0 > kappa:
         origin = (
-            f"The effective rate {eta:.4g} is too large for a bound of {kappa:g} on rate * (L0 + L1 * threshold) with "
-            f"steps of useful length: {advice}.{note}"
+            f"The effective rate {eta:.4g} is too large: to keep rate * (L0 + L1 * threshold) at {kappa:g}, steps "
+            f"would have to become uselessly short. Instead {advice}.{note}"
         )
         consequence = (
             f" The longest step is held at kappa/(2 L1) = {half_step:.4g}, where the product is "
@@ -212,7 +232,10 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
         )
         return _Choice(eta, half_step / eta, origin, consequence)
     threshold = (kappa / eta - fit.L0) / fit.L1
-    origin = f"Solving rate * (L0 + L1 * threshold) = {kappa:g} for the effective rate {eta:.4g} gives {threshold:.4g}."
+    origin = (
+        f"At the effective rate {eta:.4g} the product rate * (L0 + L1 * norm) reaches {kappa:g} at the gradient norm "
+        f"{threshold:.4g}."
+    )
     return _Choice(eta, threshold, origin + note)
 
 
@@ -220,15 +243,15 @@ def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) ->
     threshold = fit.grad_norm_quantiles[FALLBACK_PERCENTILE]
     origin = (
         f"Do not clip from this fit, because {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient "
-        f"norms is {threshold:.4g}; a percentile stops outliers and guarantees nothing."
+        f"norms is {threshold:.4g}; clipping there stops outliers, but guarantees nothing."
     )
     if averaging > 0:
         # The standard deviation of an exponential average of uncorrelated terms of standard deviation one.
         shrink = averaged(averaging)
         threshold *= shrink
         origin += (
-            f" It is multiplied by {shrink:.2g}, since an average of uncorrelated gradients with momentum "
-            f"{averaging:g} is that much shorter."
+            f" The threshold is this percentile times {shrink:.2g}, because an average of uncorrelated gradients with "
+            f"momentum {averaging:g} is shorter by this factor."
         )
     return _Choice(eta, threshold, origin)
 

@@ -1,4 +1,4 @@
-"""What the cited theorems make of fitted constants."""
+"""Learning rates and thresholds that the cited theorems choose for fitted constants."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from smoothdiag.fits.base import SmoothnessFit
 
 
 def clip_table(fit: SmoothnessFit) -> pd.DataFrame:
-    """What the cited theorems would choose for the fitted constants, side by side.
+    """The choices of the cited theorems for the fitted constants, side by side.
 
-    The rows hold the rate for small gradients, the longest step and the threshold, for plain descent without
-    momentum. Constants of zero give infinite rates or steps, as the formulas do.
+    Each row holds the rate for small gradients, the longest step and the threshold, for plain descent without momentum.
+    Constants of zero give infinite rates or steps, as the formulas do.
 
-    1. Zhang 2019 also bounds the step by 1 and the threshold by 10 L0, which have no units that fit; left out.
+    1. Zhang 2019 also bounds the step by 1 and the threshold by 10 L0. These bounds are left out, because their units
+       do not fit.
 
     Args:
-        fit: from `fit_smoothness`; its verdict is not asked.
+        fit: from `fit_smoothness`; the verdict makes no difference.
 
     Returns:
         DataFrame: columns `max_lr`, `step_cap`, `threshold`, one row per source.

@@ -1,4 +1,4 @@
-"""What rules share: which fits they may use, which arguments they take, how momentum prolongs a step."""
+"""Checks that the rules share: which fits and arguments they may use, and how much momentum prolongs a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from smoothdiag.fits.base import SmoothnessFit, Verdict
 
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
-    """Why no threshold saves a rate of at least kappa/L0."""
+    """Why no threshold makes a rate of at least kappa/L0 safe."""
     return (
         f"No threshold makes this rate safe: the effective rate {eta:.4g} is {eta * fit.L0 / kappa:.3g} times "
         f"kappa/L0 = {over(kappa, fit.L0):.4g}, so it is too large even where the gradient vanishes."
@@ -19,16 +19,16 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
 def distrust(fit: SmoothnessFit) -> str:
     """Why the fit has no constants to use; empty where it has."""
     if not may_follow_gradients(fit):
-        said = "its rows are of" if fit.follows_gradients is False else "its rows do not say how steps are made by"
+        said = "its rows come from" if fit.follows_gradients is False else "its rows do not say how steps are made by"
         return (
-            f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only where steps are the rate times the "
-            "gradient (if they are, give the fit `follows_gradients=True` by dataclasses.replace; if not, AutoClip "
-            "keeps the updates themselves short)"
+            f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only where a step is the rate times the "
+            "gradient (if it is, set `follows_gradients=True` in the fit with dataclasses.replace; if not, use "
+            "AutoClip, which keeps the updates themselves short)"
         )
     if fatal := [flag.name for flag in fit.flags if flag.fatal]:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
     if unchecked(fit):
-        return "too few of its rows carry a saturation, so the check for artefacts could not run"
+        return "too few of its rows have a saturation, so the check for artefacts could not run"
     if fit.verdict not in (Verdict.L0L1, Verdict.CONSTANT):
         return f"its verdict is {fit.verdict.name}"
     return ""

@@ -1,4 +1,4 @@
-"""Fits of the (L0, L1) law: constants with intervals, rivals, null tests and a verdict. Numbers only, no torch."""
+"""Fits of the (L0, L1) law: constants with intervals, rival models, null tests and a verdict. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 PATH = (0.5, 0.9, 0.95, 0.99)
-NUM_KEPT = 200  # Bootstrap replicates kept for intervals of what depends on L0 and L1 together.
+NUM_KEPT = 200  # Bootstrap replicates that a fit keeps, for intervals of quantities that depend on both L0 and L1.
 
 
 def fit_smoothness(
@@ -45,27 +45,35 @@ def fit_smoothness(
     """Fits smoothness <= L0 + L1 * grad_norm to a trace and says whether the law holds there.
 
     Args:
-        data: a trace, or a table with at least the columns `grad_norm` and `smoothness`; without a column `step`
-            the order of the rows is time. Several runs of one training, such as seeds, are a list of traces or
-            tables, or a table with a column `run`: steps are then compared with later ones of all runs, and the
-            intervals say what another run may give, as far as the runs at hand can tell.
-        estimator: whose rows to fit; None prefers "local", then "path", then "hessian_norm", then the only one present,
-            where variants (other directions, preconditioned, debiased) do not count. Rows of "local_random" beside
-            "local" ones test whether the direction of the gradient makes the relation.
+        data: a trace, or a table with at least the columns `grad_norm` and `smoothness`. Without a column `step`, rows
+            count as in order of time. For several runs of one training (such as seeds) pass a list of traces or tables,
+            or a table with a column `run`. Models are then scored on later steps of all runs, and the intervals say
+            what another run may give, as far as these runs can tell.
+        estimator: name of the estimator whose rows to fit. None prefers "local", then "path", then "hessian_norm", then
+            the only one present; variants (other directions, preconditioned, debiased) do not count. If there are rows
+            of "local_random" beside "local", they test whether the direction of the gradient makes the relation.
         group: parameter group to fit.
-        quantile: share of the rows that should lie below the line, in (0, 1). The rows beyond it must be worth four
-            independent ones: 80 at .95, 400 at .99.
-        num_boot: bootstrap resamples behind the intervals.
-        seed: of the resampling; the same seed gives the same fit.
+        quantile: share of the rows that should lie below the line, in (0, 1). The rows beyond the line must carry the
+            information of four independent ones, which takes 80 independent rows at .95, and 400 at .99.
+        num_boot: number of bootstrap resamples for the intervals.
+        seed: seed of the resampling; the same seed gives the same fit.
 
     Returns:
-        SmoothnessFit: constants, intervals, rivals, flags and verdict.
+        SmoothnessFit: constants, intervals, rival models, flags and verdict.
 
     Raises:
-        ValueError: for parameters out of range, for data that is no table, mixes what must not be mixed or covers more
-            than 70 powers of ten, and where no row is usable.
+        ValueError: if a parameter is out of range, if no row is usable, or if `data` is not a table, mixes estimators
+            or kinds of data, or covers more than 70 powers of ten.
 
     Units: L0 in units of smoothness [f/x^2], L1 in [1/x].
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()  # between 0.1 and 10
+        >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
+        >>> fit = sd.fit_smoothness(table, num_boot=50)
+        >>> print(fit.verdict.name, round(fit.L0, 2), round(fit.L1, 2))
+        L0L1 1.0 2.0
     """
     if not isinstance(quantile, Real) or not 0 < quantile < 1:
         raise ValueError(f"Parameter `quantile` should be in (0, 1). Found `quantile = {quantile!r}`.")
@@ -157,25 +165,36 @@ def fit_groups(
     groups: Sequence[str] | None = None,
     **options: Any,
 ) -> GroupFits:
-    """Fits the law to each parameter group of a trace: modules, as `Probe(..., group_by=by_module())` records them.
+    """Fits the law to each parameter group of a trace, such as the modules of `Probe(..., group_by=by_module())`.
 
     Args:
         data: as for `fit_smoothness`.
-        groups: which to fit, in this order; None takes all, "all" first.
-        options: passed on to `fit_smoothness`. Without `estimator` the one chosen for the first group counts for all.
+        groups: the groups to fit, in this order; None takes all groups, "all" first.
+        options: passed on to `fit_smoothness`. Without `estimator`, all groups use the one chosen for the first group.
 
     Returns:
-        GroupFits: the fits by group, and for groups whose rows cannot be fitted the reason.
+        GroupFits: the fits by group, and for each group whose rows cannot be fitted the reason.
 
     Raises:
-        ValueError: where a group is unknown, or none can be fitted.
+        ValueError: if a group is unknown, or no group can be fitted.
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> rows = [pd.DataFrame({"group": f"L{k}", "grad_norm": norms, "smoothness": 1 + k * norms}) for k in (1, 2)]
+        >>> fits = sd.fit_groups(pd.concat(rows), num_boot=20)
+        >>> print(fits.table()[["L0", "L1", "num_points"]].round(2))
+                L0   L1  num_points
+        group
+        L1     1.0  1.0         200
+        L2     1.0  2.0         200
     """
     return fit_each(as_frame(data), groups, fit_smoothness, options)
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """The way back from rows in units that are powers of two."""
+    """Converts results for rows in units of powers of two back into the units of the caller."""
 
     x: int
     y: int
@@ -201,7 +220,7 @@ class _Scale:
 
 @dataclass(frozen=True)
 class _QuantileFit:
-    """A quantile line with what its intervals rest on."""
+    """A quantile line with the resamples and numbers from which its intervals come."""
 
     line: affine.Line
     weights: Array
@@ -246,7 +265,7 @@ def _quantile_fit(rows: Rows, quantile: float, num_boot: int, seed: int) -> _Qua
 def _direction_test(
     frame: pd.DataFrame, rows: Rows, found: _QuantileFit, bounds: Interval, quantile: float, num_boot: int, seed: int
 ) -> Flag | None:
-    """The same law on rows of random directions recorded beside local ones, where there are enough."""
+    """Fits the law to rows of random directions, where enough of them stand beside local rows, and compares."""
     other = companion(frame, "local_random", rows) if rows.estimator == "local" else None
     if other is None or len(other.x) < artefacts.MIN_POINTS:
         return None

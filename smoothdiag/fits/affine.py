@@ -14,7 +14,7 @@ from scipy.optimize import linprog, nnls
 from smoothdiag.fits.base import Array
 from smoothdiag.fits.walk import walk
 
-START_ROWS = 250  # Of the linear programme that finds where to begin: on more rows the walk is the faster of the two.
+START_ROWS = 250  # Most rows of the linear programme that finds a start: on more rows the walk is faster.
 
 
 class Line(NamedTuple):
@@ -34,10 +34,10 @@ class Line(NamedTuple):
 def relative_weights(x: Array, y: Array) -> Array:
     """Weight of each row: one over the median smoothness of the rows with a similar gradient norm.
 
-    Smoothness spans decades, so errors have to count relative to its size. The obvious weight 1/y would do that
-    and spoil the fit: it depends on the very number being fitted, favours rows that came out low by chance, pulls
-    a .95 quantile of lognormal noise with deviation 1 down to about .74, and lets a single row near zero drag the
-    line to zero. A weight that depends on the gradient norm alone keeps the quantile a quantile.
+    Smoothness spans decades, so errors have to count relative to its size. The obvious weight 1/y would spoil the fit,
+    because it depends on the number being fitted. It favours rows that came out low by chance: it pulls a .95 quantile
+    of lognormal noise with deviation 1 down to about .74, and a single row near zero drags the line to zero. With a
+    weight that depends on the gradient norm alone, the quantile stays a quantile.
 
     Args:
         x: gradient norms, positive.
@@ -54,16 +54,16 @@ def relative_weights(x: Array, y: Array) -> Array:
 
 
 def pinball(residual: Array, quantile: float) -> Array:
-    """Pinball loss of residuals y - f: `quantile` times those above the line, 1 - quantile times those below."""
+    """Pinball loss of residuals y - f: their size times `quantile` above the line, times 1 - `quantile` below it."""
     return np.maximum(quantile * residual, (quantile - 1) * residual)
 
 
 def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = None, start: Line | None = None) -> Line:
     """Line below which a share `quantile` of the rows lies, with intercept and slope at zero or above.
 
-    Minimises the weighted sum of pinball losses. Without a start the linear programme (of evenly spaced rows where
-    there are many) is solved by HiGHS in its dual form, which has two constraints instead of one per row; its answer
-    is then walked to the exact vertex. With a start (the next quantile of a path) the walk alone is enough.
+    Minimises the weighted sum of pinball losses. Without a start, HiGHS solves the linear programme (on evenly spaced
+    rows where there are many) in its dual form, which has two constraints instead of one per row, and the walk goes
+    from its answer to the exact vertex. With a start (such as the line of a nearby quantile) the walk alone is enough.
 
     Args:
         x: gradient norms, positive.
@@ -107,7 +107,7 @@ def _solve_dual(x: Array, y: Array, quantile: float, weights: Array) -> Line:
 
 
 def least_squares(x: Array, y: Array, *, nonnegative: bool = True) -> Line:
-    """Least-squares line: a mean, not a bound; for comparison only.
+    """Least-squares line, for comparison only: it is a mean and not a bound.
 
     Args:
         x: gradient norms.
@@ -123,10 +123,10 @@ def least_squares(x: Array, y: Array, *, nonnegative: bool = True) -> Line:
 
 
 def upper_hull(x: Array, y: Array) -> Array:
-    """Corners of the cloud that carry its frontier, as rows (x, y) in order of falling x.
+    """Corners of the cloud that determine its frontier, as rows (x, y) in order of falling x.
 
-    They are the corners of the upper left part of the convex hull: from the smallest gradient norm to the
-    largest smoothness.
+    They are the corners of the upper left part of the convex hull, from the smallest gradient norm to the largest
+    smoothness.
     """
     order = np.lexsort((-y, x))
     hull: list[tuple[float, float]] = []
@@ -151,7 +151,7 @@ def frontier(hull: Array, L1: Array | None = None) -> tuple[Array, Array]:
 
     Args:
         hull: corners (x, y) from `upper_hull`.
-        L1: values at which to evaluate; None takes the values where the curve changes slope, from 0 to the one
+        L1: values at which to evaluate; None takes the values where the curve changes slope, from 0 to the value
             that needs no L0 at all.
 
     Returns:
@@ -171,7 +171,7 @@ def frontier(hull: Array, L1: Array | None = None) -> tuple[Array, Array]:
 
 
 def hard_envelope(x: Array, y: Array, weights: Array | None = None) -> Line:
-    """Lowest line above every row, in weighted mean height: a description, which grows with the number of rows.
+    """Line above every row with the least weighted mean height; it describes the rows, and rises with their number.
 
     Units: as `Line`.
     """

@@ -1,4 +1,4 @@
-"""What a fit says: `SmoothnessFit`, its flags and its verdict."""
+"""The result of a fit: `SmoothnessFit`, with its flags, its verdict and its summary."""
 
 from __future__ import annotations
 
@@ -25,44 +25,54 @@ class SmoothnessFit:
 
     Attributes:
         L0: intercept of the quantile line.
-        L1: its slope.
-        L0_interval: bootstrap interval at level `interval_level`; (0, inf) where there are too few steps.
-        L1_interval: the same for L1.
+        L1: slope of the quantile line.
+        L0_interval: bootstrap interval of L0 at `interval_level`; (0, inf) where there are too few steps.
+        L1_interval: bootstrap interval of L1, likewise.
         interval_level: level of the intervals.
-        quantile: level of the line: the share of rows meant to lie below it.
-        num_points: rows in the fit.
-        num_effective: independent rows that would be as informative.
+        quantile: level of the line: the share of rows that should lie below it.
+        num_points: number of rows in the fit.
+        num_effective: number of independent rows with the same information.
         block_length: mean block length of the bootstrap, in steps.
         decades: range of the gradient norms in powers of ten, between their 2.5% and 97.5% quantiles.
         spearman: rank correlation of gradient norm and smoothness; NaN where one of them is constant.
-        partial_spearman: the same given the step; NaN where the gradient norm follows the step too closely.
+        partial_spearman: rank correlation with the effect of the step taken out; NaN where gradient norm or smoothness
+            follows the step too closely.
         loglog_slope: slope of log smoothness on log gradient norm.
-        implied_slope: the slope that rows lying exactly on the fitted line would have.
+        implied_slope: log-log slope of the same rows if they lay exactly on the fitted line.
         coverage: share of rows at or below the line.
         median_saturation: median of the saturation; NaN where it was not recorded.
-        lines: (L0, L1) of other fits: quantile lines by level, "hard" envelope, "mean" (non-negative least squares).
-        comparison: constant, line, power, isotonic and, where losses are known, loss gap, on later steps.
+        lines: (L0, L1) of other lines: quantile lines by level, "hard" envelope, "mean" (non-negative least squares).
+        comparison: scores of constant, line, power, isotonic and, where losses are known, loss gap, on later steps.
         flags: doubts, fatal ones first.
         verdict: the outcome.
-        verdict_reason: why, in words.
+        verdict_reason: reason for the verdict, in words.
         estimator: estimator of the rows.
         group: parameter group of the rows.
         data: what the rows were measured on, "step" or "held-out".
         dropped: number of rows left out, by cause.
         grad_norm_quantiles: 101 quantiles of all recorded gradient norms, 0% to 100%.
         corners: points (L1, L0) where the frontier changes slope.
-        num_runs: runs that the rows come from; with one the intervals say nothing of what another seed would give.
-        interval_freedom: degrees of freedom of the intervals, which are the wider the fewer there are.
-        replicates: (L0, L1) of the first resamples, for intervals of what depends on both; empty where there are too
-            few steps.
-        loss_floors: the loss gap with each f* on a grid below the smallest loss, closest first: how far exponent and
-            skill depend on what cannot be observed. Empty without losses.
-        corrected: constants without the errors of the gradient norm; None where their size is not known.
-        optimizer: class of the optimizer that took the steps; "A and B" of different runs, empty where not known.
+        num_runs: number of runs that the rows come from; with one run the intervals say nothing about other seeds.
+        interval_freedom: degrees of freedom of the intervals; the fewer, the wider the intervals.
+        replicates: (L0, L1) of the first resamples, for intervals of quantities that depend on both; empty where there
+            are too few steps.
+        loss_floors: scores of the loss gap for each f* on a grid below the smallest loss, closest first. They show how
+            much exponent and skill depend on the unknown minimum. Empty without losses.
+        corrected: constants without the errors of the gradient norm; None where these errors are unknown, negligible
+            or too large to correct.
+        optimizer: class of the optimizer that took the steps; "A and B" for runs that differ, empty where not known.
         follows_gradients: whether its steps are the learning rate times an average of gradients, clipped or not; None
             where the rows do not say.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
+        >>> fit = sd.fit_smoothness(table, num_boot=50)
+        >>> print(fit.verdict.name, fit.predict(3.0).round(2), round(fit.step_cap, 2), round(fit.max_lr, 2))
+        L0L1 7.0 0.5 1.0
     """
 
     L0: float
@@ -102,7 +112,7 @@ class SmoothnessFit:
 
     @property
     def step_cap(self) -> float:
-        """Longest step the law allows, 1/L1; infinite where L1 is zero. Units: [x]."""
+        """Longest step that the law allows, 1/L1; infinite where L1 is zero. Units: [x]."""
         return 1 / self.L1 if self.L1 > 0 else math.inf
 
     @property
@@ -112,12 +122,12 @@ class SmoothnessFit:
 
     @property
     def step_cap_interval(self) -> Interval:
-        """Interval of `step_cap`: one over that of L1, infinite where that reaches zero. Units: [x]."""
+        """Interval of `step_cap`: one over the interval of L1; infinite where L1 may be zero. Units: [x]."""
         return _inverse(self.L1_interval)
 
     @property
     def max_lr_interval(self) -> Interval:
-        """Interval of `max_lr`: one over that of L0, infinite where that reaches zero. Units: [x^2/f]."""
+        """Interval of `max_lr`: one over the interval of L0; infinite where L0 may be zero. Units: [x^2/f]."""
         return _inverse(self.L0_interval)
 
     def predict(self, grad_norm: npt.ArrayLike) -> Array:
@@ -127,11 +137,11 @@ class SmoothnessFit:
             return np.asarray(self.L0 + np.multiply(self.L1, norm, where=norm != 0, out=np.zeros_like(norm)))
 
     def comparison_frame(self) -> pd.DataFrame:
-        """The rivals as a table, one row per model; the loss gap with each f* of `loss_floors` has rows of its own.
+        """The rival models as a table, one row per model, and one row per f* of `loss_floors`.
 
         Returns:
-            DataFrame: the attributes of `ModelScore`, intervals in columns `skill_low`, `skill_high`, `gain_low` and
-            `gain_high`; `scan` is True for the rows of `loss_floors`.
+            DataFrame: the attributes of `ModelScore`. The ends of the intervals are in the columns `skill_low`,
+            `skill_high`, `gain_low` and `gain_high`; `scan` is True for the rows of `loss_floors`.
         """
         scores = [(score, False) for score in self.comparison] + [(score, True) for score in self.loss_floors]
         rows = []
@@ -143,7 +153,7 @@ class SmoothnessFit:
         return pd.DataFrame(rows)
 
     def frontier(self, L1: npt.ArrayLike | None = None) -> pd.DataFrame:
-        """The pairs (L1, L0) that just cover every row of the fit.
+        """The pairs (L1, L0) whose lines just cover every row of the fit.
 
         Args:
             L1: values of L1; None takes the corners of the curve.
@@ -183,7 +193,7 @@ class SmoothnessFit:
         """The fit that `to_dict` wrote down.
 
         Raises:
-            ValueError: where the version is not one this release reads.
+            ValueError: if this release does not read the version.
         """
         if plain.get("version") != FORMAT_VERSION:
             raise ValueError(
@@ -235,25 +245,26 @@ def _summarise(fit: SmoothnessFit) -> str:
     level = f"{fit.interval_level:.0%} interval"
     out = [
         RULE,
-        f"smoothness <= L0 + L1 * gradient norm, for a share {fit.quantile:g} of the rows",
+        f"smoothness <= L0 + L1 * gradient norm, for a share of {fit.quantile:g} of the rows",
         f"rows of estimator {fit.estimator}, group {fit.group}, data {fit.data}",
         THIN,
         f"{'':4}{'estimate':>12}{level:>26}   {'unit':<21}{'inverse':>30}",
         _constant("L0", fit.L0, fit.L0_interval, "loss / parameter^2", f"max_lr = 1/L0 = {number(fit.max_lr)}"),
         _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap = 1/L1 = {number(fit.step_cap)}"),
         THIN,
-        f"rows in the fit       {fit.num_points}, worth {fit.num_effective:.0f} independent ones "
-        f"(bootstrap blocks of {fit.block_length:.1f} steps)",
-        f"runs                  {fit.num_runs}{': the intervals say nothing of other seeds' * (fit.num_runs == 1)}",
+        f"rows in the fit       {fit.num_points}, as informative as {fit.num_effective:.0f} independent rows",
+        f"bootstrap blocks      {fit.block_length:.1f} steps long on average",
+        f"runs                  {fit.num_runs}{'; the intervals say nothing about other seeds' * (fit.num_runs == 1)}",
         f"rows dropped          {_counts(fit.dropped)}",
         f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
-        f"{fit.decades:.2f} decades in the middle 95%",
-        f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; given the step "
-        f"{number(fit.partial_spearman)}",
-        f"log-log slope         {number(fit.loglog_slope)}; of rows on the line {number(fit.implied_slope)}",
+        f"{fit.decades:.2f} decades (powers of ten) in the middle 95%",
+        f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; "
+        f"{number(fit.partial_spearman)} with time taken out",
+        f"log-log slope         {number(fit.loglog_slope)}; it would be {number(fit.implied_slope)} if all rows lay on "
+        "the line",
         f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
         f"errors in the norms   {_errors(fit)}",
-        f"median saturation     {number(fit.median_saturation)}; near 1 rows repeat the length of the step",
+        f"median saturation     {number(fit.median_saturation)}; above 0.5 the step length sets the smoothness",
         THIN,
         f"{'other lines':22}{'L0':>12}{'L1':>12}",
         *(
@@ -270,7 +281,8 @@ def _summarise(fit: SmoothnessFit) -> str:
         for place, score in enumerate(fit.comparison)
     ]
     out += [
-        "  later loss: on steps after those fitted; skill: share of the constant's later loss removed",
+        "  affine: the line; isotonic: any function that never falls; loss: error on the fitted rows",
+        "  later loss: error on later steps; skill: share of the constant's later loss that is removed",
         THIN,
     ]
     for flag in fit.flags:
@@ -284,13 +296,16 @@ def _summarise(fit: SmoothnessFit) -> str:
 
 
 def _errors(fit: SmoothnessFit) -> str:
-    """The corrected constants, or which way errors that are not known would move the plain ones."""
+    """The corrected constants or, where there are none, the direction in which errors would move the plain ones."""
     if fit.corrected is not None:
         return (
-            f"L0 {number(fit.corrected.L0)}, L1 {number(fit.corrected.L1)} without errors of up to "
+            f"L0 {number(fit.corrected.L0)}, L1 {number(fit.corrected.L1)} after correcting errors of up to "
             f"{fit.corrected.deviation:.0%}"
         )
-    return f"not known, or too large to correct; they make L1 too {'large' if fit.quantile > 0.75 else 'small'}"
+    return (
+        "not corrected (unknown, negligible or too large); errors make L1 too "
+        f"{'large' if fit.quantile > 0.75 else 'small'}"
+    )
 
 
 def _constant(name: str, value: float, ends: Interval, unit: str, inverse: str) -> str:

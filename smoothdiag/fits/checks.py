@@ -1,4 +1,4 @@
-"""Null tests of the relation: could time, range, direction or a few rows alone have produced it? They set flags."""
+"""Null tests that set flags: could time, range, direction or a few rows alone have produced the relation?"""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, has_slope, rises, wides
 MIN_DECADES = 1.0
 MIN_EFFECTIVE = 10.0
 MIN_IN_TAIL = 4.0  # Effective rows beyond the line; fewer say too little about an upper quantile.
-MIN_IN_THIRD = 3  # Rows, and the share of the rows, that occupy a third of the range.
+MIN_IN_THIRD = 3  # A third of the range counts as occupied from this many rows and this share of the rows on.
 MIN_SHARE_IN_THIRD = 0.01
 TIED_TO_TIME = 0.98  # Rank correlation with the step above which time cannot be held fixed.
 TIME_BLOCKS = 12
-MIN_BLOCK = 8  # Rows of a block of steps, so that a correlation within it means something.
-# True laws whose gradient norms forget at .98 a row have a median of .7 within blocks, and hardly ever less than this.
+MIN_BLOCK = 8  # Rows that a block of steps needs before a correlation within it means something.
+# With an autocorrelation of .98 from row to row, true laws have a median correlation of .7 within blocks, and hardly
+# ever less than this.
 MIN_WITHIN = 0.25
 MAX_MISS = 0.05  # Difference of coverage and quantile above which the line does not describe the rows.
-EDGE = 0.05  # Share of the rows at either end of the gradient norms that a slope should survive without.
-MAX_MOVE = 1.5  # Factor by which a part of the rows may move the slope.
+EDGE = 0.05  # Share of the rows at either end of the gradient norms; leaving them out should not change the slope much.
+MAX_MOVE = 1.5  # Largest factor by which leaving out a part of the rows may change the slope.
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class Correlations:
 
     Attributes:
         raw: over all rows.
-        partial: given the step; NaN too where either follows the step so closely that nothing is left.
-        within: pooled within blocks of steps, so that a drift from block to block counts for nothing.
-        within_given_time: the same given the step inside each block.
+        partial: with the effect of the step taken out; also NaN where one of the two follows the step so closely that
+            nothing is left to correlate.
+        within: pooled over blocks of steps, so that a drift from block to block has no effect.
+        within_given_time: as `within`, with the effect of the step taken out inside each block.
         critical: value that `within_given_time` exceeds by chance in one of a hundred runs.
     """
 
@@ -64,7 +66,7 @@ def _within_blocks(x: Array, y: Array, blocks: list[Indices]) -> tuple[float, fl
         ranks.append(centred)
         rests.append(centred - np.outer(centred @ time, time) / max(float(time @ time), 1.0))
     within, given_time = (_pooled(np.concatenate(parts, axis=1)) for parts in (ranks, rests))
-    # Each block spends two degrees of freedom, on its mean and on its trend; 2.3 is the normal 99% quantile.
+    # The mean and the trend of each block cost two degrees of freedom; 2.3 is the normal 99% quantile.
     return 0.0 if np.isnan(within) else within, given_time, 2.3 / math.sqrt(max(len(x) - 2 * len(blocks), 1))
 
 
@@ -74,11 +76,11 @@ def _pooled(pairs: Array) -> float:
 
 
 def rank_correlations(x: Array, y: Array, time: Array) -> tuple[float, float]:
-    """Rank correlation of x and y, as it is and given time.
+    """Rank correlation of x and y, and their rank correlation with the effect of time taken out.
 
     Returns:
-        tuple[float, float]: NaN where x or y is constant, and given time also where x or y follows time so closely
-        that nothing is left to correlate.
+        tuple[float, float]: both NaN where x or y is constant. The second is also NaN where x or y follows time so
+        closely that nothing is left to correlate.
     """
     xy, xt, yt = _correlation(x, y), _correlation(x, time), _correlation(y, time)
     if np.isnan(xy) or np.isnan(xt):
@@ -121,11 +123,11 @@ def check(
 
     Args:
         rows: the rows of the fit.
-        num_effective: how many independent rows they are worth.
+        num_effective: number of independent rows with the same information.
         correlations: from `correlate`.
         line: the fitted line.
-        quantile: its level.
-        weights: weights of its rows.
+        quantile: level of the line.
+        weights: weight of each row.
         others: results of tests that need more than these rows.
     """
     found = [
@@ -151,15 +153,15 @@ def _range(rows: Rows) -> Flag | None:
         return _occupied(rows.x)
     return Flag(
         "range",
-        "the gradient norms cover too little range to tell L0 from L1",
-        f"{found:.2f} decades between their 2.5% and 97.5% quantiles, should be at least {MIN_DECADES:g}",
-        "record from the first step on, or include warm-up and rate changes",
+        "the gradient norms vary too little to tell L0 from L1",
+        f"{found:.2f} powers of ten between their 2.5% and 97.5% quantiles, should be at least {MIN_DECADES:g}",
+        "record from the first step on, or include warm-up and changes of the learning rate",
         blocking=True,
     )
 
 
 def _occupied(x: Array) -> Flag | None:
-    """Two clouds of rows carry a line, whatever lies between them: a law needs rows in the middle."""
+    """Whether all thirds of the range hold rows: two separate clouds define a line, whatever lies between them."""
     low, high = np.log(np.quantile(x, [0.025, 0.975]))
     third = np.clip(np.floor(3 * (np.log(x) - low) / (high - low)), 0, 2)
     counts = [int(np.sum(third == number)) for number in range(3)]
@@ -167,8 +169,10 @@ def _occupied(x: Array) -> Flag | None:
         return None
     return Flag(
         "range",
-        "the gradient norms leave a gap: two groups of rows define a line, whether or not a law holds between them",
-        f"{counts[0]}, {counts[1]} and {counts[2]} rows in the thirds of the logarithmic range",
+        "a third of the range of gradient norms is nearly empty. Separate groups of rows define a line whether or not "
+        "a law holds between them",
+        f"{counts[0]}, {counts[1]} and {counts[2]} rows in the lower, middle and upper third of the range, on a "
+        "logarithmic axis",
         "record more often while the gradient norm changes",
         blocking=True,
     )
@@ -180,16 +184,17 @@ def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
         return None
     return Flag(
         "few points",
-        "there are too few independent rows for an upper line with an interval",
-        f"{len(rows.x)} rows, worth {num_effective:.1f} independent ones, {tail * num_effective:.1f} of them beyond "
-        f"the quantile {quantile:g}; should be at least {MIN_POINTS}, {MIN_EFFECTIVE:g} and {MIN_IN_TAIL:g}",
-        "probe more often, or for longer, or fit a quantile nearer to the median",
+        "there are too few independent rows for a line at this quantile and its interval",
+        f"{len(rows.x)} rows carry the information of {num_effective:.1f} independent ones, {tail * num_effective:.1f} "
+        f"of which lie beyond the quantile {quantile:g}; should be at least {MIN_POINTS}, {MIN_EFFECTIVE:g} and "
+        f"{MIN_IN_TAIL:g}",
+        "probe more often or for longer, or fit a quantile nearer to the median",
         blocking=True,
     )
 
 
 def loss_and_time(rows: Rows, gap: Array, known: npt.NDArray[np.bool_]) -> Flag | None:
-    """Whether time explains smoothness as well as the loss does; `gap` on the rows `known`."""
+    """Whether time explains smoothness as well as the loss does; `gap` has a value for each of the rows `known`."""
     return _tied(correlate(gap, rows.y[known], rows.step[known], rows.run[known]), "loss")
 
 
@@ -201,13 +206,13 @@ def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
     raw = found.raw
     if np.isnan(raw) or raw < 0.2:
         return None
-    remedy = f"repeat with other learning rates or seeds, so that equal {name} values occur at different steps"
+    remedy = f"repeat with other learning rates or seeds, so that the same {name} occurs at different steps"
     if np.isnan(found.partial):
         return Flag(
             "tied to time",
-            f"the {name} or the smoothness moves with the step almost without exception, so a law in the "
-            f"{name}, a drift in time and a turning direction explain the rows equally well",
-            f"rank correlation {raw:.2f}; given the step it is undefined",
+            f"the {name} or the smoothness rises or falls with the step almost without exception. A law in the {name}, "
+            "a drift over time and a turning direction explain such rows equally well",
+            f"rank correlation {raw:.2f}; with the effect of the step taken out it is undefined",
             remedy,
             blocking=True,
         )
@@ -216,19 +221,20 @@ def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
         return None
     return Flag(
         "time trend",
-        f"{name} and smoothness move together over the run and not from one step to the next: both drift",
-        f"rank correlation {raw:.2f}, given the step {found.partial:.2f}, within blocks of steps {found.within:.2f} "
-        f"and without their trends {found.within_given_time:.2f}",
+        f"{name} and smoothness move together over the run, but a test without the drift over time finds hardly any "
+        "relation, so time may explain both",
+        f"rank correlation {raw:.2f}; {found.partial:.2f} with the effect of the step taken out; {found.within:.2f} "
+        f"within blocks of steps; {found.within_given_time:.2f} within blocks with their trends taken out",
         remedy,
         blocking=True,
     )
 
 
 def _coverage(rows: Rows, correlations: Correlations, line: Line, quantile: float) -> Flag | None:
-    """Whether the share of rows below the line is the quantile it was fitted for.
+    """Whether the share of rows below the line is the quantile of the fit.
 
-    Relative weights let a few rows of their own kind outvote many. Where smoothness falls with the gradient norm the
-    slope stops at zero and the line is not meant to fit.
+    Weights are relative, so a few rows with unusual gradient norms can outvote many others. Where smoothness falls with
+    the gradient norm, the slope stops at zero and the line is not meant to fit.
     """
     if line.slope == 0 and not correlations.raw > 0:
         return None
@@ -239,10 +245,11 @@ def _coverage(rows: Rows, correlations: Correlations, line: Line, quantile: floa
         return None
     return Flag(
         "coverage",
-        "the line misses the share of rows it was fitted to cover: a few rows with outlying gradient norms pull it, or "
-        "the relation is no line",
-        f"{1 - above:.3f} of the rows at or below it, should be {quantile:g}",
-        "look at the rows with the largest and smallest gradient norms, and fit without those that do not belong",
+        "the share of rows at or below the line is not the one asked for: a few rows with outlying gradient norms pull "
+        "the line, or the relation is not a line",
+        f"{1 - above:.3f} of the rows lie at or below it, should be {quantile:g}",
+        "look at the rows with the largest and the smallest gradient norms, and fit again without those that do not "
+        "belong",
         blocking=True,
     )
 
@@ -254,7 +261,10 @@ def _leverage(rows: Rows, line: Line, quantile: float, weights: Array) -> Flag |
         return None
     order = np.argsort(rows.x, kind="stable")
     edge = max(1, int(EDGE * n))
-    parts = {"the largest gradient norms": order[-edge:], "the smallest gradient norms": order[:edge]}
+    parts = {
+        "the rows with the largest gradient norms": order[-edge:],
+        "the rows with the smallest gradient norms": order[:edge],
+    }
     blocks = np.array_split(np.arange(n), min(TIME_BLOCKS, n // MIN_BLOCK))
     parts |= {f"steps {rows.step[b[0]]:g} to {rows.step[b[-1]]:g}": b for b in blocks}
     worst, factor = "", MAX_MOVE
@@ -269,7 +279,7 @@ def _leverage(rows: Rows, line: Line, quantile: float, weights: Array) -> Flag |
         return None
     return Flag(
         "leverage",
-        "a small part of the rows decides the slope",
+        "a small part of the rows decides the slope L1",
         f"without {worst} L1 changes {factor:.2g}-fold",
         "look at these rows, and record more of their kind",
     )
@@ -280,7 +290,7 @@ def direction(
 ) -> Flag | None:
     """Whether rows of random directions contradict the slope, or the absence of one, along the gradient.
 
-    On a quadratic ||H g|| / ||g|| changes as the gradient turns into flatter directions, though H does not.
+    On a quadratic, ||H g|| / ||g|| changes as the gradient turns into flatter directions, although H is constant.
     """
     slope, other_slope = has_slope(line, L1_interval, bounds), has_slope(other, other_interval, bounds)
     if slope == other_slope:
@@ -292,9 +302,10 @@ def direction(
     with_slope, without = ("the gradient", "random directions") if slope else ("random directions", "the gradient")
     return Flag(
         "direction",
-        f"smoothness grows with the gradient norm along {with_slope} and not along {without}, so the direction makes "
-        "the relation and not the curvature",
-        f"{rises(steep, bounds):.3g}-fold rise of the line against {widest:.3g}-fold at most",
-        "measure the largest curvature instead, which depends on no direction",
+        f"smoothness grows with the gradient norm along {with_slope} and not along {without}, so the relation comes "
+        "from the direction and not from the curvature",
+        f"the line rises {rises(steep, bounds):.3g}-fold along {with_slope}, and at most {widest:.3g}-fold along "
+        f"{without}",
+        "measure the largest curvature instead (HessianNorm), which depends on no direction",
         blocking=True,
     )

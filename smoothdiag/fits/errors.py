@@ -1,7 +1,7 @@
-"""Errors of the gradient norm: what they do to a line, taken out by simulation and extrapolation.
+"""Errors of the gradient norm: their effect on a line, taken out by simulation and extrapolation.
 
-Errors scatter the rows sideways. At the median that attenuates the slope: L1 comes out too small and L0 too large. An
-upper line rests on the rows whose gradient norm came out too small, so it gets steeper instead: L1 is too large.
+Errors scatter the rows sideways. At the median this flattens the line: L1 comes out too small and L0 too large. An
+upper line rests on rows whose gradient norm came out too small, so it gets steeper instead: L1 comes out too large.
 """
 
 from __future__ import annotations
@@ -12,35 +12,39 @@ from smoothdiag.fits.affine import Line, quantile_line, relative_weights
 from smoothdiag.fits.base import Array, Correction
 from smoothdiag.fits.rows import Rows
 
-ADDED = (0.5, 1.0, 1.5, 2.0)  # Variance of the added errors, in units of that of the recorded ones.
-NUM_SIMULATIONS = 10  # Of each; their mean line is extrapolated.
+ADDED = (0.5, 1.0, 1.5, 2.0)  # Variance of the added errors, in units of the variance of the recorded errors.
+NUM_SIMULATIONS = 10  # For each added variance; the mean of their lines is extrapolated.
 MIN_KNOWN = 0.9  # Share of the rows whose error must be known.
-MAX_DEVIATION = 0.5  # Median error beyond which a parabola does not reach back to no error at all.
-MIN_DEVIATION = 1e-3  # Below it there is nothing to correct.
+MAX_DEVIATION = 0.5  # Median error beyond which a parabola cannot be extrapolated back to no error.
+MIN_DEVIATION = 1e-3  # Median error below which there is nothing to correct.
 
 
 LARGEST_ERROR = 3.0
-"""Deviation above which a gradient norm is all error, and nothing that a simulation of more of it would tell from."""
+"""Deviation above which a gradient norm is nothing but error, so a simulation with more error tells nothing."""
 
 
 def relative_errors(rows: Rows) -> Array:
     """Natural-log deviation of each gradient norm; NaN where not known.
 
-    The variance of a norm is at most that of the gradient along all coordinates, `grad_variance`, and is that if
-    all noise lies along the gradient. So this is the largest error the norm can have, to first order.
+    The variance of a norm is at most `grad_variance`, the variance of the gradient summed over all coordinates. It
+    reaches this value if all noise lies along the gradient. So the result is the largest error that the norm can have,
+    to first order.
     """
     with np.errstate(invalid="ignore"):
         return np.asarray(np.sqrt(np.where(rows.grad_variance >= 0, rows.grad_variance, np.nan)) / rows.x)
 
 
 def correct(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Correction | None:
-    """The line without the largest errors that the gradient norms may have; None where these are not known.
+    """The line without the largest errors that the gradient norms may have.
 
     Args:
         rows: the rows of the fit.
-        line: the line fitted to them.
-        quantile: its level.
-        seed: of the simulated errors.
+        line: the line fitted to these rows.
+        quantile: level of the line.
+        seed: seed of the simulated errors.
+
+    Returns:
+        Correction | None: None where the errors are unknown, negligible or too large to correct.
     """
     deviation = relative_errors(rows)
     known = deviation < LARGEST_ERROR  # False for NaN too
@@ -51,15 +55,17 @@ def correct(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Correctio
 
 
 def extrapolate(x: Array, y: Array, deviation: Array, line: Line, quantile: float, seed: int = 0) -> Line:
-    """The quantile line at a variance of -1 times that of the errors, on a parabola through lines with more of them.
+    """The quantile line without errors, extrapolated on a parabola through the lines of rows with added errors.
+
+    The parabola is taken where the added variance is -1 times the variance of the errors, so that nothing is left.
 
     Args:
         x: gradient norms with errors.
         y: smoothness.
         deviation: natural-log deviation of the error of each gradient norm.
-        line: the line of these rows, from which the others are reached.
-        quantile: its level.
-        seed: of the simulated errors.
+        line: the line of these rows, from which the search for the other lines starts.
+        quantile: level of the line.
+        seed: seed of the simulated errors.
 
     Units: as `Line`.
 

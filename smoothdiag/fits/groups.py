@@ -1,4 +1,4 @@
-"""Several fits beside each other: one per parameter group, or one per run."""
+"""Several fits side by side: one per parameter group, or one per run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ class GroupFits(Mapping[str, SmoothnessFit]):
 
     Attributes:
         fits: the fits by group.
-        failed: why there is none, for the groups whose rows cannot be fitted.
+        failed: for each group whose rows cannot be fitted, the reason.
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> rows = [pd.DataFrame({"group": f"layer{k}", "grad_norm": norms, "smoothness": k + norms}) for k in (1, 2)]
+        >>> fits = sd.fit_groups(pd.concat(rows), num_boot=20)
+        >>> print({name: round(fit.L0, 2) for name, fit in fits.items()}, len(fits.failed))
+        {'layer1': 1.0, 'layer2': 2.0} 0
     """
 
     fits: dict[str, SmoothnessFit]
@@ -41,7 +49,7 @@ class GroupFits(Mapping[str, SmoothnessFit]):
         return len(self.fits)
 
     def table(self) -> pd.DataFrame:
-        """One row per group, groups without a fit at the end.
+        """One row per group; groups without a fit come last.
 
         Returns:
             DataFrame: by `group`, with the columns of `compare_runs`.
@@ -61,7 +69,7 @@ class GroupFits(Mapping[str, SmoothnessFit]):
 
 
 def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:
-    """Sets fits beside each other: those of several runs, optimizers or models, by names of your choice.
+    """Puts the fits of several runs, optimizers or models into one table, under names of your choice.
 
     Args:
         fits: the fits by name.
@@ -71,9 +79,21 @@ def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:
         `decades`, `num_points`, `num_effective`, `verdict`, `reason`, `estimator`, `group`, `data` and `quantile`.
 
     Raises:
-        ValueError: where there is no fit, or something else than a fit.
+        ValueError: if `fits` is empty or holds anything but fits.
 
-    Units: L0 [f/x^2], L1 [1/x]. Runs whose losses or parameters have different scales cannot be compared by them.
+    Units: L0 [f/x^2], L1 [1/x]. These constants cannot be compared between runs whose losses or parameters have
+        different scales.
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> runs = {f"run {k}": pd.DataFrame({"grad_norm": norms, "smoothness": 1 + k * norms}) for k in (2, 3)}
+        >>> fits = {name: sd.fit_smoothness(run, num_boot=20) for name, run in runs.items()}
+        >>> print(sd.compare_runs(fits)[["L0", "L1", "verdict"]].round(2))
+                L0   L1 verdict
+        run
+        run 2  1.0  2.0    L0L1
+        run 3  1.0  3.0    L0L1
     """
     wrong = [name for name, fit in fits.items() if not isinstance(fit, SmoothnessFit)]
     if wrong or not fits:
@@ -85,16 +105,16 @@ def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:
 def fit_each(
     frame: pd.DataFrame, groups: Sequence[str] | None, fitter: Callable[..., SmoothnessFit], options: dict[str, Any]
 ) -> GroupFits:
-    """Fits the groups one after the other; all of them by the rows of one estimator.
+    """Fits one group after the other, all of them to rows of the same estimator.
 
     Args:
         frame: rows of all groups.
-        groups: which to fit; None takes all there are.
-        fitter: what fits one group.
-        options: passed on to it.
+        groups: the groups to fit; None takes all groups.
+        fitter: function that fits one group.
+        options: passed on to `fitter`.
 
     Raises:
-        ValueError: where a group is unknown, or none can be fitted.
+        ValueError: if a group is unknown, or no group can be fitted.
     """
     named = dict.fromkeys(labels(frame)["group"].tolist())
     present = sorted(named, key=lambda name: name != WHOLE)  # Stable: the others as recorded.
@@ -146,7 +166,7 @@ def _row(fit: SmoothnessFit) -> dict[str, Any]:
 
 
 def _summarise(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str], kind: str) -> str:
-    """One line per fit, and the reasons of the groups without."""
+    """One line per fit, and for each group without a fit the reason."""
     some = next(iter(fits.values()))
     level = f"{some.interval_level:.0%} interval"
     head = [kind, "L0", level, "L1", level, "decades", "rows", "worth", "verdict"]
@@ -171,5 +191,5 @@ def _summarise(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str], kin
     out += [lines[0], thin, *lines[1:], thin]
     for name, reason in failed.items():
         out += wrap(f"{name} has no fit", reason)
-    out.append("worth: independent rows that would tell as much; L0 [loss / parameter^2], L1 [1 / parameter]")
+    out.append("worth: independent rows with the same information; L0 [loss / parameter^2], L1 [1 / parameter]")
     return "\n".join(map(printable, [*out, rule]))

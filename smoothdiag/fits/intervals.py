@@ -1,8 +1,8 @@
 """Intervals under dependence: stationary block bootstrap over steps, block length and effective number of points.
 
-Consecutive rows of a training run look alike, so n rows carry less than n rows' worth of information and
-resampling them one by one gives intervals that are far too narrow. Runs of their own (seeds) are resampled whole
-first, and blocks of steps within them second.
+Neighbouring rows of a training run look alike, so n rows carry less information than n independent rows, and
+resampling them one by one gives intervals that are far too narrow. Where there are several runs (seeds), whole runs are
+resampled first, and blocks of steps within each of them second.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from smoothdiag.fits.walk import TOUCHING, Neighbours
 Counts = npt.NDArray[np.int16]
 
 LEVEL = 0.9  # Share of the intervals that should contain the truth.
-MIN_STEPS = 8  # Below this, resampling only repeats the rows at hand and its intervals mean nothing.
-FEW_RUNS = 5  # Below this, how much runs differ is itself hardly known.
+MIN_STEPS = 8  # With fewer steps resampling only repeats the rows at hand, and its intervals mean nothing.
+FEW_RUNS = 5  # With fewer runs it is hardly known how much runs differ.
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """How long a run remembers.
+    """How long the rows of a run stay alike.
 
     Attributes:
         block_length: mean block length for the stationary bootstrap, in rows.
-        num_effective: independent rows that would be as informative as the rows given.
+        num_effective: number of independent rows that carry as much information as the given rows.
     """
 
     block_length: float
@@ -41,14 +41,14 @@ class Dependence:
 def dependence(series: Array) -> Dependence:
     """Block length and effective number of points of one series, by the automatic rule for the stationary bootstrap.
 
-    The rule estimates the spectral density at zero and its curvature with a flat-top lag window whose width is
-    twice the lag after which the autocorrelations are indistinguishable from zero.
+    The rule estimates the spectral density at zero and its curvature with a flat-top lag window. The window is twice as
+    wide as the lag after which the autocorrelations cannot be told from zero.
 
     Args:
         series: values in order of time.
 
     Returns:
-        Dependence: with block length 1 and every point counted where the series is constant.
+        Dependence: for a constant series the block length is 1 and every point counts.
 
     Source: Politis and White, 2004, with the correction of Patton, Politis and White, 2009.
     """
@@ -83,21 +83,21 @@ def line_dependence(
 ) -> Dependence:
     """Dependence of the quantities that a quantile line averages; the slowest of them counts.
 
-    These are the two scores of the fit (weighted above-or-below signs, alone and times the gradient norm) and the
-    logarithmic distance from the line. Each run is a series of its own; where the means of the runs differ by more
-    than their steps explain, that difference sets the effective number.
+    These quantities are the two scores of the fit (weighted above-or-below signs, alone and times the gradient norm)
+    and the logarithmic distance from the line. Each run is a series of its own. Where the means of the runs differ by
+    more than the variation within the runs explains, this difference sets the effective number.
 
     Args:
         x: gradient norms in order of steps.
         y: smoothness.
         weights: weight of each row.
         line: the fitted line.
-        quantile: its level.
+        quantile: level of the line.
         steps: step of each row; rows of one step of one run count as one.
         runs: number of the run of each row; None where there is one run.
     """
     height = np.maximum(line(x), np.finfo(np.float64).tiny)
-    off = np.abs(y - height) > TOUCHING * (y + height)  # On the line, above or below would be decided by rounding.
+    off = np.abs(y - height) > TOUCHING * (y + height)  # For rows on the line, rounding would decide above or below.
     score = np.where(off, weights * (quantile - (y < height)), 0.0)
     distance = np.where(off, np.log(y / height), 0.0)
     parts = _parts(steps, runs)
@@ -106,7 +106,7 @@ def line_dependence(
 
 
 def _parts(steps: Array, runs: Array | None) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
-    """For each run its rows and the number of the step, within the run, of each of them."""
+    """For each run, its rows, and for each of these rows the number of its step within the run."""
     runs = np.zeros(len(steps)) if runs is None else runs
     rows = [np.flatnonzero(runs == run) for run in np.unique(runs)]
     return [(part, np.unique(steps[part], return_inverse=True)[1]) for part in rows]
@@ -136,9 +136,9 @@ def _pooled(series: list[Array]) -> Dependence:
 def stationary_counts(steps: Array, block_length: float, num_boot: int, seed: int, runs: Array | None = None) -> Counts:
     """How often each row occurs in each resample of blocks of steps.
 
-    Blocks start anywhere, have geometric lengths with mean `block_length` and wrap around at the end. Rows of one
-    step stay together. Of several runs as many are drawn as there are, with replacement, and each draw takes its own
-    blocks: no block holds steps of two runs.
+    Blocks start anywhere, have geometric lengths with mean `block_length` and wrap around at the end. Rows of one step
+    stay together. Where there are several runs, as many runs are drawn with replacement, and each drawn run gets its
+    own blocks: no block holds steps of two runs.
 
     Args:
         steps: step of each row.
@@ -175,14 +175,14 @@ def _blocks(rng: np.random.Generator, n: int, block_length: float) -> Counts:
 def bootstrap_lines(x: Array, y: Array, weights: Array, line: Line, quantile: float, counts: Counts) -> Array:
     """The quantile line of every resample, as rows (intercept, slope).
 
-    A resample is a change of weights, so each replicate starts its walk at the line of the whole sample.
+    A resample only changes the weights, so each replicate starts its walk at the line of the whole sample.
 
     Args:
         x: gradient norms.
         y: smoothness.
         weights: weight of each row in the fit, held fixed over the resamples.
         line: the line of the whole sample.
-        quantile: its level.
+        quantile: level of the line.
         counts: from `stationary_counts`.
 
     Units: columns [f/x^2] and [1/x].
@@ -197,21 +197,22 @@ def bootstrap_lines(x: Array, y: Array, weights: Array, line: Line, quantile: fl
 def degrees_of_freedom(memory: Dependence, quantile: float, num_runs: int = 1) -> float:
     """How many independent numbers the spread of the line is estimated from, at least 1.
 
-    For a quantile these are the rows on its rarer side, and for several runs there are no more than runs less one.
+    For a quantile these are the effective rows on its rarer side. With several runs the number is at most the number of
+    runs minus one.
     """
     beyond = min(quantile, 1 - quantile) * memory.num_effective
     return max(1.0, min(beyond, num_runs - 1) if num_runs > 1 else beyond)
 
 
 def percentile_interval(replicates: Array, estimate: float | None = None, freedom: float = math.inf) -> Interval:
-    """Central interval of the replicates at `LEVEL`, widened to contain the estimate it belongs to.
+    """Central interval of the replicates at `LEVEL`, widened to contain the estimate from the whole sample.
 
-    A spread that is itself estimated from a few numbers is too small too often, so the percentiles move outwards as
-    far as those of Student's t do: from .95 to .956 with 30 degrees of freedom, to .992 with 3.
+    A spread that is estimated from a few numbers comes out too small too often. So the percentiles move outwards as far
+    as the percentiles of Student's t do: from .95 to .956 with 30 degrees of freedom, to .992 with 3.
 
     Args:
-        replicates: one constant, from `bootstrap_lines`.
-        estimate: that of the whole sample.
+        replicates: values of one constant, from `bootstrap_lines`.
+        estimate: the constant from the whole sample.
         freedom: from `degrees_of_freedom`.
     """
     tail = float(norm.sf(t.isf((1 - LEVEL) / 2, freedom)))
@@ -222,13 +223,13 @@ def percentile_interval(replicates: Array, estimate: float | None = None, freedo
 
 
 def few_runs(num_runs: int) -> Flag | None:
-    """Whether there are several runs, and too few to say how much runs differ."""
+    """Whether there are several runs, but too few to say how much runs differ."""
     if not 1 < num_runs < FEW_RUNS:
         return None
     return Flag(
         "few runs",
-        "how much L0 and L1 differ between runs is estimated from very few of them, so the intervals hold for these "
-        "runs, and may miss the constants of another one more often than they say",
+        "so few runs hardly show how much L0 and L1 differ from run to run. The intervals describe these runs, and may "
+        "miss the constants of another run more often than their level says",
         f"{num_runs} runs, should be at least {FEW_RUNS}",
-        "add runs that differ in their seed alone",
+        "add runs that differ only in their seed",
     )

@@ -1,7 +1,7 @@
-"""The rival that knows the loss: smoothness = H0 + H1 (f - f*)^rho, with f* profiled below the smallest loss.
+"""The rival that uses the loss: smoothness = H0 + H1 (f - f*)^rho, with f* profiled below the smallest loss.
 
-The gap and the exponent are hardly known apart: a lower f* with a larger exponent bends the same way. So the score of
-every f* on the grid is kept, to show what depends on it.
+Rows hardly tell f* from the exponent: a lower f* with a larger exponent bends the curve in the same way. So the score
+of every f* on the grid is kept, to show what depends on f*.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ NAME = "loss gap"
 # Distance of f* from the smallest loss, in units of how far the median loss lies above the smallest.
 DISTANCES = (0.001, 0.03, 0.1, 0.3, 1.0, 3.0)
 EXPONENTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # From 2 on the law is no longer weaker than that of Hessian norms.
-LARGEST = 1e100  # Losses beyond are not known, and differences below its inverse are none: their powers overflow.
-LARGEST_RATIO = 1e70  # Of the largest and the median distance from the smallest loss: the square is a float.
-LOWEST_HEIGHT = 1e-6  # Of the median height: the least a row is divided by.
+LARGEST = 1e100  # Larger losses count as unknown, and differences below 1/LARGEST as zero: their powers overflow.
+LARGEST_RATIO = 1e70  # Largest over median distance from the smallest loss; its square is still a float.
+LOWEST_HEIGHT = 1e-6  # Smallest height that a row is divided by, as a share of the median height.
 
 
 Mask = npt.NDArray[np.bool_]
@@ -58,14 +58,14 @@ class LossGap:
     """The loss gap beside the models of the gradient norm, on the rows that have a loss.
 
     Attributes:
-        score: with f* and the exponent chosen on the past of each block.
+        score: score of the loss gap with f* and the exponent chosen on the past of each block.
         floors: one score for each f* on the grid, the closest first.
-        best_curve: least later loss of the line, the power and the monotone function.
-        beyond: share of what the loss gap leaves that a line in the gradient norm removes on later steps.
-        beyond_interval: its interval.
+        best_curve: smallest later loss among the line, the power and the monotone function.
+        beyond: share of the loss gap's later loss that a further line in the gradient norm removes.
+        beyond_interval: interval of `beyond`.
         gap: distance of each row's loss from the f* chosen on all rows, in order of steps.
         known: rows that have a loss.
-        time: why the rows do not tell the loss from time; None where they do.
+        time: flag that says why the rows cannot tell the loss from time; None where they can.
     """
 
     score: ModelScore
@@ -87,9 +87,10 @@ def compare(
     loss: Array,
     scores: tuple[ModelScore, ...],
 ) -> LossGap | None:
-    """The loss gap on later steps; None where fewer than `MIN_ROWS` rows have a loss, or most have the smallest.
+    """The loss gap on later steps.
 
-    It is None, too, where one loss is absurdly large.
+    None where fewer than `MIN_ROWS` rows have a loss, where most rows have the smallest loss, and where one loss is
+    absurdly large.
 
     Args:
         x: gradient norms in order of steps.
@@ -98,7 +99,7 @@ def compare(
         quantile: level of the model.
         counts: resamples of the rows.
         loss: loss of each row; NaN where it is not known.
-        scores: of the models of the gradient norm on all rows.
+        scores: scores of the models of the gradient norm on all rows.
     """
     known: Mask = np.abs(loss) < LARGEST  # False for NaN too
     if np.sum(known) < MIN_ROWS or not np.median(loss[known]) - np.min(loss[known]) > 1 / LARGEST:
@@ -113,7 +114,7 @@ def compare(
     fits: dict[int, list[tuple[GapCurve, float]]] = {}
 
     def fitted(past: slice) -> list[tuple[GapCurve, float]]:
-        """The curve of every floor with its loss on the past, each fitted once."""
+        """The best curve for every floor, with its loss on the past; each past is fitted once."""
         if past.stop not in fits:
             fits[past.stop] = [_fit(loss[past], y[past], weights[past], quantile, floor) for floor in floors]
         return fits[past.stop]
@@ -123,7 +124,7 @@ def compare(
 
     def chosen(past: slice) -> GapCurve:
         least = min(found for _, found in fitted(past))
-        # With an exponent of 1 every f* gives the same line. The closest is taken, and not what rounding prefers.
+        # With an exponent of 1 every f* gives the same line. The closest f* is taken, so that rounding does not choose.
         return next(curve for curve, found in fitted(past) if found <= least * (1 + EXACT))
 
     everything = slice(0, len(y))
@@ -151,7 +152,7 @@ def compare(
 
 
 def _fit(loss: Array, y: Array, weights: Array, quantile: float, floor: float) -> tuple[GapCurve, float]:
-    """The best exponent for one f*, with its loss."""
+    """The curve with the best exponent for one f*, and its loss."""
     gap = loss - floor
     unit = float(np.median(gap))
     start = Line(float(np.median(y)), 0.0)

@@ -1,4 +1,4 @@
-"""Rivals of the line: a constant, a power and any monotone function, scored on steps later than those of the fit."""
+"""Rivals of the line: a constant, a power and any monotone function, scored on steps later than the fitted ones."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def fit_affine(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
 def fit_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
     """Intercept, coefficient and exponent together: a line in x ** exponent, profiled over the exponent.
 
-    The profile may have several valleys and has kinks, so it is searched on grids, the finer ones around the best
-    point of the coarser. Fixed grid points also keep the result the same whatever the units of x and y.
+    The profile has kinks and may have several valleys. So it is searched on grids, and each finer grid lies around the
+    best point of the coarser one. Fixed grid points also make the result independent of the units of x and y.
     """
     unit = float(np.median(x))
     start = Line(float(np.median(y)), 0.0)
@@ -69,7 +69,7 @@ def fit_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
 
 
 class Steps(NamedTuple):
-    """A monotone function by its values at the gradient norms it was fitted to; straight between them, flat beyond."""
+    """A monotone function, given by its values at the fitted gradient norms; straight between them, flat beyond."""
 
     at: Array
     values: Array
@@ -80,11 +80,11 @@ class Steps(NamedTuple):
 
 
 def fit_isotonic(x: Array, y: Array, weights: Array, quantile: float) -> Steps:
-    """The function that never falls in x and has the least weighted pinball loss of all of them.
+    """The function with the least weighted pinball loss among all functions that never fall in x.
 
-    On the rows it was fitted to no monotone function of the gradient norm does better, whatever its formula. The
-    values are among those of y. Halving the range of values splits the rows, in order of x, into those that stay
-    below the middle and those above; each part is then solved on its own.
+    On the rows of the fit no monotone function of the gradient norm does better, whatever its formula. Its values are
+    among the values of y. Halving the range of values splits the rows, in order of x, into rows that stay below the
+    middle and rows that stay above; each part is then solved on its own.
 
     Source: Stout, 2013, Isotonic regression via partitioning.
     """
@@ -102,7 +102,7 @@ def fit_isotonic(x: Array, y: Array, weights: Array, quantile: float) -> Steps:
             continue
         middle = (low + high) // 2
         rows = slice(begins[first], ends[last - 1])
-        # What it costs to raise a row from this level to the next, in units of their distance.
+        # Cost of raising a row from this level to the next, in units of the distance between the levels.
         raising = np.append(0.0, np.cumsum(ws[rows] * ((ys[rows] <= levels[middle]) - quantile)))
         cost = raising[-1] - raising[np.append(begins[first:last], ends[last - 1]) - begins[first]]
         best = first + int(np.argmax(cost <= np.min(cost) + TIED * float(np.sum(ws[rows]))))
@@ -120,7 +120,7 @@ FITTERS: dict[str, Fitter] = {
 
 
 def compare(x: Array, y: Array, weights: Array, quantile: float, counts: Counts) -> tuple[ModelScore, ...]:
-    """Constant, line, power and monotone function, each fitted to the steps so far and scored on the next ones.
+    """Scores of constant, line, power and monotone function, each fitted to the steps so far, scored on the next ones.
 
     Args:
         x: gradient norms in order of steps.
@@ -158,13 +158,13 @@ def rolling(fit: Callable[[slice], Callable[[slice], Array]], y: Array, weights:
     """Relative pinball losses of the later rows, each under the model fitted to the blocks of steps before its own.
 
     Args:
-        fit: from the rows of the past to the function that says the heights of other rows.
+        fit: takes the rows of the past, and returns a function that gives the heights of other rows.
         y: smoothness in order of steps.
         weights: weight of each row.
         quantile: level of the model.
 
     Returns:
-        Array: one loss for each row from the first test block on; none where there are fewer than `MIN_ROWS` rows.
+        Array: one loss for each row from the first test block on; empty where there are fewer than `MIN_ROWS` rows.
     """
     edges = np.linspace(0, len(y), NUM_BLOCKS + 1).astype(int)
     found = [np.zeros(0)]
@@ -184,7 +184,7 @@ def score(
     affine: Array,
     counts: Counts,
 ) -> ModelScore:
-    """One model beside the losses of constant and line on the same rows."""
+    """The score of one model, compared with the losses of constant and line on the same rows."""
     nothing = np.nan, (np.nan, np.nan)
     skill, skill_interval = saving(later, constant, counts) if len(later) else nothing
     gain, gain_interval = saving(later, affine, counts) if len(later) else nothing
@@ -196,7 +196,7 @@ def score(
 
 
 def saving(model: Array, baseline: Array, counts: Counts) -> tuple[float, Interval]:
-    """Share of the baseline's loss that the model removes, with its interval; both as from `rolling`."""
+    """Share of the baseline's loss that the model removes, with its interval; both losses come from `rolling`."""
     resampled = counts[:, -len(model) :].astype(np.float64)
     size = np.maximum(resampled.sum(axis=1), 1.0)
     means = [np.append(resampled @ losses / size, np.mean(losses)) for losses in (model, baseline)]

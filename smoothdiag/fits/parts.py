@@ -1,4 +1,4 @@
-"""What a fit is made of: its verdict, its flags, the scores of its rivals, its correction."""
+"""Parts of a fit: verdict, flags, scores of the rival models, constants corrected for errors of the gradient norm."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ Interval = tuple[float, float]
 
 
 class Verdict(Enum):
-    """The outcome of a fit in one word; the value says what it means."""
+    """The outcome of a fit in one word; the value says what it means.
 
-    L0L1 = "Smoothness grows with the gradient norm along a line, better than the rivals: L0 and L1 can be used."
-    CONSTANT = "Smoothness does not depend on the gradient norm: the largest one is enough, and L1 is zero."
-    POWER = "Smoothness follows a power of the gradient norm other than one: a line misses it."
+    Examples:
+        >>> [verdict.name for verdict in sd.Verdict]
+        ['L0L1', 'CONSTANT', 'POWER', 'LOSS_GAP', 'NOT_IDENTIFIED', 'ARTEFACT']
+        >>> print(sd.Verdict.POWER.value)
+        Smoothness follows a power of the gradient norm other than one: a line does not describe it.
+    """
+
+    L0L1 = "Smoothness grows along a line with the gradient norm, and no tested law is better: L0 and L1 can be used."
+    CONSTANT = "Smoothness hardly depends on the gradient norm: one constant bounds it, and L1 can be taken as zero."
+    POWER = "Smoothness follows a power of the gradient norm other than one: a line does not describe it."
     LOSS_GAP = "Smoothness follows the distance of the loss from its minimum rather than the gradient norm."
-    NOT_IDENTIFIED = "The rows do not separate L0 from L1: too few, too narrow or too noisy."
-    ARTEFACT = "The numbers say more about how they were measured than about the loss."
+    NOT_IDENTIFIED = "These rows do not determine L0 and L1: do not use the constants."
+    ARTEFACT = "The numbers say more about how they were measured than about the loss: do not use L0 and L1."
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class Flag:
 
     Attributes:
         name: short name.
-        cause: what is wrong.
-        evidence: the number that shows it.
-        remedy: what to do.
+        cause: what is wrong, and what that means for the fit.
+        evidence: the numbers that show it.
+        remedy: what to change.
         fatal: whether it makes the constants an artefact of the measurement.
         blocking: whether it leaves the law unidentified.
     """
@@ -49,8 +56,8 @@ class Flag:
 class ModelScore:
     """One model of the comparison: smoothness = intercept + coefficient * grad_norm ** exponent.
 
-    The loss gap has loss - floor where the others have the gradient norm. The isotonic model, any function that never
-    falls, has no formula: its intercept is its height at the smallest gradient norm.
+    The loss gap model has loss - floor in place of the gradient norm. The isotonic model is the best function that
+    never falls. It has no formula; its intercept is its height at the smallest gradient norm.
 
     Attributes:
         name: "constant", "affine", "power", "isotonic" or, where the losses are known, "loss gap".
@@ -58,12 +65,12 @@ class ModelScore:
         coefficient: fitted on all rows; zero for the constant.
         exponent: zero for the constant, one for the line, fitted for the power and the loss gap.
         loss: mean relative pinball loss on the rows it was fitted to.
-        later_loss: the same on blocks of steps later than those it was fitted to; NaN with too few rows.
-        skill: share of the constant's `later_loss` that the model removes; at or below zero: no better.
+        later_loss: mean relative pinball loss on steps later than the fitted ones; NaN with too few rows.
+        skill: share of the constant's `later_loss` that the model removes; at or below zero it is no better.
         skill_interval: interval of the skill.
         gain: share of the line's `later_loss` that the model removes.
         gain_interval: interval of the gain.
-        floor: f* of the loss gap; NaN for the others.
+        floor: f* of the loss gap; NaN for the other models.
     """
 
     name: str
@@ -86,9 +93,9 @@ class Correction:
     Attributes:
         L0: corrected intercept.
         L1: corrected slope.
-        deviation: median relative error of the gradient norms that was taken out, the largest that the recorded
-            variance of the gradient allows: with less of it along the gradient, the truth is between these constants
-            and the plain ones.
+        deviation: median relative error of the gradient norms that was taken out. It is the largest error that the
+            recorded variance of the gradient allows. If less of that variance lies along the gradient, the truth is
+            between these constants and the plain ones.
     """
 
     L0: float

@@ -1,4 +1,4 @@
-"""Which rows of a trace a fit can use: one estimator, one group, one kind of data, every other row counted."""
+"""Selects the rows of a trace that a fit can use: one estimator, group and kind of data; counts the other rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Indices = npt.NDArray[np.int64]
 
 # Preference when the caller names no estimator: the first does not depend on the length of the step taken.
 PREFERRED = ("local", "path", "hessian_norm")
-# Never chosen for the caller where there is anything else: they probe other directions, norms or moments.
+# Chosen for the caller only where there is nothing else: they probe other directions, norms or moments.
 AUXILIARY = (
     "_preconditioned", "debiased", "local_random", "local_update", "sharpness", "curvature_update", "critical_step",
     CLIP_SUFFIX,
@@ -39,7 +39,7 @@ class HasFrame(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """The usable rows of one fit in order of steps, those of several runs side by side, and the others by cause."""
+    """The usable rows of one fit in order of steps, several runs interleaved, and counts of the others by cause."""
 
     x: Array
     y: Array
@@ -68,7 +68,10 @@ class Rows:
         return unit(self.x), unit(self.y)
 
     def scaled(self, like: Rows | None = None) -> Rows:
-        """The rows in `units`, their own or those of others; powers of two keep every digit and products finite."""
+        """The rows in their own `units` or in the units of other rows.
+
+        Powers of two keep every digit, and the units keep products finite.
+        """
         x, y = (like or self).units()
         return replace(
             self,
@@ -81,10 +84,10 @@ class Rows:
         )
 
     def check_range(self, like: Rows | None = None) -> None:
-        """Refuses rows whose products and powers no float could hold, beside those of others if given.
+        """Refuses rows whose products and powers a float could not hold, together with other rows if given.
 
         Raises:
-            ValueError: where gradient norms or smoothness cover more than `MOST_DECADES`.
+            ValueError: if gradient norms or smoothness cover more than `MOST_DECADES`.
         """
         beside = like or self
         for name, parts in (("gradient norms", (self.x, beside.x)), ("smoothness", (self.y, beside.y))):
@@ -94,7 +97,7 @@ class Rows:
 def step_blocks(step: Array, run: Array, num_blocks: int) -> list[Indices]:
     """Indices of the rows in order of run and step, cut into blocks of one run each.
 
-    The runs share `num_blocks` by their numbers of rows; each gets at least one.
+    Each run gets a share of `num_blocks` in proportion to its number of rows, and at least one block.
     """
     order = np.lexsort((step, run))
     runs = np.split(order, np.flatnonzero(np.diff(run[order])) + 1)
@@ -103,10 +106,10 @@ def step_blocks(step: Array, run: Array, num_blocks: int) -> list[Indices]:
 
 
 def as_frame(data: object) -> pd.DataFrame:
-    """The table behind a trace or a table; several of them become one, with their number in the column `run`.
+    """The rows of a trace or table as one table; several of them are joined and numbered in the column `run`.
 
     Raises:
-        ValueError: where `data` is none of these, has no rows, or lacks a column that every fit needs.
+        ValueError: if `data` is none of these, has no rows, or lacks a column that every fit needs.
     """
     if isinstance(data, list | tuple):
         if not data:
@@ -131,14 +134,14 @@ def as_frame(data: object) -> pd.DataFrame:
     if missing:
         raise ValueError(f"Parameter `data` should have the columns `grad_norm` and `smoothness`. Found no {missing}.")
     if twice := sorted({str(name) for name in data.columns[data.columns.duplicated()]}):
-        raise ValueError(f"Parameter `data` should have every column once. Found {twice} more often.")
+        raise ValueError(f"Parameter `data` should have every column only once. Found {twice} more often.")
     if len(data) == 0:
         raise ValueError("Parameter `data` should have rows. Found none.")
     return data
 
 
 def optimizer_of(frame: pd.DataFrame) -> str:
-    """The class of the optimizer that took the steps; empty where it is not known."""
+    """The name of the class of the optimizer that took the steps; empty where it is not known."""
     return printable(str(frame.attrs.get("optimizer", "")))
 
 
@@ -155,7 +158,7 @@ def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:
 
 
 def companion(frame: pd.DataFrame, estimator: str, rows: Rows) -> Rows | None:
-    """Rows of another estimator for the same group and kind of data; None where it has no usable ones."""
+    """Rows of another estimator for the same group and kind of data; None where it has no usable rows."""
     if "estimator" not in frame.columns:
         return None
     beside = frame[frame["estimator"] == estimator]
@@ -170,8 +173,9 @@ def companion(frame: pd.DataFrame, estimator: str, rows: Rows) -> Rows | None:
 def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     """Rows of one estimator and group that a fit can use.
 
-    Rows with a saturated status stay: they are the steep ones, and dropping rows for a high smoothness would bias
-    the line. A smoothness of exactly zero is dropped: it has no relative error, and is below any noise floor.
+    Rows with a saturated status stay: they are the steep ones, and leaving out rows for their high smoothness would
+    bias the line. Rows with a smoothness of exactly zero are dropped: zero has no relative error and lies below any
+    noise floor.
 
     Args:
         frame: from `as_frame`.
@@ -179,7 +183,7 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         group: parameter group.
 
     Raises:
-        ValueError: where estimators or kinds of data would be mixed, or no row, or none of a run, is usable.
+        ValueError: if estimators or kinds of data would be mixed, if no row is usable, or if a run has no usable row.
     """
     label = labels(frame)
     number = _numbers(frame)
@@ -212,7 +216,7 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     if lost := sorted(set(label["run"][in_group]) - set(label["run"][chosen & usable])):
         raise ValueError(
             f"Parameter `data` should have usable rows of every run for the group {group!r} and the estimator "
-            f"{estimator!r}. Found none of the runs {lost}."
+            f"{estimator!r}. Found none of the runs {lost}; leave these runs out."
         )
     outside = {"other_group": int((~in_group).sum()), "other_estimator": int((in_group & ~chosen).sum())}
     keep = np.flatnonzero(chosen & usable)
@@ -240,7 +244,7 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
 
 
 def labels(frame: pd.DataFrame) -> dict[str, Labels]:
-    """The columns of names as strings, "missing" where an entry is none, and a neutral name where the column is."""
+    """The columns that hold names, as strings: "missing" for a missing entry, a neutral name for a missing column."""
     neutral = {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified", "run": "0"}
     found = {}
     for name, value in neutral.items():
@@ -264,7 +268,7 @@ def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
 
 
 def _causes(status: Labels, number: dict[str, Array]) -> Labels:
-    """Why each row is unusable; an empty string where it is usable. The first cause that applies counts."""
+    """Why each row is unusable, or an empty string where it is usable; the first cause that applies counts."""
     x, y = number["grad_norm"], number["smoothness"]
     with np.errstate(invalid="ignore"):
         conditions = {
@@ -283,10 +287,10 @@ def _causes(status: Labels, number: dict[str, Array]) -> Labels:
 
 
 def choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
-    """The estimator to take where none is named.
+    """The estimator to take where the caller names none.
 
     Raises:
-        ValueError: where there are several that nothing ranks.
+        ValueError: if there are several estimators and no preference among them.
     """
     present = _names(names[usable]) or _names(names)
     for name in PREFERRED:

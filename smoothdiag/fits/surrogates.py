@@ -1,4 +1,4 @@
-"""Surrogates: what the line would seem to explain if gradient norm and smoothness only drifted together."""
+"""Surrogates: how much a line seems to explain when gradient norm and smoothness only drift together."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from smoothdiag.fits.rows import Rows, step_blocks
 from smoothdiag.fits.verdict import FLAT, rises
 
 NUM_BLOCKS = 12
-NUM_SURROGATES = 39  # The skill has to exceed the second largest: one in twenty by chance.
+NUM_SURROGATES = 39  # The skill has to exceed the second largest one, as it does by chance once in twenty runs.
 
 
 def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | None:
-    """Whether the line explains more than it does after shuffling smoothness within blocks of steps.
+    """Whether the line explains the rows better than it explains rows shuffled within blocks of steps.
 
-    A surrogate keeps which block each smoothness belongs to, so a drift over the run keeps its effect, and no row keeps
-    its own gradient norm. The blocks hold steps of one run each.
+    A surrogate shuffles smoothness within each block. Every value stays in its block, so a drift over the run keeps
+    its effect; but no row keeps its own gradient norm. Each block holds steps of one run.
 
     Args:
         rows: the rows of the fit.
@@ -43,16 +43,17 @@ def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | N
         return None
     return Flag(
         "surrogates",
-        "the line explains no more than it does after shuffling smoothness within blocks of steps: the slow drift of "
-        "the run is all it sees",
-        f"it removes {skill:.0%} of a constant's loss on the rows, and up to {limit:.0%} of it on surrogates",
-        "repeat with other learning rates or seeds, so that equal gradient norms occur at different steps",
+        "the line explains these rows no better than rows whose smoothness was shuffled within blocks of steps. It may "
+        "show nothing but the slow drift of the run",
+        f"it removes {skill:.0%} of a constant's error on the rows, and {limit:.0%} in the second best of "
+        f"{NUM_SURROGATES} shufflings",
+        "repeat with other learning rates or seeds, so that the same gradient norm occurs at different steps",
         blocking=True,
     )
 
 
 def _skill(x: Array, y: Array, start: Line, quantile: float) -> float:
-    """Share of the constant's loss that the line removes on the rows it is fitted to."""
+    """Share of the constant's pinball loss that the line removes on the rows of the fit."""
     weights = relative_weights(x, y)
     curves = (quantile_line(x, y, quantile, weights, start=start), fit_constant(x, y, weights, quantile))
     line, constant = (float(weights @ pinball(y - curve(x), quantile)) / len(x) for curve in curves)

@@ -1,4 +1,4 @@
-"""How summaries write numbers, intervals and long lines."""
+"""Text of summaries: how numbers, intervals, tables and long lines are written."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ RULE, THIN = "=" * WIDTH, "-" * WIDTH
 
 
 def number(value: float) -> str:
-    """A number in four digits; NaN has no value to show."""
+    """A number with four digits; "undefined" for NaN."""
     return "undefined" if math.isnan(value) else f"{value:.4g}"
 
 
 def fixed(value: float, digits: int) -> str:
-    """A number with so many digits after the point, a dash where there is none."""
+    """A number with a fixed number of digits after the point; a dash for NaN."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def interval(ends: tuple[float, float], spec: str = ".4g") -> str:
-    """An interval in brackets, a dash where there is none."""
+    """An interval in brackets; a dash where an end is NaN."""
     return "-" if math.isnan(ends[0]) or math.isnan(ends[1]) else f"[{ends[0]:{spec}}, {ends[1]:{spec}}]"
 
 
 def wrap(head: str, text: str) -> list[str]:
-    """A paragraph with a head, its further lines indented."""
+    """A paragraph that begins with a head; lines after the first are indented."""
     return textwrap.wrap(f"{head}: {text}", WIDTH, subsequent_indent="    ")
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their entries, the first one to the left and the others to the right."""
+    """Columns as wide as their entries; the first one is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""The verdict: flags, interval and rivals in one word, with the reason."""
+"""The verdict: what flags, interval and rival models say together, in one word and a reason."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FLAT = 1.25  # A line that rises by less than this factor over the data is a con
 CONSTANT_RISE = 2.0  # A constant is claimed where even the upper end of the interval at most doubles it.
 MIN_EXPONENT_GAP = 0.15
 MIN_GAIN = 0.05
-# The line of a true law with lognormal noise of deviation .8 over two decades removes .44; in the valley of
-# (1 - x y)^2 / 2, where curvature has no bound at a vanishing gradient, a line removes up to .16.
+# For a true law with lognormal noise of deviation .8 over two decades, the line removes .44 of the constant's loss. In
+# the valley of (1 - x y)^2 / 2, where curvature has no bound at a vanishing gradient, a line removes up to .16.
 MIN_SKILL = 0.2
-# What only says that the gradient norm does not do, which is what the loss gap claims too.
+# These flags say that the gradient norm alone does not explain smoothness, and the loss gap claims just that.
 EXCUSED = ("coverage", "time trend", "tied to time", "surrogates")
 
 
@@ -32,7 +32,7 @@ def has_slope(line: Line, L1_interval: Interval, bounds: Interval) -> bool:
 
 
 def widest_rise(line: Line, L1_interval: Interval, bounds: Interval) -> float:
-    """The widest rise that the interval of the slope allows, at the height the line has in the middle of the data."""
+    """The largest rise that the interval of the slope allows, with the height of the line in the middle kept."""
     low, high = bounds
     middle = float(line(np.array(math.sqrt(low * high))))
     half = L1_interval[1] * (high - low) / 2
@@ -53,28 +53,30 @@ def decide(
 ) -> tuple[Verdict, str]:
     """The verdict and its reason. The first rule that applies decides:
 
-    1. a fatal flag: ARTEFACT;
-    2. the loss gap beats constant and line on later steps, with its intervals, by more than `MIN_GAIN`, has a later
-       loss less than that of the power and of any monotone function by the same share, is not a drift in time, and a
-       line in the gradient norm adds nothing to it: LOSS_GAP, if no flag is blocking but those in `EXCUSED`;
-    3. a blocking flag: NOT_IDENTIFIED, except "coverage" where rule 5 holds: a power explains why the line misses;
-    4. the slope's interval reaches zero, or the line rises over the data by less than a factor `FLAT`: CONSTANT where
-       even the upper end of the interval would at most double it, else NOT_IDENTIFIED;
-    5. the power beats the line on later steps, with its interval, and its exponent is not close to 1: POWER; an
-       exponent above 1 counts only where the rows themselves rise faster than in proportion at large gradient norms,
-       since a curve that bends from flat to proportional is still bounded by a line;
-    6. the line does not beat the constant on later steps, with its interval and by `MIN_SKILL`: NOT_IDENTIFIED;
-    7. else: L0L1.
+    1. A fatal flag: ARTEFACT.
+    2. The loss gap wins on later steps: LOSS_GAP, if the only blocking flags are those in `EXCUSED`. It wins if it
+       beats the constant and the line by more than `MIN_GAIN`, and the intervals exclude zero; if its later loss is
+       smaller by the same share than the later loss of the power and of any monotone function; if it is not a drift in
+       time; and if a line in the gradient norm adds nothing to it.
+    3. A blocking flag: NOT_IDENTIFIED. The flag "coverage" does not count where rule 5 holds, because a power explains
+       why the line misses its coverage.
+    4. The interval of the slope reaches zero, or the line rises over the data by less than a factor `FLAT`: CONSTANT if
+       smoothness at most doubles even at the upper end of the interval, else NOT_IDENTIFIED.
+    5. The power beats the line on later steps, the interval of its gain excludes zero, and its exponent is not close to
+       1: POWER. An exponent above 1 counts only where the rows rise faster than in proportion at large gradient norms,
+       because a line still bounds a curve that bends from flat to proportional.
+    6. The line does not beat the constant on later steps by `MIN_SKILL`, or the interval reaches zero: NOT_IDENTIFIED.
+    7. Otherwise: L0L1.
 
     Args:
         flags: from `check`.
         line: the fitted line.
-        L1_interval: interval of its slope.
+        L1_interval: interval of the slope.
         comparison: from `models.compare`.
         bounds: 2.5% and 97.5% quantiles of the gradient norm.
         top_slope: log-log slope of the rows in the upper half of the range.
-        estimator: whose rows they are.
-        L1_unit: what a slope of one is in the units of the caller.
+        estimator: name of the estimator that measured the rows.
+        L1_unit: a slope of one, in the units of the caller.
         gap: the loss gap on the rows that have a loss.
     """  # noqa: D415 (the rules are the docstring)
     for flag in flags:
@@ -84,10 +86,10 @@ def decide(
     blocked = any(flag.blocking and flag.name not in EXCUSED for flag in flags)
     if gap is not None and not blocked and _beats_all(gap):
         return Verdict.LOSS_GAP, (
-            f"on later steps the distance of the loss from its minimum removes {gap.score.skill:.0%} of a constant's "
-            f"loss and {gap.score.gain:.0%} of the line's (interval {gap.score.gain_interval[0]:.0%} to "
-            f"{gap.score.gain_interval[1]:.0%}), and the gradient norm {max(gap.beyond, 0.0):.0%} of what it leaves. "
-            f"{_scan(gap)}"
+            f"on later steps a model of the distance of the loss from its minimum removes {gap.score.skill:.0%} of a "
+            f"constant's prediction error and {gap.score.gain:.0%} of the line's (interval "
+            f"{gap.score.gain_interval[0]:.0%} to {gap.score.gain_interval[1]:.0%}). Of the error that remains, the "
+            f"gradient norm removes {max(gap.beyond, 0.0):.0%}. {_scan(gap)}"
         )
     slope = has_slope(line, L1_interval, bounds)
     is_power = slope and _beats_line(scores["power"], top_slope)
@@ -98,18 +100,19 @@ def decide(
         widest = widest_rise(line, L1_interval, bounds)
         if widest <= CONSTANT_RISE:
             return Verdict.CONSTANT, (
-                f"over {bounds[1] / bounds[0]:.3g}-fold gradient norms the line rises {rises(line, bounds):.3g}-fold, "
-                f"and {widest:.3g}-fold at most within the interval of L1."
+                f"while the gradient norm grows by a factor of {bounds[1] / bounds[0]:.3g}, the line rises by a factor "
+                f"of {rises(line, bounds):.3g}, and by {widest:.3g} at most within the interval of L1."
             )
         return Verdict.NOT_IDENTIFIED, (
-            f"the interval of L1 reaches from {L1_interval[0] * L1_unit:.3g} to {L1_interval[1] * L1_unit:.3g}: it "
-            "holds no slope as well as a real one."
+            f"the interval of L1 reaches from {L1_interval[0] * L1_unit:.3g} to {L1_interval[1] * L1_unit:.3g}. Within "
+            "it smoothness may hardly grow with the gradient norm, or grow a lot."
         )
     if is_power:
         power = scores["power"]
         return Verdict.POWER, (
-            f"on later steps an exponent of {power.exponent:.2f} removes {power.gain:.0%} of the line's loss "
-            f"(interval {power.gain_interval[0]:.0%} to {power.gain_interval[1]:.0%})."
+            f"on later steps a power of the gradient norm with the exponent {power.exponent:.2f} removes "
+            f"{power.gain:.0%} of the line's prediction error (interval {power.gain_interval[0]:.0%} to "
+            f"{power.gain_interval[1]:.0%})."
         )
     affine = scores["affine"]
     if math.isnan(affine.skill):
@@ -117,12 +120,13 @@ def decide(
     shares = f"{affine.skill_interval[0]:.0%} to {affine.skill_interval[1]:.0%}"
     if not (affine.skill_interval[0] > 0 and affine.skill > MIN_SKILL):
         return Verdict.NOT_IDENTIFIED, (
-            f"on later steps the line is not reliably better than a constant, or hardly (it removes {affine.skill:.0%} "
-            f"of its loss, interval {shares}; should be above {MIN_SKILL:.0%})."
+            "on later steps the line predicts smoothness hardly better than a constant, or not reliably so (it removes "
+            f"{affine.skill:.0%} of the constant's prediction error, interval {shares}; should be above "
+            f"{MIN_SKILL:.0%}, with an interval above zero)."
         )
     return Verdict.L0L1, (
-        f"the line removes {affine.skill:.0%} of a constant's loss on later steps (interval {shares}), and the "
-        f"interval of L1 excludes zero.{_caveats(flags, estimator)}"
+        f"on later steps the line removes {affine.skill:.0%} of a constant's prediction error (interval {shares}), and "
+        f"the interval of L1 excludes zero.{_caveats(flags, estimator)}"
     )
 
 
@@ -143,8 +147,8 @@ def _scan(gap: LossGap) -> str:
     columns = zip(*((score.floor, score.exponent, score.skill) for score in gap.floors), strict=True)
     (low, high), (least, most), (worst, best) = [(min(column), max(column)) for column in columns]
     return (
-        f"With the smallest loss anywhere from {low:.3g} to {high:.3g} the exponent is {least:g} to {most:g}, and the "
-        f"share {worst:.0%} to {best:.0%}."
+        f"The minimum itself is unknown: with a smallest loss anywhere from {low:.3g} to {high:.3g}, the exponent is "
+        f"{least:g} to {most:g}, and the share of the constant's error removed is {worst:.0%} to {best:.0%}."
     )
 
 
@@ -152,11 +156,11 @@ def _caveats(flags: tuple[Flag, ...], estimator: str) -> str:
     said = ""
     if estimator.startswith(("local", "path")):
         said += (
-            " The law holds along the probed direction; a largest curvature that does not depend on the gradient norm "
-            "can give it where the direction of the gradient turns."
+            " The rows show smoothness along the probed direction. If that direction turns during the run, they can "
+            "follow this law even where the largest curvature does not depend on the gradient norm."
         )
     if any(flag.name == "saturation unknown" for flag in flags):
-        said += " Whether the step length set the ratio was not checked, for want of a saturation."
+        said += " Too few rows have a saturation, so it was not checked whether the step length set the smoothness."
     return said
 
 

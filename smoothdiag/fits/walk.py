@@ -1,8 +1,8 @@
 """The walk to the exact minimum of a weighted pinball loss, along the lines through single rows.
 
-Far from the line a row says only on which side it lies. So a walk over many rows keeps the nearest ones as they are,
-puts all others into two numbers, and afterwards asks every one of them whether it is still on its side. If so, the
-minimum is that of all rows, exactly; if not, more rows are kept.
+A row far from the line matters only by the side on which it lies. So a walk over many rows keeps the nearest ones as
+they are and sums up all others in two numbers. Afterwards it checks that each of the others is still on its side. If
+so, it has found the exact minimum for all rows; if not, it keeps more rows and walks again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from smoothdiag.fits.base import Array
 
-# Residuals below this share of the two numbers they come from are rounding: the line passes through the point.
+# A residual below this share of height plus smoothness is rounding: the line passes through the point.
 TOUCHING = 1e-11
 MAX_PIVOTS = 10_000
 MANY = 3000  # Rows from which keeping only some of them is faster.
@@ -28,9 +28,9 @@ def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start) -> S
         y: smoothness, likewise.
         quantile: level in (0, 1).
         weights: weight of each row, zero or above.
-        start: where to begin.
+        start: intercept and slope of the line where the walk begins.
 
-    Source: for the rows put together, Portnoy and Koenker, 1997, section 5.
+    Source: Portnoy and Koenker, 1997, section 5, for summing up the far rows.
     """
     n = len(x)
     if n <= MANY:
@@ -46,7 +46,7 @@ class Neighbours:
     Args:
         x: gradient norms in units that make them about one.
         y: smoothness, likewise.
-        line: the line from which distances count.
+        line: the line from which distances are measured.
     """
 
     def __init__(self, x: Array, y: Array, line: Start) -> None:
@@ -54,11 +54,11 @@ class Neighbours:
         self.order = np.argsort(np.abs(y - height) / (y + height), kind="stable")
         self.x, self.y = x[self.order], y[self.order]
         self.above = self.y > height[self.order]
-        # Of independent rows this holds the lines of nearly all other samples; a failed check doubles it.
+        # For independent rows this is enough to reach the lines of nearly all resamples; a failed check doubles it.
         self.kept = min(int(2 * len(x) ** (2 / 3)) + 10, len(x))
 
     def walk(self, quantile: float, weights: Array, start: Start) -> Start:
-        """As the function `walk`, with one weight for each row as they were given."""
+        """As the function `walk`; the weights are in the order in which the rows were given."""
         weights = weights[self.order]
         rate = np.where(self.above, -quantile, 1 - quantile) * weights
         while True:
@@ -81,9 +81,9 @@ def _walk_to_vertex(
 ) -> tuple[Start, bool]:
     """Minimiser of the weighted pinball loss plus a linear one, by line searches along the kinks of the loss.
 
-    The loss is convex and piecewise linear in (intercept, slope), with one kink per row: the lines through that
-    row. It is therefore minimal where it does not fall along any kink through the current point, nor along the
-    two axes, which stand in where fewer than two kinks meet.
+    The loss is convex and piecewise linear in (intercept, slope). Each row makes one kink: the set of lines through
+    that row. So the loss is minimal where it does not fall along any kink through the current point, nor along the two
+    axes, which are needed where fewer than two kinks meet.
 
     Returns:
         tuple[Start, bool]: the minimiser, and whether there is one: with a tilt the loss may fall for ever.
@@ -126,7 +126,7 @@ def _steepest_kink(
     xt, wt = x[touching][order], weights[touching][order]
     below_w, below_wx = np.cumsum(wt), np.cumsum(wt * xt)
     total_w, total_wx = (float(below_w[-1]), float(below_wx[-1])) if len(xt) else (0.0, 0.0)
-    # Turning about row j moves the touched rows to its left and to its right in opposite senses.
+    # A turn about row j moves the touched rows on its left and on its right in opposite directions.
     left = below_w * xt - below_wx
     right = (total_wx - below_wx) - (total_w - below_w) * xt
     turn = slope_b - xt * slope_a
@@ -152,7 +152,7 @@ def _steepest_kink(
 
 
 def _line_search(residual: Array, movement: Array, weights: Array, descent: float) -> float:
-    """Length along a falling direction at which the loss stops falling (a weighted quantile of crossings)."""
+    """Length along a descent direction at which the loss stops falling (a weighted quantile of crossings)."""
     moving = residual * movement > 0
     crossings = residual[moving] / movement[moving]
     gains = weights[moving] * np.abs(movement[moving])
@@ -161,5 +161,5 @@ def _line_search(residual: Array, movement: Array, weights: Array, descent: floa
     stop = int(np.searchsorted(gained, -descent * (1 - 1e-13)))
     if stop < len(order):
         return float(crossings[order[stop]])
-    flat = len(order) > 0 and gained[-1] >= -descent * (1 - 1e-9)  # Up to rounding the last crossing is the end.
+    flat = len(order) > 0 and gained[-1] >= -descent * (1 - 1e-9)  # The last crossing is the end, up to rounding.
     return float(crossings[order[-1]]) if flat else np.inf

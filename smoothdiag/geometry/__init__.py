@@ -1,7 +1,7 @@
-"""Geometries: a norm, its dual norm and its linear minimisation oracle, one small class each.
+"""Geometries: a norm, its dual norm and its linear minimisation oracle, in one small class each.
 
-`Geometry` measures a list of parameters, `LayerGeometry` the tensor of one layer; `Product` makes the first of the
-second.
+`Geometry` measures a list of parameters, `LayerGeometry` the tensor of one layer; `Product` makes a `Geometry` of one
+`LayerGeometry` per layer.
 """
 
 from smoothdiag.geometry.layer import RMS, Column, Frobenius, LayerGeometry, Row, Sign, describe

@@ -1,7 +1,7 @@
-"""Geometries of the weights of one layer: of one tensor, seen as a map from its inputs to its outputs.
+"""Geometries of one layer: its weight is one tensor, seen as a map from inputs to outputs.
 
-A weight has the shape (outputs, inputs, ...), as torch stores it. With the root mean square ||v|| / sqrt(len(v)) as the
-size of an activation, the sizes of weights here do not change with the width of a network.
+A weight has the shape (outputs, inputs, ...), as torch stores it. The size of an activation v is its root mean square
+||v|| / sqrt(len(v)), so that the norms of weights do not change with the width of a network.
 
 Source: Pethick, Xie, Antonakopoulos, Zhu, Silveti-Falls, Cevher 2025 (ICML), "Training Deep Learning Models with
 Norm-Constrained LMOs", Tables 2 to 4; the norms behind them: Bernstein and Newhouse 2024, "Old optimizer, new norm".
@@ -19,10 +19,10 @@ from smoothdiag import vectors
 
 
 class LayerGeometry(ABC):
-    """A norm on one tensor. A subclass has the four methods that start with an underscore.
+    """A norm on one tensor; a subclass defines `_norm`, `_dual_norm` and `_minimize`.
 
-    Sharded tensors (DTensor) are gathered: every rank gets the whole, and computes what the others compute. Scalars
-    come back as plain 0-dim tensors in float32 or wider; nothing waits for a device unless a class says so.
+    Sharded tensors (DTensor) are gathered: every rank gets the whole tensor and makes the same computation. Scalars
+    come back as plain 0-dim tensors in float32 or wider. Nothing waits for a device unless a class says so.
     """
 
     def norm(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class LayerGeometry(ABC):
         return self._dual_norm(_checked(self, _whole(g)))
 
     def lmo(self, g: Tensor) -> Tensor:
-        """Returns a minimiser of <g, x> over ||x|| <= 1, shaped like ``g`` and in its dtype; zero where g = 0."""
+        """Returns a minimiser of <g, x> over ||x|| <= 1, with the shape and dtype of ``g``; zero where g = 0."""
         return self.minimize([g])[0][0]
 
     def minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -61,7 +61,7 @@ class LayerGeometry(ABC):
 
 
 class _Slices(LayerGeometry):
-    """The largest Euclidean norm of a slice, times a factor; the dual is the sum over slices, divided by it."""
+    """The largest Euclidean norm of a slice, times a factor; the dual norm is the sum over slices, over the factor."""
 
     def _norm(self, x: Tensor) -> Tensor:
         lengths = _directions(self._slices(x))[1]
@@ -93,7 +93,7 @@ class _Slices(LayerGeometry):
 
 @dataclass(frozen=True)
 class Frobenius(_Slices):
-    """The Euclidean norm of one tensor; its own dual. Steps of one length for every tensor, as in LARS."""
+    """The Euclidean norm of one tensor; it is its own dual. Every tensor takes steps of the same length, as in LARS."""
 
     def _slices(self, g: Tensor) -> Tensor:
         return g.reshape(1, g.numel())
@@ -104,7 +104,7 @@ class Frobenius(_Slices):
 
 @dataclass(frozen=True)
 class RMS(Frobenius):
-    """The root mean square of all n entries, for biases and the gains of normalisations; lmo(g) = -g / rms(g).
+    """The root mean square of all n entries, for biases and for gains of normalisation layers; lmo(g) = -g / rms(g).
 
     Its dual norm is sqrt(n) ||g||_2.
     """
@@ -115,12 +115,12 @@ class RMS(Frobenius):
 
 @dataclass(frozen=True)
 class Row(_Slices):
-    """The largest Euclidean norm of a row, times a power of the row's length d; the dual is a sum over rows.
+    """The largest Euclidean norm of a row, times a power of the row's length d; the dual norm is a sum over rows.
 
     Attributes:
-        table: False for a map, whose rows each make one output: the norm is max sqrt(d) ||row||, from the root mean
-            square of inputs to the largest output. True for an embedding table, whose rows are the activations
-            themselves: the norm is the largest root mean square, max ||row|| / sqrt(d).
+        table: False for a map, where each row makes one output. The norm is max sqrt(d) ||row||: the largest output for
+            inputs with a root mean square of 1. True for an embedding table, where the rows are the activations. The
+            norm is the largest root mean square of a row, max ||row|| / sqrt(d).
     """
 
     table: bool = False
@@ -133,15 +133,15 @@ class Row(_Slices):
 
 @dataclass(frozen=True)
 class Column(_Slices):
-    """The largest root mean square of a column of a matrix: of what one input unit adds to the d_out outputs.
+    """The largest root mean square of a column of a matrix; a column is what one input adds to the d_out outputs.
 
-    The norm is max ||column|| / sqrt(d_out), its dual sqrt(d_out) sum ||column||.
+    The norm is max ||column|| / sqrt(d_out), its dual norm sqrt(d_out) sum ||column||.
     """
 
     _min_dim = 2
 
     def check(self, shape: torch.Size) -> None:
-        """Raises a ValueError unless the shape is that of a matrix."""
+        """Raises a ValueError unless the shape has two dimensions."""
         super().check(shape)
         if len(shape) > 2:
             raise ValueError(f"Parameter `shape` should have 2 dimensions for Column. Found `{shape}`.")
@@ -161,8 +161,8 @@ class Sign(LayerGeometry):
     """The largest absolute entry, times a factor c: lmo(g) = -sign(g) / c, and the dual norm is ||g||_1 / c.
 
     Attributes:
-        per_input: False for inputs that are indices or of size 1, such as an embedding's: c = 1. True for a map of
-            d_in inputs (all dimensions but the first), such as a head: c = d_in.
+        per_input: False for inputs that are indices or of size 1, as in an embedding: c = 1. True for a map of d_in
+            inputs (all dimensions but the first), such as a head: c = d_in.
     """
 
     per_input: bool = False
@@ -179,7 +179,7 @@ class Sign(LayerGeometry):
     def _dual_norm(self, g: Tensor) -> Tensor:
         if g.device.type == "cpu":  # where a norm in float32 loses digits over millions of entries
             return _wide(g).abs().sum() / self._factor(g)
-        # One reading of the tensor, and no copies.
+        # This reads the tensor once and makes no copy.
         total: Tensor = torch.linalg.vector_norm(g, 1, dtype=torch.promote_types(g.dtype, torch.float32))
         return total / self._factor(g)
 
@@ -192,7 +192,7 @@ class Sign(LayerGeometry):
 
 
 def describe(geometry: object) -> str:
-    """Returns the name of a geometry with the attributes that differ from their defaults, as one would write it."""
+    """Returns a geometry as one would write it in code, with the attributes that differ from their defaults."""
     assert is_dataclass(geometry)
     given = [f for f in fields(geometry) if getattr(geometry, f.name) != f.default]
     return f"{type(geometry).__name__}({', '.join(f'{f.name}={getattr(geometry, f.name)!r}' for f in given)})"
@@ -203,10 +203,10 @@ def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = _wide(rows)
     if rows.numel() == 0:
         return rows.clone(), rows.new_zeros(rows.shape[0], 1)
-    # By the largest entry first: squares of 1e-30 are zero in float32, and those of 1e30 infinite.
+    # Divided by the largest entry first, because in float32 the square of 1e-30 is zero and that of 1e30 infinite.
     largest = rows.abs().amax(dim=1, keepdim=True)
     scaled = rows / largest.where(largest > 0, 1.0)
-    # Not vector_norm: in float32 it loses digits over millions of entries on a CPU, where sum adds up pairs.
+    # vector_norm in float32 on a CPU loses digits over millions of entries; sum does not, because it adds up pairs.
     lengths = scaled.square().sum(dim=1, keepdim=True).sqrt_()
     return scaled.div_(lengths.clamp(min=1.0)), lengths * largest
 
@@ -226,12 +226,12 @@ def _whole(x: Tensor) -> Tensor:
 
 
 def _sharded_like(whole: Tensor, like: Tensor) -> Tensor:
-    """Returns a tensor that every rank holds as a whole, in the shards of ``like``."""
+    """Returns a tensor that every rank holds as a whole, sharded as ``like`` is."""
     if not vectors.is_sharded(like):
         return whole
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = like.device_mesh
-    # Every rank keeps its part of what it has: nothing is sent.
+    # Every rank keeps its part of the whole tensor, so nothing is sent.
     copies = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return copies.redistribute(placements=like.placements)

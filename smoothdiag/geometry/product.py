@@ -1,4 +1,4 @@
-"""Geometries that put others together: one for each shape, and the product over the layers of a model."""
+"""Geometries made of others: one that depends on the shape, and the product over the layers of a model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class ByShape(LayerGeometry):
     """Takes the geometry that suits a tensor's number of dimensions.
 
     Attributes:
-        matrix: For two dimensions.
-        convolution: For three and more.
-        vector: For none and one.
+        matrix: Geometry for tensors of two dimensions.
+        convolution: Geometry for tensors of three and more dimensions.
+        vector: Geometry for scalars and tensors of one dimension.
     """
 
     matrix: LayerGeometry = _SPECTRAL
@@ -31,10 +31,10 @@ class ByShape(LayerGeometry):
     def __post_init__(self) -> None:
         for name in ("matrix", "convolution", "vector"):
             if not isinstance(layer := getattr(self, name), LayerGeometry):
-                raise arguments.wrong(name, "a LayerGeometry, as RMS()", layer)
+                raise arguments.wrong(name, "a LayerGeometry, such as RMS()", layer)
 
     def check(self, shape: torch.Size) -> None:
-        """Raises a ValueError if the geometry for this number of dimensions does."""
+        """Raises a ValueError if the geometry for this number of dimensions refuses the shape."""
         self._of(shape).check(shape)
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class ByShape(LayerGeometry):
         minimisers, products = list(gs), list(gs)
         for geometry in dict.fromkeys(self._of(g.shape) for g in gs):
             members = [i for i, g in enumerate(gs) if self._of(g.shape) == geometry]
-            found = geometry.minimize([gs[i] for i in members])  # together, for what is done in batches
+            found = geometry.minimize([gs[i] for i in members])  # All at once, because some geometries work in batches.
             for i, minimiser, product in zip(members, *found, strict=True):
                 minimisers[i], products[i] = minimiser, product
         return minimisers, products
@@ -104,7 +104,7 @@ class Product:
         return self._gather(x, lambda layer, radius, t: layer.norm(t).double() / radius).amax()
 
     def dual_norm(self, g: Vector) -> Tensor:
-        """Returns sum r_l ||g_l||_l*, a 0-dim float64 tensor; exact also where ``lmo`` is not."""
+        """Returns sum r_l ||g_l||_l*, a 0-dim float64 tensor; it is exact even where ``lmo`` is approximate."""
         return self._gather(g, lambda layer, radius, t: layer.dual_norm(t).double() * radius).sum()
 
     def lmo(self, g: Vector) -> list[Tensor]:

@@ -11,26 +11,28 @@ from torch import Tensor
 from smoothdiag import arguments
 from smoothdiag.geometry.layer import LayerGeometry, _wide
 
-# Jordan et al. 2024, "Muon": the steepest slope at zero that still ends near 1, though not at 1.
+# Jordan et al. 2024, "Muon": the steepest slope at zero with which singular values still end near 1, though not at 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _MAX_BATCH = 2**25
-"""Entries that go through one batch of products: enough to fill a device, and three copies of them are 200 MB."""
+"""Most entries in one batch of products: enough to fill a device; three copies take 200 MB."""
 _MAX_BATCH_ON_CPU = 2**22
-"""There larger copies cost 8% more time: memory from 32 MB on is fetched from the system and given back every time."""
+"""Most entries on a CPU, where larger copies cost 8% more time: from 32 MB on, memory is fetched from the system and
+given back every time."""
 
 
 def newton_schulz(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns about U V' of matrices U S V', by products of matrices alone; zero for a zero matrix.
+    """Returns approximately U V' for matrices U S V', by matrix products alone; zero for a zero matrix.
 
-    After five steps singular values end between 0.68 and 1.21 if they were above 0.002 of the Frobenius norm, and below
-    that at up to 485 times their share. So <G, result> is not the nuclear norm: 5 to 23% less for most matrices, 30%
-    less for rank one, 7% more for rank eight, up to 12% more for matrices that are orthogonal already. In bfloat16 the
-    rounding of entries counts as small singular values: a matrix of rank one gains others of up to 0.5.
+    After five steps, singular values above 0.002 of the Frobenius norm end between 0.68 and 1.21. Smaller ones end at
+    up to 485 times their share of the Frobenius norm. So <G, result> is not the nuclear norm: it is 5 to 23% less for
+    most matrices, 30% less for rank one, 7% more for rank eight, and up to 12% more for matrices that are orthogonal
+    already. In bfloat16 the rounding of entries counts as small singular values: a matrix of rank one gains further
+    singular values of up to 0.5.
 
     Args:
         matrices: Shape (..., m, n), of any scale.
         steps: Number of iterations, each of three products.
-        dtype: In which the products are taken, and that of the result. None: that of the matrices.
+        dtype: The dtype of the products and of the result; None takes the dtype of the matrices.
 
     Source: Bernstein and Newhouse 2024, "Old optimizer, new norm", with the coefficients of Jordan et al. 2024.
     """
@@ -51,7 +53,7 @@ def newton_schulz(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
 
 
 class _Matrix(LayerGeometry):
-    """The largest singular value of the tensor as a matrix, divided by a scale; the dual is scale times the sum."""
+    """The largest singular value of the tensor as a matrix, divided by a scale; the dual norm is the scaled sum."""
 
     exact: bool
     steps: int
@@ -78,10 +80,10 @@ class _Matrix(LayerGeometry):
         return minimisers, [p * s for p, s in zip(products, scales, strict=True)]
 
     def _polar(self, matrices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns F = U V' and <G, F> for every matrix G, in float32 or wider; those of equal shapes go together."""
+        """Returns F = U V' and <G, F> for every matrix G, in float32 or wider; equal shapes form batches."""
         batches: dict[tuple[object, ...], list[list[int]]] = {}
         for i, m in enumerate(matrices):
-            # (m, n) and (n, m) are the same problem.
+            # A matrix and its transpose are the same problem.
             alike = batches.setdefault((min(m.shape), max(m.shape), m.dtype, m.device), [[]])
             most = min(_MAX_BATCH, _MAX_BATCH_ON_CPU) if m.device.type == "cpu" else _MAX_BATCH
             if (len(alike[-1]) + 1) * m.numel() > most and alike[-1]:
@@ -106,7 +108,7 @@ class _Matrix(LayerGeometry):
     def _dtype_for(self, x: Tensor) -> torch.dtype:
         if self.dtype is not None or x.dtype == torch.float64:
             return self.dtype or x.dtype
-        # Without matrix units bfloat16 is slower than float32 on most CPUs.
+        # Most CPUs have no matrix units, and there bfloat16 is slower than float32.
         return torch.float32 if x.device.type == "cpu" else torch.bfloat16
 
     def _singular_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,17 +129,17 @@ class _Matrix(LayerGeometry):
 
 @dataclass(frozen=True)
 class Spectral(_Matrix):
-    """The largest gain of a matrix, from the root mean square of inputs to that of outputs.
+    """The largest gain of a matrix, from the root mean square of the inputs to the root mean square of the outputs.
 
     The norm is sqrt(d_in / d_out) times the largest singular value, lmo(U S V') = -sqrt(d_out / d_in) U V', and the
-    dual norm sqrt(d_out / d_in) times the nuclear norm. ``lmo`` and ``minimize`` are approximate unless ``exact``: see
-    `newton_schulz`. ``norm`` and ``dual_norm`` always take a singular value decomposition: they are for diagnostics
-    and wait for the device.
+    dual norm is sqrt(d_out / d_in) times the nuclear norm. ``lmo`` and ``minimize`` are approximate unless ``exact`` is
+    set (see `newton_schulz`). ``norm`` and ``dual_norm`` always take a singular value decomposition: they are meant for
+    diagnostics and wait for the device.
 
     Attributes:
-        exact: Take singular value decompositions in ``lmo`` too; several times slower, and they wait for the device.
-        steps: Iterations of Newton and Schulz.
-        dtype: In which they are taken. None: in bfloat16, on a CPU in float32; float64 stays float64.
+        exact: Take a singular value decomposition in ``lmo`` too. It is several times slower and waits for the device.
+        steps: Number of Newton-Schulz iterations.
+        dtype: The dtype of these iterations. None takes bfloat16, float32 on a CPU, and float64 for float64 weights.
     """
 
     exact: bool = False
@@ -145,7 +147,7 @@ class Spectral(_Matrix):
     dtype: torch.dtype | None = None
 
     def check(self, shape: torch.Size) -> None:
-        """Raises a ValueError unless the shape is that of a matrix."""
+        """Raises a ValueError unless the shape has two dimensions."""
         if len(shape) != 2:
             raise ValueError(
                 f"Parameter `shape` should have 2 dimensions for Spectral. Found `{shape}`. "
@@ -160,15 +162,15 @@ class Spectral(_Matrix):
 class Convolution(_Matrix):
     """The spectral geometry of a convolution's weight (C_out, C_in, *kernel), flattened to (C_out, C_in k).
 
-    k is the number of positions of the kernel: k^2 for a square one of side k, the product of its sides for any
-    other. lmo(U S V') = -sqrt(C_out / C_in) / k U V'; the norm is k sqrt(C_in / C_out) times the largest singular
-    value, a bound on the gain of the convolution. C_in is that of one group of channels, as in the weight.
+    k is the number of positions of the kernel, the product of its sides. The norm is k sqrt(C_in / C_out) times the
+    largest singular value, a bound on the gain of the convolution; lmo(U S V') = -sqrt(C_out / C_in) / k U V'. C_in
+    counts the channels of one group, as in the weight.
 
     Attributes:
         exact: As in `Spectral`.
         steps: As in `Spectral`.
         dtype: As in `Spectral`.
-        transposed: Whether the weight is that of a transposed convolution, (C_in, C_out, *kernel).
+        transposed: Whether the weight belongs to a transposed convolution, (C_in, C_out, *kernel).
     """
 
     exact: bool = False
@@ -192,24 +194,24 @@ class Convolution(_Matrix):
 
 
 def _scaled(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns matrices with a largest entry of 1 (zeros stay zeros), and what they were divided by."""
+    """Returns the matrices with a largest entry of 1 (zeros stay zeros), and their divisors."""
     if matrices.numel() == 0:
         return matrices, matrices.new_ones(*matrices.shape[:-2], 1, 1)
-    # Squares of 1e-30 are zero in float32, and those of 1e30 infinite.
+    # In float32 the square of 1e-30 is zero and the square of 1e30 infinite.
     largest = matrices.abs().amax(dim=(-2, -1), keepdim=True)
     largest = largest.where(largest > 0, 1.0)
     return matrices / largest, largest
 
 
 def _polar_factors(matrices: Tensor) -> Tensor:
-    """Returns U V' of the reduced decompositions, whose singular values are not zero."""
+    """Returns U V' of the reduced singular value decompositions, without directions of zero singular values."""
     if matrices.numel() == 0:
         return matrices
     scaled = _scaled(matrices)[0]
-    # The decomposition of what is not finite would raise, in the middle of a step.
+    # The decomposition of a matrix that is not finite would raise an error in the middle of a step.
     finite = scaled.isfinite().all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
     u, s, vt = torch.linalg.svd(scaled.where(finite, 0.0), full_matrices=False)
-    # Directions of rounding errors are no part of the matrix.
+    # Directions that come from rounding errors do not belong to the matrix.
     kept = s > s.amax(dim=-1, keepdim=True) * max(scaled.shape[-2:]) * torch.finfo(s.dtype).eps
     factors: Tensor = (u * kept.unsqueeze(-2)) @ vt
     return factors.where(finite, math.nan)

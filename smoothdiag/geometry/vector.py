@@ -10,7 +10,17 @@ from smoothdiag.vectors import Vector
 
 
 class Geometry(Protocol):
-    """A norm on parameter lists, with what the sources need of it."""
+    """A norm on parameter lists, with its dual norm and its linear minimisation oracle.
+
+    Any class with these three methods will do.
+
+    Examples:
+        >>> geometry: sd.Geometry = sd.Diagonal((torch.tensor([4.0, 1.0]),))
+        >>> g = [torch.tensor([2.0, 0.0])]
+        >>> step = geometry.lmo(g)  # among all steps of norm 1, the one along which a loss with gradient g falls most
+        >>> print(float(geometry.norm(step)), float(g[0] @ step[0]), float(geometry.dual_norm(g)))
+        1.0 -1.0 1.0
+    """
 
     def norm(self, x: Vector) -> Tensor:
         """Returns ||x||, a 0-dim float64 tensor."""
@@ -31,13 +41,19 @@ def check_geometry(geometry: object) -> None:
     Raises:
         ValueError: If it is not.
     """
-    requirement = "a Geometry, as Euclidean(), or a Product of those of layers"
+    requirement = "a Geometry, such as Euclidean(), or a Product of the geometries of the layers"
     arguments.made("geometry", geometry, ("norm", "dual_norm", "lmo"), requirement)
 
 
 @dataclass(frozen=True)
 class Euclidean:
-    """The Euclidean norm of the concatenated parameters; its own dual."""
+    """The Euclidean norm of all parameters together; it is its own dual.
+
+    Examples:
+        >>> g = [torch.tensor([3.0]), torch.tensor([4.0])]
+        >>> print(float(sd.Euclidean().norm(g)), sd.Euclidean().lmo(g))
+        5.0 [tensor([-0.6000]), tensor([-0.8000])]
+    """
 
     def norm(self, x: Vector) -> Tensor:
         """Returns the Euclidean norm ||x||, a 0-dim float64 tensor."""
@@ -59,7 +75,13 @@ class Diagonal:
     """The norm ||x||_P = sqrt(sum P x^2) with a positive diagonal P; its dual is ||g||_{P^-1}.
 
     Attributes:
-        diagonal: P, tensors shaped like the parameters. Where it is zero, so must the gradient be.
+        diagonal: P, tensors shaped like the parameters. Where an entry is zero, the gradient must be zero, too.
+
+    Examples:
+        >>> geometry = sd.Diagonal((torch.tensor([4.0, 1.0]),))
+        >>> x = [torch.tensor([3.0, 8.0])]
+        >>> print(float(geometry.norm(x)))  # sqrt(4 * 9 + 64)
+        10.0
     """
 
     diagonal: tuple[Tensor, ...]

@@ -1,7 +1,7 @@
 """Figures of traces and fits: smoothness against the gradient norm, both over the steps, curvature, constants.
 
-The functions draw on the axes they are given, return them, and leave the style, the backend and every other
-figure alone. Importing this package loads neither matplotlib nor seaborn.
+The functions draw on the axes that they are given and return them. They change neither the style nor the backend nor
+any other figure. Importing this package loads neither matplotlib nor seaborn.
 """
 
 from smoothdiag.plots.clipping import plot_clipping

@@ -1,4 +1,4 @@
-"""plot_clipping: what AutoClip measured, the longest step it made of that, and the steps that are taken."""
+"""plot_clipping: the lengths that AutoClip measured, the longest step that it derived, and the length of the steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Clipper(Protocol):
-    """What has a trace and a history, as an AutoClip does."""
+    """Anything with a trace and a history, such as an AutoClip."""
 
     @property
     def trace(self) -> Trace:
@@ -48,16 +48,17 @@ class Clipper(Protocol):
 def plot_clipping(
     data: Clipper | Trace | pd.DataFrame, *, history: pd.DataFrame | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Draws measured lengths, the longest step, and the length that steps would have unclipped, over the steps.
+    """Draws measured lengths, the longest step, and the length of steps without clipping, over the steps.
 
-    A length is the step at which a quadratic with the measured curvature is lowest: ||g||/L along the gradient, or
-    -slope/curvature where AutoClip's estimator measures a slope. Unclipped steps are rate times gain of the momentum
-    times gradient norm, as far as the history has a threshold; above the longest step they were clipped.
+    A measured length is the step at which a quadratic with the measured curvature is lowest: ||g||/L along the
+    gradient, or -slope/curvature if AutoClip's estimator measures a slope. A step without clipping is rate times gain
+    of the momentum times gradient norm; it is drawn where the history has a threshold. Where it lies above the longest
+    step, AutoClip clipped it.
 
     Args:
         data: An AutoClip, or the trace of its probe.
-        history: The clipper's ``history``; needed with a trace.
-        ax: Axes to draw on; None takes the current ones.
+        history: The ``history`` of the AutoClip; needed if ``data`` is a trace.
+        ax: Axes to draw on; None takes the current axes.
 
     Returns:
         The axes.
@@ -66,6 +67,14 @@ def plot_clipping(
         ValueError: If there is no history, or the trace has no rows to draw.
 
     Units: lengths [x].
+
+    Examples:
+        >>> import pandas as pd, matplotlib.pyplot as plt
+        >>> rows = pd.DataFrame({"estimator": "local_clip", "step": [0, 1], "grad_norm": [4, 1], "smoothness": 2})
+        >>> history = pd.DataFrame({"step": [1], "longest_step": [0.9], "threshold": [0.9], "lr": [1.0]})
+        >>> ax = sd.plot_clipping(rows, history=history, ax=plt.subplots()[1])  # or sd.plot_clipping(clipper)
+        >>> print(ax.get_lines()[0].get_ydata())  # the measured lengths, grad_norm / smoothness
+        [2.  0.5]
     """
     if ax is not None:
         check_axes("ax", ax)
@@ -126,7 +135,7 @@ def _held(history: pd.DataFrame, column: str, last: float) -> tuple[Array, Array
 
 
 def _sustained(history: pd.DataFrame, step: Array, lr: Array, norm: Array) -> Array:
-    """Returns how long unclipped steps are with a constant gradient: S / threshold is largest rate times gain."""
+    """Returns the length of unclipped steps for a constant gradient; S / threshold is largest rate times gain."""
     at, longest, threshold, peak = (floats(history, c) for c in ("step", "longest_step", "threshold", "lr"))
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = longest / threshold / peak

@@ -1,4 +1,4 @@
-"""What the figures share: choosing rows, logarithmic axes, the note above the axes, the legend below them."""
+"""Helpers of all figures: choosing rows, logarithmic axes, the note above the axes, the legend below them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NORM: Final = r"$\|g\|$"
 
 
 def check_axes(name: str, axes: object, count: int | None = None) -> None:
-    """Makes sure that a parameter is the axes to draw on, or so many of them.
+    """Makes sure that a parameter is one matplotlib Axes, or holds ``count`` of them.
 
     Raises:
         ValueError: If it is not.
@@ -37,7 +37,7 @@ def check_axes(name: str, axes: object, count: int | None = None) -> None:
 
     if count is None:
         if not isinstance(axes, Axes):
-            raise arguments.wrong(name, "matplotlib Axes, as `plt.subplots()[1]`", axes)
+            raise arguments.wrong(name, "matplotlib Axes, such as `plt.subplots()[1]`", axes)
         return
     words = {2: "two", 3: "three", 4: "four"}
     several = np.asarray(axes, dtype=object).ravel()
@@ -77,10 +77,10 @@ def _is_fit(value: object) -> bool:
 
 
 def as_table(data: Any) -> pd.DataFrame:
-    """Returns the table behind a trace or a table.
+    """Returns the table of a trace, or a table as it is.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If ``data`` is neither.
     """
     import pandas as pd
 
@@ -94,11 +94,11 @@ def as_table(data: Any) -> pd.DataFrame:
 
 
 def as_drawn(name: object, *, in_legend: bool = False) -> str:
-    """Returns a text that matplotlib draws as the name is: no formula, no line break, nothing without a glyph.
+    """Returns a text that matplotlib draws exactly as the name reads, without formulas, line breaks or missing glyphs.
 
     Args:
-        name: What a user called something.
-        in_legend: Whether the text begins an entry of a legend, which leaves out what begins with an underscore.
+        name: A name that a user chose.
+        in_legend: Whether the text begins an entry of a legend; a legend leaves out entries that begin with "_".
     """
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
     return (" " if in_legend and text.startswith("_") else "") + text.replace("$", r"\$")
@@ -139,7 +139,7 @@ def _only(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
 
 
 def floats(rows: pd.DataFrame, column: str) -> Array:
-    """Returns a column as numbers, NaN where an entry is none."""
+    """Returns a column as numbers, with NaN for entries that are not numbers."""
     import pandas as pd
 
     return np.asarray(pd.to_numeric(rows[column], errors="coerce"), dtype=np.float64)
@@ -159,10 +159,10 @@ def runs_together(data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame]) -
 
 
 def band(fit: SmoothnessFit, grid: Array) -> tuple[Array, Array] | None:
-    """Returns the ends of the pointwise interval of the line, None where the fit has no resamples.
+    """Returns the ends of the pointwise interval of the line; None where the fit has no resamples.
 
-    L0 and L1 of one resample belong together: where one is high the other is low. Joining the ends of their separate
-    intervals would promise less than the rows do.
+    L0 and L1 of one resample belong together: where one is high, the other is low. So a band between the ends of their
+    separate intervals would be wider than it has to be.
     """
     from smoothdiag.fits.intervals import percentile_interval
 
@@ -175,12 +175,12 @@ def band(fit: SmoothnessFit, grid: Array) -> tuple[Array, Array] | None:
 
 
 def in_fit(rows: pd.DataFrame) -> Mask:
-    """Returns which rows a fit may use, as far as a figure of positive values can differ: by status and known step."""
+    """Returns which rows a fit may use by status and known step; figures leave out values that are not positive."""
     return np.asarray(rows["status"].isin(USABLE_STATUSES), dtype=np.bool_) & np.isfinite(floats(rows, "step"))
 
 
 def positive(value: Array) -> Mask:
-    """Returns where a logarithmic axis can show a value."""
+    """Returns which values a logarithmic axis can show."""
     return np.isfinite(value) & (value > 0)
 
 
@@ -191,7 +191,7 @@ def extent(parts: Sequence[Array]) -> tuple[float, float]:
 
 
 def current_axes() -> Axes:
-    """Returns the current axes, or those of a new figure that has room below them for a legend."""
+    """Returns the current axes, or the axes of a new figure with room for a legend below them."""
     from matplotlib import pyplot as plt
 
     if not plt.get_fignums():
@@ -200,10 +200,10 @@ def current_axes() -> Axes:
 
 
 def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None:
-    """Makes an axis logarithmic over [low, high] with margins, with few ticks and readable labels."""
+    """Makes an axis logarithmic over [low, high], with margins, few ticks and readable labels."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    # At least 2/3 of a decade: a cloud without range must look like one, and an axis needs two labels.
+    # At least 2/3 of a decade, so that a cloud without range looks like one and the axis has two labels.
     decades = float(np.log10(high / low))
     margin = max(0.05 * decades, (2 / 3 - decades) / 2, 0.03)
     ax.set(**{f"{name}scale": "log", f"{name}lim": (low / 10**margin, high * 10**margin)})
@@ -231,7 +231,7 @@ def number_of_rows(number: int) -> str:
 def draw_intervals(
     ax: Axes, height: float, value: float, interval: Interval, limits: Interval, *, filled: bool = True, **look: Any
 ) -> None:
-    """Draws an estimate and its interval across an axis that ends at `limits`, with carets where they lead beyond."""
+    """Draws an estimate and its interval on an axis that ends at `limits`, with a caret at an end that lies beyond."""
     if not np.isfinite(value):
         return
     low, high = limits
@@ -247,7 +247,7 @@ def draw_intervals(
 
 
 def legend_below(ax: Axes, title: str | None, *, ncols: int | None = None) -> None:
-    """Puts the legend under the label of the x axis, where it covers no point at any size of figure."""
+    """Puts the legend below the label of the x axis, where it covers no point in a figure of any size."""
     from matplotlib.transforms import ScaledTranslation
 
     texts = (ax.xaxis.label, ax.xaxis.get_major_ticks(1)[0].label1)

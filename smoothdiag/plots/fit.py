@@ -1,4 +1,4 @@
-"""plot_fit: residuals, quantile lines, frontier and rivals of one fit."""
+"""plot_fit: residuals, quantile lines, frontier and rival models of one fit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NARROW: Final = 5.0
 """Width of a figure in inches below which two panels do not fit side by side."""
 
 _ROWS_BEYOND: Final = 2.0
-"""Rows beyond a quantile that a bin of them should have: with fewer its quantile is its largest row."""
+"""Rows beyond the quantile that each bin should have: with fewer rows the quantile of a bin is its largest row."""
 
 _MAX_BINS: Final = 10
 
@@ -51,21 +51,21 @@ def plot_fit(
     *,
     axes: Sequence[Axes] | npt.NDArray[np.object_] | None = None,
 ) -> npt.NDArray[np.object_]:
-    """Draws what speaks for and against a fit, in four panels.
+    """Draws the evidence for and against a fit, in four panels.
 
-    1. Residuals: smoothness over the height of the line, against the gradient norm. The quantile of the rows in
-       each range of gradient norms should stay at 1; where it drifts, the law is no line.
-    2. The lines at other quantiles, the mean and the hard envelope, with the interval of the fitted one. Lines that
-       fan out say that the spread grows with the gradient norm, and lines that cross that the rows are few.
-    3. The frontier: pairs of L1 and L0 that cover every row, with the fitted pair, its intervals and its resamples. A
-       cloud of resamples that slopes down says that a smaller L1 can be had for a larger L0.
-    4. The rivals: which part of the constant's loss on later steps each model removes, with its interval.
+    1. Residuals: smoothness over the height of the line, against the gradient norm. The quantile of the rows in each
+       range of gradient norms should stay at 1; where it drifts, the law is not a line.
+    2. The lines at other quantiles, the mean and the hard envelope, with the interval of the fitted line. Lines that
+       fan out show that the spread grows with the gradient norm. Lines that cross show that there are few rows.
+    3. The frontier: pairs of L1 and L0 that cover every row, with the fitted pair, its intervals and its resamples. If
+       the cloud of resamples slopes down, a smaller L1 with a larger L0 describes the rows as well.
+    4. The rival models: the share of the constant's loss on later steps that each model removes, with its interval.
 
     Args:
-        fit: What to draw.
-        data: The rows that were fitted, as they were given to the fit; None leaves the first panel empty, with a
-            note that says so.
-        axes: Four axes to draw on; None makes a new figure, of one column where it is narrow.
+        fit: The fit to draw.
+        data: The rows that were fitted, as they were given to the fit; None leaves the first panel empty, with a note
+            that says so.
+        axes: Four axes to draw on; None makes a new figure, which has one column if it is narrow.
 
     Returns:
         The four axes in the order above, shape (4,).
@@ -73,7 +73,15 @@ def plot_fit(
     Raises:
         ValueError: If ``axes`` does not hold four axes, or ``data`` has no rows of the fit's estimator and group.
 
-    Units: gradient norm [f/x], smoothness and L0 [f/x^2], L1 [1/x]; residuals and skill are numbers.
+    Units: gradient norm [f/x], smoothness and L0 [f/x^2], L1 [1/x]; residuals and skill have no unit.
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
+        >>> panels = sd.plot_fit(sd.fit_smoothness(table, num_boot=50), table)
+        >>> print([label.get_text() for label in panels[3].get_yticklabels()])  # the models in the last panel
+        ['constant', 'affine', 'power 1.00', 'isotonic']
     """
     check_fit(fit)
     if axes is not None:
@@ -105,7 +113,7 @@ def plot_fit(
 
 
 def _draw_residuals(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None:
-    """Draws smoothness over the line, and the quantile of it in ranges of the gradient norm."""
+    """Draws smoothness over the line, and the quantile of this ratio in ranges of the gradient norm."""
     import seaborn as sns
 
     ax.set(xlabel=f"gradient norm {NORM} [f/x]", ylabel="smoothness / line")
@@ -145,19 +153,19 @@ def _draw_residuals(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> 
 
 
 def _running_quantile(x: Array, ratio: Array, quantile: float) -> tuple[Array, Array]:
-    """Returns median gradient norm and quantile of the ratio in bins of equally many rows, as many as allow one."""
+    """Returns median gradient norm and quantile of the ratio, in as many bins of equally many rows as are sensible."""
     beyond = min(quantile, 1 - quantile) * len(x)
     bins = int(min(_MAX_BINS, beyond / _ROWS_BEYOND))
-    if bins < 2:  # one quantile for all rows is 1 by the fit itself, and shows nothing
+    if bins < 2:  # The fit makes the quantile of all rows 1, so a single bin would show nothing.
         return np.zeros(0), np.zeros(0)
     parts = np.array_split(np.argsort(x, kind="stable"), bins)
-    # The fit puts a share of the rows at or below the line, as the inverse of the empirical distribution does.
+    # The fit has a share of the rows at or below the line, and the inverse of the empirical distribution counts alike.
     heights = [np.quantile(ratio[part], quantile, method="inverted_cdf") for part in parts]
     return np.array([np.median(x[part]) for part in parts]), np.array(heights)
 
 
 def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None:
-    """Draws the lines at all quantiles over the recorded gradient norms, over a faint cloud if there are rows."""
+    """Draws the lines at all quantiles over the recorded gradient norms, on top of a faint cloud if there are rows."""
     import seaborn as sns
 
     shades = sns.color_palette("colorblind")
@@ -193,7 +201,7 @@ def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None
     ax.set(xlabel=f"gradient norm {NORM} [f/x]", ylabel="smoothness $L$ [f/x$^2$]")
     log_axis(ax, "x", *ends)
     if reach:
-        # Lines of zero intercept fall as far as the gradient norms do; four decades tell enough.
+        # Lines with a zero intercept fall as far as the gradient norms do; four decades are enough.
         low, high = extent(reach)
         log_axis(ax, "y", max(low, high / 1e4), high)
         bottom, top = ax.get_ylim()
@@ -211,7 +219,7 @@ def _draw_frontier(ax: Axes, fit: SmoothnessFit) -> None:
     across = _window(fit.L1, fit.L1_interval, hard[1])
     up = _window(fit.L0, fit.L0_interval, hard[0])
     frontier = fit.frontier()
-    # Between the corners and beyond the last one, where L0 is that of the corner, the frontier is straight.
+    # The frontier is straight between the corners, and beyond the last corner, where it keeps the L0 of that corner.
     L1 = np.append(frontier["L1"].to_numpy(), max(across[1], float(frontier["L1"].iloc[-1])) * 2)
     ax.plot(L1, fit.frontier(L1)["L0"], color=colors[0], linewidth=1.5, label="frontier", zorder=2)
     if fit.replicates:
@@ -233,11 +241,11 @@ def _draw_frontier(ax: Axes, fit: SmoothnessFit) -> None:
 
 
 def _window(value: float, interval: Interval, hard: float) -> Interval:
-    """Returns where an axis of constants begins and ends: around the fit, at zero where that is near."""
+    """Returns where an axis of constants begins and ends: around the fit, and at zero if zero is near."""
     largest = max(value, hard)
     if not largest > 0:
         largest = interval[1] if 0 < interval[1] < np.inf else 1.0
-    # The interval of rows that say little may be many times as long as the constants; the rest would then be one dot.
+    # Rows that say little may have an interval many times as long as the constants, and all else would become one dot.
     top = max(largest, interval[1] if interval[1] <= 10 * largest else 2 * largest)
     bottom = min(value, hard, max(interval[0], 0.0) if np.isfinite(interval[0]) else 0.0)
     margin = 0.15 * (top - bottom) or 0.15 * top
@@ -245,7 +253,7 @@ def _window(value: float, interval: Interval, hard: float) -> Interval:
 
 
 def _draw_rivals(ax: Axes, fit: SmoothnessFit) -> None:
-    """Draws the skill of every model, with its interval."""
+    """Draws the skill of every model with its interval."""
     import seaborn as sns
 
     colors, markers = sns.color_palette("colorblind"), "osD^vP*X"
@@ -270,6 +278,6 @@ def _draw_rivals(ax: Axes, fit: SmoothnessFit) -> None:
 
 
 def _say(ax: Axes, text: str) -> None:
-    """Writes into the middle of axes that have nothing to show."""
+    """Writes a text into the middle of axes that have nothing to show."""
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", fontsize="small", color="0.35")
     ax.set(xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""plot_groups and plot_constants: several fits beside each other."""
+"""plot_groups and plot_constants: several fits side by side."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from smoothdiag.trace import Trace
 
 _PANEL: Final = 1.65
-"""Least width of a small panel in inches, at which its ticks do not touch."""
+"""Smallest width of a small panel in inches at which its ticks do not touch."""
 
 _LOOKS: Final = {
     "L0L1": (0, "o"),
@@ -54,7 +54,7 @@ _LOOKS: Final = {
 """Colour of the palette and marker of each verdict."""
 
 _FAR: Final = 5.0
-"""How many times as far as the largest constant an interval may stretch the axis; longer ones end in a caret."""
+"""An interval may stretch the axis to this many times the largest constant; longer intervals end in a caret."""
 
 _DECADES: Final = 1.5
 """Decades of constants above which an axis is logarithmic."""
@@ -67,12 +67,13 @@ def plot_groups(
 ) -> npt.NDArray[np.object_]:
     """Draws smoothness against the gradient norm for every parameter group, in small panels with shared axes.
 
-    Rows that fits may not use are hollow; rows that a logarithmic axis cannot show are counted in its title.
+    Rows that fits may not use are hollow. Rows that a logarithmic axis cannot show are counted in the title of their
+    panel.
 
     Args:
-        data: A trace, or its DataFrame; several runs are a list of them.
-        fits: Lines and verdicts to draw, from ``fit_groups``, which also say which groups to draw and in which
-            order; None draws the rows of all groups, "all" first.
+        data: A trace, or its DataFrame; for several runs a list of these.
+        fits: Fits from ``fit_groups``, whose lines and verdicts to draw; they also decide which groups are drawn and in
+            which order. None draws the rows of all groups, "all" first.
 
     Returns:
         One axes per group, in a new figure.
@@ -81,6 +82,13 @@ def plot_groups(
         ValueError: If ``data`` lacks a group of the fits, or has no row that a logarithmic axis can show.
 
     Units: x axes [f/x], y axes [f/x^2].
+
+    Examples:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"group": ["embed", "head"], "grad_norm": [1.0, 2.0], "smoothness": [3.0, 4.0]})
+        >>> panels = sd.plot_groups(table)
+        >>> print([panel.get_title("left") for panel in panels])
+        ['embed', 'head']
     """
     if fits is not None:
         check_fits(fits)
@@ -127,7 +135,7 @@ def plot_groups(
 def _parts(
     table: Trace | pd.DataFrame, fits: GroupFits | Mapping[str, SmoothnessFit] | None
 ) -> dict[str, pd.DataFrame]:
-    """Returns the rows of each group to draw, those of one estimator."""
+    """Returns for each group to draw its rows of one estimator."""
     frame = as_table(table)
     if fits is None:
         names = frame["group"].astype(str).unique().tolist() if "group" in frame.columns else ["all"]
@@ -181,12 +189,12 @@ def plot_constants(
 ) -> npt.NDArray[np.object_]:
     """Draws L0 and L1 of several fits with their intervals, one line per fit: per parameter group or per run.
 
-    Constants of a fit whose verdict is L0L1 are filled, the others hollow: they are numbers, not findings. An
+    Markers are filled if the verdict is L0L1. All others are hollow, because there the constants should not be used. An
     interval that leads beyond the axis ends in a caret.
 
     Args:
-        fits: From ``fit_groups``, or fits of your own by name.
-        axes: Two axes to draw on, for L0 and L1; None makes a new figure, one above the other where it is narrow.
+        fits: Fits from ``fit_groups``, or fits of your own by name.
+        axes: Two axes to draw on, for L0 and L1; None makes a new figure, with one above the other if it is narrow.
 
     Returns:
         The axes of L0 and of L1, shape (2,).
@@ -195,6 +203,14 @@ def plot_constants(
         ValueError: If there is no fit, or ``axes`` does not hold two axes.
 
     Units: L0 [f/x^2], L1 [1/x].
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> runs = {f"run {k}": pd.DataFrame({"grad_norm": norms, "smoothness": 1 + k * norms}) for k in (2, 3)}
+        >>> panels = sd.plot_constants({name: sd.fit_smoothness(run, num_boot=20) for name, run in runs.items()})
+        >>> print([label.get_text() for label in panels[0].get_yticklabels()])
+        ['run 2', 'run 3']
     """
     check_fits(fits)
     if axes is not None:
@@ -221,7 +237,7 @@ def plot_constants(
         for place, fit in enumerate(fits.values()):
             verdict = fit.verdict.name
             color, marker = _LOOKS[verdict]
-            # One entry in the legend speaks for all fits of a verdict.
+            # One entry in the legend stands for all fits with the same verdict.
             first = verdict not in [other.verdict.name for other in list(fits.values())[:place]]
             look: dict[str, Any] = {"marker": marker, "color": colors[color]}
             look["label"] = verdict if first else f"_{verdict}"
@@ -241,7 +257,7 @@ def plot_constants(
 
 
 def _limits(values: Array, intervals: list[Interval]) -> Interval:
-    """Returns where the axis of a constant begins and ends; a beginning above zero makes it logarithmic."""
+    """Returns where the axis of a constant begins and ends; the axis is logarithmic if it begins above zero."""
     seen = values[np.isfinite(values)]
     top = float(seen.max()) if seen.size and seen.max() > 0 else 1.0
     reach = max([top, *(high for _, high in intervals if high <= _FAR * top)])

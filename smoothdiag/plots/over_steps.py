@@ -40,12 +40,13 @@ def plot_trace(
 ) -> npt.NDArray[np.object_]:
     """Draws loss, gradient norm and smoothness over the steps, in three panels with one step axis.
 
-    The last panel also shows 2/lr, where the smoothness of plain gradient descent settles. Rows that fits may
-    not use are hollow; values that an axis cannot show are counted in a note above their panel.
+    The last panel also shows 2/lr, at which the smoothness of plain gradient descent settles. Rows that fits may not
+    use are hollow. Values that an axis cannot show are counted in a note above their panel.
 
     Args:
         data: A trace, or its DataFrame.
-        estimator: Whose rows to draw; None takes "local", else "path", else the only one there is.
+        estimator: Name of the estimator whose rows to draw; None takes "local", else "path", else "hessian_norm", else
+            the only one there is.
         group: Parameter group whose rows to draw.
         ax: Three axes to draw on; None makes a new figure.
 
@@ -56,6 +57,13 @@ def plot_trace(
         ValueError: If ``data`` has no such rows, or ``ax`` does not hold three axes.
 
     Units: loss [f], gradient norm [f/x], smoothness and 2/lr [f/x^2].
+
+    Examples:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"step": [0, 1], "loss": [3.0, 2.0], "grad_norm": [4.0, 2.0], "smoothness": [9, 5]})
+        >>> panels = sd.plot_trace(table)
+        >>> print([panel.get_ylabel().split()[0] for panel in panels])
+        ['loss', 'gradient', 'smoothness']
     """
     rows = select(data, estimator, group).sort_values("step", kind="stable")
     if ax is not None:
@@ -86,7 +94,7 @@ def plot_trace(
         note(panel, int((~shown).sum()), "zero, < 0, inf, NaN" if log else "inf, NaN")
         reach = [value[shown]]
         if column == "smoothness" and (stable := positive(lr := floats(rows, "lr"))).any():
-            # Outside of the rows with a positive rate there is no line, not a line at infinity.
+            # Rows without a positive rate have no line, rather than a line at infinity.
             line = np.where(stable, 2 / np.where(stable, lr, 1), np.nan)
             panel.step(step, line, where="post", color=colors[4], linestyle="-.", linewidth=1.2, label="2/lr (null)")
             reach.append(line[stable])

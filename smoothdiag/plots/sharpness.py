@@ -1,4 +1,4 @@
-"""plot_sharpness: curvature over the steps, beside the values at which the optimizer turns unstable."""
+"""plot_sharpness: curvature over the steps, with the limit at which the optimizer becomes unstable."""
 
 from __future__ import annotations
 
@@ -41,10 +41,12 @@ _LOOKS: Final = dict(zip(_RECORDED_BY, [(0, "o"), (9, "s"), (2, "^"), (3, "v"), 
 """Colour of the palette and marker."""
 
 _SAME: Final = 0.01
-"""Relative difference of two lines below which they are drawn as one: their width on an axis of three decades."""
+"""Relative difference of two lines below which they are drawn as one: the width of a line on an axis of three
+decades."""
 
 _LINE_REACH: Final = 100.0
-"""How far beyond the points a line may stretch the axis. Warm-up begins at a rate near zero, and decay ends there."""
+"""Factor by which a line may stretch the axis beyond the points. At the rates near zero of warm-up and decay, lines lie
+far away."""
 
 
 def plot_sharpness(
@@ -54,32 +56,40 @@ def plot_sharpness(
     group: str = "all",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws curvature over the steps, and the limit at which the optimizer turns unstable.
+    """Draws curvature over the steps, with the limit at which the optimizer becomes unstable.
 
     The limit is the column ``stability_limit``: the largest eigenvalue at which the optimizer does not diverge on a
-    quadratic at the learning rate of that step, 2/lr for gradient descent, (2 + 2 beta)/lr with momentum, 38/lr for
-    Adam with beta1 = 0.9 in the norm it divides by. Where it is another than 2/lr, that is drawn too, faint: the
-    critical step, which is about the update alone, has its limit there whatever the momentum.
+    quadratic at the learning rate of that step. It is 2/lr for gradient descent, (2 + 2 beta)/lr with momentum, and
+    38/lr for Adam with beta1 = 0.9 in the norm that Adam divides by. If the limit differs from 2/lr, a faint line shows
+    2/lr as well: the critical step depends on the update alone, so its limit is 2/lr with any momentum.
 
-    Rows that fits may not use are hollow; rows that a logarithmic axis cannot show, such as negative curvature, are
+    Rows that fits may not use are hollow. Rows that a logarithmic axis cannot show, such as negative curvature, are
     counted in a note above the axes.
 
     Args:
         data: A trace, or its DataFrame.
-        estimators: Whose rows to draw, by the names in the trace: those of Sharpness, HessianNorm,
-            DirectionalCurvature and CriticalStep. None takes all of the norm that the limit is about: the
-            preconditioned ones if any of them has a limit, else those of the Hessian as it is.
+        estimators: Names, as in the trace, of the estimators whose rows to draw; they must come from Sharpness,
+            HessianNorm, DirectionalCurvature or CriticalStep. None takes all estimators in the norm of the limit: the
+            preconditioned ones if any of them has a limit, else the ones of the plain Hessian.
         group: Parameter group whose rows to draw.
-        ax: Where to draw; None takes the current axes.
+        ax: Axes to draw on; None takes the current axes.
 
     Returns:
         The axes drawn on.
 
     Raises:
         ValueError: If ``data`` has no such rows, or none that a logarithmic axis can show, or if ``estimators`` mixes
-            the Hessian as it is with the preconditioned one.
+            the plain Hessian with the preconditioned one.
 
     Units: y axis [f/x^2]; [1/x] for preconditioned curvature, where P has the unit of a gradient.
+
+    Examples:
+        >>> import pandas as pd, matplotlib.pyplot as plt
+        >>> curvature = {"estimator": "sharpness", "grad_norm": 1.0, "smoothness": [4.0, 12.0, 20.0], "lr": 0.1}
+        >>> table = pd.DataFrame({"step": [0, 20, 40], **curvature, "stability_limit": 20.0})
+        >>> ax = sd.plot_sharpness(table, ax=plt.subplots()[1])
+        >>> print(ax.get_legend_handles_labels()[1])
+        ['sharpness', 'stability limit, 2/lr']
     """
     if ax is not None:
         check_axes("ax", ax)
@@ -101,7 +111,7 @@ def plot_sharpness(
         of_name = (rows["estimator"] == name).to_numpy()
         good, bad = of_name & shown & usable, of_name & shown & ~usable
         color, marker = _LOOKS[name.removesuffix(_PRECONDITIONED)]
-        every = max(1, int(good.sum()) // 20)  # enough to tell lines apart, few enough to see them
+        every = max(1, int(good.sum()) // 20)  # Enough markers to tell lines apart, but few enough to see the lines.
         look: dict[str, Any] = {
             "color": colors[color],
             "marker": marker,
@@ -112,7 +122,7 @@ def plot_sharpness(
         ax.plot(step[good], value[good], label=name, alpha=0.85, **look)
         if bad.any():
             ax.scatter(step[bad], value[bad], 14, marker=marker, label=hollow_label, **HOLLOW)
-            hollow_label = "_" + hollow_label  # one entry in the legend speaks for all
+            hollow_label = "_" + hollow_label  # One entry in the legend stands for all.
     reach = [value[shown]]
     reach += _draw_limits(ax, rows, extent(reach), of_critical="critical_step" in names)
 
@@ -126,7 +136,7 @@ def plot_sharpness(
 
 
 def _choose(frame: pd.DataFrame, estimators: str | Sequence[str] | None, group: str) -> tuple[pd.DataFrame, list[str]]:
-    """Returns the rows to draw in order of steps, all of one norm, and the names of their estimators."""
+    """Returns the rows to draw in order of steps, all in one norm, and the names of their estimators."""
     present = set(frame["estimator"])
     known = [name + suffix for name in _RECORDED_BY for suffix in ("", _PRECONDITIONED)]
     found = [name for name in known if name in present]
@@ -136,7 +146,7 @@ def _choose(frame: pd.DataFrame, estimators: str | Sequence[str] | None, group: 
             f"{', '.join(_RECORDED_BY.values())} in Probe(..., estimators=[...]). "
             f"Found rows of {sorted(present)} in group `{group}`."
         )
-    # The rate of an optimizer that divides by P has the unit of 1 / (P^-1/2 H P^-1/2), and so has the critical one.
+    # If the optimizer divides by P, its rate and the critical rate have the unit of 1 / (P^-1/2 H P^-1/2).
     divides = any(name.endswith(_PRECONDITIONED) for name in present)
     norms = {name: name.endswith(_PRECONDITIONED) or (name == "critical_step" and divides) for name in found}
     if estimators is None:
@@ -150,24 +160,24 @@ def _choose(frame: pd.DataFrame, estimators: str | Sequence[str] | None, group: 
         names = [name for name in found if name in asked]
         if len({norms[name] for name in names}) > 1:
             raise ValueError(
-                "Parameter `estimators` should hold preconditioned estimators or others, because their units and "
-                f"limits differ; `critical_step` is of the norm of its optimizer. Found `estimators = {asked!r}`: "
-                f"preconditioned are {[name for name in names if norms[name]]}, "
+                "Parameter `estimators` should hold either preconditioned estimators or others, because their units "
+                "and limits differ; `critical_step` belongs to the norm of its optimizer. "
+                f"Found `estimators = {asked!r}`: {[name for name in names if norms[name]]} are preconditioned, "
                 f"and {[name for name in names if not norms[name]]} are not."
             )
     preconditioned = norms[names[0]]
     rows = frame[frame["estimator"].isin(names)].sort_values("step", kind="stable")
-    # 2/lr belongs to the norm that the optimizer moves in and has another unit than the others.
+    # 2/lr belongs to the norm in which the optimizer moves; for curvature in the other norm its unit would be wrong.
     lr = rows["lr"] if preconditioned == divides else np.nan
     return rows.assign(preconditioned=preconditioned, lr=lr), names
 
 
 def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_critical: bool) -> list[Array]:
-    """Draws the limit of stability over the steps, and 2/lr where it is another; returns the heights worth an axis."""
+    """Draws the limit of stability over the steps, and 2/lr if it differs; returns the heights near the points."""
     import seaborn as sns
 
     pink = sns.color_palette("colorblind")[4]  # the colour of 2/lr in the other figures
-    # Some rows have no limit of their own; they share that of their step.
+    # Rows without a limit of their own share the limit of their step.
     columns = {name: floats(rows, name) for name in ("stability_limit", "lr")}
     by_step = rows[["step"]].assign(**columns).groupby("step").first()
     step, limit, lr = floats(by_step.reset_index(), "step"), *(floats(by_step, name) for name in columns)
@@ -186,7 +196,7 @@ def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_
         there = height[np.isfinite(height)]
         if there.size:
             far = ", far above" if there.min() > high else ", far below" if there.max() < low else ""
-            marker = "_" if len(step) == 1 else ""  # a line needs two steps
+            marker = "_" if len(step) == 1 else ""  # A line needs two steps.
             ax.step(step, height, where="post", linestyle="-.", marker=marker, label=label + far, **look)
             worth.append(there[(low <= there) & (there <= high)])
     return worth

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from smoothdiag.trace import Trace
 
 _NULL_REACH: Final = 10.0
-"""How far beyond the points a null line may stretch an axis. A ceiling three decades up says only that it is far
-away, and a label says that as well without squeezing the points into a stripe."""
+"""Factor by which a null line may stretch an axis beyond the points. If a ceiling lies three decades above them, a
+label says so just as well, and the points are not squeezed into a stripe."""
 
 
 def plot_smoothness(
@@ -50,20 +50,20 @@ def plot_smoothness(
     group: str = "all",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws smoothness against the gradient norm, one point per row, the colour being the step.
+    """Draws smoothness against the gradient norm, one point per row, coloured by step.
 
-    Beside the points stand the two lines that a measurement can follow without any curvature behind it: the
-    largest smoothness that the displacement itself allows, (||g_0|| + ||g_1||) / ||d||, and 2/lr. Points that
-    crowd along either speak of the step, not of the loss. Rows that fits may not use are hollow; rows that a
+    The figure also shows two lines that measurements can follow without any curvature behind them: 2/lr, and the
+    largest smoothness that the displacement itself allows, (||g_0|| + ||g_1||) / ||d||. Points that crowd along one of
+    these lines tell about the step and not about the loss. Rows that fits may not use are hollow. Rows that a
     logarithmic axis cannot show are counted in a note above the axes.
 
     Args:
-        data: A trace, or its DataFrame; several runs are a list of them.
-        fit: What to draw as the envelope, with its verdict and the interval of its height at each gradient norm.
-        estimator: Whose rows to draw; None takes the one that was fitted, else "local", else "path", else the
-            only one there is.
+        data: A trace, or its DataFrame; for several runs a list of these.
+        fit: Fit to draw as the envelope, with its verdict and the interval of its height at each gradient norm.
+        estimator: Name of the estimator whose rows to draw; None takes the one that was fitted, else "local", else
+            "path", else "hessian_norm", else the only one there is.
         group: Parameter group whose rows to draw.
-        ax: Where to draw; None takes the current axes.
+        ax: Axes to draw on; None takes the current axes.
 
     Returns:
         The axes drawn on.
@@ -72,6 +72,14 @@ def plot_smoothness(
         ValueError: If ``data`` has no such rows, or none that a logarithmic axis can show.
 
     Units: x axis [f/x], y axis [f/x^2].
+
+    Examples:
+        >>> import pandas as pd
+        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
+        >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
+        >>> ax = sd.plot_smoothness(table, fit=sd.fit_smoothness(table, num_boot=50))
+        >>> print(ax.get_legend().get_title().get_text())
+        verdict: L0L1
     """
     if fit is not None:
         check_fit(fit)
@@ -94,7 +102,7 @@ def plot_smoothness(
     _draw_points(ax, rows, x, y, shown & usable, shown & ~usable)
     reach = [y[shown]]
     if fit is not None:
-        # The line stands over the rows it was fitted to and promises nothing beside them.
+        # The line covers only the range of the rows that it was fitted to, because it says nothing about other norms.
         fitted = shown & usable if (shown & usable).any() else shown
         reach.append(_draw_fit(ax, fit, np.geomspace(x[fitted].min(), x[fitted].max(), 200)))
     saturation = floats(rows, "saturation")
@@ -116,8 +124,8 @@ def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, b
 
     step, name = floats(rows, "step"), rows["estimator"].iloc[0]
     size = 22 if len(rows) < 100 else 14 if len(rows) < 1000 else 6
-    many = len(rows) > 5000  # a vector file with a path per point opens slowly
-    # Shuffled, because drawn in order of time the late rows would hide the early ones.
+    many = len(rows) > 5000  # A vector file with one path per point opens slowly.
+    # The order is shuffled, because in order of time the late rows would hide the early ones.
     order = np.random.default_rng(0).permutation(np.flatnonzero(good))
     points = ax.scatter(x[order], y[order], size, step[order], cmap="viridis", alpha=0.85, linewidths=0, zorder=3)
     points.set(label=f"{as_drawn(name, in_legend=True)}, {number_of_rows(len(order))}", rasterized=many)
@@ -125,14 +133,14 @@ def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, b
         label = f"not usable, {number_of_rows(int(bad.sum()))}"
         ax.scatter(x[bad], y[bad], size, zorder=2, rasterized=many, label=label, **HOLLOW)
     if len(np.unique(step[good])) > 1:
-        # An inset takes no room from the axes, so a grid of axes stays a grid, under any layout engine.
+        # An inset takes no room from the axes, so a grid of axes stays a grid with any layout engine.
         inset = ax.inset_axes((1.02, 0.0, 0.03, 1.0))
         bar = ax.figure.colorbar(points, cax=inset, label="step", ticks=MaxNLocator(4, integer=True))
         bar.outline.set_visible(False)
 
 
 def _draw_fit(ax: Axes, fit: SmoothnessFit, grid: Array) -> Array:
-    """Draws the envelope and, where there are enough steps, its band; returns the heights of the envelope."""
+    """Draws the envelope and, if there are enough steps, its band; returns the heights of the envelope."""
     line = fit.predict(grid)
     label = rf"$L_0 + L_1${NORM}: $L_0$ = {fit.L0:.3g}, $L_1$ = {fit.L1:.3g}"
     ax.plot(grid, line, color="black", linewidth=1.6, zorder=4, label=label)
@@ -143,7 +151,7 @@ def _draw_fit(ax: Axes, fit: SmoothnessFit, grid: Array) -> Array:
 
 
 def _draw_nulls(ax: Axes, x: Array, ceiling: Array, lr: Array, near: tuple[float, float]) -> list[Array]:
-    """Draws what a measurement shows without any curvature behind it; returns the heights worth an axis."""
+    """Draws the lines that measurements can follow without any curvature; returns the heights near the points."""
     import seaborn as sns
 
     colors = sns.color_palette("colorblind")

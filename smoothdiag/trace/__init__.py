@@ -1,4 +1,4 @@
-"""Trace: the table between measuring and fitting, on disk safe against crashes and damage."""
+"""Trace: the table between measuring and fitting. Its file survives crashes, and damage to the file is noticed."""
 
 from smoothdiag.rows import COLUMNS
 from smoothdiag.trace.lines import FORMAT_VERSION

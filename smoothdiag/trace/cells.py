@@ -1,20 +1,20 @@
-"""Cells: how a table writes values as text, so that they read back unchanged and no spreadsheet obeys them."""
+"""Cells: how a table writes values as text. They read back unchanged, and no spreadsheet runs them as formulas."""
 
 import math
 import re
 from typing import Any, Final
 
 _FORMULA: Final = ("=", "+", "-", "@", "'", "＝", "＋", "－", "＠")
-"""Beginnings of text that spreadsheets take for a formula, and the mark that says it is none."""
+"""Beginnings of text that spreadsheets take for a formula, and the mark that says that a text is none."""
 
 _ESCAPED: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]|\\\\(?=u[0-9a-f]{4})")
-"""Line ends, what terminals obey, half characters, and backslashes that would read as such an escape."""
+"""Line ends, control characters, half characters, and backslashes that would read as the escape of one."""
 
 _ESCAPE: Final = re.compile(r"\\u([0-9a-f]{4})")
 
 
 def cell(value: Any) -> str:
-    """Returns the text of a value; nothing for NaN and None."""
+    """Returns the text of a value; an empty text for NaN and None."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float):
@@ -23,7 +23,7 @@ def cell(value: Any) -> str:
 
 
 def escaped(text: str) -> str:
-    """Returns a text in one line that is no formula; `plain` takes it back."""
+    """Returns the text on one line and not as a formula; `plain` undoes this."""
     text = _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 

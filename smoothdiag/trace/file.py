@@ -1,7 +1,7 @@
-"""File: where a process appends lines, one write each, held by a lock so that no other process writes there.
+"""File: where a process appends lines, each in one write, under a lock that keeps other processes from writing there.
 
-Nothing is kept in a buffer: what is written is with the system, closing has nothing left to do, and a forked child has
-nothing of its parent's to write again.
+There is no buffer: the system has every line as soon as it is written. So closing has nothing left to write, and a
+forked child cannot write its parent's lines a second time.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from smoothdiag.trace.lines import Place, sealed_line
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be renamed, which serves as well
+except ImportError:  # Windows, where an open file cannot be renamed, which protects it as well as a lock
     fcntl = None  # type: ignore[assignment]
 
 
@@ -26,9 +26,9 @@ class TraceFile:
     """A file that this process alone appends to.
 
     Args:
-        path: Where it is.
-        stream: Opened for appending, unbuffered, and locked.
-        file: Digits that its lines carry; None draws new ones.
+        path: Path of the file.
+        stream: The file, opened for appending, unbuffered and locked.
+        file: Digits that all lines of the file share; None draws new ones.
         next_number: Number of the next line.
     """
 
@@ -42,7 +42,7 @@ class TraceFile:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether another process opened it, of which this one is a forked child."""
+        """Whether a parent process opened the file before this process was forked from it."""
         return self._process != os.getpid()
 
     def write(self, value: Mapping[str, Any], before: str = "") -> None:
@@ -57,7 +57,7 @@ class TraceFile:
         self._next += 1
 
     def close(self) -> None:
-        """Closes the file, which lets go of the lock unless a parent has it."""
+        """Closes the file, which releases the lock unless a parent process holds it."""
         self._stream.close()
 
 
@@ -65,7 +65,7 @@ _OPEN: Final[weakref.WeakSet[TraceFile]] = weakref.WeakSet()
 
 
 def _let_go() -> None:
-    """Closes in a forked child what its parent writes; otherwise a child that lives longer would hold the lock."""
+    """Closes the parent's files in a forked child; otherwise a child that outlives its parent would keep the lock."""
     for file in list(_OPEN):
         with contextlib.suppress(OSError):
             file.close()
@@ -76,10 +76,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def begin(path: Path) -> TraceFile | None:
-    """Opens a new file; one of an earlier run that is there is kept under the next free number.
+    """Opens a new file; the file of an earlier run at this path is kept under the next free number.
 
     Returns:
-        The file, or None where another process, or another trace of this one, is writing it.
+        The file, or None where another process, or another trace in this process, is writing it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -110,7 +110,7 @@ def beside(path: Path) -> TraceFile:
 
 
 def again(path: Path) -> io.FileIO | None:
-    """Opens a file to go on with; None where another process, or another trace of this one, is writing it."""
+    """Opens a file to continue; None where another process, or another trace in this process, is writing it."""
     return _locked(path)
 
 
@@ -121,7 +121,7 @@ def _locked(path: Path) -> io.FileIO | None:
             stream.close()
             return None
         try:
-            # Whoever held the lock before may have renamed the file.
+            # The process that held the lock before may have renamed the file.
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 return stream
         except FileNotFoundError:
@@ -130,7 +130,7 @@ def _locked(path: Path) -> io.FileIO | None:
 
 
 def _lock(stream: io.FileIO) -> bool:
-    """Whether no other holds a file, as far as the file system can tell."""
+    """Takes the lock of a file; False if another process holds it, as far as the file system can tell."""
     if fcntl is None:
         return True
     try:
@@ -143,7 +143,7 @@ def _lock(stream: io.FileIO) -> bool:
 
 
 def _numbered(path: Path) -> tuple[Path, io.FileIO]:
-    """Returns a file of the next free number, made by nobody else."""
+    """Creates a file with the next free number, which no other process can have created."""
     for number in count(1):
         numbered = path.with_name(f"{path.stem}.{number}{path.suffix}")
         try:

@@ -1,8 +1,8 @@
-"""Lines: one JSON object each, whose last entry says which line of which file it is, with a check sum.
+"""Lines: one JSON object each. Its last entry says which line of which file it is, with a check sum.
 
 The entry is ``FILE-NUMBER-SUM``: eight digits drawn for the file, the number of the line (the header is line 1), and
-the CRC-32 of all that stands before it, of FILE and of NUMBER. So a changed line is known by its sum, and one that is
-missing, comes twice, or was written for another file by its number and its FILE.
+the CRC-32 of the text before the entry, of FILE and of NUMBER. So SUM shows that a line was changed, NUMBER that a line
+is missing or comes twice, and FILE that a line was written for another file.
 """
 
 import json
@@ -19,21 +19,21 @@ HEADER: Final = "smoothdiag_trace"
 RESUMED: Final = "smoothdiag_resumed_at"
 COUNT: Final = "smoothdiag_rows"
 RESERVED: Final = frozenset({HEADER, RESUMED, COUNT, CHECK})
-"""Names that facts about a run and columns cannot have, since lines say by them what they are."""
+"""Names that tell what a line is, so facts about a run and columns cannot have them."""
 
 _SEPARATOR: Final = f', "{CHECK}": "'
 _FORM: Final = re.compile(r"([0-9a-f]{8})-([1-9][0-9]{0,17})(?:/([0-9]{1,18}))?-[0-9a-f]{8}")
 
 
 class Place(NamedTuple):
-    """Which line of which file a line is, as it says itself, and how many rows the file has, if it says that."""
+    """The file and the number that a line claims to have, and the number of rows in the file, if the line says so."""
 
     file: str
     number: int
     total: int | None = None
 
     def seal(self, text: str, start: int = 0) -> str:
-        """Returns the place with the check sum of itself and of a text; `start` is that of what comes before."""
+        """Returns the place with a check sum over a text and the place; `start` is the check sum of an earlier text."""
         place = f"{self.file}-{self.number}" + ("" if self.total is None else f"/{self.total}")
         return f"{place}-{zlib.crc32(f'{text}|{place}'.encode('utf-8', 'surrogatepass'), start):08x}"
 
@@ -45,13 +45,13 @@ def place_of(seal: str) -> Place | None:
 
 
 def sealed_line(value: Mapping[str, Any], place: Place) -> str:
-    """Returns the line of JSON, with its end, that says its place and carries a check sum."""
+    """Returns a value as a line of JSON with its place, a check sum and a line end."""
     body = json.dumps(_encode(value))[:-1]
     return f'{body}{_SEPARATOR}{place.seal(body)}"}}\n'
 
 
 def parse(line: str) -> tuple[dict[str, Any] | None, Place | None]:
-    """Returns the object that a line holds, if it holds one, and its place where a check sum vouches for both."""
+    """Returns the object in a line, if there is one, and the place of the line if its check sum is right."""
     body, separator, tail = line.rpartition(_SEPARATOR)
     if separator and tail.endswith('"}') and (place := place_of(tail[:-2])) and place.seal(body) == tail[:-2]:
         return _parsed(body + "}"), place
@@ -59,7 +59,7 @@ def parse(line: str) -> tuple[dict[str, Any] | None, Place | None]:
 
 
 def harmless(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns facts about a run as JSON can hold them: what it cannot hold as text, and without reserved names."""
+    """Returns facts about a run in a form that JSON can hold; other values become text, reserved names are dropped."""
     return {str(name): _as_json(value) for name, value in meta.items() if name not in RESERVED}
 
 
@@ -100,6 +100,6 @@ def _encode(row: Mapping[str, Any]) -> dict[str, Any]:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, whole numbers of thousands of digits, brackets without end
+    except (ValueError, RecursionError):  # not JSON, whole numbers of thousands of digits, brackets without end
         return None
     return value if isinstance(value, dict) else None

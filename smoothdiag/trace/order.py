@@ -1,11 +1,11 @@
-"""Order: what the places of lines tell of lines that are missing, come twice, or belong to another file."""
+"""Order: finds lines that are missing, come twice, or belong to another file, by the places that lines carry."""
 
 from itertools import pairwise
 from typing import Final, Generic, TypeVar
 
 from smoothdiag.trace.lines import Place
 
-EDITED: Final = "`Trace.read(path, verify=False)` reads a file that was edited on purpose"
+EDITED: Final = "If you edited the file on purpose, read it with `Trace.read(path, verify=False)`"
 NUM_SHOWN: Final = 10
 
 
@@ -13,11 +13,11 @@ Content = TypeVar("Content")
 
 
 class Order(Generic[Content]):
-    """Keeps the lines of one file as they come, and brings them into the order in which they were written.
+    """Collects the lines of one file, and puts them into the order in which they were written.
 
     Args:
-        first: Number of the first line that the file should have; None where its first lines have no numbers.
-        problems: Where to note what is wrong.
+        first: Number that the first line of the file should have; None where the first lines have no numbers.
+        problems: List to which everything that is wrong is added.
     """
 
     def __init__(self, first: int | None, problems: list[str]) -> None:
@@ -33,16 +33,16 @@ class Order(Generic[Content]):
 
     @property
     def next_number(self) -> int:
-        """Number for the next line that is written; lines after the last good one may have had a number, too."""
+        """Number of the next line to write; damaged lines after the last good one count, too."""
         return max(self._seen, default=0) + 1 + self._tail
 
     def damaged(self, line: int, why: str) -> None:
-        """Notes a line that is left out and may have had any number."""
+        """Notes a damaged line, which is left out and may have had any number."""
         self.lost()
         self._problems.append(f"line {line} left out: {why}")
 
     def lost(self) -> None:
-        """Notes that a line which had a number is not known by it."""
+        """Notes that the number of a line is unknown."""
         self._damaged += 1
         self._tail += 1
 
@@ -51,13 +51,13 @@ class Order(Generic[Content]):
         self._total = total
 
     def add(self, line: int, content: Content, place: Place | None = None) -> None:
-        """Takes a line whose check sum is right, or one of the first that have none."""
+        """Takes a line whose check sum is right, or one of the first lines, which have none."""
         if place is None or self.counts(line, place):
             self._numbers.append(0 if place is None else place.number)
             self._contents.append(content)
 
     def counts(self, line: int, place: Place) -> bool:
-        """Whether a line whose check sum is right is of this file and comes for the first time."""
+        """Whether a line with a correct check sum belongs to this file and comes for the first time."""
         self.file = self.file or place.file
         if place.file != self.file:
             self._foreign.append(line)
@@ -71,14 +71,14 @@ class Order(Generic[Content]):
         return False
 
     def finish(self) -> list[Content]:
-        """Notes what the numbers tell, and returns what the lines hold in the order of writing."""
+        """Notes what the numbers show to be wrong, and returns the contents of the lines in the order of writing."""
         contents, numbers = self._contents, self._numbers
         if any(one > other for one, other in pairwise(numbers)):
-            self._problems.append("lines stand in another order than they were written in; the latter counts")
+            self._problems.append("the lines are not in the order in which they were written; reading restores it")
             contents = [contents[at] for at in sorted(range(len(numbers)), key=numbers.__getitem__)]
         for lines, why in (
-            (self._repeated, "stand there twice"),
-            (self._foreign, "belong to another run; a file should hold one: split it to read the other"),
+            (self._repeated, "come a second time"),
+            (self._foreign, "belong to another run. A file should hold one run: split it to read the other one"),
         ):
             if lines:
                 self._problems.append(f"{len(lines)} lines left out, the first of them line {lines[0]}: they {why}")
@@ -87,12 +87,12 @@ class Order(Generic[Content]):
             last = max(max(self._seen, default=0), 1 + (self._total or 0))
             missing = last - first + 1 - len(self._seen) - self._damaged
             if missing > 0:
-                self._problems.append(f"{missing} lines are missing that once stood there")
+                self._problems.append(f"{missing} lines are missing that the file once had")
         return contents
 
 
 def told(problems: list[str]) -> str:
-    """Returns the problems of a file as one warning says them."""
+    """Returns the problems of a file as the text of one warning."""
     rest = len(problems) - NUM_SHOWN
     listed = "; ".join(problems[:NUM_SHOWN]) + (f"; and {rest} more, see `problems`" if rest > 0 else "")
     return f"{listed}. {EDITED}." if any("check sum" in problem for problem in problems) else listed

@@ -1,7 +1,7 @@
 """Reading: the rows of a file of JSON lines, and what is wrong with it.
 
-A line without a check sum is taken from files of version 1, which have none. From the first line that has one, every
-line has to: so a file of version 1 that was resumed is as safe as any from there on.
+Files of version 1 have no check sums, so their lines are accepted without. From the first line that has a check sum,
+every line needs one. So a file of version 1 that was resumed is as safe as any other file from there on.
 """
 
 import re
@@ -15,7 +15,7 @@ from smoothdiag.trace.keys import Names, without_repeats
 from smoothdiag.trace.lines import COUNT, FORMAT_VERSION, HEADER, RESERVED, RESUMED, Place, parse
 from smoothdiag.trace.order import Order
 
-NO_UTF8: Final = "bytes that are no UTF-8"
+NO_UTF8: Final = "it has bytes that are not UTF-8"
 _NO_UTF8: Final = re.compile("[\udc80-\udcff]")
 
 
@@ -27,7 +27,7 @@ class Contents:
         meta: Facts about the run.
         rows: Rows that count.
         problems: What was left out, and what is wrong with the file.
-        file: Digits that its lines carry; None where none has a check sum.
+        file: Digits that all lines of the file share; None where no line has a check sum.
         next_number: Number of the next line.
     """
 
@@ -39,9 +39,9 @@ class Contents:
 
 
 def split(source: Path) -> tuple[list[str], bool]:
-    """Returns the lines of a file, whatever their ends, and whether the last one has an end.
+    """Returns the lines of a file with any kind of line ends, and whether the last line has an end.
 
-    Bytes that are no UTF-8 become half characters, which `undecodable` finds.
+    Bytes that are not UTF-8 become half characters, which `undecodable` finds.
     """
     text = source.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     if "\r" in text:
@@ -51,12 +51,12 @@ def split(source: Path) -> tuple[list[str], bool]:
 
 
 def undecodable(line: str) -> bool:
-    """Whether a line from `split` holds bytes that are no UTF-8."""
+    """Whether a line from `split` holds bytes that are not UTF-8."""
     return not line.isascii() and _NO_UTF8.search(line) is not None
 
 
 def check_is_trace(source: Path) -> None:
-    """Raises a ValueError where a file is not a trace; looks at its first line alone where that is a header."""
+    """Raises a ValueError if a file is not a trace; if its first line is a header, reads no other line."""
     with source.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         value, place = parse(file.readline().rstrip("\n"))
     if value is None or HEADER not in value:
@@ -70,11 +70,11 @@ def read(source: Path, verify: bool = True) -> Contents:
 
     Args:
         source: The file.
-        verify: Whether a line has to pass its check sum and stand in its place. Otherwise all that are rows are taken,
-            for files that were edited on purpose.
+        verify: Whether a line must pass its check sum and stand in its place. False takes every line that is a row, for
+            files that were edited on purpose.
 
     Raises:
-        ValueError: If it is not a trace, or one of a later version.
+        ValueError: If the file is not a trace, or has a later format version.
     """
     lines, is_ended = split(source)
     found = Contents()
@@ -88,7 +88,7 @@ def read(source: Path, verify: bool = True) -> Contents:
         if not any(parse(line)[1] for line in lines if CHECK in line):
             given = f"`{printable(lines[0][:60])}`" if any(map(str.strip, lines)) else "an empty file"
             raise ValueError(f"`{source}` should be a smoothdiag trace, whose first line is a header. Found {given}.")
-        found.problems.append("the header is damaged or missing, so what it said of the run is not known")
+        found.problems.append("the header is damaged or missing, so the facts about the run (`meta`) are lost")
         is_sealed = True
     if not verify:
         found.problems = []
@@ -98,7 +98,7 @@ def read(source: Path, verify: bool = True) -> Contents:
     if value is not None and has_header and is_sealed:
         if place is None:
             order.lost()
-            found.problems.append("the header fails its check sum, so what it says of the run may be wrong")
+            found.problems.append("the header fails its check sum, so the facts about the run (`meta`) may be wrong")
         else:
             order.counts(1, place)
             count = value.get(COUNT)
@@ -129,7 +129,7 @@ def _sort(
     order: Order[dict[str, Any]],
     found: Contents,
 ) -> None:
-    """Gives the lines after the header to `order`, or notes why not."""
+    """Passes the lines after the header to `order`, or notes why a line is left out."""
     names = Names()
     for number, line in enumerate(lines[begin:], start=begin + 1):
         if not line.strip():
@@ -137,7 +137,7 @@ def _sort(
         value, place = parse(line)
         is_header = value is not None and HEADER in value
         if is_header and (place is None or place.file != order.file):
-            found.problems.append(f"line {number} is the header of a second run, which is left out from there on")
+            found.problems.append(f"line {number} is the header of a second run, whose rows are left out")
             if not is_sealed and order.file is None:
                 return
         if place is not None:
@@ -148,7 +148,7 @@ def _sort(
             else:
                 order.counts(number, place)
         elif is_header:
-            order.damaged(number, "a second header")
+            order.damaged(number, "it is a second header")
         elif not is_ended and number == len(lines) and value is None:
             order.damaged(number, "half-written")
         elif undecodable(line):
@@ -165,21 +165,21 @@ def _sort(
 
 
 def _content(number: int, value: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
-    """Returns the row of a line, or what it says of a resumption; notes where it is neither."""
+    """Returns the row of a line, or the step at which it says the run was resumed; notes a line that is neither."""
     try:
         if RESUMED not in value:
             return clean_row(value)
         step = value[RESUMED]
         if isinstance(step, int) and not isinstance(step, bool):
             return {RESUMED: step}
-        raise ValueError(f"a run is resumed at a step. Found {shown(step)}")
+        raise ValueError(f"it should say the step at which the run was resumed. Found {shown(step)}")
     except ValueError as error:
         problems.append(f"line {number} left out: {error}")
         return None
 
 
 def _counting(contents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the rows in the order of writing; where a run was resumed, those of steps that it takes again go."""
+    """Returns the rows that count, in the order of writing: a resumed run replaces the rows of steps it takes again."""
     rows: list[dict[str, Any]] = []
     for content in contents:
         if RESUMED in content:

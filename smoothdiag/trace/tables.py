@@ -1,7 +1,7 @@
-"""Tables: rows in files of .csv and .parquet, and what is wrong with such a file.
+"""Tables: rows in .csv and .parquet files, and what is wrong with such a file.
 
-In a .csv each row says in its last cell which row of how many it is, with a check sum of its cells and of the names of
-the columns. Tables of others, and those of version 1, have no such column.
+In a .csv file the last cell of each row says which row of how many it is, with a check sum over the cells of the row
+and the names of the columns. Tables from other programs or from version 1 have no such column.
 """
 
 import csv
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _JOINT: Final = "\x1f"
-"""Between cells, where their check sum is taken; no cell holds it."""
+"""Separates cells in the text for the check sum; no cell holds this character."""
 
 _MOST_LINES: Final = 20
-"""Lines that one cell in quotes may hold."""
+"""Most lines that one cell in quotes may hold."""
 
 
 def write_csv(target: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows as a table with check sums; one without rows has no column for them."""
+    """Writes rows as a table with check sums; a table without rows has no column for check sums."""
     columns = [*COLUMNS, *dict.fromkeys(key for row in rows for key in row if key not in COLUMNS)]
     names = [escaped(name) for name in columns]
     start = _start(names)
@@ -49,10 +49,10 @@ def read_csv(source: Path, verify: bool = True) -> Contents:
 
     Args:
         source: The file.
-        verify: Whether a row that has a check sum has to pass it and stand in its place.
+        verify: Whether a row that has a check sum must pass it and stand in its place.
 
     Raises:
-        ValueError: If it is not a table of rows, or its columns' names are damaged.
+        ValueError: If the file is not a table of rows, or the names of its columns are damaged.
     """
     lines, is_ended = split(source)
     found = Contents()
@@ -70,9 +70,9 @@ def read_csv(source: Path, verify: bool = True) -> Contents:
         if isinstance(cells, str):
             order.damaged(number, cells)
         elif len(cells) != len(names):
-            order.damaged(number, f"{len(cells)} cells in place of {len(names)}")
+            order.damaged(number, f"it has {len(cells)} cells instead of {len(names)}")
         elif cells == given:
-            found.problems.append(f"line {number} is a second line of names, as where two tables are joined")
+            found.problems.append(f"line {number} repeats the names of the columns, as if two tables had been joined")
             if verify and not has_checks:
                 found.problems[-1] += "; the rows from there on are left out"
                 break
@@ -90,7 +90,7 @@ def read_csv(source: Path, verify: bool = True) -> Contents:
             else:
                 order.counts(number, place)
     if has_checks and len(lines) == 1:
-        found.problems.append("all rows are missing that once stood there")
+        found.problems.append("all rows are missing that the file once had")
     found.rows = order.finish()
     _say_repeats(found, verify)
     return found
@@ -101,13 +101,13 @@ def write_parquet(target: Path, frame: "pd.DataFrame") -> None:
 
     Raises:
         ImportError: If pyarrow is not installed.
-        ValueError: If a column holds values of several kinds.
+        ValueError: If a column holds values of several types.
     """
     try:
         frame.to_parquet(target, index=False, engine="pyarrow", write_page_checksum=True)
     except (ImportError, OSError):
         raise
-    except Exception as error:  # of pyarrow, whose exceptions are of many classes
+    except Exception as error:  # The exceptions of pyarrow have many classes.
         raise ValueError(f"`{target}` could not be written as .parquet: {error}") from error
 
 
@@ -116,7 +116,7 @@ def read_parquet(source: Path, verify: bool = True) -> Contents:
 
     Raises:
         ImportError: If pyarrow is not installed.
-        ValueError: If it is not a table of rows.
+        ValueError: If the file is not a table of rows.
     """
     import pandas as pd
 
@@ -126,9 +126,9 @@ def read_parquet(source: Path, verify: bool = True) -> Contents:
         records = table.to_dict("records")
     except ImportError:
         raise
-    except Exception as error:  # of pyarrow and of what reads its metadata; their exceptions are of many classes
+    except Exception as error:  # The exceptions of pyarrow, and of reading its metadata, have many classes.
         cause = printable(str(error).strip().split("\n")[0])
-        raise ValueError(f"`{source}` should be a table of .parquet. Found: {type(error).__name__}: {cause}") from error
+        raise ValueError(f"`{source}` should be a .parquet table. Found: {type(error).__name__}: {cause}") from error
     _check_columns([str(name) for name in table.columns], source)
     for number, row in enumerate(records, start=1):
         given = {str(name): value for name, value in row.items() if not _is_absent(value)}
@@ -139,15 +139,15 @@ def read_parquet(source: Path, verify: bool = True) -> Contents:
 
 
 def _start(names: Sequence[str]) -> int:
-    """Returns the check sum of the columns' names, from which those of rows go on."""
+    """Returns the check sum of the names of the columns, with which the check sum of each row begins."""
     return zlib.crc32(_JOINT.join(names).encode("utf-8", "surrogateescape"))
 
 
 def _parsed(lines: list[str], joining: bool) -> Iterator[tuple[int, list[str] | str]]:
-    """Yields for each row the number of its line, and its cells, or why it has none.
+    """Yields for each row the number of its line with its cells, or with the reason why it cannot be read.
 
-    A quote that is not closed may hide no other row. So lines are read one by one, and further ones join only, in
-    tables of others, where they close a quote.
+    A quote that is not closed must not hide other rows. So lines are read one by one. Only in tables from other
+    programs, a line is joined with the next ones if they close its quote.
     """
     at = 0
     while at < len(lines):
@@ -170,7 +170,7 @@ def _parsed(lines: list[str], joining: bool) -> Iterator[tuple[int, list[str] | 
                 at = end
                 break
             else:
-                yield begin + 1, f"it is no row of a table: {error}"
+                yield begin + 1, f"it is not a row of a table: {error}"
 
 
 def _check_columns(names: list[str], source: Path) -> None:
@@ -181,19 +181,19 @@ def _check_columns(names: list[str], source: Path) -> None:
             f"Found {found}."
         )
     if len(set(names)) < len(names):
-        raise ValueError(f"`{source}` should have every column once. Found {found}.")
+        raise ValueError(f"`{source}` should have every column only once. Found {found}.")
 
 
 def _check_names(names: list[str], line: str, source: Path) -> None:
-    """Refuses a table without check sums whose columns' names are damaged: no row of it could be right."""
+    """Refuses a table without check sums whose column names are damaged, because then no row could be right."""
     for name in names:
         if name not in COLUMNS and (meant := resembled(name)) is not None and meant not in names:
             raise ValueError(
-                f"`{source}` should have the column `{meant}`. Found `{printable(name)}` in its place; rename it, or "
-                "read the table as it is with `Trace.read(path, verify=False)`."
+                f"`{source}` should have the column `{meant}`. Found `{printable(name)}` instead; rename this column, "
+                "or read the table as it is with `Trace.read(path, verify=False)`."
             )
     if any(place_of(text.strip()) for text in line.rsplit(",", 1)[-1:]):
-        raise ValueError(f"`{source}` should have the column `{CHECK}`, as its rows have. Found none. {EDITED}.")
+        raise ValueError(f"`{source}` should have the column `{CHECK}`, as its rows do. Found none. {EDITED}.")
 
 
 def _row(number: int, names: list[str], cells: list[str], escaped: bool, found: Contents) -> dict[str, Any] | None:

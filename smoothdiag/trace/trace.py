@@ -1,7 +1,7 @@
-"""Trace: the table between measuring and fitting, appended row by row and safe against crashes.
+"""Trace: the table between measuring and fitting, written row by row, so that it survives crashes.
 
-On disk a trace is JSON lines: one header object, then one object per row. Every row is written as it is appended, so a
-run that is killed leaves all rows but at most the one being written. docs/traces.md describes the format.
+On disk a trace is JSON lines: one header object, then one object per row. Every row is written as soon as it is
+appended. So a run that is killed loses at most the row that was being written. docs/traces.md describes the format.
 """
 
 import contextlib
@@ -36,20 +36,27 @@ class Trace:
     """An append-only table of measurements, one row for each step, estimator and group.
 
     Args:
-        path: File to write to, ``.jsonl``; ``None`` keeps rows in memory only. The file is opened when the first row
-            comes. A trace of an earlier run that is there then is kept, as ``NAME.1.jsonl`` and so on, unless
-            ``resume`` was called. If another process is writing it, or this one was forked from the one that does, rows
-            go to a numbered file instead, which a warning says and ``path`` names.
-        meta: Facts about the run for the header, JSON-able.
+        path: File to write to, ``.jsonl``; ``None`` keeps rows in memory only. The file is opened at the first row. If
+            it then holds a trace of an earlier run, that file is kept as ``NAME.1.jsonl`` and so on, unless ``resume``
+            was called. If another process is writing the file, or this process was forked from the one that is, rows go
+            to a numbered file instead; a warning says so, and ``path`` names it.
+        meta: Facts about the run for the header, of types that JSON can hold.
 
     Raises:
-        ValueError: If ``path`` does not end in .jsonl, or is an existing file that is not a trace, or JSON cannot hold
-            ``meta``.
+        ValueError: If ``path`` does not end in .jsonl or is an existing file that is not a trace, or if JSON cannot
+            hold ``meta``.
 
     Attributes:
-        path: File written to, or ``None``.
+        path: File that rows are written to, or ``None``.
         meta: Facts about the run.
-        problems: What was left out in reading, and why, and what else is wrong with the file.
+        problems: What reading left out and why, and what else is wrong with the file.
+
+    Examples:
+        >>> with sd.Trace("run.jsonl", meta={"seed": 0}) as trace:
+        ...     trace.append({"step": 0, "grad_norm": 3.0, "smoothness": 7.0})
+        >>> back = sd.Trace.read("run.jsonl")
+        >>> print(len(back), back.meta, back[0]["smoothness"])
+        1 {'seed': 0} 7.0
     """
 
     def __init__(self, path: str | Path | None = None, *, meta: Mapping[str, Any] | None = None) -> None:
@@ -76,14 +83,14 @@ class Trace:
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds one row and writes it to disk.
 
-        Where the disk refuses, a warning says so once and rows are kept in memory.
+        If the disk refuses, one warning says so, and rows are kept in memory.
 
         Args:
-            row: Values by column name; ``step``, ``grad_norm`` and ``smoothness`` are required. Columns
-                that are not listed in ``COLUMNS`` are kept as they are.
+            row: Values by column name; ``step``, ``grad_norm`` and ``smoothness`` are required. Columns that are not
+                listed in ``COLUMNS`` are kept as they are.
 
         Raises:
-            ValueError: If a required column is missing or a value has the wrong type. Nothing is added then.
+            ValueError: If a required column is missing or a value has the wrong type. Then nothing is added.
         """
         clean = clean_row(row)
         self._rows.append(clean)
@@ -91,15 +98,16 @@ class Trace:
             self._guarded("written", self._write, clean)
 
     def resume(self, step: int) -> None:
-        """Continues the trace at ``path``, if there is one, as a run that goes on from an optimizer step.
+        """Continues the trace at ``path``, if there is one, for a run that continues from an optimizer step.
 
-        Rows of that step and later ones stay in the file, but no longer count: the run takes these steps again.
+        Rows of that step and of later steps stay in the file but no longer count, because the run takes these steps
+        again.
 
         Raises:
             ValueError: If rows have been written already.
         """
         if self._file is not None:
-            raise ValueError("A trace should be resumed before its first row. Found rows that are written already.")
+            raise ValueError("A trace should be resumed before its first row. Found rows that were written already.")
         if not self._closed and self.path is not None and _has_content(self.path):
             self._guarded("continued", self._go_on, self.path, step)
 
@@ -109,9 +117,9 @@ class Trace:
             self.append(row)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Returns the rows as a DataFrame, columns in the order of ``COLUMNS``, further columns after them.
+        """Returns the rows as a DataFrame, with the columns in the order of ``COLUMNS`` and further columns after them.
 
-        What is known of the run is in ``attrs``.
+        ``attrs`` holds the facts about the run.
         """
         import pandas as pd
 
@@ -125,7 +133,7 @@ class Trace:
         """Writes the whole table to another file: ``.jsonl``, ``.csv``, or ``.parquet`` (needs pyarrow).
 
         Raises:
-            ValueError: If the suffix is none of these, or the file is the one this trace appends to.
+            ValueError: If the suffix is none of these, or the file is the one that this trace appends to.
         """
         target = Path(path)
         if self.path is not None and target.resolve() == self.path.resolve():
@@ -146,14 +154,14 @@ class Trace:
     def read(cls, path: str | Path, *, verify: bool = True) -> "Trace":
         """Reads a trace written by ``append`` or ``write``.
 
-        A half-written last line, a line that fails its check sum, or any that is not a row, is left out. This, and what
-        else is wrong with the file, is listed in ``problems`` and reported in one warning. Of rows that come twice, the
-        later counts.
+        Reading leaves out a half-written last line, a line that fails its check sum, and any line that is not a row. If
+        a row comes twice, the later one counts. One warning reports all that is wrong with the file, and ``problems``
+        lists it.
 
         Args:
             path: The file.
-            verify: Whether lines have to pass their check sums, and stand in their places. ``False`` takes every row
-                as it stands, for files that were edited on purpose.
+            verify: Whether lines must pass their check sums and stand in their places. ``False`` takes every row as it
+                stands, for files that were edited on purpose.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -170,7 +178,7 @@ class Trace:
         return trace
 
     def close(self) -> None:
-        """Closes the file. Rows stay readable; appending goes on in memory only."""
+        """Closes the file. Rows stay readable, and further rows are kept in memory only."""
         self._closed = True
         if self._file is not None:
             file, self._file = self._file, None
@@ -198,7 +206,7 @@ class Trace:
         return {HEADER: FORMAT_VERSION, **harmless(self.meta)}
 
     def _guarded(self, done: str, action: Callable[..., str | None], *arguments: Any) -> None:
-        """Runs what touches the disk. A disk that refuses costs the file, not the run that is measured."""
+        """Runs an action on the disk. If the disk refuses, the trace gives up its file, but the run goes on."""
         try:
             news = action(*arguments)
         except (OSError, ValueError) as error:
@@ -207,14 +215,14 @@ class Trace:
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()
-            message = f"{self.path} could not be {done}: {error}. Rows are kept in memory; save them with `write`."
+            message = f"{self.path} could not be {done}: {error}. Rows are kept in memory only; save them with `write`."
             warnings.warn(message, SmoothdiagWarning, stacklevel=3)
         else:
             if news is not None:
                 warnings.warn(news, SmoothdiagWarning, stacklevel=3)
 
     def _write(self, row: Mapping[str, Any]) -> str | None:
-        """Writes a row, after opening the file if need be; returns what a user should know of that."""
+        """Writes a row, and opens the file first if need be; returns what a user should know about that."""
         assert self.path is not None
         if self._file is not None and not self._file.is_inherited:
             self._file.write(row)
@@ -223,7 +231,7 @@ class Trace:
             return self._write_beside("this process was forked from the one that writes it")
         self._file = files.begin(self.path)
         if self._file is None:
-            return self._write_beside("another process, or another trace of this one, is writing it")
+            return self._write_beside("another process, or another trace in this process, is writing it")
         self._write_all()
         return None
 
@@ -247,7 +255,7 @@ class Trace:
             self._take(path, found)
             self._rows = [row for row in self._rows if row["step"] < step]
             if stream is None:
-                return self._write_beside("another process, or another trace of this one, is writing it")
+                return self._write_beside("another process, or another trace in this process, is writing it")
             self._file = files.TraceFile(path, stream, file=found.file, next_number=found.next_number)
             # Appending after a half-written line would spoil the next row as well.
             self._file.write({RESUMED: step}, before="" if path.read_bytes().endswith(b"\n") else "\n")

@@ -228,7 +228,7 @@ def test_constants_of_an_adam_run_make_no_rule():
         assert rule.source == "percentile"
         assert math.isnan(rule.step_cap)
         assert math.isnan(rule.max_lr)
-        assert f"its rows are of {said}. L0 and L1 bound" in rule.reason
+        assert f"its rows come from {said}. L0 and L1 bound" in rule.reason
         assert str(rule).startswith("no threshold from this fit")
         with pytest.raises(ValueError, match=said):
             step_rate(fit(*names))

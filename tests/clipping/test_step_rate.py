@@ -102,7 +102,7 @@ def test_an_l0_that_may_be_zero_is_replaced_by_the_end_of_its_interval():
     ],
 )
 def test_a_fit_that_establishes_nothing_makes_no_rate(change, word):
-    with pytest.raises(ValueError, match=f"establish constants to make a rate of. Found that .*{word}"):
+    with pytest.raises(ValueError, match=f"have constants that a rate can rest on. Found that .*{word}"):
         step_rate(replace(FIT, **change))
 
 

@@ -59,7 +59,7 @@ def test_fit_corrects_where_the_variance_of_the_gradient_is_known():
     found = fit(grad_variance=(0.3 * x) ** 2)
     assert found.corrected.deviation == pytest.approx(0.3)
     assert found.corrected.L1 < found.L1
-    assert "without errors" in found.summary()
+    assert "after correcting errors" in found.summary()
     assert found.L1 == fit().L1
 
 

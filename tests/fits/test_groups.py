@@ -149,7 +149,7 @@ def test_summary_of_one_fit_explains_its_columns_and_writes_no_nan(fits: sd.Grou
     assert np.isnan(sd.fit_smoothness(rows(num_rows=6)).comparison[1].skill)
     for text in (fits["all"].summary(), few):
         assert "nan" not in text
-        assert "skill: share of the constant's later loss removed" in text
+        assert "skill: share of the constant's later loss that is removed" in text
         assert "max_lr = 1/L0 = " in text
         assert "step_cap = 1/L1 = " in text
         assert "quantile 0.9 " in text

@@ -38,7 +38,7 @@ def test_lists_of_traces_and_of_tables_and_a_column_give_the_same_fit():
 def test_one_run_in_a_list_is_that_run():
     assert fit(RUNS[:1]) == fit(RUNS[0])
     assert fit(RUNS[0]).num_runs == 1
-    assert "nothing of other seeds" in fit(RUNS[0]).summary()
+    assert "nothing about other seeds" in fit(RUNS[0]).summary()
 
 
 def test_a_list_of_tables_with_runs_keeps_them_apart():

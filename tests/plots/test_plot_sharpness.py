@@ -138,7 +138,7 @@ def test_norm_of_the_limit_is_drawn_unless_another_is_asked_for() -> None:
     "estimators", [["sharpness", "sharpness_preconditioned"], ["critical_step", "sharpness"]], ids=str
 )
 def test_two_norms_in_one_figure_are_refused(estimators: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"`estimators` should hold preconditioned .* \['sharpness'\] are not"):
+    with pytest.raises(ValueError, match=r"`estimators` should hold either preconditioned .* \['sharpness'\] are not"):
         plot_sharpness(adam(), estimators=estimators)
     assert not plt.get_fignums()
 

@@ -67,8 +67,8 @@ def _unseal(lines: list[str]) -> None:
 
 DAMAGES = {
     "a line goes": (lambda lines: lines.pop(3), "1 lines are missing", [0, 1, 3, 4, 5]),
-    "a line comes twice": (lambda lines: lines.insert(5, lines[3]), "1 lines left out.* line 6: they stand", None),
-    "two lines change places": (_exchange, "lines stand in another order", None),
+    "a line comes twice": (lambda lines: lines.insert(5, lines[3]), "1 lines left out.* line 6: they come", None),
+    "two lines change places": (_exchange, "lines are not in the order", None),
     "a digit changes": (_change, "line 4 left out: its check sum fails.*verify=False", [0, 1, 3, 4, 5]),
     "a check sum goes": (_unseal, "line 4 left out", [0, 1, 3, 4, 5]),
     "a line of nonsense": (lambda lines: lines.insert(3, "nonsense"), "line 4 left out", None),

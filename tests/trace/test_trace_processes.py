@@ -87,7 +87,7 @@ def test_the_second_of_two_that_resume_writes_a_whole_file_of_its_own(tmp_path) 
         trace.extend(row(step) for step in range(5))
     first, second = Trace(path), Trace(path)
     first.resume(4)
-    with pytest.warns(SmoothdiagWarning, match="another process, or another trace of this one.* go to .*t.1.jsonl"):
+    with pytest.warns(SmoothdiagWarning, match="another process, or another trace in this process.* go to .*t.1.jsonl"):
         second.resume(3)
     first.append(row(4, loss=1.0))
     second.append(row(3, loss=2.0))

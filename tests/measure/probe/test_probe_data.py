@@ -129,7 +129,7 @@ def test_a_batch_written_to_after_it_was_seen_is_marked() -> None:
             yield buffer
 
     probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
-    with pytest.warns(SmoothdiagWarning, match="written to after the probe saw it"):
+    with pytest.warns(SmoothdiagWarning, match="overwritten after the probe saw it"):
         for i, batch in enumerate(probe.watch(loader())):
             (regression(model, batch) / 2).backward()
             if i % 2:
@@ -399,7 +399,7 @@ def test_batches_in_dataclasses_and_arrays() -> None:
     optimizer.zero_grad()
     loss_fn(model, kept).backward()
     x.add_(1.0)
-    with pytest.warns(SmoothdiagWarning, match="written to after the probe saw it"):
+    with pytest.warns(SmoothdiagWarning, match="overwritten after the probe saw it"):
         optimizer.step()
 
 
