@@ -66,6 +66,16 @@ class ClippedMomentum(CappedOptimizer):
 
     Source: Zhang, Jin, Fang, Wang 2020 (NeurIPS), "Improved analysis of clipping algorithms for non-convex
     optimization", Algorithm 1.
+
+    Examples:
+        The gradient (3, 4) has the norm 5. Clipped at 1, it moves the weights by lr * threshold = 0.1:
+
+        >>> weights = nn.Parameter(torch.zeros(2))
+        >>> optimizer = sd.ClippedMomentum([weights], lr=0.1, threshold=1.0, momentum=0.0)
+        >>> weights.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> print(weights.data)
+        tensor([-0.0600, -0.0800])
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {

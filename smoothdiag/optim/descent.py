@@ -170,6 +170,16 @@ class GradientDescent(StepOptimizer):
             parameter.
 
     Source: that of the rule.
+
+    Examples:
+        With L0 = 1, L1 = 2 and the gradient norm 3 the rate is 1 / (1 + 1.5 * 2 * 3) = 0.1:
+
+        >>> weight = nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = sd.GradientDescent([weight], sd.optim.Smoothed(L0=1.0, L1=2.0))
+        >>> weight.grad = torch.tensor([3.0])
+        >>> optimizer.step()
+        >>> print(weight.data)
+        tensor([0.7000])
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = COMMON

@@ -83,6 +83,16 @@ class GGNC(CappedOptimizer):
 
     Source: Pethick, Xie, Erdogan, Antonakopoulos, Silveti-Falls, Cevher 2025 (NeurIPS), "Generalized Gradient Norm
     Clipping & Non-Euclidean (L0,L1)-Smoothness", Algorithms 1 and 2.
+
+    Examples:
+        In the geometry ``Sign`` every weight moves by the same length, lr * threshold where the step is clipped:
+
+        >>> weights = nn.Parameter(torch.zeros(2))
+        >>> optimizer = sd.GGNC([weights], lr=0.1, threshold=1.0, geometry=sd.geometry.Sign(), momentum=0.0)
+        >>> weights.grad = torch.tensor([3.0, -4.0])
+        >>> optimizer.step()
+        >>> print(weights.data)
+        tensor([-0.1000,  0.1000])
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {

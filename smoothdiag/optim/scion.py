@@ -50,6 +50,13 @@ class ClippedScion(GGNC):
     Units: As in `GGNC`; radius is a number.
 
     Source: Pethick et al. 2025 (NeurIPS), Algorithms 3 and 4; settings from appendix C and the released code.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 10, bias=False))
+        >>> groups = sd.optim.scion_groups(model, radii={"hidden": 50.0})
+        >>> optimizer = sd.ClippedScion(groups, lr=6e-7, threshold=600.0, radius=1.0)
+        >>> [(g["kind"], type(g["geometry"]).__name__, g["radius"]) for g in optimizer.param_groups]
+        [('embedding', 'Sign', 1.0), ('hidden', 'Spectral', 50.0), ('head', 'Sign', 1.0)]
     """
 
     def __init__(

@@ -59,6 +59,13 @@ def hvp(
 
     Raises:
         ValueError: If ``backend`` is unknown.
+
+    Examples:
+        >>> model = sd.problems.quadratic([1.0, 3.0]).as_module(torch.ones(2))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> with sd.hvp(loss) as hessian: product = hessian([torch.tensor([1.0, 1.0])])
+        >>> print(product[0].tolist(), hessian.backend)
+        [1.0, 3.0] retained
     """
     if not isinstance(objective, Objective):
         raise arguments.wrong("objective", "an Objective, as from `objective(model, loss_fn, batches)`", objective)

@@ -51,6 +51,13 @@ class Step:
         stability_limit: Curvature [f/x^2] above which the optimizer, at its present learning rate, diverges on a
             quadratic, and the norm it is about.
         norms_at_start: What estimators have computed of the gradient at ``start`` and need not compute again.
+
+    Examples:
+        >>> model = sd.problems.quadratic([3.0]).as_module(torch.zeros(1))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> step = sd.Step(0, loss, start=[torch.tensor([2.0])], end=[torch.tensor([1.0])], lr=1 / 6)
+        >>> print(step.at_start.loss, step.at_start.gradient[0].item())
+        6.0 6.0
     """
 
     index: int
@@ -94,6 +101,13 @@ class Estimate:
         group: Parameter group it is about; "all" for all parameters.
         parts: Estimates for parameter groups and in the optimizer's norm, from the same gradients.
         extra: Further columns of the row.
+
+    Examples:
+        Smoothness times step length is the change of the gradient along the step:
+
+        >>> found = sd.Estimate("path", smoothness=3.0, grad_norm=6.0, step_norm=0.5, loss=6.0)
+        >>> print(found.smoothness * found.step_norm, found.group, found.status.name)
+        1.5 all OK
     """
 
     estimator: str
@@ -111,7 +125,18 @@ class Estimate:
 
 
 class Estimator(Protocol):
-    """Measures local smoothness at a step."""
+    """Measures local smoothness at a step.
+
+    Examples:
+        An estimator of your own is a function, passed as ``sd.Probe(..., estimators=[loss_of_step])``:
+
+        >>> nan = float("nan")
+        >>> def loss_of_step(step: sd.Step) -> sd.Estimate: return sd.Estimate("own", nan, nan, nan, step.at_start.loss)
+        >>> loss = sd.objective(nn.Linear(1, 1), lambda model, x: model(x).square(), [torch.zeros(1)])
+        >>> start, end = [torch.zeros(1, 1), torch.full((1,), 3.0)], [torch.zeros(1, 1), torch.zeros(1)]
+        >>> loss_of_step(sd.Step(0, loss, start, end, lr=0.5)).loss
+        9.0
+    """
 
     def __call__(self, step: Step) -> Estimate:
         """Returns one measurement; numerical trouble is a status, not an exception."""

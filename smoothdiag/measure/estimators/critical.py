@@ -55,6 +55,15 @@ class CriticalStep:
     parameter groups differ in their rates only the multiple is known.
 
     Source: Kalra et al. 2026, critical sharpness; there by doubling and halving.
+
+    Examples:
+        Gradient descent on 2 x^2 with the rate 0.1 goes from x = 1 to x = 0.6; from the rate 2 / 4 on the loss rises:
+
+        >>> model = sd.problems.quadratic([4.0]).as_module(torch.ones(1))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.CriticalStep()(sd.Step(0, loss, start=loss.point(), end=[torch.tensor([0.6])], lr=0.1))
+        >>> print(round(found.smoothness, 1), round(found.extra["critical_lr"], 2))
+        4.0 0.5
     """
 
     rtol: float = 0.06

@@ -27,6 +27,15 @@ class DebiasedSmoothness:
         ValueError: On use, if the data cannot be divided into halves.
 
     Units: smoothness [f/x^2]; extra column ``smoothness_squared`` [f^2/x^4], of either sign.
+
+    Examples:
+        The loss w^2 on one half of the data and 4 w^2 on the other have the curvatures 2 and 8, whose product is 16:
+
+        >>> batch = torch.tensor([[1.0], [2.0]])
+        >>> loss = sd.objective(nn.Linear(1, 1, bias=False), lambda model, x: model(x).square().mean(), [batch])
+        >>> found = sd.DebiasedSmoothness()(sd.Step(0, loss, [torch.ones(1, 1)], [torch.zeros(1, 1)], lr=0.1))
+        >>> print(found.estimator, round(found.smoothness, 3), round(found.extra["smoothness_squared"], 3))
+        debiased 4.0 16.0
     """
 
     def __call__(self, step: Step) -> Estimate:

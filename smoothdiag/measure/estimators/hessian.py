@@ -51,6 +51,13 @@ class HessianNorm:
     ``num_hvps``; ``hvp``, how products were made, and ``hvp_reason``. The status is that of the value. The other end
     is what the search happened to meet: NaN unless an eigenvalue is known to be within 1% of it.
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), definition 1, for the quantity.
+
+    Examples:
+        >>> model = sd.problems.quadratic([-5.0, 1.0, 3.0]).as_module(torch.ones(3))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.HessianNorm()(sd.Step(0, loss, start=loss.point(), end=[torch.zeros(3)], lr=0.1))
+        >>> print(round(found.smoothness, 2), found.extra["hvp"])
+        5.0 retained
     """
 
     tol: float = 1e-3
@@ -124,6 +131,15 @@ class Sharpness(HessianNorm):
 
     Units: smoothness [f/x^2].
     Source: Cohen, Kaur, Li, Kolter, Talwalkar 2021 (ICLR); Cohen et al. 2022 for adaptive optimizers.
+
+    Examples:
+        The eigenvalue -5 is the largest in magnitude, but it does not limit the learning rate:
+
+        >>> model = sd.problems.quadratic([-5.0, 1.0, 3.0]).as_module(torch.ones(3))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.Sharpness()(sd.Step(0, loss, start=loss.point(), end=[torch.zeros(3)], lr=0.1))
+        >>> print(found.estimator, round(found.smoothness, 2))
+        sharpness 3.0
     """
 
     def __call__(self, step: Step) -> Estimate:
@@ -151,6 +167,15 @@ class DirectionalCurvature:
     [f/x], so that -slope / smoothness is the length of the best step along v where the loss is quadratic;
     ``num_hvps``, ``hvp`` and ``hvp_reason`` as for ``HessianNorm``.
     Source: Andreyev, Beneventano 2024, *Edge of stochastic stability*, for batch sharpness.
+
+    Examples:
+        At x = (0, 2) the gradient of (x_1^2 + 3 x_2^2) / 2 is (0, 6), an eigenvector of the eigenvalue 3:
+
+        >>> model = sd.problems.quadratic([1.0, 3.0]).as_module(torch.tensor([0.0, 2.0]))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.DirectionalCurvature()(sd.Step(0, loss, start=loss.point(), end=[torch.zeros(2)], lr=0.1))
+        >>> print(found.estimator, round(found.smoothness, 2), round(found.extra["slope"], 2))
+        batch_sharpness 3.0 6.0
     """
 
     direction: Direction = "gradient"

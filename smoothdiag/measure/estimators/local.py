@@ -54,6 +54,15 @@ class LocalSmoothness:
 
     Units: smoothness [f/x^2].
     Source: the first-order definition in Zhang, Jin, Fang, Wang 2020 (NeurIPS), at one pair of points.
+
+    Examples:
+        On x^4 the curvature at x = 1 is 12, however long the step was:
+
+        >>> model = sd.problems.power(4.0).as_module(torch.ones(1, dtype=torch.float64))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.LocalSmoothness()(sd.Step(0, loss, start=loss.point(), end=[2 * loss.point()[0]], lr=0.1))
+        >>> print(round(found.smoothness, 3), found.estimator, found.status.name)
+        12.0 local OK
     """
 
     radius: float | None = None

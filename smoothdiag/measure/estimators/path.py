@@ -27,6 +27,15 @@ class PathSmoothness:
 
     Units: smoothness [f/x^2].
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), whose experiments take the maximum over fractions of the step.
+
+    Examples:
+        On x^4 the gradient is 4 x^3, so from x = 1 to x = 2 it changes by 32 - 4:
+
+        >>> model = sd.problems.power(4.0).as_module(torch.ones(1, dtype=torch.float64))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.PathSmoothness()(sd.Step(0, loss, start=loss.point(), end=[2 * loss.point()[0]], lr=0.1))
+        >>> print(round(found.smoothness, 3), round(found.step_norm, 3), round(found.saturation, 3))
+        28.0 1.0 0.778
     """
 
     points: tuple[float, ...] = (1.0,)

@@ -89,6 +89,11 @@ def by_module(depth: int = 1) -> Callable[[str], str]:
 
     Raises:
         ValueError: If ``depth`` is not a positive whole number.
+
+    Examples:
+        >>> name = "encoder.layers.0.attention.weight"
+        >>> print(sd.by_module()(name), sd.by_module(depth=2)(name))
+        encoder encoder.layers.0
     """
     arguments.whole("depth", depth, 1)
 

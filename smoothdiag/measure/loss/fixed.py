@@ -25,6 +25,14 @@ def objective(
 
     Raises:
         ValueError: If there are no batches, or nothing in the model is trainable.
+
+    Examples:
+        The loss w^2 of a layer with one weight w, at the weight 3:
+
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> loss = sd.objective(model, lambda model, x: model(x).square(), [torch.ones(1)])
+        >>> loss.value([torch.tensor([[3.0]])])
+        9.0
     """
     if not isinstance(model, nn.Module):
         raise arguments.wrong("model", "a torch.nn.Module", model)

@@ -50,7 +50,7 @@ class Objective:
     Args:
         model: The model that ``loss_fn`` is called with.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch.
-        micro_batches: What the loss is evaluated on.
+        micro_batches: The data of the loss.
         parameters: The coordinates x; other parameters stay where they are.
         state: What forward passes change beside x; ``None`` takes the buffers.
         reduction: ``"mean"`` or ``"sum"`` of the micro-batch losses that have no weight of their own.
@@ -67,6 +67,13 @@ class Objective:
         loss_scale: Factor that the loss has during ``backward``, so that float16 gradients do not underflow;
             divided by 16 where they overflow.
         num_isolated: Objectives, of all there are, that are displaced at the moment.
+
+    Examples:
+        >>> problem = sd.problems.quadratic([1.0, 3.0])
+        >>> loss = sd.objective(problem.as_module(torch.ones(2)), lambda model, batch: model(), [None])
+        >>> found = loss.evaluate([torch.tensor([2.0, 1.0])])
+        >>> print(found.loss, found.gradient[0].tolist())
+        3.5 [2.0, 3.0]
     """
 
     num_isolated = 0
@@ -156,10 +163,7 @@ class Objective:
             return self._averaged(self.replicas.mean(loss) if self.replicas else loss)
 
     def losses(self) -> Iterator[Tensor]:
-        """Yields this rank's share of each micro-batch in the loss at the present parameters, with its graph.
-
-        For derivatives that ``backward`` does not give; to be used inside ``isolated``.
-        """
+        """Yields this rank's share of each micro-batch in the loss, with its graph; call it inside ``isolated``."""
         with self.replicas.apart():
             for micro in self._micro_batches:
                 yield self._loss(micro)
@@ -215,7 +219,7 @@ class Objective:
         return self._state.snapshot({id(p) for p in self.parameters})
 
     def place(self, point: Vector | None = None, state: Snapshot | None = None) -> None:
-        """Moves to ``point``, and the rest to ``state`` or back to the start; to be used inside ``isolated``."""
+        """Moves to ``point``, and the rest to ``state`` or back to the start; call it inside ``isolated``."""
         assert self._isolated is not None
         reshard(self.model)
         if point is not None:

@@ -68,6 +68,14 @@ class Probe(Shown):
         trace: What was recorded; under data parallelism only the first rank writes to a path.
         further: What else it measures, with the schedules of that; see ``also``.
         steps: Optimizer steps so far; ``is_closed`` says whether more will count, ``due`` what measures the next one.
+
+    Examples:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> probe = sd.Probe(model, optimizer, lambda model, x: model(x).pow(2), schedule=sd.every(2))
+        >>> for x in probe.watch(torch.ones(4, 1)): optimizer.zero_grad(); model(x).pow(2).backward(); optimizer.step()
+        >>> print(probe.trace.to_frame()["smoothness"].round(1).tolist())
+        [2.0, 2.0, 2.0, 2.0]
     """
 
     def __init__(
@@ -250,11 +258,7 @@ class Probe(Shown):
             self.due = self._measuring.asked(self._estimators_due, ())
 
     def _outlook(self) -> int:
-        """Returns whether there is a step to measure, and on data as they were seen: the worst of all ranks.
-
-        Raises:
-            Exception: If something failed on the way to it.
-        """
+        """Returns what is wrong with the step to measure, the worst of all ranks; raises an error kept for it."""
         local = _FAILED if self._fault else _MISSING if self._begun is None else self._accumulation.data_changed()
         outlook = vectors.max_over_ranks(local, self._parameters[0], self._ranks.group) if self._distributed else local
         if self._fault is not None:
@@ -306,11 +310,7 @@ class Probe(Shown):
         return tuple(e for schedule, estimators in plans if schedule(self.steps) for e in estimators)
 
     def _follow_changes(self) -> None:
-        """Takes up parameters that were frozen, unfrozen, or given to the optimizer since the last measurement.
-
-        Raises:
-            ValueError: If none is left.
-        """
+        """Follows parameters that were frozen, unfrozen or given to the optimizer; a ValueError if none is left."""
         present = coordinates(self._model, self.optimizer)
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
             self._groups = parameter_groups(self._model, present, self._group_by)

@@ -9,7 +9,15 @@ from smoothdiag import arguments
 
 
 class Schedule(Protocol):
-    """Decides, before an optimizer step, whether that step is measured."""
+    """Decides, before an optimizer step, whether that step is measured.
+
+    Examples:
+        Every step of a warm-up, and one in ten later:
+
+        >>> def schedule(step: int) -> bool: return step < 3 or step % 10 == 0
+        >>> [step for step in range(25) if schedule(step)]
+        [0, 1, 2, 10, 20]
+    """
 
     def __call__(self, step: int) -> bool:
         """Returns whether optimizer step ``step``, counted from 0, is measured."""
@@ -112,6 +120,11 @@ def every(n: int) -> Schedule:
 
     Raises:
         ValueError: If ``n`` is not a positive whole number.
+
+    Examples:
+        >>> schedule = sd.every(20)
+        >>> [step for step in range(50) if schedule(step)]
+        [0, 20, 40]
     """
     arguments.whole("n", n, 1)
     return _Every(n)
@@ -125,6 +138,11 @@ def log_spaced(per_decade: int = 20) -> Schedule:
 
     Raises:
         ValueError: If ``per_decade`` is not a positive whole number.
+
+    Examples:
+        >>> schedule = sd.log_spaced(per_decade=3)
+        >>> [step for step in range(1001) if schedule(step)]
+        [0, 1, 3, 5, 10, 22, 47, 100, 216, 465, 1000]
     """
     arguments.whole("per_decade", per_decade, 1)
     return _LogSpaced(per_decade)
@@ -142,6 +160,14 @@ def budget(fraction: float = 0.05) -> Schedule:
 
     Raises:
         ValueError: If ``fraction`` is not in (0, 1).
+
+    Examples:
+        After 4 steps of 1 second each, the first measurement takes 2 seconds. A second one like it makes 4 seconds of
+        measuring, which is 20% of the time once training has taken 16 seconds: the probe waits for 12 more steps.
+
+        >>> schedule = sd.budget(0.2)
+        >>> schedule.interval(train_seconds=4.0, steps=4, probe_seconds=2.0)
+        12
     """
     arguments.number("fraction", fraction, "in (0, 1)", lambda v: 0 < v < 1)
     return _Budget(fraction)
