@@ -1,4 +1,4 @@
-"""Checks of what a probe is given, and of where it is called from."""
+"""Checks of a probe's arguments, and of where its hooks are called from."""
 
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -37,7 +37,7 @@ def check_arguments(
 
 def check_estimators(estimators: object) -> None:
     """Raises a ValueError unless it is a sequence of estimators."""
-    requirement = "a sequence of instances, as [LocalSmoothness()]"
+    requirement = "a sequence of instances, such as [LocalSmoothness()]"
     if isinstance(estimators, str) or not isinstance(estimators, Sequence):  # a string is a sequence too
         raise arguments.wrong("estimators", requirement, estimators)
     for estimator in estimators:
@@ -46,8 +46,8 @@ def check_estimators(estimators: object) -> None:
 
 
 def check_schedule(schedule: object) -> None:
-    """Raises a ValueError unless it is a schedule, or None; one that makes schedules was meant to be called."""
-    requirement = "a Schedule, as every(20)"
+    """Raises a ValueError unless it is a schedule or None; `every` itself, for one, should have been called."""
+    requirement = "a Schedule, such as every(20)"
     if schedule is None:
         return
     arguments.called("schedule", schedule, requirement)
@@ -56,7 +56,7 @@ def check_schedule(schedule: object) -> None:
 
 
 class Shown:
-    """What a Probe says of itself in one line."""
+    """How a Probe prints: one line with the model, the optimizer and the rows so far."""
 
     def __repr__(self) -> str:
         probe: Any = self
@@ -66,40 +66,42 @@ class Shown:
 
 
 def check_state(state: object, latest: int) -> None:
-    """Makes sure that a probe can go on from a state, of this version or an earlier one.
+    """Makes sure that a probe can continue from a state, which may be of an earlier version.
 
     Raises:
-        ValueError: If not; the message says what is missing.
+        ValueError: If it cannot; the message says what is missing.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"Parameter `state` should be what state_dict() of a Probe returned. Found {state!r}.")
+        raise ValueError(f"Parameter `state` should be what Probe.state_dict() returned. Found {state!r}.")
     version = state.get("version", 0)
     if version not in range(latest + 1):
         raise ValueError(
             f"Parameter `state` should be of version {latest} or earlier. Found version {version!r}; load it with the "
-            "version of smoothdiag that wrote it, or a later one."
+            "smoothdiag that wrote it, or with a later one."
         )
     if missing := {"steps", "next"} - state.keys():
         raise ValueError(
-            f"Parameter `state` should be what state_dict() of a Probe returned, with the entries `steps` and `next`. "
-            f"Found none called {', '.join(f'`{name}`' for name in sorted(missing))}."
+            f"Parameter `state` should be what Probe.state_dict() returned, with the entries `steps` and `next`. "
+            f"Found no entry {', '.join(f'`{name}`' for name in sorted(missing))}."
         )
     if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
-        raise ValueError(f"Parameter `state` should count steps from 0. Found `steps = {state['steps']!r}`.")
+        raise ValueError(
+            f"Parameter `state` should hold a whole number of steps, at least 0. Found `steps = {state['steps']!r}`."
+        )
 
 
 class Outermost:
-    """Tells the outermost of nested calls from those within.
+    """Tells the outermost of nested calls from the inner ones.
 
-    A subclass whose step calls super().step() fires the hooks twice; the outer pair counts. A step that raised an
-    error has left its frame behind, but not on the stack.
+    If the step of a subclass calls super().step(), the hooks run twice, and only the outer pair counts. A step that
+    raised an error leaves its frame here, but that frame is no longer on the stack.
     """
 
     def __init__(self) -> None:
         self._outer: FrameType | None = None
 
     def enter(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost, before it does its work."""
+        """Returns whether the call of ``frame`` is the outermost; to be asked before the call does its work."""
         if self.is_open(frame):
             return False
         self._outer = frame
@@ -115,7 +117,7 @@ class Outermost:
         return False
 
     def leave(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost, after it."""
+        """Returns whether the call of ``frame`` is the outermost; to be asked after the call has done its work."""
         if self._outer is not frame:
             return False
         self._outer = None

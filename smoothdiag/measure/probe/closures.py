@@ -1,4 +1,4 @@
-"""Closures: optimizers that are handed the loss to evaluate it themselves, and what to do once they have."""
+"""Closures: acting in optimizer steps that evaluate the loss themselves, after they have done so."""
 
 import functools
 import itertools
@@ -14,16 +14,16 @@ def after_closure(
     act: Callable[[], None],
     again: Callable[[], None] = lambda: None,
 ) -> Arguments | None:
-    """Returns the arguments of an optimizer step with a closure that is followed by ``act``; None if it has none.
+    """Returns the arguments of an optimizer step whose closure is followed by ``act``; None if there is no closure.
 
-    Before such a step there is no gradient, or only that of the step before. A step pre-hook that returns what this
-    function returns can act when there is one.
+    Before such a step there is no gradient, or only the gradient of the previous step. A step pre-hook that returns the
+    result of this function can act as soon as the new gradient is there.
 
     Args:
         args: Positional arguments of the step, the optimizer first.
         kwargs: Its keyword arguments.
-        act: Called when the closure has been evaluated for the first time.
-        again: Called when it has been evaluated once more in the same step.
+        act: Called after the first evaluation of the closure.
+        again: Called after each further evaluation in the same step.
     """
 
     def followed(closure: Callable[..., Any]) -> Callable[..., Any]:
