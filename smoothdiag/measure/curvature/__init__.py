@@ -58,7 +58,7 @@ def hvp(
             - ``"auto"``: takes the first of retained (for one micro-batch), rebuilt and central that passes a check,
               which costs 15 to 40 gradients. A ``Choice``, as returned by ``choose``, is used without a check.
         autocast: Whether autocast regions of the loss stay active, which costs three gradients to find their rounding.
-            If not, the Hessian is that of the loss in the precision of the parameters.
+            If not, the loss is differentiated in the precision of the parameters.
 
     Raises:
         ValueError: If ``backend`` is unknown.

@@ -16,7 +16,7 @@ class Reverse:
     """Products H v as the gradient of <g, v>, where the gradient g has a graph of its own.
 
     Use it inside ``objective.isolated()`` and ``twice_differentiable``. With ``retain`` the graph of g is kept: a
-    product costs two gradients, the first product at most three more, and memory is about that of three gradients.
+    product costs two gradients, the first product at most three more, and the memory of about three gradients.
     Without ``retain`` each product builds the graph of one micro-batch at a time anew, at some three gradients.
 
     Args:

@@ -32,8 +32,8 @@ class HessianNorm:
     """Largest magnitude of an eigenvalue of the Hessian at x_k: the ||H|| of the (L0, L1) law.
 
     Rows are named "hessian_norm", and "hessian_norm_preconditioned" for P^-1/2 H P^-1/2 if the optimizer divides by a
-    known P. The curvature is that of the loss on the measured data alone; on one minibatch it is larger than the
-    curvature of the mean over many. Two vectors are kept as the start of the next measurement, which then takes three
+    known P. The value belongs to the loss on the measured data alone; on one minibatch it is larger than for the mean
+    over many minibatches. Two vectors are kept as the start of the next measurement, which then takes three
     or four products if the data are the same (``probe_batches``). A measurement takes several vectors of the size of x
     for each product while it lasts.
 

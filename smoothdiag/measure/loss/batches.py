@@ -51,7 +51,7 @@ class MicroBatch:
     Attributes:
         batch: What ``loss_fn`` takes.
         random_state: State of the random number generators before the forward pass.
-        state: State of the model beside x before the forward pass; ``None`` takes the state at the measurement.
+        state: State of the model besides x before the forward pass; ``None`` takes the state at the measurement.
         weight: Weight of this batch's loss in the loss of the step; ``None`` leaves it to the reduction.
     """
 

@@ -24,7 +24,7 @@ class Isolated:
     """A model while its loss is evaluated.
 
     Attributes:
-        start: State of the model beside x that every evaluation starts from.
+        start: State of the model besides x that every evaluation starts from.
         holders: Tensors that ``backward`` may give a gradient: x, and parameters that do not move.
         is_widened: Whether some narrower parameters or buffers are float32 during the measurement.
         strays: Gradients that tensors outside the model had before.

@@ -31,7 +31,7 @@ class Evaluation:
         loss: Loss [f].
         gradient: Gradient [f/x], one tensor per parameter.
         variance: Trace of the covariance of ``gradient`` [f^2/x^2], estimated from micro-batches of equal
-            weight; NaN where there is only one.
+            weight; NaN if there is only one.
     """
 
     loss: float
@@ -52,7 +52,7 @@ class Objective:
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch.
         micro_batches: The data of the loss.
         parameters: The coordinates x; other parameters do not move.
-        state: Knows what forward passes change beside x; ``None`` makes a new one.
+        state: Knows what forward passes change besides x; ``None`` makes a new one.
         reduction: ``"mean"`` or ``"sum"`` of the micro-batch losses that have no weight of their own.
         widen_half: Whether to evaluate float16 and bfloat16 parameters and buffers in float32, so that points and
             gradients are not rounded to 8 or 11 bits.
@@ -215,7 +215,7 @@ class Objective:
                 Objective.num_isolated -= 1
 
     def state(self) -> Snapshot:
-        """Returns what forward passes change beside the parameters, as it is now."""
+        """Returns the present state of what forward passes change besides the parameters."""
         return self._state.snapshot({id(p) for p in self.parameters})
 
     def place(self, point: Vector | None = None, state: Snapshot | None = None) -> None:
@@ -308,7 +308,7 @@ class Objective:
 
 
 def _take_gradient(parameter: nn.Parameter) -> Tensor:
-    """Returns the gradient and removes it from the parameter; zeros where there is none."""
+    """Returns the gradient and removes it from the parameter; zeros if there is none."""
     gradient, parameter.grad = parameter.grad, None
     if gradient is None:
         return torch.zeros_like(parameter, requires_grad=False)

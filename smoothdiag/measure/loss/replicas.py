@@ -94,7 +94,7 @@ class Replicas:
     def apart(self) -> Iterator[None]:
         """Keeps forward and backward passes from calling collectives, and leaves the modules as they were.
 
-        Gradients are those of this rank alone.
+        Gradients inside are the rank's own, not averaged.
         """
         flags = [module.require_forward_param_sync for module in self.modules]
         before = self._position()
@@ -196,7 +196,7 @@ class Replicas:
 
     @property
     def group(self) -> "dist.ProcessGroup":
-        """The ranks that measure together: those of the outermost module."""
+        """The ranks that measure together, which the outermost module names."""
         return self.modules[0].process_group
 
     def _packed(self, gradient: Vector) -> tuple[list[Tensor], Buckets]:
