@@ -268,7 +268,7 @@ class Objective:
             raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"Parameter `loss_fn` should return a scalar tensor. Found {found}.")
+            raise ValueError(f"Parameter `loss_fn` should return a scalar tensor, such as a mean. Found {found}.")
         loss = loss.reshape(())
         if micro.weight is not None:
             return loss * micro.weight

@@ -63,8 +63,6 @@ class Probe(Shown):
         ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range.
 
     Attributes:
-        optimizer: The optimizer that the probe is attached to.
-        estimators: The estimators of ``schedule``.
         trace: The rows so far; under data parallelism only the first rank writes to a path.
         further: Further schedules and their estimators; see ``also``.
         steps: Optimizer steps so far; ``is_closed`` says whether the probe is detached, ``due`` what measures next.
