@@ -1,4 +1,4 @@
-"""Old import paths: they work for one more version, and warn of where the module is now."""
+"""Old import paths: they work for one more version and warn where the module is now."""
 
 import importlib
 import sys
@@ -33,7 +33,7 @@ MOVED: Mapping[str, str] = {
     "smoothdiag.autoclip.iterates": "smoothdiag.adapters.iterates",
     "smoothdiag.autoclip.resuming": "smoothdiag.autoclip.checks",
 }
-"""Where each module was, and where it is."""
+"""The old path of each module, and its new path."""
 
 
 class _Copy(Loader):
@@ -43,12 +43,12 @@ class _Copy(Loader):
         self._new = new
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leaves that to Python."""
+        """Leaves the module's creation to Python."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Copies the names."""
+        """Copies the names of the new module, with a warning."""
         warnings.warn(
-            f"Import from `{self._new}` instead of `{module.__name__}`, which will go with the next version.",
+            f"`{module.__name__}` has moved and the old path ends with the next version: import from `{self._new}`.",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -60,11 +60,11 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Returns a specification for a path that has moved."""
+        """Returns a specification for a path that has moved, and None for others."""
         return spec_from_loader(fullname, _Copy(MOVED[fullname])) if fullname in MOVED else None
 
 
 def keep_old_paths() -> None:
-    """Lets Python look here for modules of this package that it finds nowhere else."""
+    """Makes Python look here for modules of this package that it finds nowhere else."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -151,14 +151,14 @@ def of_first_rank(value: int, like: Tensor, group: "dist.ProcessGroup | None" = 
 
 
 def total(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> Tensor:
-    """Returns the sum of numbers that belong to parameters, over all ranks that hold parts of those.
+    """Returns the sum of numbers that belong to parameters, over all ranks that hold parts of the parameters.
 
     Args:
-        parts: Pairs of equally long lists: 0-dim values of the local parts on one device, and the parameters
-            they belong to. Every rank must pass the same parameters in the same order.
+        parts: Pairs of equally long lists: 0-dim values of the local parts on one device, and the parameters of these
+            parts. Every rank must pass the same parameters in the same order.
 
     Returns:
-        A 0-dim tensor in float64 (float32 where there is no float64) on the device of the first value.
+        A 0-dim tensor in float64 (float32 if the device has no float64) on the device of the first value.
     """
     first = parts[0][0][0]
     sums: dict[tuple[dist.ProcessGroup, ...], Tensor] = {}

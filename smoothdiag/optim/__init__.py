@@ -1,4 +1,4 @@
-"""Optimizers of the papers; they need no measurement and serve someone who makes none."""
+"""Optimizers from the papers. They need no measurement, so they also work alone."""
 
 from smoothdiag.optim.clipped_momentum import ClippedMomentum
 from smoothdiag.optim.clipped_update import clipped_momentum_update

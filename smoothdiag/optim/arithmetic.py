@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 
-# On a CPU, float32 sums over more entries lose digits: 2e-3 of the norm of 30 million, less than 2e-7 in rows of this.
+# On a CPU, long float32 sums lose digits: 2e-3 of the norm of 30 million, less than 2e-7 in rows this long.
 _ROW = 2**14
 
 
@@ -31,7 +31,7 @@ def global_norm(parts: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], *, f
     """Returns the Euclidean norm over the local parts of vectors on all ranks; 0-dim, see `vectors.total`.
 
     Args:
-        parts: Pairs of equally long lists: local parts of one device and dtype, and the parameters they belong to.
+        parts: Pairs of equally long lists: local parts of one device and dtype, and their parameters.
         foreach: Whether to use the operations on lists.
     """
     squares = []
@@ -45,7 +45,7 @@ def scalar(value: float | Tensor, like: Tensor) -> Tensor:
     """Returns a number as a 0-dim tensor with the dtype and device of another, without waiting for the device."""
     if isinstance(value, Tensor) and value.device != like.device and value.device.type != "cpu":
         value = value.to(like.device)
-    # A product takes a number, or a tensor on the CPU, along with the kernel; a copy would wait for it.
+    # A product passes a number, or a tensor on the CPU, along with the kernel; a copy would wait for the device.
     return torch.ones_like(like) * value
 
 
@@ -71,7 +71,7 @@ def multiply_(params: Sequence[Tensor], factor: float | Tensor, *, foreach: bool
     if isinstance(factor, Tensor):
         wide = torch.promote_types(first.dtype, torch.float32)
         factor = scalar(factor, torch.ones((), dtype=wide, device=first.device))
-        if first.dtype.itemsize < 4:  # in bfloat16 the factor itself would be rounded to 1
+        if first.dtype.itemsize < 4:  # bfloat16 would round the factor itself to 1
             for p in params:
                 p.copy_(p.float() * factor)
             return
@@ -95,12 +95,12 @@ def subtract_scaled_(
     Args:
         params: Tensors to move.
         directions: Tensors of their shapes and dtype.
-        scale: 0-dim tensor, or one for each parameter.
+        scale: 0-dim tensor, or one such tensor for each parameter.
         foreach: Whether to use the operations on lists.
     """
     first = params[0]
     one = isinstance(scale, Tensor)
-    if first.dtype.itemsize < 4:  # the rate itself would lose its digits, or vanish in float16
+    if first.dtype.itemsize < 4:  # in the parameters' dtype the rate would lose its digits, or vanish in float16
         each = [scale] * len(params) if isinstance(scale, Tensor) else list(scale)
         for p, d, s in zip(params, directions, each, strict=True):
             p.copy_(p.float() - d.float() * s.to(first.device).float())

@@ -1,4 +1,4 @@
-"""What the optimizers share: options, checked at every step, and parameters, gradients and states in buckets."""
+"""Base of the optimizers: options that every step checks, and parameters, gradients and states in buckets."""
 
 import abc
 import math
@@ -17,13 +17,13 @@ Group = dict[str, Any]
 
 
 class Option(NamedTuple):
-    """What values an option of a group may take."""
+    """The values that an option of a group may take."""
 
     valid: Callable[[Any], bool]
     requirement: str
     """Completes "should be"."""
     tensor: bool = False
-    """Whether a 0-dim tensor is allowed. Its value is not checked: to read it would wait for the device."""
+    """Whether a 0-dim tensor is allowed. Its value is not checked, because reading it would wait for the device."""
 
 
 LEARNING_RATE = Option(lambda v: 0 <= v < math.inf, "finite and non-negative", tensor=True)
@@ -44,10 +44,10 @@ class Bucket:
 
     Attributes:
         group: The options.
-        owners: The parameters as the optimizer was given them; DTensors where they are sharded.
-        params: The parts of them that this rank holds, sharing their memory.
-        grads: The same parts of the gradients. Only to be read.
-        states: The same parts of what is kept for each parameter, by name; ``"step"`` is 0-dim.
+        owners: The parameters as the optimizer got them; sharded parameters are DTensors.
+        params: The parts of the parameters that this rank holds, sharing their memory.
+        grads: The same parts of the gradients, for reading only.
+        states: The same parts of each state, by name; ``"step"`` is 0-dim.
     """
 
     group: Group
@@ -63,37 +63,37 @@ class Bucket:
 
 
 class StepOptimizer(Described, abc.ABC):
-    """Base of the optimizers: a subclass names its options and what it keeps, and writes the step.
+    """Base of the optimizers: a subclass names its options and its states, and writes the step.
 
-    ``.grad`` is never written. A step that raises changes nothing. Nothing waits for a device, unless DTensor
-    gradients lie otherwise than their parameters.
+    ``.grad`` is never written. A step that raises an error changes nothing. Nothing waits for a device, unless DTensor
+    gradients have other placements than their parameters.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]]
-    """One for every option of a group."""
+    """The allowed values for every option of a group."""
 
     LATER: ClassVar[Mapping[str, Any]] = {}
-    """Options that states saved by the first version do not have, and what they then amounted to."""
+    """Options that states of the first version lack, with the values that the first version implied."""
 
     @abc.abstractmethod
     def _kept(self, group: Group) -> Sequence[str]:
-        """Returns the names of the states of a parameter: zeros like it at first.
+        """Returns the names of a parameter's states, which start as zeros of its shape.
 
-        A state called ``"step"`` comes first and is 0-dim: a counter for the subclass to advance. It starts at
-        infinity where there are other states already, since nobody counted how old those are.
+        A state called ``"step"`` comes first. It is a 0-dim counter that the subclass advances. It starts at infinity
+        if the parameter has other states already, because nobody counted their age.
         """
 
     @abc.abstractmethod
     def _update(self, buckets: list[Bucket]) -> None:
-        """Moves the parameters. ``buckets`` holds at least one; nothing in here should be able to raise."""
+        """Moves the parameters. ``buckets`` holds at least one bucket; nothing in here should raise an error."""
 
     def _check(self, group: Group) -> None:
-        """Raises a ValueError if an option is out of range; extend it for what options mean to each other."""
+        """Raises a ValueError if an option is out of range; subclasses add checks of options against each other."""
         for name, option in self.OPTIONS.items():
             check_option(name, group[name], option)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a pickled or saved state; options it does not know take their defaults."""
+        """Restores a pickled or saved state; options missing in the state take their defaults."""
         super().__setstate__(state)
         self.defaults = {**self.LATER, **self.defaults}
         for group in self.param_groups:
@@ -125,7 +125,7 @@ class StepOptimizer(Described, abc.ABC):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            # Everything that can raise comes before the first write: a refused step changes nothing.
+            # Everything that can raise an error comes before the first write: a refused step changes nothing.
             for group in self.param_groups:
                 self._check(group)
                 for param in group["params"]:
@@ -146,11 +146,11 @@ class StepOptimizer(Described, abc.ABC):
             if not group["capturable"]:
                 raise RuntimeError("Parameter `capturable` should be True to capture a step in a CUDA graph.")
             for name, value in group.items():
-                if isinstance(value, Tensor) and not value.is_cuda:  # replays would not see it change
+                if isinstance(value, Tensor) and not value.is_cuda:  # a replay would not see changes of it
                     raise RuntimeError(f"Parameter `{name}` should be on the GPU to be captured in a CUDA graph.")
 
-    # torch.compile runs a method of this name and signature as it is and maps what it appends to the lists: hence
-    # lists to fill, and nothing returned.
+    # torch.compile runs a method of this name and signature as it is, and maps what the method appends to the lists.
+    # So it fills lists and returns nothing.
     def _init_group(self, group: Group, owners: list[Tensor], grads: list[Tensor], *states: list[Tensor]) -> None:
         kept = self._kept(group)
         for param in group["params"]:
@@ -159,7 +159,7 @@ class StepOptimizer(Described, abc.ABC):
             owners.append(param)
             grads.append(param.grad)
             if "step" not in kept and param in self.state:
-                self.state[param].pop("step", None)  # it would stop while the other states go on
+                self.state[param].pop("step", None)  # the counter would stop while the other states go on
             for name, found in zip(kept, states, strict=True):
                 state = self.state[param]
                 if name not in state:
@@ -189,24 +189,24 @@ class StepOptimizer(Described, abc.ABC):
 
 
 class CappedOptimizer(StepOptimizer):
-    """Base of optimizers whose steps have a longest length: groups give it, or the threshold longest_step / lr."""
+    """Base of optimizers with a longest step, which groups give as such or as the threshold longest_step / lr."""
 
     CAPS: ClassVar[Mapping[str, Option]] = {
         name: Option(lambda v: v is None or v > 0, "positive", tensor=True) for name in ("threshold", "longest_step")
     }
-    """The two options; exactly one of them is not None in a group."""
+    """The two options; each group has exactly one that is not None."""
 
     way = "cap"
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group; a cap of its own, be it threshold or longest step, replaces either default."""
+        """Adds a group; its own threshold or longest step replaces whichever of the two is the default."""
         caps = dict.fromkeys(self.CAPS) if self.CAPS.keys() & param_group.keys() else {}
         super().add_param_group({**caps, **param_group})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a pickled or saved state; options it does not know take their defaults."""
+        """Restores a pickled or saved state; options missing in the state take their defaults."""
         for group in state["param_groups"]:
-            if self.CAPS.keys() & group.keys():  # not both, where the default is the other one
+            if self.CAPS.keys() & group.keys():  # else the default could add the other cap
                 for name in self.CAPS:
                     group.setdefault(name, None)
         super().__setstate__(state)
@@ -216,13 +216,13 @@ class CappedOptimizer(StepOptimizer):
         threshold, longest_step = group["threshold"], group["longest_step"]
         if (threshold is None) == (longest_step is None):
             raise ValueError(
-                "Parameter `threshold` should be given or `longest_step`, one of the two in every group. "
+                "Parameter `threshold` should be given, or `longest_step` instead: one of the two in every group. "
                 f"Found `threshold = {threshold!r}`, `longest_step = {longest_step!r}`."
             )
 
 
 def check_option(name: str, value: Any, option: Option) -> None:
-    """Raises a ValueError if an option has a value that it may not have."""
+    """Raises a ValueError if an option has a value that is not allowed."""
     if isinstance(value, Tensor):
         if not option.tensor or value.dim() > 0:
             number = "a number or a 0-dim tensor" if option.tensor else "no tensor"
@@ -241,10 +241,10 @@ def _check_gradient(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
         kind = "complex" if grad.is_complex() else "sparse"
         raise RuntimeError(f"{type(optimizer).__name__} needs dense, real gradients. Found a {kind} one.")
     if grad.dtype != param.dtype:
-        raise RuntimeError(f"{type(optimizer).__name__} needs gradients of the dtype of their parameters.")
+        raise RuntimeError(f"{type(optimizer).__name__} needs gradients that have the dtype of their parameters.")
     if vectors.is_sharded(param) != vectors.is_sharded(grad):
         raise RuntimeError(
-            "A parameter that is a DTensor needs a gradient that is one, and others need one that is not."
+            "A DTensor parameter needs a DTensor as its gradient, and a plain parameter needs a plain tensor."
         )
     if vectors.is_sharded(param) and vectors.is_sharded(grad) and param.device_mesh != grad.device_mesh:
         raise RuntimeError("A gradient should lie on the device mesh of its parameter.")
@@ -261,6 +261,6 @@ def _local_like(grad: Tensor, param: Tensor) -> Tensor:
 
 
 def _new_step(param: Tensor, group: Group, state: dict[str, Any]) -> Tensor:
-    # On the CPU arithmetic with it is cheap; a captured graph needs it where the parameter is.
+    # Arithmetic with the counter is cheap on the CPU; a captured graph needs it on the parameter's device.
     device = _local(param).device if group["capturable"] else torch.device("cpu")
     return torch.full((), math.inf if state else 0.0, dtype=torch.float32, device=device)

@@ -20,54 +20,63 @@ Scope = Literal["all", "group"]
 class ClippedMomentum(CappedOptimizer):
     """Momentum as an average, with the step clipped by a global norm.
 
-    The momentum is m = momentum * m + (1 - momentum) * g, from m = 0; the step is that of
-    `clipped_momentum_update`. Class methods give the known members of the family: `sgd_clip`, `mom_clip`,
-    `mix_clip`, `qhm`, `nsgd_m`.
+    The momentum is m = momentum * m + (1 - momentum) * g, from m = 0. `clipped_momentum_update` describes the step.
+    Class methods give the known members of the family: `sgd_clip`, `mom_clip`, `mix_clip`, `qhm`, `nsgd_m`.
 
     Things to know:
-        * A learning-rate schedule changes ``lr``. With ``threshold`` the norm at which clipping begins stays, and the
-          longest step lr * threshold shrinks with the rate. With ``longest_step`` that stays, and the
+        * A learning-rate schedule changes ``lr``. With ``threshold``, the norm at which clipping begins stays, and the
+          longest step lr * threshold shrinks with the rate. With ``longest_step``, the longest step stays, and the
           threshold longest_step / lr grows as the rate falls, so that in the end nothing is clipped.
-        * PyTorch's SGD adds gradients up where this class averages them: an ``lr`` here is an
-          ``lr * (1 - momentum)`` there.
+        * PyTorch's SGD adds gradients up, but this class averages them: ``lr`` here corresponds to
+          ``lr * (1 - momentum)`` in PyTorch.
         * Without ``bias_correction``, as in the paper, the first steps are short: m lacks momentum^t of its weight.
-        * A parameter without a gradient is left alone: it neither moves nor decays, its momentum stays as it
-          is, and it counts in no norm.
-        * While ``nu`` is 0 in every group no momentum is kept.
+        * A parameter without a gradient is left alone: it neither moves nor decays, its momentum stays, and it counts
+          in no norm.
+        * While ``nu`` is 0 in every group, no momentum is kept.
         * ``.grad`` is only read. A gradient with an inf or a NaN is not filtered: skip that step.
         * Momenta have the dtype of their parameters. In bfloat16 an average with ``momentum=0.999`` stands still.
-        * DTensors (FSDP2, tensor parallelism) count in the norm as the whole they are part of. The norm is over the
-          parameters this optimizer was given: stages of a pipeline do not see each other's.
+        * DTensors (FSDP2, tensor parallelism) count in the norm with all their parts. The norm covers the parameters
+          of this optimizer: stages of a pipeline do not see each other's parameters.
 
     Args:
-        params: Parameters, named parameters or groups of them. A group may set every option for itself.
+        params: Parameters, named parameters or groups of them. Every option may be set per group.
         lr: Learning rate eta, a number or a 0-dim tensor, whose value is not checked.
         threshold: Norm above which the step stops growing, a number or a 0-dim tensor. ``inf`` never clips.
         longest_step: Length at which the step stops growing, instead of ``threshold``: one of the two per group.
         momentum: Weight of the past in the average, in [0, 1).
         nu: Weight of the averaged gradient against the raw one, in [0, 1].
-        clip: ``"hard"`` cuts the norm at the threshold; ``"soft"`` divides by 1 + norm/threshold;
-            ``"normalize"`` gives every step the length lr * threshold, or ``longest_step`` whatever the rate.
-        weight_decay: Decoupled: parameters are multiplied by 1 - lr * weight_decay before the step.
-        decoupled_weight_decay: False adds weight_decay * parameter to the gradient, before norm and momentum.
-        bias_correction: Divides m by 1 - momentum^t after t steps, as if it had not started at zero. An average that
-            is older than its count, which is one restored from a run without correction, is not corrected.
-        norm_scope: ``"all"`` clips a group by the norm over all groups; ``"group"`` by its own. The latter is another
-            algorithm: the longest step grows with the number of groups.
-        maximize: Ascend instead of descending.
-        foreach: Operations on lists of tensors. None: where faster, at present everywhere; False: one by one.
-        capturable: Promises that a CUDA graph may capture the step. Tensors among the options must be on the GPU
-            then; numbers are frozen in the graph.
+        clip: ``"hard"`` cuts the norm at the threshold; ``"soft"`` divides by 1 + norm/threshold; ``"normalize"`` gives
+            every step the length lr * threshold, or the length ``longest_step`` at every rate.
+        weight_decay: Parameters are multiplied by 1 - lr * weight_decay before the step.
+        decoupled_weight_decay: False adds weight_decay * parameter to the gradient instead, before norm and momentum.
+        bias_correction: Whether to divide m by 1 - momentum^t after t steps, which corrects its start at zero. An
+            average restored from a run without correction has an unknown age and is not corrected.
+        norm_scope: ``"all"`` clips a group by the norm over all groups, ``"group"`` by its own norm. The second is
+            another algorithm, whose longest step grows with the number of groups.
+        maximize: Whether to ascend instead of descending.
+        foreach: Whether to use operations on lists of tensors. None: where faster, at present everywhere.
+        capturable: Promises that a CUDA graph may capture the step. Tensors among the options must then be on the
+            GPU; numbers are frozen in the graph.
 
     Raises:
-        ValueError: If an option is out of its range, now or when a step finds it so in a group.
-        RuntimeError: If a step meets a gradient that is sparse or complex, or of another dtype or mesh than its
-            parameter.
+        ValueError: If an option is out of its range, now or at a later step.
+        RuntimeError: If a step meets a gradient that is sparse or complex, or whose dtype or mesh differs from the
+            parameter's.
 
     Units: lr [x^2/f], threshold [f/x], longest_step [x], weight_decay [f/x^2].
 
     Source: Zhang, Jin, Fang, Wang 2020 (NeurIPS), "Improved analysis of clipping algorithms for non-convex
     optimization", Algorithm 1.
+
+    Examples:
+        The gradient (3, 4) has the norm 5. Clipped at 1, it moves the weights by lr * threshold = 0.1:
+
+        >>> weights = nn.Parameter(torch.zeros(2))
+        >>> optimizer = sd.ClippedMomentum([weights], lr=0.1, threshold=1.0, momentum=0.0)
+        >>> weights.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.step()
+        >>> print(weights.data)
+        tensor([-0.0600, -0.0800])
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -127,7 +136,7 @@ class ClippedMomentum(CappedOptimizer):
 
     @classmethod
     def sgd_clip(cls, params: ParamsT, lr: float | Tensor, **options: Any) -> Self:
-        """Returns clipped SGD: no momentum. Published: CIFAR-10 ResNet-32 lr 1, longest_step 1."""
+        """Returns clipped SGD, without momentum. Published: CIFAR-10 ResNet-32 lr 1, longest_step 1."""
         return cls(params, lr, **{"nu": 0.0, **options})
 
     @classmethod
@@ -142,7 +151,7 @@ class ClippedMomentum(CappedOptimizer):
 
     @classmethod
     def qhm(cls, params: ParamsT, lr: float | Tensor, **options: Any) -> Self:
-        """Returns quasi-hyperbolic momentum, which clips nothing: nu = 0.7 of momentum 0.999.
+        """Returns quasi-hyperbolic momentum, nu = 0.7 of momentum 0.999, which clips nothing.
 
         Source: Ma, Yarats 2019 (ICLR), "Quasi-hyperbolic momentum and Adam for deep learning".
         """
@@ -198,7 +207,7 @@ class ClippedMomentum(CappedOptimizer):
         for bucket in buckets:
             group, decay = bucket.group, bucket.group["weight_decay"]
             if decay != 0 and not group["decoupled_weight_decay"]:
-                decay = -decay if group["maximize"] else decay  # decay shrinks, whichever way the gradient leads
+                decay = -decay if group["maximize"] else decay  # decay shrinks parameters in either direction
                 bucket.grads = add_scaled(bucket.grads, bucket.params, decay, foreach=bucket.foreach)
             if "step" in bucket.states:
                 torch._foreach_add_(bucket.states["step"], 1)
@@ -223,10 +232,10 @@ def _limit(group: Mapping[str, Any]) -> float:
 
 
 def _clip(moved: Sequence[Bucket], counted: Sequence[Bucket]) -> None:
-    """Moves some buckets by steps that are clipped by the norm over others."""
+    """Moves the buckets ``moved`` by steps that are clipped by the norm over the buckets ``counted``."""
     if not moved:
         return
-    clipped = [b.group for b in moved if not _is_infinite(b.group)]  # others need no norm
+    clipped = [b.group for b in moved if not _is_infinite(b.group)]  # groups that never clip need no norm
     foreach = all(b.foreach for b in counted)
     one = torch.ones((), device=moved[0].params[0].device)
     momentum_norm = grad_norm = one.to(widest(one.device))
@@ -258,7 +267,7 @@ def _clip(moved: Sequence[Bucket], counted: Sequence[Bucket]) -> None:
 
 
 def _corrections(bucket: Bucket) -> Sequence[Tensor] | None:
-    """Returns what to divide each momentum by: the weight of all gradients in it."""
+    """Returns the divisor of each momentum: the sum of the weights of all gradients in it."""
     if "step" not in bucket.states:
         return None
     steps = torch.stack(bucket.states["step"])
@@ -266,6 +275,6 @@ def _corrections(bucket: Bucket) -> Sequence[Tensor] | None:
 
 
 def _is_infinite(group: Group) -> bool:
-    """Returns whether a group never clips; its cap may be a tensor, whose value is not read."""
+    """Returns whether a group never clips; the value of a cap that is a tensor is not read."""
     cap = group["longest_step"] if group["threshold"] is None else group["threshold"]
     return not isinstance(cap, Tensor) and math.isinf(cap)

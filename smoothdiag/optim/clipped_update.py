@@ -14,8 +14,8 @@ Clip = Literal["hard", "soft", "normalize"]
 
 
 # Differences from the code released with the paper:
-# 1. One norm over all groups, whatever their rates and thresholds; theirs takes one per group, which is
-#    another algorithm (`norm_scope="group"`): its longest step grows with the number of groups.
+# 1. One norm over all groups, whatever their rates and thresholds; theirs takes one norm per group, which is another
+#    algorithm (`norm_scope="group"`): its longest step grows with the number of groups.
 # 2. Both forms of clipping for every nu; theirs ties the soft form to nu > 0 and the hard one to nu = 0.
 # 3. A zero gradient gives a zero step; theirs divides by its norm.
 # 4. Weight decay is decoupled unless asked otherwise; theirs enters the gradient, hence norm, momentum and the
@@ -38,7 +38,7 @@ def clipped_momentum_update(
     corrections: Sequence[Tensor] | None = None,
     foreach: bool = True,
 ) -> None:
-    """Moves ``params`` in place by one clipped step; keeps no state and waits for no device.
+    """Moves ``params`` in place by one clipped step, without keeping state or waiting for a device.
 
     With eta = lr and gamma = lr * threshold, the longest step::
 
@@ -48,16 +48,16 @@ def clipped_momentum_update(
 
     Args:
         params: Tensors to move, all of one dtype and on one device.
-        grads: Gradients g. Not read if ``nu`` is 1.
-        momenta: Averaged gradients m, this step's gradient included. Not read if ``nu`` is 0.
+        grads: Gradients g; not read if ``nu`` is 1.
+        momenta: Averaged gradients m, including this step's gradient; not read if ``nu`` is 0.
         lr: Learning rate eta, a number or 0-dim tensor; a negative one ascends.
         threshold: Norm from which the hard form clips; ``inf`` never clips.
-        longest_step: gamma, instead of ``threshold``.
+        longest_step: Longest step gamma, instead of ``threshold``.
         nu: Weight of the averaged gradient against the raw one.
         clip: ``"hard"``, ``"soft"`` or ``"normalize"``.
         grad_norm: 0-dim ||g||, if it covers more than ``grads``.
         momentum_norm: 0-dim ||m||, if it covers more than ``momenta``.
-        corrections: 0-dim divisors of the momenta. ``momentum_norm`` is that of the quotients.
+        corrections: 0-dim divisors of the momenta; ``momentum_norm`` is then the norm of the quotients.
         foreach: Whether to use the operations on lists.
 
     Units: lr [x^2/f], threshold [f/x], longest_step [x].
@@ -82,7 +82,7 @@ def clipped_momentum_update(
 def averages_norm(
     averages: Sequence[tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor] | None]], foreach: bool
 ) -> Tensor:
-    """Returns the norm over averages, each beside its parameters and what to divide it by."""
+    """Returns the norm over averages; each item holds averages, their parameters and their divisors."""
     squares = []
     for tensors, owners, corrections in averages:
         found = [length.to(widest(length.device)) for length in lengths(tensors, foreach=foreach)]
@@ -96,7 +96,7 @@ def _rate(
     norm: Tensor, lr: float | Tensor, threshold: float | Tensor | None, longest_step: float | Tensor | None, clip: Clip
 ) -> Tensor:
     """Returns the rate at which a vector of this norm is subtracted; 0-dim."""
-    norm = norm.to(widest(norm.device))  # quotients of extreme rates and lengths leave the range of float32
+    norm = norm.to(widest(norm.device))  # quotients of extreme rates and lengths exceed the range of float32
     eta = scalar(lr, norm)
     if longest_step is None:
         cap = scalar(math.inf if threshold is None else threshold, norm)
@@ -110,5 +110,5 @@ def _rate(
         rate = torch.where(cap.isinf(), eta, eta * (cap / (cap + norm)))
     else:
         rate = gamma / norm
-    # Where the norm is 0, be it by underflow, the vector is no direction: at a huge rate it would still be a long step.
+    # A vector whose norm is 0, perhaps by underflow, has no direction; at a huge rate it would still be a long step.
     return torch.where(norm == 0, 0.0, rate)

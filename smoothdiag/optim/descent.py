@@ -1,7 +1,7 @@
 """Gradient descent whose rate follows from the gradient norm: clipped, normalized, and smoothed steps.
 
-A rule maps the norm of the gradient to a rate. The rules of this file are frozen dataclasses that serve with fitted
-constants: ``GradientDescent(params, LogSmoothed(fit.L0, fit.L1))``.
+A rule maps the norm of the gradient to a rate. The rules of this file are frozen dataclasses; give them fitted
+constants, as in ``GradientDescent(params, LogSmoothed(fit.L0, fit.L1))``.
 """
 
 import math
@@ -56,12 +56,12 @@ class Clipped:
 class Normalized:
     """The rate lr/(||g|| + beta): normalized gradient descent.
 
-    No step is longer than ``lr``, and the rate of a small gradient is lr/beta. It lies between half the rate and the
-    rate of ``Clipped(lr / beta, beta)``, and so inherits what holds for every smaller rate than that.
+    No step is longer than ``lr``, and the rate of a small gradient is lr/beta. The rate lies between half the rate of
+    ``Clipped(lr / beta, beta)`` and that whole rate, so a promise that holds for every smaller rate holds here too.
 
     Attributes:
         lr: eta, the longest step.
-        beta: Norm at which the step has half that length.
+        beta: Norm at which the step has half the longest length.
 
     Units: lr [x], beta [f/x].
 
@@ -91,7 +91,7 @@ class _WithConstants:
         check_option("L0", self.L0, NON_NEGATIVE)
         check_option("L1", self.L1, NON_NEGATIVE)
         if self.L0 == 0 == self.L1:
-            raise ValueError("Parameter `L0` should be positive where `L1` is zero. Found `L0 = 0`.")
+            raise ValueError("Parameter `L0` should be positive if `L1` is zero. Found `L0 = 0`.")
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Smoothed(_WithConstants):
     2/(3 L1).
 
     Attributes:
-        L0: Smoothness at a zero gradient. Where it is 0, the rate at a zero gradient is infinite.
-        L1: Its growth with the gradient norm; 0 gives the constant rate 1/L0.
+        L0: Smoothness at a zero gradient. If it is 0, the rate at a zero gradient is infinite.
+        L1: Growth of the smoothness with the gradient norm; 0 gives the constant rate 1/L0.
 
     Units: L0 [f/x^2], L1 [1/x], the rate [x^2/f].
 
@@ -119,19 +119,19 @@ class Smoothed(_WithConstants):
 class LogSmoothed(_WithConstants):
     """The rate ln(1 + L1 ||g||/(L0 + L1 ||g||))/(L1 ||g||).
 
-    It minimizes the bound on the next loss that follows from L0, L1 and ||g||.
+    This rate minimizes the bound on the next loss that follows from L0, L1 and ||g||.
 
     On an (L0, L1)-smooth function every step lowers the loss by at least a/L1^2 ((1 + u) ln(1 + u) - u), where
     a = L0 + L1 ||g|| and u = L1 ||g||/a. No step is longer than ln 2/L1.
 
     Attributes:
-        L0: Smoothness at a zero gradient. Where it is 0, the rate at a zero gradient is infinite.
-        L1: Its growth with the gradient norm; 0 gives the constant rate 1/L0.
+        L0: Smoothness at a zero gradient. If it is 0, the rate at a zero gradient is infinite.
+        L1: Growth of the smoothness with the gradient norm; 0 gives the constant rate 1/L0.
 
     Units: L0 [f/x^2], L1 [1/x], the rate [x^2/f].
 
     Source: Vankov, Rodomanov, Nedich, Sankar, Stich 2024, "Optimizing (L0, L1)-smooth functions by gradient methods";
-    Tyurin 2024, "Toward a unified theory of gradient descent under generalized smoothness", has the same.
+    the same rule is in Tyurin 2024, "Toward a unified theory of gradient descent under generalized smoothness".
     """
 
     def __call__(self, norm: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class LogSmoothed(_WithConstants):
         growth = self.L1 * norm
         curvature = self.L0 + growth
         u = growth / curvature
-        # ln(1 + u)/u has the limit 1, which is not left to 0/0; log1p keeps its digits on the way there.
+        # ln(1 + u)/u has the limit 1 at u = 0, which 0/0 would not give; log1p keeps the digits of small u.
         return torch.where(growth == 0, 1.0, torch.log1p(u) / u) / curvature
 
 
@@ -147,29 +147,39 @@ class GradientDescent(StepOptimizer):
     """Gradient descent with a rate that a rule computes from the norm of the whole gradient: x -= lr * rule(||g||) g.
 
     Things to know:
-        * The rules promise what they promise about gradients of the whole loss, not of a minibatch.
-        * One norm over all groups. A parameter without a gradient does not move and does not count.
-        * A learning-rate schedule changes ``lr``, a factor of the rate: the longest step shrinks with it, the norm at
-          which the rule turns stays.
-        * ``state_dict`` does not hold the rule: resume with the same one.
-        * ``.grad`` is only read. A zero gradient gives a zero step, whatever the rule. One with an inf or a NaN is not
-          filtered.
+        * The promises of the rules are about gradients of the whole loss, not of a minibatch.
+        * One norm covers all groups. A parameter without a gradient does not move and does not count.
+        * A learning-rate schedule changes ``lr``, a factor on the rate. The longest step shrinks with it; the gradient
+          norm at which the rule begins to limit the step stays.
+        * ``state_dict`` does not hold the rule: resume with the same rule.
+        * ``.grad`` is only read. A zero gradient gives a zero step with every rule. A gradient with an inf or a NaN is
+          not filtered.
 
     Args:
         params: Parameters, named parameters or groups of them.
         step_size: Rule: `Clipped`, `Normalized`, `Smoothed`, `LogSmoothed`, or a function of a 0-dim norm.
-        lr: Factor kappa of the rate, without unit, a number or a 0-dim tensor. Promises hold for 1; a fit's constants
-            are estimates, which may call for less.
-        maximize: Ascend instead of descending.
-        foreach: Operations on lists of tensors. None: where faster, at present everywhere; False: one by one.
+        lr: Factor kappa on the rate, without unit, a number or a 0-dim tensor. The promises hold for 1. The constants
+            of a fit are estimates, so a smaller factor may be safer.
+        maximize: Whether to ascend instead of descending.
+        foreach: Whether to use operations on lists of tensors. None: where faster, at present everywhere.
         capturable: Promises that a CUDA graph may capture the step, see `ClippedMomentum`.
 
     Raises:
-        ValueError: If an option is out of its range, now or when a step finds it so in a group.
-        RuntimeError: If a step meets a gradient that is sparse or complex, or of another dtype or mesh than its
-            parameter.
+        ValueError: If an option is out of its range, now or at a later step.
+        RuntimeError: If a step meets a gradient that is sparse or complex, or whose dtype or mesh differs from the
+            parameter's.
 
-    Source: that of the rule.
+    Source: see the rule.
+
+    Examples:
+        With L0 = 1, L1 = 2 and the gradient norm 3 the rate is 1 / (1 + 1.5 * 2 * 3) = 0.1:
+
+        >>> weight = nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = sd.GradientDescent([weight], sd.optim.Smoothed(L0=1.0, L1=2.0))
+        >>> weight.grad = torch.tensor([3.0])
+        >>> optimizer.step()
+        >>> print(weight.data)
+        tensor([0.7000])
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = COMMON
@@ -193,7 +203,7 @@ class GradientDescent(StepOptimizer):
         super().__init__(params, {"lr": lr, "maximize": maximize, "foreach": foreach, "capturable": capturable})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns what pickles and copies hold: the rule beside what every optimizer has."""
+        """Returns the content of pickles and copies: the rule beside the usual state of an optimizer."""
         return {**super().__getstate__(), "step_size": self.step_size}
 
     def _kept(self, group: Group) -> Sequence[str]:
@@ -201,7 +211,7 @@ class GradientDescent(StepOptimizer):
 
     def _update(self, buckets: list[Bucket]) -> None:
         norm = global_norm([(b.grads, b.owners) for b in buckets], foreach=all(b.foreach for b in buckets))
-        # Where L0 is 0, the rate at a zero gradient is infinite, and infinity times zero no step.
+        # If L0 is 0, the rate at a zero gradient is infinite, and infinity times zero is not a number.
         rate = torch.where(norm == 0, 0.0, self.step_size(norm))
         for b in buckets:
             factor = scalar(-1.0 * b.group["lr"] if b.group["maximize"] else b.group["lr"], norm)

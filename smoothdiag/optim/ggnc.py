@@ -22,8 +22,8 @@ ShortStep = Literal["bound", "norm"]
 # 2. tau is never negative. Inside the ball <d, u> >= 0 and nothing changes; outside of it a negative tau would push
 #    the parameters further away.
 # Differences from the code released with it:
-# 3. The dual norm is that of the averaged gradient whatever the number of processes; theirs adds up one for each,
-#    so that its threshold means something else on other machines.
+# 3. The dual norm is taken of the averaged gradient, whatever the number of processes; theirs adds up one norm for each
+#    process, so that a threshold means something else on other machines.
 # 4. lr is the paper's gamma; theirs is gamma * rho. Theirs has no factor of 4 in variant 2: lr * 4 and threshold / 4
 #    here make the same steps.
 class GGNC(CappedOptimizer):
@@ -34,55 +34,67 @@ class GGNC(CappedOptimizer):
         d = momentum d + (1 - momentum) g
         x += lr min{threshold, ||d||_*} lmo(d)
 
-    With weight decay it is the short step of Frank and Wolfe, which stays in the ball of radius 1/weight_decay
-    while lr * threshold * weight_decay <= 1, if it starts there::
+    With weight decay the step is the short step of Frank and Wolfe. Parameters that start in the ball of radius
+    1/weight_decay stay there while lr * threshold * weight_decay <= 1::
 
         u = weight_decay x - lmo(d),  tau = min{threshold, <d, u> / ||u||^2},  x -= lr tau u
 
-    Over several tensors the geometry is a product: ||x|| is the largest ||x_l||_l / radius_l, so lmo is taken for
-    each tensor and multiplied by its radius, and the dual norm is one sum over all groups. All tensors with the
-    geometry `Euclidean` count as one vector in it: with that alone this is gradient descent clipped by the global
-    norm.
+    Over several tensors the geometry is a product: ||x|| is the largest ||x_l||_l / radius_l. So lmo is taken for each
+    tensor and multiplied by the tensor's radius, and the dual norm is one sum over all groups. All tensors with the
+    geometry `Euclidean` count as one vector. If every tensor has this geometry, the optimizer is gradient descent
+    clipped by the global norm.
 
     Things to know:
         * ``threshold=inf`` is steepest descent. ``threshold`` towards 0 at a fixed ``lr * threshold`` is Scion (Muon,
-          sign descent, normalised descent): every step as long as the last.
-        * A learning-rate schedule changes ``lr``; ``threshold`` stays, so the longest step shrinks with the rate.
-          ``longest_step`` in its place stays itself, and the threshold longest_step / lr moves.
+          sign descent, normalised descent), whose steps all have the same length.
+        * A learning-rate schedule changes ``lr``. ``threshold`` stays, so the longest step shrinks with the rate. With
+          ``longest_step`` instead, the longest step stays, and the threshold longest_step / lr changes.
         * The ``lr`` of Scion and Muon is ``lr * threshold`` here.
-        * `Spectral` and `Convolution` take their minimisers and the dual norm from Newton-Schulz, as the paper does:
-          the dual norm is mostly 5 to 23% below the exact one (30% below to 12% above at the extremes), which a
-          threshold from measured norms should allow for, and steps and balls are up to 1.21 times as large.
+        * `Spectral` and `Convolution` take their minimisers and the dual norm from Newton-Schulz, as the paper does.
+          The dual norm is mostly 5 to 23% below the exact one (30% below to 12% above at the extremes); a threshold
+          from measured norms should allow for that. Steps and balls are up to 1.21 times as large.
         * A parameter without a gradient neither moves nor decays, and counts in no norm. ``.grad`` is only read.
-        * Parameters outside of the ball may stay where they are: `scion_init_` puts them on its surface.
+        * Parameters outside the ball may stay where they are: `scion_init_` puts them on its surface.
         * Sharded matrices (DTensor) are gathered for their minimiser, which every rank computes.
-        * ``state_dict`` describes the geometries in words. Make the optimizer with the same ones before loading it.
+        * ``state_dict`` describes geometries in words. Make the optimizer with the same geometries before loading.
 
     Args:
-        params: Parameters, named parameters or groups of them. A group may set every option for itself.
+        params: Parameters, named parameters or groups of them. Every option may be set per group.
         lr: Learning rate gamma.
-        threshold: Dual norm rho, over all groups, from which steps stop growing. ``inf`` never clips.
-        geometry: `Euclidean` or one of the geometries of layers. Tensors of one group share it.
-        longest_step: Step length lr * threshold in the norm of the geometry, in place of ``threshold``.
+        threshold: Dual norm rho, over all groups, above which steps stop growing. ``inf`` never clips.
+        geometry: `Euclidean` or one of the geometries of layers, shared by the tensors of a group.
+        longest_step: Longest step lr * threshold in the norm of the geometry, instead of ``threshold``.
         radius: Weight r of the group's tensors in the product: they move r times as far.
         momentum: Weight of the past in the average, in [0, 1); the paper's 1 - alpha.
-        weight_decay: 1 / radius of the ball; a ball of its own for each group, times its ``radius``.
-        short_step: With weight decay, how ||u||^2 is found. ``"bound"``: 4, which it never exceeds in the ball
-            (variant 2). ``"norm"``: computed (variant 1), for `Spectral` by singular values, which wait for the device.
-            One for all groups.
-        maximize: Ascend instead of descending.
+        weight_decay: 1 / radius of the ball. Each group has a ball of its own, whose radius is multiplied by the
+            group's ``radius``.
+        short_step: With weight decay, how to find ||u||^2, in the same way for all groups. ``"bound"`` takes 4, which
+            ||u||^2 never exceeds in the ball (variant 2). ``"norm"`` computes it (variant 1); for `Spectral` that takes
+            singular values, which wait for the device.
+        maximize: Whether to ascend instead of descending.
         foreach: Whether to use operations on lists of tensors. None: yes.
-        capturable: Whether steps may be captured in a CUDA graph.
+        capturable: Promises that a CUDA graph may capture the step, see `ClippedMomentum`.
 
     Raises:
-        ValueError: If an option is out of its range, now or when a step finds it so in a group, if a tensor has no
-            norm in its geometry, or if a loaded state was made with another geometry.
+        ValueError: If an option is out of its range, now or at a later step; if a tensor has no norm in its geometry;
+            or if a loaded state was made with another geometry.
         RuntimeError: If a step meets a sparse or complex gradient.
 
-    Units: lr [x^2/f], threshold [f/x], longest_step [x], weight_decay [1/x], with [x] that of the geometry's norm.
+    Units: lr [x^2/f], threshold [f/x], longest_step [x], weight_decay [1/x], where [x] is the unit of the geometry's
+    norm.
 
     Source: Pethick, Xie, Erdogan, Antonakopoulos, Silveti-Falls, Cevher 2025 (NeurIPS), "Generalized Gradient Norm
     Clipping & Non-Euclidean (L0,L1)-Smoothness", Algorithms 1 and 2.
+
+    Examples:
+        In the geometry ``Sign`` every weight moves by the same length, lr * threshold where the step is clipped:
+
+        >>> weights = nn.Parameter(torch.zeros(2))
+        >>> optimizer = sd.GGNC([weights], lr=0.1, threshold=1.0, geometry=sd.geometry.Sign(), momentum=0.0)
+        >>> weights.grad = torch.tensor([3.0, -4.0])
+        >>> optimizer.step()
+        >>> print(weights.data)
+        tensor([-0.1000,  0.1000])
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -127,7 +139,7 @@ class GGNC(CappedOptimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group; a cap of its own, be it threshold or longest step, replaces either default."""
+        """Adds a group; its own threshold or longest step replaces whichever of the two is the default."""
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])  # now that the parameters are a list of tensors
@@ -136,7 +148,7 @@ class GGNC(CappedOptimizer):
             raise
 
     def product(self, params: Iterable[Tensor]) -> Product:
-        """Returns the norm in which the optimizer steps, to measure in: exact also where its minimisers are not.
+        """Returns the norm in which the optimizer steps, for measuring in it; the norm is exact, unlike its minimisers.
 
         Args:
             params: Parameters in the order in which they are measured; for a probe ``model.parameters()``.
@@ -148,13 +160,13 @@ class GGNC(CappedOptimizer):
         found = [groups.get(param, {}) for param in params]
         if not all(isinstance(group.get("geometry"), LayerGeometry) for group in found):
             raise ValueError(
-                "Parameter `params` should be parameters of this optimizer with geometries of layers. "
+                "Parameter `params` should hold parameters of this optimizer whose geometry is one of a layer. "
                 f"Found `geometry = {[group.get('geometry') for group in found]}`."
             )
         return Product(tuple(g["geometry"] for g in found), tuple(float(g["radius"]) for g in found))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state; geometries are described in words, which any reader may load."""
+        """Returns the state, with geometries in words, so that any reader can load it."""
         state = super().state_dict()
         groups = [{**group, "geometry": describe(group["geometry"])} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
@@ -170,11 +182,11 @@ class GGNC(CappedOptimizer):
             geometry = own["geometry"]
             if saved.get("geometry", describe(geometry)) != describe(geometry):
                 raise ValueError(
-                    f"Parameter `geometry` should be that of the saved group, {saved['geometry']}. "
+                    f"Parameter `geometry` should be the geometry of the saved group, {saved['geometry']}. "
                     f"Found `geometry = {describe(geometry)}`."
                 )
             groups.append({**saved, "geometry": geometry})
-        # What has no counterpart here is left for torch to refuse.
+        # torch refuses groups without a counterpart here.
         groups += state_dict["param_groups"][len(groups) :]
         super().load_state_dict({**state_dict, "param_groups": groups})
 
@@ -233,7 +245,7 @@ class GGNC(CappedOptimizer):
             arithmetic.subtract_scaled_(b.params, directions, step * -scale, foreach=b.foreach)
 
     def _minimize(self, buckets: Sequence[Bucket]) -> tuple[list[tuple[list[Tensor], Tensor]], Tensor]:
-        """Returns, for each bucket, local tensors and the scalar that makes them lmo(d), and -<d, lmo(d)> over all."""
+        """Returns, for each bucket, local tensors and the factor that makes them lmo(d), and -<d, lmo(d)> over all."""
         found: list[tuple[list[Tensor], Tensor]] = []
         length = _joint_length(buckets)
         total = length
@@ -286,7 +298,7 @@ def _joint_length(buckets: Sequence[Bucket]) -> Tensor:
     for b in buckets:
         if isinstance(b.group["geometry"], Euclidean):
             found = torch.stack(arithmetic.lengths(b.states["momentum_buffer"], foreach=b.foreach))
-            # In float64: squares of what float32 holds fit.
+            # float64 holds the square of every float32 number.
             squares = (found.to(vectors.widest(found.device)) * b.group["radius"]).square()
             parts.append((list(squares.unbind()), b.owners))
     if parts:
@@ -304,7 +316,7 @@ def _step_length(group: Group, total: Tensor) -> Tensor:
 
 
 def _as_part_of(local: Tensor, owner: Tensor) -> Tensor:
-    """Returns a tensor as the part of a sharded one that this rank holds, if its owner is sharded."""
+    """Returns a local tensor as this rank's part of a DTensor if its owner is sharded, else unchanged."""
     if not vectors.is_sharded(owner):
         return local
     from torch.distributed.tensor import DTensor

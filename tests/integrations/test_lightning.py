@@ -122,7 +122,7 @@ class Wrong(Module):
 
 def test_a_loss_that_is_not_that_of_training_step_is_noticed() -> None:
     callback = SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(6))
-    with pytest.warns(SmoothdiagWarning, match="another one than the gradient the optimizer got"):
+    with pytest.warns(SmoothdiagWarning, match="another direction than the gradient of the training loop"):
         fit(callback, make=Wrong)
     assert {row["status"] for row in callback.trace} == {"not_reproduced"}
 

@@ -40,28 +40,38 @@ def hvp(
     backend: Backend | Choice = "auto",
     autocast: bool = False,
 ) -> Iterator[Hessian]:
-    """Yields the Hessian of ``objective`` as an operator to multiply with; leaves no trace once it is closed.
+    """Yields the Hessian of ``objective`` as an operator to multiply by; leaves no trace once the block ends.
 
     Args:
         objective: The loss.
-        point: Where, tensors shaped like the parameters; default: their present values.
+        point: Where to differentiate, tensors shaped like the parameters; default: the present parameters.
         backend: How products are made.
 
-            - ``"retained"``: twice in reverse, the graph of the gradient kept: exact, two gradients a product.
-            - ``"rebuilt"``: the same with the graph made anew each time: some three gradients, less memory.
-            - ``"central"``: from gradients at two points: two gradients, no more memory than training, about 1e-4
-              accurate in float32, and runs wherever the model can be trained.
-            - ``"one_sided"``: from one point and the gradient itself: one gradient, about 1e-3 accurate.
-            - ``"auto"``: the first of retained (for one micro-batch), rebuilt and central that passes a check, which
-              costs 15 to 40 gradients. A ``Choice``, as returned by ``choose``, is used as it is.
-        autocast: Whether autocast regions of the loss stay in force, at three gradients to see how exact they are.
-            Without, the Hessian is that of the loss in the precision of the parameters.
+            - ``"retained"``: differentiates twice in reverse and keeps the graph of the gradient. Exact, at two
+              gradients per product.
+            - ``"rebuilt"``: differentiates twice and builds the graph anew each time. Exact, at some three gradients,
+              with less memory.
+            - ``"central"``: takes the difference of gradients at two points. Two gradients, no more memory than
+              training, accurate to about 1e-4 in float32; works wherever the model can be trained.
+            - ``"one_sided"``: takes the difference of one further gradient and the gradient itself. One gradient,
+              accurate to about 1e-3.
+            - ``"auto"``: takes the first of retained (for one micro-batch), rebuilt and central that passes a check,
+              which costs 15 to 40 gradients. A ``Choice``, as returned by ``choose``, is used without a check.
+        autocast: Whether autocast regions of the loss stay active, which costs three gradients to find their rounding.
+            If not, the loss is differentiated in the precision of the parameters.
 
     Raises:
         ValueError: If ``backend`` is unknown.
+
+    Examples:
+        >>> model = sd.problems.quadratic([1.0, 3.0]).as_module(torch.ones(2))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> with sd.hvp(loss) as hessian: product = hessian([torch.tensor([1.0, 1.0])])
+        >>> print(product[0].tolist(), hessian.backend)
+        [1.0, 3.0] retained
     """
     if not isinstance(objective, Objective):
-        raise arguments.wrong("objective", "an Objective, as from `objective(model, loss_fn, batches)`", objective)
+        raise arguments.wrong("objective", "an Objective, as `objective(model, loss_fn, batches)` returns", objective)
     arguments.flag("autocast", autocast)
     if not isinstance(backend, Choice):
         check_backend(backend)
@@ -84,7 +94,7 @@ def hvp(
 
 
 def check_backend(backend: str) -> None:
-    """Refuses an unknown way of multiplying.
+    """Refuses an unknown backend.
 
     Raises:
         ValueError: If ``backend`` is none of ``Backend``.

@@ -1,4 +1,4 @@
-"""Hessian-vector products by differences of gradients: run wherever a model can be trained."""
+"""Hessian-vector products by differences of gradients, which work wherever a model can be trained."""
 
 import math
 
@@ -10,30 +10,30 @@ from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.vectors import Vector
 
 FIRST_RADIUS = 1e-2
-"""Radius relative to ||x||, for each unit of the change that the gradient should make, that the first product is tried
-with: 1e-4 in float32, 2e-3 under autocast. The gradient tells by how much it was wrong."""
+"""Radius of the first product, relative to ||x|| and per unit of the wanted change of the gradient: 1e-4 in float32,
+2e-3 under autocast. The actual change of the gradient then corrects the radius."""
 
 LARGEST_RADIUS = 0.1
-"""Radius relative to ||x|| that is never exceeded, however flat the loss."""
+"""Largest radius relative to ||x||, however flat the loss."""
 
 TOLERATED = 10.0
-"""Factor by which the change of the gradient may miss its target before the product is taken anew."""
+"""Factor by which the change of the gradient may miss its target before the product is computed anew."""
 
 MAX_TRIES = 4
 
 
 class Difference:
-    """Products H v from the gradients at two points, the radius chosen anew along each direction.
+    """Products H v from the gradients at two points, with a radius chosen for each direction.
 
-    Rounding of the gradients, a relative error u, adds u / t to the relative error of a product over which the
-    gradient changes by t of its length; the third derivative adds about t^2, or t if the difference is one-sided. So
-    the radius aims at the change where both are equal, u^(1/3) or u^(1/2).
+    If the gradient has the relative error u and changes by the share t of its length, rounding adds u / t to the
+    relative error of the product. The third derivative adds about t^2, or t if the difference is one-sided. The radius
+    aims at the change t for which both errors are equal, u^(1/3) or u^(1/2).
 
     Args:
         objective: The loss.
-        point: Where, tensors shaped like the parameters.
-        one_sided: Take the difference to the gradient at ``point``, which is evaluated once: half as dear, and
-            an order less accurate.
+        point: Where to differentiate, tensors shaped like the parameters.
+        one_sided: Whether to take the difference to the gradient at ``point``, which is evaluated once: half the cost,
+            and an order less accurate.
         gradient_error: Relative error u of one gradient.
 
     Attributes:
@@ -45,7 +45,7 @@ class Difference:
         self._target = min(max(gradient_error, 1e-16) ** (1 / 2 if one_sided else 1 / 3), 0.2)
         self._size = float(vectors.norm(point)) or 1.0
         self._gradient: list[Tensor] | None = None
-        # Below a hundred roundings of the parameters the displacement is no longer along v.
+        # Over less than a hundred roundings of the parameters, the displacement no longer points along v.
         self._smallest = min(50 * max(torch.finfo(x.dtype).eps for x in point), LARGEST_RADIUS) * self._size
         self._next = self.radius = max(FIRST_RADIUS * self._target * self._size, self._smallest)
 
@@ -63,7 +63,7 @@ class Difference:
         for _ in range(MAX_TRIES):
             self.radius = self._next
             product, change = self.at(v, self.radius / length)
-            # A gradient that turned round altogether says that the radius is too long, not by how much.
+            # A gradient that turned round completely shows that the radius is too long, but not by how much.
             factor = 1 / 64 if not change <= 0.5 else self._target / max(change, self._target / 100)
             self._next = min(max(self.radius * factor, self._smallest), LARGEST_RADIUS * self._size)
             if 1 / TOLERATED <= factor <= TOLERATED or self._next == self.radius:
@@ -78,7 +78,7 @@ class Difference:
         return self.at(v, self.radius / 4 / length)[0]
 
     def at(self, v: Vector, step: float) -> tuple[list[Tensor], float]:
-        """Returns H v from a displacement of ``step`` times v, and by how much the gradient changed, relative to it."""
+        """Returns H v from a displacement of ``step`` times v, and the relative change of the gradient."""
         ahead = vectors.add_scaled(self._point, v, step)
         there = self._objective.evaluate(ahead).gradient
         if self._one_sided:
@@ -89,9 +89,9 @@ class Difference:
             del ahead
             here = self._objective.evaluate(behind).gradient
             del behind
-        # Whoever evaluates next without saying where means the point.
+        # An evaluation without a point means this one.
         self._objective.place(self._point)
-        # What was really made of step v, once rounded to the dtype of the parameters.
+        # The displacement along v that remains after rounding to the dtype of the parameters.
         effective = float(vectors.dot(made, v)) / float(vectors.norm(v)) ** 2
         del made
         change = vectors.sub(there, here)

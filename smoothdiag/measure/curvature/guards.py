@@ -1,4 +1,4 @@
-"""Guards: what has to be switched off for a while so that a loss can be differentiated twice, and exactly."""
+"""Guards: switch off for a while what keeps a loss from being differentiated twice and exactly."""
 
 import sys
 import threading
@@ -14,15 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Replaces what has no second derivative: fused attention, compiled graphs, fused recurrence."""
+    """Replaces operations without a second derivative: fused attention, compiled graphs, fused recurrence."""
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and importing it takes seconds
+        if "torch._dynamo" in sys.modules:  # if not, nothing is compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            # Fused on a CPU it can be, but takes a third longer. The public switch also sets how TF32 is used, and
-            # warns of that.
+            # On a CPU fused recurrence has a second derivative, but takes a third longer. The public switch also sets
+            # how TF32 is used, and warns about it.
             stack.callback(torch._C._set_mkldnn_enabled, torch._C._get_mkldnn_enabled())
             torch._C._set_mkldnn_enabled(False)
         yield
@@ -31,15 +31,15 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 _enter = torch.autocast.__enter__
 _lock = threading.Lock()
 _quiet: Counter[int] = Counter()
-"""Threads that want no autocast, and how many times over."""
+"""Threads that want no autocast, with the number of open requests."""
 
 
 @contextmanager
 def autocast_off(devices: Iterable[str]) -> Iterator[None]:
-    """Makes autocast regions of this thread do nothing on these types of devices, those opened inside too.
+    """Makes autocast regions of this thread do nothing on these types of devices, also regions opened inside.
 
-    There is no public way to switch off a region that ``loss_fn`` opens itself, so the method that opens one is
-    replaced meanwhile. Backward passes in other threads recompute with what the forward pass found.
+    There is no public way to switch off a region that ``loss_fn`` opens itself, so the method that opens regions is
+    replaced meanwhile. Backward passes in other threads recompute with the settings of the forward pass.
     """
     me = threading.get_ident()
     with ExitStack() as stack:

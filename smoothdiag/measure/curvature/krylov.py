@@ -1,4 +1,4 @@
-"""Subspace: an orthonormal basis that grows by one product at a time, and what it shows of the spectrum."""
+"""Subspace: an orthonormal basis that grows by one product at a time, and the eigenvalues that it shows."""
 
 import math
 from collections.abc import Callable
@@ -16,21 +16,21 @@ Matvec = Callable[[Vector], list[Tensor]]
 Array = npt.NDArray[np.float64]
 
 BLOCK = 8
-"""Basis vectors that memory is taken for at a time."""
+"""Basis vectors for which memory is allocated at once."""
 
 NEGLIGIBLE = 1e-2
-"""Share of the largest magnitude below which the error of an eigenvalue is no longer counted relative to itself."""
+"""Share of the largest magnitude below which an eigenvalue's error is no longer taken relative to the eigenvalue."""
 
 
 WIDEST_GAP, KNOWN_GAP = 0.1, 0.3
-"""Gap, relative to an eigenvalue, that is believed at most; the second where the next value is known to half of it."""
+"""Largest gap, relative to an eigenvalue, that is believed; the second if the next value is known to half the gap."""
 
 
 NOISE = 1e-3
-"""Length of the noise in a vector that is handed on, so that nothing has no share in it for ever."""
+"""Length of the noise added to a vector for the next search, so that it has a share in every eigenvector."""
 
 AHEAD = 0.02
-"""Share of the largest magnitude by which a Ritz value has to be ahead, within its distance, to be pursued."""
+"""Share of the largest magnitude by which a Ritz value, within its distance, must be ahead to be pursued."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Ritz:
     """Eigenvalues and eigenvectors of an operator restricted to a subspace.
 
     Attributes:
-        values: Ritz values, rising, shape (k,).
-        coordinates: Ritz vectors in the basis, one a column, shape (k, k).
-        outside: The part of H y that lies outside the subspace, its length, shape (k,).
+        values: Ritz values in rising order, shape (k,).
+        coordinates: Ritz vectors in the basis, one per column, shape (k, k).
+        outside: Length of the part of H y that lies outside the subspace, shape (k,).
         distances: ||H y - value y||, and at least the rounding of one product, shape (k,).
     """
 
@@ -70,23 +70,24 @@ class Ritz:
         )
 
     def residual(self, j: int) -> float:
-        """Returns ||H y - value y|| / |value|; 0 where both are zero."""
+        """Returns ||H y - value y|| / |value|; 0 if both are zero."""
         distance, size = float(self.distances[j]), abs(float(self.values[j]))
         return distance / size if size else math.inf if distance else 0.0
 
     def error(self, j: int) -> float:
         """Returns the estimated relative distance of a Ritz value from the next eigenvalue.
 
-        Of the two bounds of a Rayleigh quotient, the residual and its square over the gap to the rest of the spectrum,
-        the second takes the other Ritz values for the rest, and believes in no wide gap: what seems to stand alone
-        may be a cluster. Relative to the value, or to a hundredth of the largest magnitude if that is more.
+        A Rayleigh quotient has two bounds: the residual, and its square over the gap to the rest of the spectrum. The
+        second takes the other Ritz values for the rest, and believes in no wide gap, because a value that seems to
+        stand alone may belong to a cluster. The error is relative to the value, or to a hundredth of the largest
+        magnitude if that is more.
 
         Source: Parlett 1998, *The symmetric eigenvalue problem*, theorem 11.7.1.
         """
         distance, value = float(self.distances[j]), abs(float(self.values[j]))
         if distance == 0:
             return 0.0
-        gap = 0.0  # alone, a value says nothing about a gap
+        gap = 0.0  # a single value shows no gap
         if len(self.values) > 1:
             gaps = np.abs(self.values - self.values[j])
             gaps[j] = math.inf
@@ -97,23 +98,23 @@ class Ritz:
         return min(distance, bound) / max(value, NEGLIGIBLE * float(np.abs(self.values).max()))
 
     def doubt(self, j: int) -> float:
-        """Returns how far the Ritz value at an end may be from an eigenvalue, relative to itself and to the spread.
+        """Returns how far the Ritz value at an end may be from an eigenvalue, relative to the value and to the spread.
 
-        The residual alone would be small anywhere inside of a cluster, which has its eigenvalues side by side.
+        The residual alone would be small anywhere inside a cluster, whose eigenvalues lie side by side.
         """
         distance, spread = float(self.distances[j]), float(self.values[-1] - self.values[0])
         return max(self.residual(j), distance / spread if spread and self.leads_out(j) else 0.0)
 
 
 class Subspace:
-    """An orthonormal basis Q, what H makes of it inside, and how far it leads outside.
+    """An orthonormal basis Q, the matrix of H in it, and the parts of products that lie outside it.
 
-    What a product leaves outside of the basis is kept until the basis grows into it. If it always grows by what is left
-    of the last product, that is Lanczos with full reorthogonalisation.
+    The part of a product outside the basis is kept until the basis grows into it. If the basis always grows by what is
+    left of the last product, this is Lanczos with full reorthogonalisation.
 
     Args:
         matvec: v -> H v.
-        like: A vector with the shapes that H takes.
+        like: A vector of the shapes that H takes.
         seed: Seed of random directions.
 
     Attributes:
@@ -141,7 +142,7 @@ class Subspace:
         return self.flatten(vectors.random_like(self._like, seed=self._seed + self.num_products))
 
     def residual(self, ritz: Ritz, j: int) -> Tensor:
-        """Returns the direction in which H leads a Ritz vector out of the subspace; zero where it does not."""
+        """Returns the part of H times a Ritz vector that lies outside the subspace; zero if there is none."""
         parts = [float(ritz.coordinates[k, j]) * end for k, end in self._ends.items()]
         return sum(parts, torch.zeros_like(self._blocks[0][0]))
 
@@ -150,7 +151,7 @@ class Subspace:
         return self._layout.unflatten(self._unit(self._ritz_vector(ritz, j)))
 
     def image(self, ritz: Ritz, j: int) -> list[Tensor]:
-        """Returns what H makes of a Ritz vector, of length 1, with a little noise; noise alone where that is zero."""
+        """Returns H times a Ritz vector, scaled to length 1, with a little noise; only noise if the product is zero."""
         flat = float(ritz.values[j]) * self._ritz_vector(ritz, j) + self.residual(ritz, j)
         noise = self._unit(self.random())
         return self._layout.unflatten(self._unit(flat) + NOISE * noise if ritz.distances[j] > 0 else noise)
@@ -162,12 +163,12 @@ class Subspace:
         return flat / self._layout.norm(flat).clamp(min=torch.finfo(flat.dtype).tiny).to(flat.dtype)
 
     def grow(self, direction: Tensor, *, leads_out: bool = False) -> Ritz | None:
-        """Returns what one product more shows; ``None`` where a direction lies in the subspace already.
+        """Returns the Ritz values after one more product; ``None`` if the direction lies in the subspace already.
 
         Args:
             direction: Flat tensor to grow into.
-            leads_out: Whether it is known not to lie in the subspace, as a residual; nothing then waits for the
-                device but the result.
+            leads_out: Whether the direction is known to lie outside the subspace, as residuals do; then only the result
+                waits for the device.
         """
         before, k = self._layout.norm(direction), self.num_products
         direction = direction.clone()
@@ -195,7 +196,7 @@ class Subspace:
         return self._ritz(places, ends, sizes, cosines.reshape(len(places), -1))
 
     def _ritz(self, places: list[int], ends: list[Tensor], lengths: Array, angles: Array) -> Ritz:
-        # Exact products would be symmetric in the basis; what they are not is part of the distance.
+        # Exact products would be symmetric in the basis; the asymmetric part counts as distance.
         symmetric = np.triu(self._inside) + np.triu(self._inside, 1).T
         if not (np.isfinite(symmetric).all() and np.isfinite(lengths).all()):
             unknown = np.full(len(symmetric), math.nan)
@@ -214,7 +215,7 @@ class Subspace:
         return [block[: self.num_products - i * BLOCK] for i, block in enumerate(self._blocks)]
 
     def _orthogonalise(self, w: Tensor) -> Tensor:
-        """Takes the basis out of ``w``, in place; returns the coefficients and the length that is left."""
+        """Removes the basis from ``w`` in place; returns the coefficients and the remaining length."""
         total = torch.zeros(self.num_products, dtype=torch.float64, device=w.device)
         for _ in range(2 if self.num_products else 0):  # twice is enough (Parlett 1998, section 6.9, after Kahan)
             found = torch.cat([self._layout.products(rows, w) for rows in self._rows()])

@@ -22,10 +22,10 @@ class Hessian:
     """The Hessian of an objective at a point, as a linear operator.
 
     Attributes:
-        point: Where, tensors shaped like the parameters.
+        point: The point, tensors shaped like the parameters.
         backend: How products are made.
-        reason: Why they are made in this way.
-        num_hvps: Products so far.
+        reason: Why this backend was chosen.
+        num_hvps: Number of products so far.
     """
 
     def __init__(self, products: Reverse | Difference, point: Vector, backend: Rung, reason: str) -> None:
@@ -45,7 +45,7 @@ class Hessian:
             ValueError: If ``v`` has other shapes than the parameters.
             RuntimeError: If the operator is closed.
 
-        Units: [f/x^2] times those of ``v``.
+        Units: [f/x^2] times the units of ``v``.
         """
         products = self._open()
         wanted, found = ([tuple(x.shape) for x in vector] for vector in (self.point, v))
@@ -55,7 +55,7 @@ class Hessian:
         return products(v)
 
     def close(self) -> None:
-        """Lets go of the graph; products are no longer possible."""
+        """Drops the graph; products are no longer possible."""
         self._products = None
 
     def _open(self) -> Reverse | Difference:
@@ -65,18 +65,18 @@ class Hessian:
 
     @property
     def radius(self) -> float | None:
-        """Length of the last displacement to either side [x]; ``None`` where products are exact."""
+        """Length of the last displacement to either side [x]; ``None`` if products are exact."""
         return self._products.radius if isinstance(self._products, Difference) else None
 
     def finer(self, v: Vector) -> list[Tensor]:
-        """Returns H v from a quarter of the last displacement, to be compared with that from the whole.
+        """Returns H v from a quarter of the last displacement, to compare with the product from the whole.
 
         Raises:
             RuntimeError: If products are exact.
         """
         products = self._open()
         if not isinstance(products, Difference):
-            raise RuntimeError(f"Products by `{self.backend}` have no radius.")
+            raise RuntimeError(f"Products of the backend `{self.backend}` are exact and have no radius.")
         self.num_hvps += 1
         return products.finer(v)
 
@@ -91,7 +91,7 @@ def opened(
     gradient_error: float | None = None,
     autocast: bool,
 ) -> Iterator[Hessian]:
-    """Yields the Hessian that multiplies in the given way, with all guards up for as long as it is open."""
+    """Yields the Hessian of the given backend; all guards are active while it is open."""
     with ExitStack() as stack:
         stack.enter_context(objective.isolated())
         stack.enter_context(torch.enable_grad())

@@ -1,4 +1,4 @@
-"""Precise: the same loss in float64, to decide what float32 leaves in doubt."""
+"""Precise: the same loss in float64, for decisions that float32 leaves in doubt."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,8 +15,8 @@ from smoothdiag.measure.loss.objective import Objective
 class Precise(Objective):
     """An objective with parameters, buffers and data in float64 for as long as it is evaluated.
 
-    Differences over ways so short that hardly a kink lies on them need the digits of float64. Not every model runs
-    in it: casts and kernels of its own may stand in the way.
+    Displacements so short that they hardly cross a kink need the digits of float64. Not every model runs in float64:
+    its own casts and kernels may prevent it.
 
     Args:
         objective: The loss.

@@ -14,11 +14,11 @@ from smoothdiag.vectors import Layout, Vector
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """A density of eigenvalues, as weighted points; each random vector gives a quadrature rule of its own.
+    """A density of eigenvalues as weighted points; each random vector gives one row, a quadrature rule of its own.
 
     Attributes:
         points: Ritz values, shape (num_vectors, num_products).
-        weights: Shares of all eigenvalues, of the same shape; each row adds up to 1.
+        weights: Share of all eigenvalues at each point, in the same shape; each row adds up to 1.
         dimension: Number of eigenvalues.
     """
 
@@ -27,9 +27,9 @@ class SpectralDensity:
     dimension: int
 
     def at(self, grid: Array, width: float) -> Array:
-        """Returns the density on ``grid``, every point drawn out to a Gaussian of standard deviation ``width``.
+        """Returns the density on ``grid``, with every point widened to a Gaussian of standard deviation ``width``.
 
-        Units: both in those of the eigenvalues; the density in their inverse, so that its integral is 1.
+        Units: grid and width have the units of the eigenvalues, the density the inverse units; its integral is 1.
         """
         shape = np.exp(-(((grid[:, None] - self.points.ravel()) / width) ** 2) / 2) / (width * math.sqrt(2 * math.pi))
         density: Array = shape @ self.weights.ravel() / len(self.points)
@@ -46,8 +46,8 @@ class Trace:
 
     Attributes:
         value: The estimate.
-        standard_error: Its standard error; 0 where nothing was left to chance, NaN with a single random vector.
-        num_products: Products with the operator.
+        standard_error: Its standard error; 0 if nothing was left to chance, NaN with a single random vector.
+        num_products: Number of products with the operator.
     """
 
     value: float
@@ -63,9 +63,9 @@ def spectral_density(
     Args:
         matvec: v -> H v.
         like: A vector of the shapes that H takes.
-        num_vectors: Random vectors; the relative error of a share falls like one over its root and that of the
-            number of eigenvalues in it.
-        num_products: Products for each vector, which is also the number of points.
+        num_vectors: Number of random vectors. The relative error of a share falls like 1 / sqrt(num_vectors x number of
+            eigenvalues in the share).
+        num_products: Number of products for each vector, which is also the number of points.
         seed: Seed of the vectors.
 
     Raises:
@@ -80,7 +80,7 @@ def spectral_density(
         space = Subspace(matvec, like, seed)
         ritz = space.grow(space.flatten(vectors.random_like(like, seed=seed + 10_007 * i)))
         assert ritz is not None
-        # Where H leads nowhere else, what lies outside has no share in the vector and weighs nothing.
+        # If H does not lead out of the subspace, the vector has no share outside: those eigenvalues weigh nothing.
         while len(ritz.values) < num_products and not ritz.is_closed:
             grown = space.grow(space.residual(ritz, int(ritz.outside.argmax())), leads_out=True)
             assert grown is not None
@@ -90,12 +90,12 @@ def spectral_density(
 
 
 def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0) -> Trace:
-    """Returns the trace of a symmetric operator: exactly on a space where most of it lies, by sampling on the rest.
+    """Returns the trace of a symmetric operator: exact on a subspace that holds most of it, sampled on the rest.
 
     Args:
         matvec: v -> H v.
         like: A vector of the shapes that H takes.
-        num_products: Products to spend, a third of them on finding the space; at least 3.
+        num_products: Number of products, at least 3; a third of them finds the subspace.
         seed: Seed of the random vectors.
 
     Raises:
@@ -140,7 +140,7 @@ def _outside(layout: Layout, basis: Tensor, flat: Tensor) -> Tensor:
 
 
 def _extended(layout: Layout, basis: Tensor, flat: Tensor) -> Tensor:
-    """Returns the basis with what ``flat`` adds to its span; as it is where that is nothing but rounding."""
+    """Returns the basis extended by ``flat``, or unchanged if ``flat`` adds only rounding to its span."""
     before, rest = layout.norm(flat), _outside(layout, basis, flat)
     length = layout.norm(rest)
     if not length > 1e3 * torch.finfo(flat.dtype).eps * before:

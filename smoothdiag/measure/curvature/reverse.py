@@ -1,4 +1,4 @@
-"""Hessian-vector products by differentiating twice in reverse mode: exact wherever they run."""
+"""Hessian-vector products by differentiating twice in reverse mode, which are exact wherever they work."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,13 +15,13 @@ Parts = Sequence[Tensor | None]
 class Reverse:
     """Products H v as the gradient of <g, v>, where the gradient g has a graph of its own.
 
-    To be used inside ``objective.isolated()`` and ``twice_differentiable``. With ``retain`` the graph of g is kept:
-    a product costs two gradients, the first one another three at most, and memory is that of about three. Without,
-    the graph of one micro-batch at a time is built anew for each product, at some three gradients.
+    Use it inside ``objective.isolated()`` and ``twice_differentiable``. With ``retain`` the graph of g is kept: a
+    product costs two gradients, the first product at most three more, and the memory of about three gradients.
+    Without ``retain`` each product builds the graph of one micro-batch at a time anew, at some three gradients.
 
     Args:
         objective: The loss.
-        point: Where, tensors shaped like the parameters.
+        point: Where to differentiate, tensors shaped like the parameters.
         retain: Whether to keep the graph.
     """
 
@@ -40,7 +40,7 @@ class Reverse:
 
     def _linearised(self) -> Iterable[Parts]:
         """Returns the gradient of each micro-batch with its graph, times the scale of the loss."""
-        # A graph that is kept holds buffers as the forward pass left them, not as it found them.
+        # A kept graph holds the buffers that the forward pass left, not those that it started from.
         self._objective.place(self._point, self._state)
         if self._kept is not None:
             return self._kept
@@ -56,7 +56,7 @@ class Reverse:
         return self._kept
 
     def _product(self, parts: Parts, v: Vector) -> Parts:
-        # A gradient without a graph is constant, and one of an unused parameter zero: neither has a derivative.
+        # A gradient without a graph is constant, and the gradient of an unused parameter is zero: no derivatives.
         known = [(g, x.to(g.dtype)) for g, x in zip(parts, v, strict=True) if g is not None and g.requires_grad]
         if not known:
             return [None] * len(parts)
@@ -75,5 +75,5 @@ class Reverse:
             total = [b if a is None else a if b is None else a + b for a, b in zip(total, dense, strict=True)]
         scale = self._objective.loss_scale
         found = [torch.zeros_like(p) if x is None else x / scale for x, p in zip(total, self._point, strict=True)]
-        # Sharded models are not differentiated twice: the ranks that share in this are replicas.
+        # Sharded models are not differentiated twice, so ranks that share this work are replicas.
         return self._objective.replicas.average(0.0, found)[1] if self._objective.replicas else found

@@ -14,18 +14,18 @@ from smoothdiag.vectors import Vector
 Target = Literal["norm", "largest", "smallest", "both"]
 
 MIN_PRODUCTS = 4
-"""Products to make at least from nothing: as many as bring up what the start shows hardly at all."""
+"""Fewest products of a search from nothing, enough to bring up eigenvectors with a tiny share in the start."""
 
 
 @dataclass(frozen=True)
 class Eigenpair:
-    """An eigenvalue as far as it is known, and its vector.
+    """An approximate eigenvalue and its vector.
 
     Attributes:
         value: Rayleigh quotient v'Hv of the vector.
         vector: v, of length 1.
-        residual: ||Hv - value v|| / |value|, of the products as they were made; 0 where both are zero. There is an
-            eigenvalue within this relative distance.
+        residual: ||Hv - value v|| / |value| of the products as computed; 0 if both are zero. An eigenvalue lies within
+            this relative distance.
         error: Estimated relative distance to that eigenvalue, never more than the residual.
         converged: Whether the error is within the tolerance.
     """
@@ -39,19 +39,19 @@ class Eigenpair:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What a solver found out about the ends of a spectrum.
+    """What a solver found about the ends of a spectrum.
 
     Attributes:
-        pairs: The eigenpairs asked for: for "norm" by falling magnitude, for "largest" by falling value, for
-            "smallest" by rising value, for "both" first the largest, then the smallest.
+        pairs: The wanted eigenpairs: for "norm" by falling magnitude, for "largest" by falling value, for "smallest" by
+            rising value, for "both" first the largest, then the smallest.
         largest: The largest eigenvalue met, converged or not.
         smallest: The smallest eigenvalue met, converged or not.
-        num_products: Products with the operator.
-        converged: Whether all of ``pairs`` are, and no other value met could, within its residual, take their place.
-        challenger: Vector to give the next search beside those of ``pairs``; ``None`` where there is no other.
-        largest_error: Relative distance within which of ``largest`` there is an eigenvalue, at least; infinite where
-            nothing is known. That it is the last one, only the end that was asked for is searched for.
-        smallest_error: The same of ``smallest``.
+        num_products: Number of products with the operator.
+        converged: Whether all ``pairs`` have converged and no other value could, within its residual, take their place.
+        challenger: Second vector to start the next search with; ``None`` if there is none.
+        largest_error: Relative distance within which ``largest`` is known to have an eigenvalue; infinite if unknown.
+            Only at the end that ``target`` names did the search look for values further out.
+        smallest_error: The same for ``smallest``.
     """
 
     pairs: tuple[Eigenpair, ...]
@@ -83,26 +83,27 @@ def lanczos(
 ) -> Spectrum:
     """Returns eigenpairs at the ends of the spectrum of a symmetric operator.
 
-    The basis is kept, and reorthogonalised in full, so no eigenvalue is found twice and residuals are those of the
-    products as they were made. Memory: one vector for each product.
+    The basis is kept and reorthogonalised in full, so that no eigenvalue is found twice and residuals belong to the
+    products as computed. The basis takes one vector for each product.
 
-    A vector that happens to lie along some eigenvectors shows no others. So half of the first vector is noise, or there
-    is a second vector, the challenger; either is followed until nothing it shows could, within its residual, be ahead
-    of the eigenpairs found.
+    A vector that lies along some eigenvectors shows no others. Therefore half of the first vector is noise, or there is
+    a second vector, the challenger. The search follows it until nothing that it shows could, within its residual, be
+    ahead of the eigenpairs found.
 
     Args:
         matvec: v -> H v, for vectors shaped like ``start``.
-        start: What to start from, of any length but zero: the gradient, or an earlier eigenvector.
-        challenger: Second vector, as ``Spectrum.challenger`` of an earlier search; ``None`` mixes noise into ``start``.
+        start: First vector, of any length but zero, such as the gradient or an earlier eigenvector.
+        challenger: Second vector, such as ``Spectrum.challenger`` of an earlier search; ``None`` mixes noise into
+            ``start``.
         target: ``"norm"`` for the largest magnitude, ``"largest"``, ``"smallest"``, or ``"both"`` ends.
-        num_pairs: Eigenpairs wanted, for ``"both"`` at each end.
-        tol: Estimated relative error of the eigenvalues to stop at.
-        min_products: Products to make at least.
-        max_products: Products to give up after; the result then says ``converged=False``.
+        num_pairs: Number of eigenpairs wanted; with ``"both"`` at each end.
+        tol: Estimated relative error of the eigenvalues at which the search stops.
+        min_products: Fewest products.
+        max_products: Most products; if they are not enough, the result says ``converged=False``.
         seed: Seed of random vectors.
 
     Raises:
-        ValueError: If ``start`` is zero or not finite, or an argument is out of range.
+        ValueError: If ``start`` is zero or not finite, or if an argument is out of range.
 
     Source: Parlett 1998, *The symmetric eigenvalue problem*, chapter 13.
     """
@@ -123,7 +124,7 @@ def lanczos(
     while not np.isnan(ritz.values).any():
         unfinished = [j for j in chosen if ritz.error(j) > tol]
         rivals = [j for j in others if ritz.outdoes(j, chosen, target)]
-        # Another copy of an eigenvalue shows only from outside of what is closed under H.
+        # A further copy of an eigenvalue shows only from outside a subspace that is closed under H.
         doubtful = len(chosen) < wanted or (
             wanted > 1 and ritz.is_closed and not (drawn and (ritz.coordinates[-1, others] ** 2).sum() > 0.5)
         )
@@ -131,7 +132,7 @@ def lanczos(
         converged = settled and not unfinished
         if space.is_whole or space.num_products >= (min(min_products, max_products) if settled else max_products):
             break
-        # First what is wanted, then what could take its place; a random direction where H leads nowhere else.
+        # First the wanted values, then values that could take their place; a random direction if H leads nowhere else.
         followed = [j for j in unfinished if ritz.leads_out(j)]
         followed = followed or [j for j in others if ritz.leads_out(j) and not waiting]
         drawn = not (followed or waiting)
@@ -154,17 +155,17 @@ def lanczos(
 def power_iteration(matvec: Matvec, start: Vector, *, tol: float = 1e-3, max_products: int = 100) -> Spectrum:
     """Returns the eigenpair of largest magnitude by repeated multiplication, in the memory of two vectors.
 
-    Slower than ``lanczos`` and blind to every eigenvector that has no share in ``start``. It stops at a residual of
-    ``tol``, because it knows no gap that would let it stop earlier.
+    It is slower than ``lanczos``, and never finds an eigenvector that has no share in ``start``. It stops at a residual
+    of ``tol``, because it knows no gap that would let it stop earlier.
 
     Args:
         matvec: v -> H v, for vectors shaped like ``start``.
         start: First vector, of any length but zero.
-        tol: Residual to stop at.
-        max_products: Products to give up after; the result then says ``converged=False``.
+        tol: Residual at which the iteration stops.
+        max_products: Most products; if they are not enough, the result says ``converged=False``.
 
     Raises:
-        ValueError: If ``start`` is zero or not finite, or an argument is out of range.
+        ValueError: If ``start`` is zero or not finite, or if an argument is out of range.
     """
     check_limits(tol, max_products)
     length = float(vectors.norm(start))
@@ -184,7 +185,7 @@ def power_iteration(matvec: Matvec, start: Vector, *, tol: float = 1e-3, max_pro
 
 
 def _ranked(ritz: Ritz, target: Target, num_pairs: int) -> tuple[list[int], list[int]]:
-    """Returns the places of the wanted Ritz values, and those of the others, the most promising first."""
+    """Returns the indices of the wanted Ritz values, and the indices of the others, the most promising first."""
     rising = range(len(ritz.values))
     up = sorted(rising, key=lambda j: -ritz.values[j])
     if target == "norm":
@@ -198,7 +199,7 @@ def _ranked(ritz: Ritz, target: Target, num_pairs: int) -> tuple[list[int], list
 
 
 def check_limits(tol: float, max_products: int) -> None:
-    """Refuses limits that no solver can keep.
+    """Refuses limits that make no sense.
 
     Raises:
         ValueError: If ``tol`` is not in (0, 1) or ``max_products`` is below 1.

@@ -1,4 +1,4 @@
-"""What an estimator gets and gives: Step, Estimate, Status; and the secants that most of them are made of."""
+"""What an estimator receives and returns: Step, Estimate, Status; and the secants that most estimators use."""
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
@@ -18,39 +18,46 @@ from smoothdiag.vectors import Vector
 __all__ = ["Estimate", "Estimator", "Secants", "Status", "Step", "conclude", "secants"]
 
 SATURATED_ABOVE = 0.5
-"""Saturation above which a row says more about the step than about curvature: with orthogonal gradients of
-equal length at both ends it is 1/sqrt(2), with opposite ones 1."""
+"""Saturation above which a row says more about the step than about curvature. Orthogonal gradients of equal length at
+both ends give 1/sqrt(2), opposite ones 1."""
 
 SIGNAL_TO_NOISE = 2.0
-"""Rows up to this many noise floors are marked. Independent errors add in squares: at twice the floor noise has
-raised the value by 15%."""
+"""Noise floors up to which a row is marked. Squares of independent errors add up: at two noise floors, noise has raised
+the value by 15%."""
 
 KINKS_ABOVE, ROUNDING_ABOVE = math.sqrt(2), 2 * math.sqrt(2)
-"""L(h/4)/L(h) is 1 where the gradient is smooth, 2 where it jumps at many small kinks (the change grows like
-sqrt(h)), 4 where it does not depend on h at all; the bounds lie half way on a log scale."""
+"""L(h/4)/L(h) is 1 if the gradient is smooth, 2 if it jumps at many small kinks (its change grows like sqrt(h)), and 4
+if its change does not depend on h at all. The bounds lie half-way between these on a log scale."""
 
 PRECONDITIONED = "_preconditioned"
-"""Suffix of the estimator name of rows in the optimizer's own norm."""
+"""Suffix of the estimator's name in rows that are measured in the optimizer's own norm."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, frozen: where it started, where it ended, and the loss it was taken on.
+    """One optimizer step, frozen: where it started, where it ended, and the loss to measure it with.
 
     Attributes:
-        index: Optimizer steps taken before this one.
+        index: Number of optimizer steps before this one.
         objective: The loss on the data of this step, or on held-out data.
         start: Parameters x_k before the step.
-        end: Parameters x_{k+1} after it.
-        lr: Learning rate of the step [x^2/f]; NaN where parameter groups differ.
+        end: Parameters x_{k+1} after the step.
+        lr: Learning rate of the step [x^2/f]; NaN if parameter groups have different rates.
         gradient_error: Relative error of one gradient evaluation, ||g - g'|| / ||g||.
-        groups: Indices of the parameters of each group that gets an estimate of its own.
-        preconditioner: Diagonal of the matrix P that the optimizer divides by; ``None`` where it has none.
-        known_start: Loss and gradient at ``start``, where they need not be evaluated again.
-        memory: What estimators keep from one measured step for the next, each under keys of its own.
-        stability_limit: Curvature [f/x^2] above which the optimizer, at its present learning rate, diverges on a
-            quadratic, and the norm it is about.
-        norms_at_start: What estimators have computed of the gradient at ``start`` and need not compute again.
+        groups: For each group with an estimate of its own, the indices of its parameters.
+        preconditioner: Diagonal of the matrix P that the optimizer divides by; ``None`` if it has none.
+        known_start: Loss and gradient at ``start``, if they are known already.
+        memory: What estimators keep from one measured step for the next, each under its own keys.
+        stability_limit: Curvature [f/x^2] above which the optimizer diverges on a quadratic at its present learning
+            rate, and the norm in which that curvature is measured.
+        norms_at_start: Norms of the gradient at ``start`` that estimators have computed already.
+
+    Examples:
+        >>> model = sd.problems.quadratic([3.0]).as_module(torch.zeros(1))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> step = sd.Step(0, loss, start=[torch.tensor([2.0])], end=[torch.tensor([1.0])], lr=1 / 6)
+        >>> print(step.at_start.loss, step.at_start.gradient[0].item())
+        6.0 6.0
     """
 
     index: int
@@ -68,12 +75,12 @@ class Step:
 
     @cached_property
     def at_start(self) -> Evaluation:
-        """Loss and gradient at ``start``, evaluated at most once and shared by all estimators."""
+        """Loss and gradient at ``start``, evaluated at most once for all estimators."""
         return self.known_start or self.objective.evaluate(self.start)
 
     @cached_property
     def starts_finite(self) -> bool:
-        """Whether loss and gradient at ``start`` are finite, so that there is something to measure."""
+        """Whether loss and gradient at ``start`` are finite; otherwise there is nothing to measure."""
         return math.isfinite(self.at_start.loss) and math.isfinite(float(vectors.norm(self.at_start.gradient)))
 
 
@@ -85,15 +92,22 @@ class Estimate:
         estimator: Name of the estimator, as in the column ``estimator`` of a trace.
         smoothness: Local smoothness [f/x^2].
         grad_norm: Dual norm of the gradient at the start of the step [f/x].
-        step_norm: Length of the displacement that was really made [x].
+        step_norm: Length of the displacement between the two points [x], as really made after rounding.
         loss: Loss at the start of the step [f].
         saturation: smoothness x displacement / (sum of the two gradient norms), in [0, 1].
-        noise_floor: Smoothness that rounding and irreproducible gradients alone would show [f/x^2].
-        two_scale: The smoothness at a quarter of the displacement over that at the whole.
-        status: How far to trust it.
-        group: Parameter group it is about; "all" for all parameters.
+        noise_floor: Smoothness [f/x^2] that rounding and irreproducible gradients would show without any curvature.
+        two_scale: Smoothness over a quarter of the displacement, divided by smoothness over the whole displacement.
+        status: How far to trust the estimate.
+        group: Parameter group that was measured; "all" for all parameters.
         parts: Estimates for parameter groups and in the optimizer's norm, from the same gradients.
         extra: Further columns of the row.
+
+    Examples:
+        Smoothness times step length is the change of the gradient along the step:
+
+        >>> found = sd.Estimate("path", smoothness=3.0, grad_norm=6.0, step_norm=0.5, loss=6.0)
+        >>> print(found.smoothness * found.step_norm, found.group, found.status.name)
+        1.5 all OK
     """
 
     estimator: str
@@ -111,10 +125,21 @@ class Estimate:
 
 
 class Estimator(Protocol):
-    """Measures local smoothness at a step."""
+    """Measures local smoothness at a step.
+
+    Examples:
+        An estimator of your own is a function, passed as ``sd.Probe(..., estimators=[loss_of_step])``:
+
+        >>> nan = float("nan")
+        >>> def loss_of_step(step: sd.Step) -> sd.Estimate: return sd.Estimate("own", nan, nan, nan, step.at_start.loss)
+        >>> loss = sd.objective(nn.Linear(1, 1), lambda model, x: model(x).square(), [torch.zeros(1)])
+        >>> start, end = [torch.zeros(1, 1), torch.full((1,), 3.0)], [torch.zeros(1, 1), torch.zeros(1)]
+        >>> loss_of_step(sd.Step(0, loss, start, end, lr=0.5)).loss
+        9.0
+    """
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns one measurement; numerical trouble is a status, not an exception."""
+        """Returns one measurement; a numerical problem is a status, not an exception."""
         ...
 
 
@@ -123,7 +148,7 @@ class Secant:
     """The change of the gradient from x to y, in numbers.
 
     Attributes:
-        displacement: ||y - x|| [x], as really made, after rounding to the parameters' dtype.
+        displacement: ||y - x|| [x], after rounding of y to the parameters' dtype.
         change: ||g(y) - g(x)||_* [f/x].
         norm_here: ||g(x)||_* [f/x].
         norm_there: ||g(y)||_* [f/x].
@@ -136,26 +161,26 @@ class Secant:
 
     @property
     def smoothness(self) -> float:
-        """The slope ||g(y) - g(x)||_* / ||y - x|| [f/x^2]; NaN where y = x."""
+        """The slope ||g(y) - g(x)||_* / ||y - x|| [f/x^2]; NaN if y = x."""
         return self.change / self.displacement if self.displacement else math.nan
 
     @property
     def saturation(self) -> float:
-        """||g(y) - g(x)||_* / (||g(x)||_* + ||g(y)||_*), in [0, 1]; 0 where both gradients vanish."""
+        """||g(y) - g(x)||_* / (||g(x)||_* + ||g(y)||_*), in [0, 1]; 0 if both gradients vanish."""
         total = self.norm_here + self.norm_there
         return self.change / total if total else 0.0
 
     def noise_floor(self, gradient_error: float) -> float:
-        """The slope [f/x^2] that two gradients with independent relative errors would show without curvature."""
+        """The slope [f/x^2] that independent errors of the two gradients would show without any curvature."""
         return math.sqrt(2) * gradient_error * max(self.norm_here, self.norm_there) / self.displacement
 
 
 @dataclass(frozen=True)
 class Secants:
-    """The secants from the start of a step to one point: of everything, of each group, and in each norm.
+    """The secants from the start of a step to one point: for all parameters, for each group, and in each norm.
 
     Attributes:
-        by_part: Secant by (suffix of the estimator name, group).
+        by_part: Secant by (suffix of the estimator's name, group).
         finite: Whether the loss was finite at the point.
     """
 
@@ -169,11 +194,11 @@ class Secants:
 
 
 def secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
-    """Returns the secants to ``point`` at the cost of one gradient; ``None``, at no cost, where it is the start."""
+    """Returns the secants to ``point`` at the cost of one gradient; ``None``, at no cost, if it is the start."""
     parts = _parts(step, geometry)
     displacement = vectors.sub(point, step.start)
     lengths = {key: float(norm.norm(_take(displacement, block))) for key, (norm, block) in parts.items()}
-    del displacement  # a copy of the parameters less while the loss is evaluated
+    del displacement  # saves one copy of the parameters while the loss is evaluated
     if lengths["", "all"] == 0:
         return None
     here, there = step.at_start, step.objective.evaluate(point)
@@ -192,12 +217,12 @@ def secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
 def conclude(
     name: str, step: Step, found: Sequence[Secants], geometry: Geometry, fine: Secants | None = None
 ) -> Estimate:
-    """Returns the estimate that the steepest of the secants gives, for the whole and for every part.
+    """Returns the estimate from the steepest of the secants, for all parameters and for every part.
 
     Args:
         name: Name of the estimator.
         step: The step.
-        found: Secants to different points; none where all points were the start, or the start is not finite.
+        found: Secants to different points; empty if all points were the start, or if the start is not finite.
         geometry: The estimator's own geometry.
         fine: Secants at a quarter of the displacement of the last of ``found``.
     """
@@ -213,12 +238,12 @@ def conclude(
 
 
 def noise_columns(variance: float, squared_norm: float) -> dict[str, float]:
-    """Returns the columns of gradient noise, from the variance of the gradient and an unbiased ||g||^2 without it.
+    """Returns the columns of gradient noise, from the variance of the gradient and an unbiased estimate of ||g||^2.
 
-    ``grad_variance`` is the trace of the covariance of the gradient [f^2/x^2], ``noise_scale`` its ratio to the
-    squared norm of the full gradient: the number of batches like this one that would make noise and gradient equal.
+    ``grad_variance`` is the trace of the covariance of the gradient [f^2/x^2]. ``noise_scale`` is its ratio to the
+    squared norm of the full gradient: with that many batches like this one, noise and gradient would be equally large.
 
-    Source: McCandlish, Kaplan, Amodei 2018, the simple noise scale, there counted in examples.
+    Source: McCandlish, Kaplan, Amodei 2018, the simple noise scale, which they count in examples.
     """
     if not math.isfinite(variance):
         return {}
@@ -258,7 +283,7 @@ def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]],
 
 
 def _norms_at_start(step: Step, geometry: Geometry) -> dict[tuple[str, str], float]:
-    """Returns the norm of the gradient at the start of every part; computed once for each geometry."""
+    """Returns the norm of every part of the gradient at the start; computed once for each geometry."""
     if geometry not in step.norms_at_start:
         step.norms_at_start[geometry] = {
             key: float(norm.dual_norm(_take(step.at_start.gradient, block)))
@@ -268,7 +293,7 @@ def _norms_at_start(step: Step, geometry: Geometry) -> dict[tuple[str, str], flo
 
 
 def _parts(step: Step, geometry: Geometry) -> dict[tuple[str, str], tuple[Geometry, Sequence[int]]]:
-    """Returns norm and parameter indices by (suffix of the estimator name, group), the whole first."""
+    """Returns norm and parameter indices by (suffix of the estimator's name, group), all parameters first."""
     blocks = {"all": range(len(step.start)), **step.groups}
     parts: dict[tuple[str, str], tuple[Geometry, Sequence[int]]] = {
         ("", group): (geometry, block) for group, block in blocks.items()

@@ -1,4 +1,4 @@
-"""Block: the part of the Hessian that belongs to one parameter group, as it is or in the optimizer's norm."""
+"""Block: the part of the Hessian that belongs to one parameter group, plain or in the optimizer's norm."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ class Block:
     """H, or P^-1/2 H P^-1/2, restricted to some of the parameters.
 
     Attributes:
-        step: The step it is about.
+        step: The step that is measured.
         group: Parameter group; "all" for all parameters.
-        indices: Its parameters.
-        inverse_root: P^-1/2 of these parameters, zero where P is; ``None`` for H as it is.
+        indices: Indices of its parameters.
+        inverse_root: P^-1/2 of these parameters, zero where P is zero; ``None`` for the plain H.
     """
 
     step: Step
@@ -30,7 +30,7 @@ class Block:
 
     @property
     def suffix(self) -> str:
-        """What is added to the name of an estimator."""
+        """Suffix of the estimator's name."""
         return "" if self.inverse_root is None else PRECONDITIONED
 
     def times(self, matvec: Callable[[Vector], list[Tensor]], v: Vector) -> list[Tensor]:
@@ -54,7 +54,7 @@ class Block:
         return [(x / r).where(r != 0, 0.0) for x, r in zip(chosen, self.inverse_root, strict=True)]
 
     def empty(self, name: str) -> Estimate:
-        """Returns the estimate that holds what is known before anything is measured."""
+        """Returns an estimate with everything that is known before the measurement."""
         limit = self.step.stability_limit
         applies = limit.preconditioned == (self.inverse_root is not None)
         return Estimate(
@@ -72,7 +72,7 @@ class Block:
 
 
 def blocks_of(step: Step, *, by_group: bool) -> list[Block]:
-    """Returns the whole first, then its groups, and all of them again in the norm of the preconditioner."""
+    """Returns the block of all parameters, then the groups, and all of these again in the preconditioner's norm."""
     groups: dict[str, Sequence[int]] = {"all": range(len(step.start)), **(step.groups if by_group else {})}
     blocks = [Block(step, group, indices) for group, indices in groups.items()]
     if step.preconditioner is not None:

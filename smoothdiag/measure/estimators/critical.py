@@ -9,52 +9,63 @@ from smoothdiag import arguments, vectors
 from smoothdiag.measure.estimators.base import Estimate, Status, Step
 
 SMALLEST, LARGEST = 1e-3, 1e6
-"""Multiples of the step between which a crossing is looked for."""
+"""Smallest and largest multiple of the step at which the search looks for a crossing."""
 
 NEAR, FAR = 4.0, 32.0
-"""Factors to the second value from cold, and at most to a further one while the crossing is not bracketed: what
-takes the fewest values on small convolutional, attention and LSTM networks, whose crossings lay at 8 to 700 steps."""
+"""Factor from the first value to the second in a cold start, and largest factor to a further value before the crossing
+is bracketed. These took the fewest values on small convolutional, attention and LSTM networks, whose crossings lay at
+8 to 700 steps."""
 
 MOST_SHORT, SLOW = 5, 0.7
-"""Predictions from one side of the crossing before each step takes the factor FAR; and the share of its width, on a
-log scale, above which a bracket has hardly narrowed: after one such value, or two if its ends are less than NEAR apart,
-it is bisected."""
+"""Number of predictions from one side of the crossing before every further one takes the factor FAR; and the share of
+its width, on a log scale, above which a bracket counts as hardly narrowed. After one such value, or two if the ends of
+the bracket are less than a factor NEAR apart, the bracket is bisected."""
 
 OFFSET = 0.3
-"""How far, in units of ``rtol``, values are taken below the predicted crossing: right at it their sign is rounding."""
+"""How far below the predicted crossing to evaluate, in units of ``rtol``: at the crossing rounding decides the sign."""
 
 LOSS_ULPS, LOSS_PER_GRADIENT = 4, 1 / 30
-"""Rounding of one loss: in ulp of its value, and by the relative error of a gradient. Small networks show standard
-deviations of half an ulp, and with bfloat16 of 1/100 to 1/700 of the error (`test_critical.py`)."""
+"""Rounding error of one loss, in ulp of its value and as a share of a gradient's relative error. Small networks show
+standard deviations of half an ulp, and with bfloat16 of 1/100 to 1/700 of the gradient's error (`test_critical.py`)."""
 
 
 @dataclass(frozen=True)
 class CriticalStep:
     """Critical learning rate: the smallest eta with f(x - eta u) > f(x), where the step taken was -lr u.
 
-    Two over it is a curvature, read off losses: u'Hu / g'u if the loss is quadratic along the step. For plain gradient
-    descent that is g'Hg / ||g||^2; for Adam without momentum the same quotient in the norm of its preconditioner; for
-    momentum as a sum, u is about 1/(1 - momentum) gradients long and the value larger by as much.
+    2 / eta is a curvature measured from losses alone: u'Hu / g'u if the loss is quadratic along the step. For plain
+    gradient descent this is g'Hg / ||g||^2, and for Adam without momentum the same quotient in the norm of the
+    preconditioner. Momentum that sums gradients makes u about 1/(1 - momentum) gradients long, and the value larger by
+    that factor.
 
-    Losses are evaluated at multiples of the step: predicted by the parabola through the start and two of them, and
-    bracketed on a log scale, until every rate in the bracket is within ``rtol`` of the one reported. The search
-    begins at the critical rate of the last measured step, or at the step itself. The loss at the start, and the
-    gradient too, are reused where another estimator has asked for them; without them ``grad_norm`` is NaN.
+    The search evaluates the loss at multiples of the step. It predicts the crossing by the parabola through the start
+    and two multiples, and brackets it on a log scale until every rate in the bracket is within ``rtol`` of the
+    reported one. It begins at the critical rate of the last measured step, or at the step itself. It reuses loss and
+    gradient at the start if another estimator has evaluated them; otherwise ``grad_norm`` is NaN.
 
-    Where the loss rises, falls and rises again, it is the first crossing that the search met.
+    If the loss rises, falls and rises again, the row reports the first crossing that the search met.
 
     Args:
         rtol: Relative accuracy of the rate, in (0, 0.5].
-        max_values: Forward passes at most, the one at the start included.
+        max_values: Largest number of forward passes, including the one at the start.
 
     Raises:
         ValueError: If an argument is out of its range.
 
-    Units: smoothness = 2 / critical_lr [f/x^2], step_norm [x] the distance to the crossing; extra columns
-    ``critical_lr`` [x^2/f], ``critical_multiple`` of the step taken, ``num_values`` forward passes used. Where
-    parameter groups differ in their rates only the multiple is known.
+    Units: smoothness = 2 / critical_lr [f/x^2]; step_norm [x] is the distance to the crossing; extra columns are
+    ``critical_lr`` [x^2/f], ``critical_multiple`` of the step taken, and ``num_values``, the forward passes used. If
+    parameter groups have different rates, only the multiple is known.
 
-    Source: Kalra et al. 2026, critical sharpness; there by doubling and halving.
+    Source: Kalra et al. 2026, critical sharpness, which they find by doubling and halving.
+
+    Examples:
+        Gradient descent on 2 x^2 with the rate 0.1 goes from x = 1 to x = 0.6; from the rate 2 / 4 on the loss rises:
+
+        >>> model = sd.problems.quadratic([4.0]).as_module(torch.ones(1))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.CriticalStep()(sd.Step(0, loss, start=loss.point(), end=[torch.tensor([0.6])], lr=0.1))
+        >>> print(round(found.smoothness, 1), round(found.extra["critical_lr"], 2))
+        4.0 0.5
     """
 
     rtol: float = 0.06
@@ -103,25 +114,25 @@ class CriticalStep:
             return math.nan, Status.NO_DESCENT
         if self not in step.memory:
             return 1.0, None
-        ray.growth = ray.widest  # the crossing cannot be far
+        ray.growth = ray.widest  # the crossing cannot be far from the last one
         return min(max(step.memory[self] / scale, SMALLEST), LARGEST), None
 
 
 @dataclass
 class _Ray:
-    """What is known of the change of the loss, phi(m) = f(x + m d) - f(x), at multiples m of the step d.
+    """The known changes of the loss, phi(m) = f(x + m d) - f(x), at multiples m of the step d.
 
-    The crossing is where phi(m)/m is zero, a straight line in m where the loss is a parabola.
+    The crossing is where phi(m)/m is zero; phi(m)/m is a straight line in m if the loss is a parabola.
 
     Attributes:
         rtol: Relative accuracy wanted.
-        slope: phi(m)/m at m = 0, the slope of the loss along d; NaN where it is not known.
+        slope: phi(m)/m at m = 0, the slope of the loss along d; NaN if it is not known.
         growth: Factor from the first multiple to the second.
-        slopes: phi(m)/m by multiple, where its sign is beyond rounding; inf where the loss is not finite.
-        unclear: Multiples with a phi within rounding.
+        slopes: phi(m)/m by multiple, if it is larger than rounding; inf if the loss is not finite.
+        unclear: Multiples whose phi is within rounding.
         width: Logarithm of the ratio of the ends of the last bracket.
-        num_slow: Values in a row that have hardly narrowed it.
-        num_short: Predictions so far from one side of the crossing alone.
+        num_slow: Number of successive values that have hardly narrowed the bracket.
+        num_short: Number of predictions so far from one side of the crossing alone.
     """
 
     rtol: float
@@ -135,26 +146,26 @@ class _Ray:
 
     @property
     def risen(self) -> float:
-        """The smallest multiple at which the loss has risen; inf where there is none."""
+        """The smallest multiple at which the loss has risen; inf if there is none."""
         return min((m for m, slope in self.slopes.items() if slope > 0), default=math.inf)
 
     @property
     def fallen(self) -> float:
-        """The largest multiple before it at which the loss has fallen; 0 where there is none."""
+        """The largest multiple below ``risen`` at which the loss has fallen; 0 if there is none."""
         return max((m for m, slope in self.slopes.items() if slope < 0 and m < self.risen), default=0.0)
 
     @property
     def is_narrow(self) -> bool:
-        """Whether one multiple is within ``rtol`` of all in the bracket."""
+        """Whether one multiple is within ``rtol`` of every multiple in the bracket."""
         return self.risen * (1 - self.rtol) <= self.fallen * (1 + self.rtol)
 
     @property
     def widest(self) -> float:
-        """The ratio of the ends of a bracket that is just narrow enough, but for rounding."""
+        """The ratio of the ends of a bracket that is just narrow enough, with a margin for rounding."""
         return (1 + 0.98 * self.rtol) / (1 - 0.98 * self.rtol)
 
     def add(self, multiple: float, change: float, noise: float) -> None:
-        """Takes note of the change of the loss at a multiple; a loss of inf or NaN has risen."""
+        """Notes the change of the loss at a multiple; a loss of inf or NaN counts as risen."""
         if not math.isfinite(change):
             self.slopes[multiple] = -math.inf if change == -math.inf else math.inf
         elif abs(change) <= noise:
@@ -163,7 +174,7 @@ class _Ray:
             self.slopes[multiple] = change / multiple
 
     def crossing(self) -> float:
-        """Returns the crossing as predicted, but within ``rtol`` of the bracket's ends if it is narrow; NaN without."""
+        """Returns the predicted crossing, within ``rtol`` of the ends of a narrow bracket; NaN without a bracket."""
         if not 0 < self.fallen < self.risen < math.inf:
             return math.nan
         predicted = self._predicted()
@@ -183,7 +194,7 @@ class _Ray:
         else:
             multiple = target * (1 - OFFSET * self.rtol)
         if near := [m for m in self.unclear if abs(math.log(multiple / m)) < self.rtol / 2]:
-            # The crossing is here, but for rounding: only values on both sides of it can tell.
+            # The crossing is here, up to rounding: only values on both sides of it can tell.
             around = [m for m in (near[0] / (1 - inner), near[0] / (1 + inner)) if self.fallen < m < self.risen]
             multiple = next((m for m in around if m not in self.unclear), math.nan)
         if math.isnan(multiple):
@@ -195,12 +206,12 @@ class _Ray:
         return min(max(multiple, SMALLEST), LARGEST), None
 
     def _target(self) -> float:
-        """Returns where the crossing is thought to be, not too far from what is known."""
+        """Returns where the crossing is expected, not too far from the known multiples."""
         fallen, risen, predicted = self.fallen, self.risen, self._predicted()
         if 0 < fallen < risen < math.inf:
             before, self.width = self.width, math.log(risen / fallen)
             self.num_slow = self.num_slow + 1 if self.width > SLOW * before else 0
-            # In a bracket not too wide one value just below the crossing is no slowness: the next may be just above.
+            # In a moderate bracket one value just below the crossing is not slow yet: the next may lie just above.
             if self.num_slow > (risen < NEAR * fallen) or math.isnan(predicted):
                 self.num_slow = 0
                 return math.sqrt(fallen * risen)
@@ -223,7 +234,7 @@ class _Ray:
         return risen / (self.growth if is_second else FAR)
 
     def _predicted(self) -> float:
-        """Returns where the line through the nearest two slopes is zero; NaN where that is not between the ends."""
+        """Returns where the line through the nearest two slopes is zero; NaN if that lies outside the bracket."""
         known = sorted((m, s) for m, s in {0.0: self.slope, **self.slopes}.items() if math.isfinite(s))
         below = [point for point in known if point[0] <= self.fallen]
         above = [point for point in known if point[0] >= self.risen]
@@ -238,12 +249,12 @@ class _Ray:
 def _point(step: Step, multiple: float) -> vectors.Vector:
     if multiple == 1:
         return step.end
-    # The displacement is taken anew for each point, so that it takes no memory while the loss is evaluated.
+    # The displacement is computed anew for each point, so that it takes no memory while the loss is evaluated.
     return vectors.add_scaled(step.start, vectors.sub(step.end, step.start), multiple)
 
 
 def _slope(step: Step, steepest: float) -> float:
-    """Returns the slope of the loss along the step; NaN where it is within the error of the gradient."""
+    """Returns the slope of the loss along the step; NaN if it is within the error of the gradient."""
     slope = float(vectors.dot(step.at_start.gradient, vectors.sub(step.end, step.start)))
     return slope if abs(slope) > step.gradient_error * steepest else math.nan
 

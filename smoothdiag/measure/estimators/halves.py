@@ -1,4 +1,4 @@
-"""DebiasedSmoothness: gradient norm and smoothness free of the bias that the noise of a batch adds."""
+"""DebiasedSmoothness: gradient norm and smoothness without the bias from the noise of a batch."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,24 +9,33 @@ from smoothdiag.measure.estimators.base import Estimate, Status, Step, noise_col
 
 @dataclass(frozen=True)
 class DebiasedSmoothness:
-    """Smoothness along the step from two disjoint halves of the data, whose noise does not add up.
+    """Smoothness along the step from two disjoint halves of the data, so that noise adds no bias.
 
-    A squared norm measured on one batch is too large by the variance of its noise. The inner product of the same
-    vector measured on two independent halves A and B is not: <dg_A, dg_B> estimates ||dg||^2 of the full loss
-    without bias, and so does <g_A, g_B> for the gradient. The roots of both are reported. Where an inner product is
-    not positive there is no root: the noise hides the value, and the row says so. Roots of single rows are still
-    noisy and, on average, a little low; average ``smoothness_squared`` over rows where that matters.
+    A squared norm measured on one batch is too large by the variance of the batch's noise. The inner product of the
+    same vector measured on two independent halves A and B is not: <dg_A, dg_B> estimates ||dg||^2 of the full loss
+    without bias, and <g_A, g_B> does so for the gradient. The row reports the roots of both. If an inner product is not
+    positive, it has no root: noise hides the value, and the status is ``halves_disagree``. The roots of single rows are
+    still noisy and, on average, a little low; average ``smoothness_squared`` over rows where that matters.
 
     The step must not depend on the halves: use ``probe_batches``. On halves of the step's own batch the displacement
     is correlated with the data, which leaves a bias of some per cent.
 
-    Costs four gradients on half of the data. Several micro-batches are dealt out in turn; one batch is cut along the
-    first dimension of its tensors, and ``loss_fn`` should be a mean over it.
+    An estimate costs four gradients on half of the data. Several micro-batches go to the halves in turn; a single batch
+    is cut along the first dimension of its tensors, and ``loss_fn`` should be a mean over that dimension.
 
     Raises:
         ValueError: On use, if the data cannot be divided into halves.
 
     Units: smoothness [f/x^2]; extra column ``smoothness_squared`` [f^2/x^4], of either sign.
+
+    Examples:
+        The loss w^2 on one half of the data and 4 w^2 on the other have the curvatures 2 and 8, whose product is 16:
+
+        >>> batch = torch.tensor([[1.0], [2.0]])
+        >>> loss = sd.objective(nn.Linear(1, 1, bias=False), lambda model, x: model(x).square().mean(), [batch])
+        >>> found = sd.DebiasedSmoothness()(sd.Step(0, loss, [torch.ones(1, 1)], [torch.zeros(1, 1)], lr=0.1))
+        >>> print(found.estimator, round(found.smoothness, 3), round(found.extra["smoothness_squared"], 3))
+        debiased 4.0 16.0
     """
 
     def __call__(self, step: Step) -> Estimate:
@@ -39,7 +48,7 @@ class DebiasedSmoothness:
         estimate = Estimate("debiased", math.nan, _root(squared_norm), displacement, loss)
         if not (math.isfinite(loss) and math.isfinite(squared_norm)):
             return replace(estimate, status=Status.NON_FINITE)
-        # The mean of two independent halves: a quarter of the squared distance estimates its variance.
+        # A quarter of the squared distance of two independent halves estimates the variance of their mean.
         variance = float(vectors.norm(vectors.sub(here[0].gradient, here[1].gradient))) ** 2 / 4
         estimate = replace(estimate, extra=noise_columns(variance, squared_norm))
         if displacement == 0:

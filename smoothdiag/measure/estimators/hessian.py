@@ -13,16 +13,16 @@ from smoothdiag.measure.estimators.blocks import Block, blocks_of
 from smoothdiag.vectors import Vector
 
 WARM_PRODUCTS = 3
-"""Products to make at least: one of them follows what could be ahead of the eigenvector found last time."""
+"""Fewest products: one of them follows a vector that could overtake the eigenvector found last time."""
 
 END_ERROR = 0.01
-"""Relative error up to which the end of the spectrum that was not searched for is told."""
+"""Largest relative error at which a row reports the end of the spectrum that was not searched for."""
 
 RECHECK_EVERY = 20
-"""Measurements after which the way of multiplying is chosen anew: terms of a loss may come and go."""
+"""Measurements after which the backend is chosen anew, because terms of a loss may come and go."""
 
 LARGEST_SPREAD = 0.1
-"""Relative distance between products from two radii above which neither is the Hessian's."""
+"""Relative distance between products from two radii above which neither product counts as the Hessian's."""
 
 Direction = Literal["gradient", "update"]
 
@@ -31,26 +31,35 @@ Direction = Literal["gradient", "update"]
 class HessianNorm:
     """Largest magnitude of an eigenvalue of the Hessian at x_k: the ||H|| of the (L0, L1) law.
 
-    Rows are named "hessian_norm", and "hessian_norm_preconditioned" for P^-1/2 H P^-1/2 where the optimizer divides by
-    a known P. It is the curvature of the loss on the measured data alone: that of a minibatch is larger than the mean.
-    Two vectors are kept as the start of the next measurement, which then takes three or four products if the data
-    are the same (``probe_batches``). It takes the memory of one vector for each product while it lasts.
+    Rows are named "hessian_norm", and "hessian_norm_preconditioned" for P^-1/2 H P^-1/2 if the optimizer divides by a
+    known P. The value belongs to the loss on the measured data alone; on one minibatch it is larger than for the mean
+    over many minibatches. Two vectors are kept as the start of the next measurement, which then takes three
+    or four products if the data are the same (``probe_batches``). A measurement takes several vectors of the size of x
+    for each product while it lasts.
 
     Args:
-        tol: Relative error of the eigenvalue to stop at.
-        max_products: Hessian-vector products to give up after; the row then says ``not_converged``.
-        backend: How products are made, as in ``hvp``; ``"auto"`` decides once, at the first measured step.
-        autocast: Whether autocast regions of the loss stay in force.
-        by_group: Measure the block of every parameter group too, by products of its own.
+        tol: Relative error of the eigenvalue at which the search stops.
+        max_products: Largest number of Hessian-vector products; beyond it the row says ``not_converged``.
+        backend: How products are made, as in ``hvp``. ``"auto"`` chooses at the first measured step, and again every
+            twenty measured steps.
+        autocast: Whether autocast regions of the loss stay active.
+        by_group: Whether to measure the block of every parameter group too, which takes products of its own.
 
     Raises:
         ValueError: If ``tol`` is not in (0, 1), ``max_products`` is below 1 or ``backend`` is unknown.
 
     Units: smoothness [f/x^2]. Extra columns: ``eigenvalue_max`` and ``eigenvalue_min`` [f/x^2], both ends of the
-    spectrum; ``residual`` of the value, relative; ``residual_max`` and ``residual_min``, those of the two ends;
-    ``num_hvps``; ``hvp``, how products were made, and ``hvp_reason``. The status is that of the value. The other end
-    is what the search happened to meet: NaN unless an eigenvalue is known to be within 1% of it.
+    spectrum; ``residual``, the relative residual of the value; ``residual_max`` and ``residual_min``, the residuals of
+    the two ends; ``num_hvps``; ``hvp``, how products were made, and ``hvp_reason``. The status belongs to the value.
+    The other end is what the search happened to meet; it is NaN unless an eigenvalue is known to lie within 1% of it.
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), definition 1, for the quantity.
+
+    Examples:
+        >>> model = sd.problems.quadratic([-5.0, 1.0, 3.0]).as_module(torch.ones(3))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.HessianNorm()(sd.Step(0, loss, start=loss.point(), end=[torch.zeros(3)], lr=0.1))
+        >>> print(round(found.smoothness, 2), found.extra["hvp"])
+        5.0 retained
     """
 
     tol: float = 1e-3
@@ -96,13 +105,15 @@ class HessianNorm:
             return _at_two_scales(estimate, pair.vector, block, hessian)
 
         if self.by_group and not step.groups:
-            raise ValueError("Parameter `by_group` needs groups to measure. Found a probe without `group_by`.")
+            raise ValueError(
+                "Parameter `by_group` should be False without groups to measure. Found a probe without `group_by`."
+            )
         blocks = blocks_of(step, by_group=self.by_group)
         return _measured(step, blocks, name, self.backend, self.autocast, solve)
 
 
 def _ends(found: Spectrum) -> dict[str, float]:
-    """Returns the columns of both ends of a spectrum; the value that was searched for stands at its end as it is."""
+    """Returns the columns of both ends of a spectrum; the end that was searched for is always reported."""
     columns = {}
     for end, value, error in (
         ("max", found.largest, found.largest_error),
@@ -116,14 +127,23 @@ def _ends(found: Spectrum) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Sharpness(HessianNorm):
-    """Largest signed eigenvalue of the Hessian at x_k: what limits the learning rate.
+    """Largest signed eigenvalue of the Hessian at x_k, which limits the learning rate.
 
-    Rows are named "sharpness", and "sharpness_preconditioned" for P^-1/2 H P^-1/2, which is what the limit is about for
-    Adam and its like. Column ``stability_limit`` holds the value above which the optimizer diverges on a
-    quadratic: 2 / lr for gradient descent. Arguments and columns are those of ``HessianNorm``.
+    Rows are named "sharpness", and "sharpness_preconditioned" for P^-1/2 H P^-1/2, whose sharpness is what limits Adam
+    and other adaptive optimizers. The column ``stability_limit`` holds the value above which the optimizer diverges on
+    a quadratic: 2 / lr for gradient descent. ``HessianNorm`` explains the arguments and the other columns.
 
     Units: smoothness [f/x^2].
     Source: Cohen, Kaur, Li, Kolter, Talwalkar 2021 (ICLR); Cohen et al. 2022 for adaptive optimizers.
+
+    Examples:
+        The eigenvalue -5 is the largest in magnitude, but it does not limit the learning rate:
+
+        >>> model = sd.problems.quadratic([-5.0, 1.0, 3.0]).as_module(torch.ones(3))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.Sharpness()(sd.Step(0, loss, start=loss.point(), end=[torch.zeros(3)], lr=0.1))
+        >>> print(found.estimator, round(found.smoothness, 2))
+        sharpness 3.0
     """
 
     def __call__(self, step: Step) -> Estimate:
@@ -135,22 +155,31 @@ class Sharpness(HessianNorm):
 class DirectionalCurvature:
     """Curvature v'Hv / ||v||^2 at x_k along the gradient or the update, of either sign, by one product.
 
-    Along the gradient it is the batch sharpness, which in training with minibatches settles at 2 / lr. Rows are named
-    "batch_sharpness" and "curvature_update"; with "_preconditioned" they are the same quotient of P^-1/2 H P^-1/2
-    along P^-1/2 g or P^1/2 d.
+    Along the gradient it is the batch sharpness, which settles at 2 / lr in training with minibatches. Rows are named
+    "batch_sharpness" and "curvature_update". Rows with the suffix "_preconditioned" hold the same quotient of
+    P^-1/2 H P^-1/2 along P^-1/2 g or P^1/2 d.
 
     Args:
         direction: ``"gradient"``, or ``"update"`` for x_{k+1} - x_k.
-        backend: How products are made, as in ``hvp``; ``"auto"`` decides once, at the first measured step.
-        autocast: Whether autocast regions of the loss stay in force.
+        backend: How products are made, as in ``HessianNorm``.
+        autocast: Whether autocast regions of the loss stay active.
 
     Raises:
         ValueError: If ``direction`` or ``backend`` is unknown.
 
     Units: smoothness [f/x^2]. Extra columns: ``curvature_norm``, ||Hv|| / ||v|| [f/x^2]; ``slope``, <g, v> / ||v||
-    [f/x], so that -slope / smoothness is the length of the best step along v where the loss is quadratic;
-    ``num_hvps``, ``hvp`` and ``hvp_reason`` as for ``HessianNorm``.
+    [f/x], so that -slope / smoothness is the length of the best step along v if the loss is quadratic; ``num_hvps``,
+    ``hvp`` and ``hvp_reason`` as for ``HessianNorm``.
     Source: Andreyev, Beneventano 2024, *Edge of stochastic stability*, for batch sharpness.
+
+    Examples:
+        At x = (0, 2) the gradient of (x_1^2 + 3 x_2^2) / 2 is (0, 6), an eigenvector of the eigenvalue 3:
+
+        >>> model = sd.problems.quadratic([1.0, 3.0]).as_module(torch.tensor([0.0, 2.0]))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.DirectionalCurvature()(sd.Step(0, loss, start=loss.point(), end=[torch.zeros(2)], lr=0.1))
+        >>> print(found.estimator, round(found.smoothness, 2), round(found.extra["slope"], 2))
+        batch_sharpness 3.0 6.0
     """
 
     direction: Direction = "gradient"
@@ -184,7 +213,7 @@ class DirectionalCurvature:
 
 
 def _at_two_scales(estimate: Estimate, v: Vector, block: Block, hessian: Hessian) -> Estimate:
-    """Returns the estimate with the status that a quarter of the radius gives; exact products need no such doubt."""
+    """Returns the estimate with the status from a product over a quarter of the radius; exact products skip this."""
     if hessian.radius is None:
         return estimate
     whole, fine = (block.times(matvec, v) for matvec in (hessian, hessian.finer))
@@ -196,7 +225,7 @@ def _at_two_scales(estimate: Estimate, v: Vector, block: Block, hessian: Hessian
 
 @dataclass
 class _Chosen:
-    """A way of multiplying, the steps measured since it was chosen, and the last of them."""
+    """A chosen backend, the number of steps measured since it was chosen, and the last of these steps."""
 
     choice: Choice
     age: int = 0
@@ -211,14 +240,14 @@ def _measured(
     autocast: bool,
     measure: Callable[[Block, Hessian], Estimate],
 ) -> Estimate:
-    """Returns what ``measure`` finds for each block, the first as the estimate, the others as its parts."""
+    """Returns the result of ``measure`` for each block: the first as the estimate, the others as its parts."""
     if not step.starts_finite:
         return replace(blocks[0].empty(name), status=Status.NON_FINITE)
     key = ("hvp", backend, autocast)
     known: _Chosen | None = step.memory.get(key)
     reason: str | None = None
     if backend != "auto":
-        known = known or _Chosen(Choice(backend, "as asked for", None if not autocast else step.gradient_error))
+        known = known or _Chosen(Choice(backend, "as set by `backend`", None if not autocast else step.gradient_error))
     elif known is None or (known.age >= RECHECK_EVERY and step.index != known.last):
         known = _Chosen(choose(step.objective, step.start, autocast=autocast))
         reason = known.choice.reason
@@ -241,8 +270,8 @@ def _measured(
     try:
         return attempt(known.choice)
     except RuntimeError as error:
-        # Memory can run out, or an operation be met, that the check did not see. Ranks that disagree would wait for
-        # each other for ever.
+        # Memory may run out, or the loss may reach an operation that the check did not see. Ranks that disagree would
+        # wait for each other for ever.
         if backend != "auto" or known.choice.backend == "central" or step.objective.distributed:
             raise
         reason = f"{known.choice.backend} failed at step {step.index}: {str(error).strip().splitlines()[0]}"

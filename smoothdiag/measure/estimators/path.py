@@ -13,20 +13,29 @@ class PathSmoothness:
     """Largest secant slope of the gradient between x_k and points on the way to x_{k+1}.
 
     The value is a lower bound on the largest curvature along the step. It cannot exceed
-    (||g_k|| + ||g_{k+1}||) / ||d||, so it follows the step where ``saturation`` is high: do not steer a clipper
-    by it.
+    (||g_k|| + ||g_{k+1}||) / ||d||. Where ``saturation`` is high, the value therefore follows the length of the step:
+    do not steer a clipper by it.
 
     Args:
-        points: Fractions of the step, in (0, 1]. One gradient each. ``(1.0,)`` is the secant of the whole
-            step; several points give the maximum over them.
-        geometry: Norm of the displacement; the gradients are measured in its dual norm.
-        two_scale: Measure at a quarter of the last point too, to tell curvature from kinks and rounding.
+        points: Fractions of the step, in (0, 1], at one gradient each. ``(1.0,)`` gives the secant of the whole step;
+            several points give the maximum over their secants.
+        geometry: Norm of the displacement; gradients are measured in its dual norm.
+        two_scale: Whether to measure at a quarter of the last point too, to tell curvature from kinks and rounding.
 
     Raises:
-        ValueError: If ``points`` is empty or leaves (0, 1].
+        ValueError: If ``points`` is empty or holds a number outside (0, 1].
 
     Units: smoothness [f/x^2].
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), whose experiments take the maximum over fractions of the step.
+
+    Examples:
+        On x^4 the gradient is 4 x^3, so from x = 1 to x = 2 it changes by 32 - 4:
+
+        >>> model = sd.problems.power(4.0).as_module(torch.ones(1, dtype=torch.float64))
+        >>> loss = sd.objective(model, lambda model, batch: model(), [None])
+        >>> found = sd.PathSmoothness()(sd.Step(0, loss, start=loss.point(), end=[2 * loss.point()[0]], lr=0.1))
+        >>> print(round(found.smoothness, 3), round(found.step_norm, 3), round(found.saturation, 3))
+        28.0 1.0 0.778
     """
 
     points: tuple[float, ...] = (1.0,)
@@ -44,12 +53,12 @@ class PathSmoothness:
             raise ValueError(f"Parameter `points` should hold fractions in (0, 1]. Found `points = {self.points!r}`.")
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns the estimate; beside the start it costs a gradient per point and one for the second scale."""
+        """Returns the estimate; besides the start it costs one gradient per point and one for the second scale."""
         if not step.starts_finite:
             return conclude("path", step, [], self.geometry)
 
         def at(t: float) -> Secants | None:
-            # x_{k+1} - x_k is taken anew for each point, so that it takes no memory while the loss is evaluated.
+            # x_{k+1} - x_k is computed anew for each point, so that it takes no memory while the loss is evaluated.
             point = step.end if t == 1 else vectors.add_scaled(step.start, vectors.sub(step.end, step.start), t)
             return secants(step, point, self.geometry)
 

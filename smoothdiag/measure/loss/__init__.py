@@ -1,1 +1,1 @@
-"""The loss as a deterministic function of the parameters, on data that are held fixed."""
+"""The loss as a deterministic function of the parameters, on fixed data."""

@@ -12,7 +12,7 @@ WAIT = 30.0
 """Seconds that a failed rank waits for the others to fail too."""
 
 PAUSE = 0.02
-"""Seconds between two looks at what other ranks have left in the store."""
+"""Seconds between two looks at the notes of other ranks in the store."""
 
 _attempts = itertools.count()
 
@@ -20,8 +20,8 @@ _attempts = itertools.count()
 def all_failed(ranks: Sequence[int]) -> bool:
     """Returns whether all ranks call this within ``WAIT`` seconds, after the same number of collectives.
 
-    To be called after a fault. A failed rank must not find that out by a collective: the others may be waiting for it
-    in another one. The ranks leave notes in the key-value store by which they met at the start.
+    Call it after a fault. A failed rank must not ask by a collective, because the other ranks may be waiting for it in
+    a different collective. The ranks leave notes in the key-value store through which they met at the start instead.
     """
     if len(ranks) == 1:
         return True
@@ -49,7 +49,7 @@ def _agreed(store: "dist.distributed_c10d.Store", ranks: Sequence[int], note: di
     while not (is_complete := store.check(keys)) and time.monotonic() < deadline:
         time.sleep(PAUSE)
     goes_on = is_complete and _is_consistent([json.loads(store.get(key)) for key in keys])
-    # A rank that comes when another one has just given up must not go on alone: the first to decide decides for all.
+    # A rank that arrives just after another one has given up must not go on alone: the first decision holds for all.
     return bool(store.compare_set(f"{attempt}/decision", "", "go on" if goes_on else "stop") == b"go on")
 
 
@@ -60,6 +60,6 @@ def keys_of(ranks: Sequence[int], attempt: int) -> list[str]:
 
 
 def _is_consistent(notes: Sequence[dict[str, list[int]]]) -> bool:
-    """Returns whether the ranks of every group have called as many collectives in it as one another."""
+    """Returns whether, in every group, all ranks have called the same number of collectives."""
     names = {name for note in notes for name in note}
     return all(len({tuple(note[name]) for note in notes if name in note}) == 1 for name in names)

@@ -1,4 +1,4 @@
-"""Batches: what the training loop met, how it is taken apart, and the random states it was met with."""
+"""Batches: what the training loop saw, the random states it started from, and how a batch is taken apart."""
 
 import copy
 import random
@@ -15,7 +15,7 @@ from smoothdiag.measure.loss.state import Snapshot
 
 @dataclass(frozen=True)
 class RandomState:
-    """The states of every generator that a forward pass may draw from."""
+    """The states of all generators that a forward pass may draw from."""
 
     cpu: Tensor
     devices: tuple[tuple[torch.device, Tensor], ...]
@@ -24,13 +24,13 @@ class RandomState:
 
     @classmethod
     def capture(cls, devices: Sequence[torch.device] = ()) -> "RandomState":
-        """Returns the present states: torch on the CPU and on ``devices``, NumPy's global one, Python's."""
+        """Returns the present states of torch (on the CPU and ``devices``), NumPy's global generator and Python."""
         states = tuple((device, torch.get_device_module(device).get_rng_state(device)) for device in devices)
         return cls(torch.get_rng_state(), states, np.random.get_state(), random.getstate())  # noqa: NPY002
 
     @staticmethod
     def seed(seed: int) -> None:
-        """Seeds every generator, those of all devices too."""
+        """Seeds every generator, also on all devices."""
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
@@ -46,13 +46,13 @@ class RandomState:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One batch as the training loop saw it, with what its forward pass started from.
+    """One batch as the training loop saw it, with the state that its forward pass started from.
 
     Attributes:
         batch: What ``loss_fn`` takes.
-        random_state: State of the random number generators.
-        state: What forward passes change in the model, as it was; ``None`` where it is to be taken as it is.
-        weight: Weight of its loss in the step's loss; ``None`` leaves it to the reduction.
+        random_state: State of the random number generators before the forward pass.
+        state: State of the model besides x before the forward pass; ``None`` takes the state at the measurement.
+        weight: Weight of this batch's loss in the loss of the step; ``None`` leaves it to the reduction.
     """
 
     batch: Any
@@ -70,7 +70,7 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, (tuple, list)):
         return _rebuilt(batch, [map_tensors(value, function) for value in batch])
     if isinstance(batch, np.ndarray):
-        return batch.copy()  # arrays do not tell whether they were written to
+        return batch.copy()  # an array does not show whether it was written to
     if is_dataclass(batch) and not isinstance(batch, type):
         twin = copy.copy(batch)
         for field in fields(batch):
@@ -80,7 +80,7 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _refilled(batch: Mapping[Any, Any], entries: dict[Any, Any]) -> Any:
-    """Returns a mapping of the same class with other entries; a dictionary where there is no way to make one."""
+    """Returns a mapping of the same class with other entries, or a dictionary where the class cannot be made."""
     try:
         twin = copy.copy(batch)
         for key, value in entries.items():
@@ -95,7 +95,7 @@ def _refilled(batch: Mapping[Any, Any], entries: dict[Any, Any]) -> Any:
 
 
 def _rebuilt(batch: tuple[Any, ...] | list[Any], entries: list[Any]) -> Any:
-    """Returns a tuple or list of the same class with other entries; whatever its constructor asks for."""
+    """Returns a tuple or list of the same class with other entries, whatever arguments its constructor wants."""
     if isinstance(batch, list):
         twin = copy.copy(batch)
         twin[:] = entries
@@ -107,12 +107,12 @@ def _rebuilt(batch: tuple[Any, ...] | list[Any], entries: list[Any]) -> Any:
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """Returns a copy with the strides of ``tensor``: compiled models are compiled anew for others."""
+    """Returns a copy with the strides of ``tensor``, because other strides make a compiled model compile again."""
     twin = tensor.detach().clone()
     if type(twin) is not Tensor or twin.is_nested or twin.layout != torch.strided or twin.stride() == tensor.stride():
         return twin
     span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    # A slice of something much larger is not worth copying the whole for.
+    # For a slice of a much larger tensor, copying the whole costs too much.
     if not 0 < span <= 4 * tensor.numel():
         return twin
     whole = tensor.detach().as_strided((span,), (1,)).clone()
@@ -125,12 +125,12 @@ def cut(batch: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: If no tensor of the batch has a first dimension of at least 2.
     """
-    # The first tensor's dimension is that of the examples: tables that come along may be longer.
+    # The first tensor counts the examples: tables that come with it may be longer.
     size = next((len(t) for t in tensors_of(batch) if t.dim()), 0)
     if size < 2:
         raise ValueError(
-            "Halves need two micro-batches or held-out batches, or one batch whose tensors have a first "
-            f"dimension of at least 2. Found a batch of {size}."
+            "The data of a step should be divisible into halves: two or more micro-batches or `probe_batches`, or one "
+            f"batch with at least 2 examples along the first dimension of its tensors. Found one batch of {size}."
         )
     middle = size // 2
 
@@ -156,14 +156,14 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
 
 
 def held_out(batches: Iterable[Any], seed: int, parameters: Sequence[Tensor]) -> list[MicroBatch]:
-    """Returns batches that are all evaluated from one random state, whatever the run does.
+    """Returns batches that are all evaluated from one fixed random state, whatever the run draws meanwhile.
 
     Raises:
         ValueError: If there are none.
     """
     devices = devices_of(parameters)
     before = RandomState.capture(devices)
-    kept = list(batches)  # a loader draws random numbers to shuffle, which must not come from the run's
+    kept = list(batches)  # a loader draws random numbers to shuffle; the run must not miss them
     RandomState.seed(seed)
     fixed = RandomState.capture(devices)
     before.restore()

@@ -1,4 +1,4 @@
-"""Beside: the modules that a loss reaches and that are no part of the model, as the other network of a GAN."""
+"""Beside: modules outside the model that a loss reaches, such as the other network of a GAN."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,20 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 
 MOST = 1000
-"""Objects that are looked at."""
+"""Largest number of objects to look at."""
 
 DEPTH = 4
-"""Steps from the loss to an object, beyond which it is not looked for."""
+"""Most steps from the loss to an object that is still found."""
 
 _FOREIGN = ("torch", "numpy", "pandas", "smoothdiag", "builtins")
-"""Packages whose objects hold no module that a loss calls, other than modules themselves."""
+"""Packages whose objects, unless they are modules themselves, hold no module that a loss calls."""
 
 
 def modules_beside(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
-    """Returns the modules outside of a model that a loss can reach.
+    """Returns the modules outside a model that a loss can reach.
 
-    Looked at is what a function has in its closure, its defaults and the globals that it names, the functions that it
-    calls, the object that a method is of, and what these keep in attributes, lists and dictionaries.
+    The search follows a function's closure, its defaults, the globals that it names and the functions that it calls,
+    the object that a method belongs to, and what all of these keep in attributes, lists and dictionaries.
     """
     known = {id(module) for module in model.modules()}
     found: dict[int, nn.Module] = {}
@@ -40,13 +40,13 @@ def modules_beside(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
                     found.update({id(module): module for module in value.modules() if id(module) not in known})
                 following += _within(value)
             except Exception:
-                continue  # stand-ins for objects that are not there, as of a web framework, refuse to be looked at
+                continue  # stand-ins for missing objects, as web frameworks use them, raise errors when looked at
         layer = following
     return list(found.values())
 
 
 def _within(value: Any) -> Iterator[Any]:
-    """Yields what is one step away."""
+    """Yields the objects one step away."""
     if isinstance(value, FunctionType):
         for cell in value.__closure__ or ():
             try:

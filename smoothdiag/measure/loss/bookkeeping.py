@@ -1,4 +1,4 @@
-"""Bookkeeping: the counters, lists and sums of an object at one moment, to which evaluating a loss again goes back."""
+"""Bookkeeping: an object's counters, lists and sums at one moment, so that a repeated loss starts from them again."""
 
 import operator
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 MOST = 1024
-"""Elements of a tensor up to which it is taken for a running sum, and copied; and of a dictionary that is searched."""
+"""Largest tensor that is taken for a running sum and copied, and largest dictionary that is searched, in elements."""
 
 _NONE: Mapping[int, Tensor] = {}
 
@@ -17,9 +17,9 @@ _NONE: Mapping[int, Tensor] = {}
 class Books:
     """What code keeps in the attributes of an object, and of the modules that it holds, at this moment.
 
-    That is the attributes themselves, the content of dictionaries, lists, sets and deques in them, of dictionaries
-    within dictionaries, and the values of small tensors in any of these. Parameters, buffers, the modules of torch and
-    other objects are left alone, and so are containers within lists.
+    Kept are the attributes themselves, the content of dictionaries, lists, sets and deques in them, the content of
+    dictionaries within dictionaries, and the values of small tensors in any of these. Parameters, buffers, torch's own
+    modules, other objects, and containers within lists are left alone.
 
     Args:
         owner: The object.
@@ -34,7 +34,7 @@ class Books:
 
     @contextmanager
     def reopened(self) -> Iterator[None]:
-        """Within it the object keeps what it kept at that moment; at the end it is put back to what it is now."""
+        """Gives the object the content of that moment inside the block, and its present content back afterwards."""
         now = Books(self._owner)
         now.cover(self)
         self.reopen()
@@ -44,15 +44,14 @@ class Books:
             now.put_back()
 
     def cover(self, other: "Books") -> None:
-        """Takes down the containers of ``other`` too, also those that the object has let go of since."""
+        """Notes the containers of ``other`` too, including those that the object has dropped since."""
         for container, _ in other._kept.values():
             self._take(container)
 
     def reopen(self) -> None:
         """Takes the object back to that moment, for code that may change it.
 
-        Copies stand in for tensors: the graph of a loss may hold on to one, and must not see it change before
-        ``backward``.
+        Copies stand in for tensors: the graph of a loss may hold a tensor, which must not change before ``backward``.
         """
         self._refill_all({key: value.clone() for key, value in self._sums.items()})
 
@@ -61,7 +60,7 @@ class Books:
         self._refill_all(_NONE)
 
     def _take(self, value: Any) -> None:
-        """Takes down the content of a container or module, and of those within."""
+        """Notes the content of a container or module, and of the containers and modules within."""
         if id(value) in self._kept or id(value) in self._registered:
             return
         if isinstance(value, dict):
@@ -78,15 +77,15 @@ class Books:
                     if _is_sum(entry):
                         self._sums.setdefault(id(entry), entry.clone())
         elif isinstance(value, nn.Module):
-            self._registered |= {id(value), id(value._parameters), id(value._buffers)}  # of which the probe takes care
-            if type(value).__module__.startswith("torch."):  # which keep nothing that a loss depends on
+            self._registered |= {id(value), id(value._parameters), id(value._buffers)}  # put back by the probe
+            if type(value).__module__.startswith("torch."):  # its attributes hold nothing that a loss depends on
                 for child in value.children():
                     self._take(child)
             else:
                 self._take(vars(value))
 
     def _refill_all(self, copies: Mapping[int, Tensor]) -> None:
-        """Gives all containers the content that was taken down, with copies in the place of tensors."""
+        """Gives all containers the noted content, with copies in place of tensors."""
         for container, content in self._kept.values():
             if isinstance(container, dict):
                 _refill(container, {key: copies.get(id(entry), entry) for key, entry in content.items()})
@@ -107,10 +106,10 @@ def _is_sum(value: Any) -> bool:
 def _refill(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
     for key in [key for key in value if key not in entries]:
         del value[key]
-    # An order that has changed matters to whoever takes out the oldest entry. Keys may be tensors: no ``==``.
+    # Code that takes out the oldest entry depends on the order. Keys may be tensors, for which ``==`` is no answer.
     if len(value) != len(entries) or not all(map(operator.is_, value, entries)):
         for key in list(value):
             del value[key]
-    for key, entry in entries.items():  # and no others: outputs of models refuse to be updated
+    for key, entry in entries.items():  # one by one, because outputs of models refuse `update`
         if key not in value or value[key] is not entry:
             value[key] = entry

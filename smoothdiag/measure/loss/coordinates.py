@@ -1,4 +1,4 @@
-"""Coordinates: which parameters are measured, what they are called, and how fast each of them is moved."""
+"""Coordinates: which parameters are measured, their names, and the learning rate of each."""
 
 import math
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Returns the trainable parameters that the optimizer moves: those of the model first, in its order.
+    """Returns the trainable parameters that the optimizer moves, with the model's parameters first, in its order.
 
     Raises:
         ValueError: If the model has no trainable parameters, or the optimizer holds none of them.
@@ -30,13 +30,15 @@ def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.P
     if not shared:
         raise ValueError(
             f"Parameter `optimizer` should hold parameters of `model`. Found none of its {len(trainable)} "
-            f"trainable parameters among the optimizer's {len(held)}; was the model copied or wrapped after "
-            "the optimizer was made?"
+            f"trainable parameters among the optimizer's {len(held)}. The model may have been copied or wrapped after "
+            "the optimizer was made: make the optimizer from `model.parameters()` of this model."
         )
     if any(p.is_meta for p in held):
         raise ValueError("Parameter `model` should have parameters with values. Found some on the meta device.")
     if any(p.is_complex() for p in held):
-        raise ValueError("Parameter `model` should have real parameters. Found complex ones; train their real view.")
+        raise ValueError(
+            "Parameter `model` should have real parameters. Found complex ones; train torch.view_as_real of each."
+        )
     # The order of the model, then parameters of the loss itself that the optimizer moves too.
     return list(dict.fromkeys([*shared, *held]))
 
@@ -47,13 +49,13 @@ def parameter_groups(
     """Returns the indices of the parameters of each group.
 
     Raises:
-        ValueError: If ``group_by`` is no function, or returns anything but a label other than "all".
+        ValueError: If ``group_by`` is not a function, or if it returns no string, or the string "all".
     """
     if group_by is None:
         return {}
     if not callable(group_by):
         raise ValueError(
-            "Parameter `group_by` should be a function from parameter names to labels, as by_module(). "
+            "Parameter `group_by` should be a function from parameter names to labels, such as by_module(). "
             f"Found `group_by = {group_by!r}`."
         )
     names = {parameter: _unwrapped(name, model) for name, parameter in model.named_parameters()}
@@ -62,7 +64,7 @@ def parameter_groups(
         label = group_by(names.get(parameter, ""))
         if not isinstance(label, str) or label == "all":
             raise ValueError(
-                "Parameter `group_by` should return a label other than 'all' for a parameter name. "
+                "Parameter `group_by` should return a label other than 'all', a string, for each parameter name. "
                 f"Found `{label!r}` for `{names.get(parameter, '')}`."
             )
         groups.setdefault(label, []).append(index)
@@ -70,25 +72,30 @@ def parameter_groups(
 
 
 def learning_rates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[float]:
-    """Returns the learning rate that each parameter has at present; waits for the device if it is a tensor."""
+    """Returns the present learning rate of each parameter; waits for the device if a rate is a tensor."""
     rates = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
     return [rates[p] for p in parameters]
 
 
 def common(values: Sequence[float]) -> float:
-    """Returns the value that all share, NaN where they differ."""
+    """Returns the common value, or NaN where values differ."""
     return values[0] if len(set(values)) == 1 else math.nan
 
 
 def by_module(depth: int = 1) -> Callable[[str], str]:
-    """Returns a grouping for ``group_by``: parameters share a group if they share the first parts of their names.
+    """Returns a grouping for ``group_by``: parameters whose names begin with the same parts share a group.
 
     Args:
-        depth: Parts of the dotted name that count; 1 groups by the model's direct children. Lists count with their
-            index, so that every layer of ``layers.0``, ``layers.1``, ... is a group of its own.
+        depth: Number of parts of the dotted name that count; 1 groups by the model's direct children. An index counts
+            with the list before it, so each of ``layers.0``, ``layers.1``, ... is a group of its own.
 
     Raises:
         ValueError: If ``depth`` is not a positive whole number.
+
+    Examples:
+        >>> name = "encoder.layers.0.attention.weight"
+        >>> print(sd.by_module()(name), sd.by_module(depth=2)(name))
+        encoder encoder.layers.0
     """
     arguments.whole("depth", depth, 1)
 
@@ -112,8 +119,8 @@ def is_distributed(model: nn.Module, parameters: Sequence[Tensor]) -> bool:
 def reshard(model: nn.Module) -> None:
     """Puts the shards back in place of weights that a forward pass without a backward has gathered (FSDP2).
 
-    Gathered weights are stale once the shards are written to, and they are no coordinates: the optimizer does not
-    hold them.
+    Gathered weights are stale once the shards are written to. They are no coordinates either, because the optimizer
+    does not hold them.
     """
     for module in fully_sharded(model):
         module.reshard()
@@ -121,7 +128,7 @@ def reshard(model: nn.Module) -> None:
 
 def forward_dtypes(model: nn.Module) -> set[torch.dtype]:
     """Returns the dtypes that sharded modules cast their parameters to in forward and backward (FSDP2)."""
-    # There is no public way to ask; without an answer the dtype of the parameters is taken to be the one.
+    # There is no public way to ask; without an answer the parameters' own dtype is assumed.
     states = [getattr(module, "_get_fsdp_state", lambda: None)() for module in fully_sharded(model)]
     dtypes = {getattr(getattr(state, "_mp_policy", None), "param_dtype", None) for state in states}
     return {dtype for dtype in dtypes if dtype is not None}
@@ -129,13 +136,13 @@ def forward_dtypes(model: nn.Module) -> set[torch.dtype]:
 
 def fully_sharded(model: nn.Module) -> "list[FSDPModule]":
     """Returns the modules of a model that FSDP2 shards."""
-    # Importing the class takes as long as half of torch. Where nobody has, no module is of it.
+    # Importing the class takes half as long as importing torch. Unless somebody has imported it, no module is one.
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     return [module for module in model.modules() if isinstance(module, kind)] if kind else []
 
 
 def _unwrapped(name: str, model: nn.Module) -> str:
-    """Returns the name a parameter has without the wrappers of data parallelism, compilation and checkpointing."""
+    """Returns a parameter's name without the wrappers of data parallelism, compilation and checkpointing."""
     kept, module = [], model
     for part in name.split("."):
         is_wrapper = isinstance(module, DistributedDataParallel)

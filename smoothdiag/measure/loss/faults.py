@@ -1,14 +1,14 @@
-"""Faults: errors of measuring that a probe treats in a way of their own."""
+"""Faults: errors of a measurement that a probe does not treat like the others."""
 
 from collections.abc import Callable
 
 
 class NotPutBack(Exception):
-    """What a measurement had touched could not be put back, so the run is not what it was: it must not go on unseen."""
+    """A measurement could not put back what it had changed, so the run is not what it was and must not go on."""
 
 
 class PeerFailed(RuntimeError):
-    """Another rank failed in this measurement, so that it was given up on all of them."""
+    """Another rank failed in this measurement, so all ranks gave the measurement up."""
 
 
 def put_back(action: Callable[[], object], what: str) -> None:
@@ -21,6 +21,6 @@ def put_back(action: Callable[[], object], what: str) -> None:
         action()
     except Exception as error:
         raise NotPutBack(
-            f"A measurement could not put back {what}: {error!r}. The run is not what it was before this step; start "
-            "it again from the last checkpoint, without this measurement."
+            f"A measurement could not put back {what}: {error!r}. The run is no longer what it was before this step, "
+            "so it stops here. Resume from the last checkpoint, without this measurement."
         ) from error

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def nodes_of(loss: Tensor) -> Iterator[Any]:
-    """Yields every node of the graph once. What lies within a compiled or reentrant part is not shown by autograd."""
+    """Yields every node of the graph once; autograd does not show the inside of compiled or reentrant parts."""
     seen, open_ends = set(), [loss.grad_fn]
     while open_ends:
         node = open_ends.pop()
@@ -18,7 +18,7 @@ def nodes_of(loss: Tensor) -> Iterator[Any]:
 
 
 def leaves_of(loss: Tensor) -> Iterator[Tensor]:
-    """Yields the tensors that ``backward`` would give a gradient to."""
+    """Yields the tensors that ``backward`` would give a gradient."""
     for node in nodes_of(loss):
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor):

@@ -1,4 +1,4 @@
-"""Isolation: everything that evaluating a loss may touch in a run, saved before and put back after."""
+"""Isolation: saves everything in a run that evaluating a loss may touch, and puts it back afterwards."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,11 +24,11 @@ class Isolated:
     """A model while its loss is evaluated.
 
     Attributes:
-        start: What every evaluation starts from, beside x.
-        holders: All that ``backward`` may give a gradient to: x, and parameters that stay where they are.
-        is_widened: Whether some parameters or buffers are float32 meanwhile, which otherwise are narrower.
-        strays: Gradients of tensors outside the model, as they were.
-        widened_dtypes: The dtypes that parameters outside x otherwise have, where they are float32 meanwhile.
+        start: State of the model besides x that every evaluation starts from.
+        holders: Tensors that ``backward`` may give a gradient: x, and parameters that do not move.
+        is_widened: Whether some narrower parameters or buffers are float32 during the measurement.
+        strays: Gradients that tensors outside the model had before.
+        widened_dtypes: The training dtypes of parameters outside x that are float32 during the measurement.
     """
 
     start: Snapshot
@@ -47,23 +47,23 @@ def isolation(
     *,
     widen_half: bool,
 ) -> Iterator[Isolated]:
-    """Saves parameters, buffers, gradients, modes, attributes and random states, and puts them back in the end.
+    """Saves parameters, buffers, gradients, modes, attributes and random states, and puts them back at the end.
 
-    Each thing is put back even where saving or putting back another one fails, as it may where memory runs out.
+    Each of them is put back even if saving or restoring another one fails, for example because memory runs out.
 
     Args:
         model: The model.
         parameters: The coordinates x.
-        state: What moves in the model beside them.
-        start: What evaluations start from; None takes the present.
-        widen_half: Whether float16 and bfloat16 parameters and buffers are float32 meanwhile.
+        state: Knows what else moves in the model.
+        start: State that evaluations start from; None takes the present state.
+        widen_half: Whether float16 and bfloat16 parameters and buffers are float32 inside the block.
 
     Raises:
         NotPutBack: If something cannot be put back.
     """
     with ExitStack() as undo:
-        # The last one that is saved is the first one that is put back.
-        undo.callback(put_back, RandomState.capture(devices_of(parameters)).restore, "the states of random numbers")
+        # What is saved last is put back first.
+        undo.callback(put_back, RandomState.capture(devices_of(parameters)).restore, "the random states")
         reshard(model)
         coordinates = {id(p) for p in parameters}
         now = state.snapshot(coordinates)
@@ -80,21 +80,21 @@ def isolation(
         half = [t for t in dict.fromkeys([*holders, *model.buffers()]) if widen_half and vectors.is_half(t)]
         outside = {t.dtype for t in half if isinstance(t, nn.Parameter) and id(t) not in coordinates}
         for tensor in half:
-            undo.callback(put_back, partial(narrow, tensor, tensor.data), f"the {tensor.dtype} of parameters")
+            undo.callback(put_back, partial(narrow, tensor, tensor.data), f"parameters in {tensor.dtype}")
             tensor.data = tensor.data.float()
         isolated = Isolated(start or now, holders, bool(half), widened_dtypes=outside)
-        undo.callback(put_back, partial(_put_strays, isolated.strays), "gradients outside of the model")
+        undo.callback(put_back, partial(_put_strays, isolated.strays), "gradients outside the model")
         undo.callback(put_back, partial(reshard, model), "shards")
         yield isolated
 
 
 def _notice(state: ModuleState, coordinates: set[int], now: Snapshot) -> None:
-    """Finds out what moved for the first time, and says so if it could not be put back."""
+    """Finds out what moved for the first time, and warns if it could not be put back."""
     if not all(map(now.holds, state.notice(coordinates))):
         warnings.warn(
-            "loss_fn changed parameters that the optimizer does not hold, at this measurement for the first time, so "
-            "this once they could not be put back: the run is not what it would have been without the probe. From now "
-            "on they are.",
+            "loss_fn changed parameters that the optimizer does not hold. The probe saw this for the first time and "
+            "could not undo it, so the run now differs from a run without the probe. Later measurements will put "
+            "these parameters back. To keep the run unchanged, change them in the loop and not in loss_fn.",
             SmoothdiagWarning,
         )
     state.is_known = True
@@ -117,6 +117,6 @@ def _put_strays(strays: dict[Tensor, Tensor | None]) -> None:
 
 
 def narrow(tensor: Tensor, data: Tensor) -> None:
-    """Gives a tensor back the data that it had before it was widened."""
+    """Gives a tensor the data back that it had before widening."""
     tensor.grad = None
     tensor.data = data

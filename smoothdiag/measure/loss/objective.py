@@ -31,7 +31,7 @@ class Evaluation:
         loss: Loss [f].
         gradient: Gradient [f/x], one tensor per parameter.
         variance: Trace of the covariance of ``gradient`` [f^2/x^2], estimated from micro-batches of equal
-            weight; NaN where there is only one.
+            weight; NaN if there is only one.
     """
 
     loss: float
@@ -42,31 +42,38 @@ class Evaluation:
 class Objective:
     """The loss on fixed micro-batches as a function of the parameters alone.
 
-    Every evaluation sees the same data, the same random numbers and the same buffers, and leaves no trace:
-    parameters, buffers, ``.grad``, train or eval mode and random states are what they were, bit for bit.
-    The gradient is taken by ``backward`` with the parameters displaced in place, which is the one way that
-    every model that can be trained supports. Under data parallelism it is the gradient averaged over ranks.
+    Every evaluation sees the same data, random numbers and buffers. It leaves no trace: afterwards parameters, buffers,
+    ``.grad``, train or eval mode and random states are what they were, bit for bit. The gradient is taken by
+    ``backward`` with the parameters moved in place, because every model that can be trained supports that. Under data
+    parallelism it is the gradient averaged over ranks.
 
     Args:
         model: The model that ``loss_fn`` is called with.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch.
-        micro_batches: What the loss is evaluated on.
-        parameters: The coordinates x; other parameters stay where they are.
-        state: What forward passes change beside x; ``None`` takes the buffers.
+        micro_batches: The data of the loss.
+        parameters: The coordinates x; other parameters do not move.
+        state: Knows what forward passes change besides x; ``None`` makes a new one.
         reduction: ``"mean"`` or ``"sum"`` of the micro-batch losses that have no weight of their own.
-        widen_half: Evaluate in float32 where parameters and buffers are float16 or bfloat16, so that points and
+        widen_half: Whether to evaluate float16 and bfloat16 parameters and buffers in float32, so that points and
             gradients are not rounded to 8 or 11 bits.
-        distributed: Whether gradients are averaged over ranks; the loss is then averaged too.
-        replicas: The modules of the model under DistributedDataParallel, kept from one measurement to the next.
+        distributed: Whether gradients, and with them the loss, are averaged over ranks.
+        replicas: The model's modules under DistributedDataParallel, kept from one measurement to the next.
 
     Attributes:
         model: The model.
         parameters: The coordinates x.
         distributed: Whether the loss is a mean over ranks.
         num_grads: Gradients evaluated so far.
-        loss_scale: Factor that the loss has during ``backward``, so that float16 gradients do not underflow;
-            divided by 16 where they overflow.
-        num_isolated: Objectives, of all there are, that are displaced at the moment.
+        loss_scale: Factor on the loss during ``backward``, so that float16 gradients do not underflow; it is divided
+            by 16 when they overflow.
+        num_isolated: How many objectives of the process are being evaluated at the moment.
+
+    Examples:
+        >>> problem = sd.problems.quadratic([1.0, 3.0])
+        >>> loss = sd.objective(problem.as_module(torch.ones(2)), lambda model, batch: model(), [None])
+        >>> found = loss.evaluate([torch.tensor([2.0, 1.0])])
+        >>> print(found.loss, found.gradient[0].tolist())
+        3.5 [2.0, 3.0]
     """
 
     num_isolated = 0
@@ -91,7 +98,7 @@ class Objective:
         self.model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction
         self._state = ModuleState(model, loss_fn) if state is None else state
-        # DistributedDataParallel loses hold of parameters that change their dtype, and averages them no more.
+        # DistributedDataParallel no longer averages parameters that have changed their dtype.
         self._widens = widen_half and not self.replicas
         self._isolated: Isolated | None = None
         self._traced: set[int] = set()
@@ -99,7 +106,7 @@ class Objective:
 
     @property
     def num_micro_batches(self) -> int:
-        """Micro-batches in the loss."""
+        """Number of micro-batches in the loss."""
         return len(self._micro_batches)
 
     def point(self) -> list[Tensor]:
@@ -110,7 +117,7 @@ class Objective:
         """Returns the loss and its gradient at ``point`` (default: the present parameter values).
 
         Args:
-            point: Where.
+            point: Where to evaluate, one tensor per parameter.
             inspect: Called with the loss of each micro-batch before ``backward``.
 
         Raises:
@@ -142,13 +149,13 @@ class Objective:
             if not reached:
                 raise ValueError(
                     "Parameter `loss_fn` should return a loss that depends on the parameters the optimizer holds. "
-                    "Found no gradient for any of them; does it use another model than the one it is given?"
+                    "Found no gradient for any of them. Let loss_fn use the model that it is given, not another one."
                 )
             return Evaluation(self._averaged(loss), gradient, self._variance(gradient, squares))
 
     def value(self, point: Vector | None = None) -> float:
         """Returns the loss at ``point`` by forward passes only."""
-        # Gradients stay enabled although none is taken: compiled models and fused kernels differ without.
+        # Gradients stay enabled although none is taken: without them, compiled models and fused kernels differ.
         with self.isolated(), torch.enable_grad():
             self.place(point)
             with self.replicas.apart():
@@ -156,10 +163,7 @@ class Objective:
             return self._averaged(self.replicas.mean(loss) if self.replicas else loss)
 
     def losses(self) -> Iterator[Tensor]:
-        """Yields this rank's share of each micro-batch in the loss at the present parameters, with its graph.
-
-        For derivatives that ``backward`` does not give; to be used inside ``isolated``.
-        """
+        """Yields this rank's share of each micro-batch in the loss, with its graph; call it inside ``isolated``."""
         with self.replicas.apart():
             for micro in self._micro_batches:
                 yield self._loss(micro)
@@ -167,7 +171,7 @@ class Objective:
     def halves(self) -> tuple["Objective", "Objective"]:
         """Returns the loss on two disjoint halves of the data, each weighted as if it were the whole.
 
-        Several micro-batches are dealt out in turn; a single one is cut along the first dimension of its tensors.
+        Several micro-batches go to the halves in turn; a single one is cut along the first dimension of its tensors.
 
         Raises:
             ValueError: If there is only one micro-batch and it cannot be cut.
@@ -198,7 +202,7 @@ class Objective:
         start = self._micro_batches[0].state
         with isolation(self.model, self.parameters, self._state, start, widen_half=self._widens) as isolated:
             if modules := self.replicas.broadcasting():
-                # The loop's forward pass began with the buffers of the first rank, and so do these.
+                # The loop's forward pass began with the buffers of the first rank, so these begin with them too.
                 isolated.start.assign()
                 self.replicas.broadcast_buffers(modules)
                 isolated.start = self.state()
@@ -211,11 +215,11 @@ class Objective:
                 Objective.num_isolated -= 1
 
     def state(self) -> Snapshot:
-        """Returns what forward passes change beside the parameters, as it is now."""
+        """Returns the present state of what forward passes change besides the parameters."""
         return self._state.snapshot({id(p) for p in self.parameters})
 
     def place(self, point: Vector | None = None, state: Snapshot | None = None) -> None:
-        """Moves to ``point``, and the rest to ``state`` or back to the start; to be used inside ``isolated``."""
+        """Moves to ``point``, and the rest to ``state`` or back to the start; call it inside ``isolated``."""
         assert self._isolated is not None
         reshard(self.model)
         if point is not None:
@@ -223,7 +227,7 @@ class Objective:
         (self._isolated.start if state is None else state).assign(widen=self._isolated.is_widened)
         for parameter in self._isolated.holders:
             parameter.grad = None
-        # Autocast keeps cast copies of the weights while its region lasts: they are of another point.
+        # Autocast keeps cast copies of the weights while its region lasts; they belong to another point.
         torch.clear_autocast_cache()
 
     def _backward(self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None) -> float:
@@ -231,7 +235,7 @@ class Objective:
         if not loss.requires_grad:
             raise ValueError(
                 "Parameter `loss_fn` should return a loss that depends on the trainable parameters. "
-                "Found a detached tensor; is it computed under no_grad, or from .item() or .detach()?"
+                "Found a detached tensor: look for no_grad, .item() or .detach() in loss_fn."
             )
         if inspect is not None:
             inspect(loss)
@@ -255,24 +259,24 @@ class Objective:
         try:
             loss = self._loss_fn(self.model, batch)
         except Exception as error:
-            error.add_note("This came from loss_fn(model, batch), called again by the probe to measure.")
+            error.add_note("This error came from loss_fn(model, batch), which was called again to measure.")
             if self._is_widened:
                 error.add_note(
-                    "Parameters in float16 or bfloat16 are widened to float32 while they are measured. A loss_fn that "
-                    "casts tensors by hand should follow them: x.to(next(model.parameters()).dtype)."
+                    "Parameters in float16 or bfloat16 are float32 while they are measured. If loss_fn casts tensors "
+                    "by hand, let it cast to the present dtype of the model: x.to(next(model.parameters()).dtype)."
                 )
             raise
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"Parameter `loss_fn` should return a scalar tensor. Found {found}.")
+            raise ValueError(f"Parameter `loss_fn` should return a scalar tensor, such as a mean. Found {found}.")
         loss = loss.reshape(())
         if micro.weight is not None:
             return loss * micro.weight
-        # Divided as a training loop divides, not multiplied by the reciprocal: the two differ in the last bit.
+        # A training loop divides too; multiplying by the reciprocal would differ in the last bit.
         return loss / len(self._micro_batches) if self._reduction == "mean" else loss
 
     def _averaged(self, loss: float) -> float:
-        """Returns the mean over ranks, which replicas take themselves."""
+        """Returns the mean over ranks; with replicas the loss is a mean already."""
         is_share = self.distributed and not self.replicas
         return vectors.mean_over_ranks(loss, self.parameters[0]) if is_share else loss
 
@@ -282,7 +286,7 @@ class Objective:
 
     @property
     def widened_dtypes(self) -> set[torch.dtype]:
-        """The dtypes that parameters outside x have while nothing is measured, and not inside ``isolated``."""
+        """The training dtypes of parameters outside x that are widened now, inside ``isolated``."""
         return set() if self._isolated is None else self._isolated.widened_dtypes
 
     @property
@@ -304,7 +308,7 @@ class Objective:
 
 
 def _take_gradient(parameter: nn.Parameter) -> Tensor:
-    """Returns the gradient and takes it away from the parameter; zeros where there is none."""
+    """Returns the gradient and removes it from the parameter; zeros if there is none."""
     gradient, parameter.grad = parameter.grad, None
     if gradient is None:
         return torch.zeros_like(parameter, requires_grad=False)

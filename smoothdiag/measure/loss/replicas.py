@@ -1,4 +1,4 @@
-"""Replicas: gradients under DistributedDataParallel without its reducer, which a fault would leave in mid-reduction."""
+"""Replicas: gradients under DistributedDataParallel without its reducer, which a fault would leave half-way."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from smoothdiag.measure.loss.faults import NotPutBack, PeerFailed
 from smoothdiag.vectors import Vector
 
 BUCKET = 25 * 2**20
-"""Bytes that are averaged at once, as in DistributedDataParallel."""
+"""Bytes averaged at once, as in DistributedDataParallel."""
 
 Buckets = list[tuple["dist.ProcessGroup", Tensor]]
 
@@ -21,12 +21,12 @@ Buckets = list[tuple["dist.ProcessGroup", Tensor]]
 class Replicas:
     """The modules of a model that are copied to all ranks (DistributedDataParallel); false where there are none.
 
-    The ranks measure in step although any of them may fail: forward and backward passes run inside ``apart``, where
-    they call no collective. The methods that do call some (``mean``, ``average``, ``broadcast_buffers``) allocate what
+    The ranks measure in step although any of them may fail. Forward and backward passes run inside ``apart``, where
+    they call no collective. ``mean``, ``average`` and ``broadcast_buffers`` do call collectives: they allocate what
     they need, then ask by one collective of two numbers whether all ranks have come so far, and go on only then. A rank
-    that fails anywhere inside ``in_step`` takes part in one more of these, at whichever one the others are next.
+    that fails anywhere inside ``in_step`` takes part in one more such question, the next that the other ranks ask.
 
-    To be kept from one measurement to the next, since it learns from each whether the loss has collectives of its own.
+    Keep one object from measurement to measurement: it learns whether the loss calls collectives of its own.
 
     Args:
         model: The model.
@@ -34,8 +34,8 @@ class Replicas:
 
     Attributes:
         has_collectives: Whether the loss calls collectives itself (SyncBatchNorm, gathered embeddings). Other ranks may
-            be waiting in one of those for a rank that has failed, so that it cannot tell them: the run then ends,
-            unless all ranks fail at the same place.
+            then wait inside the loss for a rank that has failed and cannot tell them, so the run ends unless all ranks
+            fail at the same place.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
@@ -49,7 +49,7 @@ class Replicas:
         self._managed = list(managed)
         self._groups = [tuple(managed.get(parameter, ())) for parameter in parameters]
         self._told: Exception | None = None
-        # Allocated now, for there may be no memory when it is needed.
+        # Allocated now, because there may be no memory when it is needed.
         self._message = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
 
     def __bool__(self) -> bool:
@@ -57,13 +57,13 @@ class Replicas:
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """Ends on all ranks alike: by the exception raised inside, or by PeerFailed where only others raised one.
+        """Ends on all ranks alike: by the exception raised inside, or by PeerFailed where only other ranks raised one.
 
-        May be nested; ranks are told of an exception once. Where code goes on after the exception of an inner scope,
-        ``meet`` has to come before that scope: else ranks inside would take for their own what failed outside.
+        It may be nested; ranks are told of an exception once. If code goes on after the exception of an inner scope,
+        call ``meet`` before that scope: otherwise ranks inside would take a failure outside for their own.
 
         Raises:
-            NotPutBack: From the exception, where the other ranks cannot be told of it.
+            NotPutBack: From the exception, if the other ranks cannot be told of it.
         """
         if not self:
             yield
@@ -82,10 +82,10 @@ class Replicas:
             raise
 
     def meet(self) -> None:
-        """Makes sure that all ranks have come here.
+        """Makes sure that all ranks have reached this call.
 
         Raises:
-            PeerFailed: If one failed before.
+            PeerFailed: If a rank failed before.
         """
         if self:
             self.mean(0.0)
@@ -94,14 +94,14 @@ class Replicas:
     def apart(self) -> Iterator[None]:
         """Keeps forward and backward passes from calling collectives, and leaves the modules as they were.
 
-        Gradients are those of this rank alone.
+        Gradients inside are the rank's own, not averaged.
         """
         flags = [module.require_forward_param_sync for module in self.modules]
         before = self._position()
         with ExitStack() as stack:
             for module in self.modules:
                 stack.enter_context(module.no_sync())
-                # Forward passes ask for it before they set it.
+                # Forward passes read this flag before they set it.
                 module.require_forward_param_sync = False
             try:
                 yield
@@ -115,13 +115,13 @@ class Replicas:
     def unseen(self) -> Iterator[None]:
         """Hides one backward pass from the reducers; the gradients are in ``.grad`` when it is over.
 
-        Reducers that look for unused parameters take a note of each gradient, under no_sync too, and expect it in the
-        loop's next backward pass, which fails if it does not use the parameter.
+        Reducers that look for unused parameters note each gradient, also under no_sync. They expect it in the loop's
+        next backward pass, which fails if it does not use the parameter.
         """
         taken: dict[Tensor, Tensor] = {}
 
         def take(parameter: Tensor) -> None:
-            # Reducers look at ``.grad`` after this, and note nothing where there is none.
+            # Reducers look at ``.grad`` after this hook, and note nothing if it is None.
             gradient, parameter.grad = parameter.grad, None
             if gradient is not None:
                 taken[parameter] = taken[parameter] + gradient if parameter in taken else gradient
@@ -147,11 +147,11 @@ class Replicas:
         """
         failures, total = self._exchange(0.0, value)
         if failures:
-            raise PeerFailed("Another rank failed in this measurement; the warning there names the cause.")
+            raise PeerFailed("Another rank failed in this measurement; the warning on that rank names the cause.")
         return total / self.group.size()
 
     def average(self, loss: float, gradient: Vector) -> tuple[float, list[Tensor]]:
-        """Returns the means over the ranks of a loss and its gradient, bit for bit those that two ranks train with.
+        """Returns the means of a loss and its gradient over the ranks; with two ranks, bit for bit those of training.
 
         Raises:
             PeerFailed: If another rank failed meanwhile.
@@ -164,12 +164,12 @@ class Replicas:
         return loss, share
 
     def pending(self) -> str:
-        """Returns what the training loop is in that a measurement would get out of step; "" if nothing."""
+        """Returns what in the training loop would bring a measurement out of step; "" if nothing."""
         joins = any(getattr(module, "_join_config", None) and module._join_config.enable for module in self.modules)
-        return "a Join context, in which ranks that have run out of data answer no measurement" if joins else ""
+        return "a Join context, in which ranks without further data take part in no measurement" if joins else ""
 
     def broadcasting(self) -> list[DistributedDataParallel]:
-        """Returns the modules whose next forward pass will fetch the buffers of the first rank; ask before it."""
+        """Returns the modules whose next forward pass will fetch the buffers of the first rank; call it before."""
         return [module for module in self.modules if module.will_sync_module_buffers()]  # type: ignore[no-untyped-call]
 
     def broadcast_buffers(self, modules: Sequence[DistributedDataParallel]) -> None:
@@ -196,11 +196,11 @@ class Replicas:
 
     @property
     def group(self) -> "dist.ProcessGroup":
-        """The ranks that measure together: those of the outermost module."""
+        """The ranks that measure together, which the outermost module names."""
         return self.modules[0].process_group
 
     def _packed(self, gradient: Vector) -> tuple[list[Tensor], Buckets]:
-        """Returns this rank's share in the mean of a gradient, as views into the buckets that are to be summed."""
+        """Returns this rank's share in the mean of a gradient, as views into the buckets to be summed."""
         share, buckets = list(gradient), Buckets()
         kinds: dict[tuple[tuple[dist.ProcessGroup, ...], torch.dtype, torch.device], list[int]] = {}
         for index, groups in enumerate(self._groups):
@@ -220,13 +220,13 @@ class Replicas:
     def _position(self) -> dict[str, list[int]]:
         try:
             return positions() if self else {}
-        except (RuntimeError, AttributeError):  # a backend that does not count; layers are known by their type then
+        except (RuntimeError, AttributeError):  # the backend does not count; then only types of layers tell
             return {}
 
     def _rebuild(self) -> None:
-        """Lets reducers order their buckets anew, as they do once, in the forward pass after the first backward.
+        """Lets reducers reorder their buckets, which they do once, in the forward pass after the first backward.
 
-        It takes collectives, which must not wait for a rank that has failed before its forward pass.
+        Reordering calls collectives, which must not wait for a rank that has failed before its forward pass.
         """
         for module in self.modules:
             if not module._has_rebuilt_buckets and module.reducer._rebuild_buckets():
@@ -236,9 +236,9 @@ class Replicas:
         if self.has_collectives:
             if not all_failed(dist.get_process_group_ranks(self.group)):
                 raise NotPutBack(
-                    "A measurement failed on this rank, and not on all ranks at the same place. The loss calls "
-                    "collectives of its own (as SyncBatchNorm does), in which the others wait for this rank: the run "
-                    "cannot go on. Resume from a checkpoint, and measure less at a time if memory ran out."
+                    "A measurement failed on this rank, but not on all ranks at the same place. The loss calls "
+                    "collectives of its own (as SyncBatchNorm does), in which the other ranks now wait for this one, "
+                    "so the run cannot go on. Resume from a checkpoint; if memory ran out, measure fewer estimators."
                 ) from error
             return
         try:
@@ -257,13 +257,13 @@ class Replicas:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Takes an exception from a collective for what it is: this rank no longer knows where the others are."""
+    """Turns an exception in a collective into NotPutBack: this rank no longer knows where the others are."""
     try:
         yield
     except Exception as error:
         raise NotPutBack(
-            f"A collective of a measurement failed ({type(error).__name__}: {error}), so the ranks are no longer in "
-            "step: the run cannot go on."
+            f"A collective of a measurement failed ({type(error).__name__}: {error}). The ranks are no longer in step, "
+            "so the run cannot go on. Resume from the last checkpoint."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Self-test: is one gradient like the next, and is it the gradient of the training loop?"""
+"""Self-test: do two evaluations give the same gradient, and is it the gradient of the training loop?"""
 
 import math
 import warnings
@@ -21,43 +21,45 @@ convolutional networks show against the next wider dtype (benchmarks/gradient_ro
 scaled from float32 and bfloat16 by their unit roundoff)."""
 
 UNIT_ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-"""Relative distance at which a number in a narrow dtype is rounded to another one."""
+"""Relative distance over which a narrow dtype rounds a number to its neighbour."""
 
 LOSS_SCALE = 2.0**16
 """Scale of the loss where part of the model computes in float16: what GradScaler starts from."""
 
 SLACK = 1e-3
-"""Relative difference of replayed and training gradient, beyond ten times the rounding, below which they count as one:
-additions in another order, and kernels that a device chooses anew, explain that much."""
+"""Relative difference of replayed and training gradient, beyond ten times the rounding, that counts as none: additions
+in another order, and kernels that a device chooses anew, explain that much."""
 
 EXACT_SLACK = 1e-4
-"""The same where the two were equal bit for bit at the self-test."""
+"""As ``SLACK``, if the two gradients were equal bit for bit at the self-test."""
 
 RETEST_EVERY = 10
 """Measurements between two estimates of rounding, where part of the loss is computed in a narrow dtype."""
 
 
 class Doubt(Enum):
-    """Why the loss that is measured may not be the one that is trained; each value says what to look for."""
+    """Why the measured loss may not be the trained one; each value says what to look for."""
 
     DIRECTION = (
-        "The gradient of loss_fn is another one than the gradient the optimizer got: it points elsewhere, so another "
-        "loss is measured than the one that is trained. Usual causes: part of the loss, an autocast region or "
-        "augmentation outside loss_fn; state of the loop that loss_fn reads and that has moved on, as a hidden state; "
-        "random numbers drawn between watch or observe and the forward pass; batches that were not observed."
+        "The gradient of loss_fn points in another direction than the gradient of the training loop, so the probe "
+        "measures another loss than the one you train, and marks its rows `not_reproduced`. Usual causes: part of the "
+        "loss, an autocast region or augmentation outside loss_fn; state of the loop that loss_fn reads and that has "
+        "changed since, such as a hidden state; random numbers drawn between watch or observe and the forward pass; "
+        "batches that the probe did not see. Move everything that changes the loss into loss_fn."
     )
     LENGTH = (
-        "The gradient that backward left is {ratio:.3g} times as long as that of loss_fn, in the same direction: "
-        "another loss is measured than the one that is trained, a multiple of it. Gradient norms, L0 and thresholds "
-        "are off by this factor. Usual causes: a sum over the batch in the place of a mean; a factor that the loop "
-        "alone applies, as that of a loss scale or of accumulation; micro-batches that add up otherwise than "
-        "`reduction` says. Let loss_fn return what the loop calls backward on."
+        "The gradient that backward left is {ratio:.3g} times as long as the gradient of loss_fn and has the same "
+        "direction: the loop trains a multiple of the loss that the probe measures. Gradient norms, L0 and thresholds "
+        "are wrong by this factor. Usual causes: a sum over the batch instead of a mean; a factor that only the loop "
+        "applies, for example for a loss scale or for accumulation; micro-batches that do not add up as `reduction` "
+        "says. Let loss_fn return the tensor that the loop calls backward on."
     )
     REDUCTION = (
-        "The gradient that backward left is {ratio:.3g} times the one measured, from {number} micro-batches: the loop "
-        "adds them up otherwise, so another loss is measured than the one that is trained. "
-        'Pass reduction="{reduction}". If the loop divides the gradients itself once all have come, and clips them '
-        "then, the measurement is right as it is: let the loop divide the losses instead."
+        "The gradient that backward left is {ratio:.3g} times the gradient measured from {number} micro-batches: the "
+        "loop does not add micro-batches up as the probe does, so the probe measures a multiple of the loss you train. "
+        'Pass reduction="{reduction}" to the Probe. If the loop divides the gradients after the last micro-batch and '
+        "clips them after that, the measured values are already right: divide each loss instead of the gradients to "
+        "end this warning."
     )
 
 
@@ -66,13 +68,14 @@ class SelfTest:
     """What the first measured step showed about the loss.
 
     Attributes:
-        gradient_error: Relative error of one gradient evaluation: what rounding costs, or repetition shows.
-        angle: Angle between the replayed gradient and the training gradient [rad]; NaN where there was none.
-        ratio: Length of the training gradient over that of the replayed one.
-        reproduced: Whether the two are equal bit for bit.
-        narrow: The dtype narrower than the gradient's that part of the loss is computed in, as under autocast.
-        loss_scale: Scale of the loss that gradients are to be taken with.
-        frozen: The dtype narrower than the gradient's that parameters outside x have in training alone.
+        gradient_error: Relative error of one gradient evaluation, from rounding and from repeating the evaluation.
+        angle: Angle between the replayed gradient and the training gradient [rad]; NaN if there was none to compare.
+        ratio: Length of the training gradient over the length of the replayed gradient.
+        reproduced: Whether the two gradients are equal bit for bit.
+        narrow: Dtype that part of the loss is computed in, if it is narrower than the gradient's, as under autocast.
+        loss_scale: Scale of the loss to take gradients with.
+        frozen: Dtype that parameters outside x have in training but not in measurements, if it is narrower than the
+            gradient's.
     """
 
     gradient_error: float
@@ -93,15 +96,16 @@ class SelfTest:
         reduction: Reduction = "mean",
         arrived: float = math.nan,
     ) -> tuple[Doubt, str] | None:
-        """Returns why two gradients are not of the same loss, as far as rounding lets one tell; ``None`` if they are.
+        """Returns why two gradients belong to different losses; ``None`` if rounding explains their difference.
 
         Args:
             training: The gradient of the loop.
-            replayed: That of ``loss_fn``.
-            has_length: Whether the length of the former counts: clipping and scaling change it.
-            num_micro_batches: Micro-batches in the loss.
-            reduction: How they add up in ``loss_fn``.
-            arrived: Length of the gradient that the optimizer got; NaN where it is that of the loop, or not known.
+            replayed: The gradient of ``loss_fn``.
+            has_length: Whether to compare lengths too; not if the training gradient may be clipped or scaled.
+            num_micro_batches: Number of micro-batches in the loss.
+            reduction: How the probe adds their losses up.
+            arrived: Length of the gradient that the optimizer got, if it differs from ``training``; NaN if it does not,
+                or if it is not known.
         """
         dtypes = {g.dtype for g in training} | ({self.frozen} if self.frozen else set())
         coarsest = max(self.gradient_error, *map(rounding, dtypes))
@@ -111,7 +115,7 @@ class SelfTest:
             return Doubt.DIRECTION, Doubt.DIRECTION.value
         length = _norm(replayed)
         if not has_length and abs(arrived - length) <= tolerance * length:
-            return None  # the loop took out afterwards what it had put in, as one that divides when all have come
+            return None  # a loop may sum up losses and divide the gradient at the end
         other, factor = ("sum", num_micro_batches) if reduction == "mean" else ("mean", 1 / num_micro_batches)
         if num_micro_batches > 1 and abs(ratio / factor - 1) < SLACK:
             said = Doubt.REDUCTION.value.format(ratio=ratio, number=num_micro_batches, reduction=other)
@@ -122,12 +126,12 @@ class SelfTest:
 
 
 def self_test(objective: Objective, start: Vector, training: Vector | None) -> tuple[SelfTest, Evaluation]:
-    """Returns the findings at ``start``, and the evaluation there; warns of what a user should mend.
+    """Returns the findings at ``start`` and the evaluation there; warns if gradients do not repeat.
 
     Args:
         objective: The loss on the data of the first measured step.
         start: The parameters before that step.
-        training: The gradient of the training loop; ``None`` where it is not known.
+        training: The gradient of the training loop; ``None`` if it is not known.
     """
     dtypes = set[torch.dtype]()
     once = objective.evaluate(start, lambda loss: dtypes.update(dtypes_of(loss)))
@@ -136,7 +140,7 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
         once = objective.evaluate(start)
     again = objective.evaluate(start)
     length, difference = _norm(once.gradient), _norm(vectors.sub(once.gradient, again.gradient))
-    # The difference of two gradients holds the error of both.
+    # The difference of two gradients contains the error of both.
     repeat = difference / math.sqrt(2) / length if length and math.isfinite(difference) else 0.0
     # The coarsest dtype decides: its rounding is the largest.
     coarsest = max(rounding(g.dtype) for g in once.gradient)
@@ -144,16 +148,17 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     error = max(coarsest, repeat)
     if narrow is not None and length:
         error = max(error, _rounding_error(objective, start, once, narrow))
-    # A base in bfloat16 below adapters in float32 is widened while it is measured: training was rounded, this is not.
+    # A bfloat16 base under float32 adapters is widened for the measurement: training was rounded, this is not.
     frozen = _narrowest(objective.widened_dtypes)
     test = SelfTest(error, narrow=narrow, loss_scale=objective.loss_scale, frozen=frozen)
-    # beyond what the order of additions on a GPU explains
+    # More than the order of additions on a GPU explains.
     if repeat > max(100 * coarsest, 0.0 if narrow is None else ROUNDING[narrow] / 10):
         warnings.warn(
             f"Two gradients of the same loss on the same data differ by {difference / length:.1e} of their length, "
-            "so rows may fall below the noise floor. Usual causes: loss_fn draws random numbers from a generator of "
-            "its own, reads the next batch, or depends on state that changes from call to call. Measuring advances "
-            "such state, which then alters the run.",
+            "so loss_fn does not repeat itself. Rows may fall below the noise floor, and measuring may alter the run, "
+            "because each extra call of loss_fn advances whatever changes between calls. Usual causes: loss_fn draws "
+            "random numbers from a generator of its own, reads the next batch, or depends on state that changes from "
+            "call to call. Let loss_fn depend on the model and the batch alone.",
             SmoothdiagWarning,
         )
         return test, once
@@ -173,7 +178,7 @@ def rounding(dtype: torch.dtype) -> float:
 def dtypes_of(loss: Tensor) -> set[torch.dtype]:
     """Returns the dtypes that the loss was computed in, as far as its graph shows them.
 
-    Autocast regions within ``loss_fn`` leave nothing else to be seen from outside.
+    Autocast regions inside ``loss_fn`` leave no other trace that is visible from outside.
     """
     found: set[torch.dtype] = set()
     for node in nodes_of(loss):
@@ -190,8 +195,8 @@ def _narrowest(dtypes: set[torch.dtype]) -> torch.dtype | None:
 def _rounding_error(objective: Objective, start: Vector, once: Evaluation, narrow: torch.dtype) -> float:
     """Returns the relative error of a gradient that is computed with parameters rounded to ``narrow``.
 
-    Parameters that are moved by about half of their rounding are rounded anew, and so is all that follows from them;
-    the move itself is hardly longer than the rounding that is inherent.
+    Parameters that move by about half of their rounding are rounded differently, and so is everything computed from
+    them; the move itself is hardly longer than the rounding that is there anyway.
     """
     start = [vectors.widened(x) for x in start]
     moves = [x * draw for x, draw in zip(start, vectors.random_like(start, seed=0), strict=True)]
@@ -203,12 +208,12 @@ def _rounding_error(objective: Objective, start: Vector, once: Evaluation, narro
 def compare(training: Vector, replayed: Vector) -> tuple[float, float]:
     """Returns the angle [rad] from the replayed to the training gradient, and the ratio of their lengths.
 
-    NaN where one of them is zero or not finite.
+    Both are NaN if one gradient is zero or not finite.
     """
     size, length = _norm(training), _norm(replayed)
     if not (size and length and math.isfinite(size) and math.isfinite(length)):
         return math.nan, math.nan
-    # Half the chord between the unit vectors: an arc cosine would lose half of the digits.
+    # The arc sine of half the chord between unit vectors keeps the digits; an arc cosine loses half of them.
     chord = _norm(vectors.sub([g / size for g in training], [g / length for g in replayed]))
     return 2 * math.asin(min(1.0, chord / 2)), size / length
 

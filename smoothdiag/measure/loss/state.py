@@ -1,4 +1,4 @@
-"""State: what a forward pass may change in a model beside the coordinates, and how it is put back."""
+"""State: what a forward pass may change in a model besides the coordinates, and how that is put back."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from smoothdiag.measure.loss.beside import modules_beside
 from smoothdiag.measure.loss.bookkeeping import Books
 
 Place = tuple[nn.Module, str]
-"""A parameter is known by the place it has in a module, not by the tensor, which may be replaced."""
+"""A parameter is known by its place in a module and not by its tensor, which may be replaced."""
 
 _COMPARABLE = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Dtypes of which a norm can be taken."""
+"""Dtypes that have a norm."""
 
 
 class ModuleState:
-    """Knows what moves in a model beside x: the buffers, and parameters that forward passes change (a teacher).
+    """Knows what moves in a model besides x: buffers, and parameters that forward passes change (such as a teacher's).
 
-    The modules are listed anew each time, because models change in mid-run: modules join and go, buffers are replaced,
+    The modules are listed anew each time, because models change in mid-run: modules come and go, buffers are replaced,
     resized, or filled when they are first needed.
 
     Args:
         model: The model.
-        loss_fn: What calls it, and perhaps other modules, whose buffers move too.
+        loss_fn: The loss, which may call other modules too; their buffers move as well.
 
     Attributes:
-        is_known: Whether a loss has been evaluated, which shows what moves. Until then all parameters outside x are
-            taken for moving, unless they take more memory than x.
+        is_known: Whether a loss has been evaluated, which shows what moves. Until then all parameters outside x count
+            as moving, unless they take more memory than x.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any = None) -> None:
@@ -44,7 +44,7 @@ class ModuleState:
         self.is_known = False
 
     def snapshot(self, coordinates: Container[int]) -> Snapshot:
-        """Returns the model as it is now, but for the values of parameters whose ids are in ``coordinates``."""
+        """Returns the model as it is now, without the values of parameters whose ids are in ``coordinates``."""
         beside = modules_beside(self._model, self._loss_fn)
         if self.is_known:
             return Snapshot(self._model, self._moving, coordinates, beside)
@@ -55,14 +55,14 @@ class ModuleState:
         return Snapshot(self._model, moving if sizes[False] <= sizes[True] else self._moving, coordinates, beside)
 
     def mark(self, coordinates: Container[int]) -> None:
-        """Remembers what the parameters outside x hold that are not known to move."""
+        """Remembers the content of the parameters outside x that are not known to move."""
         self._marks, self._norms = self._still(coordinates)
 
     def notice(self, coordinates: Container[int]) -> list[Tensor]:
-        """Takes for moving what was replaced or written to since ``mark``, and returns it."""
+        """Counts as moving the parameters replaced or written to since ``mark``, and returns them."""
         marks, norms = self._still(coordinates)
         changed = {place for place, found in marks.items() if self._marks.get(place, found) != found}
-        # Writing through `.data` shows in the values alone.
+        # Writing through `.data` shows only in the values.
         both = [place for place in norms if place in self._norms and place not in changed]
         if both:
             now, then = (
@@ -76,7 +76,7 @@ class ModuleState:
         return [tensor for module, name in changed if (tensor := module._parameters[name]) is not None]
 
     def _still(self, coordinates: Container[int]) -> tuple[dict[Place, tuple[Any, ...]], dict[Place, Tensor]]:
-        """Returns the tensors outside x that are not known to move: how often each was written to, and its norm."""
+        """Returns, for each tensor outside x not known to move, how often it was written to, and its norm."""
         marks: dict[Place, tuple[Any, ...]] = {}
         tensors: dict[Place, Tensor] = {}
         for module in self._model.modules():
@@ -99,7 +99,7 @@ class Snapshot:
         model: The model.
         moving: Names of parameters that forward passes change, by module.
         coordinates: Ids of the parameters x, whose values are left out.
-        beside: Modules outside of the model, whose buffers and modes are kept as well.
+        beside: Modules outside the model whose buffers and modes are kept as well.
     """
 
     def __init__(
@@ -123,22 +123,22 @@ class Snapshot:
         )
 
     def holds(self, tensor: Tensor) -> bool:
-        """Returns whether it will give a tensor its value back."""
+        """Returns whether the snapshot can give a tensor its value back."""
         return id(tensor) in self._values
 
     def cover(self, start: Snapshot) -> None:
-        """Prepares to put back what taking the model to ``start`` changes in objects that it has let go of since."""
+        """Prepares to put back what going to ``start`` changes in objects that the model has dropped since."""
         self._books.cover(start._books)
-        # What was not known to move then begins where it is now.
+        # What was not known to move at ``start`` begins with its present value.
         start._values = self._values | start._values
 
     def assign(self, *, widen: bool = False) -> None:
-        """Takes the model to this moment for an evaluation; modules that have joined since stay as they are.
+        """Takes the model to this moment for an evaluation; modules added since stay as they are.
 
-        Values are written into the tensors that are in place now, which may be wider than they were.
+        Values are written into the tensors that the model has now, which may be wider than they were.
 
         Args:
-            widen: Whether float16 and bfloat16 tensors that have no place now get one in float32.
+            widen: Whether float16 and bfloat16 tensors that the model no longer has are made anew in float32.
         """
         self._books.reopen()
         for kept in self._kept:
@@ -157,7 +157,7 @@ class Snapshot:
                     self._write(parameters, name, tensor, widen=widen)
 
     def put_back(self) -> None:
-        """Leaves the model exactly as it was: the same objects in the same places, with the values they had."""
+        """Leaves the model exactly as it was: the same objects in the same places, with their former values."""
         self._books.put_back()
         for kept in self._kept:
             kept.put_back()
@@ -168,13 +168,13 @@ class Snapshot:
                 parameter.requires_grad_(needs_grad)
 
     def _write(self, store: MutableMapping[str, Any], name: str, tensor: Tensor, *, widen: bool) -> None:
-        """Gives an entry the value that ``tensor`` had, in its own tensor where there is one of this shape."""
+        """Gives an entry the value that ``tensor`` had, in the entry's own tensor if that has the right shape."""
         present = store.get(name)
         if id(tensor) in self._windows or id(present) in self._windows:
-            return  # another name of x, which is where it should be
+            return  # another name of x, which is already where it should be
         _, value = self._values.get(id(tensor)) or self._values.get(id(present)) or (None, None)
         if value is None:
-            return  # x, or what stays where it is
+            return  # x, or a tensor that does not move
         if present is not None and present.shape == value.shape:
             _copy_into(present, value)
         else:
@@ -182,7 +182,7 @@ class Snapshot:
 
 
 class _Kept:
-    """What one module held."""
+    """The content of one module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.mode = module, module.training
@@ -202,9 +202,9 @@ class _Kept:
 
 
 def _refill(store: MutableMapping[str, Any], entries: MutableMapping[str, Any]) -> None:
-    """Gives a dictionary of a module its former entries, in their order; writes nothing where nothing has changed."""
+    """Gives a dictionary of a module its former entries in their order; writes nothing if nothing has changed."""
     if not isinstance(store, dict):
-        return  # of a scripted module, which has no others ever
+        return  # a scripted module, whose entries never change
     if list(store) != list(entries):
         for name in list(store):
             del store[name]
@@ -214,7 +214,7 @@ def _refill(store: MutableMapping[str, Any], entries: MutableMapping[str, Any]) 
 
 
 def _table(store: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Returns a dictionary of a module; of a scripted module a copy, for it shows something less than a dictionary."""
+    """Returns a dictionary of a module; for a scripted module a copy, because it shows less than a dictionary."""
     return store if isinstance(store, dict) else dict(store.items())
 
 
@@ -231,7 +231,7 @@ def _overlapping(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> set[int
 
 
 def _span(tensor: Tensor) -> tuple[int, int] | None:
-    """Returns where the memory of a tensor begins and ends, as if it had no gaps; ``None`` where that is not told."""
+    """Returns where the memory of a tensor begins and ends, as if it had no gaps; ``None`` if that is unknown."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided or tensor.is_meta:
         return None
     begin = tensor.data_ptr()
@@ -239,7 +239,7 @@ def _span(tensor: Tensor) -> tuple[int, int] | None:
 
 
 def _copy_into(tensor: Tensor, value: Tensor) -> None:
-    """Copies a value into a tensor, unseen by autograd; takes back a change of its size."""
+    """Copies a value into a tensor unseen by autograd, and undoes a change of the tensor's size."""
     if tensor.shape != value.shape:
         with torch.no_grad():
             tensor.resize_(value.shape)

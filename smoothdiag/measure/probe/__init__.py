@@ -1,4 +1,4 @@
-"""A training loop that is watched, and measured at chosen steps."""
+"""The probe: watches a training loop and measures at chosen steps."""
 
 from smoothdiag.measure.probe.probe import Probe
 

@@ -17,14 +17,16 @@ from smoothdiag.vectors import Vector
 
 @dataclass(frozen=True)
 class Beginning:
-    """A step before the optimizer took it.
+    """A step as it was before the optimizer took it.
 
     Attributes:
         start: The parameters.
-        lrs: Learning rate of each.
-        training: The gradient that backward left, else the one that the optimizer got; ``None`` where neither is known.
+        lrs: Learning rate of each parameter.
+        training: The gradient that backward left, or else the gradient that the optimizer got; ``None`` if neither is
+            known.
         has_length: Whether the length of ``training`` counts too, and not just its direction.
-        arrived: Length of the gradient that the optimizer got, where it is another one; NaN where that is not known.
+        arrived: Length of the gradient that the optimizer got, if it differs from ``training``; NaN if it does not, or
+            if it is not known.
     """
 
     start: Vector
@@ -35,16 +37,16 @@ class Beginning:
 
 
 class Accumulation:
-    """Collects micro-batches until the optimizer steps, and what their backward passes leave.
+    """Collects micro-batches, and the gradients that their backward passes leave, until the optimizer steps.
 
     Args:
-        model: The model in training; what its forward passes change is copied with every micro-batch.
+        model: The model in training; whatever its forward passes change is copied with every micro-batch.
         parameters: The coordinates x.
         loss_fn: The loss of a micro-batch.
         distributed: Whether gradients are averaged over ranks.
 
     Attributes:
-        state: What moves in the model beside x.
+        state: Knows what moves in the model besides x.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Accumulation:
         self._take(parameters)
 
     def follow(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Goes on with other coordinates, and keeps the micro-batches."""
+        """Continues with other coordinates and keeps the micro-batches."""
         self._backward.disarm()
         self._take(parameters)
 
@@ -71,7 +73,7 @@ class Accumulation:
 
     @property
     def micro_batches(self) -> list[MicroBatch]:
-        """The micro-batches that backward was called for since the gradients were last empty; all, if it never was."""
+        """The micro-batches with a backward pass since gradients were last empty; all of them if there was no pass."""
         if not self._used:
             return self._observed
         return [self._observed[index] for index in dict.fromkeys(self._used)]
@@ -82,15 +84,15 @@ class Accumulation:
         return bool(self._observed)
 
     def add(self, batch: Any, weight: float | None = None) -> bool:
-        """Adds a micro-batch with the random states and buffers its forward pass starts from.
+        """Adds a micro-batch with the random states and buffers that its forward pass starts from.
 
         Returns:
-            Whether x has moved since the micro-batches before it, which are of no use any more and were dropped.
+            Whether x has moved since the earlier micro-batches, which are useless then and were dropped.
         """
-        # The loop may take entries out of the containers: keep containers of our own.
+        # The loop may take entries out of its containers, so the probe keeps containers of its own.
         kept = map_tensors(batch, lambda tensor: tensor)
         micro = MicroBatch(kept, RandomState.capture(self._devices), self.state.snapshot(self._ids), weight)
-        # Tensors made in inference mode do not count who writes to them.
+        # Tensors made in inference mode do not count writes.
         versions = [(tensor, tensor._version) for tensor in tensors_of(batch) if not tensor.is_inference()]
         has_moved = self.has_observed and self._has_moved()
         if has_moved:
@@ -104,7 +106,7 @@ class Accumulation:
         return has_moved
 
     def clear(self) -> None:
-        """Forgets everything and takes the hooks off; to be called before any backward pass of a measurement."""
+        """Forgets everything and removes the hooks; call it before any backward pass of a measurement."""
         self._backward.disarm()
         self._observed, self._used, self._versions = [], [], []
         self._place, self._norms = [], None
@@ -114,19 +116,17 @@ class Accumulation:
         return any(tensor._version != version for tensor, version in self._versions)
 
     def notice(self) -> None:
-        """Finds out what else moved in the model while the loop's own passes were made."""
+        """Finds out what else in the model the loop's own passes have moved."""
         self.state.notice(self._ids)
 
     def beginning(self, start: Vector, lrs: list[float], *, by_closure: bool, is_scaled: bool) -> Beginning | None:
-        """Returns the step from ``start``, with the gradients that are there now.
-
-        ``None`` where a closure, asked for them, left none: then there is nothing to step along.
+        """Returns the step from ``start`` with the present gradients, or ``None`` if a closure left no gradient.
 
         Args:
             start: The parameters.
-            lrs: Learning rate of each.
+            lrs: Learning rate of each parameter.
             by_closure: Whether the optimizer has evaluated a closure.
-            is_scaled: Whether gradients hold the factor of a GradScaler.
+            is_scaled: Whether gradients still contain the factor of a GradScaler.
         """
         if by_closure and all(p.grad is None for p in self._parameters):
             return None
@@ -137,22 +137,22 @@ class Accumulation:
         if self._backward.fault is not None:
             raise self._backward.fault
         if self._backward.was_rewritten:
-            return Beginning(start, lrs)  # of what backward left nothing whole is known
+            return Beginning(start, lrs)  # the probe has no complete copy of what backward left
         has_length = self._backward.is_untouched(self._parameters) and not is_scaled
         left = self._backward.left(self._parameters)
         self._backward.disarm()  # an optimizer may have its closure evaluated again, elsewhere
         if left is None:
-            # Whatever was done to its length, the direction of the gradient tells whether loss_fn is the loop's loss.
+            # The length may have been changed, but the direction still tells whether loss_fn is the loop's loss.
             return Beginning(start, lrs, gradients_of(self._parameters))
         arrived = math.nan if has_length or is_scaled else _length(self._parameters)
         return Beginning(start, lrs, left, has_length, arrived)
 
     def _has_moved(self) -> bool:
-        """Returns whether x is another one than when the first micro-batch was added."""
+        """Returns whether x has changed since the first micro-batch was added."""
         if self._place != [p._version for p in self._parameters]:
             return True
         if (number := len(self._observed)) & (number - 1):
-            return False  # a look at the values, at 1, 2, 4, ... micro-batches, costs time
+            return False  # looking at the values costs time: only at 1, 2, 4, ... micro-batches
         before = self._norms
         norms = torch._foreach_norm(list(map(vectors.local, self._parameters)), 2)
         self._norms = torch.stack([norm.to(norms[0].device) for norm in norms])
@@ -161,12 +161,12 @@ class Accumulation:
     def _on_backward(self, fresh: bool) -> None:
         if fresh:
             self._used = []
-        # Batches without a backward (skipped by the loop) do not count.
+        # Batches without a backward pass, which the loop skipped, do not count.
         self._used.append(len(self._observed) - 1)
 
 
 def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor] | None:
-    """Returns copies of the present gradients, zeros where one is missing; ``None`` where all are."""
+    """Returns copies of the present gradients, with zeros for missing ones; ``None`` if all are missing."""
     if all(p.grad is None for p in parameters):
         return None
     return [
@@ -176,7 +176,7 @@ def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor] | None:
 
 
 def _length(parameters: Sequence[Tensor]) -> float:
-    """Returns the norm of the present gradients; NaN where there are none."""
+    """Returns the norm of the present gradients; NaN if there are none."""
     gradients = [p.grad.detach().to_dense() for p in parameters if p.grad is not None]
     return float(vectors.norm(gradients)) if gradients else math.nan
 
@@ -184,13 +184,14 @@ def _length(parameters: Sequence[Tensor]) -> float:
 def check_hooks(model: nn.Module) -> None:
     """Raises a ValueError if a parameter has hooks that run when its gradient is ready.
 
-    An optimizer that is fused into backward has them: every gradient the probe takes would move the parameters.
+    Optimizers that are fused into backward have such hooks: every gradient that the probe takes would then move the
+    parameters.
     """
     for name, parameter in model.named_parameters():
         hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
         if any(not isinstance(getattr(hook, "__self__", None), Backward) for hook in hooks.values()):
             raise ValueError(
-                f"Parameter `model` should have no hooks that act when a gradient is ready. Found one on `{name}`, "
-                "as an optimizer that steps within backward registers: its steps would run during measurements too. "
-                "Use an ordinary optimizer.step() in the runs that are measured."
+                f"Parameter `model` should have no hooks that act when a gradient is ready. Found one on `{name}`. "
+                "Optimizers that step within backward register such hooks, which would also move the parameters during "
+                "measurements. Use an ordinary optimizer.step() in runs that you measure."
             )

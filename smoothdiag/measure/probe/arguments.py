@@ -1,4 +1,4 @@
-"""Checks of what a probe is given, and of where it is called from."""
+"""Checks of a probe's arguments and of saved states."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -33,7 +33,7 @@ def check_arguments(
 
 def check_estimators(estimators: object) -> None:
     """Raises a ValueError unless it is a sequence of estimators."""
-    requirement = "a sequence of instances, as [LocalSmoothness()]"
+    requirement = "a sequence of instances, such as [LocalSmoothness()]"
     if isinstance(estimators, str) or not isinstance(estimators, Sequence):  # a string is a sequence too
         raise arguments.wrong("estimators", requirement, estimators)
     for estimator in estimators:
@@ -42,8 +42,8 @@ def check_estimators(estimators: object) -> None:
 
 
 def check_schedule(schedule: object) -> None:
-    """Raises a ValueError unless it is a schedule, or None; one that makes schedules was meant to be called."""
-    requirement = "a Schedule, as every(20)"
+    """Raises a ValueError unless it is a schedule or None; `every` itself, for one, should have been called."""
+    requirement = "a Schedule, such as every(20)"
     if schedule is None:
         return
     arguments.called("schedule", schedule, requirement)
@@ -52,7 +52,7 @@ def check_schedule(schedule: object) -> None:
 
 
 class Shown:
-    """What a Probe says of itself in one line."""
+    """How a Probe prints: one line with the model, the optimizer and the rows so far."""
 
     def __repr__(self) -> str:
         probe: Any = self
@@ -62,23 +62,25 @@ class Shown:
 
 
 def check_state(state: object, latest: int) -> None:
-    """Makes sure that a probe can go on from a state, of this version or an earlier one.
+    """Makes sure that a probe can continue from a state, which may be of an earlier version.
 
     Raises:
-        ValueError: If not; the message says what is missing.
+        ValueError: If it cannot; the message says what is missing.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"Parameter `state` should be what state_dict() of a Probe returned. Found {state!r}.")
+        raise ValueError(f"Parameter `state` should be what Probe.state_dict() returned. Found {state!r}.")
     version = state.get("version", 0)
     if version not in range(latest + 1):
         raise ValueError(
             f"Parameter `state` should be of version {latest} or earlier. Found version {version!r}; load it with the "
-            "version of smoothdiag that wrote it, or a later one."
+            "smoothdiag that wrote it, or with a later one."
         )
     if missing := {"steps", "next"} - state.keys():
         raise ValueError(
-            f"Parameter `state` should be what state_dict() of a Probe returned, with the entries `steps` and `next`. "
-            f"Found none called {', '.join(f'`{name}`' for name in sorted(missing))}."
+            f"Parameter `state` should be what Probe.state_dict() returned, with the entries `steps` and `next`. "
+            f"Found no entry {', '.join(f'`{name}`' for name in sorted(missing))}."
         )
     if isinstance(state["steps"], bool) or not isinstance(state["steps"], int) or state["steps"] < 0:
-        raise ValueError(f"Parameter `state` should count steps from 0. Found `steps = {state['steps']!r}`.")
+        raise ValueError(
+            f"Parameter `state` should hold a whole number of steps, at least 0. Found `steps = {state['steps']!r}`."
+        )

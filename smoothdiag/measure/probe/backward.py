@@ -1,4 +1,4 @@
-"""Backward: what the loop's backward passes leave in ``.grad``, before anything is done to it."""
+"""Backward: the gradients that the loop's backward passes leave in ``.grad``, before anybody changes them."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,25 +11,25 @@ from smoothdiag.measure.loss.objective import Objective
 
 
 class Backward:
-    """Keeps copies of the gradients that the loop's backward passes leave, and notices who writes to them afterwards.
+    """Copies the gradients that the loop's backward passes leave, and notices whether they are written to afterwards.
 
-    Its hooks run within the loop's own ``backward`` and never raise.
+    The hooks run within the loop's own ``backward`` and never raise an error.
 
     Args:
         parameters: The coordinates x.
-        begun: Called when a backward pass reaches the parameters, with whether it starts from empty gradients.
-        averages: Whether gradients are averaged over ranks at the end of ``backward``, behind the back of hooks.
+        begun: Called when a backward pass reaches the parameters; its argument says whether gradients were empty.
+        averages: Whether gradients are averaged over ranks at the end of ``backward``, where hooks do not see it.
 
     Attributes:
-        was_rewritten: Whether somebody wrote to the gradients between two backward passes, as clipping each one does.
-        fault: The error that kept it from copying, if there was one.
+        was_rewritten: Whether gradients were written to between two backward passes, as by clipping after each.
+        fault: The error that prevented a copy, if there was one.
     """
 
     def __init__(
         self, parameters: Sequence[nn.Parameter], begun: Callable[[bool], None], *, averages: bool = False
     ) -> None:
         self._parameters, self._begun, self._averages = list(parameters), begun, averages
-        # Hooks see gradients of plain leaves; sharded ones are put in place behind their back.
+        # Hooks see the gradients of plain leaves. Gradients of sharded parameters are written later, unseen.
         self._sees = not any(vectors.is_sharded(p) for p in parameters)
         self._handles: list[RemovableHandle] = []
         self._copies: dict[Tensor, Tensor] = {}
@@ -38,7 +38,7 @@ class Backward:
         self.fault: Exception | None = None
 
     def arm(self) -> None:
-        """Begins to follow backward passes."""
+        """Starts to follow backward passes."""
         self.disarm()
         watched = [p for p in self._parameters if p.requires_grad and p.is_leaf]
         if not self._sees or not watched:
@@ -49,16 +49,16 @@ class Backward:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_gradient))  # type: ignore[no-untyped-call]
 
     def disarm(self) -> None:
-        """Takes the hooks off and forgets everything."""
+        """Removes the hooks and forgets everything."""
         for handle in self._handles:
             handle.remove()
         self._handles, self.fault = [], None
         self._forget()
 
     def left(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        """Returns what backward left, zeros where that is nothing; ``None`` where it is not known.
+        """Returns the gradients that backward left, with zeros for missing ones; ``None`` if they are not known.
 
-        It is not known where somebody wrote to the gradients between two backward passes.
+        They are not known if somebody wrote to the gradients between two backward passes.
         """
         known = all(p in self._copies or p.grad is None for p in parameters)
         if not self._copies or not known or self.was_rewritten or self.fault is not None:
@@ -69,10 +69,10 @@ class Backward:
         ]
 
     def is_untouched(self, parameters: Sequence[Tensor]) -> bool:
-        """Returns whether ``.grad`` holds exactly what backward left; clipping that does not bind leaves it so."""
+        """Returns whether ``.grad`` holds exactly what backward left, also after clipping that changed nothing."""
         if not self._left or any((p in self._left) == (p.grad is None) for p in parameters):
             return False
-        # The values tell: a GradScaler divides in place without a trace in the version.
+        # Values are compared, because a GradScaler divides in place without counting up the version.
         pairs = [(self._copies[p].to_dense(), p.grad.to_dense()) for p in self._left if p.grad is not None]
         device = pairs[0][0].device
         return not bool(torch.stack([(a != b).any().to(device) for a, b in pairs]).any())
@@ -85,15 +85,15 @@ class Backward:
         if Objective.num_isolated:
             return  # a probe is measuring
         try:
-            # Steps that are skipped (GradScaler) or abandoned leave their batches behind: gradients that start from
-            # nothing show that a new accumulation has begun.
+            # Skipped (GradScaler) or abandoned steps leave their batches behind. Empty gradients show that a new
+            # accumulation begins.
             fresh = all(p.grad is None or not (self._is_left(p) or p.grad.any()) for p in self._parameters)
             if fresh:
                 self._forget()
             elif not all(map(self._is_left, self._left)):
                 self.was_rewritten = True
             if self._averages:
-                # Averaging is queued behind what is queued now, and this behind averaging.
+                # Averaging is queued after the present callbacks, and the copy is queued after averaging.
                 queue = torch.autograd.Variable._execution_engine.queue_callback
                 queue(lambda: queue(self._copy_all))
             self._begun(fresh)

@@ -1,4 +1,4 @@
-"""Calls of a step: which of nested ones counts, and what to do when a closure has been evaluated."""
+"""Calls of a step: which of nested calls counts, and what to do after the optimizer has evaluated the closure."""
 
 import functools
 import itertools
@@ -15,16 +15,16 @@ def after_closure(
     act: Callable[[], None],
     again: Callable[[], None] = lambda: None,
 ) -> Arguments | None:
-    """Returns the arguments of an optimizer step with a closure that is followed by ``act``; None if it has none.
+    """Returns the arguments of an optimizer step whose closure is followed by ``act``; None if there is no closure.
 
-    Before such a step there is no gradient, or only that of the step before. A step pre-hook that returns what this
-    function returns can act when there is one.
+    Before such a step there is no gradient, or only the gradient of the previous step. A step pre-hook that returns the
+    result of this function can act as soon as the new gradient is there.
 
     Args:
         args: Positional arguments of the step, the optimizer first.
         kwargs: Its keyword arguments.
-        act: Called when the closure has been evaluated for the first time.
-        again: Called when it has been evaluated once more in the same step.
+        act: Called after the first evaluation of the closure.
+        again: Called after each further evaluation in the same step.
     """
 
     def followed(closure: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,17 +47,17 @@ def after_closure(
 
 
 class Outermost:
-    """Tells the outermost of nested calls from those within.
+    """Tells the outermost of nested calls from the inner ones.
 
-    A subclass whose step calls super().step() fires the hooks twice; the outer pair counts. A step that raised an
-    error has left its frame behind, but not on the stack.
+    If the step of a subclass calls super().step(), the hooks run twice, and only the outer pair counts. A step that
+    raised an error leaves its frame here, but that frame is no longer on the stack.
     """
 
     def __init__(self) -> None:
         self._outer: FrameType | None = None
 
     def enter(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost, before it does its work."""
+        """Returns whether the call of ``frame`` is the outermost; to be asked before the call does its work."""
         if self.is_open(frame):
             return False
         self._outer = frame
@@ -73,7 +73,7 @@ class Outermost:
         return False
 
     def leave(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost, after it."""
+        """Returns whether the call of ``frame`` is the outermost; to be asked after the call has done its work."""
         if self._outer is not frame:
             return False
         self._outer = None

@@ -1,4 +1,4 @@
-"""Measuring: one step of a run, by all estimators that are due, into the rows of a trace."""
+"""Measuring: measures one step of a run with all estimators that are due, and appends the rows to a trace."""
 
 import time
 import warnings
@@ -35,14 +35,14 @@ class Taken:
     """A step that the optimizer has taken.
 
     Attributes:
-        index: Steps before it.
-        begun: What it was before it was taken.
-        micro_batches: What to measure it on.
+        index: Number of steps before it.
+        begun: The step as it was before the optimizer took it.
+        micro_batches: The data to measure it on.
         parameters: The coordinates x.
-        groups: Indices of the parameters that get rows of their own, by group.
-        data: What the micro-batches are: "step" or "held-out".
-        has_changed: Whether their tensors were written to since they were seen.
-        ranks: What keeps the ranks in step.
+        groups: For each group with rows of its own, the indices of its parameters.
+        data: Where the micro-batches come from: "step" or "held-out".
+        has_changed: Whether tensors of the micro-batches were written to since the probe saw them.
+        ranks: Keeps the ranks in step.
     """
 
     index: int
@@ -56,20 +56,20 @@ class Taken:
 
 
 class Measuring:
-    """Measures steps and records what was found.
+    """Measures steps and records the results.
 
     Args:
         model: The model.
         optimizer: Its optimizer.
         loss_fn: The loss of a micro-batch.
         trace: Where rows go.
-        state: What moves in the model beside x.
+        state: Knows what moves in the model besides x.
         reduction: How micro-batch losses add up.
         distributed: Whether gradients are averaged over ranks.
 
     Attributes:
         self_test: What the first measured step showed about the loss; ``None`` before it.
-        has_measured: Whether a step has been measured; errors are passed on until then, and cost a row afterwards.
+        has_measured: Whether a step has been measured. Errors are raised until then; later ones only cost a row.
         memory: What estimators keep from one step for the next.
     """
 
@@ -124,17 +124,21 @@ class Measuring:
         self.has_measured = True
 
     def survive(self, error: Exception, step: int, name: str) -> None:
-        """Makes a failed row of an error, but passes it on where nothing has been measured yet.
+        """Turns an error into a failed row, but raises it if nothing has been measured yet.
 
-        There it is a mistake in the set-up, and stopping costs little; a run of days must not end because of it.
+        An error at the first measurement is a mistake in the set-up, and stopping costs little. An error later must not
+        end a run of days.
         """
         if not self.has_measured or isinstance(error, NotPutBack):
             raise error
-        warnings.warn(f"Step {step} was not measured: {error!r}", SmoothdiagWarning)
+        warnings.warn(
+            f"Step {step} was not measured: {error!r}. Training goes on; the trace gets a row with status `failed`.",
+            SmoothdiagWarning,
+        )
         self._trace.append(failed_row(step, name))
 
     def asked(self, schedule: Callable[[], T], otherwise: T) -> T:
-        """Returns what a schedule says; where it raises an error after the first measurement, says so and goes on."""
+        """Returns what a schedule says; if it raises an error after the first measurement, warns and goes on."""
         try:
             return schedule()
         except Exception as error:
@@ -144,14 +148,14 @@ class Measuring:
             return otherwise
 
     def warn_once(self, message: str, kind: Hashable = None) -> None:
-        """Warns, unless it has warned of this message, or of this kind, before."""
+        """Warns, unless there was a warning with this message, or of this kind, before."""
         kind = message if kind is None else kind
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, SmoothdiagWarning)
 
     def _retried(self, call: Callable[[], T]) -> T:
-        """Calls, and once more where memory ran out; not where ranks must make the same calls."""
+        """Calls, and calls again if memory ran out; not under data parallelism, where ranks must make equal calls."""
         return call() if self._distributed else retried(call)
 
     def _step(self, objective: Objective, taken: Taken, end: Vector) -> Step:
@@ -172,7 +176,7 @@ class Measuring:
         )
 
     def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:
-        """Runs the self-test when it is due; returns loss and gradient at the start if they are known then."""
+        """Runs the self-test if it is due, and returns the loss and gradient at the start that it evaluated."""
         test = self.self_test
         objective.loss_scale = 1.0 if test is None else test.loss_scale
         if test is None or (self._num_untested >= RETEST_EVERY and test.narrow is not None):
@@ -200,7 +204,7 @@ class Measuring:
         return list(rows_of(step, estimate, taken.begun.lrs, data=taken.data, override=override, cost=cost))
 
     def _doubt(self, step: Step, begun: Beginning) -> Status | None:
-        """Returns the status of a step whose loss is not the one that is trained."""
+        """Returns the status of a step whose measured loss is not the trained one; ``None`` if it is."""
         if begun.training is None or "at_start" not in step.__dict__:
             return None
         assert self.self_test is not None

@@ -36,40 +36,46 @@ from smoothdiag.vectors import Vector
 T = TypeVar("T")
 
 STATE_VERSION = 1
-"""Version of what ``state_dict`` returns; states without one are of version 0, and hold the same."""
+"""Version of what ``state_dict`` returns; states without a version are of version 0 and have the same content."""
 
 _CHANGED, _MISSING, _FAILED = 1, 2, 3
-"""What may be wrong with a step that is due, from what is harmless to what is worst; 0 is nothing."""
+"""What may be wrong with a step that is due, from harmless to worst; 0 is nothing."""
 
 
 class Probe(Shown):
     """Measures local smoothness beside the gradient norm, without changing the run by one bit.
 
-    The probe takes hold of the optimizer by its step hooks. On the steps that ``schedule`` names it keeps the
-    batches, the random states they were met with and the parameters before and after the step; then it
-    evaluates the loss again on the same data, and puts everything back.
+    The probe attaches to the optimizer by its step hooks. On the steps that ``schedule`` names it keeps the batches,
+    the random states before their forward passes, and the parameters before and after the step. Then it evaluates
+    the loss again on the same data, and puts everything back.
 
     Args:
         model: The model being trained.
-        optimizer: Its optimizer; the coordinates x are the trainable parameters that it holds.
+        optimizer: Its optimizer; the coordinates x are the trainable parameters that the optimizer holds.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it.
-        estimators: What to measure at each due step; ``()`` measures only what ``also`` or an AutoClip asks for.
+        estimators: What to measure at each due step; ``()`` measures only what ``also`` or an AutoClip adds.
         schedule: Which optimizer steps to measure.
         probe_batches: Held-out batches to measure on instead of the step's own.
         trace: A Trace, or a path to write one to; default: rows in memory.
-        group_by: Parameter name -> label of its group; each group gets rows of its own beside "all".
+        group_by: Function from a parameter's name to the label of its group; each group gets rows beside "all".
         reduction: How the micro-batch losses of one step add up in the loop: ``"mean"`` or ``"sum"``.
-        seed: Seed of the random states that held-out batches are evaluated with.
+        seed: Seed of the random state that held-out batches start from.
 
     Raises:
         ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range.
 
     Attributes:
-        optimizer: The optimizer it holds on to.
-        estimators: What it measures.
-        trace: What was recorded; under data parallelism only the first rank writes to a path.
-        further: What else it measures, with the schedules of that; see ``also``.
-        steps: Optimizer steps so far; ``is_closed`` says whether more will count, ``due`` what measures the next one.
+        trace: The rows so far; under data parallelism only the first rank writes to a path.
+        further: Further schedules and their estimators; see ``also``.
+        steps: Optimizer steps so far; ``is_closed`` says whether the probe is detached, ``due`` what measures next.
+
+    Examples:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> probe = sd.Probe(model, optimizer, lambda model, x: model(x).pow(2), schedule=sd.every(2))
+        >>> for x in probe.watch(torch.ones(4, 1)): optimizer.zero_grad(); model(x).pow(2).backward(); optimizer.step()
+        >>> print(probe.trace.to_frame()["smoothness"].round(1).tolist())
+        [2.0, 2.0, 2.0, 2.0]
     """
 
     def __init__(
@@ -121,15 +127,15 @@ class Probe(Shown):
         return self._measuring.self_test
 
     def watch(self, loader: Iterable[T]) -> Watched[T]:
-        """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works if it did."""
+        """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works as for ``loader``."""
         return Watched(self.observe, loader)
 
     def observe(self, batch: Any, *, weight: float | None = None) -> None:
         """Shows the probe one micro-batch, right before its forward pass.
 
         Args:
-            batch: What ``loss_fn`` takes. It is kept by reference until the optimizer steps.
-            weight: Weight of its loss in the step's loss; default: as ``reduction`` says.
+            batch: What ``loss_fn`` takes. The probe keeps a reference to it until the optimizer steps.
+            weight: Weight of the batch's loss in the loss of the step; default: as ``reduction`` says.
         """
         self._stopwatch.start()
         if self.due and self._held_out is None:
@@ -138,7 +144,7 @@ class Probe(Shown):
 
     def _observe(self, batch: Any, weight: float | None) -> None:
         if self._begun is not None and self._outermost.is_open(sys._getframe(1)):
-            return  # the closure of a step is evaluated again, at another point
+            return  # the optimizer evaluates its closure again, at another point
         self._forget_failed_step()
         if not self._accumulation.has_observed:
             with suppress(ValueError):  # what is frozen now may be trainable when the optimizer steps
@@ -154,8 +160,8 @@ class Probe(Shown):
     def also(self, schedule: Schedule, *estimators: Estimator) -> None:
         """Measures with further estimators, at the steps that ``schedule`` names.
 
-        Measurements come after whatever else has by now been hooked to the step. Called again with the same schedule
-        it replaces the estimators of that. A probe that is closed stays so.
+        The measurements run after all other hooks that the optimizer's step has by now. A second call with the same
+        schedule replaces its estimators. A closed probe stays closed.
         """
         self.further = [(s, e) for s, e in self.further if s != schedule] + [(schedule, estimators)]
         if not self.is_closed:
@@ -173,18 +179,18 @@ class Probe(Shown):
             self.trace.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to go on measuring at the same steps."""
+        """Returns what a resumed run needs to measure at the same steps."""
         following = self._schedule.next if isinstance(self._schedule, Adaptive) else None
         return {"version": STATE_VERSION, "steps": self.steps, "next": following}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from ``state``, as returned by ``state_dict``.
 
-        A trace file of the probe's own is continued too: rows of steps that are going to be taken again stay in the
-        file but no longer count.
+        A trace file that the probe opened is continued too: rows of steps that the run takes again stay in the file
+        but no longer count.
 
         Raises:
-            ValueError: If it is no such state, or one of a later version.
+            ValueError: If ``state`` is no state of a probe, or if it comes from a later version.
         """
         check_state(state, STATE_VERSION)
         self.steps = int(state["steps"])
@@ -217,7 +223,7 @@ class Probe(Shown):
         return changed
 
     def _begin(self, start: Vector, *, by_closure: bool = False) -> None:
-        """Takes up the step from ``start``, when its gradients are there."""
+        """Notes the step from ``start`` once its gradients are there."""
         with self._unharmed():
             self._begun = retried(lambda: self._beginning(start, by_closure=by_closure))
 
@@ -250,22 +256,18 @@ class Probe(Shown):
             self.due = self._measuring.asked(self._estimators_due, ())
 
     def _outlook(self) -> int:
-        """Returns whether there is a step to measure, and on data as they were seen: the worst of all ranks.
-
-        Raises:
-            Exception: If something failed on the way to it.
-        """
+        """Returns what is wrong with the step to measure, the worst of all ranks; raises an error kept for it."""
         local = _FAILED if self._fault else _MISSING if self._begun is None else self._accumulation.data_changed()
         outlook = vectors.max_over_ranks(local, self._parameters[0], self._ranks.group) if self._distributed else local
         if self._fault is not None:
             raise self._fault
         if outlook == _FAILED:
-            raise PeerFailed("Another rank could not prepare this measurement.")
+            raise PeerFailed("Another rank could not prepare this measurement; its warning names the cause.")
         return outlook
 
     @contextmanager
     def _unharmed(self) -> Iterator[None]:
-        """Keeps an error for the end of the step, where it costs a row; passes it on before the first measurement."""
+        """Keeps an error until the step ends, where it costs a row; before the first measurement it is raised."""
         try:
             yield
         except NotPutBack:
@@ -277,7 +279,7 @@ class Probe(Shown):
 
     def _measure(self, *, has_changed: bool) -> None:
         assert self._begun is not None
-        vectors.synchronize(self._begun.start)  # the time of the step is not ours
+        vectors.synchronize(self._begun.start)  # the step's own time does not count
         began = time.perf_counter()
         check_hooks(self._model)
         self._ranks.check_pending()
@@ -306,15 +308,11 @@ class Probe(Shown):
         return tuple(e for schedule, estimators in plans if schedule(self.steps) for e in estimators)
 
     def _follow_changes(self) -> None:
-        """Takes up parameters that were frozen, unfrozen, or given to the optimizer since the last measurement.
-
-        Raises:
-            ValueError: If none is left.
-        """
+        """Follows parameters that were frozen, unfrozen or given to the optimizer; a ValueError if none is left."""
         present = coordinates(self._model, self.optimizer)
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
             self._groups = parameter_groups(self._model, present, self._group_by)
             self._parameters = present
             self._ranks = Ranks(self._model, present)
             self._accumulation.follow(present)
-            self._measuring.memory.clear()  # of other parameters it would be of no use
+            self._measuring.memory.clear()  # it belongs to other parameters

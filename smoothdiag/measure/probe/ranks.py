@@ -1,4 +1,4 @@
-"""Ranks: measuring together with the other processes of a run, and going on together after a fault."""
+"""Ranks: measures together with the other processes of a run, and goes on together after a fault."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ from smoothdiag.measure.probe.sharded import Shards
 
 
 class Ranks:
-    """What keeps the processes of a run in step; nothing at all where there is one.
+    """Keeps the processes of a run in step; does nothing if there is only one process.
 
     Args:
         model: The model.
         parameters: The coordinates x.
 
     Attributes:
-        replicas: Its modules under DistributedDataParallel.
-        shards: Its modules under FSDP2.
+        replicas: The model's modules under DistributedDataParallel.
+        shards: The model's modules under FSDP2.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
@@ -32,26 +32,26 @@ class Ranks:
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """Ends alike on all ranks, and leaves the wrappers of the model as they were if an exception is raised inside.
+        """Ends alike on all ranks, and restores the wrappers of the model if an exception is raised inside.
 
-        It goes around whatever may fail and be survived, and may be nested; ``meet`` comes before each inner one.
+        Put it around whatever may fail without ending the run. It may be nested; call ``meet`` before each inner one.
 
         Raises:
-            PeerFailed: If only others raised an exception.
-            NotPutBack: If the others cannot be told, or the state of the wrappers cannot be restored.
+            PeerFailed: If only other ranks raised an exception.
+            NotPutBack: If the other ranks cannot be told, or the state of the wrappers cannot be restored.
         """
         with self.replicas.in_step(), self.shards.mended():
             yield
 
     def meet(self) -> None:
-        """Makes sure that all ranks have come here.
+        """Makes sure that all ranks have reached this call.
 
         Raises:
-            PeerFailed: If one failed before.
+            PeerFailed: If a rank failed before.
         """
         self.replicas.meet()
 
     def check_pending(self) -> None:
-        """Raises a RuntimeError if the training loop has left something unfinished that a measurement would mix up."""
+        """Raises a RuntimeError if the training loop left something unfinished that a measurement would disturb."""
         if pending := self.replicas.pending() or self.shards.pending():
-            raise RuntimeError(f"A step can be measured when its gradients are complete. Found {pending}.")
+            raise RuntimeError(f"A step can be measured only when its gradients are complete. Found {pending}.")

@@ -1,4 +1,4 @@
-"""Recording: the rows of a trace that one estimate makes."""
+"""Recording: turns one estimate into rows of a trace."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,11 +26,11 @@ def rows_of(
 
     Args:
         step: The step that was measured.
-        estimate: What was found.
+        estimate: What the estimator returned.
         lrs: Learning rate of each parameter.
         data: "step" or "held-out".
-        override: Doubt about the whole measurement, which replaces a status that is usable, and any if it is unusable.
-        cost: Columns of the cost, which stand in the first row alone.
+        override: Doubt about the whole measurement. It replaces a usable status; an unusable one replaces any status.
+        cost: Columns of the cost, which only the first row gets.
     """
     blocks = {"all": range(len(step.start)), **step.groups}
     for part in (estimate, *estimate.parts):

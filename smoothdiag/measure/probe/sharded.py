@@ -1,4 +1,4 @@
-"""Shards: the state that FSDP2 keeps of a model between passes, and how a fault in a measurement is undone in it."""
+"""Shards: the state that FSDP2 keeps of a model between passes, and how the probe repairs it after a fault."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from smoothdiag.measure.loss.coordinates import fully_sharded
 from smoothdiag.measure.loss.faults import NotPutBack
 
 TESTED = ("2.13",)
-"""Versions of torch whose private state is known, and whose rows were checked against those of one process."""
+"""Versions of torch whose private state is known, and under which rows equal the rows of one process."""
 
 
 class Shards:
-    """The modules of a model that are sharded (FSDP2); false where there are none.
+    """The modules of a model that FSDP2 shards; false if there are none.
 
     Args:
         model: The model, between two passes.
@@ -33,12 +33,12 @@ class Shards:
 
     @contextmanager
     def mended(self) -> Iterator[None]:
-        """Undoes what an exception in forward or backward passes leaves behind, if all ranks meet one together.
+        """Repairs the state after an exception in forward or backward passes, if all ranks raise one together.
 
-        May be nested; an exception is dealt with once.
+        It may be nested; an exception is handled once.
 
         Raises:
-            NotPutBack: From the exception, where another rank did not fail, or the state cannot be restored or
+            NotPutBack: From the exception, if another rank did not fail, or if the state cannot be restored or
                 verified.
         """
         if not self:
@@ -57,7 +57,7 @@ class Shards:
                 self._mended = error
             raise
         except BaseException:
-            # Somebody is stopping the run by hand; in a notebook it may go on.
+            # Somebody stops the run by hand. In a notebook it may go on.
             with contextlib.suppress(Exception):
                 self._reset()
             raise
@@ -68,14 +68,14 @@ class Shards:
             module.reshard()
 
     def pending(self) -> str:
-        """Returns what the training loop has left between passes and a measurement would mix up; "" if nothing."""
+        """Returns what the training loop left between passes that a measurement would disturb; "" if nothing."""
         if not self.is_known():
             return ""
         if any(not state._state_ctx.is_last_backward for state in self._states()):
-            return "backward passes that do not end, by set_is_last_backward(False)"
+            return "backward passes that do not end, because of set_is_last_backward(False)"
         for group in self._groups():
             if not group.reduce_grads or not group.all_reduce_grads:
-                return "gradients that stay unreduced, by set_requires_gradient_sync or set_requires_all_reduce"
+                return "gradients that stay unreduced, as set by set_requires_gradient_sync or set_requires_all_reduce"
             if group._partial_reduce_output is not None or any(_unreduced(p) for p in group.fsdp_params):
                 return "gradients that are not reduced yet"
         return ""
@@ -83,47 +83,47 @@ class Shards:
     def _put_back(self, registered: list[nn.Parameter], error: Exception) -> None:
         if not self.is_known():
             raise NotPutBack(
-                "A measurement failed under FSDP2. What that leaves behind can be undone in torch "
-                f"{', '.join(TESTED)}, and this is {torch.__version__}: the run cannot go on. {_REMEDY}"
+                "A measurement failed under FSDP2 and left damaged state. The probe can repair that under torch "
+                f"{', '.join(TESTED)}, but this is torch {torch.__version__}, so the run cannot go on. {_REMEDY}"
             ) from error
         if not all_failed(self._ranks()):
             raise NotPutBack(
-                "A measurement failed under FSDP2 on this rank, and not on all ranks at the same place: the others "
-                f"wait for this one, and the run cannot go on. {_REMEDY}"
+                "A measurement failed under FSDP2 on this rank, but not on all ranks at the same place. The other "
+                f"ranks now wait for this one, so the run cannot go on. {_REMEDY}"
             ) from error
         try:
             self._reset()
             wrong = self._wrong(registered)
-        except Exception as problem:  # whatever private state raises that is not as expected
+        except Exception as problem:  # private state that is not as expected may raise any error
             wrong = f"{type(problem).__name__}: {problem}"
         if wrong:
             raise NotPutBack(
-                f"A measurement failed under FSDP2, and its state could not be restored ({wrong}): the run cannot go "
-                f"on. {_REMEDY}"
+                f"A measurement failed under FSDP2, and the sharded state could not be restored ({wrong}), so the run "
+                f"cannot go on. {_REMEDY}"
             ) from error
 
     @staticmethod
     def is_known() -> bool:
-        """Returns whether this version of torch is one of those that were tested."""
+        """Returns whether this version of torch is among the tested ones."""
         return torch.__version__.startswith(tuple(f"{version}." for version in TESTED))
 
     def _reset(self) -> None:
         for module in self._modules:
-            # Modules that have never been called have no root yet, and nothing to put back.
+            # Modules that have never been called have no root yet and nothing to restore.
             if module._get_fsdp_state()._is_root:
                 module.reset_iter_state()
         for group in self._groups():
             for parameter in group.fsdp_params:
                 _drop_gradients(parameter)
-                # A fault between two parameters of a group leaves one gathered that the group takes for sharded.
+                # A fault between two parameters of a group leaves one gathered although the group counts as sharded.
                 parameter.to_sharded()
         self.reshard()
 
     def _wrong(self, registered: list[nn.Parameter]) -> str:
-        """Returns what is not as it was between passes."""
+        """Returns what differs from the state between passes; "" if nothing does."""
         present = list(self._model.parameters())
         if [id(p) for p in present] != [id(p) for p in registered]:
-            return "the parameters of the model are not those it had"
+            return "the model has other parameters than before"
         held = {id(p) for p in present}
         for state in self._states():
             if state._training_state.name != "IDLE" or state._modules_to_run_forward:
@@ -149,14 +149,14 @@ class Shards:
         return ""
 
     def shards(self) -> list[Any] | None:
-        """Returns what FSDP2 keeps of each parameter, ``None`` under versions of torch that do not show it."""
+        """Returns FSDP2's record of each parameter; ``None`` under versions of torch that do not show it."""
         try:
             return [parameter for group in self._groups() for parameter in group.fsdp_params]
         except AttributeError:
             return None
 
     def _states(self) -> list[Any]:
-        # There is no public way to see them. One state may serve several modules.
+        # There is no public access. One state may serve several modules.
         return list({id(s): s for s in (module._get_fsdp_state() for module in self._modules)}.values())
 
     def _groups(self) -> list[Any]:
@@ -173,7 +173,7 @@ _OF_A_PASS = (
     "_reshard_after_forward_event",
     "_partial_reduce_output",
 )
-_REMEDY = "Resume from a checkpoint, and measure less at a time or on a smaller batch if memory ran out."
+_REMEDY = "Resume from a checkpoint. If memory ran out, measure with fewer estimators or on smaller batches."
 
 
 def _unreduced(parameter: Any) -> bool:
@@ -182,7 +182,7 @@ def _unreduced(parameter: Any) -> bool:
 
 
 def _drop_gradients(parameter: Any) -> None:
-    # torch's own reset leaves them, and the next backward pass would add to them.
+    # torch's own reset leaves these gradients, and the next backward pass would add to them.
     parameter.unsharded_accumulated_grad = None
     if hasattr(parameter, "_unsharded_param"):
         parameter._unsharded_param.grad = None

@@ -1,4 +1,4 @@
-"""Unsupported: ways to train in parallel that a measurement cannot put back, refused by name when attaching."""
+"""Unsupported: wrappers whose state a measurement cannot restore, refused by name when a probe is made."""
 
 import sys
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from smoothdiag.measure.probe.sharded import TESTED, Shards
 
 
 def refuse_unsupported(model: nn.Module, parameters: Sequence[Tensor]) -> None:
-    """Makes sure that measurements know how to put back what ``model`` is wrapped in.
+    """Makes sure that measurements can restore the state of everything that ``model`` is wrapped in.
 
     Raises:
-        ValueError: If they do not; the message names the wrapper and the way out.
+        ValueError: If they cannot; the message names the wrapper and says what to do instead.
     """
     reason = _engine(model) or _device(parameters) or _sharding(model, parameters) or _replicas(model)
     if reason:
-        raise ValueError(f"Parameter `model` should be trained in a way that a measurement can put back. {reason}")
+        raise ValueError(f"Parameter `model` should be trained in a way that a measurement leaves unchanged. {reason}")
 
 
 def _engine(model: nn.Module) -> str:
@@ -29,8 +29,8 @@ def _engine(model: nn.Module) -> str:
         return "Found a DeepSpeed engine, which keeps gradients of its own; measure under DistributedDataParallel."
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         return (
-            "Found a scripted or traced module, which torch compiles anew as it counts its calls: further calls change "
-            "bits of the run. Measure the module that it was made of, or use torch.compile."
+            "Found a scripted or traced module. torch counts its calls and compiles it anew, so the extra calls of a "
+            "measurement would change the last bits of the run. Measure the original module, or use torch.compile."
         )
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", ())
     if any(isinstance(module, kind) for module in model.modules()):
@@ -48,11 +48,11 @@ def _sharding(model: nn.Module, parameters: Sequence[Tensor]) -> str:
     if shards and not shards.is_known():
         return (
             f"Found fully_shard (FSDP2) under torch {torch.__version__}. Rows of sharded models were checked under "
-            f"torch {', '.join(TESTED)}, and curvature came out wrong under torch 2.7: use a checked version, or "
+            f"torch {', '.join(TESTED)} only, and under torch 2.7 curvature came out wrong. Use a checked version, or "
             "DistributedDataParallel."
         )
     known = shards.shards()
-    # DTensors that fully_shard was given are spread over a mesh of their own beside (tensor parallel).
+    # Parameters that were DTensors before fully_shard are also spread over a mesh of their own (tensor parallel).
     owned = None if known is None else {id(shard.sharded_param) for shard in known if not shard.is_dtensor}
     for parameter in parameters:
         if not vectors.is_sharded(parameter):
@@ -61,12 +61,13 @@ def _sharding(model: nn.Module, parameters: Sequence[Tensor]) -> str:
         if kinds not in (("Shard",), ("Replicate", "Shard")) or (owned is not None and id(parameter) not in owned):
             mesh = ", ".join(map(str, parameter.placements))
             return (
-                f"Found a DTensor placed as ({mesh}) other than by fully_shard alone, as tensor parallelism places "
-                "it; measure runs with a mesh of one dimension, or of two, (replicate, shard)."
+                f"Found a DTensor placed as ({mesh}), which fully_shard alone does not do but tensor parallelism does. "
+                "Measure a run under fully_shard alone, with a mesh of one dimension or of two: (replicate, shard)."
             )
     if shards and any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         return (
-            "Found DistributedDataParallel and fully_shard in one model; use fully_shard with a two-dimensional mesh."
+            "Found DistributedDataParallel and fully_shard in one model; use fully_shard alone, with a mesh of two "
+            "dimensions."
         )
     return ""
 
@@ -77,12 +78,24 @@ def _replicas(model: nn.Module) -> str:
         return "Found DistributedDataParallel modules with different process groups; give all of them the same."
     for module in modules:
         if getattr(module, "_delay_all_reduce_params", None):
-            return "Found `delay_all_reduce_named_params` of DistributedDataParallel, which acts in backward; omit it."
+            return (
+                "Found `delay_all_reduce_named_params` of DistributedDataParallel, which acts in every backward pass, "
+                "also of measurements; omit it."
+            )
         if getattr(module, "mixed_precision", None) is not None:
-            return "Found `mixed_precision` of DistributedDataParallel, which acts in backward; use torch.autocast."
+            return (
+                "Found `mixed_precision` of DistributedDataParallel, which acts in every backward pass, also of "
+                "measurements; use torch.autocast."
+            )
         if any(hasattr(parameter, "_in_backward_optimizers") for parameter in module.parameters()):
-            return "Found an optimizer that steps within backward; use an ordinary optimizer.step() in measured runs."
+            return (
+                "Found an optimizer that steps within backward, so measurements would move the parameters; use an "
+                "ordinary optimizer.step() in runs that you measure."
+            )
         for _, state in getattr(module, "_comm_hooks", []):
             if type(state).__name__ == "PostLocalSGDState":
-                return "Found the communication hook post_localSGD_hook, under which ranks hold different parameters."
+                return (
+                    "Found the communication hook post_localSGD_hook, under which ranks hold different parameters; "
+                    "measure a run without it."
+                )
     return ""

@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Watched(Iterator[T], Generic[T]):
-    """An iterator over a loader that shows every batch to ``observe``; may be iterated once an epoch."""
+    """An iterator over a loader that shows every batch to ``observe``; it can be iterated again in each epoch."""
 
     def __init__(self, observe: Callable[[T], None], loader: Iterable[T]) -> None:
         self._observe, self._loader = observe, loader
@@ -31,7 +31,7 @@ class Watched(Iterator[T], Generic[T]):
         return len(self._loader)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
-        # dataset, sampler and the like; private names are ours, and missing while being unpickled
+        # The loader's dataset, sampler and so on. Private names are ours, and missing while unpickling.
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._loader, name)

@@ -91,7 +91,7 @@ def test_another_loss_in_the_closure_than_the_probe_has_is_noticed() -> None:
     run = Run(sgd(), clipped=False)
     run.probe.close()
     run.probe = Probe(run.model, run.optimizer, lambda m, b: m(b[0]).sum(), estimators=[LocalSmoothness()])
-    with pytest.warns(UserWarning, match="another one than the gradient the optimizer got"):
+    with pytest.warns(UserWarning, match="another direction than the gradient of the training loop"):
         by_closure(run, *batches(1))
     assert [row["status"] for row in run.probe.trace] == ["not_reproduced"]
 

@@ -99,7 +99,7 @@ def test_random_numbers_drawn_between_batch_and_forward_are_noticed() -> None:
     model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
-    with pytest.warns(SmoothdiagWarning, match="is another one than the gradient the optimizer got"):
+    with pytest.warns(SmoothdiagWarning, match="another direction than the gradient of the training loop"):
         for i, batch in enumerate(probe.watch([(torch.randn(8, 4), torch.randn(8, 2))] * 3)):
             if i == 1:
                 torch.rand(3)  # a validation loader that shuffles
@@ -114,7 +114,7 @@ def test_a_part_of_the_loss_outside_loss_fn_is_noticed() -> None:
     model, optimizer, batches = small_run(1)
     probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
     (regression(model, next(probe.watch(batches))) + 0.1 * model[0].weight.square().sum()).backward()
-    with pytest.warns(SmoothdiagWarning, match="another loss is measured"):
+    with pytest.warns(SmoothdiagWarning, match="measures another loss than the one you train"):
         optimizer.step()
     assert probe.self_test.angle > 0.01
 
@@ -301,7 +301,7 @@ def test_watched_loaders_show_their_attributes() -> None:
 def test_a_training_loss_that_changes_on_the_way_is_noticed() -> None:
     model, optimizer, batches = small_run(6)
     probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
-    with pytest.warns(SmoothdiagWarning, match="another loss is measured"):
+    with pytest.warns(SmoothdiagWarning, match="trains a multiple of the loss that the probe measures"):
         for i, batch in enumerate(probe.watch(batches)):
             optimizer.zero_grad()
             (regression(model, batch) * (1.0 if i < 3 else 0.25)).backward()
@@ -312,7 +312,7 @@ def test_a_training_loss_that_changes_on_the_way_is_noticed() -> None:
 def test_a_last_group_that_is_not_complete_is_noticed() -> None:
     model, optimizer, batches = small_run(5)
     probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
-    with pytest.warns(SmoothdiagWarning, match="another loss is measured"):
+    with pytest.warns(SmoothdiagWarning, match="trains a multiple of the loss that the probe measures"):
         for i, batch in enumerate(probe.watch(batches)):
             (regression(model, batch) / 4).backward()
             if i % 4 == 3 or i == 4:

@@ -58,7 +58,7 @@ def test_a_torch_that_was_never_tested_ends_the_run(batch, monkeypatch) -> None:
     monkeypatch.setattr(sharded, "TESTED", ("1.0",))
     model = fsdp(mesh=(1,))(Net())
     gradients(model, batch)
-    with pytest.raises(NotPutBack, match=r"can be undone in torch 1\.0, and this is") as caught:
+    with pytest.raises(NotPutBack, match=r"can repair that under torch 1\.0, but this is torch") as caught:
         fail(model, batch, 8)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
