@@ -48,7 +48,7 @@ class _Copy(Loader):
     def exec_module(self, module: ModuleType) -> None:
         """Copies the names of the new module, with a warning."""
         warnings.warn(
-            f"`{module.__name__}` has moved and the old path ends with the next version: import from `{self._new}`.",
+            f"`{module.__name__}` is now `{self._new}`. The old path works for one more version: change the import.",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -103,6 +103,17 @@ def local(x: Tensor) -> Tensor:
     return part.detach()
 
 
+def as_part_of(part: Tensor, owner: Tensor) -> Tensor:
+    """Returns a local tensor as this rank's part of a DTensor if its owner is sharded, else unchanged."""
+    if not is_sharded(owner):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part, owner.device_mesh, owner.placements, run_check=False, shape=owner.shape, stride=owner.stride()
+    )
+
+
 def is_sharded(x: Tensor) -> "TypeGuard[DTensor]":
     """Returns whether ``x`` is a DTensor, whatever its placement."""
     # Loading the module takes half as long as loading torch, and not every build of torch has it. As long as nobody

@@ -12,7 +12,7 @@ from smoothdiag.moved import MOVED
 @pytest.mark.parametrize("old", MOVED)
 def test_an_old_path_has_the_names_of_the_new_one_and_warns(old: str, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, old, raising=False)
-    with pytest.warns(DeprecationWarning, match=f"Import from `{MOVED[old]}` instead of `{old}`") as warned:
+    with pytest.warns(DeprecationWarning, match=f"`{old}` is now `{MOVED[old]}`") as warned:
         module = importlib.import_module(old)
     assert warned[0].filename != importlib.import_module("smoothdiag.moved").__file__
     public = {name for name in vars(importlib.import_module(MOVED[old])) if not name.startswith("_")}

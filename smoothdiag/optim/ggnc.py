@@ -284,7 +284,7 @@ class GGNC(CappedOptimizer):
                 if isinstance(geometry, Euclidean):
                     squares.append(([arithmetic.lengths([u])[0].square()], [owner]))
                 else:
-                    norms.append(geometry.norm(_as_part_of(u, owner)).to(scale))
+                    norms.append(geometry.norm(vectors.as_part_of(u, owner)).to(scale))
         found = torch.stack(norms).amax().square() if norms else None
         joint = vectors.total(squares) if squares else None
         if found is None or joint is None:
@@ -313,17 +313,6 @@ def _step_length(group: Group, total: Tensor) -> Tensor:
         return torch.minimum(total * group["lr"], arithmetic.scalar(group["longest_step"], total))
     step: Tensor = torch.minimum(total, arithmetic.scalar(group["threshold"], total)) * group["lr"]
     return step
-
-
-def _as_part_of(local: Tensor, owner: Tensor) -> Tensor:
-    """Returns a local tensor as this rank's part of a DTensor if its owner is sharded, else unchanged."""
-    if not vectors.is_sharded(owner):
-        return local
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local, owner.device_mesh, owner.placements, run_check=False, shape=owner.shape, stride=owner.stride()
-    )
 
 
 def _wide(x: Tensor) -> Tensor:
