@@ -20,6 +20,17 @@ def test_an_old_path_has_the_names_of_the_new_one_and_warns(old: str, monkeypatc
     assert all(getattr(module, name) is getattr(importlib.import_module(MOVED[old]), name) for name in public)
 
 
+def test_what_is_set_under_an_old_path_is_set_under_the_new_one(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "smoothdiag.measure.objective", raising=False)
+    with pytest.warns(DeprecationWarning, match="smoothdiag.measure.loss.objective"):
+        import smoothdiag.measure.objective as old
+    import smoothdiag.measure.loss.objective as new
+
+    monkeypatch.setattr(old, "Objective", None)
+    assert new.Objective is None
+    assert importlib.import_module("smoothdiag.measure.objective") is new
+
+
 def test_what_was_pickled_under_an_old_path_is_read(monkeypatch) -> None:
     from smoothdiag.measure.probe.schedule import every
 
