@@ -32,12 +32,14 @@ MOVED: Mapping[str, str] = {
     "smoothdiag.autoclip.free_rate": "smoothdiag.autoclip.rates",
     "smoothdiag.autoclip.iterates": "smoothdiag.adapters.iterates",
     "smoothdiag.autoclip.resuming": "smoothdiag.autoclip.checks",
+    "smoothdiag.measure.preconditioner": "smoothdiag.adapters",
+    "smoothdiag.measure.stability": "smoothdiag.adapters",
 }
-"""The old path of each module, and its new path."""
+"""The old path of each module, and its new path. The last two were functions, and are methods of an `Adapter` now."""
 
 
-class _Copy(Loader):
-    """Fills the module of an old path with the names of the new one."""
+class _Alias(Loader):
+    """Puts the module of the new path in the place of the old one, so that what is set in one is set in both."""
 
     def __init__(self, new: str) -> None:
         self._new = new
@@ -46,14 +48,13 @@ class _Copy(Loader):
         """Leaves the module's creation to Python."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Copies the names of the new module, with a warning."""
+        """Finds the new module, with a warning."""
         warnings.warn(
             f"`{module.__name__}` is now `{self._new}`. The old path works for one more version: change the import.",
             DeprecationWarning,
             stacklevel=2,
         )
-        names = vars(importlib.import_module(self._new))
-        vars(module).update({name: value for name, value in names.items() if not name.startswith("__")})
+        sys.modules[module.__name__] = importlib.import_module(self._new)
 
 
 class _Finder(MetaPathFinder):
@@ -61,7 +62,7 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Returns a specification for a path that has moved, and None for others."""
-        return spec_from_loader(fullname, _Copy(MOVED[fullname])) if fullname in MOVED else None
+        return spec_from_loader(fullname, _Alias(MOVED[fullname])) if fullname in MOVED else None
 
 
 def keep_old_paths() -> None:

@@ -141,6 +141,10 @@ class Status(Enum):
     )
     FAILED = "evaluating the loss again raised an error, which was shown as a warning. Correct loss_fn."
 
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """Pickles by name, because texts change between versions."""
+        return getattr, (type(self), self.name)
+
     @property
     def usable(self) -> bool:
         """Whether fits may use the row. They use saturated rows, because leaving out high values would bias a bound."""

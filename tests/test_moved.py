@@ -1,11 +1,13 @@
 """moved: old import paths lead to where the modules are now, and say so."""
 
+import copy
 import importlib
 import pickle
 import sys
 
 import pytest
 
+from smoothdiag import Status, Verdict
 from smoothdiag.moved import MOVED
 
 
@@ -20,6 +22,17 @@ def test_an_old_path_has_the_names_of_the_new_one_and_warns(old: str, monkeypatc
     assert all(getattr(module, name) is getattr(importlib.import_module(MOVED[old]), name) for name in public)
 
 
+def test_what_is_set_under_an_old_path_is_set_under_the_new_one(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "smoothdiag.measure.objective", raising=False)
+    with pytest.warns(DeprecationWarning, match="smoothdiag.measure.loss.objective"):
+        import smoothdiag.measure.objective as old
+    import smoothdiag.measure.loss.objective as new
+
+    monkeypatch.setattr(old, "Objective", None)
+    assert new.Objective is None
+    assert importlib.import_module("smoothdiag.measure.objective") is new
+
+
 def test_what_was_pickled_under_an_old_path_is_read(monkeypatch) -> None:
     from smoothdiag.measure.probe.schedule import every
 
@@ -29,6 +42,16 @@ def test_what_was_pickled_under_an_old_path_is_read(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "smoothdiag.measure.schedule", raising=False)
     with pytest.warns(DeprecationWarning, match="smoothdiag.measure.probe.schedule"):
         assert pickle.loads(old)(3)
+
+
+@pytest.mark.parametrize("kind", [Status, Verdict])
+def test_outcomes_are_pickled_by_name_because_their_texts_change(kind) -> None:
+    for outcome in kind:
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            pickled = pickle.dumps(outcome, protocol)
+            assert pickle.loads(pickled) is outcome
+            assert outcome.value.encode() not in pickled
+        assert copy.deepcopy(outcome) is outcome
 
 
 def test_other_modules_are_as_missing_as_before() -> None:

@@ -3,6 +3,8 @@
 To add a family, write a file with a class that derives from `Unknown`, and name the class in ``FAMILIES``.
 """
 
+from typing import TypeGuard
+
 import torch
 
 from smoothdiag.adapters.adam import Adam
@@ -27,7 +29,27 @@ FAMILIES: tuple[type[Unknown], ...] = (
 
 
 def adapter_of(optimizer: torch.optim.Optimizer) -> Adapter:
-    """Returns what is known of an optimizer: itself, where it answers the questions of `Adapter`."""
-    if isinstance(optimizer, Adapter):
+    """Returns what is known of an optimizer: itself, where its class answers the questions of `Adapter`.
+
+    Raises:
+        ValueError: If somebody has put an attribute in the place of one of its answers.
+    """
+    if _answers_itself(optimizer):
         return optimizer
     return next(family(optimizer) for family in FAMILIES if family.matches(optimizer))
+
+
+def _answers_itself(optimizer: torch.optim.Optimizer) -> TypeGuard[Adapter]:
+    # The class is asked: a wrapper that passes unknown attributes on to what it wraps would answer in its place.
+    if not all(hasattr(type(optimizer), name) for name in _QUESTIONS):
+        return False
+    for name in _QUESTIONS & vars(optimizer).keys():
+        if callable(getattr(type(optimizer), name)) and not callable(found := vars(optimizer)[name]):
+            raise ValueError(
+                f"Parameter `optimizer` should keep its method `{name}`, which measuring and clipping call: give the "
+                f"attribute of that name another one. Found `{name} = {found!r}` in {type(optimizer).__name__}."
+            )
+    return True
+
+
+_QUESTIONS = frozenset(name for name in vars(Adapter) if not name.startswith("_"))

@@ -9,6 +9,7 @@ from torch import Tensor
 from smoothdiag.adapters import limits
 from smoothdiag.adapters.adaptive import Adaptive
 from smoothdiag.adapters.protocol import Group, State
+from smoothdiag.adapters.updates import undone
 
 
 class Adam(Adaptive):
@@ -40,13 +41,12 @@ class Adam(Adaptive):
         momentum = float(group["betas"][0])
         return (limits.two_over(float(group["lr"])) - float(group["weight_decay"])) * (1 + momentum) / (1 - momentum)
 
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
         """Returns the rate times the corrected momentum over P, and what decoupled decay adds."""
-        lr, decay = group["lr"], group["weight_decay"] if self._decouples(group) else 0.0
+        lr, decay = float(group["lr"]), group["weight_decay"] if self._decouples(group) else 0.0
         correction = 1 - group["betas"][0] ** float(state["step"])
         step = (lr / correction) * state["exp_avg"] / self.diagonal(state, group)
-        update: Tensor = -(step + lr * decay * parameter.detach()) / (1 - lr * decay)
-        return update
+        return undone(-step, lr * decay, parameter, group)
 
     def _decouples(self, group: Group) -> bool:
         return self._is_decoupled or bool(group.get("decoupled_weight_decay"))

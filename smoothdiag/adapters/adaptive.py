@@ -10,6 +10,7 @@ from torch import Tensor
 from smoothdiag.adapters import limits
 from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State
 from smoothdiag.adapters.unknown import Unknown, has_step_of
+from smoothdiag.adapters.updates import dense_gradient, undone
 
 
 class Adaptive(Unknown, ABC):
@@ -46,11 +47,15 @@ class Adaptive(Unknown, ABC):
         return StabilityLimit(limits.common(self.optimizer, parameters, self.limit), preconditioned=True)
 
     def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns the last update."""
-        state = self.state_of(parameter)
-        if not state or parameter.grad is None or not has_step_of(self.optimizer, self.kind):
+        """Returns the last update; ``None`` also where the rate over P times the weight decay is near 1."""
+        state, gradient = self.state_of(parameter), dense_gradient(parameter)
+        has_moved = float(state.get("step", 0)) > 0
+        if not has_moved or gradient is None or parameter.is_complex() or not has_step_of(self.optimizer, self.kind):
             return None
-        return self.last(parameter, parameter.grad, state, self.group_of(parameter))
+        try:
+            return self.last(parameter, gradient, state, self.group_of(parameter))
+        except KeyError:  # an option was switched on after the step
+            return None
 
     @abstractmethod
     def diagonal(self, state: State, group: Group) -> Tensor:
@@ -61,15 +66,17 @@ class Adaptive(Unknown, ABC):
         """Returns the limit of stability of one group."""
 
     @abstractmethod
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
         """Returns the last update of one parameter."""
 
-    def along_gradient(self, parameter: Tensor, gradient: Tensor, state: State, group: Group, lr: float) -> Tensor:
+    def along_gradient(
+        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, lr: float
+    ) -> Tensor | None:
         """Returns u = -lr P^-1 (g + w x), where the parameter holds x + u by now."""
-        rate, decay = lr / self.diagonal(state, group), group["weight_decay"]
-        ascent = -1 if group["maximize"] else 1
-        update: Tensor = -rate * (ascent * gradient + decay * parameter.detach()) / (1 - rate * decay)
-        return update
+        rates = lr / self.diagonal(state, group)
+        return undone(
+            rates * (gradient if group["maximize"] else -gradient), rates * group["weight_decay"], parameter, group
+        )
 
 
 class RmsProp(Adaptive):
@@ -95,12 +102,12 @@ class RmsProp(Adaptive):
         limit = limits.two_over(float(group["lr"])) * (1 + float(group["momentum"]))
         return limit if not group["weight_decay"] else math.nan
 
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
         """Returns the rate times the momentum, or times the gradient over P."""
         if group["momentum"] > 0:
-            step: Tensor = -group["lr"] * state["momentum_buffer"]
+            step: Tensor = -float(group["lr"]) * state["momentum_buffer"]
             return step
-        return self.along_gradient(parameter, gradient, state, group, group["lr"])
+        return self.along_gradient(parameter, gradient, state, group, float(group["lr"]))
 
 
 class Adagrad(Adaptive):
@@ -129,7 +136,7 @@ class Adagrad(Adaptive):
         found = {limits.two_over(rate / (1 + max(float(s.get("step", 0)) - 1, 0) * decay)) for s in states}
         return found.pop() if len(found) == 1 else math.nan
 
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor:
+    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
         """Returns the decayed rate times the gradient over P."""
-        lr = group["lr"] / (1 + (float(state["step"]) - 1) * group["lr_decay"])
+        lr = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
         return self.along_gradient(parameter, gradient, state, group, lr)

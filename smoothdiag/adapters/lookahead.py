@@ -2,12 +2,13 @@
 
 import torch
 
-from smoothdiag.adapters.unknown import Unknown, is_of_torch, keeps_iterate
+from smoothdiag.adapters.derived import Derived
+from smoothdiag.adapters.unknown import first_options, is_of_torch, keeps_iterate
 
 _OPTIONS = frozenset({"lookahead_alpha", "la_alpha"})
 
 
-class Lookahead(Unknown):
+class Lookahead(Derived):
     """What is known of Lookahead: shortened updates would spoil the slow copies.
 
     Source: Zhang, Lucas, Hinton, Ba 2019, *Lookahead optimizer: k steps forward, 1 step back*.
@@ -16,10 +17,10 @@ class Lookahead(Unknown):
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
         """Returns whether the class or an option says so."""
-        named = "lookahead" in type(optimizer).__name__.lower()
-        return not is_of_torch(optimizer) and (named or bool(_OPTIONS & optimizer.param_groups[0].keys()))
+        named = "lookahead" in type(optimizer).__name__.lower().replace("_", "")
+        return not is_of_torch(optimizer) and (named or bool(_OPTIONS & first_options(optimizer)))
 
     def refusal(self) -> str:
         """Returns that it keeps a copy."""
-        name, options = type(self.optimizer).__name__, _OPTIONS & self.optimizer.param_groups[0].keys()
+        name, options = type(self.optimizer).__name__, _OPTIONS & first_options(self.optimizer)
         return keeps_iterate(f"{name}, whose groups have `{min(options)}`" if options else name)

@@ -2,10 +2,10 @@
 
 import torch
 
-from smoothdiag.adapters.unknown import Unknown
+from smoothdiag.adapters.derived import Derived
 
 
-class Muon(Unknown):
+class Muon(Derived):
     """What is known of Muon.
 
     An update is the rate times an approximate polar factor of the momentum. So neither the norm of the gradient nor a

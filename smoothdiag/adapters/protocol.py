@@ -75,7 +75,10 @@ class Adapter(Protocol):
     def update(self, parameter: Tensor) -> Tensor | None:
         """Returns the last update x_{k+1} - x_k of a parameter, as it follows from state, gradient and group.
 
-        It holds right after a step, as long as nothing else has touched them. ``None`` where it does not follow.
+        Ask right after a step, before anything else touches parameters, gradients, state or options: zeroed gradients,
+        a schedule that has stepped, or a step that a GradScaler has skipped show in nothing that is kept, and the
+        answer would be wrong. It is as exact as the dtypes of parameter and rate. ``None`` where the update does not
+        follow.
         """
         ...
 

@@ -2,12 +2,13 @@
 
 import torch
 
-from smoothdiag.adapters.unknown import WAY_OUT, Unknown, is_of_torch
+from smoothdiag.adapters.derived import Derived
+from smoothdiag.adapters.unknown import WAY_OUT, first_options, is_of_torch
 
 _OPTION = "d"
 
 
-class RateFree(Unknown):
+class RateFree(Derived):
     """What is known of optimizers that estimate their rate: if AutoClip shortens their steps, the estimate grows.
 
     Source: Defazio, Mishchenko 2023, *Learning-rate-free learning by D-Adaptation*; Mishchenko, Defazio 2023,
@@ -17,7 +18,7 @@ class RateFree(Unknown):
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
         """Returns whether the groups hold an estimate."""
-        return not is_of_torch(optimizer) and _OPTION in optimizer.param_groups[0]
+        return not is_of_torch(optimizer) and _OPTION in first_options(optimizer)
 
     def refusal(self) -> str:
         """Returns that it estimates its rate."""

@@ -2,10 +2,10 @@
 
 import torch
 
-from smoothdiag.adapters.unknown import Unknown
+from smoothdiag.adapters.derived import Derived
 
 
-class Sam(Unknown):
+class Sam(Derived):
     """What is known of SAM: the optimizer that it wraps takes the steps.
 
     AutoClip refuses SAM in the first step, when it sees that the closure is evaluated where the step did not begin.

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from smoothdiag.adapters.unknown import Unknown, is_of_torch, keeps_iterate
+from smoothdiag.adapters.derived import Derived
+from smoothdiag.adapters.unknown import first_options, is_of_torch, keeps_iterate
 
 _OPTIONS = frozenset({"weight_sum", "train_mode"})
 
 
-class ScheduleFree(Unknown):
+class ScheduleFree(Derived):
     """What is known of schedule-free optimizers.
 
     In training the parameters hold y = (1 - b) z + b x. What is evaluated is x, which the optimizer works out of y and
@@ -21,17 +22,28 @@ class ScheduleFree(Unknown):
     def matches(optimizer: torch.optim.Optimizer) -> bool:
         """Returns whether the class or an option says so."""
         named = "schedulefree" in type(optimizer).__name__.lower().replace("_", "")
-        return not is_of_torch(optimizer) and (named or bool(_OPTIONS & optimizer.param_groups[0].keys()))
+        return not is_of_torch(optimizer) and (named or bool(_OPTIONS & first_options(optimizer)))
 
     def evaluated(self, parameter: Tensor) -> Tensor:
-        """Returns x, without a change to the optimizer."""
-        group, z = self.group_of(parameter), self.state_of(parameter).get("z")
-        if z is None or not group.get("train_mode", True):
+        """Returns x, without a change to the optimizer.
+
+        The parameters hold x already in evaluation mode, and in variants without such a mode, which hold y only while
+        they evaluate a closure. Variants that keep x are asked for it. With a b of 0, which hides x, this raises the
+        same ZeroDivisionError as the optimizer's ``eval``.
+        """
+        group, state = self.group_of(parameter), self.state_of(parameter)
+        # A wrapper has mode and weight as attributes; the groups belong to the optimizer that it wraps.
+        wraps = hasattr(self.optimizer, "train_mode")
+        is_training = self.optimizer.train_mode if wraps else group.get("train_mode", False)
+        if "z" not in state or not is_training:
             return parameter
-        weight = group["betas"][0] if "betas" in group else group["momentum"]
-        return parameter.detach().lerp(z.to(parameter), weight=1 - 1 / weight)
+        if "x" in state:
+            kept: Tensor = state["x"]
+            return kept
+        weight = self.optimizer.momentum if wraps else group["betas"][0] if "betas" in group else group["momentum"]
+        return parameter.detach().lerp(state["z"].to(parameter), weight=1 - 1 / weight)
 
     def refusal(self) -> str:
         """Returns that it keeps a copy."""
-        name, options = type(self.optimizer).__name__, _OPTIONS & self.optimizer.param_groups[0].keys()
+        name, options = type(self.optimizer).__name__, _OPTIONS & first_options(self.optimizer)
         return keeps_iterate(f"{name}, whose groups have `{min(options)}`" if options else name)

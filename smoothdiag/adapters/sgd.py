@@ -8,6 +8,7 @@ from torch import Tensor
 from smoothdiag.adapters import limits
 from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State, Way
 from smoothdiag.adapters.unknown import Unknown, has_step_of, keeps_iterate
+from smoothdiag.adapters.updates import dense_gradient, undone
 from smoothdiag.momentum import gain, shortening
 
 
@@ -28,30 +29,32 @@ class Sgd(Unknown):
 
     def momentum(self, group: Group) -> float:
         """Returns the momentum."""
-        return float(group["momentum"])
+        return float(group.get("momentum", 0.0))
 
     def gain(self, group: Group) -> float:
         """Returns (1 - dampening) / (1 - momentum), or 1 without momentum."""
-        return gain(float(group["momentum"]), float(group["dampening"]))
+        return gain(self.momentum(group), float(group.get("dampening", 0.0)))
 
     def shortening(self, group: Group) -> float:
         """Returns sqrt((1 - momentum) / (1 + momentum))."""
-        return shortening(float(group["momentum"]))
+        return shortening(self.momentum(group))
 
     def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns the last update."""
-        group, gradient = self.group_of(parameter), parameter.grad
-        if gradient is None or not self.follows_gradients:
+        """Returns the last update; ``None`` also where the rate times the weight decay is near 1."""
+        group, gradient = self.group_of(parameter), dense_gradient(parameter)
+        if gradient is None or not group or not self.follows_gradients:
             return None
-        lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
-        sign = -1 if group["maximize"] else 1
-        if momentum == 0:
-            return _with_decay(parameter, sign * gradient, lr, decay)
-        buffer = self.state_of(parameter)["momentum_buffer"]
-        if group["nesterov"]:
-            return _with_decay(parameter, sign * gradient + momentum * buffer, lr, decay)
-        update: Tensor = -lr * buffer
-        return update
+        lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
+        direction = -gradient if group["maximize"] else gradient
+        if momentum != 0:
+            buffer = self.state_of(parameter).get("momentum_buffer")
+            if buffer is None:  # it has not stepped with momentum yet
+                return None
+            if not group["nesterov"]:
+                update: Tensor = -lr * buffer
+                return update
+            direction = direction + momentum * buffer
+        return undone(-lr * direction, lr * decay, parameter, group)
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
         """Returns (2 + 2b) / ((1 - d) lr) - w, or (2 + 2b) / ((1 + 2b) lr) - w with Nesterov's momentum."""
@@ -84,11 +87,6 @@ class AveragedSgd(Unknown):
     def refusal(self) -> str:
         """Returns that it keeps a copy."""
         return keeps_iterate(type(self.optimizer).__name__)
-
-
-def _with_decay(parameter: Tensor, direction: Tensor, lr: float, decay: float) -> Tensor:
-    """Returns u = -lr (direction + decay x), where the parameter holds x + u by now."""
-    return -lr * (direction + decay * parameter.detach()) / (1 - lr * decay)
 
 
 def _limit(group: Group, states: Sequence[State]) -> float:

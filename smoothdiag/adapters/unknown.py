@@ -1,7 +1,7 @@
 """Optimizers that nobody has described, known only by their state; all other families start from here."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -87,14 +87,20 @@ class Unknown:
         return keeps_iterate(f"`{found}` in the state of {name}, which lies near the parameters") if found else found
 
     def group_of(self, parameter: Tensor) -> dict[str, Any]:
-        """Returns the group that holds a parameter."""
+        """Returns the group that holds a parameter; empty where the optimizer does not move it."""
         groups: list[dict[str, Any]] = self.optimizer.param_groups
-        return next(group for group in groups if any(p is parameter for p in group["params"]))
+        return next((group for group in groups if any(p is parameter for p in group["params"])), {})
 
     def state_of(self, parameter: Tensor) -> State:
         """Returns what the optimizer keeps for a parameter; empty before its first step."""
         kept: State = self.optimizer.state.get(parameter, {})
         return kept
+
+
+def first_options(optimizer: torch.optim.Optimizer) -> Set[str]:
+    """Returns the names of what the first group holds; none where there are no groups yet."""
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    return groups[0].keys() if groups else set()
 
 
 def is_of_torch(optimizer: torch.optim.Optimizer) -> bool:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
-from smoothdiag.clipping.trust import check, check_momentum, distrust, doubt_about, may_follow_gradients, over, unsafe
+from smoothdiag.clipping.trust import (
+    check,
+    check_momentum,
+    distrust,
+    doubt_about,
+    may_follow_gradients,
+    over,
+    unsafe,
+    untold,
+)
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit
 from smoothdiag.fits.intervals import percentile_interval
 from smoothdiag.momentum import averaged
 from smoothdiag.momentum import gain as gain_of
+from smoothdiag.rows import SmoothdiagWarning
 
 # A percentile has no theory behind it. This one leaves typical steps alone and still stops the outliers.
 FALLBACK_PERCENTILE = 90
@@ -98,7 +109,8 @@ def clip_rule(
     """Threshold on the gradient norm that keeps (effective rate) * (L0 + L1 * norm) at or below `kappa`.
 
     If the fit does not establish L1 > 0, the threshold is a percentile of the recorded gradient norms, and the reason
-    says so.
+    says so. A warning says so as well if the trace names an optimizer but not whether its steps follow the gradient, as
+    traces of earlier versions do.
 
     1. As the rate rises from kappa/(2 L0) to kappa/L0, the theorem's threshold would shorten the steps to nothing, and
        beyond kappa/L0 no threshold is safe. So above kappa/(2 L0) the rule keeps the longest step at kappa/(2 L1)
@@ -143,6 +155,9 @@ def clip_rule(
     gain = gain_of(momentum, dampening)
     eta = math.nan if lr is None else lr * gain
     doubt = doubt_about(fit, eta, kappa)
+    # Earlier versions knew some optimizers by name, and may have made a threshold of this fit.
+    if doubt and fit.follows_gradients is None and not doubt_about(replace(fit, follows_gradients=True), eta, kappa):
+        warnings.warn(untold(fit), SmoothdiagWarning, stacklevel=2)
     chosen = None if doubt else _from_fit(fit, eta, kappa, gain)
     if chosen is None:
         doubt = doubt or "the fit puts L0 at zero with no upper end to its interval, so it implies no learning rate"

@@ -39,6 +39,16 @@ def may_follow_gradients(fit: SmoothnessFit) -> bool:
     return bool(fit.follows_gradients) or (fit.follows_gradients is None and not fit.optimizer)
 
 
+def untold(fit: SmoothnessFit) -> str:
+    """What to do about a fit of rows that name an optimizer, but do not say how it steps."""
+    return (
+        f"The rows of this fit come from {fit.optimizer}, but do not say whether a step is the learning rate times an "
+        "average of gradients: an earlier version of smoothdiag wrote them. So the threshold does not rest on the fit. "
+        "It is a percentile of the recorded gradient norms, which only stops outliers. If the steps follow the "
+        "gradient, as in plain SGD, pass `dataclasses.replace(fit, follows_gradients=True)`."
+    )
+
+
 def doubt_about(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     """Why the fit cannot carry a threshold; empty where it can."""
     if doubt := distrust(fit):

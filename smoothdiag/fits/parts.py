@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,10 @@ class Verdict(Enum):
     LOSS_GAP = "Smoothness follows the distance of the loss from its minimum rather than the gradient norm."
     NOT_IDENTIFIED = "These rows do not determine L0 and L1: do not use the constants."
     ARTEFACT = "The numbers say more about how they were measured than about the loss: do not use L0 and L1."
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """Pickles by name, because texts change between versions."""
+        return getattr, (type(self), self.name)
 
 
 @dataclass(frozen=True)

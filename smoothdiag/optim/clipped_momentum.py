@@ -227,7 +227,7 @@ def _limit(group: Mapping[str, Any]) -> float:
     if group["clip"] == "normalize" or group["maximize"] or momentum >= 1:
         return math.nan  # steps of one length never settle, whatever the curvature
     decay, gain = float(group["weight_decay"]), 1 - nu + nu * (1 - momentum) / (1 + momentum)
-    limit = 2 / lr if lr > 0 else math.inf
+    limit = 2 / lr if lr > 0 else math.inf if lr == 0 else math.nan
     return (limit - decay) / gain if group["decoupled_weight_decay"] else limit / gain - decay
 
 

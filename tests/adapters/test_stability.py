@@ -285,4 +285,8 @@ def test_groups_count_if_they_hold_the_parameters() -> None:
 def test_rates_of_zero_and_in_tensors() -> None:
     x = torch.nn.Parameter(torch.ones(1))
     assert stability_limit(SGD([x], lr=0.0), [x]).curvature == math.inf
+    for lr, curvature in ((0.0, math.inf), (math.nan, math.nan)):
+        rate = torch.tensor(lr)
+        for optimizer in (SGD([x], lr=rate), ClippedMomentum([x], lr=rate, threshold=1.0)):
+            assert stability_limit(optimizer, [x]).curvature == pytest.approx(curvature, nan_ok=True)
     assert stability_limit(Adam([x], lr=torch.tensor(0.5, dtype=torch.float64)), [x]).curvature == pytest.approx(76)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smoothdiag import Trace
+from smoothdiag import SmoothdiagWarning, Trace
 from smoothdiag.clipping import clip_rule, clip_table, step_rate
 from smoothdiag.fits import Flag, Verdict, fit_smoothness
 
@@ -233,9 +233,19 @@ def test_constants_of_an_adam_run_make_no_rule():
         with pytest.raises(ValueError, match=said):
             step_rate(fit(*names))
     assert clip_rule(replace(fit("MyOwn"), follows_gradients=True), lr=0.1).source == "fit"
-    assert "its rows do not say how steps are made by MyOld." in clip_rule(fit("MyOld"), lr=0.1).reason
-    assert "do not say how steps are made by MyOld and SGD." in clip_rule(fit("MyOld", "SGD"), lr=0.1).reason
+    for names, said in ((["MyOld"], "MyOld"), (["MyOld", "SGD"], "MyOld and SGD")):
+        with pytest.warns(SmoothdiagWarning, match=f"{said}, but do not say .*dataclasses.replace") as warned:
+            rule = clip_rule(fit(*names), lr=0.1)
+        assert warned[0].filename == __file__
+        assert f"its rows do not say how steps are made by {said}." in rule.reason
+        assert (rule.source, math.isnan(rule.step_cap)) == ("percentile", True)
     assert clip_rule(replace(fit("SGD"), optimizer="", follows_gradients=None), lr=0.1).source == "fit"
+
+
+def test_an_old_fit_that_has_no_threshold_anyway_makes_no_noise(recwarn):
+    old = replace(FIT, optimizer="SGD", follows_gradients=None, verdict=Verdict.POWER)
+    assert clip_rule(old, lr=0.1).source == "percentile"
+    assert not recwarn.list
 
 
 def test_table_holds_the_cited_formulas():

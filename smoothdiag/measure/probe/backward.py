@@ -1,6 +1,7 @@
 """Backward: the gradients that the loop's backward passes leave in ``.grad``, before anybody changes them."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from smoothdiag import vectors
 from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.memory import retried
 
 
 class Backward:
@@ -115,9 +117,9 @@ class Backward:
         try:
             copy = self._copies.get(parameter)
             if copy is None or copy.is_sparse or gradient.is_sparse or copy.shape != gradient.shape:
-                self._copies[parameter] = gradient.detach().clone()
+                self._copies[parameter] = retried(gradient.detach().clone)
             else:
-                copy.copy_(gradient.detach())
+                retried(partial(copy.copy_, gradient.detach()))
             self._left[parameter] = gradient, gradient._version
         except Exception as error:
             self.fault = error
