@@ -1,4 +1,4 @@
-"""What a command prints: one line for an error, and nothing after the reader has left."""
+"""Text for people: counts with their nouns, one line for an error, and nothing after the reader has left."""
 
 import os
 import select
@@ -8,6 +8,11 @@ from typing import Final, TextIO
 
 BROKEN_PIPE: Final = 141
 """Exit code after the reader of the output has left, as with `| head`: 128 + SIGPIPE, as shells report it."""
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """Returns a count with its noun, such as "1 row" and "2 rows"; ``several`` is ``one`` with an s unless given."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
 def one_line(text: object) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smoothdiag.autoclip.calibration import FEWEST, Calibration, median_interval
 from smoothdiag.autoclip.rates import Number
+from smoothdiag.console import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +190,7 @@ def acted(history: History, mode: str) -> str:
     else:
         did = "would have been clipped so far" if mode == "shadow" else "clipped so far"
         said = f"{fraction:.0%} of steps {did}"
-    return said + (f"; {skipped} gradient{'s were' if skipped > 1 else ' was'} not finite" if skipped else "")
+    return said + (f"; {counted(skipped, 'gradient was', 'gradients were')} not finite" if skipped else "")
 
 
 def _measured(measurements: Sequence[Any]) -> str:
@@ -203,4 +204,4 @@ def _unusable(calibration: Calibration) -> str:
     if not calibration.invalid:
         return ""
     each = ", ".join(f"{number} {status}" for status, number in sorted(calibration.invalid.items()))
-    return f" ({sum(calibration.invalid.values())} rows could not be used: {each})"
+    return f" ({counted(sum(calibration.invalid.values()), 'row')} could not be used: {each})"

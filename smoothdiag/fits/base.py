@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from smoothdiag.console import counted
 from smoothdiag.fits.parts import Array, Correction, Flag, Interval, ModelScore, Verdict
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
 from smoothdiag.rows import printable
@@ -175,7 +176,7 @@ class SmoothnessFit:
 
     def __repr__(self) -> str:
         constants = f"L0={self.L0:.4g}, L1={self.L1:.4g}"
-        rows = f"{self.num_points} rows of estimator {self.estimator!r}, group {self.group!r}"
+        rows = f"{counted(self.num_points, 'row')} of estimator {self.estimator!r}, group {self.group!r}"
         return f"<SmoothnessFit {self.verdict.name}: {constants}, {rows}; print it for all>"
 
     def to_dict(self) -> dict[str, Any]:

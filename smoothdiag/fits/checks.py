@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from smoothdiag.console import counted
 from smoothdiag.fits import artefacts
 from smoothdiag.fits.affine import Line, quantile_line
 from smoothdiag.fits.artefacts import MIN_POINTS, ON_THE_LINE
@@ -185,7 +186,8 @@ def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
     return Flag(
         "few points",
         "there are too few independent rows for a line at this quantile and its interval",
-        f"{len(rows.x)} rows carry the information of {num_effective:.1f} independent ones, {tail * num_effective:.1f} "
+        f"{counted(len(rows.x), 'row carries', 'rows carry')} the information of {num_effective:.1f} independent "
+        f"ones, {tail * num_effective:.1f} "
         f"of which lie beyond the quantile {quantile:g}; should be at least {MIN_POINTS}, {MIN_EFFECTIVE:g} and "
         f"{MIN_IN_TAIL:g}",
         "probe more often or for longer, or fit a quantile nearer to the median",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from smoothdiag.console import counted
 from smoothdiag.fits.base import Array
 from smoothdiag.fits.ranges import check_decades, scaled, unit
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
@@ -205,7 +206,7 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         remedy = remedies.get(max(dropped, key=lambda name: dropped[name]), "")
         raise ValueError(
             f"Parameter `data` should have usable rows for the group {group!r} and the estimator {estimator!r}. "
-            f"Found {int(chosen.sum())} rows, all dropped ({counts}).{remedy}"
+            f"Found {counted(int(chosen.sum()), 'row')}, all dropped ({counts}).{remedy}"
         )
     kinds = _names(label["data"][chosen & usable])
     if len(kinds) > 1:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
+from smoothdiag.console import counted
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -219,13 +220,8 @@ def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None
 def note(ax: Axes, num_left_out: int, why: str = "zero, < 0, inf, NaN") -> None:
     """Says above the axes how many rows could not be drawn."""
     if num_left_out:
-        text = f"{number_of_rows(num_left_out)} not shown ({why})"
+        text = f"{counted(num_left_out, 'row')} not shown ({why})"
         ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize="small", color="0.35")
-
-
-def number_of_rows(number: int) -> str:
-    """Returns "1 row", "2 rows" and so on."""
-    return f"{number} row{'' if number == 1 else 's'}"
 
 
 def draw_intervals(

@@ -64,7 +64,7 @@ def test_exit_code_is_kept_and_the_report_comes_all_the_same(tmp_path, capsys, e
     before = sys.argv, list(sys.path), sys.modules["__main__"]
     assert run(tmp_path, f"{LOOP}\n{end}") == code
     captured = capsys.readouterr()
-    assert "clip-after-step: 1 of 1 steps" in captured.out
+    assert "clip-after-step: 1 of 1 step\n" in captured.out
     assert message in captured.err
     assert (sys.argv, sys.path, sys.modules["__main__"]) == before
     if "raise" in end:
