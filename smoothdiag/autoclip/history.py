@@ -158,15 +158,16 @@ def explained(calibration: Calibration) -> str:
     if len(calibration.measurements) < FEWEST:
         number = len(calibration.measurements)
         at_most = f"{relative}, or less if measurements say so, " if number else f"{relative}, "
-        return f"{at_most}because there are {number} of the {FEWEST} valid measurements that it takes" + _unusable(
+        return f"{at_most}because AutoClip has {number} of the {FEWEST} valid measurements that it needs" + _unusable(
             calibration
         )
     said = f"{_measured(found)}, times {rule.multiple:.3g}"
     if calibration.lowered_at >= 0:
         later = calibration.lowering
         steps, lengths = [m.step for m in later], [m.length for m in later]
-        most = f"||g||/L at most {max(lengths):.3g} where steps were {min(m.taken for m in later):.3g} long"
-        said = f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
+        most = f"||g||/L was at most {max(lengths):.3g}, but the steps taken were at least "
+        most += f"{min(m.taken for m in later):.3g} long"
+        said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
 
 
@@ -197,7 +198,8 @@ def _measured(measurements: Sequence[Any]) -> str:
     steps, lengths = [m.step for m in measurements], [m.length for m in measurements]
     low, high = median_interval(lengths)
     interval = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
-    return f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: median ||g||/L {median(lengths):.3g}{interval}"
+    said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}"
+    return f"{said}: median ||g||/L {median(lengths):.3g}{interval}"
 
 
 def _unusable(calibration: Calibration) -> str:

@@ -12,7 +12,7 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     """Why no threshold makes a rate of at least kappa/L0 safe."""
     return (
         f"No threshold makes this rate safe: the effective rate {eta:.4g} is {eta * fit.L0 / kappa:.3g} times "
-        f"kappa/L0 = {over(kappa, fit.L0):.4g}, so it is too large even where the gradient vanishes."
+        f"kappa/L0 = {over(kappa, fit.L0):.4g}, so it is too large even for a vanishing gradient."
     )
 
 
@@ -21,7 +21,7 @@ def distrust(fit: SmoothnessFit) -> str:
     if not may_follow_gradients(fit):
         said = "its rows come from" if fit.follows_gradients is False else "its rows do not say how steps are made by"
         return (
-            f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only where a step is the rate times the "
+            f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only if a step is the rate times the "
             "gradient (if it is, set `follows_gradients=True` in the fit with dataclasses.replace; if not, use "
             "AutoClip, which keeps the updates themselves short)"
         )

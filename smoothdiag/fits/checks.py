@@ -247,8 +247,8 @@ def _coverage(rows: Rows, correlations: Correlations, line: Line, quantile: floa
         return None
     return Flag(
         "coverage",
-        "the share of rows at or below the line is not the one asked for: a few rows with outlying gradient norms pull "
-        "the line, or the relation is not a line",
+        "the share of rows at or below the line is not the quantile of the fit: a few rows with outlying gradient "
+        "norms pull the line, or the relation is not a line",
         f"{1 - above:.3f} of the rows lie at or below it, should be {quantile:g}",
         "look at the rows with the largest and the smallest gradient norms, and fit again without those that do not "
         "belong",

@@ -93,7 +93,8 @@ def plot_smoothness(
     if not shown.any():
         raise ValueError(
             "Parameter `data` should have rows whose gradient norm and smoothness are positive and finite. "
-            f"Found {len(rows)} rows of estimator `{rows['estimator'].iloc[0]}`, group `{group}`, and none such."
+            f"Found {counted(len(rows), 'row')} of estimator `{rows['estimator'].iloc[0]}`, group `{group}`, without "
+            "such values."
         )
 
     import seaborn as sns

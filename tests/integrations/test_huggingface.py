@@ -277,7 +277,7 @@ def test_wrong_use_is_refused(tmp_path) -> None:
     (callback,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, SmoothnessCallback))
     assert callback.bind(trainer) is callback
     assert trainer.callback_handler.callbacks.count(callback) == 1
-    with pytest.raises(ValueError, match="Found a callback bound before"):
+    with pytest.raises(ValueError, match="Found a callback that is bound to a trainer already"):
         callback.bind(trainer)
     with pytest.raises(ValueError, match="`trainer` should have one SmoothnessCallback. Found another"):
         SmoothnessCallback().bind(trainer)

@@ -173,7 +173,7 @@ def _compare(difference: Hessian, v: Vector, product: Vector, error: float) -> t
     if not all(map(math.isfinite, (whole, off, doubt))):
         return True, "differences of gradients are not finite", 0.0
     relative, known = (off / whole, doubt / whole) if whole else (0.0, 0.0)
-    finding = f"relative distance {relative:.0e} from a difference of gradients, itself known to {known:.0e}"
+    finding = f"relative distance {relative:.0e} from a difference of gradients, which is accurate to {known:.0e}"
     if off > max(AGREEMENT * whole, DOUBTS * doubt, noise):
         return False, finding, known
     # Kinks do not excuse a product that misses most of the curvature along v: they add less than that.

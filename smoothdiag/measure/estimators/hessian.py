@@ -106,7 +106,7 @@ class HessianNorm:
 
         if self.by_group and not step.groups:
             raise ValueError(
-                "Parameter `by_group` should be False without groups to measure. Found a probe without `group_by`."
+                "Parameter `by_group` should be False if the probe has no groups. Found a probe without `group_by`."
             )
         blocks = blocks_of(step, by_group=self.by_group)
         return _measured(step, blocks, name, self.backend, self.autocast, solve)
