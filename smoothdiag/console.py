@@ -21,7 +21,7 @@ def one_line(text: object) -> str:
 
 
 def flush() -> None:
-    """Writes buffered output now: an error when Python ends could no longer be handled."""
+    """Writes buffered output now: an error at the exit of Python could no longer be handled."""
     for stream in _streams():
         stream.flush()
 

@@ -1,4 +1,4 @@
-"""Optimizers that divide the gradient by a diagonal from their state: what they share, RMSprop, and Adagrad."""
+"""Adaptive optimizers, which divide the gradient by a diagonal from their state; RMSprop and Adagrad."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ class Adaptive(Unknown, ABC):
     kind: type[torch.optim.Optimizer]
 
     def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        """Returns the diagonal of P, where the optimizer moves along P^-1 m; ``None`` where the state tells none.
+        """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if its state does not show P.
 
         Parameters that the optimizer has not moved yet have P = 0; their gradients and displacements are zero too.
 
@@ -65,7 +65,7 @@ class Adaptive(Unknown, ABC):
         """Returns the last update of one parameter."""
 
     def along_gradient(self, parameter: Tensor, gradient: Tensor, state: State, group: Group, lr: float) -> Tensor:
-        """Returns u = -lr P^-1 (g + w x), where the parameter holds x + u by now."""
+        """Returns u = -lr P^-1 (g + w x), where the parameter already holds x + u."""
         rate, decay = lr / self.diagonal(state, group), group["weight_decay"]
         ascent = -1 if group["maximize"] else 1
         update: Tensor = -rate * (ascent * gradient + decay * parameter.detach()) / (1 - rate * decay)
@@ -73,7 +73,7 @@ class Adaptive(Unknown, ABC):
 
 
 class RmsProp(Adaptive):
-    """What is known of `torch.optim.RMSprop`."""
+    """Describes `torch.optim.RMSprop`."""
 
     kind = torch.optim.RMSprop
 
@@ -104,7 +104,7 @@ class RmsProp(Adaptive):
 
 
 class Adagrad(Adaptive):
-    """What is known of `torch.optim.Adagrad`."""
+    """Describes `torch.optim.Adagrad`."""
 
     kind = torch.optim.Adagrad
 
@@ -120,7 +120,7 @@ class Adagrad(Adaptive):
         return root
 
     def limit(self, group: Group, states: Sequence[State]) -> float:
-        """Returns 2 over the decayed rate; NaN where parameters have seen different numbers of steps."""
+        """Returns 2 over the decayed rate; NaN if parameters have seen different numbers of steps."""
         if group["weight_decay"]:
             return math.nan
         rate, decay = float(group["lr"]), float(group["lr_decay"])

@@ -207,7 +207,7 @@ class Stepping:
 
 
 def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:
-    """Returns the rule for the momentum that an optimizer has at present, where its gradients are clipped."""
+    """Returns the rule for the momentum that an optimizer has at present, if AutoClip clips its gradients."""
     if action.shortens_updates:
         return StepRule.for_momentum(0.0)
     return StepRule.for_momentum(max(map(adapter_of(optimizer).momentum, optimizer.param_groups)))

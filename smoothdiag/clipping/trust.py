@@ -17,7 +17,7 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
 
 
 def distrust(fit: SmoothnessFit) -> str:
-    """Why the fit has no constants to use; empty where it has."""
+    """Why the fit has no constants to use; empty if it has."""
     if not may_follow_gradients(fit):
         said = "its rows come from" if fit.follows_gradients is False else "its rows do not say how steps are made by"
         return (
@@ -40,7 +40,7 @@ def may_follow_gradients(fit: SmoothnessFit) -> bool:
 
 
 def doubt_about(fit: SmoothnessFit, eta: float, kappa: float) -> str:
-    """Why the fit cannot carry a threshold; empty where it can."""
+    """Why the fit cannot carry a threshold; empty if it can."""
     if doubt := distrust(fit):
         return doubt
     if fit.verdict is Verdict.CONSTANT:
@@ -59,7 +59,7 @@ def unchecked(fit: SmoothnessFit) -> bool:
 
 
 def over(numerator: float, denominator: float) -> float:
-    """The quotient; infinite where the denominator is zero."""
+    """The quotient; infinite if the denominator is zero."""
     return numerator / denominator if denominator > 0 else math.inf
 
 

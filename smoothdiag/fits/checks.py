@@ -35,11 +35,11 @@ MAX_MOVE = 1.5  # Largest factor by which leaving out a part of the rows may cha
 
 @dataclass(frozen=True)
 class Correlations:
-    """Rank correlations of gradient norm and smoothness; NaN where one of the two does not vary.
+    """Rank correlations of gradient norm and smoothness; NaN if one of the two does not vary.
 
     Attributes:
         raw: over all rows.
-        partial: with the effect of the step taken out; also NaN where one of the two follows the step so closely that
+        partial: with the effect of the step taken out; also NaN if one of the two follows the step so closely that
             nothing is left to correlate.
         within: pooled over blocks of steps, so that a drift from block to block has no effect.
         within_given_time: as `within`, with the effect of the step taken out inside each block.
@@ -80,7 +80,7 @@ def rank_correlations(x: Array, y: Array, time: Array) -> tuple[float, float]:
     """Rank correlation of x and y, and their rank correlation with the effect of time taken out.
 
     Returns:
-        tuple[float, float]: both NaN where x or y is constant. The second is also NaN where x or y follows time so
+        tuple[float, float]: both NaN if x or y is constant. The second is also NaN if x or y follows time so
         closely that nothing is left to correlate.
     """
     xy, xt, yt = _correlation(x, y), _correlation(x, time), _correlation(y, time)
@@ -104,7 +104,7 @@ def decades(x: Array) -> float:
 
 
 def loglog_slope(x: Array, y: Array) -> float:
-    """Least-squares slope of log y on log x; NaN where x is constant."""
+    """Least-squares slope of log y on log x; NaN if x is constant."""
     u, v = np.log(x), np.log(y)
     u, v = u - np.mean(u), v - np.mean(v)
     spread = float(u @ u)

@@ -1,4 +1,4 @@
-"""Losses: the arguments that a trainer computed its loss from, and the factor that it gave the loss."""
+"""Losses: the arguments from which a trainer computed its loss, and the factor that the trainer gave the loss."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -196,7 +196,7 @@ class GGNC(CappedOptimizer):
         return all(isinstance(group["geometry"], Euclidean) for group in self.param_groups)
 
     def refusal(self) -> str:
-        """Returns why AutoClip must not act on this optimizer; empty where it may."""
+        """Returns why AutoClip must not act on this optimizer; empty if it may."""
         for group in self.param_groups:
             geometry, radius = group["geometry"], group["radius"]
             if not isinstance(geometry, Euclidean) or radius != 1:

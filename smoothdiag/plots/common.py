@@ -160,7 +160,7 @@ def runs_together(data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame]) -
 
 
 def band(fit: SmoothnessFit, grid: Array) -> tuple[Array, Array] | None:
-    """Returns the ends of the pointwise interval of the line; None where the fit has no resamples.
+    """Returns the ends of the pointwise interval of the line; None if the fit has no resamples.
 
     L0 and L1 of one resample belong together: where one is high, the other is low. So a band between the ends of their
     separate intervals would be wider than it has to be.

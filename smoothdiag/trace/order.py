@@ -18,7 +18,7 @@ class Order(Generic[Content]):
     """Collects the lines of one file, and puts them into the order in which they were written.
 
     Args:
-        first: Number that the first line of the file should have; None where the first lines have no numbers.
+        first: Number that the first line of the file should have; None if the first lines have no numbers.
         problems: List to which everything that is wrong is added.
     """
 
