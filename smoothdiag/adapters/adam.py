@@ -23,7 +23,7 @@ class Adam(Adaptive):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the optimizer is Adam, or takes the steps of Adam."""
+        """Returns whether the optimizer is Adam, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
 
     def diagonal(self, state: State, group: Group) -> Tensor:

@@ -13,7 +13,7 @@ from smoothdiag.adapters.unknown import Unknown, has_step_of
 
 
 class Adaptive(Unknown, ABC):
-    """What adaptive optimizers have in common.
+    """Describes adaptive optimizers: the part that all of them share.
 
     Attributes:
         kind: The class of torch.
@@ -79,7 +79,7 @@ class RmsProp(Adaptive):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one, or made of it."""
+        """Returns whether the optimizer is RMSprop, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.RMSprop)
 
     def diagonal(self, state: State, group: Group) -> Tensor:
@@ -110,7 +110,7 @@ class Adagrad(Adaptive):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one, or made of it."""
+        """Returns whether the optimizer is Adagrad, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.Adagrad)
 
     def diagonal(self, state: State, group: Group) -> Tensor:

@@ -13,7 +13,7 @@ class LineSearch(Unknown):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the optimizer is LBFGS."""
+        """Returns whether the optimizer is LBFGS, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.LBFGS)
 
     def refusal(self) -> str:

@@ -16,7 +16,7 @@ class Sam(Unknown):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the class is called SAM and holds another optimizer for its steps."""
+        """Returns whether the name of the class ends in SAM and the optimizer holds another optimizer for its steps."""
         held = getattr(optimizer, "base_optimizer", None)
         return type(optimizer).__name__.lower().endswith("sam") and isinstance(held, torch.optim.Optimizer)
 

@@ -18,7 +18,7 @@ class Sgd(Unknown):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one, or made of it."""
+        """Returns whether the optimizer is SGD, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.SGD)
 
     @property
@@ -73,7 +73,7 @@ class AveragedSgd(Unknown):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one."""
+        """Returns whether the optimizer is ASGD, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.ASGD)
 
     def evaluated(self, parameter: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Unknown:
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether this family is the one for an optimizer."""
+        """Returns whether this adapter describes an optimizer."""
         return True
 
     def stepping(self) -> torch.optim.Optimizer:

@@ -111,7 +111,7 @@ class Books:
             self.note("not finite", f"the gradient counted as zero{since}", last)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all of it as numbers."""
+        """Returns all books as numbers."""
         return {
             "steps": self.steps,
             "last_row": self._rows.last,

@@ -95,7 +95,7 @@ def progression() -> Iterator[int]:
 
 
 def is_in_progression(step: int, every: int = 1) -> bool:
-    """Returns whether ``step`` is in the progression, or among every second, third, ... of it."""
+    """Returns whether ``step`` is in the progression, or among every second, third, ... of its steps."""
     for number, found in enumerate(progression()):
         if found >= step:
             return found == step and number % every == 0
@@ -222,7 +222,7 @@ class Calibration:
         return median_interval(self.lengths)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all of it as numbers."""
+        """Returns the calibration as numbers."""
         own = {name: value for name, value in vars(self).items() if name not in ("rule", "measurements", "invalid")}
         measured = [astuple(m) for m in self.measurements]
         return {**own, "invalid": dict(self.invalid), "measurements": measured, "rule": asdict(self.rule)}

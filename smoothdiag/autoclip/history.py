@@ -137,7 +137,7 @@ class History:
         return pd.DataFrame([event.as_numbers() for event in self.events], columns=names)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all of it as numbers."""
+        """Returns events and counts as numbers."""
         counts = {name: int(value) for name, value in vars(self.counts).items()}
         noted = {"num_noted": self.num_noted, "num_faults": self.num_faults}
         return {**counts, **noted, "events": [event.as_numbers() for event in self.events]}

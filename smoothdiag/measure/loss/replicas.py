@@ -63,7 +63,7 @@ class Replicas:
         call ``meet`` before that scope: otherwise ranks inside would take a failure outside for their own.
 
         Raises:
-            NotPutBack: From the exception, if the other ranks cannot be told of it.
+            NotPutBack: From the exception, if the other ranks cannot be told about that exception.
         """
         if not self:
             yield
