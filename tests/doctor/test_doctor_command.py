@@ -39,7 +39,7 @@ def test_report_follows_what_the_script_prints(tmp_path, capsys) -> None:
     assert trained == "trained"
     assert head == "smoothdiag doctor: 1 finding in 1 step"
     assert titles.split() == ["severity", "finding", "seen", "line"]
-    assert row.split() == ["error", "clip-after-step", *["1", "of", "1", "steps"], f"{tmp_path}/train.py:7"]
+    assert row.split() == ["error", "clip-after-step", *["1", "of", "1", "step"], f"{tmp_path}/train.py:7"]
 
 
 def test_json_is_the_last_line(tmp_path, capsys) -> None:
