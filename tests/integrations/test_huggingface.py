@@ -501,7 +501,7 @@ def test_the_factor_of_a_grad_scaler_is_taken_out() -> None:
     loss = 5 * x
     factor = Factor(scaler)
     factor.watch(loss)
-    with pytest.raises(RuntimeError, match="no backward on the loss"):
+    with pytest.raises(RuntimeError, match="did not call backward on the loss"):
         _ = factor.value
     scaler.scale(loss / 3).backward()
     assert_close(x.grad, 2.0**16 * torch.tensor(5 / 3))
