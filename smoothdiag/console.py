@@ -1,4 +1,4 @@
-"""What a command prints: one line for an error, and nothing after the reader has left."""
+"""Text for people: counts with their nouns, one line for an error, and nothing after the reader has left."""
 
 import os
 import select
@@ -10,13 +10,18 @@ BROKEN_PIPE: Final = 141
 """Exit code after the reader of the output has left, as with `| head`: 128 + SIGPIPE, as shells report it."""
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Returns a count with its noun, such as "1 row" and "2 rows"; ``several`` is ``one`` with an s unless given."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def one_line(text: object) -> str:
     """Returns a text in one line; characters that move the cursor or cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
 
 
 def flush() -> None:
-    """Writes buffered output now: an error when Python ends could no longer be handled."""
+    """Writes buffered output now: an error at the exit of Python could no longer be handled."""
     for stream in _streams():
         stream.flush()
 

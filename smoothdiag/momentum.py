@@ -1,4 +1,4 @@
-"""Momentum in numbers: what it makes of gradients that are all equal, and of gradients that have nothing in common."""
+"""Momentum in numbers: how long steps are if all gradients are equal, and if they are uncorrelated."""
 
 import math
 

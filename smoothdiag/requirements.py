@@ -1,4 +1,4 @@
-"""Requirements: what to install if a framework is missing."""
+"""Requirements: names the command that installs a missing framework."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -148,14 +148,14 @@ def mean_over_ranks(value: float, like: Tensor) -> float:
 
 
 def max_over_ranks(value: int, like: Tensor, group: "dist.ProcessGroup | None" = None) -> int:
-    """Returns the largest of a number over ranks; each of them must call it. ``like`` gives the device to use."""
+    """Returns the largest of a number over all ranks; every rank must call it. ``like`` gives the device to use."""
     largest = torch.tensor(int(value), dtype=torch.int64, device=local(like).device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     return int(largest)
 
 
 def of_first_rank(value: int, like: Tensor, group: "dist.ProcessGroup | None" = None) -> int:
-    """Returns the first rank's number; each of them must call it. ``like`` gives the device to use."""
+    """Returns the number of the first rank; every rank must call it. ``like`` gives the device to use."""
     sent = torch.tensor(value, dtype=torch.int64, device=local(like).device)
     dist.broadcast(sent, group_src=0, group=group)
     return int(sent)
@@ -268,7 +268,7 @@ def _sum_over_ranks(values: Tensor, owners: Vector) -> Tensor:
 
 
 def _part_index(x: Tensor) -> int:
-    """Returns which part of ``x`` this rank holds, counted from 1; 0 where it holds the whole."""
+    """Returns which part of ``x`` this rank holds, counted from 1; 0 if it holds the whole."""
     if not is_sharded(x) or all(placement.is_replicate() for placement in x.placements):
         return 0
     index = 0

@@ -32,6 +32,15 @@ def write_trace(path: Path, groups: tuple[str, ...] = ("all",), seed: int = 0) -
     return path
 
 
+def test_counts_have_their_nouns_in_the_right_number() -> None:
+    assert [console.counted(number, "row") for number in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert [console.counted(n, "line is", "lines are") for n in (0, 1, 2)] == [
+        "0 lines are",
+        "1 line is",
+        "2 lines are",
+    ]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)

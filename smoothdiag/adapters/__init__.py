@@ -1,4 +1,4 @@
-"""What is known of optimizers that others wrote: one file for each family, all of them answers to one protocol.
+"""Adapters: what the library knows about the optimizers of others. One file describes one family.
 
 To add a family, write a file with a class that derives from `Unknown`, and name the class in ``FAMILIES``.
 """
@@ -25,14 +25,14 @@ FAMILIES: tuple[type[Unknown], ...] = (
     *(LineSearch, Sgd, AveragedSgd, RateFree, ScheduleFree, Lookahead, Sam, Muon),
     *(Adam, RmsProp, Adagrad, Unknown),
 )
-"""The first that matches is asked: those that are refused stand before those that may be their parents."""
+"""The first family that matches answers. Families that AutoClip refuses come first: they may derive from others."""
 
 
 def adapter_of(optimizer: torch.optim.Optimizer) -> Adapter:
-    """Returns what is known of an optimizer: itself, where its class answers the questions of `Adapter`.
+    """Returns the adapter of an optimizer, or the optimizer itself if its class answers the questions of `Adapter`.
 
     Raises:
-        ValueError: If somebody has put an attribute in the place of one of its answers.
+        ValueError: If an attribute of the optimizer hides one of the methods that answer.
     """
     if _answers_itself(optimizer):
         return optimizer

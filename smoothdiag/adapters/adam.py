@@ -13,7 +13,7 @@ from smoothdiag.adapters.updates import undone
 
 
 class Adam(Adaptive):
-    """What is known of `torch.optim.Adam` and, as its subclass, `torch.optim.AdamW`."""
+    """Describes `torch.optim.Adam` and its subclass `torch.optim.AdamW`."""
 
     kind: type[torch.optim.Optimizer]
 
@@ -24,7 +24,7 @@ class Adam(Adaptive):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one, or made of it."""
+        """Returns whether the optimizer is Adam, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
 
     def diagonal(self, state: State, group: Group) -> Tensor:
@@ -35,14 +35,14 @@ class Adam(Adaptive):
         return root
 
     def limit(self, group: Group, states: Sequence[State]) -> float:
-        """Returns (2 / lr) (1 + b) / (1 - b), with 2 / lr - w where weight decay is decoupled."""
+        """Returns (2 / lr) (1 + b) / (1 - b), with 2 / lr - w instead of 2 / lr if weight decay is decoupled."""
         if group["weight_decay"] and not self._decouples(group):
             return math.nan
         momentum = float(group["betas"][0])
         return (limits.two_over(float(group["lr"])) - float(group["weight_decay"])) * (1 + momentum) / (1 - momentum)
 
     def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
-        """Returns the rate times the corrected momentum over P, and what decoupled decay adds."""
+        """Returns the rate times the corrected momentum over P, plus the part of decoupled weight decay."""
         lr, decay = float(group["lr"]), group["weight_decay"] if self._decouples(group) else 0.0
         correction = 1 - group["betas"][0] ** float(state["step"])
         step = (lr / correction) * state["exp_avg"] / self.diagonal(state, group)

@@ -1,4 +1,4 @@
-"""Optimizers that divide the gradient by a diagonal from their state: what they share, RMSprop, and Adagrad."""
+"""Adaptive optimizers, which divide the gradient by a diagonal from their state; RMSprop and Adagrad."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from smoothdiag.adapters.updates import dense_gradient, undone
 
 
 class Adaptive(Unknown, ABC):
-    """What adaptive optimizers have in common.
+    """Describes adaptive optimizers: the part that all of them share.
 
     Attributes:
         kind: The class of torch.
@@ -23,7 +23,7 @@ class Adaptive(Unknown, ABC):
     kind: type[torch.optim.Optimizer]
 
     def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        """Returns the diagonal of P, where the optimizer moves along P^-1 m; ``None`` where the state tells none.
+        """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if its state does not show P.
 
         Parameters that the optimizer has not moved yet have P = 0; their gradients and displacements are zero too.
 
@@ -72,7 +72,7 @@ class Adaptive(Unknown, ABC):
     def along_gradient(
         self, parameter: Tensor, gradient: Tensor, state: State, group: Group, lr: float
     ) -> Tensor | None:
-        """Returns u = -lr P^-1 (g + w x), where the parameter holds x + u by now."""
+        """Returns u = -lr P^-1 (g + w x), where the parameter already holds x + u."""
         rates = lr / self.diagonal(state, group)
         return undone(
             rates * (gradient if group["maximize"] else -gradient), rates * group["weight_decay"], parameter, group
@@ -80,13 +80,13 @@ class Adaptive(Unknown, ABC):
 
 
 class RmsProp(Adaptive):
-    """What is known of `torch.optim.RMSprop`."""
+    """Describes `torch.optim.RMSprop`."""
 
     kind = torch.optim.RMSprop
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one, or made of it."""
+        """Returns whether the optimizer is RMSprop, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.RMSprop)
 
     def diagonal(self, state: State, group: Group) -> Tensor:
@@ -111,13 +111,13 @@ class RmsProp(Adaptive):
 
 
 class Adagrad(Adaptive):
-    """What is known of `torch.optim.Adagrad`."""
+    """Describes `torch.optim.Adagrad`."""
 
     kind = torch.optim.Adagrad
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one, or made of it."""
+        """Returns whether the optimizer is Adagrad, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.Adagrad)
 
     def diagonal(self, state: State, group: Group) -> Tensor:
@@ -127,7 +127,7 @@ class Adagrad(Adaptive):
         return root
 
     def limit(self, group: Group, states: Sequence[State]) -> float:
-        """Returns 2 over the decayed rate; NaN where parameters have seen different numbers of steps."""
+        """Returns 2 over the decayed rate; NaN if parameters have seen different numbers of steps."""
         if group["weight_decay"]:
             return math.nan
         rate, decay = float(group["lr"]), float(group["lr_decay"])

@@ -11,10 +11,10 @@ from smoothdiag.adapters.wrappers import wrapped_in
 from smoothdiag.memory import retried
 
 Pair = tuple[Tensor, Tensor]
-"""A tensor of an optimizer's state, and the parameter it has the shape of."""
+"""A tensor of an optimizer's state, and the parameter of the same shape."""
 
 FEW = 64
-"""With fewer entries, a state may lie near the parameters by chance, so that it has to lie nearer."""
+"""With fewer entries, a state may lie near the parameters by chance, so the test is stricter."""
 
 
 def equal_to_parameters(optimizer: torch.optim.Optimizer) -> str:

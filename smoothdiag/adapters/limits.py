@@ -1,6 +1,6 @@
 """Limits of stability: the largest curvature at which steps do not diverge on a quadratic.
 
-With learning rate lr, momentum b and weight decay w, where nothing is clipped:
+With learning rate lr, momentum b and weight decay w, if nothing is clipped:
 
 ========================================  =====================================
 SGD without momentum, Adagrad             2 / lr

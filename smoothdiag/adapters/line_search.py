@@ -7,17 +7,17 @@ from smoothdiag.adapters.unknown import Unknown
 
 
 class LineSearch(Unknown):
-    """What is known of LBFGS: it takes many gradients in a step, and AutoClip acts on one."""
+    """Describes LBFGS, which takes many gradients in a step, whereas AutoClip acts on one."""
 
     way: Way = "nothing"
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one."""
+        """Returns whether the optimizer is LBFGS, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.LBFGS)
 
     def refusal(self) -> str:
-        """Returns that it needs no clipping."""
+        """Returns the refusal: LBFGS needs no clipping."""
         return (
             "Parameter `optimizer` should evaluate its closure once in a step: AutoClip acts on one gradient. "
             f"Found {type(self.optimizer).__name__}, which searches along a line and needs no clipping: "

@@ -6,10 +6,10 @@ from smoothdiag.adapters.derived import Derived
 
 
 class Muon(Derived):
-    """What is known of Muon.
+    """Describes Muon.
 
     An update is the rate times an approximate polar factor of the momentum. So neither the norm of the gradient nor a
-    diagonal says how long it is, and the update does not follow from the state without the orthogonalisation, which
+    diagonal says how long the update is. To compute it from the state would take the orthogonalisation once more, which
     costs more than a copy of the parameter. Curvature would have to be measured in the spectral norm.
 
     Source: Jordan et al. 2024, *Muon: an optimizer for hidden layers in neural networks*.
@@ -17,5 +17,5 @@ class Muon(Derived):
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is called so: torch has one, and packages have others."""
+        """Returns whether the class is called Muon: torch has such a class, and so have other packages."""
         return type(optimizer).__name__ == "Muon"

@@ -14,17 +14,17 @@ State = Mapping[str, Any]
 """What an optimizer keeps for one parameter."""
 
 Way = Literal["gradients", "updates", "cap", "nothing"]
-"""What AutoClip may shorten: the gradients before a step, the update after it, the cap that the optimizer clips by."""
+"""What AutoClip may shorten: gradients before a step, the update after it, or the cap by which the optimizer clips."""
 
 
 class StabilityLimit(NamedTuple):
-    """A curvature, and the norm that it is to be taken in.
+    """A limit on curvature, and the norm in which that curvature is measured.
 
     Attributes:
-        curvature: Largest eigenvalue [f/x^2] at which the optimizer does not diverge on a quadratic; NaN where there
+        curvature: Largest eigenvalue [f/x^2] at which the optimizer does not diverge on a quadratic; NaN if there
             is no such number, or nobody knows it.
-        preconditioned: Whether the eigenvalues are those of P^-1/2 H P^-1/2, where P is the optimizer's preconditioner.
-            Otherwise they are the eigenvalues of the Hessian H itself.
+        preconditioned: Whether the limit is for eigenvalues of P^-1/2 H P^-1/2, with the optimizer's preconditioner P.
+            Otherwise it is for eigenvalues of the Hessian H itself.
     """
 
     curvature: float
@@ -36,7 +36,7 @@ UNKNOWN = StabilityLimit(math.nan, preconditioned=False)
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What is known of one optimizer.
+    """What the library knows about one optimizer.
 
     The optimizers of this library answer these questions themselves. For others `smoothdiag.adapters.adapter_of` finds
     the file that does.
@@ -57,7 +57,7 @@ class Adapter(Protocol):
         ...
 
     def stepping(self) -> torch.optim.Optimizer:
-        """Returns the optimizer that really takes the steps, which may be wrapped in this one."""
+        """Returns the optimizer that takes the steps: this one, or an optimizer that this one wraps."""
         ...
 
     def momentum(self, group: Group) -> float:
@@ -75,15 +75,15 @@ class Adapter(Protocol):
     def update(self, parameter: Tensor) -> Tensor | None:
         """Returns the last update x_{k+1} - x_k of a parameter, as it follows from state, gradient and group.
 
-        Ask right after a step, before anything else touches parameters, gradients, state or options: zeroed gradients,
-        a schedule that has stepped, or a step that a GradScaler has skipped show in nothing that is kept, and the
-        answer would be wrong. It is as exact as the dtypes of parameter and rate. ``None`` where the update does not
+        Call it right after a step, before anything else changes parameters, gradients, state or options. It cannot see
+        that gradients were zeroed, that a schedule has stepped, or that a GradScaler has skipped the step: then the
+        answer would be wrong. It is as exact as the dtypes of parameter and rate. ``None`` if the update does not
         follow.
         """
         ...
 
     def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        """Returns the diagonal of P, where the optimizer moves along P^-1 m; ``None`` where there is none."""
+        """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if there is no such P."""
         ...
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
@@ -91,13 +91,13 @@ class Adapter(Protocol):
         ...
 
     def evaluated(self, parameter: Tensor) -> Tensor:
-        """Returns the value that the trained model is to be evaluated at: for most optimizers the parameter itself."""
+        """Returns the value to evaluate the trained model at: for most optimizers the parameter itself."""
         ...
 
     def refusal(self) -> str:
-        """Returns why AutoClip must not act on this optimizer; empty where it may, as far as can be told by now."""
+        """Returns why AutoClip must not act on this optimizer; empty if it may, as far as the state shows so far."""
         ...
 
     def late_refusal(self, moved: float | Tensor) -> str | None:
-        """Returns the same right after a step of length ``moved`` [x]; ``None`` where that step does not tell."""
+        """Returns the refusal as known after a step of length ``moved`` [x]; ``None`` if that step does not tell."""
         ...

@@ -9,7 +9,7 @@ _OPTION = "d"
 
 
 class RateFree(Derived):
-    """What is known of optimizers that estimate their rate: if AutoClip shortens their steps, the estimate grows.
+    """Describes optimizers that estimate their rate: if AutoClip shortens their steps, the estimate grows.
 
     Source: Defazio, Mishchenko 2023, *Learning-rate-free learning by D-Adaptation*; Mishchenko, Defazio 2023,
     *Prodigy: an expeditiously adaptive parameter-free learner*.
@@ -21,7 +21,7 @@ class RateFree(Derived):
         return not is_of_torch(optimizer) and _OPTION in first_options(optimizer)
 
     def refusal(self) -> str:
-        """Returns that it estimates its rate."""
+        """Returns the refusal: the optimizer estimates its rate."""
         return (
             "Parameter `optimizer` should not estimate its rate from the steps that it has taken. It would not know "
             "that AutoClip has shortened them, and its estimate would grow, in some optimizers without end. Found "

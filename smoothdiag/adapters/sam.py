@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: a wrapper that takes the gradient at a point uphill of where the step begins."""
+"""Sharpness-aware minimisation: a wrapper that takes the gradient uphill from the point where the step begins."""
 
 import torch
 
@@ -6,16 +6,17 @@ from smoothdiag.adapters.derived import Derived
 
 
 class Sam(Derived):
-    """What is known of SAM: the optimizer that it wraps takes the steps.
+    """Describes SAM: the optimizer that SAM wraps takes the steps.
 
-    AutoClip refuses SAM in the first step, when it sees that the closure is evaluated where the step did not begin.
+    AutoClip refuses SAM in the first step, when SAM evaluates the closure at another point than the beginning of the
+    step.
 
     Source: Foret, Kleiner, Mobahi, Neyshabur 2021 (ICLR), *Sharpness-aware minimization*.
     """
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it steps by another optimizer, and is called so."""
+        """Returns whether the name of the class ends in SAM and the optimizer holds another optimizer for its steps."""
         held = getattr(optimizer, "base_optimizer", None)
         return type(optimizer).__name__.lower().endswith("sam") and isinstance(held, torch.optim.Optimizer)
 

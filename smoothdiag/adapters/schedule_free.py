@@ -10,17 +10,17 @@ _OPTIONS = frozenset({"weight_sum", "train_mode"})
 
 
 class ScheduleFree(Derived):
-    """What is known of schedule-free optimizers.
+    """Describes schedule-free optimizers.
 
-    In training the parameters hold y = (1 - b) z + b x. What is evaluated is x, which the optimizer works out of y and
-    the z in its state: an update that AutoClip shortens in y alone would spoil x.
+    In training the parameters hold y = (1 - b) z + b x. The model is evaluated at x, which the optimizer computes from
+    y and from the z in its state. If AutoClip shortened an update in y alone, it would spoil x.
 
     Source: Defazio et al. 2024, *The road less scheduled*.
     """
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the class or an option says so."""
+        """Returns whether the name of the class or an option says schedule-free."""
         named = "schedulefree" in type(optimizer).__name__.lower().replace("_", "")
         return not is_of_torch(optimizer) and (named or bool(_OPTIONS & first_options(optimizer)))
 
@@ -44,6 +44,6 @@ class ScheduleFree(Derived):
         return parameter.detach().lerp(state["z"].to(parameter), weight=1 - 1 / weight)
 
     def refusal(self) -> str:
-        """Returns that it keeps a copy."""
+        """Returns the refusal: the optimizer keeps a copy of the parameters."""
         name, options = type(self.optimizer).__name__, _OPTIONS & first_options(self.optimizer)
         return keeps_iterate(f"{name}, whose groups have `{min(options)}`" if options else name)

@@ -13,18 +13,18 @@ from smoothdiag.momentum import gain, shortening
 
 
 class Sgd(Unknown):
-    """What is known of `torch.optim.SGD`: momentum adds gradients up, so that AutoClip may clip the gradients."""
+    """Describes `torch.optim.SGD`, whose momentum adds gradients up, so AutoClip may clip the gradients."""
 
     way: Way = "gradients"
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one, or made of it."""
+        """Returns whether the optimizer is SGD, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.SGD)
 
     @property
     def follows_gradients(self) -> bool:  # type: ignore[override]
-        """Whether its steps are those of torch."""
+        """Whether the optimizer takes the steps of torch's SGD."""
         return has_step_of(self.optimizer, torch.optim.SGD)
 
     def momentum(self, group: Group) -> float:
@@ -63,20 +63,20 @@ class Sgd(Unknown):
         return StabilityLimit(limits.common(self.optimizer, parameters, _limit), preconditioned=False)
 
     def refusal(self) -> str:
-        """Returns nothing: it is the gradients that are shortened."""
+        """Returns no refusal, because AutoClip shortens the gradients and not the update."""
         return ""
 
     def late_refusal(self, moved: float | Tensor) -> str | None:
-        """Returns nothing."""
+        """Returns no refusal."""
         return ""
 
 
 class AveragedSgd(Unknown):
-    """What is known of `torch.optim.ASGD`: what is evaluated is an average of the parameters, kept in the state."""
+    """Describes `torch.optim.ASGD`: the model is evaluated at an average of the parameters, which the state keeps."""
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether it is one."""
+        """Returns whether the optimizer is ASGD, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.ASGD)
 
     def evaluated(self, parameter: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class AveragedSgd(Unknown):
         return average
 
     def refusal(self) -> str:
-        """Returns that it keeps a copy."""
+        """Returns the refusal: ASGD keeps a copy of the parameters."""
         return keeps_iterate(type(self.optimizer).__name__)
 
 

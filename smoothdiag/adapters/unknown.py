@@ -1,4 +1,4 @@
-"""Optimizers that nobody has described, known only by their state; all other families start from here."""
+"""Optimizers that no adapter describes; the adapters of all other families derive from the class in this file."""
 
 import inspect
 from collections.abc import Sequence, Set
@@ -18,7 +18,7 @@ WAY_OUT = (
 
 
 class Unknown:
-    """An optimizer of which nothing else is known.
+    """Describes an optimizer about which nothing but its state is known.
 
     AutoClip may shorten its updates, unless it keeps a copy of the parameters and moves that along with them. AutoClip
     looks for such a copy in its state.
@@ -35,7 +35,7 @@ class Unknown:
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether this family is the one for an optimizer."""
+        """Returns whether this adapter describes an optimizer."""
         return True
 
     def stepping(self) -> torch.optim.Optimizer:
@@ -71,7 +71,7 @@ class Unknown:
         return parameter
 
     def refusal(self) -> str:
-        """Returns why shortened updates would spoil the optimizer, as far as its state shows by now."""
+        """Returns why shortened updates would spoil the optimizer, as far as its state shows so far."""
         if is_of_torch(self.optimizer):
             return ""
         found = equal_to_parameters(self.optimizer)

@@ -1,4 +1,4 @@
-"""Optimizers around optimizers: which of them steps, and which hooks see it."""
+"""Optimizers that wrap other optimizers: which of them takes the steps, and whose hooks are called."""
 
 import torch
 

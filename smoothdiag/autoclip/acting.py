@@ -82,7 +82,8 @@ class ScaleGradients:
 
     def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter, peaks: Peaks, *, acts: bool = True) -> None:
         self._optimizer, self._adapter, self._peaks, self._acts = optimizer, adapter, peaks, acts
-        self._length: Number = math.inf  # of the last step, if its gradient came again and again, at the largest rate
+        # Of steps whose gradients are all equal to the last gradient, at the largest rate so far.
+        self._length: Number = math.inf
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Scales the gradients."""
@@ -132,8 +133,8 @@ class ShortenUpdate:
     def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter, *, acts: bool = True) -> None:
         self._optimizer, self._adapter, self._acts = optimizer, adapter, acts
         self._start: list[Bucket] = []
-        self._length: Number = math.inf  # of the last update, before it was shortened
-        self._num_entries = -1  # of the optimizer's state, when it was last looked through
+        self._length: Number = math.inf  # the length of the last update, before it was shortened
+        self._num_entries = -1  # entries of the optimizer's state when AutoClip last looked for copies in it
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Keeps a copy of the parameters."""
@@ -186,7 +187,7 @@ class ShortenUpdate:
         return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
 
     def _look_for_iterates(self, moved: Tensor, step: int) -> None:
-        """Looks for a copy of the parameters: in the first step, when the state has new entries, and now and then."""
+        """Looks for a copy of the parameters: when the state has new entries, and at the steps of the progression."""
         number = num_entries(self._optimizer)
         if self._acts and (number != self._num_entries or is_in_progression(step)):
             refused = self._adapter.late_refusal(moved)
@@ -211,7 +212,7 @@ class SetCap:
         self._optimizer, self._adapter, self._peaks, self._acts = optimizer, adapter, peaks, acts
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
-        """Writes ``longest_step`` where a group has one, and else ``threshold``."""
+        """Writes ``longest_step`` if a group has one, and else ``threshold``."""
         if self._acts:
             retried(partial(self._write, longest))
         leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)

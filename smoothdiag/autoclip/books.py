@@ -48,7 +48,7 @@ class Books:
 
     @property
     def counts(self) -> Counts:
-        """What is counted."""
+        """Counts of shortened steps and of gradients that were not finite."""
         return self.history.counts
 
     @property
@@ -57,7 +57,7 @@ class Books:
         return isinstance(self.relative, Tensor) or not math.isnan(self.relative)
 
     def longest(self) -> Number:
-        """Returns the longest step [x]; NaN where it is not known yet."""
+        """Returns the longest step [x]; NaN if it is not known yet."""
         measured = self.calibration.longest
         if self.calibration.is_measured:
             return measured
@@ -111,7 +111,7 @@ class Books:
             self.note("not finite", f"the gradient counted as zero{since}", last)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all of it as numbers."""
+        """Returns all books as numbers."""
         return {
             "steps": self.steps,
             "last_row": self._rows.last,

@@ -98,8 +98,8 @@ def leave_out_non_finite(optimizer: torch.optim.Optimizer, counts: Counts, step:
 
 
 def multiply_gradients(optimizer: torch.optim.Optimizer, scale: Tensor | None, finite: Tensor) -> None:
-    """Multiplies all gradients by ``scale``, or makes them zero where they are not all finite."""
-    on_cpu = finite.device.type == "cpu"  # there is nothing to wait for there
+    """Multiplies all gradients by ``scale``, or makes all of them zero if any is not finite."""
+    on_cpu = finite.device.type == "cpu"  # where reading a value waits for no device
     found = retried(lambda: [bucket for group in optimizer.param_groups for bucket in gradients(group)])
     is_one = scale is None or (on_cpu and retried(lambda: bool(scale == 1)))
     is_whole = on_cpu and retried(lambda: bool(finite))
@@ -112,14 +112,14 @@ def multiply_gradients(optimizer: torch.optim.Optimizer, scale: Tensor | None, f
 
 
 def multiply(tensors: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiplies tensors in place, each once even where memory runs out in between."""
-    if tensors[0].dtype.itemsize < 4:  # these need room, each for itself
+    """Multiplies tensors in place, each of them once, even if memory runs out in between."""
+    if tensors[0].dtype.itemsize < 4:  # narrow tensors are widened to be multiplied, so one at a time
         each(lambda x: multiply_([x], factor), tensors)
     else:
         retried(partial(multiply_, tensors, factor))
 
 
 def each(change: Callable[..., object], *lists: Sequence[Tensor]) -> None:
-    """Changes tensors in place; where memory runs out it goes on from there."""
+    """Changes tensors in place; if memory runs out, it goes on with the tensor at which it stopped."""
     for tensors in zip(*lists, strict=True):
         retried(partial(change, *tensors))

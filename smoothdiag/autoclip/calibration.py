@@ -15,7 +15,7 @@ GROWTH = 1.3
 """Ratio of one measured step number to the one before."""
 
 WINDOW = 13
-"""Number of measurements in a median: one phase has so many."""
+"""Number of measurements in a median: as many as the first thirty steps have."""
 
 FEWEST = 5
 """With fewer measurements the relative limit counts too, because a single one is often 2.5 times off."""
@@ -27,8 +27,8 @@ LONGEST_GAP = 200
 """Most steps between two measurements. If they became ever rarer, nothing would watch over the later run."""
 
 LATER = 3
-"""After calibration, one in so many steps of the progression is measured, and so many rows in a row have to say that S
-is too long. A median of three rows, tested with each new row, would sooner or later land at the low end of the
+"""After calibration, every third step of the progression is measured, and three rows in a row have to say that S is too
+long. A median of three rows, tested with each new row, would sooner or later land at the low end of the
 scatter."""
 
 LOWER_BY = 2.0
@@ -95,7 +95,7 @@ def progression() -> Iterator[int]:
 
 
 def is_in_progression(step: int, every: int = 1) -> bool:
-    """Returns whether ``step`` is in the progression, or among every second, third, ... of it."""
+    """Returns whether ``step`` is in the progression, or among every second, third, ... of its steps."""
     for number, found in enumerate(progression()):
         if found >= step:
             return found == step and number % every == 0
@@ -222,7 +222,7 @@ class Calibration:
         return median_interval(self.lengths)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all of it as numbers."""
+        """Returns the calibration as numbers."""
         own = {name: value for name, value in vars(self).items() if name not in ("rule", "measurements", "invalid")}
         measured = [astuple(m) for m in self.measurements]
         return {**own, "invalid": dict(self.invalid), "measurements": measured, "rule": asdict(self.rule)}

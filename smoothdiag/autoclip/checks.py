@@ -35,20 +35,26 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
     if not isinstance(probe, Probe):
         raise ValueError(f"Parameter `probe` should be a Probe. Found a {type(probe).__name__}.")
     if probe.optimizer is not optimizer:
-        raise ValueError("Parameter `probe` should watch the same optimizer. Found one made for another.")
+        raise ValueError(
+            "Parameter `probe` should watch the same optimizer as AutoClip. Found a probe of another optimizer."
+        )
     if probe.is_closed:
-        raise ValueError("Parameter `probe` should be open. Found one that has been closed.")
+        raise ValueError("Parameter `probe` should be open. Found a closed probe, which measures nothing.")
     if (adapter := adapter_of(probe.optimizer)).way == "nothing":
         raise ValueError(adapter.refusal())
     if any(isinstance(e, ForClipping) for _, estimators in probe.further for e in estimators):
-        raise ValueError("Parameter `probe` should serve one AutoClip. Found one that does: detach that first.")
+        raise ValueError(
+            "Parameter `probe` should serve one AutoClip. Found a probe with another AutoClip: call its "
+            "`detach()` first."
+        )
     if set_lr and mode == "shadow":
         raise ValueError('Parameter `set_lr` should be False in the mode "shadow", which changes nothing. Found True.')
     if rule is not None and not isinstance(rule, StepRule):
         raise ValueError(f"Parameter `rule` should be a StepRule. Found `rule = {rule!r}`.")
     if estimator is not None and (isinstance(estimator, type) or not callable(estimator)):
         raise ValueError(
-            f"Parameter `estimator` should be an estimator, as LocalSmoothness(). Found `estimator = {estimator!r}`."
+            "Parameter `estimator` should be an estimator, such as LocalSmoothness(). Found `estimator = "
+            f"{estimator!r}`."
         )
 
 
@@ -56,8 +62,8 @@ def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shorten
     """Raises a ValueError if no learning rate follows from the measurements."""
     if shortens_updates or rule.multiple is None:
         raise ValueError(
-            "A learning rate can be suggested where gradients are clipped and measured. Found "
-            f"{type(optimizer).__name__} and `multiple = {rule.multiple}`."
+            "AutoClip can suggest a learning rate only if it clips gradients, as under SGD, and if its rule measures. "
+            f"Found {type(optimizer).__name__} and `multiple = {rule.multiple}`."
         )
 
 
@@ -65,8 +71,8 @@ def check_schedule(optimizer: torch.optim.Optimizer) -> None:
     """Raises a ValueError if a schedule sets the learning rates of an optimizer."""
     if any("initial_lr" in group for group in optimizer.param_groups):
         raise ValueError(
-            "Parameter `set_lr` should be False under a schedule, which would overwrite the rate: give `suggest_lr()` "
-            "to the schedule. Found an optimizer with one."
+            "Parameter `set_lr` should be False under a schedule, which would overwrite the rate. Found an optimizer "
+            "with a schedule: give the schedule the rate from `suggest_lr()` instead."
         )
 
 
@@ -78,7 +84,7 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
             optimizer or to another rule than the given one.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"Parameter `state` should be what `state_dict` returns. Found a {type(state).__name__}.")
+        raise ValueError(f"Parameter `state` should be the result of `state_dict()`. Found a {type(state).__name__}.")
     version = state.get("version", 0)
     if not isinstance(version, int) or not 0 <= version <= VERSION:
         raise ValueError(
@@ -94,13 +100,13 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
         _require(event, [f.name for f in fields(Event)], "events")
     if any(len(found) != len(fields(Measurement)) for found in calibration["measurements"]):
         raise ValueError(
-            f"Parameter `state` should hold measurements of {len(fields(Measurement))} numbers each. Found others: it "
-            "was saved by another version of smoothdiag."
+            f"Parameter `state` should hold measurements of {len(fields(Measurement))} numbers each. Found other "
+            "measurements: another version of smoothdiag saved this state."
         )
     if state["action"] != type(action).__name__:
         raise ValueError(
-            "Parameter `state` should come from an AutoClip of the same kind of optimizer. Found one that is for "
-            f"{state['action']}, and not for {type(action).__name__}."
+            "Parameter `state` should come from an AutoClip of the same kind of optimizer and in the same mode. Found "
+            f"the state of an AutoClip that acts by {state['action']}; this one acts by {type(action).__name__}."
         )
     made_with = StepRule(**calibration["rule"])
     if rule is not None and rule != made_with:
@@ -117,6 +123,6 @@ def _require(found: Any, names: Any, where: str) -> None:
         said = f"no {', '.join(f'`{name}`' for name in missing)}" if missing else f"`{extra[0]}` besides"
         part = f" in its `{where}`" if where else ""
         raise ValueError(
-            "Parameter `state` should be what `state_dict` of an AutoClip returns, of this version or an earlier one. "
-            f"Found {said}{part}: it was saved by another version of smoothdiag, or is the state of something else."
+            "Parameter `state` should be the result of `state_dict()` of an AutoClip of this version or an earlier "
+            f"one. Found {said}{part}: another version of smoothdiag saved this state, or it belongs to something else."
         )

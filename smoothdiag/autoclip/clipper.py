@@ -52,7 +52,7 @@ class AutoClip:
         probe: A probe of that optimizer. It may measure whatever else you like, or nothing.
         mode: ``"clip"`` acts on gradients or updates. ``"set"`` writes the cap of an optimizer that clips by itself.
             ``"shadow"`` changes nothing, and only records what it would have done.
-        rule: How long a step may be. Default: ``StepRule.for_momentum`` with the optimizer's momentum, or with 0 where
+        rule: How long a step may be. Default: ``StepRule.for_momentum`` with the optimizer's momentum, or with 0 if
             AutoClip shortens updates.
         set_lr: Whether to raise the learning rate to ``suggest_lr()`` at the step from which S is held.
         estimator: What measures L. Default: secants over a hundredth of ||x|| along the gradient.

@@ -1,4 +1,4 @@
-"""Closures: AutoClip can follow one that the optimizer evaluates once, before it moves the parameters."""
+"""Closures: AutoClip can follow a closure that the optimizer evaluates once, before it moves the parameters."""
 
 from __future__ import annotations
 

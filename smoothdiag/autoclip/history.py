@@ -12,6 +12,7 @@ from torch import Tensor
 
 from smoothdiag.autoclip.calibration import FEWEST, Calibration, median_interval
 from smoothdiag.autoclip.rates import Number
+from smoothdiag.console import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +137,7 @@ class History:
         return pd.DataFrame([event.as_numbers() for event in self.events], columns=names)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all of it as numbers."""
+        """Returns events and counts as numbers."""
         counts = {name: int(value) for name, value in vars(self.counts).items()}
         noted = {"num_noted": self.num_noted, "num_faults": self.num_faults}
         return {**counts, **noted, "events": [event.as_numbers() for event in self.events]}
@@ -157,15 +158,16 @@ def explained(calibration: Calibration) -> str:
     if len(calibration.measurements) < FEWEST:
         number = len(calibration.measurements)
         at_most = f"{relative}, or less if measurements say so, " if number else f"{relative}, "
-        return f"{at_most}because there are {number} of the {FEWEST} valid measurements that it takes" + _unusable(
+        return f"{at_most}because AutoClip has {number} of the {FEWEST} valid measurements that it needs" + _unusable(
             calibration
         )
     said = f"{_measured(found)}, times {rule.multiple:.3g}"
     if calibration.lowered_at >= 0:
         later = calibration.lowering
         steps, lengths = [m.step for m in later], [m.length for m in later]
-        most = f"||g||/L at most {max(lengths):.3g} where steps were {min(m.taken for m in later):.3g} long"
-        said = f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
+        most = f"||g||/L was at most {max(lengths):.3g}, but the steps taken were at least "
+        most += f"{min(m.taken for m in later):.3g} long"
+        said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
 
 
@@ -189,18 +191,19 @@ def acted(history: History, mode: str) -> str:
     else:
         did = "would have been clipped so far" if mode == "shadow" else "clipped so far"
         said = f"{fraction:.0%} of steps {did}"
-    return said + (f"; {skipped} gradient{'s were' if skipped > 1 else ' was'} not finite" if skipped else "")
+    return said + (f"; {counted(skipped, 'gradient was', 'gradients were')} not finite" if skipped else "")
 
 
 def _measured(measurements: Sequence[Any]) -> str:
     steps, lengths = [m.step for m in measurements], [m.length for m in measurements]
     low, high = median_interval(lengths)
     interval = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
-    return f"{len(steps)} probes in steps {min(steps)}-{max(steps)}: median ||g||/L {median(lengths):.3g}{interval}"
+    said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}"
+    return f"{said}: median ||g||/L {median(lengths):.3g}{interval}"
 
 
 def _unusable(calibration: Calibration) -> str:
     if not calibration.invalid:
         return ""
     each = ", ".join(f"{number} {status}" for status, number in sorted(calibration.invalid.items()))
-    return f" ({sum(calibration.invalid.values())} rows could not be used: {each})"
+    return f" ({counted(sum(calibration.invalid.values()), 'row')} could not be used: {each})"

@@ -87,7 +87,7 @@ def plain(value: Number) -> Number:
 
 
 def ratio(value: Number, peak: Number) -> Number:
-    """Returns value / peak; 1 where both are zero."""
+    """Returns value / peak; 1 if both are zero."""
     if isinstance(value, Tensor) or isinstance(peak, Tensor):
         return torch.as_tensor(value / peak).nan_to_num(1.0)
     return value / peak if peak else 1.0

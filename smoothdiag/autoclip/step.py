@@ -23,6 +23,7 @@ from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
 from smoothdiag.autoclip.history import ROSE, explained
 from smoothdiag.autoclip.rates import Peaks, raise_rates, share_of_parameters, suggested
 from smoothdiag.autoclip.rows import Arrivals
+from smoothdiag.console import counted
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.probe.closures import Arguments, Outermost
 from smoothdiag.rows import SmoothdiagWarning
@@ -191,8 +192,9 @@ class Stepping:
     def _check_resumed(self) -> None:
         if self._probe.steps != self._books.steps and not self.alone:
             raise ValueError(
-                "Parameter `probe` should have taken as many steps as AutoClip: load the states of both. Found "
-                f"{self._probe.steps} of the probe and {self._books.steps} of AutoClip."
+                "Parameter `probe` should have counted as many steps as AutoClip. Found "
+                f"{counted(self._probe.steps, 'step')} in the probe and {self._books.steps} in AutoClip: load the "
+                "saved states of both."
             )
 
     def _follow_probe(self) -> None:
@@ -205,7 +207,7 @@ class Stepping:
 
 
 def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:
-    """Returns the rule for the momentum that an optimizer has at present, where its gradients are clipped."""
+    """Returns the rule for the momentum that an optimizer has at present, if AutoClip clips its gradients."""
     if action.shortens_updates:
         return StepRule.for_momentum(0.0)
     return StepRule.for_momentum(max(map(adapter_of(optimizer).momentum, optimizer.param_groups)))

@@ -1,4 +1,4 @@
-"""A learning rate for every step instead of a threshold; it stays safe where L1 is close to zero."""
+"""A learning rate for every step instead of a threshold; it stays safe if L1 is close to zero."""
 
 from __future__ import annotations
 

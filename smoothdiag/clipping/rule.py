@@ -40,15 +40,15 @@ class ClipRule:
 
     Attributes:
         threshold: clip gradients whose norm is larger than this.
-        step_cap: longest step that results, effective rate times threshold; NaN where no rate is known, and for Adam
+        step_cap: longest step that results, effective rate times threshold; NaN if no rate is known, and for Adam
             and similar optimizers.
-        max_lr: largest learning rate that a small gradient allows, as the optimizer counts rates; NaN where the fit
+        max_lr: largest learning rate that a small gradient allows, as the optimizer counts rates; NaN if the fit
             cannot tell, for example because the interval of L0 reaches zero.
-        clip_rate: share of the recorded gradient norms above the threshold; NaN where the optimizer clips an average
+        clip_rate: share of the recorded gradient norms above the threshold; NaN if the optimizer clips an average
             of gradients, because the norms of averages were not recorded.
         reason: reason for the threshold, in words.
         lr: the optimizer's learning rate that the rule is meant for: the given one, or the one that the rule chose; NaN
-            where there is neither.
+            if there is neither.
         source: "fit", or "percentile" where the fit could not be used.
         threshold_interval: interval of the threshold at this rate, at the level of the fit; NaN for a percentile.
 
@@ -195,14 +195,14 @@ def clip_rule(
 
 def safe_threshold(L0: npt.ArrayLike, L1: npt.ArrayLike, eta: float, kappa: float = 1.0) -> Array:
     """Threshold that the rule derives from constants, or from arrays of constants, at the effective rate `eta`."""
-    with np.errstate(divide="ignore"):  # Where L1 is zero, no gradient is too long.
+    with np.errstate(divide="ignore"):  # If L1 is zero, no gradient is too long.
         return np.asarray(np.maximum(kappa / eta - np.asarray(L0), kappa / (2 * eta)) / np.asarray(L1))
 
 
 def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: float) -> Interval:
     if not fit.replicates:
         return math.nan, math.nan
-    pairs = np.array(fit.replicates)  # Inverse thresholds are taken because they are finite where L1 is zero.
+    pairs = np.array(fit.replicates)  # Inverse thresholds are taken because they are finite even if L1 is zero.
     inverse = 1 / safe_threshold(pairs[:, 0], pairs[:, 1], choice.eta, kappa)
     low, high = percentile_interval(inverse, over(1.0, choice.threshold), fit.interval_freedom)
     least = threshold if threshold > choice.threshold else 0.0  # The noise raises both ends of the interval.
@@ -210,7 +210,7 @@ def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: floa
 
 
 def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Choice | None:
-    """The choice of the rule; None where no rate was given and the fit implies none."""
+    """The choice of the rule; None if no rate was given and no rate follows from the fit."""
     half_step = kappa / (2 * fit.L1)
     if math.isnan(eta):
         L0, note = fit.L0, ""

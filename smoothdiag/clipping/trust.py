@@ -12,16 +12,16 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     """Why no threshold makes a rate of at least kappa/L0 safe."""
     return (
         f"No threshold makes this rate safe: the effective rate {eta:.4g} is {eta * fit.L0 / kappa:.3g} times "
-        f"kappa/L0 = {over(kappa, fit.L0):.4g}, so it is too large even where the gradient vanishes."
+        f"kappa/L0 = {over(kappa, fit.L0):.4g}, so it is too large even for a vanishing gradient."
     )
 
 
 def distrust(fit: SmoothnessFit) -> str:
-    """Why the fit has no constants to use; empty where it has."""
+    """Why the fit has no constants to use; empty if it has."""
     if not may_follow_gradients(fit):
         said = "its rows come from" if fit.follows_gradients is False else "its rows do not say how steps are made by"
         return (
-            f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only where a step is the rate times the "
+            f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only if a step is the rate times the "
             "gradient (if it is, set `follows_gradients=True` in the fit with dataclasses.replace; if not, use "
             "AutoClip, which keeps the updates themselves short)"
         )
@@ -50,7 +50,7 @@ def untold(fit: SmoothnessFit) -> str:
 
 
 def doubt_about(fit: SmoothnessFit, eta: float, kappa: float) -> str:
-    """Why the fit cannot carry a threshold; empty where it can."""
+    """Why the fit cannot carry a threshold; empty if it can."""
     if doubt := distrust(fit):
         return doubt
     if fit.verdict is Verdict.CONSTANT:
@@ -69,7 +69,7 @@ def unchecked(fit: SmoothnessFit) -> bool:
 
 
 def over(numerator: float, denominator: float) -> float:
-    """The quotient; infinite where the denominator is zero."""
+    """The quotient; infinite if the denominator is zero."""
     return numerator / denominator if denominator > 0 else math.inf
 
 

@@ -12,7 +12,7 @@ from smoothdiag.doctor.gradients import Held, Owner
 from smoothdiag.doctor.sites import Site
 
 FEWEST_CLIPS: Final = 30
-"""Clips needed to say never or always: if none of 30 clips binds, at most one in ten would (95%, rule of three)."""
+"""Clips needed to say never or always. If none of 30 clips binds, at most one in ten would (95%, rule of three)."""
 _GONE: Final = "its parameters got gradients in the backward pass, which were zeroed or removed before the clip"
 _NO_PARAMETERS: Final = "it was given no parameters"
 _ELSEWHERE: Final = "it was given parameters that have no gradients and that no optimizer holds"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from smoothdiag.console import counted
 from smoothdiag.doctor.sites import Site
 
 _PAGE: Final = "docs/doctor.md"
@@ -155,6 +156,11 @@ class Finding:
         """Text of the line at fault."""
         return self.site.code
 
+    @property
+    def seen(self) -> str:
+        """How often the fault was seen, such as "1 of 1 step" and "3 of 30 clips"."""
+        return f"{self.count} of {counted(self.of, self.unit.removesuffix('s'))}"
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the finding as strings and numbers."""
         names = ("name", "severity", "what", "count", "of", "unit", "file", "line", "code", "change", "link")
@@ -163,7 +169,7 @@ class Finding:
     def __str__(self) -> str:
         inside = f"\n  inside {self.site.inside}" if self.site.inside else ""
         return (
-            f"{self.severity.upper()} {self.name}: {self.count} of {self.of} {self.unit}\n"
+            f"{self.severity.upper()} {self.name}: {self.seen}\n"
             f"  {self.site}: {self.code}{inside}\n  {self.what}\n  Change: {self.change}\n"
             f"  More: smoothdiag doctor --explain {self.name}"
         )

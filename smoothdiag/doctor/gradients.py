@@ -1,4 +1,4 @@
-"""Gradients as the doctor knows them: which were used, clipped or read, and not written to since."""
+"""Gradients as the doctor knows them: which of them were used, clipped or read and have not changed since."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from smoothdiag.doctor.sites import NOWHERE, Site
 _PLAIN: Final = (Tensor, torch.nn.Parameter)
 _SCALED: Final = "smoothdiag.scaled"
 _NEAR: Final = 64
-"""Most nodes of the graph to search, from what backward() is called on back to a scaled loss."""
+"""Largest number of nodes to search, from the tensor that backward() is called on back to a scaled loss."""
 
 
 class Mark:
@@ -221,7 +221,7 @@ def mark_scaled(losses: Any) -> Any:
 
 
 def is_scaled(losses: Any) -> bool:
-    """Returns whether ``backward`` is called on something computed from a loss that a GradScaler has scaled."""
+    """Returns whether the argument of ``backward`` was computed from a loss that a GradScaler has scaled."""
     several = [losses] if isinstance(losses, Tensor) else losses
     nodes = [getattr(each, "grad_fn", None) or getattr(each, "node", None) for each in several]
     seen: set[Any] = set()

@@ -1,4 +1,4 @@
-"""Observer: finds faults in the order of a training loop's calls."""
+"""Observer: follows the calls of a training loop and finds faults in their order."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Takes the original and returns what runs in its place."""
+"""Takes the original function and returns the function that runs in its place."""
 
 _LOCK: Final = threading.RLock()
 _PLACES: Final[dict[tuple[int, str], _Place]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smoothdiag.console import counted
 from smoothdiag.doctor.findings import Finding
 from smoothdiag.doctor.observer import Observer
 
@@ -54,12 +55,12 @@ def as_text(findings: list[Finding], steps: int, exit_code: int = 0) -> str:
             "script starts (start the ranks with torchrun and the doctor in each of them), in compiled steps, or in "
             "threads that outlive the script."
         )
-    counted = f"{len(findings) or 'no'} finding{'' if len(findings) == 1 else 's'}"
-    head = f"smoothdiag doctor: {counted} in {steps} step{'' if steps == 1 else 's'}"
+    found = counted(len(findings), "finding") if findings else "no findings"
+    head = f"smoothdiag doctor: {found} in {counted(steps, 'step')}"
     if not findings:
         return f"{head}."
     rows = [("severity", "finding", "seen", "line")]
-    rows += [(f.severity, f.name, f"{f.count} of {f.of} {f.unit}", str(f.site)) for f in findings]
+    rows += [(f.severity, f.name, f.seen, str(f.site)) for f in findings]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join([head, "", *table, *(f"\n{each}" for each in findings)])

@@ -79,7 +79,7 @@ def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
 
 @contextmanager
 def watch_all(is_watched: Callable[[Optimizer], bool] | None = None, *, steps: int | None = None) -> Iterator[Watcher]:
-    """Watches every optimizer, or those that ``is_watched`` accepts, from when it is made or first steps.
+    """Watches every optimizer, or those that ``is_watched`` accepts, from their making or their first step on.
 
     Only the thread that makes the first optimizer is watched. Reading a gradient while another thread writes it would
     crash.
@@ -125,7 +125,7 @@ class Watcher:
         patches.redirect(utils.clip_grad_value_, self._on_clip)
         patches.redirect(utils.clip_grads_with_norm_, self._on_clip)
         patches.redirect(utils.get_total_norm, self._on_total_norm)
-        # Tensor.norm and torch.norm call vector_norm; torch.jit.script would reject a replacement of these two.
+        # Tensor.norm and torch.norm call vector_norm; torch.jit.script would reject replacements of the two callers.
         for owner, name in ((torch.linalg, "vector_norm"), (torch.linalg, "norm"), (torch, "_foreach_norm")):
             patches.replace(owner, name, self._on_norm)
         patches.replace(torch.autograd, "backward", self._on_backward)
@@ -147,7 +147,7 @@ class Watcher:
         return owner
 
     def _is_off(self) -> bool:
-        """Returns whether to ignore a call: it is traced, part of another watched call, or of another thread."""
+        """Returns whether to ignore a call: it is traced, part of another watched call, or from another thread."""
         if torch.compiler.is_compiling() or self._is_busy:
             return True
         here = threading.get_ident()
@@ -169,7 +169,7 @@ class Watcher:
             is_generator = isinstance(given, GeneratorType)
             is_used_up = is_generator and given.gi_frame is None
             parameters = [given] if isinstance(given, Tensor) else list(given)
-            if isinstance(given, Iterator):  # filter, map, chain: seen to be used up when it comes again, empty
+            if isinstance(given, Iterator):  # filter, map, chain: used up if it comes again and is empty
                 is_used_up = is_used_up or (not parameters and self._iterators.get(site) is given)
                 self._iterators[site] = given
             # A generator stays one, because PyTorch warns of an empty generator.

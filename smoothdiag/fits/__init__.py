@@ -265,7 +265,7 @@ def _quantile_fit(rows: Rows, quantile: float, num_boot: int, seed: int) -> _Qua
 def _direction_test(
     frame: pd.DataFrame, rows: Rows, found: _QuantileFit, bounds: Interval, quantile: float, num_boot: int, seed: int
 ) -> Flag | None:
-    """Fits the law to rows of random directions, where enough of them stand beside local rows, and compares."""
+    """Fits the law to rows of random directions, if enough of them stand beside local rows, and compares."""
     other = companion(frame, "local_random", rows) if rows.estimator == "local" else None
     if other is None or len(other.x) < artefacts.MIN_POINTS:
         return None

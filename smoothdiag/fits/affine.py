@@ -62,7 +62,7 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
     """Line below which a share `quantile` of the rows lies, with intercept and slope at zero or above.
 
     Minimises the weighted sum of pinball losses. Without a start, HiGHS solves the linear programme (on evenly spaced
-    rows where there are many) in its dual form, which has two constraints instead of one per row, and the walk goes
+    rows if there are many) in its dual form, which has two constraints instead of one per row, and the walk goes
     from its answer to the exact vertex. With a start (such as the line of a nearby quantile) the walk alone is enough.
 
     Args:
@@ -73,7 +73,7 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
         start: a line believed to be close.
 
     Returns:
-        Line: the exact minimiser; where several lines tie, one of them.
+        Line: the exact minimiser; one of them if several lines tie.
 
     Units: as `Line`.
 

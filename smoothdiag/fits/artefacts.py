@@ -145,7 +145,7 @@ def learning_rate(rows: Rows) -> Flag | None:
 
 
 def _tied_to_rate(rate: Array, x: Array, y: Array) -> Flag | None:
-    """Whether smoothness follows the rate as at the edge, asked where rate and gradient norm cannot be told apart."""
+    """As `learning_rate`, for rows whose rate and gradient norm cannot be told apart."""
     exponent = float(rate @ y) / float(rate @ rate)
     error = _error(y - exponent * rate, rate)
     if abs(exponent + 1) > NEAR_EDGE or 2 * error > NEAR_EDGE:

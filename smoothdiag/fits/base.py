@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from smoothdiag.console import counted
 from smoothdiag.fits.parts import Array, Correction, Flag, Interval, ModelScore, Verdict
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
 from smoothdiag.rows import printable
@@ -26,7 +27,7 @@ class SmoothnessFit:
     Attributes:
         L0: intercept of the quantile line.
         L1: slope of the quantile line.
-        L0_interval: bootstrap interval of L0 at `interval_level`; (0, inf) where there are too few steps.
+        L0_interval: bootstrap interval of L0 at `interval_level`; (0, inf) if there are too few steps.
         L1_interval: bootstrap interval of L1, likewise.
         interval_level: level of the intervals.
         quantile: level of the line: the share of rows that should lie below it.
@@ -34,15 +35,15 @@ class SmoothnessFit:
         num_effective: number of independent rows with the same information.
         block_length: mean block length of the bootstrap, in steps.
         decades: range of the gradient norms in powers of ten, between their 2.5% and 97.5% quantiles.
-        spearman: rank correlation of gradient norm and smoothness; NaN where one of them is constant.
-        partial_spearman: rank correlation with the effect of the step taken out; NaN where gradient norm or smoothness
+        spearman: rank correlation of gradient norm and smoothness; NaN if one of them is constant.
+        partial_spearman: rank correlation with the effect of the step taken out; NaN if gradient norm or smoothness
             follows the step too closely.
         loglog_slope: slope of log smoothness on log gradient norm.
         implied_slope: log-log slope of the same rows if they lay exactly on the fitted line.
         coverage: share of rows at or below the line.
-        median_saturation: median of the saturation; NaN where it was not recorded.
+        median_saturation: median of the saturation; NaN if it was not recorded.
         lines: (L0, L1) of other lines: quantile lines by level, "hard" envelope, "mean" (non-negative least squares).
-        comparison: scores of constant, line, power, isotonic and, where losses are known, loss gap, on later steps.
+        comparison: scores of constant, line, power, isotonic and, if losses are known, loss gap, on later steps.
         flags: doubts, fatal ones first.
         verdict: the outcome.
         verdict_reason: reason for the verdict, in words.
@@ -54,15 +55,15 @@ class SmoothnessFit:
         corners: points (L1, L0) where the frontier changes slope.
         num_runs: number of runs that the rows come from; with one run the intervals say nothing about other seeds.
         interval_freedom: degrees of freedom of the intervals; the fewer, the wider the intervals.
-        replicates: (L0, L1) of the first resamples, for intervals of quantities that depend on both; empty where there
+        replicates: (L0, L1) of the first resamples, for intervals of quantities that depend on both; empty if there
             are too few steps.
         loss_floors: scores of the loss gap for each f* on a grid below the smallest loss, closest first. They show how
             much exponent and skill depend on the unknown minimum. Empty without losses.
-        corrected: constants without the errors of the gradient norm; None where these errors are unknown, negligible
+        corrected: constants without the errors of the gradient norm; None if these errors are unknown, negligible
             or too large to correct.
-        optimizer: class of the optimizer that took the steps; "A and B" for runs that differ, empty where not known.
+        optimizer: class of the optimizer that took the steps; "A and B" for runs that differ, empty if not known.
         follows_gradients: whether its steps are the learning rate times an average of gradients, clipped or not; None
-            where the rows do not say.
+            if the rows do not say.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
 
@@ -112,22 +113,22 @@ class SmoothnessFit:
 
     @property
     def step_cap(self) -> float:
-        """Longest step that the law allows, 1/L1; infinite where L1 is zero. Units: [x]."""
+        """Longest step that the law allows, 1/L1; infinite if L1 is zero. Units: [x]."""
         return 1 / self.L1 if self.L1 > 0 else math.inf
 
     @property
     def max_lr(self) -> float:
-        """Largest learning rate at a vanishing gradient, 1/L0; infinite where L0 is zero. Units: [x^2/f]."""
+        """Largest learning rate at a vanishing gradient, 1/L0; infinite if L0 is zero. Units: [x^2/f]."""
         return 1 / self.L0 if self.L0 > 0 else math.inf
 
     @property
     def step_cap_interval(self) -> Interval:
-        """Interval of `step_cap`: one over the interval of L1; infinite where L1 may be zero. Units: [x]."""
+        """Interval of `step_cap`: one over the interval of L1; infinite if L1 may be zero. Units: [x]."""
         return _inverse(self.L1_interval)
 
     @property
     def max_lr_interval(self) -> Interval:
-        """Interval of `max_lr`: one over the interval of L0; infinite where L0 may be zero. Units: [x^2/f]."""
+        """Interval of `max_lr`: one over the interval of L0; infinite if L0 may be zero. Units: [x^2/f]."""
         return _inverse(self.L0_interval)
 
     def predict(self, grad_norm: npt.ArrayLike) -> Array:
@@ -175,7 +176,7 @@ class SmoothnessFit:
 
     def __repr__(self) -> str:
         constants = f"L0={self.L0:.4g}, L1={self.L1:.4g}"
-        rows = f"{self.num_points} rows of estimator {self.estimator!r}, group {self.group!r}"
+        rows = f"{counted(self.num_points, 'row')} of estimator {self.estimator!r}, group {self.group!r}"
         return f"<SmoothnessFit {self.verdict.name}: {constants}, {rows}; print it for all>"
 
     def to_dict(self) -> dict[str, Any]:
@@ -296,7 +297,7 @@ def _summarise(fit: SmoothnessFit) -> str:
 
 
 def _errors(fit: SmoothnessFit) -> str:
-    """The corrected constants or, where there are none, the direction in which errors would move the plain ones."""
+    """The corrected constants or, if there are none, the direction in which errors would move the plain ones."""
     if fit.corrected is not None:
         return (
             f"L0 {number(fit.corrected.L0)}, L1 {number(fit.corrected.L1)} after correcting errors of up to "

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from smoothdiag.console import counted
 from smoothdiag.fits import artefacts
 from smoothdiag.fits.affine import Line, quantile_line
 from smoothdiag.fits.artefacts import MIN_POINTS, ON_THE_LINE
@@ -34,11 +35,11 @@ MAX_MOVE = 1.5  # Largest factor by which leaving out a part of the rows may cha
 
 @dataclass(frozen=True)
 class Correlations:
-    """Rank correlations of gradient norm and smoothness; NaN where one of the two does not vary.
+    """Rank correlations of gradient norm and smoothness; NaN if one of the two does not vary.
 
     Attributes:
         raw: over all rows.
-        partial: with the effect of the step taken out; also NaN where one of the two follows the step so closely that
+        partial: with the effect of the step taken out; also NaN if one of the two follows the step so closely that
             nothing is left to correlate.
         within: pooled over blocks of steps, so that a drift from block to block has no effect.
         within_given_time: as `within`, with the effect of the step taken out inside each block.
@@ -79,7 +80,7 @@ def rank_correlations(x: Array, y: Array, time: Array) -> tuple[float, float]:
     """Rank correlation of x and y, and their rank correlation with the effect of time taken out.
 
     Returns:
-        tuple[float, float]: both NaN where x or y is constant. The second is also NaN where x or y follows time so
+        tuple[float, float]: both NaN if x or y is constant. The second is also NaN if x or y follows time so
         closely that nothing is left to correlate.
     """
     xy, xt, yt = _correlation(x, y), _correlation(x, time), _correlation(y, time)
@@ -103,7 +104,7 @@ def decades(x: Array) -> float:
 
 
 def loglog_slope(x: Array, y: Array) -> float:
-    """Least-squares slope of log y on log x; NaN where x is constant."""
+    """Least-squares slope of log y on log x; NaN if x is constant."""
     u, v = np.log(x), np.log(y)
     u, v = u - np.mean(u), v - np.mean(v)
     spread = float(u @ u)
@@ -185,7 +186,8 @@ def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
     return Flag(
         "few points",
         "there are too few independent rows for a line at this quantile and its interval",
-        f"{len(rows.x)} rows carry the information of {num_effective:.1f} independent ones, {tail * num_effective:.1f} "
+        f"{counted(len(rows.x), 'row carries', 'rows carry')} the information of {num_effective:.1f} independent "
+        f"ones, {tail * num_effective:.1f} "
         f"of which lie beyond the quantile {quantile:g}; should be at least {MIN_POINTS}, {MIN_EFFECTIVE:g} and "
         f"{MIN_IN_TAIL:g}",
         "probe more often or for longer, or fit a quantile nearer to the median",
@@ -245,8 +247,8 @@ def _coverage(rows: Rows, correlations: Correlations, line: Line, quantile: floa
         return None
     return Flag(
         "coverage",
-        "the share of rows at or below the line is not the one asked for: a few rows with outlying gradient norms pull "
-        "the line, or the relation is not a line",
+        "the share of rows at or below the line is not the quantile of the fit: a few rows with outlying gradient "
+        "norms pull the line, or the relation is not a line",
         f"{1 - above:.3f} of the rows lie at or below it, should be {quantile:g}",
         "look at the rows with the largest and the smallest gradient norms, and fit again without those that do not "
         "belong",

@@ -24,7 +24,7 @@ LARGEST_ERROR = 3.0
 
 
 def relative_errors(rows: Rows) -> Array:
-    """Natural-log deviation of each gradient norm; NaN where not known.
+    """Natural-log deviation of each gradient norm; NaN if not known.
 
     The variance of a norm is at most `grad_variance`, the variance of the gradient summed over all coordinates. It
     reaches this value if all noise lies along the gradient. So the result is the largest error that the norm can have,
@@ -44,7 +44,7 @@ def correct(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Correctio
         seed: seed of the simulated errors.
 
     Returns:
-        Correction | None: None where the errors are unknown, negligible or too large to correct.
+        Correction | None: None if the errors are unknown, negligible or too large to correct.
     """
     deviation = relative_errors(rows)
     known = deviation < LARGEST_ERROR  # False for NaN too

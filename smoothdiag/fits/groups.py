@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from smoothdiag.console import counted
 from smoothdiag.fits.base import SmoothnessFit
 from smoothdiag.fits.rows import labels
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
@@ -64,8 +65,8 @@ class GroupFits(Mapping[str, SmoothnessFit]):
         return self.summary()
 
     def __repr__(self) -> str:
-        without = f", {len(self.failed)} groups without a fit" if self.failed else ""
-        return f"<GroupFits of {len(self.fits)} groups{without}; print it for all>"
+        without = f", {counted(len(self.failed), 'group')} without a fit" if self.failed else ""
+        return f"<GroupFits of {counted(len(self.fits), 'group')}{without}; print it for all>"
 
 
 def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:

@@ -94,7 +94,7 @@ def line_dependence(
         line: the fitted line.
         quantile: level of the line.
         steps: step of each row; rows of one step of one run count as one.
-        runs: number of the run of each row; None where there is one run.
+        runs: number of the run of each row; None if there is one run.
     """
     height = np.maximum(line(x), np.finfo(np.float64).tiny)
     off = np.abs(y - height) > TOUCHING * (y + height)  # For rows on the line, rounding would decide above or below.
@@ -145,7 +145,7 @@ def stationary_counts(steps: Array, block_length: float, num_boot: int, seed: in
         block_length: mean block length in steps, at least 1.
         num_boot: number of resamples.
         seed: the same seed gives the same resamples.
-        runs: number of the run of each row; None where there is one run.
+        runs: number of the run of each row; None if there is one run.
 
     Returns:
         Counts: shape (num_boot, rows).

@@ -31,7 +31,15 @@ from smoothdiag.fits.models import compare as compare_curves
 NAME = "loss gap"
 # Distance of f* from the smallest loss, in units of how far the median loss lies above the smallest.
 DISTANCES = (0.001, 0.03, 0.1, 0.3, 1.0, 3.0)
-EXPONENTS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # From 2 on the law is no longer weaker than that of Hessian norms.
+EXPONENTS = (
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    1.25,
+    1.5,
+    2.0,
+)  # From 2 on the law is no longer weaker than the law of Hessian norms.
 LARGEST = 1e100  # Larger losses count as unknown, and differences below 1/LARGEST as zero: their powers overflow.
 LARGEST_RATIO = 1e70  # Largest over median distance from the smallest loss; its square is still a float.
 LOWEST_HEIGHT = 1e-6  # Smallest height that a row is divided by, as a share of the median height.
@@ -65,7 +73,7 @@ class LossGap:
         beyond_interval: interval of `beyond`.
         gap: distance of each row's loss from the f* chosen on all rows, in order of steps.
         known: rows that have a loss.
-        time: flag that says why the rows cannot tell the loss from time; None where they can.
+        time: flag that says why the rows cannot tell the loss from time; None if they can.
     """
 
     score: ModelScore
@@ -89,7 +97,7 @@ def compare(
 ) -> LossGap | None:
     """The loss gap on later steps.
 
-    None where fewer than `MIN_ROWS` rows have a loss, where most rows have the smallest loss, and where one loss is
+    None if fewer than `MIN_ROWS` rows have a loss, if most rows have the smallest loss, or if one loss is
     absurdly large.
 
     Args:
@@ -98,7 +106,7 @@ def compare(
         weights: weight of each row.
         quantile: level of the model.
         counts: resamples of the rows.
-        loss: loss of each row; NaN where it is not known.
+        loss: loss of each row; NaN if it is not known.
         scores: scores of the models of the gradient norm on all rows.
     """
     known: Mask = np.abs(loss) < LARGEST  # False for NaN too

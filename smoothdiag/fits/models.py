@@ -164,7 +164,7 @@ def rolling(fit: Callable[[slice], Callable[[slice], Array]], y: Array, weights:
         quantile: level of the model.
 
     Returns:
-        Array: one loss for each row from the first test block on; empty where there are fewer than `MIN_ROWS` rows.
+        Array: one loss for each row from the first test block on; empty if there are fewer than `MIN_ROWS` rows.
     """
     edges = np.linspace(0, len(y), NUM_BLOCKS + 1).astype(int)
     found = [np.zeros(0)]

@@ -65,7 +65,7 @@ class ModelScore:
     never falls. It has no formula; its intercept is its height at the smallest gradient norm.
 
     Attributes:
-        name: "constant", "affine", "power", "isotonic" or, where the losses are known, "loss gap".
+        name: "constant", "affine", "power", "isotonic" or, if the losses are known, "loss gap".
         intercept: fitted on all rows.
         coefficient: fitted on all rows; zero for the constant.
         exponent: zero for the constant, one for the line, fitted for the power and the loss gap.

@@ -48,7 +48,7 @@ def scaled(values: Array, power: int) -> Array:
 
 
 def ldexp(value: float, power: int) -> float:
-    """A number times a power of two; infinite where a float cannot hold the result."""
+    """A number times a power of two; infinite if a float cannot hold the result."""
     try:
         return math.ldexp(value, power)
     except OverflowError:

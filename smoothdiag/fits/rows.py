@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from smoothdiag.console import counted
 from smoothdiag.fits.base import Array
 from smoothdiag.fits.ranges import check_decades, scaled, unit
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
@@ -22,7 +23,7 @@ Indices = npt.NDArray[np.int64]
 
 # Preference when the caller names no estimator: the first does not depend on the length of the step taken.
 PREFERRED = ("local", "path", "hessian_norm")
-# Chosen for the caller only where there is nothing else: they probe other directions, norms or moments.
+# Chosen for the caller only if there is nothing else: they probe other directions, norms or moments.
 AUXILIARY = (
     "_preconditioned", "debiased", "local_random", "local_update", "sharpness", "curvature_update", "critical_step",
     CLIP_SUFFIX,
@@ -141,12 +142,12 @@ def as_frame(data: object) -> pd.DataFrame:
 
 
 def optimizer_of(frame: pd.DataFrame) -> str:
-    """The name of the class of the optimizer that took the steps; empty where it is not known."""
+    """The name of the class of the optimizer that took the steps; empty if it is not known."""
     return printable(str(frame.attrs.get("optimizer", "")))
 
 
 def follows_gradients(frame: pd.DataFrame) -> bool | None:
-    """Whether its steps are the learning rate times an average of gradients; None where the rows do not say."""
+    """Whether its steps are the learning rate times an average of gradients; None if the rows do not say."""
     said = frame.attrs.get("follows_gradients")
     return said if isinstance(said, bool) else None
 
@@ -158,7 +159,7 @@ def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:
 
 
 def companion(frame: pd.DataFrame, estimator: str, rows: Rows) -> Rows | None:
-    """Rows of another estimator for the same group and kind of data; None where it has no usable rows."""
+    """Rows of another estimator for the same group and kind of data; None if it has no usable rows."""
     if "estimator" not in frame.columns:
         return None
     beside = frame[frame["estimator"] == estimator]
@@ -205,7 +206,7 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         remedy = remedies.get(max(dropped, key=lambda name: dropped[name]), "")
         raise ValueError(
             f"Parameter `data` should have usable rows for the group {group!r} and the estimator {estimator!r}. "
-            f"Found {int(chosen.sum())} rows, all dropped ({counts}).{remedy}"
+            f"Found {counted(int(chosen.sum()), 'row')}, all dropped ({counts}).{remedy}"
         )
     kinds = _names(label["data"][chosen & usable])
     if len(kinds) > 1:
@@ -268,7 +269,7 @@ def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
 
 
 def _causes(status: Labels, number: dict[str, Array]) -> Labels:
-    """Why each row is unusable, or an empty string where it is usable; the first cause that applies counts."""
+    """Why each row is unusable, or an empty string if it is usable; the first cause that applies counts."""
     x, y = number["grad_norm"], number["smoothness"]
     with np.errstate(invalid="ignore"):
         conditions = {
@@ -287,7 +288,7 @@ def _causes(status: Labels, number: dict[str, Array]) -> Labels:
 
 
 def choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
-    """The estimator to take where the caller names none.
+    """The estimator to take if the caller names none.
 
     Raises:
         ValueError: if there are several estimators and no preference among them.

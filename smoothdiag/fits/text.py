@@ -21,7 +21,7 @@ def fixed(value: float, digits: int) -> str:
 
 
 def interval(ends: tuple[float, float], spec: str = ".4g") -> str:
-    """An interval in brackets; a dash where an end is NaN."""
+    """An interval in brackets; a dash if an end is NaN."""
     return "-" if math.isnan(ends[0]) or math.isnan(ends[1]) else f"[{ends[0]:{spec}}, {ends[1]:{spec}}]"
 
 

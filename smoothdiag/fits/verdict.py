@@ -11,7 +11,7 @@ from smoothdiag.fits.base import Array, Flag, Interval, ModelScore, Verdict
 from smoothdiag.fits.lossgap import LossGap
 
 FLAT = 1.25  # A line that rises by less than this factor over the data is a constant in practice.
-CONSTANT_RISE = 2.0  # A constant is claimed where even the upper end of the interval at most doubles it.
+CONSTANT_RISE = 2.0  # A constant is claimed if even the upper end of the interval at most doubles it.
 MIN_EXPONENT_GAP = 0.15
 MIN_GAIN = 0.05
 # For a true law with lognormal noise of deviation .8 over two decades, the line removes .44 of the constant's loss. In
@@ -58,12 +58,12 @@ def decide(
        beats the constant and the line by more than `MIN_GAIN`, and the intervals exclude zero; if its later loss is
        smaller by the same share than the later loss of the power and of any monotone function; if it is not a drift in
        time; and if a line in the gradient norm adds nothing to it.
-    3. A blocking flag: NOT_IDENTIFIED. The flag "coverage" does not count where rule 5 holds, because a power explains
+    3. A blocking flag: NOT_IDENTIFIED. The flag "coverage" does not count if rule 5 holds, because a power explains
        why the line misses its coverage.
     4. The interval of the slope reaches zero, or the line rises over the data by less than a factor `FLAT`: CONSTANT if
        smoothness at most doubles even at the upper end of the interval, else NOT_IDENTIFIED.
     5. The power beats the line on later steps, the interval of its gain excludes zero, and its exponent is not close to
-       1: POWER. An exponent above 1 counts only where the rows rise faster than in proportion at large gradient norms,
+       1: POWER. An exponent above 1 counts only if the rows rise faster than in proportion at large gradient norms,
        because a line still bounds a curve that bends from flat to proportional.
     6. The line does not beat the constant on later steps by `MIN_SKILL`, or the interval reaches zero: NOT_IDENTIFIED.
     7. Otherwise: L0L1.
@@ -157,7 +157,7 @@ def _caveats(flags: tuple[Flag, ...], estimator: str) -> str:
     if estimator.startswith(("local", "path")):
         said += (
             " The rows show smoothness along the probed direction. If that direction turns during the run, they can "
-            "follow this law even where the largest curvature does not depend on the gradient norm."
+            "follow this law even if the largest curvature does not depend on the gradient norm."
         )
     if any(flag.name == "saturation unknown" for flag in flags):
         said += " Too few rows have a saturation, so it was not checked whether the step length set the smoothness."

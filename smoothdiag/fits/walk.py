@@ -83,7 +83,7 @@ def _walk_to_vertex(
 
     The loss is convex and piecewise linear in (intercept, slope). Each row makes one kink: the set of lines through
     that row. So the loss is minimal where it does not fall along any kink through the current point, nor along the two
-    axes, which are needed where fewer than two kinks meet.
+    axes, which are needed if fewer than two kinks meet.
 
     Returns:
         tuple[Start, bool]: the minimiser, and whether there is one: with a tilt the loss may fall for ever.

@@ -34,7 +34,7 @@ class LayerGeometry(ABC):
         return self._dual_norm(_checked(self, _whole(g)))
 
     def lmo(self, g: Tensor) -> Tensor:
-        """Returns a minimiser of <g, x> over ||x|| <= 1, with the shape and dtype of ``g``; zero where g = 0."""
+        """Returns a minimiser of <g, x> over ||x|| <= 1, with the shape and dtype of ``g``; zero if g = 0."""
         return self.minimize([g])[0][0]
 
     def minimize(self, gs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -177,7 +177,7 @@ class Sign(LayerGeometry):
         return (wide.amax() if wide.numel() else wide.sum()) * self._factor(x)
 
     def _dual_norm(self, g: Tensor) -> Tensor:
-        if g.device.type == "cpu":  # where a norm in float32 loses digits over millions of entries
+        if g.device.type == "cpu":  # a norm in float32 loses digits there over millions of entries
             return _wide(g).abs().sum() / self._factor(g)
         # This reads the tensor once and makes no copy.
         total: Tensor = torch.linalg.vector_norm(g, 1, dtype=torch.promote_types(g.dtype, torch.float32))
@@ -203,7 +203,7 @@ def _directions(rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = _wide(rows)
     if rows.numel() == 0:
         return rows.clone(), rows.new_zeros(rows.shape[0], 1)
-    # Divided by the largest entry first, because in float32 the square of 1e-30 is zero and that of 1e30 infinite.
+    # Divide by the largest entry first: in float32 the square of 1e-30 is zero and the square of 1e30 infinite.
     largest = rows.abs().amax(dim=1, keepdim=True)
     scaled = rows / largest.where(largest > 0, 1.0)
     # vector_norm in float32 on a CPU loses digits over millions of entries; sum does not, because it adds up pairs.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import arguments
+from smoothdiag.console import counted
 from smoothdiag.geometry.layer import RMS, LayerGeometry
 from smoothdiag.geometry.spectral import Convolution, Spectral
 from smoothdiag.vectors import Vector
@@ -92,12 +93,13 @@ class Product:
             object.__setattr__(self, "radii", (1.0,) * len(self.layers))
         if len(self.radii) != len(self.layers):
             raise ValueError(
-                f"Parameter `radii` should be {len(self.layers)} positive numbers. Found `radii = {self.radii}`."
+                f"Parameter `radii` should be {counted(len(self.layers), 'positive number')}. Found `radii = "
+                f"{self.radii}`."
             )
 
     def __repr__(self) -> str:
         kinds = ", ".join(sorted({repr(layer) for layer in self.layers}))
-        return f"Product(<{len(self.layers)} layers of {kinds}>)"
+        return f"Product(<{counted(len(self.layers), 'layer')} of {kinds}>)"
 
     def norm(self, x: Vector) -> Tensor:
         """Returns max ||x_l||_l / r_l, a 0-dim float64 tensor."""
@@ -120,5 +122,6 @@ class Product:
     def _check(self, a: Vector) -> None:
         if len(a) != len(self.layers):
             raise ValueError(
-                f"Parameter `a` should be {len(self.layers)} tensors, one for each layer. Found `len(a) = {len(a)}`."
+                f"Parameter `a` should be {counted(len(self.layers), 'tensor')}, one for each layer. Found `len(a) = "
+                f"{len(a)}`."
             )

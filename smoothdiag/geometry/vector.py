@@ -31,7 +31,7 @@ class Geometry(Protocol):
         ...
 
     def lmo(self, g: Vector) -> list[Tensor]:
-        """Returns a minimiser of <g, x> over ||x|| <= 1, tensors shaped like ``g``; zero where g = 0."""
+        """Returns a minimiser of <g, x> over ||x|| <= 1, tensors shaped like ``g``; zero if g = 0."""
         ...
 
 
@@ -64,7 +64,7 @@ class Euclidean:
         return vectors.norm(g)
 
     def lmo(self, g: Vector) -> list[Tensor]:
-        """Returns -g / ||g||, or zeros where g = 0."""
+        """Returns -g / ||g||, or zeros if g = 0."""
         length = vectors.norm(g)
         scale = (-1.0 / length).where(length > 0, 0.0)
         return [(scale * t).to(t.dtype) for t in g]
@@ -98,11 +98,11 @@ class Diagonal:
         return vectors.norm([t * p.sqrt() for t, p in zip(x, self.diagonal, strict=True)])
 
     def dual_norm(self, g: Vector) -> Tensor:
-        """Returns ||g||_{P^-1}, a 0-dim float64 tensor; infinite where P is zero and g is not."""
+        """Returns ||g||_{P^-1}, a 0-dim float64 tensor; infinite if g is not zero where P is."""
         return vectors.norm(self._whitened(g))
 
     def lmo(self, g: Vector) -> list[Tensor]:
-        """Returns -P^-1 g / ||g||_{P^-1}, or zeros where g = 0."""
+        """Returns -P^-1 g / ||g||_{P^-1}, or zeros if g = 0."""
         whitened = self._whitened(g)
         length = vectors.norm(whitened)
         scale = (-1.0 / length).where(length > 0, 0.0)

@@ -1,4 +1,4 @@
-"""Attached: the probe, AutoClip and options that the callbacks of all frameworks share."""
+"""Attached: the probe, the AutoClip and the options that all callbacks for frameworks share."""
 
 import inspect
 import warnings

@@ -96,7 +96,10 @@ class SmoothnessCallback(Attached, TrainerCallback):
                 "In other loops, use smoothdiag.Probe."
             )
         if self._bound is not None:
-            raise ValueError("Parameter `trainer` should get a callback of its own. Found a callback bound before.")
+            raise ValueError(
+                "Parameter `trainer` should get a callback of its own. Found a callback that is bound to a trainer "
+                "already: make a new SmoothnessCallback."
+            )
         if isinstance(getattr(trainer.compute_loss, "__self__", None), SmoothnessCallback):
             raise ValueError(
                 "Parameter `trainer` should have one SmoothnessCallback. Found another one bound to it already. Give "

@@ -1,4 +1,4 @@
-"""Latest: the rows that a trace has gained since the last look, under the names of the logs."""
+"""Latest: the newest rows of a trace, under the names that logs give them."""
 
 import math
 from typing import Final

@@ -1,4 +1,4 @@
-"""Losses: the arguments that a trainer computed its loss from, and the factor that it gave the loss."""
+"""Losses: the arguments from which a trainer computed its loss, and the factor that the trainer gave the loss."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +52,10 @@ class Factor:
     def value(self) -> Tensor:
         """The factor, in the shape of the loss."""
         if self._value is None:
-            raise RuntimeError("The trainer called no backward on the loss that its compute_loss returned.")
+            raise RuntimeError(
+                "The trainer did not call backward on the loss that its compute_loss returned, so the factor of "
+                "this loss in the step is unknown."
+            )
         return self._value
 
     def _take(self, gradient: Tensor) -> None:

@@ -16,7 +16,8 @@ with installed_by("lightning"):
     from torchmetrics import Metric
 
 STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
-"""Strategies that can be measured; the others shard parameters unseen by the optimizer, or accumulate by themselves."""
+"""Strategies that can be measured. Others shard parameters without showing it to the optimizer, or accumulate by
+themselves."""
 
 
 class TrainingSteps:
@@ -87,7 +88,7 @@ def check_run(trainer: Any, module: Any) -> None:
 
 @contextmanager
 def _silent(module: nn.Module, trainer: Any) -> Iterator[None]:
-    """Keeps a module from logging and from adding to metrics in place; the caller puts its books back."""
+    """Keeps a module from logging and from adding to metrics in place; the caller restores the module's counters."""
     for metric in (part for part in module.modules() if isinstance(part, Metric)):
         states = {name: getattr(metric, name) for name in metric._defaults}  # tensors of any size
         vars(metric).update({name: x.clone() for name, x in states.items() if isinstance(x, Tensor)})

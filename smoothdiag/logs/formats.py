@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from smoothdiag.console import counted
 from smoothdiag.requirements import installed_by
 
 Entry = dict[str, Any]
@@ -96,9 +97,14 @@ def _from_table(text: str, source: Path, problems: list[str]) -> list[Entry]:
     if rows and len(rows[-1]) < len(names) and not text.endswith("\n"):
         problems.append(f"the last row was cut off and is left out: `{delimiter.join(rows.pop())}`")
     if num_longer := sum(len(row) > len(names) for row in rows):
-        problems.append(f"{num_longer} rows have more cells than the table has columns; the extra cells are left out")
+        problems.append(
+            f"{counted(num_longer, 'row has', 'rows have')} more cells than the table has columns; the extra cells "
+            "are left out"
+        )
     if num_broken := sum("\n" in cell for row in rows for cell in row):
-        problems.append(f"{num_broken} cells hold several lines, as if a quote was not closed")
+        problems.append(
+            f"{counted(num_broken, 'cell holds', 'cells hold')} several lines, as if a quote was not closed"
+        )
     if twice := [name for name, count in Counter(names).items() if name and count > 1]:
         problems.append(f"several columns are called {', '.join(twice)}; only the last of them is read")
     # A column without a name is the index that pandas writes.
@@ -129,7 +135,8 @@ def _by_line(text: str, problems: list[str]) -> list[Any]:
     wrong = [number for number, value in lines if not isinstance(value, dict)]
     if wrong:
         problems.append(
-            f"{len(wrong)} lines are left out because they are no JSON objects, the first of them line {wrong[0]}"
+            f"{counted(len(wrong), 'line is', 'lines are')} left out because only JSON objects can be read; the "
+            f"first is line {wrong[0]}"
         )
     return [value for _, value in lines]
 

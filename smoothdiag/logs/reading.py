@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from smoothdiag.console import counted
 from smoothdiag.logs.formats import SCALAR, noted, read_entries
 from smoothdiag.rows import SmoothdiagWarning, Status, printable, shown
 from smoothdiag.trace import Trace
@@ -202,12 +203,13 @@ def _rows(
         row |= values
     if unreadable:
         problems.append(
-            f"{len(unreadable)} values are left out because they are no numbers like 0.5: the first is {unreadable[0]}"
+            f"{counted(len(unreadable), 'value is', 'values are')} left out because only numbers like 0.5 can be "
+            f"read; the first is {unreadable[0]}"
         )
     if again:
         problems.append(
-            f"{again} entries repeat an earlier step and replace its values; if the column `{chosen['step']}` starts "
-            "anew in every epoch, name another column of steps"
+            f"{counted(again, 'entry repeats', 'entries repeat')} an earlier step with other values, and the later "
+            f"values count; if the column `{chosen['step']}` starts anew in every epoch, name another column of steps"
         )
     return rows
 
@@ -217,14 +219,15 @@ def _check_norms(rows: Mapping[int, dict[str, float]], column: str | None, sourc
     negative = {step: row["grad_norm"] for step, row in rows.items() if row.get("grad_norm", 0.0) < 0}
     wrong = {step: value for step, value in negative.items() if value != OVERFLOW}
     if wrong:
-        step = min(wrong)
+        step, more = min(wrong), f", and {len(wrong) - 1} more below zero" if len(wrong) > 1 else ""
         raise ValueError(
             f"Parameter `grad_norm` should name a column of gradient norms, which are never negative. Found "
-            f"{wrong[step]} at step {step} in `{column}` of `{source}`, and {len(wrong) - 1} more below zero."
+            f"{wrong[step]} at step {step} in `{column}` of `{source}`{more}."
         )
     for step in negative:
         rows[step]["grad_norm"] = math.nan
     if negative:
         problems.append(
-            f"{len(negative)} gradient norms of {OVERFLOW:g} are read as NaN, which is how DeepSpeed logs an overflow"
+            f"{counted(len(negative), 'gradient norm')} of {OVERFLOW:g} read as NaN, because DeepSpeed logs an "
+            "overflow like this"
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from smoothdiag.clipping.rule import FALLBACK_PERCENTILE
+from smoothdiag.console import counted
 from smoothdiag.logs.outliers import FEWEST, SPIKE_RULE, Array, Mask, Spike, find_pile, find_spikes
 from smoothdiag.logs.reading import ESTIMATOR
 
@@ -157,7 +158,7 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
     if known.empty and not num_losses:
         raise ValueError(
             "Parameter `data` should have rows from `read_log` with finite gradient norms or losses. Found "
-            f"{len(frame)} rows, {len(rows)} of them from a log, and none with a finite value."
+            f"{counted(len(frame), 'row')}, {len(rows)} of them from a log, and none with a finite value."
         )
     norm = known["grad_norm"].to_numpy(dtype=np.float64)
     pile = find_pile(norm)
@@ -211,14 +212,19 @@ def _use(threshold: float, origin: str, norm: Array, late: Mask, pile: Mask) -> 
 
 def _head(review: LogReview) -> list[str]:
     steps = f"in steps {review.first_step} to {review.last_step}"
+    if review.first_step == review.last_step:
+        steps = f"at step {review.first_step}"
     if not review.num_norms:
-        lines = [f"NO GRADIENT NORMS, so no thresholds and no advice. {review.num_losses} losses {steps}."]
+        lines = [f"NO GRADIENT NORMS, so no thresholds and no advice. {_losses(review)} {steps}."]
         return [*lines, *([f"Inf or NaN at {_listed(review.non_finite)}."] if review.non_finite else [])]
     every = f", usually {review.interval:g} steps apart" if review.interval > 1 else ""
-    losses = f"; {review.num_losses} losses" if review.num_losses else "; no losses"
-    lines = [f"{review.num_norms} gradient norms {steps}{every}{losses}."]
+    losses = f"; {_losses(review)}" if review.num_losses else "; no losses"
+    lines = [f"{counted(review.num_norms, 'gradient norm')} {steps}{every}{losses}."]
     if review.num_zeros:
-        lines.append(f"{review.num_zeros} of the norms are 0, as if there was no gradient when they were logged.")
+        lines.append(
+            f"{counted(review.num_zeros, 'of the norms is', 'of the norms are')} 0, as if there was no gradient when "
+            "they were logged."
+        )
     if review.num_norms < FEW:
         lines.append("With so few norms, the upper percentiles depend on single steps.")
     if review.non_finite:
@@ -280,6 +286,11 @@ def _said(spike: Spike) -> str:
     return f"step {spike.step}: {spike.value:.4g}; the median before it was {spike.usual:.4g}"
 
 
+def _losses(review: LogReview) -> str:
+    return counted(review.num_losses, "loss", "losses")
+
+
 def _listed(steps: Sequence[int]) -> str:
     shown = ", ".join(map(str, steps[:NUM_SHOWN]))
-    return f"steps {shown}" + (f" and {len(steps) - NUM_SHOWN} more" if len(steps) > NUM_SHOWN else "")
+    more = f" and {len(steps) - NUM_SHOWN} more" if len(steps) > NUM_SHOWN else ""
+    return f"{'step' if len(steps) == 1 else 'steps'} {shown}{more}"

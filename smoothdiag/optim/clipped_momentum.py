@@ -54,7 +54,7 @@ class ClippedMomentum(CappedOptimizer):
         norm_scope: ``"all"`` clips a group by the norm over all groups, ``"group"`` by its own norm. The second is
             another algorithm, whose longest step grows with the number of groups.
         maximize: Whether to ascend instead of descending.
-        foreach: Whether to use operations on lists of tensors. None: where faster, at present everywhere.
+        foreach: Whether to use operations on lists of tensors. None: wherever that is faster, at present everywhere.
         capturable: Promises that a CUDA graph may capture the step. Tensors among the options must then be on the
             GPU; numbers are frozen in the graph.
 
@@ -178,7 +178,7 @@ class ClippedMomentum(CappedOptimizer):
         """Returns the largest curvature [f/x^2] at which steps that are not clipped do not diverge on a quadratic.
 
         That is (2 / lr) / (1 - nu + nu (1 - b) / (1 + b)) with momentum b, past the bias correction. Weight decay in
-        the gradient is subtracted from it; decoupled weight decay w makes 2 / lr into 2 / lr - w. NaN where groups
+        the gradient is subtracted from it; decoupled weight decay w makes 2 / lr into 2 / lr - w. NaN if groups
         differ, for ``maximize``, and for ``clip="normalize"``. It is never preconditioned.
 
         Source: the eigenvalue -1 of the recurrence; tests/adapters/test_stability.py has spectral radii and real steps.
@@ -188,7 +188,7 @@ class ClippedMomentum(CappedOptimizer):
         return (found.pop() if len(found) == 1 else math.nan), False
 
     def refusal(self) -> str:
-        """Returns why AutoClip must not act on this optimizer; empty where it may."""
+        """Returns why AutoClip must not act on this optimizer; empty if it may."""
         scopes = [group["norm_scope"] for group in self.param_groups if group["norm_scope"] != "all"]
         if not scopes or len(self.param_groups) == 1:
             return ""

@@ -161,7 +161,7 @@ class GradientDescent(StepOptimizer):
         lr: Factor kappa on the rate, without unit, a number or a 0-dim tensor. The promises hold for 1. The constants
             of a fit are estimates, so a smaller factor may be safer.
         maximize: Whether to ascend instead of descending.
-        foreach: Whether to use operations on lists of tensors. None: where faster, at present everywhere.
+        foreach: Whether to use operations on lists of tensors. None: wherever that is faster, at present everywhere.
         capturable: Promises that a CUDA graph may capture the step, see `ClippedMomentum`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What an optimizer of this library says about itself, for those who measure or clip it."""
+"""Described: what an optimizer of this library says about itself to the probe and to AutoClip."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ class Described(Optimizer):
     """An optimizer that answers the questions of `smoothdiag.adapters.Adapter`; subclasses override what differs.
 
     Attributes:
-        way: What AutoClip may shorten: ``"updates"``, or ``"cap"`` where the optimizer clips by itself.
+        way: What AutoClip may shorten: ``"updates"``, or ``"cap"`` if the optimizer clips by itself.
         follows_gradients: Whether a step is the learning rate times an average of gradients, clipped or not.
     """
 
@@ -40,7 +40,7 @@ class Described(Optimizer):
         return shortening(self.momentum(group))
 
     def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns ``None``: the last update does not follow from what is kept."""
+        """Returns ``None``: the last update does not follow from the state."""
         return None
 
     def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
@@ -48,7 +48,7 @@ class Described(Optimizer):
         return None
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the largest stable curvature [f/x^2], and whether it is preconditioned; NaN where it is not known."""
+        """Returns the largest stable curvature [f/x^2], and whether it is preconditioned; NaN if it is not known."""
         return math.nan, False
 
     def evaluated(self, parameter: Tensor) -> Tensor:
@@ -56,9 +56,9 @@ class Described(Optimizer):
         return parameter
 
     def refusal(self) -> str:
-        """Returns why AutoClip must not act on this optimizer; empty where it may."""
+        """Returns why AutoClip must not act on this optimizer; empty if it may."""
         return ""
 
     def late_refusal(self, moved: float | Tensor) -> str | None:
-        """Returns the same after a step."""
+        """Returns the refusal as it is known after a step."""
         return ""

@@ -160,7 +160,7 @@ class GGNC(CappedOptimizer):
         found = [groups.get(param, {}) for param in params]
         if not all(isinstance(group.get("geometry"), LayerGeometry) for group in found):
             raise ValueError(
-                "Parameter `params` should hold parameters of this optimizer whose geometry is one of a layer. "
+                "Parameter `params` should hold parameters of this optimizer that have the geometry of a layer. "
                 f"Found `geometry = {[group.get('geometry') for group in found]}`."
             )
         return Product(tuple(g["geometry"] for g in found), tuple(float(g["radius"]) for g in found))
@@ -196,13 +196,13 @@ class GGNC(CappedOptimizer):
         return all(isinstance(group["geometry"], Euclidean) for group in self.param_groups)
 
     def refusal(self) -> str:
-        """Returns why AutoClip must not act on this optimizer; empty where it may."""
+        """Returns why AutoClip must not act on this optimizer; empty if it may."""
         for group in self.param_groups:
             geometry, radius = group["geometry"], group["radius"]
             if not isinstance(geometry, Euclidean) or radius != 1:
                 return (
-                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: the longest step is "
-                    f"measured in it. Found `geometry = {geometry}`, `radius = {radius}`."
+                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: AutoClip measures "
+                    f"the longest step in this norm. Found `geometry = {geometry}`, `radius = {radius}`."
                 )
         return ""
 

@@ -52,8 +52,8 @@ def plot_clipping(
 
     A measured length is the step at which a quadratic with the measured curvature is lowest: ||g||/L along the
     gradient, or -slope/curvature if AutoClip's estimator measures a slope. A step without clipping is rate times gain
-    of the momentum times gradient norm; it is drawn where the history has a threshold. Where it lies above the longest
-    step, AutoClip clipped it.
+    of the momentum times gradient norm; it is drawn if the history has a threshold. If it lies above the longest step,
+    AutoClip clipped the step.
 
     Args:
         data: An AutoClip, or the trace of its probe.

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
+from smoothdiag.console import counted
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def runs_together(data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame]) -
 
 
 def band(fit: SmoothnessFit, grid: Array) -> tuple[Array, Array] | None:
-    """Returns the ends of the pointwise interval of the line; None where the fit has no resamples.
+    """Returns the ends of the pointwise interval of the line; None if the fit has no resamples.
 
     L0 and L1 of one resample belong together: where one is high, the other is low. So a band between the ends of their
     separate intervals would be wider than it has to be.
@@ -219,13 +220,8 @@ def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None
 def note(ax: Axes, num_left_out: int, why: str = "zero, < 0, inf, NaN") -> None:
     """Says above the axes how many rows could not be drawn."""
     if num_left_out:
-        text = f"{number_of_rows(num_left_out)} not shown ({why})"
+        text = f"{counted(num_left_out, 'row')} not shown ({why})"
         ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize="small", color="0.35")
-
-
-def number_of_rows(number: int) -> str:
-    """Returns "1 row", "2 rows" and so on."""
-    return f"{number} row{'' if number == 1 else 's'}"
 
 
 def draw_intervals(

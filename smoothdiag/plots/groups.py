@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from smoothdiag.console import counted
 from smoothdiag.plots.common import (
     HOLLOW,
     NORM,
@@ -24,7 +25,6 @@ from smoothdiag.plots.common import (
     in_fit,
     legend_below,
     log_axis,
-    number_of_rows,
     positive,
     runs_together,
     select,
@@ -119,7 +119,7 @@ def plot_groups(
         lines.append(_draw_group(panel, rows, *clouds[group], shown[group], fit))
         title = [as_drawn(group)] if fits is None else [as_drawn(group), "no fit" if fit is None else fit.verdict.name]
         if left_out := int((~shown[group]).sum()):
-            title.append(f"{number_of_rows(left_out)} not shown")
+            title.append(f"{counted(left_out, 'row')} not shown")
         panel.set_title("\n".join(title), loc="left", size="small")
         sns.despine(ax=panel)
     for panel in panels[len(parts) :]:

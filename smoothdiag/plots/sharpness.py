@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from smoothdiag.console import counted
 from smoothdiag.plots.common import (
     HOLLOW,
     Array,
@@ -99,7 +100,7 @@ def plot_sharpness(
     if not shown.any():
         raise ValueError(
             "Parameter `data` should have rows whose curvature is positive and finite. "
-            f"Found {len(rows)} rows of {names}, group `{group}`, and none such."
+            f"Found {counted(len(rows), 'row')} of {names}, group `{group}`, without such a value."
         )
 
     import seaborn as sns

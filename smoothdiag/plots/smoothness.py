@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from smoothdiag.console import counted
 from smoothdiag.plots.common import (
     HOLLOW,
     NORM,
@@ -22,7 +23,6 @@ from smoothdiag.plots.common import (
     legend_below,
     log_axis,
     note,
-    number_of_rows,
     positive,
     runs_together,
     select,
@@ -93,7 +93,8 @@ def plot_smoothness(
     if not shown.any():
         raise ValueError(
             "Parameter `data` should have rows whose gradient norm and smoothness are positive and finite. "
-            f"Found {len(rows)} rows of estimator `{rows['estimator'].iloc[0]}`, group `{group}`, and none such."
+            f"Found {counted(len(rows), 'row')} of estimator `{rows['estimator'].iloc[0]}`, group `{group}`, without "
+            "such values."
         )
 
     import seaborn as sns
@@ -128,9 +129,9 @@ def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, b
     # The order is shuffled, because in order of time the late rows would hide the early ones.
     order = np.random.default_rng(0).permutation(np.flatnonzero(good))
     points = ax.scatter(x[order], y[order], size, step[order], cmap="viridis", alpha=0.85, linewidths=0, zorder=3)
-    points.set(label=f"{as_drawn(name, in_legend=True)}, {number_of_rows(len(order))}", rasterized=many)
+    points.set(label=f"{as_drawn(name, in_legend=True)}, {counted(len(order), 'row')}", rasterized=many)
     if bad.any():
-        label = f"not usable, {number_of_rows(int(bad.sum()))}"
+        label = f"not usable, {counted(int(bad.sum()), 'row')}"
         ax.scatter(x[bad], y[bad], size, zorder=2, rasterized=many, label=label, **HOLLOW)
     if len(np.unique(step[good])) > 1:
         # An inset takes no room from the axes, so a grid of axes stays a grid with any layout engine.

@@ -79,7 +79,7 @@ def begin(path: Path) -> TraceFile | None:
     """Opens a new file; the file of an earlier run at this path is kept under the next free number.
 
     Returns:
-        The file, or None where another process, or another trace in this process, is writing it.
+        The file, or None if another process, or another trace in this process, is writing it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -110,7 +110,7 @@ def beside(path: Path) -> TraceFile:
 
 
 def again(path: Path) -> io.FileIO | None:
-    """Opens a file to continue; None where another process, or another trace in this process, is writing it."""
+    """Opens a file to continue; None if another process, or another trace in this process, is writing it."""
     return _locked(path)
 
 

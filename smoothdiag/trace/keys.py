@@ -5,6 +5,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Final
 
+from smoothdiag.console import counted
 from smoothdiag.rows import CHECK, COLUMNS, KEY, printable, shown
 
 _MOST: Final = len(COLUMNS) // 2
@@ -69,7 +70,8 @@ def without_repeats(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]
     if first is None:
         return list(last.values()), None
     return list(last.values()), (
-        f"{count} rows come twice, for example because two processes wrote to one file. The first of them is step "
+        f"{counted(count, 'row comes', 'rows come')} twice, for example because two processes wrote to one file. The "
+        "first is step "
         f"{first['step']} of estimator {shown(first['estimator'])}, group {shown(first['group'])}; the later row of "
         "each pair counts"
     )

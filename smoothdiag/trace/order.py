@@ -3,10 +3,12 @@
 from itertools import pairwise
 from typing import Final, Generic, TypeVar
 
+from smoothdiag.console import counted
 from smoothdiag.trace.lines import Place
 
 EDITED: Final = "If you edited the file on purpose, read it with `Trace.read(path, verify=False)`"
 NUM_SHOWN: Final = 10
+_ANOTHER_RUN: Final = "to another run. A file should hold one run: split it to read the other one"
 
 
 Content = TypeVar("Content")
@@ -16,7 +18,7 @@ class Order(Generic[Content]):
     """Collects the lines of one file, and puts them into the order in which they were written.
 
     Args:
-        first: Number that the first line of the file should have; None where the first lines have no numbers.
+        first: Number that the first line of the file should have; None if the first lines have no numbers.
         problems: List to which everything that is wrong is added.
     """
 
@@ -76,18 +78,20 @@ class Order(Generic[Content]):
         if any(one > other for one, other in pairwise(numbers)):
             self._problems.append("the lines are not in the order in which they were written; reading restores it")
             contents = [contents[at] for at in sorted(range(len(numbers)), key=numbers.__getitem__)]
-        for lines, why in (
-            (self._repeated, "come a second time"),
-            (self._foreign, "belong to another run. A file should hold one run: split it to read the other one"),
+        for lines, one, several in (
+            (self._repeated, "it comes a second time", "they come a second time"),
+            (self._foreign, f"it belongs {_ANOTHER_RUN}", f"they belong {_ANOTHER_RUN}"),
         ):
-            if lines:
-                self._problems.append(f"{len(lines)} lines left out, the first of them line {lines[0]}: they {why}")
+            if len(lines) > 1:
+                self._problems.append(f"{len(lines)} lines left out, the first of them line {lines[0]}: {several}")
+            elif lines:
+                self._problems.append(f"line {lines[0]} left out: {one}")
         if self._seen or self._total is not None:
             first = min(self._seen) if self._first is None else self._first
             last = max(max(self._seen, default=0), 1 + (self._total or 0))
             missing = last - first + 1 - len(self._seen) - self._damaged
             if missing > 0:
-                self._problems.append(f"{missing} lines are missing that the file once had")
+                self._problems.append(f"{counted(missing, 'line is', 'lines are')} missing that the file once had")
         return contents
 
 

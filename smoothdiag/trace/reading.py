@@ -27,7 +27,7 @@ class Contents:
         meta: Facts about the run.
         rows: Rows that count.
         problems: What was left out, and what is wrong with the file.
-        file: Digits that all lines of the file share; None where no line has a check sum.
+        file: Digits that all lines of the file share; None if no line has a check sum.
         next_number: Number of the next line.
     """
 

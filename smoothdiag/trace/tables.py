@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from smoothdiag.console import counted
 from smoothdiag.rows import CHECK, COLUMNS, REQUIRED, clean_row, printable
 from smoothdiag.trace.cells import cell, escaped, plain
 from smoothdiag.trace.keys import resembled, without_repeats
@@ -70,7 +71,7 @@ def read_csv(source: Path, verify: bool = True) -> Contents:
         if isinstance(cells, str):
             order.damaged(number, cells)
         elif len(cells) != len(names):
-            order.damaged(number, f"it has {len(cells)} cells instead of {len(names)}")
+            order.damaged(number, f"it has {counted(len(cells), 'cell')} instead of {len(names)}")
         elif cells == given:
             found.problems.append(f"line {number} repeats the names of the columns, as if two tables had been joined")
             if verify and not has_checks:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smoothdiag.console import counted
 from smoothdiag.rows import COLUMNS, SmoothdiagWarning, clean_row, shown
 from smoothdiag.trace import file as files
 from smoothdiag.trace.lines import (
@@ -200,7 +201,7 @@ class Trace:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Trace({len(self)} rows, path={str(self.path) if self.path else None!r})"
+        return f"Trace({counted(len(self), 'row')}, path={str(self.path) if self.path else None!r})"
 
     def _header(self) -> dict[str, Any]:
         return {HEADER: FORMAT_VERSION, **harmless(self.meta)}

@@ -463,7 +463,7 @@ def test_a_run_that_is_joined_late_is_calibrated_then() -> None:
     history = run.clipper.history
     assert list(history["event"]) == ["started", "measured", "held"]
     assert list(history["step"]) == [100, 105, 130]
-    assert "13 probes in steps 100-129" in run.clipper.reason
+    assert "13 measurements in steps 100-129" in run.clipper.reason
     assert 0 < history["clipped"].iloc[-1] <= 30
 
 
@@ -479,7 +479,7 @@ def test_rows_of_an_earlier_run_in_the_trace_do_not_count() -> None:
     first = Run(sgd(3.0)).over(batches(40))
     second = Run(sgd(3.0), trace=first.probe.trace)
     second.over(batches(1))
-    assert "there are 0 of the 5 valid measurements" in second.clipper.history["note"].iloc[0]
+    assert "AutoClip has 0 of the 5 valid measurements" in second.clipper.history["note"].iloc[0]
     assert "1 of the 5 valid measurements" in second.clipper.reason
 
 

@@ -378,7 +378,7 @@ def test_a_row_that_cannot_be_read_is_one_measurement_less(monkeypatch) -> None:
 
     monkeypatch.setattr(Rows, "measured", staticmethod(measured))
     run.over(batches(20))
-    assert "1 rows could not be used: 1 unreadable (KeyError)" in run.clipper.reason
+    assert "1 row could not be used: 1 unreadable (KeyError)" in run.clipper.reason
 
 
 def states():

@@ -105,7 +105,7 @@ def test_a_state_that_was_not_loaded_is_missed(forgotten) -> None:
         if i != forgotten:
             part.load_state_dict(states[i])
     before = second.weights()
-    with pytest.raises(ValueError, match="load the states of both"):
+    with pytest.raises(ValueError, match="load the saved states of both"):
         second.over(batches(1))
     assert torch.equal(second.weights(), before)
 
@@ -113,7 +113,7 @@ def test_a_state_that_was_not_loaded_is_missed(forgotten) -> None:
 def test_a_state_of_another_kind_or_rule_is_refused() -> None:
     state = Run(sgd(1.0)).over(batches(3)).clipper.state_dict()
     for make, options, message in (
-        (adamw(), {}, "for ScaleGradients, and not for ShortenUpdate"),
+        (adamw(), {}, "acts by ScaleGradients; this one acts by ShortenUpdate"),
         (sgd(1.0), {"rule": StepRule(0.7)}, "made with the given rule"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -194,7 +194,7 @@ def test_batches_that_are_not_finite_leave_calibration_alone() -> None:
     assert list(events["step"]) == [2, 5, 13, 41], "of some in a row the last"
     assert list(events["skipped"]) == [1, 2, 3, 5]
     assert "3 rows could not be used: 3 non_finite" in run.clipper.reason
-    assert "10 probes" in run.clipper.reason
+    assert "10 measurements" in run.clipper.reason
     assert math.isfinite(run.losses[-1])
     assert median(run.losses[-10:]) < 0.5 * run.losses[0]
 
@@ -287,7 +287,7 @@ def test_gradients_that_become_small_lower_nothing() -> None:
 
 
 FORM = (
-    r"longest step [\d.]+ from 13 probes in steps 1-29: median \|\|g\|\|/L [\d.]+ \[[\d.]+, [\d.]+\], times 1.2; "
+    r"longest step [\d.]+ from 13 measurements in steps 1-29: median \|\|g\|\|/L [\d.]+ \[[\d.]+, [\d.]+\], times 1.2; "
     r"at lr 4 this is max_norm [\d.]+; held since step 30; \d+% of steps clipped so far\."
 )
 
@@ -295,7 +295,7 @@ FORM = (
 def test_the_reason_is_a_sentence_of_numbers() -> None:
     run = Run(sgd(4.0), schedule=every(7))
     assert "no step taken yet" in run.clipper.reason
-    assert "0.03 ||x||, because there are 0 of the 5 valid measurements that it takes" in run.clipper.reason
+    assert "0.03 ||x||, because AutoClip has 0 of the 5 valid measurements that it needs" in run.clipper.reason
     run.over(batches(31))
     reason = run.clipper.reason
     assert re.fullmatch(FORM.replace("1-29", r"\d-29"), reason), reason
@@ -317,7 +317,7 @@ def test_without_measurements_it_says_what_it_goes_by() -> None:
                 run.optimizer.step()
         else:
             run.optimizer.step()
-    assert "from 0.03 ||x||, because there are 0 of the 5 valid measurements" in run.clipper.reason
+    assert "from 0.03 ||x||, because AutoClip has 0 of the 5 valid measurements" in run.clipper.reason
     assert run.clipper.longest_step == pytest.approx(0.03 * float(run.weights().norm()), rel=0.2)
 
 
@@ -362,7 +362,7 @@ def test_a_rate_is_not_set_under_a_schedule_or_for_updates() -> None:
     LambdaLR(late.optimizer, lambda k: 1.0)
     with pytest.raises(ValueError, match="Parameter `set_lr` should be False under a schedule"):
         late.over(batches(1))
-    with pytest.raises(ValueError, match="where gradients are clipped and measured"):
+    with pytest.raises(ValueError, match="only if it clips gradients, as under SGD, and if its rule measures"):
         Run(adamw(), set_lr=True)
     assert math.isnan(Run(sgd()).clipper.suggest_lr())
 

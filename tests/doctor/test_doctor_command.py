@@ -39,7 +39,7 @@ def test_report_follows_what_the_script_prints(tmp_path, capsys) -> None:
     assert trained == "trained"
     assert head == "smoothdiag doctor: 1 finding in 1 step"
     assert titles.split() == ["severity", "finding", "seen", "line"]
-    assert row.split() == ["error", "clip-after-step", *["1", "of", "1", "steps"], f"{tmp_path}/train.py:7"]
+    assert row.split() == ["error", "clip-after-step", *["1", "of", "1", "step"], f"{tmp_path}/train.py:7"]
 
 
 def test_json_is_the_last_line(tmp_path, capsys) -> None:
@@ -64,7 +64,7 @@ def test_exit_code_is_kept_and_the_report_comes_all_the_same(tmp_path, capsys, e
     before = sys.argv, list(sys.path), sys.modules["__main__"]
     assert run(tmp_path, f"{LOOP}\n{end}") == code
     captured = capsys.readouterr()
-    assert "clip-after-step: 1 of 1 steps" in captured.out
+    assert "clip-after-step: 1 of 1 step\n" in captured.out
     assert message in captured.err
     assert (sys.argv, sys.path, sys.modules["__main__"]) == before
     if "raise" in end:

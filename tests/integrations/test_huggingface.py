@@ -277,7 +277,7 @@ def test_wrong_use_is_refused(tmp_path) -> None:
     (callback,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, SmoothnessCallback))
     assert callback.bind(trainer) is callback
     assert trainer.callback_handler.callbacks.count(callback) == 1
-    with pytest.raises(ValueError, match="Found a callback bound before"):
+    with pytest.raises(ValueError, match="Found a callback that is bound to a trainer already"):
         callback.bind(trainer)
     with pytest.raises(ValueError, match="`trainer` should have one SmoothnessCallback. Found another"):
         SmoothnessCallback().bind(trainer)
@@ -501,7 +501,7 @@ def test_the_factor_of_a_grad_scaler_is_taken_out() -> None:
     loss = 5 * x
     factor = Factor(scaler)
     factor.watch(loss)
-    with pytest.raises(RuntimeError, match="no backward on the loss"):
+    with pytest.raises(RuntimeError, match="did not call backward on the loss"):
         _ = factor.value
     scaler.scale(loss / 3).backward()
     assert_close(x.grad, 2.0**16 * torch.tensor(5 / 3))

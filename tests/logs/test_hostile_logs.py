@@ -6,11 +6,11 @@ from smoothdiag import SmoothdiagWarning, read_log
 
 HEAD = "step,grad_norm\n1,0.5\n"
 LEFT_OUT = {
-    "a step of 20 digits": ("log.csv", f"{HEAD}{10**20 - 1},0.6\n", "1 values are left out.*step 1e.20 in `step`"),
+    "a step of 20 digits": ("log.csv", f"{HEAD}{10**20 - 1},0.6\n", "1 value is left out.*step 1e.20 in `step`"),
     "brackets without end": (
         "log.jsonl",
         '{"step": 1, "grad_norm": 0.5}\n' + "[" * 100_000 + "\n",
-        "1 lines are left out",
+        "1 line is left out",
     ),
     "a terminal's escape": ("log.csv", f"{HEAD}2,\x1b[2J\n", r"the first is '\\x1b\[2J' in `grad_norm`"),
 }

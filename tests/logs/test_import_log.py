@@ -175,7 +175,9 @@ def test_entries_of_one_step_are_put_together_and_the_later_value_counts(tmp_pat
     entries = [{"step": 1, "loss": 1.0}, {"step": 1, "grad_norm": 2.0}, {"step": 2, "grad_norm": 3.0, "loss": 4.0}]
     assert pairs(read_log(jsonl(tmp_path / "log.jsonl", entries))) == [(1, 2.0, 1.0), (2, 3.0, 4.0)]
     resumed = [{"step": 3, "grad_norm": 6.0}, *entries, {"step": 2, "grad_norm": 5.0, "loss": 4.0}]
-    with pytest.warns(SmoothdiagWarning, match="1 entries repeat an earlier step and replace its values"):
+    with pytest.warns(
+        SmoothdiagWarning, match="1 entry repeats an earlier step with other values, and the later values count"
+    ):
         trace = read_log(jsonl(tmp_path / "log.jsonl", resumed))
     assert [row["grad_norm"] for row in trace] == [2.0, 5.0, 6.0]
 
@@ -192,7 +194,7 @@ def test_values_that_are_not_finite_stay_and_have_a_status(tmp_path) -> None:
 def test_what_cannot_be_read_is_left_out_and_said(tmp_path) -> None:
     path = jsonl(tmp_path / "log.jsonl", [{"step": k, "grad_norm": 1.0} for k in range(3)])
     path.write_text("warming up\n" + path.read_text() + '{"step": 3, "grad_norm": "much"}\n{"step": 4, "grad')
-    with pytest.warns(SmoothdiagWarning, match="2 lines are left out.*line 1; 1 values.*'much' in `grad_norm`"):
+    with pytest.warns(SmoothdiagWarning, match="2 lines are left out.*line 1; 1 value is.*'much' in `grad_norm`"):
         assert [row["step"] for row in read_log(path)] == [0, 1, 2]
 
 
@@ -203,7 +205,7 @@ def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None
     assert [(row["step"], row["grad_norm"]) for row in trace] == [(0, 1.0), (2, 3.0)]
     (tmp_path / "log.csv").write_text("step,grad_norm\n0,1.0,7,8\n1,2.0\n")
     with pytest.warns(
-        SmoothdiagWarning, match="1 rows have more cells than the table has columns; the extra cells are left out"
+        SmoothdiagWarning, match="1 row has more cells than the table has columns; the extra cells are left out"
     ):
         assert len(read_log(tmp_path / "log.csv")) == 2
 
@@ -222,9 +224,9 @@ def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None
         ("a.txt", "{'loss': 2}\n", {}, "should end in .csv, .tsv, .* Found `.*a.txt`. .*take trainer_state.json"),
         ("a.csv", "Wall time,Step,Value\n1,2,3\n", {}, "One scalar from TensorBoard has no name.*--grad-norm Value"),
         ("a.json", "[[1.5, 2, 3]]", {}, "Found the columns Wall time, Step, Value. One scalar from TensorBoard"),
-        ("a.csv", "step,grad_norm\n1,tensor(0.4)\n", {}, "1 values .* like 0.5: .*'tensor\\(0.4\\)' in `grad_norm`"),
-        ("a.csv", "step;grad_norm\n1;0,4\n", {}, "no numbers like 0.5: the first is '0,4' in `grad_norm`"),
-        ("a.jsonl", '{"grad_norm": 1' + 400 * "0" + "}", {}, "1 values are left out because they are no numbers"),
+        ("a.csv", "step,grad_norm\n1,tensor(0.4)\n", {}, "1 value is .* like 0.5 .*'tensor\\(0.4\\)' in `grad_norm`"),
+        ("a.csv", "step;grad_norm\n1;0,4\n", {}, "numbers like 0.5 can be read; the first is '0,4' in `grad_norm`"),
+        ("a.jsonl", '{"grad_norm": 1' + 400 * "0" + "}", {}, "1 value is left out because only numbers"),
         ("a.csv", "step,grad_norm\n3,1\n5,-0.5\n7,-2\n", {}, "never negative. Found -0.5 at step 5 .*, and 1 more"),
         ("a.csv", "step,loss,acc\n3,,1\n", {}, "`loss` should name a column of numbers. Found none in `loss`"),
         ("a.csv.gz", "step,grad_norm\n1,2\n", {}, "should be a complete gzip file"),
@@ -385,7 +387,7 @@ def test_thresholds_that_are_none_are_refused(tmp_path, threshold) -> None:
 def test_a_measured_trace_is_no_log() -> None:
     trace = Trace()
     trace.append({"step": 0, "grad_norm": 1.0, "smoothness": 2.0, "estimator": "local"})
-    with pytest.raises(ValueError, match="should have rows from `read_log`.*1 rows, 0 of them from a log"):
+    with pytest.raises(ValueError, match="should have rows from `read_log`.*1 row, 0 of them from a log"):
         review_log(trace)
 
 
@@ -489,7 +491,9 @@ def test_values_that_tensorboard_has_twice_are_said_and_tensorboard_missing_too(
     with SummaryWriter(str(tmp_path)) as writer:
         for step, norm in ((0, 1.0), (1, 2.0), (0, 3.0)):
             writer.add_scalar("grad_norm", norm, step)
-    with pytest.warns(SmoothdiagWarning, match="1 entries repeat an earlier step and replace its values"):
+    with pytest.warns(
+        SmoothdiagWarning, match="1 entry repeats an earlier step with other values, and the later values count"
+    ):
         assert [row["grad_norm"] for row in read_log(tmp_path)] == [3.0, 2.0]
     monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
     with pytest.raises(ImportError, match=r'pip install "smoothdiag\[tensorboard\]"'):
@@ -519,7 +523,7 @@ def test_folders_name_the_logs_in_them(tmp_path) -> None:
             "a.csv",
             'step,grad_norm,note\n0,1,\n5,2,"open\n10,3,\n',
             [0, 5],
-            "1 cells hold several lines, as if a quote",
+            "1 cell holds several lines, as if a quote",
         ),
         (
             "a.json",
@@ -539,9 +543,10 @@ def test_what_is_left_out_is_said(tmp_path, name, text, steps, message) -> None:
 
 def test_norms_of_minus_one_are_an_overflow_and_not_a_norm(tmp_path) -> None:
     entries = [{"step": k, "grad_norm": -1 if k == 2 else 1.0 + k} for k in range(4)]
-    with pytest.warns(SmoothdiagWarning, match="1 gradient norms of -1 are read as NaN, which is how DeepSpeed logs"):
+    with pytest.warns(SmoothdiagWarning, match="1 gradient norm of -1 read as NaN, because DeepSpeed logs"):
         trace = read_log(jsonl(tmp_path / "log.jsonl", entries))
     assert review_log(trace).non_finite == (2,)
+    assert "Inf or NaN at step 2." in review_log(trace).summary()
     assert review_log(trace).num_norms == 3
 
 
@@ -579,7 +584,7 @@ def test_advice_takes_twenty_norms_above_zero(tmp_path) -> None:
         (range(0, 50, 5), 5, "10 gradient norms in steps 0 to 45, usually 5 steps apart; no"),
         ([1, 10, 20, 30], 10, "usually 10 steps apart"),
         (range(7), 1, "7 gradient norms in steps 0 to 6; no losses."),
-        ([3], math.nan, "1 gradient norms in steps 2 to 4; no losses."),
+        ([3], math.nan, "1 gradient norm in steps 2 to 4; no losses."),
     ],
 )
 def test_the_interval_is_the_usual_distance_of_norms(tmp_path, steps, interval, said) -> None:
@@ -626,5 +631,5 @@ def test_warnings_of_the_command_are_lines(tmp_path, capsys) -> None:
     path = jsonl(tmp_path / "log.jsonl", [{"step": 0, "grad_norm": 1.0}, {"step": 1, "grad_norm": "x"}])
     assert main(["import", str(path)]) == 0
     error = capsys.readouterr().err
-    assert error.startswith(f"smoothdiag import: warning: {path}: 1 values are left out")
+    assert error.startswith(f"smoothdiag import: warning: {path}: 1 value is left out")
     assert error.count("\n") == 1

@@ -66,8 +66,13 @@ def _unseal(lines: list[str]) -> None:
 
 
 DAMAGES = {
-    "a line goes": (lambda lines: lines.pop(3), "1 lines are missing", [0, 1, 3, 4, 5]),
-    "a line comes twice": (lambda lines: lines.insert(5, lines[3]), "1 lines left out.* line 6: they come", None),
+    "a line goes": (lambda lines: lines.pop(3), "1 line is missing", [0, 1, 3, 4, 5]),
+    "a line comes twice": (lambda lines: lines.insert(5, lines[3]), "line 6 left out: it comes a second time", None),
+    "two lines come twice": (
+        lambda lines: lines.__setitem__(slice(5, 5), lines[3:5]),
+        "2 lines left out, the first of them line 6: they come a second time",
+        None,
+    ),
     "two lines change places": (_exchange, "lines are not in the order", None),
     "a digit changes": (_change, "line 4 left out: its check sum fails.*verify=False", [0, 1, 3, 4, 5]),
     "a check sum goes": (_unseal, "line 4 left out", [0, 1, 3, 4, 5]),
@@ -207,7 +212,9 @@ def test_rows_that_come_twice_are_named_and_the_later_counts(tmp_path) -> None:
     with Trace(path) as trace:
         trace.extend(row(step, loss=at) for at, step in enumerate((0, 1, 2, 1, 2)))
         trace.extend(row(2, group="head", loss=9) for _ in range(1))
-    with pytest.warns(SmoothdiagWarning, match="2 rows come twice.* is step 1 of estimator 'local', group 'all'"):
+    with pytest.warns(
+        SmoothdiagWarning, match="2 rows come twice.* The first is step 1 of estimator 'local', group 'all'"
+    ):
         assert [(found["step"], found["loss"]) for found in Trace.read(path)] == [(0, 0), (1, 3), (2, 4), (2, 9)]
 
 

@@ -1,4 +1,4 @@
-"""Which backend to multiply by the Hessian with: each is tried, and checked against what every Hessian has."""
+"""Chooses the backend for products with the Hessian: tries each, and checks properties that every Hessian has."""
 
 import math
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ def choose(objective: Objective, point: Vector, *, autocast: bool) -> Choice:
     with opened(objective, point, "central", gradient_error=error, autocast=autocast) as difference:
         product, asymmetry = _try(difference, v)
         spread = float(vectors.norm(vectors.sub(difference(v), difference.finer(v))))
-    # Judged only if two radii agree: at kinks differences are never symmetric.
+    # This is judged only if two radii agree, because at kinks differences are never symmetric.
     symmetric = asymmetry <= ASYMMETRIC or spread > AGREEMENT * float(vectors.norm(product))
     if not symmetric:
         failure += (
@@ -173,7 +173,7 @@ def _compare(difference: Hessian, v: Vector, product: Vector, error: float) -> t
     if not all(map(math.isfinite, (whole, off, doubt))):
         return True, "differences of gradients are not finite", 0.0
     relative, known = (off / whole, doubt / whole) if whole else (0.0, 0.0)
-    finding = f"relative distance {relative:.0e} from a difference of gradients, itself known to {known:.0e}"
+    finding = f"relative distance {relative:.0e} from a difference of gradients, which is accurate to {known:.0e}"
     if off > max(AGREEMENT * whole, DOUBTS * doubt, noise):
         return False, finding, known
     # Kinks do not excuse a product that misses most of the curvature along v: they add less than that.

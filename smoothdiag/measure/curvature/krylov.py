@@ -23,14 +23,16 @@ NEGLIGIBLE = 1e-2
 
 
 WIDEST_GAP, KNOWN_GAP = 0.1, 0.3
-"""Largest gap, relative to an eigenvalue, that is believed; the second if the next value is known to half the gap."""
+"""Largest gap to the next eigenvalue that the error estimate believes, relative to the eigenvalue. The second number
+counts if the next eigenvalue is known to within half the gap."""
 
 
 NOISE = 1e-3
-"""Length of the noise added to a vector for the next search, so that it has a share in every eigenvector."""
+"""Length of the noise that is added to the start of the next search, so that it has a share in every eigenvector."""
 
 AHEAD = 0.02
-"""Share of the largest magnitude by which a Ritz value, within its distance, must be ahead to be pursued."""
+"""The search pursues a Ritz value if, within its distance, it could be ahead by more than this share of the largest
+magnitude."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Ritz:
         return bool(self.outside[j] > 1e-3 * self.distances[j])
 
     def outdoes(self, j: int, chosen: list[int], target: str) -> bool:
-        """Returns whether a Ritz value could, within its distance, be ahead of a chosen one by more than a little."""
+        """Returns whether a Ritz value could, within its distance, be ahead of a chosen one by more than `AHEAD`."""
         values, reach, little = self.values, float(self.distances[j]), AHEAD * float(np.abs(self.values).max())
         if target == "norm":
             return bool(abs(values[j]) + reach > min(abs(values[chosen])) + little)
@@ -78,9 +80,9 @@ class Ritz:
         """Returns the estimated relative distance of a Ritz value from the next eigenvalue.
 
         A Rayleigh quotient has two bounds: the residual, and its square over the gap to the rest of the spectrum. The
-        second takes the other Ritz values for the rest, and believes in no wide gap, because a value that seems to
-        stand alone may belong to a cluster. The error is relative to the value, or to a hundredth of the largest
-        magnitude if that is more.
+        second bound takes the other Ritz values for the rest of the spectrum. It counts no gap as wider than a share of
+        the value, because a value that seems to stand alone may belong to a cluster. The error is relative to the
+        value, or to a hundredth of the largest magnitude if that is more.
 
         Source: Parlett 1998, *The symmetric eigenvalue problem*, theorem 11.7.1.
         """

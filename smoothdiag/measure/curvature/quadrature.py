@@ -80,7 +80,7 @@ def spectral_density(
         space = Subspace(matvec, like, seed)
         ritz = space.grow(space.flatten(vectors.random_like(like, seed=seed + 10_007 * i)))
         assert ritz is not None
-        # If H does not lead out of the subspace, the vector has no share outside: those eigenvalues weigh nothing.
+        # If H does not lead out of the subspace, the vector has no share in other eigenvectors, so they have no weight.
         while len(ritz.values) < num_products and not ritz.is_closed:
             grown = space.grow(space.residual(ritz, int(ritz.outside.argmax())), leads_out=True)
             assert grown is not None

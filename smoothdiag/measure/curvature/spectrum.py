@@ -124,7 +124,7 @@ def lanczos(
     while not np.isnan(ritz.values).any():
         unfinished = [j for j in chosen if ritz.error(j) > tol]
         rivals = [j for j in others if ritz.outdoes(j, chosen, target)]
-        # A further copy of an eigenvalue shows only from outside a subspace that is closed under H.
+        # A subspace that is closed under H shows a repeated eigenvalue only once; a direction outside shows it again.
         doubtful = len(chosen) < wanted or (
             wanted > 1 and ritz.is_closed and not (drawn and (ritz.coordinates[-1, others] ** 2).sum() > 0.5)
         )

@@ -15,7 +15,7 @@ class DebiasedSmoothness:
     same vector measured on two independent halves A and B is not: <dg_A, dg_B> estimates ||dg||^2 of the full loss
     without bias, and <g_A, g_B> does so for the gradient. The row reports the roots of both. If an inner product is not
     positive, it has no root: noise hides the value, and the status is ``halves_disagree``. The roots of single rows are
-    still noisy and, on average, a little low; average ``smoothness_squared`` over rows where that matters.
+    still noisy and, on average, a little low; average ``smoothness_squared`` over rows if that matters.
 
     The step must not depend on the halves: use ``probe_batches``. On halves of the step's own batch the displacement
     is correlated with the data, which leaves a bias of some per cent.

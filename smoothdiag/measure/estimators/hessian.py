@@ -51,7 +51,7 @@ class HessianNorm:
     Units: smoothness [f/x^2]. Extra columns: ``eigenvalue_max`` and ``eigenvalue_min`` [f/x^2], both ends of the
     spectrum; ``residual``, the relative residual of the value; ``residual_max`` and ``residual_min``, the residuals of
     the two ends; ``num_hvps``; ``hvp``, how products were made, and ``hvp_reason``. The status belongs to the value.
-    The other end is what the search happened to meet; it is NaN unless an eigenvalue is known to lie within 1% of it.
+    The search meets the other end only by chance: its column is NaN unless its value is known within 1%.
     Source: Zhang, He, Sra, Jadbabaie 2020 (ICLR), definition 1, for the quantity.
 
     Examples:
@@ -106,7 +106,7 @@ class HessianNorm:
 
         if self.by_group and not step.groups:
             raise ValueError(
-                "Parameter `by_group` should be False without groups to measure. Found a probe without `group_by`."
+                "Parameter `by_group` should be False if the probe has no groups. Found a probe without `group_by`."
             )
         blocks = blocks_of(step, by_group=self.by_group)
         return _measured(step, blocks, name, self.backend, self.autocast, solve)

@@ -80,7 +80,7 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _refilled(batch: Mapping[Any, Any], entries: dict[Any, Any]) -> Any:
-    """Returns a mapping of the same class with other entries, or a dictionary where the class cannot be made."""
+    """Returns a mapping of the same class with other entries, or a dictionary if the class cannot be made."""
     try:
         twin = copy.copy(batch)
         for key, value in entries.items():

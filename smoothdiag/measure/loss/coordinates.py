@@ -1,4 +1,4 @@
-"""Coordinates: which parameters are measured, their names, and the learning rate of each."""
+"""Coordinates: which parameters are measured, their names, and their learning rates."""
 
 import math
 import sys
@@ -78,7 +78,7 @@ def learning_rates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor
 
 
 def common(values: Sequence[float]) -> float:
-    """Returns the common value, or NaN where values differ."""
+    """Returns the common value, or NaN if values differ."""
     return values[0] if len(set(values)) == 1 else math.nan
 
 

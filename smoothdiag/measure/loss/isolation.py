@@ -89,7 +89,7 @@ def isolation(
 
 
 def _notice(state: ModuleState, coordinates: set[int], now: Snapshot) -> None:
-    """Finds out what moved for the first time, and warns if it could not be put back."""
+    """Finds parameters that loss_fn moved for the first time, and warns if they could not be put back."""
     if not all(map(now.holds, state.notice(coordinates))):
         warnings.warn(
             "loss_fn changed parameters that the optimizer does not hold. The probe saw this for the first time and "

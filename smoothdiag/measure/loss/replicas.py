@@ -19,7 +19,7 @@ Buckets = list[tuple["dist.ProcessGroup", Tensor]]
 
 
 class Replicas:
-    """The modules of a model that are copied to all ranks (DistributedDataParallel); false where there are none.
+    """The modules of a model that are copied to all ranks (DistributedDataParallel); false if there are none.
 
     The ranks measure in step although any of them may fail. Forward and backward passes run inside ``apart``, where
     they call no collective. ``mean``, ``average`` and ``broadcast_buffers`` do call collectives: they allocate what
@@ -57,13 +57,13 @@ class Replicas:
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """Ends on all ranks alike: by the exception raised inside, or by PeerFailed where only other ranks raised one.
+        """Ends on all ranks alike: by the exception raised inside, or by PeerFailed if only other ranks raised one.
 
         It may be nested; ranks are told of an exception once. If code goes on after the exception of an inner scope,
         call ``meet`` before that scope: otherwise ranks inside would take a failure outside for their own.
 
         Raises:
-            NotPutBack: From the exception, if the other ranks cannot be told of it.
+            NotPutBack: From the exception, if the other ranks cannot be told about that exception.
         """
         if not self:
             yield
@@ -151,7 +151,7 @@ class Replicas:
         return total / self.group.size()
 
     def average(self, loss: float, gradient: Vector) -> tuple[float, list[Tensor]]:
-        """Returns the means of a loss and its gradient over the ranks; with two ranks, bit for bit those of training.
+        """Returns the means of a loss and its gradient over the ranks, equal to training bit for bit with two ranks.
 
         Raises:
             PeerFailed: If another rank failed meanwhile.

@@ -24,7 +24,7 @@ UNIT_ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """Relative distance over which a narrow dtype rounds a number to its neighbour."""
 
 LOSS_SCALE = 2.0**16
-"""Scale of the loss where part of the model computes in float16: what GradScaler starts from."""
+"""Scale of the loss if part of the model computes in float16: the first scale of a GradScaler."""
 
 SLACK = 1e-3
 """Relative difference of replayed and training gradient, beyond ten times the rounding, that counts as none: additions
@@ -34,7 +34,7 @@ EXACT_SLACK = 1e-4
 """As ``SLACK``, if the two gradients were equal bit for bit at the self-test."""
 
 RETEST_EVERY = 10
-"""Measurements between two estimates of rounding, where part of the loss is computed in a narrow dtype."""
+"""Measurements between two estimates of rounding, if part of the loss is computed in a narrow dtype."""
 
 
 class Doubt(Enum):

@@ -84,7 +84,8 @@ class ModuleState:
             for name, tensor in module._parameters.items():
                 if tensor is not None and name not in moving and id(tensor) not in coordinates:
                     part = vectors.local(tensor)
-                    plain = type(part) is Tensor and part.layout is torch.strided  # and not quantised, say
+                    # Only plain tensors have a norm; quantised tensors, for example, have none.
+                    plain = type(part) is Tensor and part.layout is torch.strided
                     marks[module, name] = id(tensor), tensor._version, part.data_ptr() if plain else 0
                     if plain and part.dtype in _COMPARABLE and not part.is_meta:
                         tensors[module, name] = part

@@ -131,16 +131,16 @@ class Accumulation:
         if by_closure and all(p.grad is None for p in self._parameters):
             return None
         if by_closure and float(vectors.norm(vectors.sub(self._parameters, start))) != 0:
-            return Beginning(start, lrs)  # the optimizer had its closure evaluated elsewhere
+            return Beginning(start, lrs)  # the optimizer evaluated its closure at another point
         if not by_closure and self._place and self._place != [p._version for p in self._parameters]:
-            return Beginning(start, lrs)  # the loop did, as in sharpness-aware minimisation
+            return Beginning(start, lrs)  # the loop moved the parameters, as in sharpness-aware minimisation
         if self._backward.fault is not None:
             raise self._backward.fault
         if self._backward.was_rewritten:
             return Beginning(start, lrs)  # the probe has no complete copy of what backward left
         has_length = self._backward.is_untouched(self._parameters) and not is_scaled
         left = self._backward.left(self._parameters)
-        self._backward.disarm()  # an optimizer may have its closure evaluated again, elsewhere
+        self._backward.disarm()  # an optimizer may evaluate its closure again at another point
         if left is None:
             # The length may have been changed, but the direction still tells whether loss_fn is the loop's loss.
             return Beginning(start, lrs, gradients_of(self._parameters))

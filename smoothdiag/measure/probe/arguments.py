@@ -8,6 +8,7 @@ from torch import nn
 
 from smoothdiag import arguments
 from smoothdiag.adapters.wrappers import check_step_hooks
+from smoothdiag.console import counted
 from smoothdiag.measure.loss.objective import Reduction
 from smoothdiag.measure.probe.schedule import budget, every, log_spaced
 
@@ -58,7 +59,7 @@ class Shown:
         probe: Any = self
         state = ", closed" if probe.is_closed else ""
         names = f"{type(probe._model).__name__} and {type(probe.optimizer).__name__}"
-        return f"<Probe of {names}: {len(probe.trace)} rows in {probe.steps} steps{state}>"
+        return f"<Probe of {names}: {counted(len(probe.trace), 'row')} in {counted(probe.steps, 'step')}{state}>"
 
 
 def check_state(state: object, latest: int) -> None:

@@ -155,7 +155,7 @@ class Measuring:
             warnings.warn(message, SmoothdiagWarning)
 
     def _retried(self, call: Callable[[], T]) -> T:
-        """Calls, and calls again if memory ran out; not under data parallelism, where ranks must make equal calls."""
+        """Calls, and calls again if memory ran out; but under data parallelism ranks must make equal calls."""
         return call() if self._distributed else retried(call)
 
     def _step(self, objective: Objective, taken: Taken, end: Vector) -> Step:

@@ -1,4 +1,4 @@
-"""Others: something else moves the parameters of an optimizer, or another probe watches it."""
+"""Others: warnings if something else moves the parameters, or if another probe watches the optimizer."""
 
 import torch
 

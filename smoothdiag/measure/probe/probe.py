@@ -160,8 +160,8 @@ class Probe(Shown):
     def also(self, schedule: Schedule, *estimators: Estimator) -> None:
         """Measures with further estimators, at the steps that ``schedule`` names.
 
-        The measurements run after all other hooks that the optimizer's step has by now. A second call with the same
-        schedule replaces its estimators. A closed probe stays closed.
+        The measurements run after all hooks that the optimizer's step has at the time of this call. A second call with
+        the same schedule replaces its estimators. A closed probe stays closed.
         """
         self.further = [(s, e) for s, e in self.further if s != schedule] + [(schedule, estimators)]
         if not self.is_closed:

@@ -60,7 +60,7 @@ def rows_of(
 
 
 def facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Returns what the header of a trace says of a run."""
+    """Returns the facts about a run for the header of a trace."""
     return {
         "optimizer": type(optimizer).__name__,
         "follows_gradients": adapter_of(optimizer).follows_gradients,
