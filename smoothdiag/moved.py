@@ -65,6 +65,18 @@ class _Finder(MetaPathFinder):
         return spec_from_loader(fullname, _Alias(MOVED[fullname])) if fullname in MOVED else None
 
 
+def moved_module(path: str) -> ModuleType:
+    """Returns the module of an old path, for packages that are asked for it as an attribute.
+
+    Raises:
+        AttributeError: If there was no module of this path.
+    """
+    package, _, name = path.rpartition(".")
+    if path not in MOVED:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return importlib.import_module(path)
+
+
 def keep_old_paths() -> None:
     """Makes Python look here for modules of this package that it finds nowhere else."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):

@@ -54,6 +54,17 @@ def test_outcomes_are_pickled_by_name_because_their_texts_change(kind) -> None:
         assert copy.deepcopy(outcome) is outcome
 
 
+def test_an_old_path_is_an_attribute_of_its_package(monkeypatch) -> None:
+    for old, name in (("smoothdiag.measure", "selftest"), ("smoothdiag.autoclip", "events")):
+        monkeypatch.delitem(sys.modules, f"{old}.{name}", raising=False)
+        package = importlib.import_module(old)
+        monkeypatch.delattr(package, name, raising=False)
+        with pytest.warns(DeprecationWarning, match=MOVED[f"{old}.{name}"]):
+            assert getattr(package, name) is importlib.import_module(MOVED[f"{old}.{name}"])
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            package.nothing  # noqa: B018
+
+
 def test_other_modules_are_as_missing_as_before() -> None:
     with pytest.raises(ModuleNotFoundError, match="smoothdiag.measure.nothing"):
         importlib.import_module("smoothdiag.measure.nothing")

@@ -1,5 +1,6 @@
 """Described: what an optimizer of this library says about itself to the probe and to AutoClip."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -17,11 +18,19 @@ class Described(Optimizer):
 
     Attributes:
         way: What AutoClip may shorten: ``"updates"``, or ``"cap"`` if the optimizer clips by itself.
-        follows_gradients: Whether a step is the learning rate times an average of gradients, clipped or not.
     """
 
     way: Literal["updates", "cap"] = "updates"
-    follows_gradients: bool = True
+
+    @property
+    def follows_gradients(self) -> bool:
+        """Whether a step is the learning rate times an average of gradients, clipped or not."""
+        # A subclass elsewhere with a step of its own may step otherwise.
+        written = [inspect.unwrap(method) for method in (type(self).step, type(self)._update)]
+        return all(method.__module__.startswith("smoothdiag.") for method in written)
+
+    def _update(self, buckets: Any) -> None:
+        raise NotImplementedError
 
     def stepping(self) -> Optimizer:
         """Returns itself."""

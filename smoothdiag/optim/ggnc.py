@@ -191,18 +191,19 @@ class GGNC(CappedOptimizer):
         super().load_state_dict({**state_dict, "param_groups": groups})
 
     @property
-    def follows_gradients(self) -> bool:  # type: ignore[override]
+    def follows_gradients(self) -> bool:
         """Whether a step is the learning rate times an average of gradients, clipped or not: in Euclidean norms."""
-        return all(isinstance(group["geometry"], Euclidean) for group in self.param_groups)
+        return super().follows_gradients and all(
+            isinstance(group["geometry"], Euclidean) for group in self.param_groups
+        )
 
     def refusal(self) -> str:
         """Returns why AutoClip must not act on this optimizer; empty if it may."""
-        for group in self.param_groups:
-            geometry, radius = group["geometry"], group["radius"]
+        for geometry, radius in ((group["geometry"], group["radius"]) for group in self.param_groups):
             if not isinstance(geometry, Euclidean) or radius != 1:
                 return (
-                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: AutoClip measures "
-                    f"the longest step in this norm. Found `geometry = {geometry}`, `radius = {radius}`."
+                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: the longest step is "
+                    f"measured in it. Found `geometry = {geometry}`, `radius = {radius}`."
                 )
         return ""
 

@@ -338,6 +338,24 @@ def test_every_family_keeps_to_the_protocol(kind) -> None:
         assert list(found.parameters) == list(expected.parameters), name
 
 
+def test_a_subclass_of_ours_with_a_step_of_its_own_follows_nothing() -> None:
+    class Signed(ClippedMomentum):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    class Same(ClippedMomentum):
+        """Does as its parent does."""
+
+    class Other(GradientDescent):
+        def _update(self, buckets):
+            super()._update(buckets)
+
+    held = [nn.Parameter(torch.ones(3))]
+    assert not adapter_of(Signed(held, 0.1, threshold=1.0)).follows_gradients
+    assert adapter_of(Same(held, 0.1, threshold=1.0)).follows_gradients
+    assert not adapter_of(Other(held, Smoothed(1.0, 1.0))).follows_gradients
+
+
 def test_who_follows_gradients() -> None:
     own = {name: make([nn.Parameter(torch.ones(3, 3))]) for name, make in OWN.items()}
     others = {name: made(row)[1] for name, row in ROWS.items() if not row.unwatched}

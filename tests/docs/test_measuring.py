@@ -16,7 +16,7 @@ def test_the_table_of_statuses_is_that_of_the_code() -> None:
     assert [line for line in listed if line.startswith("| `")] == rows
 
 
-@pytest.mark.parametrize("name", re.findall(r"`((?:tests|benchmarks)/\w+\.py)`|docs/(\w+\.py)", PAGE))
+@pytest.mark.parametrize("name", re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`|docs/(\w+\.py)", PAGE))
 def test_scripts_exist(name) -> None:
     assert (REPOSITORY / (name[0] or f"docs/{name[1]}")).is_file()
 
