@@ -202,8 +202,8 @@ class GGNC(CappedOptimizer):
         for geometry, radius in ((group["geometry"], group["radius"]) for group in self.param_groups):
             if not isinstance(geometry, Euclidean) or radius != 1:
                 return (
-                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: the longest step is "
-                    f"measured in it. Found `geometry = {geometry}`, `radius = {radius}`."
+                    "Parameter `optimizer` should step in the Euclidean norm, with a radius of 1: AutoClip measures "
+                    f"the longest step in this norm. Found `geometry = {geometry}`, `radius = {radius}`."
                 )
         return ""
 
