@@ -20,7 +20,6 @@ class Adam(Adaptive):
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(optimizer)
         self.kind = torch.optim.AdamW if isinstance(optimizer, torch.optim.AdamW) else torch.optim.Adam
-        self._is_decoupled = isinstance(optimizer, torch.optim.AdamW)
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
@@ -49,4 +48,4 @@ class Adam(Adaptive):
         return undone(-step, lr * decay, parameter, group)
 
     def _decouples(self, group: Group) -> bool:
-        return self._is_decoupled or bool(group.get("decoupled_weight_decay"))
+        return self.kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))

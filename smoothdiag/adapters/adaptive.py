@@ -22,6 +22,11 @@ class Adaptive(Unknown, ABC):
 
     kind: type[torch.optim.Optimizer]
 
+    @classmethod
+    def matches(cls, optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether the optimizer is of this class of torch, or of a subclass of it."""
+        return isinstance(optimizer, cls.kind)
+
     def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
         """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if its state does not show P.
 
@@ -84,11 +89,6 @@ class RmsProp(Adaptive):
 
     kind = torch.optim.RMSprop
 
-    @staticmethod
-    def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the optimizer is RMSprop, or of a subclass of it."""
-        return isinstance(optimizer, torch.optim.RMSprop)
-
     def diagonal(self, state: State, group: Group) -> Tensor:
         """Returns the root of the mean square, or of the variance."""
         second: Tensor = state["square_avg"]
@@ -114,11 +114,6 @@ class Adagrad(Adaptive):
     """Describes `torch.optim.Adagrad`."""
 
     kind = torch.optim.Adagrad
-
-    @staticmethod
-    def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the optimizer is Adagrad, or of a subclass of it."""
-        return isinstance(optimizer, torch.optim.Adagrad)
 
     def diagonal(self, state: State, group: Group) -> Tensor:
         """Returns the root of the sum of squares."""

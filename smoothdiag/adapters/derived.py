@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from smoothdiag.adapters.adam import Adam
 from smoothdiag.adapters.adaptive import Adagrad, Adaptive, RmsProp
 from smoothdiag.adapters.protocol import UNKNOWN
-from smoothdiag.adapters.unknown import Unknown
+from smoothdiag.adapters.unknown import Unknown, first_options, is_of_torch, keeps_iterate
 
 _PARENTS: tuple[type[Adaptive], ...] = (Adam, RmsProp, Adagrad)
 
@@ -27,3 +28,26 @@ class Derived(Unknown):
 
     def _parent(self) -> Adaptive | None:
         return next((parent(self.optimizer) for parent in _PARENTS if parent.matches(self.optimizer)), None)
+
+
+class KeepsIterate(Derived):
+    """Describes families that keep a copy of the parameters, which shortened updates would spoil.
+
+    Attributes:
+        name: Part of the name of such a class, in small letters without underscores.
+        options: Options of groups that such a class has.
+    """
+
+    name: str
+    options: frozenset[str]
+
+    @classmethod
+    def matches(cls, optimizer: torch.optim.Optimizer) -> bool:
+        """Returns whether the name of the class or an option says so."""
+        named = cls.name in type(optimizer).__name__.lower().replace("_", "")
+        return not is_of_torch(optimizer) and (named or bool(cls.options & first_options(optimizer)))
+
+    def refusal(self) -> str:
+        """Returns the refusal: the optimizer keeps a copy of the parameters."""
+        name, options = type(self.optimizer).__name__, self.options & first_options(self.optimizer)
+        return keeps_iterate(f"{name}, whose groups have `{min(options)}`" if options else name)

@@ -1,15 +1,11 @@
 """Schedule-free optimizers: they take the gradient at y, and the model is evaluated at x, an average of iterates z."""
 
-import torch
 from torch import Tensor
 
-from smoothdiag.adapters.derived import Derived
-from smoothdiag.adapters.unknown import first_options, is_of_torch, keeps_iterate
-
-_OPTIONS = frozenset({"weight_sum", "train_mode"})
+from smoothdiag.adapters.derived import KeepsIterate
 
 
-class ScheduleFree(Derived):
+class ScheduleFree(KeepsIterate):
     """Describes schedule-free optimizers.
 
     In training the parameters hold y = (1 - b) z + b x. The model is evaluated at x, which the optimizer computes from
@@ -18,11 +14,8 @@ class ScheduleFree(Derived):
     Source: Defazio et al. 2024, *The road less scheduled*.
     """
 
-    @staticmethod
-    def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the name of the class or an option says schedule-free."""
-        named = "schedulefree" in type(optimizer).__name__.lower().replace("_", "")
-        return not is_of_torch(optimizer) and (named or bool(_OPTIONS & first_options(optimizer)))
+    name = "schedulefree"
+    options = frozenset({"weight_sum", "train_mode"})
 
     def evaluated(self, parameter: Tensor) -> Tensor:
         """Returns x, without a change to the optimizer.
@@ -42,8 +35,3 @@ class ScheduleFree(Derived):
             return kept
         weight = self.optimizer.momentum if wraps else group["betas"][0] if "betas" in group else group["momentum"]
         return parameter.detach().lerp(state["z"].to(parameter), weight=1 - 1 / weight)
-
-    def refusal(self) -> str:
-        """Returns the refusal: the optimizer keeps a copy of the parameters."""
-        name, options = type(self.optimizer).__name__, _OPTIONS & first_options(self.optimizer)
-        return keeps_iterate(f"{name}, whose groups have `{min(options)}`" if options else name)

@@ -58,7 +58,7 @@ class Sgd(Unknown):
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
         """Returns (2 + 2b) / ((1 - d) lr) - w, or (2 + 2b) / ((1 + 2b) lr) - w with Nesterov's momentum."""
-        if not has_step_of(self.optimizer, torch.optim.SGD):
+        if not self.follows_gradients:
             return UNKNOWN
         return StabilityLimit(limits.common(self.optimizer, parameters, _limit), preconditioned=False)
 
