@@ -11,11 +11,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from smoothdiag.console import counted
-from smoothdiag.fits.parts import Array, Correction, Flag, Interval, ModelScore, Verdict
+from smoothdiag.fits.parts import Array, Correction, Flag, HessianCheck, Interval, ModelScore, Verdict
+from smoothdiag.fits.plain import decode, encode
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
 from smoothdiag.rows import printable
 
-__all__ = ["Array", "Correction", "Flag", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
+__all__ = ["Array", "Correction", "Flag", "HessianCheck", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
 
 FORMAT_VERSION = 1
 
@@ -64,6 +65,11 @@ class SmoothnessFit:
         optimizer: class of the optimizer that took the steps; "A and B" for runs that differ, empty if not known.
         follows_gradients: whether its steps are the learning rate times an average of gradients, clipped or not; None
             if the rows do not say.
+        exponent_interval: interval of the exponent of the power model at `interval_level`; NaN if it was not found.
+        hessian: what the rows of "hessian_norm" beside the fitted rows say about the law; None without such rows.
+        spread: standard deviation of log smoothness around the median line.
+        row_cost: median number of gradients and median seconds that a row took; NaN where the rows do not say.
+        num_scans: number of lines that a scan measured along; 0 for rows of a run.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
 
@@ -110,6 +116,11 @@ class SmoothnessFit:
     corrected: Correction | None = None
     optimizer: str = ""
     follows_gradients: bool | None = None
+    exponent_interval: Interval = (math.nan, math.nan)
+    hessian: HessianCheck | None = None
+    spread: float = math.nan
+    row_cost: Interval = (math.nan, math.nan)
+    num_scans: int = 0
 
     @property
     def step_cap(self) -> float:
@@ -186,8 +197,9 @@ class SmoothnessFit:
         plain["flags"] = [asdict(flag) for flag in self.flags]
         for name in ("comparison", "loss_floors"):
             plain[name] = [asdict(score) for score in getattr(self, name)]
-        plain["corrected"] = None if self.corrected is None else asdict(self.corrected)
-        return {name: _encode(value) for name, value in plain.items()}
+        for name in ("corrected", "hessian"):
+            plain[name] = None if plain[name] is None else asdict(plain[name])
+        return {name: encode(value) for name, value in plain.items()}
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> SmoothnessFit:
@@ -200,42 +212,19 @@ class SmoothnessFit:
             raise ValueError(
                 f"Parameter `plain` should have `version = {FORMAT_VERSION}`. Found `version = {plain.get('version')}`."
             )
-        values = {name: _decode(value) for name, value in plain.items() if name != "version"}
+        values = {name: decode(value) for name, value in plain.items() if name != "version"}
         values["verdict"] = Verdict[values["verdict"]]
         values["flags"] = tuple(Flag(**flag) for flag in values["flags"])
         for name in ("comparison", "loss_floors"):
             values[name] = tuple(ModelScore(**score) for score in values.get(name, ()))
         values["corrected"] = Correction(**values["corrected"]) if values.get("corrected") else None
+        values["hessian"] = HessianCheck(**values["hessian"]) if values.get("hessian") else None
         return cls(**values)
 
 
 def _inverse(interval: Interval) -> Interval:
     low, high = (1 / end if end > 0 else math.inf for end in interval)
     return high, low
-
-
-_SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-def _encode(value: Any) -> Any:
-    """JSON has no infinity and no NaN: both become one-key dictionaries."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": str(value)}
-    if isinstance(value, dict):
-        return {name: _encode(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _decode(value: Any) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {"float"}:
-            return _SPECIAL[value["float"]]
-        return {name: _decode(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
-    return value
 
 
 _LINES = {"hard": "hard envelope", "mean": "mean"}

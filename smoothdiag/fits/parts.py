@@ -106,3 +106,20 @@ class Correction:
     L0: float
     L1: float
     deviation: float
+
+
+@dataclass(frozen=True)
+class HessianCheck:
+    """What the Hessian norms beside the fitted rows say about the line.
+
+    Attributes:
+        num_rows: number of Hessian norms.
+        coverage: share of them at or below the line.
+        slope_interval: interval of the slope of a line through them, at the quantile of the fit [1/x].
+        agrees: whether the line describes them too; None if there are too few to say.
+    """
+
+    num_rows: int
+    coverage: float
+    slope_interval: Interval
+    agrees: bool | None
