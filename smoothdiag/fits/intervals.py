@@ -22,6 +22,7 @@ Counts = npt.NDArray[np.int16]
 
 LEVEL = 0.9  # Share of the intervals that should contain the truth.
 MIN_STEPS = 8  # With fewer steps resampling only repeats the rows at hand, and its intervals mean nothing.
+RESOLVED = 1e-7  # Relative difference of smoothness that is rounding in single precision.
 FEW_RUNS = 5  # With fewer runs it is hardly known how much runs differ.
 
 
@@ -220,6 +221,34 @@ def percentile_interval(replicates: Array, estimate: float | None = None, freedo
     if estimate is not None:
         low, high = min(low, estimate), max(high, estimate)
     return float(low), float(high)
+
+
+def split_intervals(x: Array, replicates: Array, line: Line, freedom: float) -> tuple[Interval, Interval]:
+    """Intervals of intercept and slope that hold every line which the rows cannot tell from the lines found.
+
+    Rows at one gradient norm fix the height of a line there, and not how it splits into intercept and slope. A fit
+    returns one of these lines, and so does every resample. So each of them is turned about the middle of the gradient
+    norms, both ways, until its height changes by `RESOLVED` at the ends or one constant is zero. Over a range wider
+    than rounding this adds nothing that could be seen: there the resamples differ by what the rows leave open.
+
+    Args:
+        x: gradient norms.
+        replicates: from `bootstrap_lines`.
+        line: the line of the whole sample.
+        freedom: from `degrees_of_freedom`.
+    """
+    low, high = float(np.min(x)), float(np.max(x))
+    middle, half = (low + high) / 2, (high - low) / 2
+    lines = np.vstack([replicates, line])
+    height = lines[:, 0] + lines[:, 1] * middle
+    turn = RESOLVED * height / half if half > RESOLVED * RESOLVED * middle else np.full(len(lines), np.inf)
+    slopes = [np.maximum(lines[:, 1] - turn, 0.0), np.minimum(lines[:, 1] + turn, height / middle)]
+    intercepts = [np.maximum(height - slope * middle, 0.0) for slope in slopes[::-1]]
+    found = []
+    for ends, values in ((intercepts, lines[:, 0]), (slopes, lines[:, 1])):
+        reach = [percentile_interval(end[:-1], float(end[-1]), freedom) for end in ends]
+        found.append((min(reach[0][0], float(values[-1])), max(reach[1][1], float(values[-1]))))
+    return found[0], found[1]
 
 
 def few_runs(num_runs: int) -> Flag | None:
