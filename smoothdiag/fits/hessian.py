@@ -12,7 +12,7 @@ from smoothdiag.fits.affine import Line
 from smoothdiag.fits.artefacts import MIN_POINTS
 from smoothdiag.fits.base import Array, Flag, HessianCheck, Interval
 from smoothdiag.fits.correlations import correlate, rank_correlations
-from smoothdiag.fits.intervals import Counts, dependence, percentile_interval
+from smoothdiag.fits.intervals import Counts, dependence, percentile_interval, resampled_quantile
 from smoothdiag.fits.rows import Rows
 from smoothdiag.fits.text import number
 from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, has_slope, rises
@@ -71,7 +71,7 @@ def check(
     height = line(x)
     covered = float(np.quantile(x, 0.025)), float(np.quantile(x, 0.975))
     coverage = float(np.mean(y <= height))
-    lifts = _quantiles(y / height, quantile, counts)
+    lifts = resampled_quantile(y / height, quantile, np.vstack([counts, np.ones(len(x))]))
     lift = float(lifts[-1])
     least_lift = percentile_interval(lifts[:-1], lift)[0]
     rising = has_slope(line, L1_interval, bounds)
@@ -115,14 +115,6 @@ def _shape(log_height: Array, log_y: Array, counts: Counts, covered: Interval, l
     return _Shape(math.exp(scale) if line is not None else 1.0, *to_rise)
 
 
-def _quantiles(values: Array, quantile: float, counts: Counts) -> Array:
-    """A quantile of the values on every resample, and last the one of the values themselves."""
-    order = np.argsort(values)
-    share = np.cumsum(np.vstack([counts, np.ones(len(values))])[:, order], axis=1)
-    place = (share >= quantile * share[:, -1:] * (1 - 1e-12)).argmax(axis=1)
-    return np.asarray(values[order][place])
-
-
 def _flag(
     cause: str, found: HessianCheck, shape: _Shape, lift: float, rank: float, quantile: float, ceiling: float
 ) -> Flag:
@@ -131,8 +123,8 @@ def _flag(
         cause,
         f"{found.coverage:.0%} of {found.num_rows} Hessian norms lie at or below the line, should be {quantile:.0%}, "
         f"which takes a line {lift:.3g} times as high. Over their range the line changes {shape.line:.3g}-fold and "
-        f"they change {shape.found:.3g}-fold (interval {shape.low:.3g} to {shape.high:.3g}); their rank correlation with the "
-        f"gradient norm is {number(rank)}",
+        f"they change {shape.found:.3g}-fold (interval {shape.low:.3g} to {shape.high:.3g}); their rank correlation "
+        f"with the gradient norm is {number(rank)}",
         f'fit the Hessian norms themselves: fit_smoothness(data, estimator="{NAME}"). Until then one constant, '
         f"L = {ceiling:.4g}, bounds a share {quantile:g} of them, which allows rates up to 1/L = {1 / ceiling:.3g}",
         blocking=True,

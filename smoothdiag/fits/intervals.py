@@ -223,32 +223,62 @@ def percentile_interval(replicates: Array, estimate: float | None = None, freedo
     return float(low), float(high)
 
 
-def split_intervals(x: Array, replicates: Array, line: Line, freedom: float) -> tuple[Interval, Interval]:
-    """Intervals of intercept and slope that hold every line which the rows cannot tell from the lines found.
+def line_intervals(
+    x: Array,
+    y: Array,
+    weights: Array,
+    line: Line,
+    quantile: float,
+    counts: Counts,
+    replicates: Array,
+    freedom: float = math.inf,
+) -> tuple[Interval, Interval]:
+    """Intervals of intercept and slope that hold every split of the height of the line which the rows leave open.
 
     Rows at one gradient norm fix the height of a line there, and not how it splits into intercept and slope. A fit
     returns one of these lines, and so does every resample. So each of them is turned about the middle of the gradient
-    norms, both ways, until its height changes by `RESOLVED` at the ends or one constant is zero. Over a range wider
-    than rounding this adds nothing that could be seen: there the resamples differ by what the rows leave open.
+    norms, both ways, until its height changes by `RESOLVED` at the ends or one constant is zero.
+
+    Over a short range noise turns the lines of the resamples, and many end at an intercept or a slope of zero. An
+    interval that admits an intercept of zero then has to admit the slopes of lines through the origin, and one that
+    admits a slope of zero the heights of constants.
 
     Args:
         x: gradient norms.
-        replicates: from `bootstrap_lines`.
+        y: smoothness.
+        weights: weight of each row in the fit.
         line: the line of the whole sample.
+        quantile: level of the line.
+        counts: from `stationary_counts`.
+        replicates: from `bootstrap_lines`.
         freedom: from `degrees_of_freedom`.
+
+    Units: the intervals of L0 [f/x^2] and of L1 [1/x].
     """
     low, high = float(np.min(x)), float(np.max(x))
     middle, half = (low + high) / 2, (high - low) / 2
     lines = np.vstack([replicates, line])
     height = lines[:, 0] + lines[:, 1] * middle
-    turn = RESOLVED * height / half if half > RESOLVED * RESOLVED * middle else np.full(len(lines), np.inf)
-    slopes = [np.maximum(lines[:, 1] - turn, 0.0), np.minimum(lines[:, 1] + turn, height / middle)]
-    intercepts = [np.maximum(height - slope * middle, 0.0) for slope in slopes[::-1]]
-    found = []
-    for ends, values in ((intercepts, lines[:, 0]), (slopes, lines[:, 1])):
-        reach = [percentile_interval(end[:-1], float(end[-1]), freedom) for end in ends]
-        found.append((min(reach[0][0], float(values[-1])), max(reach[1][1], float(values[-1]))))
-    return found[0], found[1]
+    turn = RESOLVED * height / half if half > RESOLVED**2 * middle else np.full(len(lines), np.inf)
+    slopes = np.maximum(lines[:, 1] - turn, 0.0), np.minimum(lines[:, 1] + turn, height / middle)
+    intercepts = np.maximum(height - slopes[1] * middle, 0.0), np.maximum(height - slopes[0] * middle, 0.0)
+    (L0_low, L0_high), (L1_low, L1_high) = (
+        (percentile_interval(least[:-1], value, freedom)[0], percentile_interval(most[:-1], value, freedom)[1])
+        for (least, most), value in zip((intercepts, slopes), line, strict=True)
+    )
+    if L0_low <= 0:
+        L1_high = max(L1_high, percentile_interval(resampled_quantile(y / x, quantile, weights * x * counts))[1])
+    if L1_low <= 0:
+        L0_high = max(L0_high, percentile_interval(resampled_quantile(y, quantile, weights * counts))[1])
+    return (L0_low, L0_high), (L1_low, L1_high)
+
+
+def resampled_quantile(values: Array, quantile: float, weights: Array) -> Array:
+    """The weighted quantile of the values for each row of weights."""
+    order = np.argsort(values)
+    share = np.cumsum(weights[:, order], axis=1)
+    place = (share >= quantile * share[:, -1:] * (1 - 1e-12)).argmax(axis=1)
+    return np.asarray(values[order][place])
 
 
 def few_runs(num_runs: int) -> Flag | None:

@@ -75,5 +75,5 @@ def quantile_fit(rows: Rows, quantile: float, num_boot: int, seed: int) -> Quant
         counts,
         replicates,
         freedom,
-        *intervals.split_intervals(x, replicates, line, freedom),
+        *intervals.line_intervals(x, y, weights, line, quantile, counts, replicates, freedom),
     )
