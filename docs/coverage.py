@@ -20,11 +20,12 @@ from scipy.stats import norm
 from tqdm import tqdm
 
 from smoothdiag.clipping import safe_threshold
-from smoothdiag.fits.affine import quantile_line, relative_weights
+from smoothdiag.fits.affine import Line, quantile_line, relative_weights
 from smoothdiag.fits.intervals import (
     bootstrap_lines,
     degrees_of_freedom,
     line_dependence,
+    line_intervals,
     percentile_interval,
     stationary_counts,
 )
@@ -95,19 +96,25 @@ def trial(case: Case, num_boot: int, seed: int) -> np.ndarray:
     blocks = stationary_counts(steps, memory.block_length, num_boot, seed, runs)
     freedom = degrees_of_freedom(memory, quantile, case.num_runs)
     return np.array([
-        intervals(bootstrap_lines(x, y, weights, line, quantile, counts), line, rate(case), degrees)
+        intervals((x, y, weights), line, quantile, counts, rate(case), degrees)
         for counts, degrees in ((plain, np.inf), (blocks, freedom))
     ])  # fmt: skip
 
 
 def intervals(
-    replicates: np.ndarray, line: tuple[float, float], eta: float, freedom: float
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    line: Line,
+    quantile: float,
+    counts: np.ndarray,
+    eta: float,
+    freedom: float,
 ) -> list[tuple[float, float]]:
     """Returns the intervals of L0, L1 and the threshold at an effective rate; the last comes from its inverse."""
+    replicates = bootstrap_lines(*rows, line, quantile, counts)
     low, high = percentile_interval(
         1 / safe_threshold(replicates[:, 0], replicates[:, 1], eta), float(1 / safe_threshold(*line, eta)), freedom
     )
-    constants = [percentile_interval(replicates[:, k], line[k], freedom) for k in (0, 1)]
+    constants = line_intervals(*rows, line, quantile, counts, replicates, freedom)
     return [*constants, (1 / high if high > 0 else np.inf, 1 / low if low > 0 else np.inf)]
 
 

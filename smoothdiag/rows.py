@@ -51,7 +51,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "group": "all",
     "estimator": "unknown",
     "status": "ok",
-    "data": "step",
+    "data": "unspecified",
     "num_grads": 0,
     "num_hvps": 0,
     "device": "",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossgap, models, surrogates
-from smoothdiag.fits.base import Array, Correction, Flag, Interval, ModelScore, SmoothnessFit, Verdict
+from smoothdiag.fits import affine, artefacts, checks, errors, hessian, intervals, lossgap, models, surrogates
+from smoothdiag.fits.base import Array, Flag, HessianCheck, Interval, ModelScore, SmoothnessFit, Verdict
+from smoothdiag.fits.correlations import correlate, decades, loglog_slope
+from smoothdiag.fits.exponent import NOT_FOUND, exponent_interval
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
-from smoothdiag.fits.ranges import ldexp
+from smoothdiag.fits.lines import QuantileFit, Scale, quantile_fit
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, follows_gradients, optimizer_of, select_rows
 from smoothdiag.fits.verdict import decide
 
@@ -87,7 +89,7 @@ def fit_smoothness(
     recorded.check_range()
     rows = recorded.scaled()
     x, y = rows.x, rows.y
-    found = _quantile_fit(rows, quantile, num_boot, seed)
+    found = quantile_fit(rows, quantile, num_boot, seed)
     line, weights = found.line, found.weights
 
     comparison = models.compare(x, y, weights, quantile, found.counts)
@@ -95,15 +97,20 @@ def fit_smoothness(
     if gap is not None:
         gap = replace(gap, time=checks.loss_and_time(rows, gap.gap, gap.known))
         comparison = (*comparison, gap.score)
-    correlations = checks.correlate(x, y, rows.step, rows.run)
+    correlations = correlate(x, y, rows.step, rows.run)
     bounds = np.quantile(x, [0.025, 0.975])
     low, high = float(bounds[0]), float(bounds[1])
+    scale = Scale(*recorded.units())
     turned = _direction_test(frame, recorded, found, (low, high), quantile, num_boot, seed)
-    others = (turned, surrogates.shuffled(rows, line, quantile, seed), intervals.few_runs(rows.num_runs))
+    hessian_check, contradicted = _hessian_test(frame, recorded, found, (low, high), quantile, num_boot, seed)
+    others = (contradicted, turned, surrogates.shuffled(rows, line, quantile, seed), intervals.few_runs(rows.num_runs))
     flags = checks.check(rows, found.memory.num_effective, correlations, line, quantile, weights, others)
     top = x >= math.sqrt(low * high)
-    top_slope = checks.loglog_slope(x[top], y[top])
-    scale = _Scale(*recorded.units())
+    top_slope = loglog_slope(x[top], y[top])
+    power = next(score for score in comparison if score.name == "power")
+    exponents = NOT_FOUND
+    if len(found.replicates):
+        exponents = exponent_interval(x, y, weights, quantile, found.counts, power.exponent, found.freedom)
     verdict, reason = decide(
         flags,
         line,
@@ -111,6 +118,8 @@ def fit_smoothness(
         comparison,
         (low, high),
         top_slope,
+        exponents=exponents,
+        hessian=hessian_check,
         estimator=rows.estimator,
         L1_unit=scale.slope(1.0),
         gap=gap,
@@ -131,10 +140,10 @@ def fit_smoothness(
         num_points=len(x),
         num_effective=found.memory.num_effective,
         block_length=found.memory.block_length,
-        decades=checks.decades(x),
+        decades=decades(x),
         spearman=correlations.raw,
         partial_spearman=correlations.partial,
-        loglog_slope=checks.loglog_slope(x, y),
+        loglog_slope=loglog_slope(x, y),
         implied_slope=_implied_slope(line, x),
         coverage=float(np.mean(y <= height * (1 + 1e-9))),
         median_saturation=float(np.median(known)) if len(known) else math.nan,
@@ -156,6 +165,10 @@ def fit_smoothness(
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
         optimizer=optimizer_of(frame),
         follows_gradients=follows_gradients(frame),
+        exponent_interval=exponents,
+        hessian=hessian_check,
+        spread=_spread(affine.quantile_line(x, y, 0.5, weights, start=line), x, y),
+        row_cost=rows.cost,
     )
 
 
@@ -192,86 +205,54 @@ def fit_groups(
     return fit_each(as_frame(data), groups, fit_smoothness, options)
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """Converts results for rows in units of powers of two back into the units of the caller."""
-
-    x: int
-    y: int
-
-    def intercept(self, value: float) -> float:
-        return ldexp(value, self.y)
-
-    def slope(self, value: float) -> float:
-        return ldexp(value, self.y - self.x)
-
-    def correction(self, found: Correction | None) -> Correction | None:
-        if found is None:
-            return None
-        return replace(found, L0=self.intercept(found.L0), L1=self.slope(found.L1))
-
-    def score(self, score: ModelScore) -> ModelScore:
-        power = 0.0 if score.name == lossgap.NAME else score.exponent  # Losses are in the units of the caller.
-        with np.errstate(over="ignore", under="ignore"):  # A coefficient may have units beyond what a float holds.
-            factor = float(np.exp2(self.y - self.x * power))
-        coefficient = score.coefficient * factor if score.coefficient else 0.0
-        return replace(score, intercept=self.intercept(score.intercept), coefficient=coefficient)
-
-
-@dataclass(frozen=True)
-class _QuantileFit:
-    """A quantile line with the resamples and numbers from which its intervals come."""
-
-    line: affine.Line
-    weights: Array
-    memory: intervals.Dependence
-    counts: intervals.Counts
-    replicates: Array
-    freedom: float
-    L0_interval: Interval = (0.0, math.inf)
-    L1_interval: Interval = (0.0, math.inf)
-
-
 def _implied_slope(line: affine.Line, x: Array) -> float:
     """Least-squares slope of the logarithm of the line's height at the rows; 0 for a flat line, NaN for zero."""
     height = line(x)
     if not (height > 0).all():
         return math.nan
-    return checks.loglog_slope(x, height) if line.slope > 0 else 0.0
+    return loglog_slope(x, height) if line.slope > 0 else 0.0
 
 
-def _quantile_fit(rows: Rows, quantile: float, num_boot: int, seed: int) -> _QuantileFit:
-    x, y = rows.x, rows.y
-    weights = affine.relative_weights(x, y)
-    line = affine.quantile_line(x, y, quantile, weights)
-    memory = intervals.line_dependence(x, y, weights, line, quantile, rows.step, rows.run)
-    freedom = intervals.degrees_of_freedom(memory, quantile, rows.num_runs)
-    counts = intervals.stationary_counts(rows.step, memory.block_length, num_boot, seed, rows.run)
-    if len(np.unique(np.stack([rows.run, rows.step]), axis=1).T) < intervals.MIN_STEPS:
-        return _QuantileFit(line, weights, memory, counts, np.zeros((0, 2)), freedom)
-    replicates = intervals.bootstrap_lines(x, y, weights, line, quantile, counts)
-    return _QuantileFit(
-        line,
-        weights,
-        memory,
-        counts,
-        replicates,
-        freedom,
-        intervals.percentile_interval(replicates[:, 0], line.intercept, freedom),
-        intervals.percentile_interval(replicates[:, 1], line.slope, freedom),
-    )
+def _spread(median: affine.Line, x: Array, y: Array) -> float:
+    """Standard deviation of log smoothness around the median line; NaN if that line is zero at a row."""
+    height = median(x)
+    return float(np.std(np.log(y / height))) if (height > 0).all() else math.nan
 
 
 def _direction_test(
-    frame: pd.DataFrame, rows: Rows, found: _QuantileFit, bounds: Interval, quantile: float, num_boot: int, seed: int
+    frame: pd.DataFrame, rows: Rows, found: QuantileFit, bounds: Interval, quantile: float, num_boot: int, seed: int
 ) -> Flag | None:
     """Fits the law to rows of random directions, if enough of them stand beside local rows, and compares."""
-    other = companion(frame, "local_random", rows) if rows.estimator == "local" else None
-    if other is None or len(other.x) < artefacts.MIN_POINTS:
+    other = _beside(frame, "local_random", rows) if rows.estimator == "local" else None
+    if other is None:
+        return None
+    beside = quantile_fit(other, quantile, num_boot, seed)
+    return checks.direction(found.line, found.L1_interval, beside.line, beside.L1_interval, bounds)
+
+
+def _hessian_test(
+    frame: pd.DataFrame, rows: Rows, found: QuantileFit, bounds: Interval, quantile: float, num_boot: int, seed: int
+) -> tuple[HessianCheck | None, Flag | None]:
+    """Tests the line on the Hessian norms that stand beside its rows; both None without any."""
+    other = _beside(frame, hessian.NAME, rows, 1) if hessian.applies_to(rows.estimator) else None
+    if other is None:
+        return None, None
+    beside = quantile_fit(other, quantile, num_boot, seed)
+    scale = Scale(*rows.units())
+    check, flag = hessian.check(
+        other, beside.L1_interval, beside.counts, found.line, found.L1_interval, bounds, quantile, scale.intercept
+    )
+    slopes = scale.slope(beside.L1_interval[0]), scale.slope(beside.L1_interval[1])
+    return replace(check, slope_interval=slopes), flag
+
+
+def _beside(frame: pd.DataFrame, estimator: str, rows: Rows, least: int = artefacts.MIN_POINTS) -> Rows | None:
+    """Rows of another estimator in the units of the fit; None if there are too few or a float cannot hold them."""
+    other = companion(frame, estimator, rows)
+    if other is None or len(other.x) < least:
         return None
     try:
         other.check_range(like=rows)
     except ValueError:
         return None
-    beside = _quantile_fit(other.scaled(like=rows), quantile, num_boot, seed)
-    return checks.direction(found.line, found.L1_interval, beside.line, beside.L1_interval, bounds)
+    return other.scaled(like=rows)

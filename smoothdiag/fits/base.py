@@ -13,7 +13,7 @@ import pandas as pd
 from smoothdiag.console import counted
 from smoothdiag.fits.parts import Array, Correction, Flag, HessianCheck, Interval, ModelScore, Verdict
 from smoothdiag.fits.plain import decode, encode
-from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
+from smoothdiag.fits.text import RULE, THIN, cost, fixed, free_exponent, hessian_cost, interval, number, wrap
 from smoothdiag.rows import printable
 
 __all__ = ["Array", "Correction", "Flag", "HessianCheck", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
@@ -50,7 +50,7 @@ class SmoothnessFit:
         verdict_reason: reason for the verdict, in words.
         estimator: estimator of the rows.
         group: parameter group of the rows.
-        data: what the rows were measured on, "step" or "held-out".
+        data: what the rows were measured on: "step", "fixed", "held-out" or "unspecified".
         dropped: number of rows left out, by cause.
         grad_norm_quantiles: 101 quantiles of all recorded gradient norms, 0% to 100%.
         corners: points (L1, L0) where the frontier changes slope.
@@ -68,7 +68,8 @@ class SmoothnessFit:
         exponent_interval: interval of the exponent of the power model at `interval_level`; NaN if it was not found.
         hessian: what the rows of "hessian_norm" beside the fitted rows say about the law; None without such rows.
         spread: standard deviation of log smoothness around the median line.
-        row_cost: median number of gradients and median seconds that a row took; NaN where the rows do not say.
+        row_cost: median number of gradients and median seconds that a row took; NaN where the rows do not say. A
+            Hessian-vector product counts as two gradients.
         num_scans: number of lines that a scan measured along; 0 for rows of a run.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
@@ -252,6 +253,9 @@ def _summarise(fit: SmoothnessFit) -> str:
         f"{number(fit.partial_spearman)} with time taken out",
         f"log-log slope         {number(fit.loglog_slope)}; it would be {number(fit.implied_slope)} if all rows lay on "
         "the line",
+        f"exponent              {free_exponent(fit.exponent_interval, fit.interval_level)}",
+        f"Hessian norms         {_hessian(fit)}",
+        f"cost of a row         {cost(fit.row_cost)}",
         f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
         f"errors in the norms   {_errors(fit)}",
         f"median saturation     {number(fit.median_saturation)}; above 0.5 the step length sets the smoothness",
@@ -283,6 +287,15 @@ def _summarise(fit: SmoothnessFit) -> str:
         out.append("no flags")
     out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
     return "\n".join(map(printable, [*out, RULE]))
+
+
+def _hessian(fit: SmoothnessFit) -> str:
+    """What the Hessian norms say or, if there are none, what measuring them would cost."""
+    if fit.hessian is not None:
+        said = {True: "follow the line", False: "contradict the line", None: "cannot decide"}[fit.hessian.agrees]
+        return f"{fit.hessian.num_rows} beside, {fit.hessian.coverage:.0%} at or below the line; they {said}"
+    is_secant = fit.estimator.startswith(("local", "path"))
+    return f"none beside; {hessian_cost(fit.row_cost)} would test the law" if is_secant else "none beside"
 
 
 def _errors(fit: SmoothnessFit) -> str:

@@ -3,112 +3,34 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
 from smoothdiag.console import counted
-from smoothdiag.fits import artefacts
+from smoothdiag.fits import artefacts, causes
 from smoothdiag.fits.affine import Line, quantile_line
 from smoothdiag.fits.artefacts import MIN_POINTS, ON_THE_LINE
 from smoothdiag.fits.base import Array, Flag, Interval
-from smoothdiag.fits.rows import Indices, Rows, step_blocks
+from smoothdiag.fits.correlations import (
+    MIN_BLOCK,
+    MIN_CORRELATION,
+    MIN_DECADES,
+    TIME_BLOCKS,
+    Correlations,
+    correlate,
+    decades,
+)
+from smoothdiag.fits.rows import Rows
 from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, has_slope, rises, widest_rise
 
-MIN_DECADES = 1.0
 MIN_EFFECTIVE = 10.0
 MIN_IN_TAIL = 4.0  # Effective rows beyond the line; fewer say too little about an upper quantile.
 MIN_IN_THIRD = 3  # A third of the range counts as occupied from this many rows and this share of the rows on.
 MIN_SHARE_IN_THIRD = 0.01
-TIED_TO_TIME = 0.98  # Rank correlation with the step above which time cannot be held fixed.
-TIME_BLOCKS = 12
-MIN_BLOCK = 8  # Rows that a block of steps needs before a correlation within it means something.
-# With an autocorrelation of .98 from row to row, true laws have a median correlation of .7 within blocks, and hardly
-# ever less than this.
-MIN_WITHIN = 0.25
 MAX_MISS = 0.05  # Difference of coverage and quantile above which the line does not describe the rows.
 EDGE = 0.05  # Share of the rows at either end of the gradient norms; leaving them out should not change the slope much.
 MAX_MOVE = 1.5  # Largest factor by which leaving out a part of the rows may change the slope.
-
-
-@dataclass(frozen=True)
-class Correlations:
-    """Rank correlations of gradient norm and smoothness; NaN if one of the two does not vary.
-
-    Attributes:
-        raw: over all rows.
-        partial: with the effect of the step taken out; also NaN if one of the two follows the step so closely that
-            nothing is left to correlate.
-        within: pooled over blocks of steps, so that a drift from block to block has no effect.
-        within_given_time: as `within`, with the effect of the step taken out inside each block.
-        critical: value that `within_given_time` exceeds by chance in one of a hundred runs.
-    """
-
-    raw: float
-    partial: float
-    within: float = 1.0
-    within_given_time: float = 1.0
-    critical: float = 0.0
-
-
-def correlate(x: Array, y: Array, step: Array, run: Array) -> Correlations:
-    """All rank correlations of the rows, in any order."""
-    blocks = step_blocks(step, run, min(TIME_BLOCKS, max(len(x) // MIN_BLOCK, 1)))
-    return Correlations(*rank_correlations(x, y, step), *_within_blocks(x, y, blocks))
-
-
-def _within_blocks(x: Array, y: Array, blocks: list[Indices]) -> tuple[float, float, float]:
-    ranks, rests = [], []
-    for block in blocks:
-        centred = np.stack([rankdata(values[block]) - (len(block) + 1) / 2 for values in (x, y)])
-        time = np.arange(len(block)) - (len(block) - 1) / 2
-        ranks.append(centred)
-        rests.append(centred - np.outer(centred @ time, time) / max(float(time @ time), 1.0))
-    within, given_time = (_pooled(np.concatenate(parts, axis=1)) for parts in (ranks, rests))
-    # The mean and the trend of each block cost two degrees of freedom; 2.3 is the normal 99% quantile.
-    return 0.0 if np.isnan(within) else within, given_time, 2.3 / math.sqrt(max(len(x) - 2 * len(blocks), 1))
-
-
-def _pooled(pairs: Array) -> float:
-    size = float(np.sqrt(np.prod(np.sum(pairs**2, axis=1))))
-    return float(pairs[0] @ pairs[1] / size) if size > 1e-9 * pairs.shape[1] else np.nan
-
-
-def rank_correlations(x: Array, y: Array, time: Array) -> tuple[float, float]:
-    """Rank correlation of x and y, and their rank correlation with the effect of time taken out.
-
-    Returns:
-        tuple[float, float]: both NaN if x or y is constant. The second is also NaN if x or y follows time so
-        closely that nothing is left to correlate.
-    """
-    xy, xt, yt = _correlation(x, y), _correlation(x, time), _correlation(y, time)
-    if np.isnan(xy) or np.isnan(xt):
-        return xy, xy
-    if max(abs(xt), abs(yt)) > TIED_TO_TIME:
-        return xy, np.nan
-    return xy, float((xy - xt * yt) / np.sqrt((1 - xt**2) * (1 - yt**2)))
-
-
-def _correlation(a: Array, b: Array) -> float:
-    u, v = rankdata(a) - (len(a) + 1) / 2, rankdata(b) - (len(b) + 1) / 2
-    size = np.sqrt(float(u @ u) * float(v @ v))
-    return float(u @ v / size) if size > 0 else np.nan
-
-
-def decades(x: Array) -> float:
-    """Powers of ten between the 2.5% and the 97.5% quantile."""
-    low, high = np.quantile(x, [0.025, 0.975])
-    return float(np.log10(high / low))
-
-
-def loglog_slope(x: Array, y: Array) -> float:
-    """Least-squares slope of log y on log x; NaN if x is constant."""
-    u, v = np.log(x), np.log(y)
-    u, v = u - np.mean(u), v - np.mean(v)
-    spread = float(u @ u)
-    return float(u @ v / spread) if spread > 1e-20 * len(x) else np.nan
 
 
 def check(
@@ -137,9 +59,13 @@ def check(
         artefacts.step_length(rows),
         artefacts.learning_rate(rows),
         artefacts.not_reproduced(rows),
+        causes.proportional_noise(rows, line, quantile),
+        causes.step_batch(rows, line),
         _few(rows, num_effective, quantile),
         _range(rows),
         _time(rows, correlations),
+        causes.rate(rows, correlations.raw),
+        causes.short_lived(rows, line),
         _coverage(rows, correlations, line, quantile),
         *others,
         _leverage(rows, line, quantile, weights),
@@ -156,7 +82,8 @@ def _range(rows: Rows) -> Flag | None:
         "range",
         "the gradient norms vary too little to tell L0 from L1",
         f"{found:.2f} powers of ten between their 2.5% and 97.5% quantiles, should be at least {MIN_DECADES:g}",
-        "record from the first step on, or include warm-up and changes of the learning rate",
+        "scan one checkpoint (sd.scan), which changes the gradient norm without time or rate, or record from the first "
+        "step on. Changes of the learning rate widen the range, too, but then the rate may be the cause of both axes",
         blocking=True,
     )
 
@@ -206,7 +133,7 @@ def _time(rows: Rows, found: Correlations) -> Flag | None:
 
 def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
     raw = found.raw
-    if np.isnan(raw) or raw < 0.2:
+    if np.isnan(raw) or raw < MIN_CORRELATION:
         return None
     remedy = f"repeat with other learning rates or seeds, so that the same {name} occurs at different steps"
     if np.isnan(found.partial):
@@ -218,8 +145,7 @@ def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
             remedy,
             blocking=True,
         )
-    local = found.within < min(MIN_WITHIN, raw / 2) or found.within_given_time < min(found.critical, raw / 2)
-    if found.partial >= 0.1 and not local:
+    if found.partial >= 0.1 and not found.gone_within:
         return None
     return Flag(
         "time trend",

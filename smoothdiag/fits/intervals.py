@@ -22,6 +22,7 @@ Counts = npt.NDArray[np.int16]
 
 LEVEL = 0.9  # Share of the intervals that should contain the truth.
 MIN_STEPS = 8  # With fewer steps resampling only repeats the rows at hand, and its intervals mean nothing.
+RESOLVED = 1e-7  # Relative difference of smoothness that is rounding in single precision.
 FEW_RUNS = 5  # With fewer runs it is hardly known how much runs differ.
 
 
@@ -220,6 +221,64 @@ def percentile_interval(replicates: Array, estimate: float | None = None, freedo
     if estimate is not None:
         low, high = min(low, estimate), max(high, estimate)
     return float(low), float(high)
+
+
+def line_intervals(
+    x: Array,
+    y: Array,
+    weights: Array,
+    line: Line,
+    quantile: float,
+    counts: Counts,
+    replicates: Array,
+    freedom: float = math.inf,
+) -> tuple[Interval, Interval]:
+    """Intervals of intercept and slope that hold every split of the height of the line which the rows leave open.
+
+    Rows at one gradient norm fix the height of a line there, and not how it splits into intercept and slope. A fit
+    returns one of these lines, and so does every resample. So each of them is turned about the middle of the gradient
+    norms, both ways, until its height changes by `RESOLVED` at the ends or one constant is zero.
+
+    Over a short range noise turns the lines of the resamples, and many end at an intercept or a slope of zero. An
+    interval that admits an intercept of zero then has to admit the slopes of lines through the origin, and one that
+    admits a slope of zero the heights of constants.
+
+    Args:
+        x: gradient norms.
+        y: smoothness.
+        weights: weight of each row in the fit.
+        line: the line of the whole sample.
+        quantile: level of the line.
+        counts: from `stationary_counts`.
+        replicates: from `bootstrap_lines`.
+        freedom: from `degrees_of_freedom`.
+
+    Units: the intervals of L0 [f/x^2] and of L1 [1/x].
+    """
+    low, high = float(np.min(x)), float(np.max(x))
+    middle, half = (low + high) / 2, (high - low) / 2
+    lines = np.vstack([replicates, line])
+    height = lines[:, 0] + lines[:, 1] * middle
+    turn = RESOLVED * height / half if half > RESOLVED**2 * middle else np.full(len(lines), np.inf)
+    slopes = np.maximum(lines[:, 1] - turn, 0.0), np.minimum(lines[:, 1] + turn, height / middle)
+    intercepts = np.maximum(height - slopes[1] * middle, 0.0), np.maximum(height - slopes[0] * middle, 0.0)
+    (L0_low, L0_high), (L1_low, L1_high) = (
+        (percentile_interval(least[:-1], value, freedom)[0], percentile_interval(most[:-1], value, freedom)[1])
+        for (least, most), value in zip((intercepts, slopes), line, strict=True)
+    )
+    if L0_low <= 0:
+        L1_high = max(L1_high, percentile_interval(resampled_quantile(y / x, quantile, weights * x * counts))[1])
+    if L1_low <= 0:
+        L0_high = max(L0_high, percentile_interval(resampled_quantile(y, quantile, weights * counts))[1])
+    return (L0_low, L0_high), (L1_low, L1_high)
+
+
+def resampled_quantile(values: Array, quantile: float, weights: Array) -> Array:
+    """The weighted quantile of the values for each row of weights."""
+    order = np.argsort(values)
+    share = np.cumsum(weights[:, order], axis=1)
+    place = (share >= quantile * share[:, -1:] * (1 - 1e-12)).argmax(axis=1)
+    return np.asarray(values[order][place])
 
 
 def few_runs(num_runs: int) -> Flag | None:

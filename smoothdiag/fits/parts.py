@@ -24,7 +24,10 @@ class Verdict(Enum):
         Smoothness follows a power of the gradient norm other than one: a line does not describe it.
     """
 
-    L0L1 = "Smoothness grows along a line with the gradient norm, and no tested law is better: L0 and L1 can be used."
+    L0L1 = (
+        "Smoothness grows with the gradient norm, a line describes it, and no tested law is clearly better: L0 and L1 "
+        "can be used."
+    )
     CONSTANT = "Smoothness hardly depends on the gradient norm: one constant bounds it, and L1 can be taken as zero."
     POWER = "Smoothness follows a power of the gradient norm other than one: a line does not describe it."
     LOSS_GAP = "Smoothness follows the distance of the loss from its minimum rather than the gradient norm."

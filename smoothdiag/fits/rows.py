@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -17,6 +18,7 @@ from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
 
 NUMBERS = (
     "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
+    "num_grads", "num_hvps", "seconds",
 )  # fmt: skip
 Labels = npt.NDArray[np.object_]
 Indices = npt.NDArray[np.int64]
@@ -58,6 +60,7 @@ class Rows:
     group: str
     data: str
     dropped: dict[str, int]
+    cost: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def num_runs(self) -> int:
@@ -202,8 +205,8 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     dropped = Counter(cause[chosen & ~usable].tolist())
     if not (chosen & usable).any():
         counts = ", ".join(f"{name}: {count}" for name, count in sorted(dropped.items()))
-        remedies = {status.name.lower(): f" Most are {status.name.lower()}: {status.value}" for status in Status}
-        remedy = remedies.get(max(dropped, key=lambda name: dropped[name]), "")
+        most = max(dropped, key=lambda name: dropped[name])
+        remedy = next((f" Most are {most}: {status.value}" for status in Status if status.name.lower() == most), "")
         raise ValueError(
             f"Parameter `data` should have usable rows for the group {group!r} and the estimator {estimator!r}. "
             f"Found {counted(int(chosen.sum()), 'row')}, all dropped ({counts}).{remedy}"
@@ -241,13 +244,22 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         group=group,
         data=kinds[0],
         dropped=dict(sorted(dropped.items())) | {name: count for name, count in outside.items() if count},
+        cost=_cost(number, keep),
     )
+
+
+def _cost(number: dict[str, Array], keep: Indices) -> tuple[float, float]:
+    """Median gradients and median seconds of a row; NaN if unknown. A Hessian-vector product is two gradients."""
+    gradients, products = (np.nan_to_num(number[name][keep]) for name in ("num_grads", "num_hvps"))
+    # Products from differences of gradients are among the gradients already: at least one of these for each product.
+    gradients = gradients + np.where(gradients < products, 2 * products, 0)
+    known = [values[values > 0] for values in (gradients, np.nan_to_num(number["seconds"][keep]))]
+    return float(np.median([*known[0]] or math.nan)), float(np.median([*known[1]] or math.nan))
 
 
 def labels(frame: pd.DataFrame) -> dict[str, Labels]:
     """The columns that hold names, as strings: "missing" for a missing entry, a neutral name for a missing column."""
-    neutral = {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified", "run": "0"}
-    found = {}
+    found, neutral = {}, {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified", "run": "0"}
     for name, value in neutral.items():
         column = frame[name] if name in frame.columns else pd.Series([value] * len(frame))
         named = column.astype(object).where(column.notna(), "missing").to_numpy(dtype=object)
@@ -256,12 +268,9 @@ def labels(frame: pd.DataFrame) -> dict[str, Labels]:
 
 
 def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
-    numbers = {}
-    for name in NUMBERS:
-        if name in frame.columns:
-            numbers[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
-        else:
-            numbers[name] = np.full(len(frame), np.nan)
+    numbers = {name: np.full(len(frame), np.nan) for name in NUMBERS}
+    for name in numbers.keys() & frame.columns:
+        numbers[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
     if "step" not in frame.columns:
         order = frame.groupby("run").cumcount() if "run" in frame.columns else np.arange(len(frame))
         numbers["step"] = np.asarray(order, dtype=np.float64)
@@ -283,8 +292,7 @@ def _causes(status: Labels, number: dict[str, Array]) -> Labels:
     for name, condition in reversed(conditions.items()):
         cause[condition] = name
     unusable = np.array([value not in USABLE_STATUSES for value in status])
-    cause[unusable] = status[unusable]
-    return cause
+    return np.where(unusable, status, cause)
 
 
 def choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:

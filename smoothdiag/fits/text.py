@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 WIDTH = 96  # Of a summary, in characters.
 RULE, THIN = "=" * WIDTH, "-" * WIDTH
+HESSIAN_GRADIENTS = (6, 20)  # Cost of a Hessian norm: 3 to 10 products of two gradients each (docs/measuring.md).
 
 
 def number(value: float) -> str:
@@ -23,6 +24,27 @@ def fixed(value: float, digits: int) -> str:
 def interval(ends: tuple[float, float], spec: str = ".4g") -> str:
     """An interval in brackets; a dash if an end is NaN."""
     return "-" if math.isnan(ends[0]) or math.isnan(ends[1]) else f"[{ends[0]:{spec}}, {ends[1]:{spec}}]"
+
+
+def free_exponent(ends: tuple[float, float], level: float) -> str:
+    """The interval of the exponent of the power model; "undefined" for NaN."""
+    if math.isnan(ends[0]):
+        return "undefined"
+    return f"{ends[0]:.2f} to {ends[1]:.2f} ({level:.0%} interval) for a free power of the gradient norm"
+
+
+def cost(row_cost: tuple[float, float]) -> str:
+    """What a row took, from its median gradients and median seconds; either may be NaN."""
+    units = zip(row_cost, ("gradients", "s"), strict=True)
+    return ", ".join(f"{value:.3g} {unit}" for value, unit in units if value > 0) or "not recorded"
+
+
+def hessian_cost(row_cost: tuple[float, float]) -> str:
+    """The measurements that test a law on the largest curvature, with their cost."""
+    least, most = HESSIAN_GRADIENTS
+    second = row_cost[1] / row_cost[0]
+    time = f", {least * second:.2g} to {most * second:.2g} s," if second > 0 else ""
+    return f"rows of HessianNorm (some {least} to {most} gradients{time} each) or sd.scan"
 
 
 def wrap(head: str, text: str) -> list[str]:

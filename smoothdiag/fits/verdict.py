@@ -7,8 +7,9 @@ import math
 import numpy as np
 
 from smoothdiag.fits.affine import Line
-from smoothdiag.fits.base import Array, Flag, Interval, ModelScore, Verdict
+from smoothdiag.fits.base import Array, Flag, HessianCheck, Interval, ModelScore, Verdict
 from smoothdiag.fits.lossgap import LossGap
+from smoothdiag.fits.models import EXPONENT_RANGE, EXPONENT_STEPS
 
 FLAT = 1.25  # A line that rises by less than this factor over the data is a constant in practice.
 CONSTANT_RISE = 2.0  # A constant is claimed if even the upper end of the interval at most doubles it.
@@ -47,6 +48,8 @@ def decide(
     bounds: Interval,
     top_slope: float,
     *,
+    exponents: Interval,
+    hessian: HessianCheck | None = None,
     estimator: str = "",
     L1_unit: float = 1.0,
     gap: LossGap | None = None,
@@ -62,11 +65,13 @@ def decide(
        why the line misses its coverage.
     4. The interval of the slope reaches zero, or the line rises over the data by less than a factor `FLAT`: CONSTANT if
        smoothness at most doubles even at the upper end of the interval, else NOT_IDENTIFIED.
-    5. The power beats the line on later steps, the interval of its gain excludes zero, and its exponent is not close to
-       1: POWER. An exponent above 1 counts only if the rows rise faster than in proportion at large gradient norms,
-       because a line still bounds a curve that bends from flat to proportional.
+    5. The power beats the line on later steps, the interval of its gain excludes zero, its exponent is not close to 1,
+       and the interval of the exponent excludes 1: POWER. An exponent above 1 counts only if the rows rise faster than
+       in proportion at large gradient norms, because a line still bounds a curve that bends from flat to proportional.
     6. The line does not beat the constant on later steps by `MIN_SKILL`, or the interval reaches zero: NOT_IDENTIFIED.
-    7. Otherwise: L0L1.
+    7. The interval of the exponent reaches the smallest exponent tried, or it excludes 1 (from above only if the rows
+       rise faster than in proportion at large gradient norms): NOT_IDENTIFIED.
+    8. Otherwise: L0L1.
 
     Args:
         flags: from `check`.
@@ -75,6 +80,8 @@ def decide(
         comparison: from `models.compare`.
         bounds: 2.5% and 97.5% quantiles of the gradient norm.
         top_slope: log-log slope of the rows in the upper half of the range.
+        exponents: interval of the exponent of the power; NaN if it is not known.
+        hessian: what Hessian norms beside the rows say; None without any.
         estimator: name of the estimator that measured the rows.
         L1_unit: a slope of one, in the units of the caller.
         gap: the loss gap on the rows that have a loss.
@@ -92,7 +99,7 @@ def decide(
             f"gradient norm removes {max(gap.beyond, 0.0):.0%}. {_scan(gap)}"
         )
     slope = has_slope(line, L1_interval, bounds)
-    is_power = slope and _beats_line(scores["power"], top_slope)
+    is_power = slope and _beats_line(scores["power"], top_slope) and _excludes_one(exponents, top_slope)
     for flag in flags:
         if flag.blocking and not (flag.name == "coverage" and is_power):
             return Verdict.NOT_IDENTIFIED, f"{flag.cause} ({flag.evidence})."
@@ -107,12 +114,13 @@ def decide(
             f"the interval of L1 reaches from {L1_interval[0] * L1_unit:.3g} to {L1_interval[1] * L1_unit:.3g}. Within "
             "it smoothness may hardly grow with the gradient norm, or grow a lot."
         )
+    ends = f"exponent {exponents[0]:.2f} to {exponents[1]:.2f}"
     if is_power:
         power = scores["power"]
         return Verdict.POWER, (
-            f"on later steps a power of the gradient norm with the exponent {power.exponent:.2f} removes "
+            f"on later steps a power of the gradient norm, exponent {power.exponent:.2f} ({ends}), removes "
             f"{power.gain:.0%} of the line's prediction error (interval {power.gain_interval[0]:.0%} to "
-            f"{power.gain_interval[1]:.0%})."
+            f"{power.gain_interval[1]:.0%}).{_caveats(flags, hessian, estimator)}"
         )
     affine = scores["affine"]
     if math.isnan(affine.skill):
@@ -124,10 +132,28 @@ def decide(
             f"{affine.skill:.0%} of the constant's prediction error, interval {shares}; should be above "
             f"{MIN_SKILL:.0%}, with an interval above zero)."
         )
+    if not exponents[0] > EXPONENT_RANGE[0]:
+        return Verdict.NOT_IDENTIFIED, (
+            f"smoothness rises with the gradient norm, but how is not known ({ends}): the rows cannot tell a line from "
+            "a curve that hardly rises at large gradient norms."
+        )
+    if _excludes_one(exponents, top_slope):
+        return Verdict.NOT_IDENTIFIED, (
+            f"smoothness rises with the gradient norm ({ends}), but not as a line does, and the power that fits the "
+            "rows predicts later steps no better than the line."
+        )
+    bends = ", because the rows bend from flat to proportional, which a line bounds" if exponents[0] > 1 else ""
     return Verdict.L0L1, (
         f"on later steps the line removes {affine.skill:.0%} of a constant's prediction error (interval {shares}), and "
-        f"the interval of L1 excludes zero.{_caveats(flags, estimator)}"
+        f"the interval of L1 excludes zero. A free power of the gradient norm has an {ends}{bends}; the rows cannot "
+        f"tell these exponents apart.{_caveats(flags, hessian, estimator)}"
     )
+
+
+def _excludes_one(exponents: Interval, top_slope: float) -> bool:
+    """Whether the interval excludes 1 by more than the steps between its exponents; False if it is not known."""
+    low, high = exponents
+    return high < 1 - EXPONENT_STEPS[1] or (low > 1 + EXPONENT_STEPS[1] and top_slope > 1 + MIN_EXPONENT_GAP)
 
 
 def _beats_line(power: ModelScore, top_slope: float) -> bool:
@@ -152,13 +178,20 @@ def _scan(gap: LossGap) -> str:
     )
 
 
-def _caveats(flags: tuple[Flag, ...], estimator: str) -> str:
+def _caveats(flags: tuple[Flag, ...], hessian: HessianCheck | None, estimator: str) -> str:
     said = ""
-    if estimator.startswith(("local", "path")):
+    if hessian is not None and hessian.agrees:
+        said += f" {hessian.num_rows} Hessian norms beside the rows follow the same line."
+    elif estimator.startswith(("local", "path")):
         said += (
-            " The rows show smoothness along the probed direction. If that direction turns during the run, they can "
-            "follow this law even if the largest curvature does not depend on the gradient norm."
+            " This is a statement about the probed direction and not about ||H||: if that direction turns during the "
+            "run, the rows can follow a law even if the largest curvature does not depend on the gradient norm."
         )
+        if hessian is not None:
+            said += (
+                f" The {hessian.num_rows} Hessian norms beside them do not contradict it, but they are too few, cover "
+                "too little of the gradient norms, or vary too much to confirm it."
+            )
     if any(flag.name == "saturation unknown" for flag in flags):
         said += " Too few rows have a saturation, so it was not checked whether the step length set the smoothness."
     return said

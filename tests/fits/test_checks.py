@@ -6,7 +6,8 @@ from scipy.stats import rankdata, spearmanr
 
 from smoothdiag.fits import Flag, ModelScore, Verdict
 from smoothdiag.fits.affine import Line, quantile_line
-from smoothdiag.fits.checks import Correlations, check, correlate, decades, direction, loglog_slope, rank_correlations
+from smoothdiag.fits.checks import check, direction
+from smoothdiag.fits.correlations import Correlations, correlate, decades, loglog_slope, rank_correlations
 from smoothdiag.fits.lossgap import LossGap
 from smoothdiag.fits.rows import Rows, step_blocks
 from smoothdiag.fits.surrogates import shuffled
@@ -22,13 +23,24 @@ STEP = np.arange(float(N))
 LINE = Line(1.0, 2.0)
 
 
-def flags(x=X, y=None, *, correlations=(0.9, 0.9), num_effective=100.0, dropped=None, line=LINE, q=0.95, **columns):
+def flags(
+    x=X,
+    y=None,
+    *,
+    estimator="local",
+    correlations=(0.9, 0.9),
+    num_effective=100.0,
+    dropped=None,
+    line=LINE,
+    q=0.95,
+    **columns,
+):
     y = 1 + 2 * x if y is None else y
     n = len(x)
     known = {"saturation": np.full(n, 0.1), "noise_floor": UNKNOWN[:n], "step_norm": UNKNOWN[:n]}
     known["status"] = np.full(n, "ok", dtype=object)
     known |= {"loss": UNKNOWN[:n], "grad_variance": UNKNOWN[:n], "lr": UNKNOWN[:n], "run": np.zeros(n)}
-    labels = {"estimator": "local", "group": "all", "data": "step", "dropped": dropped or {}}
+    labels = {"estimator": columns.pop("estimator", "local"), "group": "all", "data": "fixed", "dropped": dropped or {}}
     rows = Rows(x=x, y=y, step=STEP[:n], recorded=x, **(known | columns), **labels)
     found = check(rows, num_effective, Correlations(*correlations), line, q, np.ones(n))
     return {flag.name: flag for flag in found}
@@ -90,9 +102,20 @@ def test_difference_of_batches_shows_as_one_over_the_step_length():
     assert "step length" not in flags(y=noise / (X * wobble), step_norm=X * wobble)
 
 
-def test_small_noise_on_long_steps_is_a_doubt_and_not_fatal():
+def test_small_noise_on_long_steps_is_a_doubt_of_path_rows_and_none_of_local_ones():
+    # Local rows shorten their radius where the gradient changes much, so theirs falls with the radius by design.
     step_norm = 10 ** RNG.uniform(-2, 0, N)
-    assert not flags(y=0.01 * X / step_norm, step_norm=step_norm)["step length"].fatal
+    assert not flags(y=0.01 * X / step_norm, step_norm=step_norm, estimator="path")["step length"].fatal
+    assert "step length" not in flags(y=0.01 * X / step_norm, step_norm=step_norm)
+
+
+def test_step_length_and_curvature_that_drift_together_are_no_noise():
+    time = STEP / N
+    drift = {"y": (1 + 2 * X) * np.exp(-time), "step_norm": 1e-3 * (1 + time), "estimator": "path"}
+    assert "step length" not in flags(**drift)
+    # A jump of the rate is no drift: noise follows one over the length across it.
+    length = np.where(STEP < 90, 0.1, 0.02)
+    assert flags(y=0.01 * X / length, step_norm=length, estimator="path")["step length"]
 
 
 def test_curvature_that_follows_the_learning_rate():
@@ -107,7 +130,7 @@ def test_curvature_that_follows_the_learning_rate():
 
 def surrogate_flag(x, y):
     known = {name: UNKNOWN for name in ("saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr")}
-    labels = {"estimator": "local", "group": "all", "data": "step", "dropped": {}, "status": np.full(N, "ok")}
+    labels = {"estimator": "local", "group": "all", "data": "fixed", "dropped": {}, "status": np.full(N, "ok")}
     rows = Rows(x=x, y=y, step=STEP, run=np.zeros(N), recorded=x, **known, **labels)
     return shuffled(rows, quantile_line(x, y, 0.9), 0.9)
 
@@ -284,6 +307,7 @@ def verdict(
     skill=0.9,
     skill_low=0.5,
     top=0.9,
+    exponents=None,
 ):
     nothing = (np.nan, np.nan)
     comparison = (
@@ -293,7 +317,9 @@ def verdict(
     )
     free = {"saturation", "kinks"}
     names = tuple(Flag(name, "", "", "", fatal=name == "saturation", blocking=name not in free) for name in found)
-    return decide(names, Line(*line), interval, comparison, (0.1, 10.0), top, gap=gap)[0]
+    return decide(
+        names, Line(*line), interval, comparison, (0.1, 10.0), top, exponents=exponents or (exponent, exponent), gap=gap
+    )[0]
 
 
 @pytest.mark.parametrize(
@@ -313,9 +339,16 @@ def verdict(
         ({"line": (1.0, 0.01), "interval": (0.005, 0.05)}, Verdict.CONSTANT),
         ({"line": (1.0, 0.1), "interval": (0.0, 0.9)}, Verdict.NOT_IDENTIFIED),
         ({"exponent": 0.6, "gain": 0.5, "gain_low": 0.3}, Verdict.POWER),
-        ({"exponent": 0.6, "gain": 0.5, "gain_low": -0.1}, Verdict.L0L1),
-        ({"exponent": 0.9, "gain": 0.5, "gain_low": 0.3}, Verdict.L0L1),
-        ({"exponent": 0.6, "gain": 0.04, "gain_low": 0.03}, Verdict.L0L1),
+        ({"exponent": 0.6, "gain": 0.5, "gain_low": 0.3, "exponents": (0.5, 1.0)}, Verdict.L0L1),
+        ({"exponent": 0.6, "gain": 0.5, "gain_low": -0.1, "exponents": (0.5, 1.0)}, Verdict.L0L1),
+        ({"exponent": 0.9, "gain": 0.5, "gain_low": 0.3, "exponents": (0.8, 1.1)}, Verdict.L0L1),
+        ({"exponent": 0.6, "gain": 0.04, "gain_low": 0.03, "exponents": (0.5, 1.2)}, Verdict.L0L1),
+        ({"exponent": 0.9, "gain": 0.5, "gain_low": 0.3}, Verdict.NOT_IDENTIFIED),
+        ({"exponent": 0.6, "gain": 0.5, "gain_low": -0.1}, Verdict.NOT_IDENTIFIED),
+        ({"exponents": (0.25, 1.5)}, Verdict.NOT_IDENTIFIED),
+        ({"exponents": (1.2, 1.5), "top": 1.0}, Verdict.L0L1),
+        ({"exponents": (1.2, 1.5), "top": 1.3}, Verdict.NOT_IDENTIFIED),
+        ({"exponents": (np.nan, np.nan)}, Verdict.NOT_IDENTIFIED),
         ({"exponent": 1.3, "gain": 0.5, "gain_low": 0.3}, Verdict.L0L1),
         ({"exponent": 2.0, "gain": 0.5, "gain_low": 0.3, "top": 1.9}, Verdict.POWER),
         ({"gap": loss_gap()}, Verdict.LOSS_GAP),

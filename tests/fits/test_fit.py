@@ -226,7 +226,7 @@ def test_statuses_that_may_enter_and_those_that_may_not():
 
 def test_reason_of_a_law_says_what_was_not_shown():
     known, unknown = fit(X, 1 + 2 * X, estimator="local"), fit(X, 1 + 2 * X, estimator="local", saturation=np.nan)
-    assert "along the probed direction" in known.verdict_reason
+    assert "about the probed direction and not about ||H||" in known.verdict_reason
     assert "not checked" not in known.verdict_reason
     assert unknown.verdict is Verdict.L0L1
     assert "not checked" in unknown.verdict_reason

@@ -4,6 +4,7 @@ import math
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t
 
@@ -15,8 +16,11 @@ from smoothdiag.fits.intervals import (
     dependence,
     line_dependence,
     percentile_interval,
+    resampled_quantile,
     stationary_counts,
 )
+from smoothdiag.fits.lines import quantile_fit
+from smoothdiag.fits.rows import as_frame, select_rows
 
 
 def autoregression(n, memory, seed):
@@ -201,3 +205,51 @@ def test_four_hundred_replicates_of_a_thousand_rows_take_a_second():
     begin = time.process_time()
     bootstrap_lines(x, y, weights, line, 0.95, stationary_counts(np.arange(1000.0), 5.0, 400, seed=0))
     assert time.process_time() - begin < 1.5
+
+
+def one_fit(x, y, quantile=0.5, seed=0):
+    frame = pd.DataFrame({"grad_norm": x, "smoothness": y})
+    return quantile_fit(select_rows(as_frame(frame), None, "all"), quantile, 60, seed)
+
+
+def test_rows_at_one_gradient_norm_leave_every_split_open():
+    y = 1.2 * np.exp(0.1 * np.random.default_rng(0).standard_normal(50))
+    found = one_fit(np.full(50, 2.0), y)
+    height = found.replicates[:, 0] + 2 * found.replicates[:, 1]
+    assert (found.L0_interval[0], found.L1_interval[0]) == (0, 0)
+    top = percentile_interval(height, None, found.freedom)[1]
+    assert found.L0_interval[1] == pytest.approx(top, rel=1e-12)
+    assert found.L1_interval[1] == pytest.approx(top / 2, rel=1e-12)
+    # A range that rounding could make is no range, even if the rows lie exactly on a line.
+    x = np.linspace(2, 2 + 1e-9, 50)
+    assert one_fit(x, 0.6 * x).L0_interval == pytest.approx((0, 1.2))
+
+
+def test_rows_that_vary_keep_the_intervals_of_their_resamples():
+    x = 10 ** np.random.default_rng(1).uniform(-1, 1, 200)
+    found = one_fit(x, (1 + 2 * x) * np.exp(0.2 * np.random.default_rng(2).standard_normal(200)))
+    for number, ends in enumerate((found.L0_interval, found.L1_interval)):
+        own = percentile_interval(found.replicates[:, number], found.line[number], found.freedom)
+        assert ends == pytest.approx(own, rel=1e-5)
+
+
+def test_quantiles_of_resamples_are_those_of_repeated_values():
+    rng = np.random.default_rng(0)
+    values, counts = rng.standard_normal(41), rng.integers(0, 4, (20, 41))
+    found = resampled_quantile(values, 0.3, counts)
+    slow = [np.quantile(np.repeat(values, row), 0.3, method="inverted_cdf") for row in counts]
+    np.testing.assert_array_equal(found, slow)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-6, 1e-2, 0.1])
+def test_a_short_range_holds_both_extreme_splits(spread):
+    held = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x, noise = 1 + spread * rng.uniform(-1, 1, 60), np.exp(0.1 * rng.standard_normal(60))
+        for L0, L1 in ((1.0, 0.0), (0.0, 1.0)):
+            found = one_fit(x, (L0 + L1 * x) * noise)
+            held += found.L0_interval[0] <= L0 <= found.L0_interval[1]
+            held += found.L1_interval[0] <= L1 <= found.L1_interval[1]
+    assert held >= 68  # 90% of 80 is 72.

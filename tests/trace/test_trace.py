@@ -17,7 +17,7 @@ def test_frame_has_all_columns_in_order_with_types() -> None:
     assert list(frame.columns) == [*COLUMNS, "curvature"]
     assert frame["step"].dtype.kind == "i"
     assert frame["lr"].dtype.kind == "f"
-    assert frame.loc[0, ["group", "status", "data"]].tolist() == ["all", "ok", "step"]
+    assert frame.loc[0, ["group", "status", "data"]].tolist() == ["all", "ok", "unspecified"]
 
 
 def test_an_empty_trace_has_a_typed_frame() -> None:
