@@ -174,7 +174,7 @@ WINGS = {
         "integrations.huggingface",
         "integrations",
     ),
-    "clipping": ("clipping.trust", "clipping.*", "clipping"),
+    "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
     "plots": (
         "plots.common",
         "plots.*",
