@@ -29,6 +29,7 @@ from smoothdiag.measure.probe.schedule import Schedule, budget, every, log_space
 from smoothdiag.moved import keep_old_paths
 from smoothdiag.optim import GGNC, ClippedMomentum, ClippedScion, GradientDescent
 from smoothdiag.rows import SmoothdiagWarning, Status
+from smoothdiag.schedulers import LossGapWarmup
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ __all__ = [
     "ClippedMomentum",
     "ClippedScion",
     "GradientDescent",
+    "LossGapWarmup",
     # geometry
     "Diagonal",
     "Euclidean",

@@ -117,7 +117,7 @@ class LawRate(Rate):
     Examples:
         >>> rate = sd.LawRate(lambda norm: 3 + norm**0.5)
         >>> print(f"{rate(0.0):.4f} {rate(4.0):.4f}")  # smoothness is 3, and between 5 and 5.83
-        0.3333 0.1840
+        0.3333 0.1842
     """
 
     law: Callable[[Any], Any]

@@ -11,9 +11,10 @@ import torch
 from scipy.integrate import quad
 from scipy.special import lambertw
 
-from smoothdiag import LawRate, problems, step_rate
+from smoothdiag import GradientDescent, LawRate, problems, step_rate
 from smoothdiag.clipping import PowerLaw, StepRate
 from smoothdiag.fits import Verdict, fit_smoothness
+from smoothdiag.optim import LogSmoothed
 
 NORMS = np.geomspace(1e-6, 1e6, 25)
 
@@ -40,6 +41,18 @@ def square_rate(a, b, norm):
 def test_integral_equals_the_closed_form(exponent, closed, a, b):
     norms = NORMS[NORMS > 1e-3] if exponent == 0.5 else NORMS  # the closed form cancels at smaller ones
     np.testing.assert_allclose(LawRate(PowerLaw(a, b, exponent))(norms), closed(a, b, norms), rtol=1e-10)
+
+
+def test_line_gives_the_rate_of_log_smoothed_descent_and_the_optimizer_takes_any_law():
+    law, norms = LawRate(PowerLaw(1.0, 2.0, 1.0)), torch.from_numpy(NORMS)
+    torch.testing.assert_close(law(norms), LogSmoothed(1.0, 2.0)(norms), rtol=1e-11, atol=0)
+    steps = []
+    for rule in (law, LogSmoothed(1.0, 2.0)):
+        x = torch.nn.Parameter(torch.tensor([3.0, 1.0], dtype=torch.float64))
+        x.grad = 5 * x.detach()
+        GradientDescent([x], rule).step()
+        steps.append(x.detach())
+    torch.testing.assert_close(*steps, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("exponent", [0.25, 0.7, 1.5, 2.5, 3.0])
