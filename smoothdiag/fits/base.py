@@ -13,6 +13,7 @@ import pandas as pd
 from smoothdiag.console import counted
 from smoothdiag.fits.parts import Array, Correction, Flag, HessianCheck, Interval, ModelScore, Verdict
 from smoothdiag.fits.plain import decode, encode
+from smoothdiag.fits.plan import Plan, make_plan
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
 from smoothdiag.rows import printable
 
@@ -177,6 +178,10 @@ class SmoothnessFit:
         at = slopes if L1 is None else np.atleast_1d(np.asarray(L1, dtype=np.float64))
         # Between corners the frontier is straight, so interpolating is exact.
         return pd.DataFrame({"L1": at, "L0": np.interp(at, slopes, intercepts)})
+
+    def plan(self) -> Plan:
+        """What to measure next, in numbers. Print it to read it."""
+        return make_plan(self)
 
     def summary(self) -> str:
         """The fit as a table to read."""
