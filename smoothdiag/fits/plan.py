@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smoothdiag.fits.parts import Array, Flag, Verdict
+from smoothdiag.fits.needed import (
+    MIN_DECADES,
+    Law,
+    decades_needed,
+    over,
+    relative_errors,
+    rows_for_exponent,
+    rows_for_line,
+    spread_allowed,
+)
+from smoothdiag.fits.parts import Flag, Verdict
 from smoothdiag.fits.text import number, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXPONENT_REACH = 0.25  # Exponents half a unit apart are told apart if the interval reaches this far to either side.
-MIN_DECADES = 1.0  # The flag "range" asks for as much.
 WIDER_DECADES = 1.5  # Range for which the plan states the number of rows where the recorded range is too short.
-IN_TAIL, FEWEST = 4.0, 20.0  # The flag "few points" asks for as many independent rows beyond the line and in all.
 SCAN_GRADIENTS = 500  # Default budget of `sd.scan`.
-# A 90% interval excludes zero in nine of ten repetitions if the value is this many standard errors away from it.
-ERRORS_AWAY = NormalDist().inv_cdf(0.95) + NormalDist().inv_cdf(0.9)
 OF_TIME = ("learning rate", "surrogates", "tied to time", "time trend")
 
 
@@ -31,17 +35,20 @@ class Plan:
 
     Attributes:
         verdict: name of the verdict of the fit.
-        missing: what is missing: "rows", "decades" of gradient norms, "relation" where there are rows enough and the
-            gradient norm explains too little, "directions" where the rows bound one direction only, "remedy" where a
-            flag names something else to change; empty if nothing is.
+        missing: what is missing: "rows"; "decades" of gradient norms; "noise" where so much of it hides a line however
+            many rows there are; "relation" where there are rows enough and the gradient norm explains too little;
+            "directions" where the rows bound one direction only; "remedy" where a flag names something else to change;
+            empty if nothing is.
         rows_now: independent rows in the fit.
-        rows: independent rows with which the interval of L1 excludes zero in nine of ten repetitions, if the line is
-            as steep as it looks; at least what the flag "few points" asks for. NaN if more rows do not help.
+        rows: independent rows that a line as steep as this one needs for a verdict, in about nine of ten repetitions.
+            Its L1 has to differ from zero and it has to predict later smoothness; the flag "few points" asks for a
+            smallest number, too. NaN if more rows do not help.
         rows_for_exponent: independent rows with which the 90% interval of a free exponent reaches .25 to either side,
             so that exponents of .5, 1 and 1.5 can be told apart. NaN if more rows do not help.
         decades: powers of ten that the gradient norms cover now.
-        decades_needed: powers of ten that they should cover.
+        decades_needed: powers of ten that they should cover: one, or more where the noise is large.
         spread: standard deviation of log smoothness around the line, the noise.
+        spread_allowed: largest noise with which a line as steep as this one shows over the recorded range.
         exponent_error: standard error of a free exponent with the rows of this fit.
         gradients: gradients that the further rows cost; NaN if unknown.
         minutes: minutes that they take; NaN if unknown.
@@ -60,6 +67,7 @@ class Plan:
     decades: float
     decades_needed: float
     spread: float
+    spread_allowed: float
     exponent_error: float
     gradients: float
     minutes: float
@@ -84,13 +92,11 @@ def make_plan(fit: Any) -> Plan:
     """The plan for a SmoothnessFit (this module stands below that class)."""
     norms = np.array(fit.grad_norm_quantiles)
     norms = norms[(norms > 0) & np.isfinite(norms)]
-    slope_error, exponent_error = relative_errors(norms, fit.L0, fit.L1, fit.spread, fit.quantile)
-    floor = max(FEWEST, math.ceil(IN_TAIL / min(fit.quantile, 1 - fit.quantile) - 1e-9))
-    rows = max(floor, math.ceil((ERRORS_AWAY * slope_error) ** 2)) if math.isfinite(slope_error) else math.nan
-    reach = EXPONENT_REACH / NormalDist().inv_cdf(0.95)
-    for_exponent = max(floor, math.ceil((exponent_error / reach) ** 2)) if math.isfinite(exponent_error) else math.nan
+    law = Law(fit.L0, fit.L1, fit.spread, fit.quantile)
+    rows = rows_for_line(norms, law)
     missing = tuple(_missing(fit, rows))
-    help_rows = "rows" in missing and not {"decades", "remedy"} & set(missing)
+    no_help = {"decades", "remedy", "noise", "relation"} & set(missing)
+    help_rows = "rows" in missing and not no_help
     per_row, seconds = fit.row_cost
     more = max(rows - fit.num_effective, 0.0) * fit.num_points / max(fit.num_effective, 1.0) if help_rows else math.nan
     plan = Plan(
@@ -98,60 +104,18 @@ def make_plan(fit: Any) -> Plan:
         missing=missing,
         rows_now=fit.num_effective,
         rows=rows if help_rows else math.nan,
-        rows_for_exponent=for_exponent if not {"decades", "remedy"} & set(missing) else math.nan,
+        rows_for_exponent=math.nan if no_help else rows_for_exponent(norms, law),
         decades=fit.decades,
-        decades_needed=max(MIN_DECADES, fit.decades),
+        decades_needed=decades_needed(norms, law),
         spread=fit.spread,
-        exponent_error=exponent_error / math.sqrt(max(fit.num_effective, 1.0)),
+        spread_allowed=spread_allowed(norms, law),
+        exponent_error=relative_errors(norms, law)[1] / math.sqrt(max(fit.num_effective, 1.0)),
         gradients=more * per_row,
         minutes=more * seconds / 60,
         scan_minutes=SCAN_GRADIENTS * seconds / per_row / 60 if per_row > 0 else math.nan,
         advice=(),
     )
-    wider = _spread_over(norms, WIDER_DECADES)
-    there = (ERRORS_AWAY * relative_errors(wider, fit.L0, fit.L1, fit.spread, fit.quantile)[0]) ** 2
-    advice = tuple(_advice(fit, plan, more, max(floor, there) if math.isfinite(there) else math.nan))
-    return Plan(**{**vars(plan), "advice": advice})
-
-
-def relative_errors(norms: Array, L0: float, L1: float, spread: float, quantile: float) -> tuple[float, float]:
-    """Standard errors, from a single row, of L1 as a share of L1, and of the exponent of a constant plus a power.
-
-    A fit of n independent rows has these over the square root of n. Without a line that rises, or with one through
-    zero, the errors are those of a line whose two terms are equal at the median gradient norm.
-
-    Args:
-        norms: gradient norms, or quantiles of them.
-        L0: intercept of the line.
-        L1: slope of the line.
-        spread: standard deviation of log smoothness around the line, taken as normal.
-        quantile: level of the line.
-    """
-    if len(norms) < 3 or not spread > 0 or norms.min() == norms.max():
-        return math.nan, math.nan
-    x = norms / np.median(norms)
-    a, b = (L0, L1 * float(np.median(norms))) if L0 > 0 and L1 > 0 else (1.0, 1.0)
-    height = a + b * x
-    level = NormalDist()
-    # Variance of a quantile of normal noise, in units of the variance of the noise.
-    inflation = quantile * (1 - quantile) / level.pdf(level.inv_cdf(quantile)) ** 2
-    by_slope = np.stack([1 / height, b * x / height])
-    by_exponent = np.concatenate([by_slope, [b * x * np.log(x) / height]])
-    errors = []
-    for derivatives in (by_slope, by_exponent):
-        information = derivatives @ derivatives.T / len(x)
-        if np.linalg.cond(information) > 1e12:
-            errors.append(math.nan)
-        else:
-            errors.append(spread * math.sqrt(inflation * float(np.linalg.inv(information)[-1, -1])))
-    return errors[0], errors[1]
-
-
-def _spread_over(norms: Array, decades: float) -> Array:
-    """Gradient norms spread evenly, in logarithms, over this many decades around the recorded ones."""
-    middle = math.log10(float(np.median(norms))) if len(norms) else 0.0
-    half = decades / 0.95 / 2  # The range counts the middle 95%.
-    return np.logspace(middle - half, middle + half, 101)
+    return replace(plan, advice=tuple(_advice(fit, plan, more, rows_for_line(over(norms, WIDER_DECADES), law))))
 
 
 def _blocking(fit: Any) -> list[Flag]:
@@ -167,15 +131,19 @@ def _missing(fit: Any, rows: float) -> Iterator[str]:
             yield "rows"
         if names - {"range", "few points"}:
             yield "remedy"
-        if not names:
+        if rows == math.inf and names <= {"few points"}:
+            yield "noise"
+        elif not names:
             yield "relation" if rows <= fit.num_effective else "rows"
     elif fit.estimator.startswith(("local", "path")) and (fit.hessian is None or fit.hessian.agrees is None):
         yield "directions"
 
 
 def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[str]:
-    scan = f"`sd.scan(model, loss_fn, batches)` at this checkpoint takes about {SCAN_GRADIENTS} gradients" + (
-        f", here {_time(plan.scan_minutes)}" if math.isfinite(plan.scan_minutes) else ""
+    scanned = fit.num_scans > 0
+    scan = f"`sd.scan(model, loss_fn, batches)` at {'another' if scanned else 'this'} checkpoint takes about " + (
+        f"{SCAN_GRADIENTS} gradients"
+        + (f", here {_time(plan.scan_minutes)}" if math.isfinite(plan.scan_minutes) else "")
     )
     if not plan.missing:
         yield "nothing is missing for this verdict."
@@ -187,20 +155,28 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
         yield f"A scan compares points around one checkpoint, so neither time nor rate can be the cause. {scan}."
     elif "decades" in plan.missing:
         yield (
-            f"The gradient norms cover {plan.decades:.2f} decades and should cover at least {plan.decades_needed:g}. "
-            f"More rows of the same run do not help. {scan}, and moves away from it until the norms have changed."
+            f"The gradient norms cover {plan.decades:.2f} decades and should cover at least {MIN_DECADES:g}. "
+            f"More rows of the same {'lines' if scanned else 'run'} do not help. {scan}, and moves away from it until "
+            "the norms have changed."
         )
-    if "decades" in plan.missing:
+    if "decades" in plan.missing and not scanned:
         yield (
             "In a further run, record the warm-up from the first step, where gradient norms change most, on batches "
             'that stay the same (`data="fixed"`). Other learning rates alone do not help: the rate then moves both '
             "gradient norms and smoothness."
         )
-        if math.isfinite(rows_there):
-            yield (
-                f"Over {WIDER_DECADES:g} decades and with the noise of these rows, L1 would take about "
-                f"{rows_there:.0f} independent rows."
-            )
+    if "decades" in plan.missing and not math.isnan(rows_there):
+        yield f"With the noise of these rows, a line over {WIDER_DECADES:g} decades would take " + (
+            "more than any number of rows: less noise is needed, too."
+            if rows_there == math.inf
+            else f"about {rows_there:.0f} independent rows."
+        )
+    if "noise" in plan.missing:
+        yield (
+            f"With a noise of {plan.spread:.2g} in log smoothness a line over {plan.decades:.2g} decades predicts "
+            f"hardly better than a constant, however many rows there are. It takes {_or_more(plan)}. Rows on fixed "
+            f'batches (`data="fixed"`) or larger ones have less noise. {scan}.'
+        )
     if math.isfinite(more) and more > 0:
         cost = ""
         if math.isfinite(plan.gradients):
@@ -208,13 +184,15 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
         if math.isfinite(plan.minutes):
             cost += f" and {_time(plan.minutes)}"
         yield (
-            f"Record {more:.0f} more rows like these{cost}: {plan.rows:.0f} independent ones tell L1 from zero in nine "
-            f"of ten repetitions, if the line is as steep as it looks."
+            f"Record {more:.0f} more rows like these{cost}. About {plan.rows:.0f} independent ones show a line in nine "
+            "of ten repetitions, if it is as steep as it looks."
         )
+    if "rows" in plan.missing and not math.isfinite(more) and "decades" not in plan.missing:
+        yield "Record more rows. How many is unknown, because the noise of these is."
     if "relation" in plan.missing:
         yield (
-            f"The rows would be enough for a line as steep as this one, but the gradient norm explains too little of "
-            f"their smoothness. `fit.comparison_frame()` shows whether another model does. {scan}."
+            "There are rows enough for a line as steep as this one, but the gradient norm explains too little of their "
+            f"smoothness. `fit.comparison_frame()` shows whether another model does. {scan}."
         )
     if "directions" in plan.missing:
         yield (
@@ -226,6 +204,15 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
             f"To tell exponents of .5, 1 and 1.5 apart takes about {plan.rows_for_exponent:.0f} independent rows over "
             "this range."
         )
+
+
+def _or_more(plan: Plan) -> str:
+    ways = []
+    if math.isfinite(plan.decades_needed) and plan.decades_needed > plan.decades:
+        ways.append(f"{plan.decades_needed:.1f} decades of gradient norms")
+    if math.isfinite(plan.spread_allowed):
+        ways.append(f"a noise of at most {plan.spread_allowed:.2f}")
+    return " or ".join(ways) or "another experiment"
 
 
 def _time(minutes: float) -> str:

@@ -90,6 +90,7 @@ WINGS = {
         "fits.text",
         "fits.plain",
         "fits.parts",
+        "fits.needed",
         "fits.plan",
         "fits.base",
         "fits.walk",
