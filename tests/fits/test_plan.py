@@ -139,14 +139,14 @@ def test_noise_is_answered_by_rows_with_what_they_cost():
 
 
 def test_noise_that_hides_any_line_is_not_answered_by_rows():
-    plan = replace(FIT, spread=1.0).plan()
+    plan = replace(FIT, spread=1.1).plan()
     assert plan.missing == ("noise",)
     assert math.isnan(plan.rows)
     assert math.isnan(plan.gradients)
     norms = np.array(FIT.grad_norm_quantiles)
     shown = [Law(FIT.L0, FIT.L1, plan.spread_allowed * factor, 0.8) for factor in (0.98, 1.02)]
     assert [skill_of_line(norms, law)[0] >= 0.25 for law in shown] == [True, False]
-    law = Law(FIT.L0, FIT.L1, 1.0, 0.8)
+    law = Law(FIT.L0, FIT.L1, 1.1, 0.8)
     assert skill_of_line(over(norms, plan.decades_needed), law)[0] >= 0.25
     assert skill_of_line(over(norms, plan.decades_needed - 0.1), law)[0] < 0.25
     text = " ".join(str(plan).split())
