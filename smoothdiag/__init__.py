@@ -29,13 +29,14 @@ from smoothdiag.measure.probe.schedule import Schedule, budget, every, log_space
 from smoothdiag.moved import keep_old_paths
 from smoothdiag.optim import GGNC, ClippedMomentum, ClippedScion, GradientDescent
 from smoothdiag.rows import SmoothdiagWarning, Status
+from smoothdiag.schedulers import LossGapWarmup
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
     from smoothdiag import doctor as doctor
     from smoothdiag import problems as problems
     from smoothdiag.autoclip import AutoClip, StepRule
-    from smoothdiag.clipping import ClipRule, StepRate, clip_rule, step_rate
+    from smoothdiag.clipping import ClipRule, LawRate, StepRate, clip_rule, step_rate
     from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
     from smoothdiag.logs import LogReview, read_log, review_log
     from smoothdiag.plots import (
@@ -53,6 +54,7 @@ _LAZY = {
     "AutoClip": "smoothdiag.autoclip",
     "ClipRule": "smoothdiag.clipping",
     "GroupFits": "smoothdiag.fits",
+    "LawRate": "smoothdiag.clipping",
     "LogReview": "smoothdiag.logs",
     "SmoothnessFit": "smoothdiag.fits",
     "StepRate": "smoothdiag.clipping",
@@ -113,6 +115,7 @@ __all__ = [
     # clip
     "AutoClip",
     "ClipRule",
+    "LawRate",
     "StepRate",
     "StepRule",
     "clip_rule",
@@ -122,6 +125,7 @@ __all__ = [
     "ClippedMomentum",
     "ClippedScion",
     "GradientDescent",
+    "LossGapWarmup",
     # geometry
     "Diagonal",
     "Euclidean",

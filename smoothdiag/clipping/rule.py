@@ -1,4 +1,4 @@
-"""From fitted constants to a clipping threshold with a reason."""
+"""From a fit to a clipping threshold with a reason."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
+from smoothdiag.clipping.law import Choice, LawRate, PowerLaw, choose
 from smoothdiag.clipping.trust import (
     check,
     check_momentum,
     distrust,
     doubt_about,
     may_follow_gradients,
+    one_direction,
     over,
+    power_of,
     unsafe,
     untold,
 )
-from smoothdiag.fits.base import Array, Interval, SmoothnessFit
+from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
 from smoothdiag.fits.intervals import percentile_interval
 from smoothdiag.momentum import averaged
 from smoothdiag.momentum import gain as gain_of
@@ -43,7 +46,8 @@ class ClipRule:
         step_cap: longest step that results, effective rate times threshold; NaN if no rate is known, and for Adam
             and similar optimizers.
         max_lr: largest learning rate that a small gradient allows, as the optimizer counts rates; NaN if the fit
-            cannot tell, for example because the interval of L0 reaches zero.
+            cannot tell, for example because the interval of L0 reaches zero. If the rows measure one direction only,
+            it is a bound for that direction.
         clip_rate: share of the recorded gradient norms above the threshold; NaN if the optimizer clips an average
             of gradients, because the norms of averages were not recorded.
         reason: reason for the threshold, in words.
@@ -87,16 +91,6 @@ class ClipRule:
         )
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A threshold before the noise can raise it: effective rate, threshold, their reason and their consequence."""
-
-    eta: float
-    threshold: float
-    origin: str
-    consequence: str = ""
-
-
 def clip_rule(
     fit: SmoothnessFit,
     *,
@@ -114,7 +108,13 @@ def clip_rule(
 
     1. As the rate rises from kappa/(2 L0) to kappa/L0, the theorem's threshold would shorten the steps to nothing, and
        beyond kappa/L0 no threshold is safe. So above kappa/(2 L0) the rule keeps the longest step at kappa/(2 L1)
-       instead. The threshold then falls as the rate rises and never jumps, and the reason names the rate to use.
+       instead. The threshold then falls as the rate rises and never jumps, and the reason names the rate to use. That
+       is a choice, and no theorem covers it.
+    2. If the verdict is POWER with an exponent of 1 at most, the threshold is the gradient norm at which the rate of
+       `LawRate` is the effective rate. A larger exponent leaves no step length that is safe at every norm.
+    3. Rows along a direction, such as those of "local" and "path", bound the largest curvature from below. Unless
+       Hessian norms beside them agree with the line, the reason says so; if they contradict it, the rule does not rest
+       on the fit.
 
     Args:
         fit: from `fit_smoothness`.
@@ -122,7 +122,8 @@ def clip_rule(
         momentum: the optimizer's heavy-ball momentum in [0, 1).
         dampening: the optimizer's dampening in [0, 1). Above zero the optimizer averages gradients, and the rule
             assumes that it clips the average. Without momentum dampening has no effect, as in torch.
-        kappa: bound on effective rate times smoothness, in (0, 2]. The theorem has 1; up to 2 the loss still falls.
+        kappa: bound on effective rate times smoothness, in (0, 2]. The theorem has 1. The loss still falls up to 1.25
+            by the bound on docs/rates.md, and up to 2 as measured on the landscapes of `sd.problems`, not proved.
         noise: standard deviation of the norm of minibatch gradients around the full gradient.
 
     Returns:
@@ -133,8 +134,8 @@ def clip_rule(
 
     Units: lr [x^2/f], noise [f/x].
 
-    Source: Pethick et al., 2025, Theorem 4.3: rate <= 1 / (L0 + threshold * L1), solved for the threshold; for the
-        noise Zhang et al., 2020.
+    Source: Pethick et al., 2025, Theorem 4.3: rate <= 1 / (L0 + threshold * L1), solved for the threshold; for a power
+        Tyurin, 2025; for the noise Zhang et al., 2020.
 
     Examples:
         >>> import pandas as pd
@@ -160,7 +161,7 @@ def clip_rule(
         warnings.warn(untold(fit), SmoothdiagWarning, stacklevel=2)
     chosen = None if doubt else _from_fit(fit, eta, kappa, gain)
     if chosen is None:
-        doubt = doubt or "the fit puts L0 at zero with no upper end to its interval, so it implies no learning rate"
+        doubt = doubt or "by the fit smoothness may vanish with the gradient norm, so it implies no learning rate"
     choice = chosen or _percentile(fit, eta, doubt, momentum if averages else 0.0)
     threshold, reason = choice.threshold, f"{choice.origin}{choice.consequence}"
     if noise is not None and threshold < NOISE_MULTIPLE * noise:
@@ -181,10 +182,13 @@ def clip_rule(
             f" The threshold clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: nearly "
             "all steps have the same length, and this length sets the pace instead of the learning rate."
         )
+    max_lr = _largest_rate(fit, kappa) / gain
+    if chosen or not math.isnan(max_lr):
+        reason += one_direction(fit)
     return ClipRule(
         threshold=threshold,
         step_cap=choice.eta * threshold if may_follow_gradients(fit) else math.nan,
-        max_lr=kappa / fit.L0 / gain if not distrust(fit) and fit.L0_interval[0] > 0 else math.nan,
+        max_lr=max_lr,
         clip_rate=clip_rate,
         reason=reason,
         lr=choice.eta / gain,
@@ -199,8 +203,8 @@ def safe_threshold(L0: npt.ArrayLike, L1: npt.ArrayLike, eta: float, kappa: floa
         return np.asarray(np.maximum(kappa / eta - np.asarray(L0), kappa / (2 * eta)) / np.asarray(L1))
 
 
-def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: float) -> Interval:
-    if not fit.replicates:
+def _interval(fit: SmoothnessFit, choice: Choice, kappa: float, threshold: float) -> Interval:
+    if not fit.replicates or fit.verdict is Verdict.POWER:
         return math.nan, math.nan
     pairs = np.array(fit.replicates)  # Inverse thresholds are taken because they are finite even if L1 is zero.
     inverse = 1 / safe_threshold(pairs[:, 0], pairs[:, 1], choice.eta, kappa)
@@ -209,8 +213,10 @@ def _interval(fit: SmoothnessFit, choice: _Choice, kappa: float, threshold: floa
     return max(over(1.0, high), least), max(over(1.0, low), least)
 
 
-def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Choice | None:
+def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choice | None:
     """The choice of the rule; None if no rate was given and no rate follows from the fit."""
+    if fit.verdict is Verdict.POWER:
+        return choose(LawRate(_power(fit), kappa), eta, gain)
     half_step = kappa / (2 * fit.L1)
     if math.isnan(eta):
         L0, note = fit.L0, ""
@@ -224,7 +230,7 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
             "No learning rate was given, so the rule chose one: half of kappa goes to the rate, kappa/(2 L0), and half "
             "to the longest step, kappa/(2 L1)."
         )
-        return _Choice(eta, half_step / eta, origin + note)
+        return Choice(eta, half_step / eta, origin + note)
     note = ""
     if fit.L0_interval[0] <= 0:
         note = (
@@ -235,7 +241,7 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
     advice = f"use an effective rate of kappa/(2 L0) = {recommended:.4g}, a learning rate of {recommended / gain:.4g}"
     if eta * fit.L0 >= kappa:
         origin = f"{unsafe(fit, eta, kappa)} {advice[0].upper()}{advice[1:]}.{note}"
-        return _Choice(eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.")
+        return Choice(eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.")
     if 2 * eta * fit.L0 > kappa:
         origin = (
             f"The effective rate {eta:.4g} is too large: to keep rate * (L0 + L1 * threshold) at {kappa:g}, steps "
@@ -245,16 +251,16 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> _Cho
             f" The longest step is held at kappa/(2 L1) = {half_step:.4g}, where the product is "
             f"{eta * fit.L0 + kappa / 2:.3g}."
         )
-        return _Choice(eta, half_step / eta, origin, consequence)
+        return Choice(eta, half_step / eta, origin, consequence)
     threshold = (kappa / eta - fit.L0) / fit.L1
     origin = (
         f"At the effective rate {eta:.4g} the product rate * (L0 + L1 * norm) reaches {kappa:g} at the gradient norm "
         f"{threshold:.4g}."
     )
-    return _Choice(eta, threshold, origin + note)
+    return Choice(eta, threshold, origin + note)
 
 
-def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> _Choice:
+def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> Choice:
     threshold = fit.grad_norm_quantiles[FALLBACK_PERCENTILE]
     origin = (
         f"Do not clip from this fit, because {doubt}. The {FALLBACK_PERCENTILE}th percentile of the recorded gradient "
@@ -268,10 +274,26 @@ def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) ->
             f" The threshold is this percentile times {shrink:.2g}, because an average of uncorrelated gradients with "
             f"momentum {averaging:g} is shorter by this factor."
         )
-    return _Choice(eta, threshold, origin)
+    return Choice(eta, threshold, origin)
+
+
+def _power(fit: SmoothnessFit) -> PowerLaw:
+    score = power_of(fit)
+    return PowerLaw(score.intercept, score.coefficient, score.exponent)
+
+
+def _largest_rate(fit: SmoothnessFit, kappa: float) -> float:
+    """Effective rate that the fit allows at a vanishing gradient; NaN if it cannot tell."""
+    if not distrust(fit) and fit.L0_interval[0] > 0:
+        return kappa / fit.L0
+    if not distrust(fit, (Verdict.POWER,)) and power_of(fit).intercept > 0:
+        return kappa / power_of(fit).intercept
+    return math.nan
 
 
 def _after_raise(fit: SmoothnessFit, eta: float, threshold: float, kappa: float) -> str:
+    if fit.verdict is Verdict.POWER:
+        return f" With the raised threshold the longest step is {eta * threshold:.4g}, and the law allows no such step."
     product = eta * (fit.L0 + fit.L1 * threshold)
     held = "above" if product > kappa else "within"
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from smoothdiag import arguments
-from smoothdiag.fits.base import SmoothnessFit, Verdict
+from smoothdiag.fits.base import ModelScore, SmoothnessFit, Verdict
 
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
@@ -16,8 +16,8 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     )
 
 
-def distrust(fit: SmoothnessFit) -> str:
-    """Why the fit has no constants to use; empty if it has."""
+def distrust(fit: SmoothnessFit, verdicts: tuple[Verdict, ...] = (Verdict.L0L1, Verdict.CONSTANT)) -> str:
+    """Why the fit has no constants to use, or none by these verdicts; empty if it has."""
     if not may_follow_gradients(fit):
         said = "its rows come from" if fit.follows_gradients is False else "its rows do not say how steps are made by"
         return (
@@ -29,9 +29,34 @@ def distrust(fit: SmoothnessFit) -> str:
         return f"its verdict is {fit.verdict.name} because of a fatal flag ({', '.join(fatal)})"
     if unchecked(fit):
         return "too few of its rows have a saturation, so the check for artefacts could not run"
-    if fit.verdict not in (Verdict.L0L1, Verdict.CONSTANT):
-        return f"its verdict is {fit.verdict.name}"
+    if fit.verdict not in verdicts:
+        other = {
+            Verdict.LOSS_GAP: ": the loss sets smoothness there, and `sd.LossGapWarmup` makes a learning rate of that",
+            Verdict.NOT_IDENTIFIED: " (`print(fit.plan())` says what to measure next)",
+        }
+        return f"its verdict is {fit.verdict.name}{other.get(fit.verdict, '')}"
+    if fit.hessian is not None and fit.hessian.agrees is False:
+        return (
+            f"the {fit.hessian.num_rows} Hessian norms beside its rows contradict the line: {fit.hessian.coverage:.0%} "
+            f"of them lie at or below it, and {fit.quantile:.0%} should"
+        )
     return ""
+
+
+def only_range_is_short(fit: SmoothnessFit) -> bool:
+    """Whether nothing but the range of the gradient norms stands against the fit."""
+    blocking = [flag.name for flag in fit.flags if flag.blocking or flag.fatal]
+    return fit.verdict is Verdict.NOT_IDENTIFIED and blocking == ["range"]
+
+
+def one_direction(fit: SmoothnessFit) -> str:
+    """What the constants leave open, as a further sentence; empty if Hessian norms agree with them."""
+    if not fit.estimator.startswith(("local", "path")) or (fit.hessian is not None and fit.hessian.agrees):
+        return ""
+    return (
+        " The rows bound smoothness along the probed direction only. The largest curvature ||H|| may be larger, and "
+        "then these steps are too long. Rows of `sd.HessianNorm()` beside them, or `sd.scan`, would settle it."
+    )
 
 
 def may_follow_gradients(fit: SmoothnessFit) -> bool:
@@ -51,8 +76,10 @@ def untold(fit: SmoothnessFit) -> str:
 
 def doubt_about(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     """Why the fit cannot carry a threshold; empty if it can."""
-    if doubt := distrust(fit):
+    if doubt := distrust(fit, (Verdict.L0L1, Verdict.CONSTANT, Verdict.POWER)):
         return doubt
+    if fit.verdict is Verdict.POWER:
+        return _doubt_about_power(fit)
     if fit.verdict is Verdict.CONSTANT:
         flat = "smoothness does not grow with the gradient norm"
         if eta * fit.L0 >= kappa:
@@ -61,6 +88,28 @@ def doubt_about(fit: SmoothnessFit, eta: float, kappa: float) -> str:
     if not fit.L1_interval[0] > 0:
         return f"the interval of L1 contains zero ([{fit.L1_interval[0]:.4g}, {fit.L1_interval[1]:.4g}])"
     return ""
+
+
+def power_of(fit: SmoothnessFit) -> ModelScore:
+    """The power model of a fit.
+
+    Raises:
+        ValueError: if the fit holds none.
+    """
+    for score in fit.comparison:
+        if score.name == "power" and score.intercept >= 0 and score.coefficient > 0 and score.exponent > 0:
+            return score
+    raise ValueError("Parameter `fit` should hold a power model that rises. Found none in `fit.comparison`.")
+
+
+def _doubt_about_power(fit: SmoothnessFit) -> str:
+    exponent = power_of(fit).exponent
+    if exponent <= 1:
+        return ""
+    return (
+        f"its verdict is POWER with the exponent {exponent:.2f}. Smoothness grows faster than the gradient norm, so no "
+        "step length is safe at every norm (`sd.step_rate` makes a learning rate that is)"
+    )
 
 
 def unchecked(fit: SmoothnessFit) -> bool:
@@ -76,6 +125,11 @@ def over(numerator: float, denominator: float) -> float:
 def check(fit: object, kappa: float) -> None:
     """Raises a ValueError unless the arguments make a rule."""
     check_fit(fit)
+    check_kappa(kappa)
+
+
+def check_kappa(kappa: float) -> None:
+    """Raises a ValueError unless it is in (0, 2]."""
     arguments.number("kappa", kappa, "in (0, 2]", lambda v: 0 < v <= 2)
 
 

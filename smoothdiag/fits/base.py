@@ -13,8 +13,8 @@ import pandas as pd
 from smoothdiag.console import counted
 from smoothdiag.fits.parts import Array, Correction, Flag, HessianCheck, Interval, ModelScore, Verdict
 from smoothdiag.fits.plain import decode, encode
-from smoothdiag.fits.text import RULE, THIN, cost, fixed, free_exponent, hessian_cost, interval, number, wrap
-from smoothdiag.rows import printable
+from smoothdiag.fits.plan import Plan, make_plan
+from smoothdiag.fits.summary import summarise
 
 __all__ = ["Array", "Correction", "Flag", "HessianCheck", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
 
@@ -179,9 +179,13 @@ class SmoothnessFit:
         # Between corners the frontier is straight, so interpolating is exact.
         return pd.DataFrame({"L1": at, "L0": np.interp(at, slopes, intercepts)})
 
+    def plan(self) -> Plan:
+        """What to measure next, in numbers. Print it to read it."""
+        return make_plan(self)
+
     def summary(self) -> str:
         """The fit as a table to read."""
-        return _summarise(self)
+        return summarise(self)
 
     def __str__(self) -> str:
         return self.summary()
@@ -226,94 +230,3 @@ class SmoothnessFit:
 def _inverse(interval: Interval) -> Interval:
     low, high = (1 / end if end > 0 else math.inf for end in interval)
     return high, low
-
-
-_LINES = {"hard": "hard envelope", "mean": "mean"}
-
-
-def _summarise(fit: SmoothnessFit) -> str:
-    """The fit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
-    level = f"{fit.interval_level:.0%} interval"
-    out = [
-        RULE,
-        f"smoothness <= L0 + L1 * gradient norm, for a share of {fit.quantile:g} of the rows",
-        f"rows of estimator {fit.estimator}, group {fit.group}, data {fit.data}",
-        THIN,
-        f"{'':4}{'estimate':>12}{level:>26}   {'unit':<21}{'inverse':>30}",
-        _constant("L0", fit.L0, fit.L0_interval, "loss / parameter^2", f"max_lr = 1/L0 = {number(fit.max_lr)}"),
-        _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap = 1/L1 = {number(fit.step_cap)}"),
-        THIN,
-        f"rows in the fit       {fit.num_points}, as informative as {fit.num_effective:.0f} independent rows",
-        f"bootstrap blocks      {fit.block_length:.1f} steps long on average",
-        f"runs                  {fit.num_runs}{'; the intervals say nothing about other seeds' * (fit.num_runs == 1)}",
-        f"rows dropped          {_counts(fit.dropped)}",
-        f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
-        f"{fit.decades:.2f} decades (powers of ten) in the middle 95%",
-        f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; "
-        f"{number(fit.partial_spearman)} with time taken out",
-        f"log-log slope         {number(fit.loglog_slope)}; it would be {number(fit.implied_slope)} if all rows lay on "
-        "the line",
-        f"exponent              {free_exponent(fit.exponent_interval, fit.interval_level)}",
-        f"Hessian norms         {_hessian(fit)}",
-        f"cost of a row         {cost(fit.row_cost)}",
-        f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
-        f"errors in the norms   {_errors(fit)}",
-        f"median saturation     {number(fit.median_saturation)}; above 0.5 the step length sets the smoothness",
-        THIN,
-        f"{'other lines':22}{'L0':>12}{'L1':>12}",
-        *(
-            f"  {_LINES.get(key, f'quantile {key}'):20}{number(a):>12}{number(b):>12}"
-            for key, (a, b) in fit.lines.items()
-        ),
-        THIN,
-        f"{'model':12}{'exponent':>10}{'loss':>10}{'later loss':>12}{'skill':>10}{level:>24}",
-    ]
-    out += [
-        f"{score.name:12}{fixed(score.exponent or math.nan, 2):>10}{fixed(score.loss, 4):>10}"
-        f"{fixed(score.later_loss, 4):>12}{fixed(score.skill, 2):>10}"
-        f"{interval(score.skill_interval, '.2f') if place else 'reference':>24}"
-        for place, score in enumerate(fit.comparison)
-    ]
-    out += [
-        "  affine: the line; isotonic: any function that never falls; loss: error on the fitted rows",
-        "  later loss: error on later steps; skill: share of the constant's later loss that is removed",
-        THIN,
-    ]
-    for flag in fit.flags:
-        weight = " (fatal)" if flag.fatal else " (blocks the verdict)" if flag.blocking else ""
-        out += wrap(f"flag {flag.name}{weight}", f"{flag.cause} ({flag.evidence}).")
-        out += wrap("    remedy", f"{flag.remedy}.")
-    if not fit.flags:
-        out.append("no flags")
-    out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
-    return "\n".join(map(printable, [*out, RULE]))
-
-
-def _hessian(fit: SmoothnessFit) -> str:
-    """What the Hessian norms say or, if there are none, what measuring them would cost."""
-    if fit.hessian is not None:
-        said = {True: "follow the line", False: "contradict the line", None: "cannot decide"}[fit.hessian.agrees]
-        return f"{fit.hessian.num_rows} beside, {fit.hessian.coverage:.0%} at or below the line; they {said}"
-    is_secant = fit.estimator.startswith(("local", "path"))
-    return f"none beside; {hessian_cost(fit.row_cost)} would test the law" if is_secant else "none beside"
-
-
-def _errors(fit: SmoothnessFit) -> str:
-    """The corrected constants or, if there are none, the direction in which errors would move the plain ones."""
-    if fit.corrected is not None:
-        return (
-            f"L0 {number(fit.corrected.L0)}, L1 {number(fit.corrected.L1)} after correcting errors of up to "
-            f"{fit.corrected.deviation:.0%}"
-        )
-    return (
-        "not corrected (unknown, negligible or too large); errors make L1 too "
-        f"{'large' if fit.quantile > 0.75 else 'small'}"
-    )
-
-
-def _constant(name: str, value: float, ends: Interval, unit: str, inverse: str) -> str:
-    return f"{name:4}{number(value):>12}{interval(ends):>26}   {unit:<21}{inverse:>30}"
-
-
-def _counts(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in dropped.items()) or "none"

@@ -6,13 +6,26 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.integrate import quad
 
 from smoothdiag import SmoothdiagWarning, Trace
 from smoothdiag.clipping import clip_rule, clip_table, step_rate
-from smoothdiag.fits import Flag, Verdict, fit_smoothness
+from smoothdiag.fits import Flag, ModelScore, Verdict, fit_smoothness
+from smoothdiag.fits.base import HessianCheck
 
 X = 10 ** np.random.default_rng(0).uniform(-1.5, 1.5, 200)
 FIT = fit_smoothness(pd.DataFrame({"grad_norm": X, "smoothness": 1 + 2 * X, "saturation": 0.1}), num_boot=20)
+
+
+def power_law(intercept: float, coefficient: float, exponent: float) -> dict:
+    """The changes that make FIT a fit of this law."""
+    score = ModelScore(
+        "power", intercept, coefficient, exponent, *(0.1, 0.1, 0.9, (0.8, 1.0)), gain=0.5, gain_interval=(0.4, 0.6)
+    )
+    return {"verdict": Verdict.POWER, "comparison": (score,)}
+
+
+POWER_ABOVE_ONE = power_law(1.0, 2.0, 1.5)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -102,7 +115,7 @@ def test_threshold_is_raised_above_the_noise():
 
 @pytest.mark.parametrize("momentum", [0.5, 0.9])
 def test_average_that_is_clipped_is_shorter_than_what_was_recorded(momentum):
-    fit = replace(FIT, verdict=Verdict.POWER)
+    fit = replace(FIT, verdict=Verdict.NOT_IDENTIFIED)
     raw, rule = (clip_rule(fit, lr=0.1, momentum=momentum, dampening=d) for d in (0.0, momentum))
     noise = np.random.default_rng(0).standard_normal(20_000)
     average = np.zeros_like(noise)
@@ -120,8 +133,13 @@ def test_average_that_is_clipped_is_shorter_than_what_was_recorded(momentum):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"verdict": Verdict.NOT_IDENTIFIED}, "NOT_IDENTIFIED"),
-        ({"verdict": Verdict.POWER}, "POWER"),
+        ({"verdict": Verdict.NOT_IDENTIFIED}, r"its verdict is NOT_IDENTIFIED (`print(fit.plan())` says what"),
+        (
+            {"verdict": Verdict.LOSS_GAP},
+            "its verdict is LOSS_GAP: the loss sets smoothness there, and `sd.LossGapWarmup`",
+        ),
+        ({"hessian": HessianCheck(60, 0.5, (0.0, 0.1), False)}, "50% of them lie at or below it, and 95% should"),
+        (POWER_ABOVE_ONE, "its verdict is POWER with the exponent 1.50. Smoothness grows faster"),
         ({"verdict": Verdict.CONSTANT}, "needs no threshold"),
         ({"L1_interval": (0.0, 3.0)}, "contains zero"),
         ({"L1_interval": (math.nan, math.nan)}, "contains zero"),
@@ -201,7 +219,7 @@ def test_units_move_the_rule_as_they_move_the_fit():
 def test_rule_reads_as_text():
     text = str(clip_rule(FIT, lr=0.1))
     assert "clip gradients at norm 4.5" in text
-    assert "unknown" in str(clip_rule(replace(FIT, verdict=Verdict.POWER)))
+    assert "unknown" in str(clip_rule(replace(FIT, verdict=Verdict.NOT_IDENTIFIED)))
 
 
 @pytest.mark.thorough
@@ -243,7 +261,7 @@ def test_constants_of_an_adam_run_make_no_rule():
 
 
 def test_an_old_fit_that_has_no_threshold_anyway_makes_no_noise(recwarn):
-    old = replace(FIT, optimizer="SGD", follows_gradients=None, verdict=Verdict.POWER)
+    old = replace(FIT, optimizer="SGD", follows_gradients=None, verdict=Verdict.NOT_IDENTIFIED)
     assert clip_rule(old, lr=0.1).source == "percentile"
     assert not recwarn.list
 
@@ -275,3 +293,65 @@ def test_wrong_parameters_are_refused(wrong):
     (name, value), *_ = wrong.items()
     with pytest.raises(ValueError, match=f"Parameter `{name}` should .* Found `{name} = {value}`"):
         clip_rule(FIT, **({"lr": 0.1} | wrong))
+
+
+@pytest.mark.parametrize(("gain", "momentum"), [(1.0, 0.0), (10.0, 0.9)])
+@pytest.mark.parametrize("exponent", [0.5, 0.8, 1.0])
+def test_at_the_threshold_of_a_power_the_rate_of_the_law_is_the_effective_rate(exponent, gain, momentum):
+    fit = replace(FIT, **power_law(1.0, 2.0, exponent))
+    rule = clip_rule(fit, lr=0.1 / gain, momentum=momentum)
+    mean = quad(lambda v: 1 / (1 + 2 * (rule.threshold * (1 + v)) ** exponent), 0, 1)[0]
+    assert mean == pytest.approx(0.1, rel=1e-9)
+    assert (rule.source, rule.step_cap) == ("fit", pytest.approx(0.1 * rule.threshold))
+    assert rule.max_lr * gain == pytest.approx(1.0)
+    assert f"At the gradient norm {rule.threshold:.4g} the law allows a rate of 0.1." in rule.reason
+    assert np.isnan(rule.threshold_interval).all()
+
+
+def test_threshold_of_a_power_falls_with_the_rate_and_never_jumps():
+    fit = replace(FIT, **power_law(1.0, 2.0, 0.5))
+    rates = np.geomspace(0.05, 20, 100)
+    rules = [clip_rule(fit, lr=float(rate)) for rate in rates]
+    thresholds, steps = (np.array([getattr(rule, name) for rule in rules]) for name in ("threshold", "step_cap"))
+    assert (np.diff(np.log(thresholds)) < 0).all()
+    assert np.diff(np.log(thresholds)).min() > -5 * np.diff(np.log(rates)).max()
+    assert (np.diff(steps) < 1e-9 * steps[0]).all()
+    assert "too large: the law would leave only uselessly short steps. Use an effective rate of at most 0.5" in (
+        clip_rule(fit, lr=0.8).reason
+    )
+    assert "No threshold makes this rate safe: the law allows at most 1." in clip_rule(fit, lr=2.0).reason
+    free = clip_rule(fit)
+    assert free.lr == pytest.approx(0.5)
+    assert "half of the largest rate that the law allows, 1." in free.reason
+    raised = clip_rule(fit, lr=0.4, noise=5.0)
+    assert "the longest step is 10, and the law allows no such step" in raised.reason
+
+
+def test_power_without_a_constant_needs_a_rate():
+    fit = replace(FIT, **power_law(0.0, 2.0, 0.5))
+    assert clip_rule(fit).source == "percentile"
+    assert "smoothness may vanish with the gradient norm" in clip_rule(fit).reason
+    rule = clip_rule(fit, lr=0.1)  # 1/(2 c^.5) times the mean of (1 + v)^-.5, which is 2 (2^.5 - 1)
+    assert rule.threshold == pytest.approx(((2**0.5 - 1) / 0.1) ** 2)
+    assert math.isnan(rule.max_lr)
+    with pytest.raises(ValueError, match="Parameter `fit` should hold a power model that rises"):
+        clip_rule(replace(FIT, verdict=Verdict.POWER, comparison=()), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "hessian", "said"),
+    [
+        ("local", None, True),
+        ("path", HessianCheck(3, 1.0, (0.0, 9.0), None), True),
+        ("local", HessianCheck(50, 0.95, (1.0, 3.0), True), False),
+        ("hessian_norm", None, False),
+        ("unnamed", None, False),
+    ],
+)
+def test_rule_from_one_direction_says_that_the_largest_curvature_may_be_larger(estimator, hessian, said):
+    fit = replace(FIT, estimator=estimator, hessian=hessian)
+    flat = replace(fit, verdict=Verdict.CONSTANT)  # It has no threshold, but a largest rate.
+    for reason in (clip_rule(fit, lr=0.1).reason, step_rate(fit).reason, clip_rule(flat, lr=0.1).reason):
+        assert ("probed direction only. The largest curvature ||H|| may be larger" in reason) is said
+    unknown = replace(fit, verdict=Verdict.NOT_IDENTIFIED)
+    assert "probed direction" not in clip_rule(unknown, lr=0.1).reason

@@ -90,7 +90,9 @@ WINGS = {
         "fits.text",
         "fits.plain",
         "fits.parts",
+        "fits.needed",
         "fits.plan",
+        "fits.summary",
         "fits.base",
         "fits.walk",
         "fits.affine",
@@ -178,7 +180,7 @@ WINGS = {
         "integrations.huggingface",
         "integrations",
     ),
-    "clipping": ("clipping.trust", "clipping.*", "clipping"),
+    "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
     "plots": (
         "plots.common",
         "plots.*",
