@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from asserts import assert_identical, state_of, without_cost
-from autoclip_runs import Run, batches as classes, by_closure, sgd
+from autoclip_runs import Run, by_closure, sgd
+from autoclip_runs import batches as classes
 from losses import regression
 from regressions import small_run, step_over
 from torch import Tensor, nn
