@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import inspect
 import itertools
 import json
 import math
@@ -33,6 +34,9 @@ from smoothdiag.optim import Normalized
 
 STEPS = 36
 """A little more than a calibration of AutoClip."""
+
+CHOOSES_DATA = "data" in inspect.signature(sd.Probe).parameters
+"""Whether a probe can measure on fixed batches. Earlier commits measure on the step's own, so these runs ask for it."""
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -100,6 +104,8 @@ class _Training:
         options = None if plan.probe is None else plan.probe()
         if options is not None and options.pop("held_out", False):
             options["probe_batches"] = data[-3:]
+        elif options is not None and CHOOSES_DATA:
+            options.setdefault("data", "step")
         self.probe = None if options is None else sd.Probe(self.model, self.optimizer, loss_fn, **options)
         self.clipper = (
             None if plan.clip is None or not self.probe else sd.AutoClip(self.optimizer, self.probe, **plan.clip())
@@ -266,6 +272,8 @@ def plans() -> Iterator[tuple[str, Plan]]:
             "log-spaced": {"probe": lambda: {"schedule": sd.log_spaced()}},
         }.items():
             yield f"{name}, {kind}", Plan(make, **{"probe": probed(), "clip": clipping(), **options})
+        if CHOOSES_DATA:
+            yield f"{name}, fixed", Plan(make, lambda: all_estimators(data="fixed"), clipping(), accumulation=2)
     free = clipping(set_lr=True)
     yield "sgd, rate set", Plan(of("SGD", 1e-4), probed(estimators=()), free)
     yield (

@@ -3,14 +3,16 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from smoothdiag import arguments
 from smoothdiag.autoclip import AutoClip
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
@@ -24,6 +26,7 @@ class Attached:
         schedule: Which optimizer steps to measure.
         group_by: Function from a parameter name to the label of its group.
         auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options.
+        data: What to measure on: ``"fixed"`` or ``"step"``, as for `Probe`.
 
     Raises:
         ValueError: If ``auto_clip`` is neither a bool nor a mapping of AutoClip's options.
@@ -39,6 +42,7 @@ class Attached:
         schedule: Schedule | None,
         group_by: Callable[[str], str] | None,
         auto_clip: bool | Mapping[str, Any],
+        data: Kind,
     ) -> None:
         if not isinstance(auto_clip, bool | Mapping):
             raise ValueError(
@@ -51,7 +55,13 @@ class Attached:
                 f"Parameter `auto_clip` should hold options of AutoClip: {', '.join(sorted(known))}. "
                 f"Found {', '.join(sorted(map(repr, unknown)))}."
             )
-        self._options: dict[str, Any] = {"estimators": estimators, "schedule": schedule, "group_by": group_by}
+        arguments.choice("data", data, get_args(Kind))
+        self._options: dict[str, Any] = {
+            "estimators": estimators,
+            "schedule": schedule,
+            "group_by": group_by,
+            "data": data,
+        }
         self._clip_options = auto_clip if isinstance(auto_clip, Mapping) else {} if auto_clip else None
         self.probe: Probe | None = None
         self.clipper: AutoClip | None = None

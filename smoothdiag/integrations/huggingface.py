@@ -17,6 +17,7 @@ from smoothdiag.integrations.losses import Call, Factor, loss_of
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.bookkeeping import Books
 from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.requirements import installed_by
 from smoothdiag.rows import SmoothdiagWarning
@@ -47,7 +48,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
     While training runs, the callback keeps a `Probe` on the optimizer and shows the probe the arguments of every
     ``trainer.compute_loss``. To measure, the probe calls ``compute_loss`` again. The latest measurements are added to
     the Trainer's logs, as ``smoothdiag/grad_norm``, ``smoothdiag/local_smoothness`` and so on. Checkpoints hold the
-    state of probe and AutoClip, so a resumed run continues exactly.
+    state of probe and AutoClip, so training and AutoClip continue exactly; see ``data`` for what is measured then.
 
     Args:
         estimators: What to measure at each due step.
@@ -56,6 +57,8 @@ class SmoothnessCallback(Attached, TrainerCallback):
         group_by: Function from a parameter name to the label of its group; each group gets rows of its own.
         auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options. AutoClip takes the place of
             ``args.max_grad_norm``, which is `NO_CLIPPING` as long as training runs, unless its mode is "shadow".
+        data: ``"fixed"`` measures on the micro-batches of the first measured step, ``"step"`` on each step's own; see
+            `Probe`. A resumed run keeps the micro-batches of its own first measured step.
 
     Raises:
         ValueError: If ``auto_clip`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the other arguments
@@ -76,8 +79,9 @@ class SmoothnessCallback(Attached, TrainerCallback):
         trace: Trace | str | Path | None = None,
         group_by: Callable[[str], str] | None = None,
         auto_clip: bool | Mapping[str, Any] = False,
+        data: Kind = "fixed",
     ) -> None:
-        super().__init__(estimators, schedule, group_by, auto_clip)
+        super().__init__(estimators, schedule, group_by, auto_clip, data)
         self._trace = trace
         self._bound: _Bound | None = None
         self._checkpoint: str | None = None
@@ -208,7 +212,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         self._num_losses += 1
         factor = Factor(getattr(self._bound.trainer.accelerator, "scaler", None))
         books = Books(self._bound.trainer) if self.probe.due else None
-        self.probe.observe(Call(inputs, args, kwargs, books, factor))
+        self.probe.observe(Call(inputs, args, kwargs, books, factor, self.probe.steps))
         found = self._bound.compute_loss(model, inputs, *args, **kwargs)
         factor.watch(loss_of(found))
         return found
@@ -217,9 +221,12 @@ class SmoothnessCallback(Attached, TrainerCallback):
         """Computes the loss of a micro-batch again, and returns its share in the loss of the step."""
         assert self._bound is not None
         assert call.books is not None
+        assert self.probe is not None
+        # Fixed micro-batches of an earlier step are measured as the trainer is now.
+        books = call.books if call.step == self.probe.steps else Books(self._bound.trainer)
         self._is_replaying = True
         try:
-            with call.books.reopened(), self._bound.trainer.compute_loss_context_manager():
+            with books.reopened(), self._bound.trainer.compute_loss_context_manager():
                 loss = loss_of(self._bound.compute_loss(model, call.inputs, *call.args, **call.kwargs))
         finally:
             self._is_replaying = False

@@ -11,6 +11,7 @@ from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.training_step import TrainingSteps, check_run
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.probe import Probe
+from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.requirements import installed_by
 from smoothdiag.rows import SmoothdiagWarning
@@ -32,7 +33,8 @@ class SmoothnessCallback(Attached, Callback):
     While training runs, the callback keeps a `Probe` on the optimizer and shows the probe the arguments of every
     ``training_step``. To measure, the probe calls ``training_step`` again, with ``self.log`` silent and metrics put
     back. The measurements go to the trainer's loggers, as ``smoothdiag/grad_norm``, ``smoothdiag/local_smoothness`` and
-    so on. Checkpoints hold the state of probe and AutoClip, so a resumed run continues exactly.
+    so on. Checkpoints hold the state of probe and AutoClip, so training and AutoClip continue exactly; see
+    ``data`` for what is measured then.
 
     Args:
         estimators: What to measure at each due step.
@@ -41,6 +43,8 @@ class SmoothnessCallback(Attached, Callback):
         group_by: Function from a parameter name to the label of its group; each group gets rows of its own.
         auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options. AutoClip takes the place of
             ``gradient_clip_val``, which is None as long as training runs, unless its mode is "shadow".
+        data: ``"fixed"`` measures on the micro-batches of the first measured step, ``"step"`` on each step's own; see
+            `Probe`. A resumed run keeps the micro-batches of its own first measured step.
         progress_bar: Whether the progress bar shows the latest smoothness, and AutoClip's longest step and threshold.
 
     Raises:
@@ -62,9 +66,10 @@ class SmoothnessCallback(Attached, Callback):
         trace: str | Path | None = None,
         group_by: Callable[[str], str] | None = None,
         auto_clip: bool | Mapping[str, Any] = False,
+        data: Kind = "fixed",
         progress_bar: bool = True,
     ) -> None:
-        super().__init__(estimators, schedule, group_by, auto_clip)
+        super().__init__(estimators, schedule, group_by, auto_clip, data)
         self._path, self._progress_bar = trace, progress_bar
         self._stored: Mapping[str, Any] = {}
 

@@ -19,6 +19,7 @@ class Call:
         kwargs: Arguments by name.
         books: Counts and metrics that the trainer kept at that time; None if the step is not measured.
         factor: The factor that the trainer gave the loss.
+        step: Number of the optimizer step that the micro-batch belongs to.
     """
 
     inputs: Any
@@ -26,6 +27,7 @@ class Call:
     kwargs: dict[str, Any]
     books: Books | None
     factor: "Factor"
+    step: int
 
 
 class Factor:
@@ -42,6 +44,9 @@ class Factor:
     def __init__(self, scaler: Any = None) -> None:
         self._scaler = scaler
         self._value: Tensor | None = None
+
+    def __deepcopy__(self, memo: object) -> "Factor":
+        return self  # the factor is known only later, and belongs to all copies of the micro-batch
 
     def watch(self, loss: Tensor) -> None:
         """Waits for the backward pass of ``loss``."""

@@ -31,16 +31,17 @@ class TrainingSteps:
     def __init__(self, trainer: Any, module: nn.Module) -> None:
         self._trainer, self._module = trainer, module
         self._training_step: Callable[..., Any] = trainer.strategy.training_step
+        self._probe: Probe | None = None
 
     def show(self, probe: Probe) -> None:
         """Shows the arguments of every training step to a probe, right before the step is taken for the first time."""
-        loop, shown = self._trainer.fit_loop, -1
+        self._probe, loop, shown = probe, self._trainer.fit_loop, -1
 
         def step(*args: Any) -> Any:
             nonlocal shown
             # A closure may be evaluated repeatedly, and a pass that only updates batch statistics trains nothing.
             if loop.total_batch_idx != shown and not loop._skip_backward:
-                probe.observe((args, Books(self._module) if probe.due else None))
+                probe.observe((args, Books(self._module) if probe.due else None, probe.steps))
             shown = loop.total_batch_idx
             return self._training_step(*args)
 
@@ -50,9 +51,11 @@ class TrainingSteps:
         """Leaves the strategy as it was."""
         vars(self._trainer.strategy).pop("training_step", None)
 
-    def loss(self, model: nn.Module, shown: tuple[tuple[Any, ...], Books]) -> Tensor:
+    def loss(self, model: nn.Module, shown: tuple[tuple[Any, ...], Books, int]) -> Tensor:
         """Takes a training step again, and returns its share in the loss of the optimizer step."""
-        args, books = shown
+        args, books, step = shown
+        if self._probe is not None and step != self._probe.steps:
+            books = Books(self._module)  # fixed micro-batches of an earlier step are measured as the module is now
         with books.reopened(), _silent(self._module, self._trainer):
             output = self._training_step(*args)  # with the model as the strategy has wrapped it
         loss: Tensor = output["loss"] if isinstance(output, Mapping) else output

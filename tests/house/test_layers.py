@@ -64,6 +64,7 @@ WINGS = {
         "measure.probe.backward",
         "measure.probe.accumulation",
         "measure.probe.schedule",
+        "measure.probe.data",
         "measure.probe.arguments",
         "measure.probe.closures",
         "measure.probe.recording",

@@ -82,7 +82,7 @@ def test_training_is_the_same_and_gradient_norms_are_those_of_the_trainer(name, 
         without = trainer_of(tmp_path / "without", callbacks=[plain], **options)
         without.train()
     trainer = trainer_of(tmp_path / "with", callbacks=[watched], **options)
-    callback = SmoothnessCallback(schedule=every(1)).bind(trainer)
+    callback = SmoothnessCallback(schedule=every(1), data="step").bind(trainer)
     trainer.train()
 
     assert len(watched.states) == len(plain.states) == 6
@@ -108,7 +108,7 @@ def test_smoothness_is_that_of_the_batches(tmp_path) -> None:
         tmp_path, kind=Ordered, lr=0.5, dropout=0.0, max_steps=2, gradient_accumulation_steps=2, max_grad_norm=0.0
     )
     trainer.model.double()
-    callback = SmoothnessCallback(schedule=every(1), estimators=[PathSmoothness()]).bind(trainer)
+    callback = SmoothnessCallback(schedule=every(1), estimators=[PathSmoothness()], data="step").bind(trainer)
     trainer.train()
 
     model = llama(0.0).double()
@@ -245,7 +245,7 @@ def test_subclasses_that_keep_compute_loss_log_the_same(kind, tmp_path) -> None:
     without = trainer_of(tmp_path / "without", **options)
     without.train()
     trainer = trainer_of(tmp_path / "with", **options)
-    callback = SmoothnessCallback(schedule=every(1)).bind(trainer)
+    callback = SmoothnessCallback(schedule=every(1), data="step").bind(trainer)
     trainer.train()
     assert_identical(state_of(trainer.model), state_of(without.model))
     timed = ("runtime", "per_second")
@@ -254,6 +254,23 @@ def test_subclasses_that_keep_compute_loss_log_the_same(kind, tmp_path) -> None:
         assert shown == {k: v for k, v in expected.items() if not k.endswith(timed)}
     assert_as_logged(callback, trainer)
     assert {row["status"] for row in callback.trace} <= {"ok", "saturated"}
+
+
+def test_fixed_batches_follow_what_the_trainer_keeps_and_change_nothing(tmp_path) -> None:
+    options = {"kind": Weighted, "gradient_accumulation_steps": 2, "lr": 0.0, "dropout": 0.0, "max_steps": 12}
+    without = trainer_of(tmp_path / "without", **options)
+    without.train()
+    trainer = trainer_of(tmp_path / "with", **options)
+    callback = SmoothnessCallback(schedule=every(1)).bind(trainer)
+    trainer.train()
+    assert_identical(state_of(trainer.model), state_of(without.model))
+    assert trainer.num_calls == without.num_calls
+    assert {row["data"] for row in callback.trace} == {"fixed"}
+    assert "not_reproduced" not in {row["status"] for row in callback.trace}
+    # The weights stay, but the trainer multiplies the loss by min(1, its calls / 10).
+    losses = column(callback, "loss", "local")
+    assert losses[3] > 2 * losses[0]
+    assert losses[-1] > losses[3]
 
 
 def test_a_trainer_without_compute_loss_is_told_what_is_missing(tmp_path) -> None:
@@ -431,7 +448,7 @@ def test_resuming_from_a_checkpoint_continues_exactly(auto_clip, tmp_path) -> No
     def begin(name: str) -> tuple[Trainer, SmoothnessCallback]:
         options: dict[str, Any] = {"max_steps": 33 if auto_clip else 20, "save_strategy": "steps", "save_steps": 7}
         trainer = trainer_of(tmp_path / name, lr=1.0, max_grad_norm=0.0, save_total_limit=2, number=48, **options)
-        return trainer, SmoothnessCallback(schedule=every(3), auto_clip=auto_clip).bind(trainer)
+        return trainer, SmoothnessCallback(schedule=every(3), auto_clip=auto_clip, data="step").bind(trainer)
 
     whole, expected = begin("whole")
     whole.train()
@@ -511,7 +528,7 @@ def test_the_factor_of_a_grad_scaler_is_taken_out() -> None:
 def test_gradients_are_measured_as_if_no_scaler_were_there(tmp_path) -> None:
     trainer = trainer_of(tmp_path, max_grad_norm=0.0)
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
-    callback = SmoothnessCallback(schedule=every(1)).bind(trainer)
+    callback = SmoothnessCallback(schedule=every(1), data="step").bind(trainer)
     trainer.train()
     assert_as_logged(callback, trainer, scale=16.0)
     assert {row["status"] for row in callback.trace} <= {"ok", "saturated"}

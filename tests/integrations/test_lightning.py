@@ -85,7 +85,7 @@ CONFIGURATIONS = {
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_run_is_unchanged_and_its_gradients_are_those_that_lightning_sees(name) -> None:
     bare = books(*fit(**CONFIGURATIONS[name]))
-    callback, norms = SmoothnessCallback(schedule=every(1)), Norms()
+    callback, norms = SmoothnessCallback(schedule=every(1), data="step"), Norms()
     assert_identical(books(*fit(callback, norms, **CONFIGURATIONS[name])), bare)
     rows = [row for row in callback.trace if row["estimator"] == "local"]
     taken = [step for step, norm in enumerate(norms.found) if norm > 0]
@@ -97,6 +97,29 @@ def test_a_run_is_unchanged_and_its_gradients_are_those_that_lightning_sees(name
     assert callback.probe.self_test.reproduced  # compared with what backward left, before anything is clipped
 
 
+class Annealed(Module):
+    """Multiplies its loss by a number that grows from step to step."""
+
+    factor = 1.0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.factor = 1.0 + batch_idx
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return {"loss": self.factor * super().training_step(batch, batch_idx)["loss"]}
+
+
+def test_fixed_batches_follow_what_the_module_keeps_and_change_nothing() -> None:
+    def make() -> Module:
+        return Annealed(lambda module: torch.optim.SGD(module.parameters(), lr=0.0))
+
+    bare, callback = books(*fit(make=make)), SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(1))
+    assert_identical(books(*fit(callback, make=make)), bare)
+    rows = list(callback.trace)
+    assert [row["loss"] for row in rows] == pytest.approx([rows[0]["loss"] * (1 + i) for i in range(12)], rel=1e-5)
+    assert {(row["data"], row["data_step"], row["status"]) for row in rows} == {("fixed", 0, "ok")}
+
+
 @pytest.mark.parametrize("accumulate_grad_batches", [1, 3])
 def test_a_closure_that_is_evaluated_repeatedly_is_measured_at_the_first_point(accumulate_grad_batches) -> None:
     def make() -> Module:
@@ -104,7 +127,7 @@ def test_a_closure_that_is_evaluated_repeatedly_is_measured_at_the_first_point(a
 
     options = {"make": make, "accumulate_grad_batches": accumulate_grad_batches}
     plain, _ = fit(**options)
-    callback, norms = SmoothnessCallback(schedule=every(1)), Norms()
+    callback, norms = SmoothnessCallback(schedule=every(1), data="step"), Norms()
     module, _ = fit(callback, norms, **options)
     assert_identical(state_of(module), state_of(plain))
     assert module.num_calls == plain.num_calls > 12
@@ -168,7 +191,9 @@ def test_automatic_thresholds_are_those_of_a_plain_loop(make, options) -> None:
 def test_a_resumed_run_goes_on_bit_for_bit(make, in_file, tmp_path) -> None:
     def go(name: str, epochs: int, **options: Any):
         trace = tmp_path / f"{name}.jsonl" if in_file else None
-        callback = SmoothnessCallback(estimators=[LocalSmoothness()], schedule=every(5), trace=trace, auto_clip=True)
+        callback = SmoothnessCallback(
+            estimators=[LocalSmoothness()], schedule=every(5), trace=trace, auto_clip=True, data="step"
+        )
         loader = data(shuffle=False)
         module, trainer = fit(
             callback, Reseed(), make=lambda: Module(make), loader=loader, max_epochs=epochs, **options
@@ -329,7 +354,7 @@ class Scaled(Trainer):
 
 def test_steps_that_a_scaler_skips_count_in_the_log_alone() -> None:
     plain, _ = fit(trainer_class=Scaled)
-    callback, logger, norms = SmoothnessCallback(schedule=every(1)), Kept(), Norms()
+    callback, logger, norms = SmoothnessCallback(schedule=every(1), data="step"), Kept(), Norms()
     module, trainer = fit(callback, norms, logger=logger, log_every_n_steps=1, trainer_class=Scaled)
     assert torch.equal(module.net[0].weight, plain.net[0].weight)
     taken = [step for step, norm in enumerate(norms.found) if math.isfinite(norm)]
@@ -436,7 +461,7 @@ def test_the_older_name_of_lightning_works_too() -> None:
     class Older(Steps, older.LightningModule):
         pass
 
-    callback, norms = SmoothnessCallback(schedule=every(3)), Norms()
+    callback, norms = SmoothnessCallback(schedule=every(3), data="step"), Norms()
     module, _ = fit(callback, norms, make=Older, trainer_class=older.Trainer)
     assert [r["grad_norm"] for r in callback.trace if r["estimator"] == "path"] == pytest.approx(norms.found[::3])
     assert torch.equal(module.net[0].weight, fit()[0].net[0].weight)

@@ -42,12 +42,13 @@ class Run:
         trace: Any = None,
         schedule: Any = never,
         dtype: torch.dtype = torch.float32,
+        data: Any = "fixed",
         **options: Any,
     ) -> None:
         self.model = network(dtype=dtype)
         self.optimizer = make(self.model)
         self.probe = Probe(
-            self.model, self.optimizer, cross_entropy, estimators=estimators, schedule=schedule, trace=trace
+            self.model, self.optimizer, cross_entropy, estimators=estimators, schedule=schedule, trace=trace, data=data
         )
         self.clipper = AutoClip(self.optimizer, self.probe, **options) if clipped else None
         self.losses: list[float] = []

@@ -163,7 +163,7 @@ def wrapped(model: nn.Module, wrap: str) -> nn.Module:
 
 
 def train(case: Case, rank: int | None, *, probed: bool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Trains, and returns the state after it and the rows of two probes, one of them on held-out batches."""
+    """Trains, and returns the state after it and the rows of probes on fixed, held-out and the step's own batches."""
     torch.manual_seed(0)
     model = wrapped(MODELS[case.model](), "alone" if rank is None else case.wrap)
     optimizer = OPTIMIZERS[case.optimizer]([p for p in model.parameters() if p.requires_grad])
@@ -180,6 +180,8 @@ def train(case: Case, rank: int | None, *, probed: bool) -> tuple[dict[str, Any]
                   schedule=every(1), group_by=by_module()),
             Probe(model, optimizer, cross_entropy, estimators=[DebiasedSmoothness()], schedule=every(1),
                   probe_batches=held_out),
+            Probe(model, optimizer, cross_entropy, estimators=[LocalSmoothness(radius=RADIUS)], schedule=every(1),
+                  data="step"),
         ]  # fmt: skip
     for batch in data_of(case, case.steps, seed=3):
         optimizer.zero_grad()

@@ -64,7 +64,7 @@ def measure_changed_data(rank: int) -> list[str]:
     """Returns the statuses of a step whose batch was written to on the second rank alone."""
     model = wrapped(Mlp(), "ddp")
     optimizer = OPTIMIZERS["momentum"](model.parameters())
-    probe = Probe(model, optimizer, cross_entropy, estimators=[LocalSmoothness()])
+    probe = Probe(model, optimizer, cross_entropy, estimators=[LocalSmoothness()], data="step")
     (batch,) = shares(data_of(Case(), 1, seed=3)[0], Case(), rank)
     probe.observe(batch)
     cross_entropy(model, batch).backward()

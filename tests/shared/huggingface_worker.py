@@ -32,7 +32,7 @@ def work(rank: int, folder: str, port: int) -> None:
 def _train(rank: int, folder: Path, part: str, *, auto_clip: bool = False) -> dict[str, object]:
     options = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 4, "max_grad_norm": 0.0, "lr": 0.5}
     trainer = trainer_of(folder, number=40, gradient_accumulation_steps=2, ddp_backend="gloo", **options)
-    callback = SmoothnessCallback(schedule=every(1), auto_clip=auto_clip)
+    callback = SmoothnessCallback(schedule=every(1), auto_clip=auto_clip, data="step")
     if part != "none":
         callback.bind(trainer)
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4") if part == "resumed" else None)

@@ -39,7 +39,7 @@ class Step:
 
     Attributes:
         index: Number of optimizer steps before this one.
-        objective: The loss on the data of this step, or on held-out data.
+        objective: The loss on the data of this step, or on fixed or held-out data.
         start: Parameters x_k before the step.
         end: Parameters x_{k+1} after the step.
         lr: Learning rate of the step [x^2/f]; NaN if parameter groups have different rates.
@@ -126,6 +126,9 @@ class Estimate:
 
 class Estimator(Protocol):
     """Measures local smoothness at a step.
+
+    An estimator whose value is about the batch that the step was taken on has an attribute ``of_step`` that is True:
+    a probe never measures it on fixed batches.
 
     Examples:
         An estimator of your own is a function, passed as ``sd.Probe(..., estimators=[loss_of_step])``:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
@@ -45,6 +46,9 @@ class CriticalStep:
 
     If the loss rises, falls and rises again, the row reports the first crossing that the search met.
 
+    The step lowers the loss of the batch that it was taken on, and hardly that of another one. A probe therefore
+    measures this estimator on the step's own batch, also if ``data="fixed"``, unless it has ``probe_batches``.
+
     Args:
         rtol: Relative accuracy of the rate, in (0, 0.5].
         max_values: Largest number of forward passes, including the one at the start.
@@ -67,6 +71,8 @@ class CriticalStep:
         >>> print(round(found.smoothness, 1), round(found.extra["critical_lr"], 2))
         4.0 0.5
     """
+
+    of_step: ClassVar[bool] = True
 
     rtol: float = 0.06
     max_values: int = 16

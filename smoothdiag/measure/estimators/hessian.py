@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from smoothdiag import arguments, vectors
 from smoothdiag.measure.curvature import Backend, Choice, Hessian, check_backend, choose, hvp
@@ -159,6 +159,9 @@ class DirectionalCurvature:
     "batch_sharpness" and "curvature_update". Rows with the suffix "_preconditioned" hold the same quotient of
     P^-1/2 H P^-1/2 along P^-1/2 g or P^1/2 d.
 
+    What settles at 2 / lr is the curvature that a step meets on its own batch, averaged over steps. A probe therefore
+    measures this estimator on the step's own batch, also if ``data="fixed"``, unless it has ``probe_batches``.
+
     Args:
         direction: ``"gradient"``, or ``"update"`` for x_{k+1} - x_k.
         backend: How products are made, as in ``HessianNorm``.
@@ -181,6 +184,8 @@ class DirectionalCurvature:
         >>> print(found.estimator, round(found.smoothness, 2), round(found.extra["slope"], 2))
         batch_sharpness 3.0 6.0
     """
+
+    of_step: ClassVar[bool] = True
 
     direction: Direction = "gradient"
     backend: Backend = "auto"

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smoothdiag.measure.loss.state import Snapshot
+from smoothdiag.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,30 @@ class MicroBatch:
     weight: float | None = None
 
 
-def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Returns the batch with ``function`` applied to the tensors in nested tuples, lists, mappings and dataclasses."""
+def map_tensors(
+    batch: Any, function: Callable[[Tensor], Tensor], others: Callable[[Any], Any] = lambda value: value
+) -> Any:
+    """Returns the batch with ``function`` applied to the tensors in nested tuples, lists, mappings and dataclasses.
+
+    Args:
+        batch: The batch.
+        function: Applied to tensors.
+        others: Applied to objects of other classes; arrays are always copied.
+    """
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        return _refilled(batch, {key: map_tensors(value, function) for key, value in batch.items()})
+        return _refilled(batch, {key: map_tensors(value, function, others) for key, value in batch.items()})
     if isinstance(batch, (tuple, list)):
-        return _rebuilt(batch, [map_tensors(value, function) for value in batch])
+        return _rebuilt(batch, [map_tensors(value, function, others) for value in batch])
     if isinstance(batch, np.ndarray):
         return batch.copy()  # an array does not show whether it was written to
     if is_dataclass(batch) and not isinstance(batch, type):
         twin = copy.copy(batch)
         for field in fields(batch):
-            object.__setattr__(twin, field.name, map_tensors(getattr(batch, field.name), function))
+            object.__setattr__(twin, field.name, map_tensors(getattr(batch, field.name), function, others))
         return twin
-    return batch
+    return others(batch)
 
 
 def _refilled(batch: Mapping[Any, Any], entries: dict[Any, Any]) -> Any:
@@ -117,6 +126,33 @@ def copied(tensor: Tensor) -> Tensor:
         return twin
     whole = tensor.detach().as_strided((span,), (1,)).clone()
     return whole.as_strided(tensor.shape, tensor.stride())
+
+
+def lasting(batch: Any) -> Any:
+    """Returns a copy of the batch that stays as it is, whatever the loop does with its own.
+
+    Tensors stay on their devices. Modules and functions in the batch are not copied; objects of other classes are
+    copied by ``copy.deepcopy``.
+
+    Raises:
+        ValueError: If an object cannot be copied.
+    """
+    return map_tensors(batch, lambda tensor: copied(tensor).requires_grad_(tensor.requires_grad), _deep_copy)
+
+
+def _deep_copy(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            "Batches should consist of objects that can be copied, because the probe keeps those of the first step. "
+            f"Found a {type(value).__name__}: {error!r}. Leave it out of the batch, give the probe `probe_batches`, or "
+            'pass `data="step"` to measure each step on its own batch.'
+        ) from error
 
 
 def cut(batch: Any) -> tuple[Any, Any]:

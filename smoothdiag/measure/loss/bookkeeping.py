@@ -32,6 +32,9 @@ class Books:
         self._registered: set[int] = set()
         self._take(owner if isinstance(owner, nn.Module) else vars(owner))
 
+    def __deepcopy__(self, memo: object) -> "Books":
+        return self  # books are never written to, and belong to the one object
+
     @contextmanager
     def reopened(self) -> Iterator[None]:
         """Gives the object the content of that moment inside the block, and its present content back afterwards."""

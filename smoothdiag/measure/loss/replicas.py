@@ -231,6 +231,10 @@ class Replicas:
         for module in self.modules:
             if not module._has_rebuilt_buckets and module.reducer._rebuild_buckets():
                 module._has_rebuilt_buckets = True
+            # A forward pass without a backward pass leaves a reducer waiting for the parameters that the pass used; it
+            # fails if a measurement on other data uses others. Reducers that look for unused ones keep their buckets.
+            if module.find_unused_parameters and not module.static_graph:
+                module.reducer._reset_state()
 
     def _tell(self, error: Exception) -> None:
         if self.has_collectives:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, map_tensors, tensors_of
+from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, lasting, map_tensors, tensors_of
 from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.backward import Backward
+from smoothdiag.measure.probe.ranks import Outlook
 from smoothdiag.vectors import Vector
 
 
@@ -27,6 +28,7 @@ class Beginning:
         has_length: Whether the length of ``training`` counts too, and not just its direction.
         arrived: Length of the gradient that the optimizer got, if it differs from ``training``; NaN if it does not, or
             if it is not known.
+        is_seen: Whether the step has micro-batches that were shown.
     """
 
     start: Vector
@@ -34,6 +36,7 @@ class Beginning:
     training: Vector | None = None
     has_length: bool = False
     arrived: float = math.nan
+    is_seen: bool = True
 
 
 class Accumulation:
@@ -83,14 +86,19 @@ class Accumulation:
         """Whether any micro-batch was added since the last step."""
         return bool(self._observed)
 
-    def add(self, batch: Any, weight: float | None = None) -> bool:
+    def add(self, batch: Any, weight: float | None = None, *, copies: bool = False) -> bool:
         """Adds a micro-batch with the random states and buffers that its forward pass starts from.
+
+        Args:
+            batch: The micro-batch.
+            weight: Weight of its loss in the loss of the step.
+            copies: Whether to copy it, instead of noticing later that the loop has written to it.
 
         Returns:
             Whether x has moved since the earlier micro-batches, which are useless then and were dropped.
         """
         # The loop may take entries out of its containers, so the probe keeps containers of its own.
-        kept = map_tensors(batch, lambda tensor: tensor)
+        kept = lasting(batch) if copies else map_tensors(batch, lambda tensor: tensor)
         micro = MicroBatch(kept, RandomState.capture(self._devices), self.state.snapshot(self._ids), weight)
         # Tensors made in inference mode do not count writes.
         versions = [(tensor, tensor._version) for tensor in tensors_of(batch) if not tensor.is_inference()]
@@ -111,9 +119,14 @@ class Accumulation:
         self._observed, self._used, self._versions = [], [], []
         self._place, self._norms = [], None
 
-    def data_changed(self) -> bool:
-        """Returns whether a tensor of a batch was written to after it was added."""
-        return any(tensor._version != version for tensor, version in self._versions)
+    def outlook(self, begun: Beginning | None) -> Outlook:
+        """Returns what is wrong with measuring a step: for one, a tensor of a batch was written to after ``add``."""
+        if begun is None:
+            return Outlook.MISSING
+        if not begun.is_seen:
+            return Outlook.UNSEEN
+        has_changed = any(tensor._version != version for tensor, version in self._versions)
+        return Outlook.CHANGED if has_changed else Outlook.FINE
 
     def notice(self) -> None:
         """Finds out what else in the model the loop's own passes have moved."""

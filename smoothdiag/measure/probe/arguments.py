@@ -1,7 +1,7 @@
 """Checks of a probe's arguments and of saved states."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import nn
@@ -10,11 +10,19 @@ from smoothdiag import arguments
 from smoothdiag.adapters.wrappers import check_step_hooks
 from smoothdiag.console import counted
 from smoothdiag.measure.loss.objective import Reduction
+from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import budget, every, log_spaced
 
 
 def check_arguments(
-    model: object, optimizer: object, loss_fn: object, estimators: object, schedule: object, reduction: object
+    model: object,
+    optimizer: object,
+    loss_fn: object,
+    estimators: object,
+    schedule: object,
+    reduction: object,
+    data: object,
+    probe_batches: object,
 ) -> None:
     """Makes sure that the arguments are of the right kind.
 
@@ -30,6 +38,12 @@ def check_arguments(
     check_estimators(estimators)
     check_schedule(schedule)
     arguments.choice("reduction", reduction, get_args(Reduction))
+    arguments.choice("data", data, get_args(Kind))
+    if probe_batches is not None and data == "step":
+        raise ValueError(
+            'Parameter `data` should not be "step" beside `probe_batches`, on which all rows are measured. Leave one '
+            "of the two out, or use two probes, with a trace each."
+        )
 
 
 def check_estimators(estimators: object) -> None:
@@ -52,8 +66,15 @@ def check_schedule(schedule: object) -> None:
         raise arguments.wrong("schedule", requirement, schedule)
 
 
-class Shown:
-    """How a Probe prints: one line with the model, the optimizer and the rows so far."""
+class Managed:
+    """What a Probe does besides measuring: it prints on one line, and closes at the end of a ``with`` statement."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        probe: Any = self
+        probe.close()
 
     def __repr__(self) -> str:
         probe: Any = self

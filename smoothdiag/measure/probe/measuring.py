@@ -1,9 +1,11 @@
 """Measuring: measures one step of a run with all estimators that are due, and appends the rows to a trace."""
 
+import itertools
 import time
 import warnings
-from collections.abc import Callable, Hashable, MutableMapping, Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,13 +15,13 @@ from torch import nn
 from smoothdiag import vectors
 from smoothdiag.adapters import StabilityLimit, adapter_of
 from smoothdiag.measure.estimators import Estimator, Status, Step
-from smoothdiag.measure.loss.batches import MicroBatch
 from smoothdiag.measure.loss.coordinates import common
 from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.loss.objective import Evaluation, LossFn, Objective, Reduction
-from smoothdiag.measure.loss.selftest import RETEST_EVERY, SelfTest, self_test
+from smoothdiag.measure.loss.selftest import RETEST_EVERY, Doubt, SelfTest, self_test
 from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.accumulation import Beginning
+from smoothdiag.measure.probe.data import Part
 from smoothdiag.measure.probe.ranks import Ranks
 from smoothdiag.measure.probe.recording import failed_row, rows_of
 from smoothdiag.memory import retried
@@ -37,21 +39,19 @@ class Taken:
     Attributes:
         index: Number of steps before it.
         begun: The step as it was before the optimizer took it.
-        micro_batches: The data to measure it on.
         parameters: The coordinates x.
         groups: For each group with rows of its own, the indices of its parameters.
-        data: Where the micro-batches come from: "step" or "held-out".
-        has_changed: Whether tensors of the micro-batches were written to since the probe saw them.
+        has_changed: Whether tensors of its own micro-batches were written to since the probe saw them.
+        is_test_due: Whether rounding is to be estimated again.
         ranks: Keeps the ranks in step.
     """
 
     index: int
     begun: Beginning
-    micro_batches: Sequence[MicroBatch]
     parameters: Sequence[nn.Parameter]
     groups: dict[str, list[int]]
-    data: str
     has_changed: bool
+    is_test_due: bool
     ranks: Ranks
 
 
@@ -70,7 +70,8 @@ class Measuring:
     Attributes:
         self_test: What the first measured step showed about the loss; ``None`` before it.
         has_measured: Whether a step has been measured. Errors are raised until then; later ones only cost a row.
-        memory: What estimators keep from one step for the next.
+        memory: What estimators keep from one step for the next, for each kind of data.
+        fault: The error kept for the present step, if there is one.
     """
 
     def __init__(
@@ -88,18 +89,48 @@ class Measuring:
         self._state, self._reduction, self._distributed = state, reduction, distributed
         self.self_test: SelfTest | None = None
         self.has_measured = False
-        self.memory: MutableMapping[Hashable, Any] = {}
+        self.memory: MutableMapping[str, MutableMapping[Hashable, Any]] = defaultdict(dict)
+        self.fault: Exception | None = None
         self._warned: set[Hashable] = set()
         self._num_untested = 0
+        self._found: Status | None = None
 
-    def measure(self, taken: Taken, estimators: Sequence[Estimator]) -> None:
-        """Measures a step and puts everything back."""
-        if taken.has_changed:
+    @property
+    def is_test_due(self) -> bool:
+        """Whether the next step is one whose gradient is tested."""
+        return self.self_test is None or self._num_untested >= RETEST_EVERY
+
+    def count(self) -> bool:
+        """Counts a step that will be measured, and returns whether its gradient is tested.
+
+        Ranks count alike if they call this before anything that may fail on some of them.
+        """
+        is_due = self.is_test_due
+        self._num_untested = 0 if is_due else self._num_untested + 1
+        return is_due
+
+    def measure(self, taken: Taken, parts: Sequence[Part]) -> None:
+        """Measures a step on each kind of data and puts everything back."""
+        if taken.has_changed and any(part.data == "step" and part.estimators for part in parts):
             self.warn_once(Status.DATA_CHANGED.value)
+        end = self._retried(lambda: vectors.clone(taken.parameters))
+        names: set[str] = set()
+        known: Evaluation | None = None
+        for part, following in itertools.zip_longest(parts, parts[1:]):
+            found = self._measure(taken, part, end, known, names, tests=part is parts[0])
+            # At the first step, the fixed micro-batches are those of the step.
+            is_same = following is not None and following.micro_batches is part.micro_batches
+            known = found if is_same else None
+        self.has_measured = self.has_measured or bool(parts)
+
+    def _measure(
+        self, taken: Taken, part: Part, end: Vector, known: Evaluation | None, names: set[str], *, tests: bool
+    ) -> Evaluation | None:
+        """Measures a step on one kind of data, and returns its loss and gradient at the start if it evaluated them."""
         objective = Objective(
             self._model,
             self._loss_fn,
-            taken.micro_batches,
+            part.micro_batches,
             taken.parameters,
             state=self._state,
             reduction=self._reduction,
@@ -107,23 +138,23 @@ class Measuring:
             distributed=self._distributed,
             replicas=taken.ranks.replicas,
         )
-        end = self._retried(objective.point)
         with ExitStack() as stack:
             self._retried(lambda: stack.enter_context(objective.isolated()))
-            step = self._retried(lambda: self._step(objective, taken, end))
-            names: set[str] = set()
-            for estimator in estimators:
+            step = self._retried(lambda: self._step(objective, taken, part, end, known, tests=tests))
+            if part.compares:
+                self._retried(lambda: self._compare(step, taken))
+            for estimator in part.estimators:
                 taken.ranks.meet()
-                name = self._record(step, estimator, taken)
+                name = self._record(step, estimator, taken, part)
                 if name in names and not self.has_measured:
                     raise ValueError(
                         "Parameter `estimators` should hold estimators whose rows have different names. "
                         f"Found two named `{name}`; use two probes, with a trace each, to compare their settings."
                     )
                 names.add(name)
-        self.has_measured = True
+        return step.__dict__.get("at_start", step.known_start)
 
-    def survive(self, error: Exception, step: int, name: str) -> None:
+    def survive(self, error: Exception, step: int, name: str, data: str) -> None:
         """Turns an error into a failed row, but raises it if nothing has been measured yet.
 
         An error at the first measurement is a mistake in the set-up, and stopping costs little. An error later must not
@@ -135,7 +166,19 @@ class Measuring:
             f"Step {step} was not measured: {error!r}. Training goes on; the trace gets a row with status `failed`.",
             SmoothdiagWarning,
         )
-        self._trace.append(failed_row(step, name))
+        self._trace.append(failed_row(step, name, data))
+
+    @contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """Keeps an error until the step ends, where it costs a row; before the first measurement it is raised."""
+        try:
+            yield
+        except NotPutBack:
+            raise
+        except Exception as error:
+            if not self.has_measured:
+                raise
+            self.fault = error
 
     def asked(self, schedule: Callable[[], T], otherwise: T) -> T:
         """Returns what a schedule says; if it raises an error after the first measurement, warns and goes on."""
@@ -158,9 +201,14 @@ class Measuring:
         """Calls, and calls again if memory ran out; but under data parallelism ranks must make equal calls."""
         return call() if self._distributed else retried(call)
 
-    def _step(self, objective: Objective, taken: Taken, end: Vector) -> Step:
-        known, adapter = self._known_start(objective, taken.begun), adapter_of(self._optimizer)
+    def _step(
+        self, objective: Objective, taken: Taken, part: Part, end: Vector, known: Evaluation | None, *, tests: bool
+    ) -> Step:
+        if tests:
+            known = self._tested(objective, taken)
         assert self.self_test is not None
+        objective.loss_scale = self.self_test.loss_scale
+        adapter = adapter_of(self._optimizer)
         return Step(
             index=taken.index,
             objective=objective,
@@ -171,44 +219,68 @@ class Measuring:
             groups=taken.groups,
             preconditioner=adapter.preconditioner(taken.parameters),
             known_start=known,
-            memory=self.memory,
+            memory=self.memory[part.data],
             stability_limit=StabilityLimit(*adapter.stability_limit(taken.parameters)),
         )
 
-    def _known_start(self, objective: Objective, begun: Beginning) -> Evaluation | None:
+    def _tested(self, objective: Objective, taken: Taken) -> Evaluation | None:
         """Runs the self-test if it is due, and returns the loss and gradient at the start that it evaluated."""
         test = self.self_test
         objective.loss_scale = 1.0 if test is None else test.loss_scale
-        if test is None or (self._num_untested >= RETEST_EVERY and test.narrow is not None):
-            self.self_test, evaluation = self_test(objective, begun.start, begun.training)
-            self._num_untested = 0
+        if test is None or (taken.is_test_due and test.narrow is not None):
+            self.self_test, evaluation = self_test(objective, taken.begun.start, taken.begun.training)
             return evaluation
-        self._num_untested += 1
         return None
 
-    def _record(self, step: Step, estimator: Estimator, taken: Taken) -> str:
+    def _record(self, step: Step, estimator: Estimator, taken: Taken, part: Part) -> str:
         try:
             with taken.ranks.in_step():
-                rows = self._retried(lambda: self._rows(step, estimator, taken))
+                rows = self._retried(lambda: self._rows(step, estimator, taken, part))
         except Exception as error:
-            self.survive(error, step.index, type(estimator).__name__)
+            self.survive(error, step.index, type(estimator).__name__, part.data)
             return type(estimator).__name__
         self._trace.extend(rows)
         return str(rows[0]["estimator"])
 
-    def _rows(self, step: Step, estimator: Estimator, taken: Taken) -> list[dict[str, Any]]:
+    def _rows(self, step: Step, estimator: Estimator, taken: Taken, part: Part) -> list[dict[str, Any]]:
         began, num_grads = time.perf_counter(), step.objective.num_grads
         estimate = estimator(step)
         cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
-        override = Status.DATA_CHANGED if taken.has_changed else self._doubt(step, taken.begun)
-        return list(rows_of(step, estimate, taken.begun.lrs, data=taken.data, override=override, cost=cost))
+        if part.data == "fixed":
+            override = self._found
+        elif taken.has_changed:
+            override = Status.DATA_CHANGED
+        else:
+            override = self._warned_of(self._doubt(step, taken.begun))
+        rows = rows_of(step, estimate, taken.begun.lrs, data=part.data, override=override, cost=cost)
+        return [{**row, **part.columns} for row in rows]
 
-    def _doubt(self, step: Step, begun: Beginning) -> Status | None:
-        """Returns the status of a step whose measured loss is not the trained one; ``None`` if it is."""
+    def _compare(self, step: Step, taken: Taken) -> None:
+        """Finds out, from the step's own micro-batches, how far to trust rows on fixed ones until the next test."""
+        if taken.begun.training is None and not self._distributed:
+            return  # there is nothing to compare with; but ranks must make equal calls
+        _ = step.at_start
+        doubt = self._doubt(step, taken.begun)
+        if doubt is not None and taken.has_changed:
+            self.warn_once(Status.DATA_CHANGED.value)
+            self._found = Status.DATA_CHANGED
+        else:
+            self._found = self._warned_of(doubt)
+
+    def _warned_of(self, doubt: tuple[Doubt, str] | None) -> Status | None:
+        """Warns of a doubt, once for each kind, and returns the status of the rows; ``None`` if there is no doubt."""
+        if doubt is None:
+            return None
+        kind, message = doubt
+        self.warn_once(message, kind)
+        return Status.NOT_REPRODUCED
+
+    def _doubt(self, step: Step, begun: Beginning) -> tuple[Doubt, str] | None:
+        """Returns why the measured loss is not the trained one; ``None`` if it is, or if that is not known."""
         if begun.training is None or "at_start" not in step.__dict__:
             return None
         assert self.self_test is not None
-        found = self.self_test.doubt(
+        return self.self_test.doubt(
             begun.training,
             step.at_start.gradient,
             has_length=begun.has_length,
@@ -216,8 +288,3 @@ class Measuring:
             reduction=self._reduction,
             arrived=begun.arrived,
         )
-        if found is None:
-            return None
-        kind, message = found
-        self.warn_once(message, kind)
-        return Status.NOT_REPRODUCED

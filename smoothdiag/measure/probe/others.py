@@ -5,11 +5,23 @@ import torch
 from smoothdiag.adapters.wrappers import wrapped_in
 
 
-def unseen(optimizer: torch.optim.Optimizer, probe: object) -> str:
-    """Returns the warning for a step whose batches ``probe`` has not seen."""
+def unseen(optimizer: torch.optim.Optimizer, probe: object, *, has_fixed: bool = False) -> str:
+    """Returns the warning for a step whose batches ``probe`` has not seen.
+
+    Args:
+        optimizer: The optimizer that took it.
+        probe: The probe.
+        has_fixed: Whether the probe measures the step all the same, on batches that it has kept.
+    """
+    effect = "so it could not measure"
+    if has_fixed:
+        effect = (
+            "so it measures on the fixed batches alone: nothing compares loss_fn with the training gradient any more, "
+            "and what is measured on the step's own batch, as for AutoClip, gets no row"
+        )
     said = (
-        "The optimizer stepped but the probe has seen no batch, so it could not measure. Iterate over "
-        "probe.watch(loader), or call probe.observe(batch) before each forward pass."
+        f"The optimizer stepped but the probe has seen no batch, {effect}. Iterate over probe.watch(loader), or call "
+        "probe.observe(batch) before each forward pass."
     )
     owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
     if any(type(owner) is type(probe) and owner is not probe for owner in owners):

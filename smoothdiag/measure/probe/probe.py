@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,15 +16,15 @@ from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.batches import held_out
 from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
-from smoothdiag.measure.loss.faults import NotPutBack, PeerFailed
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
-from smoothdiag.measure.probe.arguments import Shown, check_arguments, check_state
+from smoothdiag.measure.probe.arguments import Managed, check_arguments, check_state
 from smoothdiag.measure.probe.closures import Arguments, Outermost, after_closure
+from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
 from smoothdiag.measure.probe.measuring import Measuring, Taken
 from smoothdiag.measure.probe.others import moved_by_others, unseen
-from smoothdiag.measure.probe.ranks import Ranks
+from smoothdiag.measure.probe.ranks import Outlook, Ranks
 from smoothdiag.measure.probe.recording import facts
 from smoothdiag.measure.probe.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.probe.unsupported import refuse_unsupported
@@ -38,16 +38,20 @@ T = TypeVar("T")
 STATE_VERSION = 1
 """Version of what ``state_dict`` returns; states without a version are of version 0 and have the same content."""
 
-_CHANGED, _MISSING, _FAILED = 1, 2, 3
-"""What may be wrong with a step that is due, from harmless to worst; 0 is nothing."""
 
-
-class Probe(Shown):
+class Probe(Managed):
     """Measures local smoothness beside the gradient norm, without changing the run by one bit.
 
     The probe attaches to the optimizer by its step hooks. On the steps that ``schedule`` names it keeps the batches,
     the random states before their forward passes, and the parameters before and after the step. Then it evaluates
     the loss again on the same data, and puts everything back.
+
+    By default the data are copies of the micro-batches of the first measured step, which stay on their device until
+    ``close``. On the batch of each step, a hard batch has a large gradient and a large curvature, so the two rise
+    together without any law: rows with ``data="step"`` never support the verdict L0L1. They are right for limits of
+    stability. Estimators with the attribute ``of_step`` (`CriticalStep`, `DirectionalCurvature`) always use them. Now
+    and then, first at the first step, the probe compares ``loss_fn`` on the step's own batch with the gradient that
+    ``backward`` left; the rows until the next test carry the result.
 
     Args:
         model: The model being trained.
@@ -55,19 +59,22 @@ class Probe(Shown):
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it.
         estimators: What to measure at each due step; ``()`` measures only what ``also`` or an AutoClip adds.
         schedule: Which optimizer steps to measure.
-        probe_batches: Held-out batches to measure on instead of the step's own.
+        probe_batches: Held-out batches to measure on instead; nothing then compares ``loss_fn`` with the loop.
         trace: A Trace, or a path to write one to; default: rows in memory.
         group_by: Function from a parameter's name to the label of its group; each group gets rows beside "all".
         reduction: How the micro-batch losses of one step add up in the loop: ``"mean"`` or ``"sum"``.
         seed: Seed of the random state that held-out batches start from.
+        data: ``"fixed"``: the micro-batches of the first measured step; ``"step"``: each step's own. The column
+            ``data`` of the trace says which.
 
     Raises:
-        ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range.
+        ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range. At the
+            first step, if a batch cannot be copied.
 
     Attributes:
         trace: The rows so far; under data parallelism only the first rank writes to a path.
         further: Further schedules and their estimators; see ``also``.
-        steps: Optimizer steps so far; ``is_closed`` says whether the probe is detached, ``due`` what measures next.
+        steps: Optimizer steps so far; ``is_closed`` says whether the probe is detached.
 
     Examples:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -91,8 +98,9 @@ class Probe(Shown):
         group_by: Callable[[str], str] | None = None,
         reduction: Reduction = "mean",
         seed: int = 0,
+        data: Kind = "fixed",
     ) -> None:
-        check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction)
+        check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction, data, probe_batches)
         self._model, self.optimizer, self.estimators = model, optimizer, tuple(estimators)
         self._group_by = group_by
         self._schedule = every(20) if schedule is None else schedule
@@ -103,16 +111,17 @@ class Probe(Shown):
         self._ranks = Ranks(model, self._parameters)
         self._accumulation = Accumulation(model, self._parameters, loss_fn, distributed=self._distributed)
         self._groups = parameter_groups(model, self._parameters, group_by)
-        self._held_out = None if probe_batches is None else held_out(probe_batches, seed, self._parameters)
+        self._data = Data(data, None if probe_batches is None else held_out(probe_batches, seed, self._parameters))
         self._owns_trace = not isinstance(trace, Trace)
         if self._owns_trace and self._distributed and torch.distributed.get_rank() > 0:
             trace = None  # the rows are the same on every rank; the first one writes them
-        self.trace = trace if isinstance(trace, Trace) else Trace(trace, meta=facts(model, optimizer))
+        self.trace = (
+            trace if isinstance(trace, Trace) else Trace(trace, meta={**facts(model, optimizer), **self._data.facts})
+        )
         self.steps, self.is_closed = 0, False
         self.further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
-        self.due: tuple[Estimator, ...] = self._estimators_due()
+        self._due = self._estimators_due()
         self._begun: Beginning | None = None
-        self._fault: Exception | None = None
         state, spread = self._accumulation.state, self._distributed
         self._measuring = Measuring(
             model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
@@ -126,6 +135,11 @@ class Probe(Shown):
         """What the first measured step showed about the loss; ``None`` before it."""
         return self._measuring.self_test
 
+    @property
+    def due(self) -> tuple[Estimator, ...]:
+        """What measures the next step."""
+        return self._due[0] + self._due[1]
+
     def watch(self, loader: Iterable[T]) -> Watched[T]:
         """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works as for ``loader``."""
         return Watched(self.observe, loader)
@@ -134,12 +148,12 @@ class Probe(Shown):
         """Shows the probe one micro-batch, right before its forward pass.
 
         Args:
-            batch: What ``loss_fn`` takes. The probe keeps a reference to it until the optimizer steps.
+            batch: What ``loss_fn`` takes. The probe keeps it until the optimizer steps, and a copy of the first ones.
             weight: Weight of the batch's loss in the loss of the step; default: as ``reduction`` says.
         """
         self._stopwatch.start()
-        if self.due and self._held_out is None:
-            with self._unharmed():
+        if self.due and self._data.needs_batches:
+            with self._measuring.unharmed():
                 retried(partial(self._observe, batch, weight))
 
     def _observe(self, batch: Any, weight: float | None) -> None:
@@ -149,7 +163,8 @@ class Probe(Shown):
         if not self._accumulation.has_observed:
             with suppress(ValueError):  # what is frozen now may be trainable when the optimizer steps
                 self._follow_changes()
-        if self._accumulation.add(batch, weight):
+        copies = self._data.copies(self._due[0], is_test_due=self._measuring.is_test_due)
+        if self._accumulation.add(batch, weight, copies=copies):
             self._measuring.warn_once(moved_by_others(self.optimizer))
 
     def _forget_failed_step(self) -> None:
@@ -160,12 +175,13 @@ class Probe(Shown):
     def also(self, schedule: Schedule, *estimators: Estimator) -> None:
         """Measures with further estimators, at the steps that ``schedule`` names.
 
+        They measure on the step's own batch, or on ``probe_batches``.
         The measurements run after all hooks that the optimizer's step has at the time of this call. A second call with
         the same schedule replaces its estimators. A closed probe stays closed.
         """
         self.further = [(s, e) for s, e in self.further if s != schedule] + [(schedule, estimators)]
         if not self.is_closed:
-            self.due = self._estimators_due()
+            self._due = self._estimators_due()
             self._handles.pop().remove()
             self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
 
@@ -174,12 +190,13 @@ class Probe(Shown):
         for handle in self._handles:
             handle.remove()
         self._accumulation.clear()
-        self.due, self.is_closed = (), True
+        self._data.forget()
+        self._due, self.is_closed = NOTHING, True
         if self._owns_trace:
             self.trace.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to measure at the same steps."""
+        """Returns what a resumed run needs to measure at the same steps; batches are no part of it."""
         following = self._schedule.next if isinstance(self._schedule, Adaptive) else None
         return {"version": STATE_VERSION, "steps": self.steps, "next": following}
 
@@ -187,7 +204,9 @@ class Probe(Shown):
         """Continues from ``state``, as returned by ``state_dict``.
 
         A trace file that the probe opened is continued too: rows of steps that the run takes again stay in the file
-        but no longer count.
+        but no longer count. With ``data="fixed"`` the resumed run keeps the batches of its own first measured step, so
+        its rows describe another loss than the earlier rows; the column ``data_step`` tells them apart. Pass the same
+        ``probe_batches`` to both runs to measure on the same data throughout.
 
         Raises:
             ValueError: If ``state`` is no state of a probe, or if it comes from a later version.
@@ -196,89 +215,72 @@ class Probe(Shown):
         self.steps = int(state["steps"])
         if isinstance(self._schedule, Adaptive) and state["next"] is not None:
             self._schedule.next = int(state["next"])
-        self.due = self._estimators_due()
+        self._due = self._estimators_due()
         if self._owns_trace:
             self.trace.resume(self.steps)
-
-    def __enter__(self) -> "Probe":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
         if not (self._outermost.enter(sys._getframe(1)) and self.due):
             return None
         self._forget_failed_step()
         start: list[Vector] = []
-        with self._unharmed():
+        with self._measuring.unharmed():
             self._follow_changes()
             start.append(retried(lambda: vectors.clone(self._parameters)))
         if not start:
             return None
         # With a closure, the gradients of this step do not exist yet, nor perhaps its batches.
-        changed = after_closure(args, kwargs, lambda: self._begin(start[0], by_closure=True))
-        if changed is None:
+        if (changed := after_closure(args, kwargs, lambda: self._begin(start[0], by_closure=True))) is None:
             self._begin(start[0])
         return changed
 
     def _begin(self, start: Vector, *, by_closure: bool = False) -> None:
         """Notes the step from ``start`` once its gradients are there."""
-        with self._unharmed():
+        with self._measuring.unharmed():
             self._begun = retried(lambda: self._beginning(start, by_closure=by_closure))
 
     def _beginning(self, start: Vector, *, by_closure: bool) -> Beginning | None:
         lrs = learning_rates(self.optimizer, self._parameters)
-        if self._held_out is not None:
+        if not self._data.needs_batches:
             return Beginning(start, lrs)
-        if self._fault is not None:
+        if self._measuring.fault is not None:
             return None
-        if not self._accumulation.has_observed:
-            self._measuring.warn_once(unseen(self.optimizer, self))
-            return None
-        is_scaled = pending_scale(self.optimizer) is not None  # fused ones take it out as they step
-        return self._accumulation.beginning(start, lrs, by_closure=by_closure, is_scaled=is_scaled)
+        begun: Beginning | None = None
+        if self._accumulation.has_observed:
+            is_scaled = pending_scale(self.optimizer) is not None  # fused ones take it out as they step
+            begun = self._accumulation.beginning(start, lrs, by_closure=by_closure, is_scaled=is_scaled)
+        else:
+            self._measuring.warn_once(unseen(self.optimizer, self, has_fixed=self._data.has_fixed))
+        return Beginning(start, lrs, is_seen=False) if begun is None and self._data.has_fixed else begun
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._outermost.leave(sys._getframe(1)):
             return
         self._stopwatch.steps += 1
         try:
-            if self.due and (outlook := self._outlook()) != _MISSING:
+            if self.due and (outlook := self._outlook()) is not Outlook.MISSING:
                 with self._ranks.in_step():
-                    self._measure(has_changed=outlook == _CHANGED)
+                    self._measure(outlook)
         except Exception as error:
-            self._measuring.survive(error, self.steps, "probe")
+            self._data.is_untested = True
+            self._measuring.survive(error, self.steps, "probe", self._data.kind)
         finally:
             self._accumulation.clear()
-            self._begun = self._fault = None
+            self._begun = self._measuring.fault = None
             self.steps += 1
-            self.due = self._measuring.asked(self._estimators_due, ())
+            self._due = self._measuring.asked(self._estimators_due, NOTHING)
 
-    def _outlook(self) -> int:
+    def _outlook(self) -> Outlook:
         """Returns what is wrong with the step to measure, the worst of all ranks; raises an error kept for it."""
-        local = _FAILED if self._fault else _MISSING if self._begun is None else self._accumulation.data_changed()
-        outlook = vectors.max_over_ranks(local, self._parameters[0], self._ranks.group) if self._distributed else local
-        if self._fault is not None:
-            raise self._fault
-        if outlook == _FAILED:
-            raise PeerFailed("Another rank could not prepare this measurement; its warning names the cause.")
-        return outlook
+        fault = self._measuring.fault
+        local = self._accumulation.outlook(self._begun) if fault is None else Outlook.FAILED
+        return self._ranks.worst(local, self._parameters[0], fault, distributed=self._distributed)
 
-    @contextmanager
-    def _unharmed(self) -> Iterator[None]:
-        """Keeps an error until the step ends, where it costs a row; before the first measurement it is raised."""
-        try:
-            yield
-        except NotPutBack:
-            raise
-        except Exception as error:
-            if not self._measuring.has_measured:
-                raise
-            self._fault = error
-
-    def _measure(self, *, has_changed: bool) -> None:
+    def _measure(self, outlook: Outlook) -> None:
         assert self._begun is not None
+        is_test_due = self._measuring.count()
+        own = None if outlook is Outlook.UNSEEN else self._accumulation.micro_batches
+        parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
         vectors.synchronize(self._begun.start)  # the step's own time does not count
         began = time.perf_counter()
         check_hooks(self._model)
@@ -286,16 +288,15 @@ class Probe(Shown):
         taken = Taken(
             index=self.steps,
             begun=self._begun,
-            micro_batches=self._accumulation.micro_batches if self._held_out is None else self._held_out,
             parameters=self._parameters,
             groups=self._groups,
-            data="step" if self._held_out is None else "held-out",
-            has_changed=has_changed,
+            has_changed=outlook is Outlook.CHANGED,
+            is_test_due=is_test_due,
             ranks=self._ranks,
         )
         self._accumulation.notice()
         self._accumulation.clear()  # its hooks must not see the backward passes to come
-        self._measuring.measure(taken, self.due)
+        self._measuring.measure(taken, parts)
         vectors.synchronize(self._begun.start)
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
             wait = self._stopwatch.interval(self._schedule, began)
@@ -303,16 +304,17 @@ class Probe(Shown):
                 wait = vectors.of_first_rank(wait, self._parameters[0], self._ranks.group)
             self._schedule.next = self.steps + wait
 
-    def _estimators_due(self) -> tuple[Estimator, ...]:
-        plans = [(self._schedule, self.estimators), *self.further]
-        return tuple(e for schedule, estimators in plans if schedule(self.steps) for e in estimators)
+    def _estimators_due(self) -> Due:
+        """Returns the probe's own estimators and those of ``also`` that measure the next step."""
+        own = self.estimators if self._schedule(self.steps) else ()
+        return own, tuple(e for schedule, estimators in self.further if schedule(self.steps) for e in estimators)
 
     def _follow_changes(self) -> None:
         """Follows parameters that were frozen, unfrozen or given to the optimizer; a ValueError if none is left."""
         present = coordinates(self._model, self.optimizer)
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
             self._groups = parameter_groups(self._model, present, self._group_by)
-            self._parameters = present
-            self._ranks = Ranks(self._model, present)
+            self._parameters, self._ranks = present, Ranks(self._model, present)
             self._accumulation.follow(present)
             self._measuring.memory.clear()  # it belongs to other parameters
+            self._data.is_untested = True

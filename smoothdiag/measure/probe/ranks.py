@@ -2,12 +2,29 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from smoothdiag import vectors
+from smoothdiag.measure.loss.faults import PeerFailed
 from smoothdiag.measure.loss.replicas import Replicas
 from smoothdiag.measure.probe.sharded import Shards
+
+
+class Outlook(IntEnum):
+    """What may be wrong with a step that is to be measured, from harmless to worst."""
+
+    FINE = 0
+    CHANGED = 1
+    """A tensor of its micro-batches was overwritten."""
+    UNSEEN = 2
+    """Its micro-batches are not known, but the probe has kept others."""
+    MISSING = 3
+    """There is nothing to measure it on."""
+    FAILED = 4
+    """An error was kept for it."""
 
 
 class Ranks:
@@ -29,6 +46,25 @@ class Ranks:
     def group(self) -> "dist.ProcessGroup | None":
         """The ranks that measure together; ``None`` for all."""
         return self.replicas.group if self.replicas else None
+
+    def worst(self, local: Outlook, like: Tensor, fault: Exception | None, *, distributed: bool) -> Outlook:
+        """Returns the worst outlook of all ranks, each of which calls this with its own.
+
+        Args:
+            local: The outlook of this rank.
+            like: A tensor on the device of this rank.
+            fault: The error that was kept for the step, which is raised once the other ranks know of it.
+            distributed: Whether there are other ranks.
+
+        Raises:
+            PeerFailed: If another rank has kept an error for the step.
+        """
+        worst = Outlook(vectors.max_over_ranks(local, like, self.group)) if distributed else local
+        if fault is not None:
+            raise fault
+        if worst is Outlook.FAILED:
+            raise PeerFailed("Another rank could not prepare this measurement; its warning names the cause.")
+        return worst
 
     @contextmanager
     def in_step(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ def rows_of(
         step: The step that was measured.
         estimate: What the estimator returned.
         lrs: Learning rate of each parameter.
-        data: "step" or "held-out".
+        data: "step", "fixed" or "held-out".
         override: Doubt about the whole measurement. It replaces a usable status; an unusable one replaces any status.
         cost: Columns of the cost, which only the first row gets.
     """
@@ -69,7 +69,7 @@ def facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     }
 
 
-def failed_row(step: int, estimator: str) -> dict[str, Any]:
+def failed_row(step: int, estimator: str, data: str) -> dict[str, Any]:
     """Returns the row of a measurement that ended in an error."""
-    status = Status.FAILED.name.lower()
-    return {"step": step, "estimator": estimator, "grad_norm": math.nan, "smoothness": math.nan, "status": status}
+    unknown = {"grad_norm": math.nan, "smoothness": math.nan, "status": Status.FAILED.name.lower()}
+    return {"step": step, "estimator": estimator, "data": data, **unknown}

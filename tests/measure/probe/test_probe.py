@@ -58,7 +58,7 @@ def test_rows_hold_the_literal_secant_of_the_step() -> None:
     def point() -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in parameters])
 
-    probe = Probe(model, optimizer, regression, estimators=[PathSmoothness()])
+    probe = Probe(model, optimizer, regression, estimators=[PathSmoothness()], data="step")
     x0, g0, loss = point(), gradient(), float(regression(model, batch).detach())
     step_over(model, optimizer, probe.watch([batch]))
     x1, g1 = point(), gradient()
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_is_a_status_and_later_rows_are_fine() -> None
     model, optimizer, batches = small_run(3)
     optimizer.param_groups[0]["lr"] = 0.0
     batches[1] = (batches[1][0] * math.inf, batches[1][1])
-    probe = Probe(model, optimizer, regression, estimators=[LocalSmoothness()], schedule=every(1))
+    probe = Probe(model, optimizer, regression, estimators=[LocalSmoothness()], schedule=every(1), data="step")
     for batch in probe.watch(batches):
         optimizer.zero_grad()
         optimizer.step()

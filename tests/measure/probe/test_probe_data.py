@@ -39,7 +39,7 @@ def true_norm(model: nn.Module, batch) -> float:
 
 def test_batches_that_the_loop_skips_do_not_count() -> None:
     model, optimizer, batches = small_run(6)
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     expected = []
     for i, batch in enumerate(probe.watch(batches)):
         optimizer.zero_grad()
@@ -55,7 +55,7 @@ def test_batches_that_the_loop_skips_do_not_count() -> None:
 def test_an_abandoned_accumulation_does_not_count(set_to_none) -> None:
     # As after a GradScaler skip: backward ran, the step did not, and the gradients were emptied.
     model, optimizer, batches = small_run(3)
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     for i, batch in enumerate(probe.watch(batches)):
         optimizer.zero_grad(set_to_none=set_to_none)
         expected = true_norm(model, batch)
@@ -68,7 +68,7 @@ def test_an_abandoned_accumulation_does_not_count(set_to_none) -> None:
 def test_a_skipped_scaler_step_leaves_nothing_behind() -> None:
     model, optimizer, batches = small_run(3)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     for i, batch in enumerate(probe.watch(batches)):
         optimizer.zero_grad()
         expected = true_norm(model, batch)
@@ -83,7 +83,7 @@ def test_layers_that_are_unfrozen_are_taken_up() -> None:
     model, _, batches = small_run(4)
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     for i, batch in enumerate(probe.watch(batches)):
         if i == 2:  # in the loop body, after the batch was seen
             model[0].requires_grad_(True)
@@ -98,7 +98,7 @@ def test_layers_that_are_unfrozen_are_taken_up() -> None:
 def test_random_numbers_drawn_between_batch_and_forward_are_noticed() -> None:
     model = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     with pytest.warns(SmoothdiagWarning, match="another direction than the gradient of the training loop"):
         for i, batch in enumerate(probe.watch([(torch.randn(8, 4), torch.randn(8, 2))] * 3)):
             if i == 1:
@@ -128,7 +128,7 @@ def test_a_batch_written_to_after_it_was_seen_is_marked() -> None:
             buffer[0].normal_(), buffer[1].normal_()
             yield buffer
 
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     with pytest.warns(SmoothdiagWarning, match="overwritten after the probe saw it"):
         for i, batch in enumerate(probe.watch(loader())):
             (regression(model, batch) / 2).backward()
@@ -300,7 +300,7 @@ def test_watched_loaders_show_their_attributes() -> None:
 
 def test_a_training_loss_that_changes_on_the_way_is_noticed() -> None:
     model, optimizer, batches = small_run(6)
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     with pytest.warns(SmoothdiagWarning, match="trains a multiple of the loss that the probe measures"):
         for i, batch in enumerate(probe.watch(batches)):
             optimizer.zero_grad()
@@ -311,7 +311,7 @@ def test_a_training_loss_that_changes_on_the_way_is_noticed() -> None:
 
 def test_a_last_group_that_is_not_complete_is_noticed() -> None:
     model, optimizer, batches = small_run(5)
-    probe = Probe(model, optimizer, regression, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, regression, data="step", estimators=ONE, schedule=every(1))
     with pytest.warns(SmoothdiagWarning, match="trains a multiple of the loss that the probe measures"):
         for i, batch in enumerate(probe.watch(batches)):
             (regression(model, batch) / 4).backward()
@@ -329,7 +329,7 @@ def test_a_micro_batch_without_gradient_counts() -> None:
     def masked(model: nn.Module, batch) -> torch.Tensor:
         return regression(model, batch) * batch[2]
 
-    probe = Probe(model, optimizer, masked, estimators=ONE, schedule=every(1))
+    probe = Probe(model, optimizer, masked, data="step", estimators=ONE, schedule=every(1))
     loader = [(*batch, mask) for batch, mask in zip(batches, (1.0, 1.0, 0.0, 1.0), strict=True)]
     for i, batch in enumerate(probe.watch(loader)):
         (masked(model, batch) / 2).backward()
@@ -356,7 +356,7 @@ def test_tensors_beside_the_model_are_left_alone(kind) -> None:
                 return regression(model, (x, y - extra))
             return regression(model, (x + extra if kind == "input" else x.mul_(0.9), y))
 
-        probe = Probe(model, optimizer, loss_fn, schedule=every(2)) if probed else None
+        probe = Probe(model, optimizer, loss_fn, data="step", schedule=every(2)) if probed else None
         warned = pytest.warns(SmoothdiagWarning) if probed and kind == "writes" else nullcontext()
         with warned:
             for batch in probe.watch(batches) if probe else batches:
@@ -383,7 +383,7 @@ def test_batches_in_dataclasses_and_arrays() -> None:
         torch.manual_seed(0)
         model, optimizer, ((x, y),) = small_run(1)
         pair = Pair(x, y.numpy())
-        probe = Probe(model, optimizer, loss_fn, estimators=ONE)
+        probe = Probe(model, optimizer, loss_fn, data="step", estimators=ONE)
         probe.observe(pair)
         loss_fn(model, pair).backward()
         if refilled:
@@ -394,7 +394,7 @@ def test_batches_in_dataclasses_and_arrays() -> None:
     x.zero_()
     kept = Pair(x, y.numpy())
     probe.close()
-    probe = Probe(model, optimizer, loss_fn, estimators=ONE)
+    probe = Probe(model, optimizer, loss_fn, data="step", estimators=ONE)
     probe.observe(kept)
     optimizer.zero_grad()
     loss_fn(model, kept).backward()

@@ -126,6 +126,7 @@ class Run:
     skipped: int
     graphs: int
     probe: Probe | None
+    fixed: Probe | None
 
 
 def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -163,10 +164,12 @@ def train(case: Case, *, probed: bool) -> Run:
             return classification(model, batch)
 
     estimators = [PathSmoothness(), LocalSmoothness(), Again()]
-    probe = Probe(forward, optimizer, loss_fn, estimators=estimators, schedule=every(1)) if probed else None
+    options: dict[str, Any] = {"estimators": estimators, "schedule": every(1), "data": "step"}
+    probe = Probe(forward, optimizer, loss_fn, **options) if probed else None
+    fixed = Probe(forward, optimizer, loss_fn, schedule=every(3)) if probed else None
     norms: dict[int, float] = {}
     skipped = 0
-    for i, batch in enumerate(probe.watch(batches) if probe else batches):
+    for i, batch in enumerate(probe.watch(fixed.watch(batches)) if probe and fixed else batches):
         if case.optimizer == "lbfgs":
             seen: list[float] = []
 
@@ -200,7 +203,7 @@ def train(case: Case, *, probed: bool) -> Run:
         if i < len(batches) - 1:
             optimizer.zero_grad()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] if case.backend else 0
-    return Run(whole_state(model, optimizer), norms, skipped, graphs, probe)
+    return Run(whole_state(model, optimizer), norms, skipped, graphs, probe, fixed)
 
 
 def assert_sane(case: Case, run: Run) -> None:
@@ -222,6 +225,11 @@ def assert_sane(case: Case, run: Run) -> None:
             assert row["status"] in ("ok", "saturated", "kink_limited")
             assert row["smoothness"] > 2 * row["noise_floor"]
     assert sum(row["status"] in ("ok", "saturated") for row in rows["local"]) > 0.8 * len(rows["local"])
+    assert run.fixed is not None
+    assert {(row["data"], row["data_step"]) for row in run.fixed.trace} == {("fixed", 0)}
+    assert sorted({row["step"] for row in run.fixed.trace}) == list(range(0, run.probe.steps, 3))
+    unusable = {"not_reproduced", "data_changed", "non_finite", "failed"}
+    assert not unusable & {row["status"] for row in run.fixed.trace}
     for row, twin in zip(rows["local"], rows["again"], strict=True):
         for name in ("smoothness", "grad_norm", "step_norm", "loss", "two_scale", "status"):
             assert row[name] == twin[name], (row["step"], name)
