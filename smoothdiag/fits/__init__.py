@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossgap, models, surrogates
+from smoothdiag.fits import affine, artefacts, checks, errors, intervals, lossgap, models, scans, surrogates
 from smoothdiag.fits.base import Array, Correction, Flag, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
 from smoothdiag.fits.ranges import ldexp
@@ -83,6 +83,8 @@ def fit_smoothness(
                 f"Parameter `{name}` should be a whole number of at least {least}. Found `{name} = {value!r}`."
             )
     frame = as_frame(data)
+    if scans.has_lines(frame):
+        return scans.fit_lines(frame, estimator, group, quantile, num_boot, seed, _Scale, PATH)
     recorded = select_rows(frame, estimator, group)
     recorded.check_range()
     rows = recorded.scaled()
