@@ -1,11 +1,14 @@
 """How often the fit of a scan finds the law, on simulated scans that scatter like those of real nets."""
 
+import re
+
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 
 def simulated(law="power", exponent=1.0, *, seed=0, num_lines=11, num_points=8, step=0.4, between=0.35, within=0.15,
-              decades=None, rise=None):
+              names=None, alike=0.0):
     """Points of one scan, in the format of `sd.scan`.
 
     From the start gradient norm 1 every point of a line multiplies the gradient norm by exp(step). Smoothness is
@@ -24,10 +27,15 @@ def simulated(law="power", exponent=1.0, *, seed=0, num_lines=11, num_points=8, 
         return 0.3 + 0.7 * (loss - 1.0) / gap0
     start = height(1.0, 2.0, 0.0) * np.exp(within * rng.standard_normal())
     rows[0]["smoothness"] = start
-    for number in range(num_lines):
-        effect, kappa, cosine = between * rng.standard_normal(), rng.uniform(0.2, 0.9), rng.uniform(0.2, 0.9)
+    names = names or [f"to {number}" for number in range(num_lines)]
+    kinds = [re.sub(r"^(random|layers) .*", r"\1", name) for name in names]
+    draws = {kind: rng.standard_normal(3) for kind in sorted(set(kinds))}
+    for name, kind in zip(names, kinds):
+        own3 = np.sqrt(alike) * draws[kind] + np.sqrt(1 - alike) * rng.standard_normal(3)
+        effect = between * own3[0]
+        kappa, cosine = 0.2 + 0.7 * norm.cdf(own3[1:])
         if law == "lines":
-            own = rng.uniform(*exponent)
+            own = exponent[0] + (exponent[1] - exponent[0]) * norm.cdf(np.sqrt(alike) * draws[kind][2] + 0)if alike else rng.uniform(*exponent)
         points = rng.integers(max(2, num_points - 3), num_points + 1)
         x, y, loss, distance = 1.0, start, 2.0, 0.0
         for point in range(1, points + 1):
@@ -38,6 +46,6 @@ def simulated(law="power", exponent=1.0, *, seed=0, num_lines=11, num_points=8, 
             x = new
             h = (0.3 + 0.7 * x**own) if law == "lines" else height(x, loss, distance)
             y = h * np.exp(effect * min(1, point / 3) + within * rng.standard_normal())
-            rows.append({"scan": f"line {number}", "point": point, "distance": distance, "grad_norm": x, "loss": loss,
+            rows.append({"scan": name, "point": point, "distance": distance, "grad_norm": x, "loss": loss,
                          "smoothness": y})
     return pd.DataFrame(rows).assign(estimator="hessian_norm", data="fixed", step=0, status="ok", num_grads=6)

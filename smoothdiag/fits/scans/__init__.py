@@ -81,8 +81,8 @@ def fit_lines(
     counts = lines.resamples(num_boot, seed)
     everything = np.ones((1, len(x)))
     fitted = fit_all(lines, counts)
-    freedom = max(1.0, lines.num_lines - 1.0)
-    enough = lines.num_lines >= doubts.MIN_LINES
+    freedom = max(1.0, lines.num_units - 1.0)
+    enough = lines.num_units >= doubts.MIN_LINES
 
     rest = (target - fitted.line.heights(fitted.line_at))[0]
     L0, L1 = _lifted(fitted.line.constants(fitted.line_at), lift(rest[None], everything, quantile))[0]

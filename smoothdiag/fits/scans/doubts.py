@@ -13,7 +13,7 @@ from smoothdiag.fits.scans.rivals import Fitted
 from smoothdiag.fits.scans.shapes import lift
 from smoothdiag.fits.verdict import FLAT, MIN_GAIN
 
-MIN_LINES = 6  # A resample of five lines leaves out two of them, and repeats others up to five times.
+MIN_LINES = 4  # A resample of five lines leaves out two of them, and repeats others up to five times.
 MAX_LEFT_OUT = 0.1  # Share of points that did not converge above which a scan deserves a doubt ...
 MOST_LEFT_OUT = 0.5  # ... and above which it says too little.
 IN_TAIL = 3  # Lines that the points above the fitted line should come from.
@@ -62,7 +62,7 @@ def _secants(lines: Lines) -> Flag | None:
 
 
 def _few(lines: Lines) -> Flag | None:
-    if lines.num_lines >= MIN_LINES:
+    if lines.num_units >= MIN_LINES:
         return None
     return Flag(
         "few lines",

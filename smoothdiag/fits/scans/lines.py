@@ -18,6 +18,8 @@ START = "start"
 LARGEST_CURVATURE = "hessian_norm"
 """Estimators that begin so measure the largest curvature at a point, whatever the direction of the line."""
 
+_NUMBERED = re.compile(r"^(random|layers) \d+$")
+
 Codes = npt.NDArray[np.intp]
 
 
@@ -45,14 +47,20 @@ class Lines:
         return len(self.names)
 
     @property
-    def kind(self) -> Codes:
-        """Number of each line's kind: lines whose names differ by a number alone were drawn from one distribution."""
-        bare = [re.sub(r"\s*\d+$", "", name) for name in self.names]
-        return np.unique(bare, return_inverse=True)[1]
+    def unit(self) -> Codes:
+        """Number of each point's unit, -1 for the starting point: a line, or all random lines of one kind together."""
+        kinds = [_NUMBERED.sub(r"\1", name) for name in self.names]
+        of_line = np.unique(kinds, return_inverse=True)[1]
+        return np.where(self.line < 0, -1, of_line[self.line])
+
+    @property
+    def num_units(self) -> int:
+        """Number of units."""
+        return int(self.unit.max()) + 1
 
     def all_but_one(self) -> Array:
-        """Weights of the points without line 0, 1, ...; shape (lines, points)."""
-        return (self.line != np.arange(self.num_lines)[:, None]).astype(np.float64)
+        """Weights of the points without unit 0, 1, ...; shape (units, points)."""
+        return (self.unit != np.arange(self.num_units)[:, None]).astype(np.float64)
 
     def resamples(self, num_boot: int, seed: int) -> Array:
         """How often each point occurs in each resample of whole lines; the starting point always occurs once.
@@ -67,8 +75,8 @@ class Lines:
         Source: Davison and Hinkley, 1997, section 3.8, for clusters.
         """
         rng = np.random.default_rng(seed)
-        drawn = rng.multinomial(self.num_lines, np.full(self.num_lines, 1 / self.num_lines), size=num_boot)
-        return np.where(self.line < 0, 1, drawn[:, self.line]).astype(np.float64)
+        drawn = rng.multinomial(self.num_units, np.full(self.num_units, 1 / self.num_units), size=num_boot)
+        return np.where(self.line < 0, 1, drawn[:, self.unit]).astype(np.float64)
 
 
 def has_lines(frame: pd.DataFrame) -> bool:

@@ -120,14 +120,14 @@ def _straight(x: Array, target: Array) -> Shapes:
 
 
 def _errors(grid: Shapes, target: Array, lines: Lines, without: Array) -> Array:
-    return np.abs(target[lines.line >= 0] - left_out(grid, target, lines.line, without))
+    return np.abs(target[lines.line >= 0] - left_out(grid, target, lines.unit, without))
 
 
 def _isotonic_errors(x: Array, lines: Lines, without: Array) -> Array:
     y = lines.rows.y
     errors = np.zeros(len(x))
     for number, kept in enumerate(without > 0):
-        on_line = lines.line == number
+        on_line = lines.unit == number
         curve = models.fit_isotonic(x[kept], y[kept], 1 / y[kept], 0.5)
         errors[on_line] = np.abs(np.log(y[on_line] / curve(x[on_line])))
     return errors[lines.line >= 0]
@@ -156,8 +156,8 @@ def _further_errors(gap: Shapes, line: Shapes, target: Array, lines: Lines, with
     """Errors of the loss gap times a line in the gradient norm, both fitted without the line of the point."""
     below = gap.heights(gap.fit(target, without))
     predicted = np.copy(target)
-    for number in range(lines.num_lines):
+    for number in range(lines.num_units):
         found = line.fit(target - below[number], without[number : number + 1])
-        points = lines.line == number
+        points = lines.unit == number
         predicted[points] = (below[number] + line.heights(found)[0])[points]
     return np.abs(target - predicted)[lines.line >= 0]
