@@ -107,9 +107,9 @@ def fit_lines(
     rising = deciding.rises(fitted, L1_interval, bounds)
     raw, partial = checks.rank_correlations(x, rows.y, lines.distance)
     flags = doubts.check(lines, fitted, rest, quantile, rising, raw)
-    verdict, reason = deciding.decide(
-        flags, fitted, bounds, rise, exponent_interval, rising, _where(lines)
-    )
+    departure = ends(deciding.departures(fitted, bounds), 1.0)[1]
+    where = deciding.farthest(lines)
+    verdict, reason = deciding.decide(flags, fitted, bounds, rise, exponent_interval, departure, rising, where)
 
     hull = affine.upper_hull(x, rows.y)
     slopes, intercepts = affine.frontier(hull)
@@ -199,14 +199,3 @@ def _cost(frame: pd.DataFrame, recorded: Rows) -> Interval:
         known = known[np.isfinite(known)]
         medians.append(float(np.median(known)) if len(known) else math.nan)
     return medians[0], medians[1]
-
-
-def _where(lines: Lines) -> str:
-    farthest = int(np.argmax(lines.distance))
-    losses = lines.rows.loss
-    return deciding.farthest(
-        float(lines.distance[farthest]),
-        float(lines.relative[farthest]),
-        (float(np.min(losses)), float(np.max(losses))),
-        lines.num_lines,
-    )

@@ -30,7 +30,7 @@ def check(lines: Lines, fitted: Fitted, rest: Array, quantile: float, rising: bo
         rising: whether the line rises at all.
         raw: rank correlation of gradient norm and smoothness.
     """
-    found = [_secants(lines), _few(lines), _range(lines), _left_out(lines), _scatter(lines, rest, quantile)]
+    found = [_secants(lines), _few(lines, raw), _range(lines), _left_out(lines), _scatter(lines, rest, quantile)]
     if rising:
         found += [_within(lines, raw), _distance(fitted), _leverage(lines, fitted)]
     found += [_tail(lines, rest, quantile)]
@@ -61,15 +61,17 @@ def _secants(lines: Lines) -> Flag | None:
     )
 
 
-def _few(lines: Lines) -> Flag | None:
+def _few(lines: Lines, raw: float) -> Flag | None:
     if lines.num_units >= MIN_LINES:
         return None
+    kinds = "" if lines.num_units == lines.num_lines else ", because all random lines of one kind count as one"
     return Flag(
         "few lines",
         "the points of one line are alike, so lines are the independent units, and there are too few of them for an "
         "interval",
-        f"{counted(lines.num_lines, 'line')}, should be at least {MIN_LINES}",
-        "scan along more lines",
+        f"{counted(lines.num_lines, 'line')}, as good as {lines.num_units} independent ones{kinds}; should be at least "
+        f"{MIN_LINES}. Along them gradient norm and smoothness have the rank correlation {raw:.2f}",
+        "add lines of other kinds: both ways along the gradient, to and from other checkpoints, along the update",
         blocking=True,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ START = "start"
 LARGEST_CURVATURE = "hessian_norm"
 """Estimators that begin so measure the largest curvature at a point, whatever the direction of the line."""
 
+_OF_ROWS = (
+    "x", "y", "step", "run", "saturation", "noise_floor", "step_norm", "status", "loss", "grad_variance", "lr",
+)  # fmt: skip
 _NUMBERED = re.compile(r"^(random|layers) \d+$")
 
 Codes = npt.NDArray[np.intp]
@@ -60,7 +63,7 @@ class Lines:
 
     def all_but_one(self) -> Array:
         """Weights of the points without unit 0, 1, ...; shape (units, points)."""
-        return (self.unit != np.arange(self.num_units)[:, None]).astype(np.float64)
+        return np.asarray(self.unit != np.arange(self.num_units)[:, None], dtype=np.float64)
 
     def resamples(self, num_boot: int, seed: int) -> Array:
         """How often each point occurs in each resample of whole lines; the starting point always occurs once.
@@ -129,7 +132,9 @@ def select_lines(frame: pd.DataFrame, estimator: str | None, group: str) -> tupl
         inside = label["group"] == group
         usable = np.isin(label["status"][inside].astype(str), list(USABLE_STATUSES))
         found = set(label["estimator"][inside].tolist())
-        estimator = LARGEST_CURVATURE if LARGEST_CURVATURE in found else choose_estimator(label["estimator"][inside], usable)
+        estimator = (
+            LARGEST_CURVATURE if LARGEST_CURVATURE in found else choose_estimator(label["estimator"][inside], usable)
+        )
     # Points have no order in time: the step carries the number of the row, with which its other columns are found.
     numbered = frame.drop(columns="run", errors="ignore").assign(step=np.arange(len(frame)))
     rows = select_rows(numbered, estimator, group)
@@ -165,13 +170,9 @@ def _check_one_scan(frame: pd.DataFrame) -> None:
             )
 
 
-def _taken(rows: Rows, order: npt.NDArray[np.intp]) -> Rows:
-    from dataclasses import fields, replace
-
-    size = len(rows.x)
-    parts = {field.name: getattr(rows, field.name) for field in fields(rows)}
-    per_row = {k: v[order] for k, v in parts.items() if isinstance(v, np.ndarray) and len(v) == size and k != "recorded"}
-    return replace(rows, **per_row)
+def _taken(rows: Rows, order: Codes) -> Rows:
+    parts = {name: getattr(rows, name)[order] for name in _OF_ROWS}
+    return replace(rows, **parts)
 
 
 def _floats(frame: pd.DataFrame, column: str) -> Array:

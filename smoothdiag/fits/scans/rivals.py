@@ -93,8 +93,8 @@ def fit_all(lines: Lines, counts: Array) -> Fitted:
             fitted = one.fit(target, everything)
             floors += [scored(lossgap.NAME, one, fitted, _errors(one, target, lines, without), float(floor[number]))]
         further = _further_errors(grid, grids["affine"], target, lines, without)
-        beyond = models.saving(further, later, again)
-        gap_over = {name: models.saving(later, errors[name], again) for name in ("affine", "power", DISTANCE)}
+        beyond = _saved(further, later, again)
+        gap_over = {name: _saved(later, errors[name], again) for name in ("affine", "power", DISTANCE)}
     return Fitted(
         line=grids["affine"],
         line_at=at["affine"],
@@ -104,8 +104,8 @@ def fit_all(lines: Lines, counts: Array) -> Fitted:
         power_again=grids["power"].fit(target, counts),
         scores=tuple(scores),
         floors=tuple(floors),
-        over_distance=models.saving(errors["affine"], errors[DISTANCE], again),
-        power_over_distance=models.saving(errors["power"], errors[DISTANCE], again),
+        over_distance=_saved(errors["affine"], errors[DISTANCE], again),
+        power_over_distance=_saved(errors["power"], errors[DISTANCE], again),
         beyond=beyond,
         gap_over=gap_over,
     )
@@ -119,12 +119,20 @@ def _straight(x: Array, target: Array) -> Shapes:
     return Shapes(x, STRAIGHT, np.union1d(FINE_SHARES, np.linspace(near[0], near[-1], 201)))
 
 
+def _saved(model: Array, baseline: Array, again: models.Counts) -> tuple[float, Interval]:
+    return models.saving(model, baseline, again) if len(model) else (np.nan, (np.nan, np.nan))
+
+
 def _errors(grid: Shapes, target: Array, lines: Lines, without: Array) -> Array:
+    if lines.num_units < 2:
+        return np.zeros(0)
     return np.abs(target[lines.line >= 0] - left_out(grid, target, lines.unit, without))
 
 
 def _isotonic_errors(x: Array, lines: Lines, without: Array) -> Array:
     y = lines.rows.y
+    if lines.num_units < 2:
+        return np.zeros(0)
     errors = np.zeros(len(x))
     for number, kept in enumerate(without > 0):
         on_line = lines.unit == number
@@ -155,6 +163,8 @@ def _gaps(loss: Array) -> Array | None:
 def _further_errors(gap: Shapes, line: Shapes, target: Array, lines: Lines, without: Array) -> Array:
     """Errors of the loss gap times a line in the gradient norm, both fitted without the line of the point."""
     below = gap.heights(gap.fit(target, without))
+    if lines.num_units < 2:
+        return np.zeros(0)
     predicted = np.copy(target)
     for number in range(lines.num_units):
         found = line.fit(target - below[number], without[number : number + 1])

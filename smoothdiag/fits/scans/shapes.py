@@ -4,9 +4,9 @@ A scan has about a hundred points on about eleven lines, too few for a quantile 
 and the height apart: log smoothness = level + shape + rest, where the rest has the same distribution at all gradient
 norms. The shape comes from all points, and the height of a quantile from the rests alone (a scale model).
 
-A shape is log(1 - share + share z^exponent), where z is the gradient norm (or the distance, or the loss gap) in units of
-its middle value. It covers the constant (share 0), the line (exponent 1), the power with and without intercept. The fit
-looks all shapes of a grid up at once: for each resample the sums of squares of all shapes are two matrix products.
+A shape is log(1 - share + share z^exponent), where z is the gradient norm (or the distance, or the loss gap) in units
+of its middle value. It covers the constant (share 0), the line (exponent 1), the power with and without intercept. The
+fit tries all shapes of a grid: the sums of squares of all shapes in all resamples are two matrix products.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Shapes:
 
     def heights(self, found: Found) -> Array:
         """Log smoothness of each resample's shape at all points; shape (resamples, points)."""
-        return self.table[found.best] + found.level[:, None]
+        return np.asarray(self.table[found.best] + found.level[:, None])
 
     def constants(self, found: Found) -> tuple[Array, Array, Array]:
         """Intercept, coefficient and exponent of each resample; an exponent of zero for a constant."""
