@@ -10,6 +10,7 @@ counts as two. Run it with
 
 import argparse
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def conv() -> nn.Module:
 def mlp() -> nn.Module:
     """Returns an MLP with GELU for images of 8 x 8."""
     widths = (192, 64, 64, 10)
-    layers = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.GELU())]
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())]
     return nn.Sequential(nn.Flatten(), *layers[:-1])
 
 
@@ -72,7 +73,14 @@ def points_of(model: nn.Module, task: Task, batch: Any, points: int) -> dict[str
         return sd.Estimate("points", 1.0, 1.0, math.nan, step.at_start.loss)
 
     trace = sd.scan(
-        model, task.loss_fn, [batch], directions=LINES, points=points, estimators=[capture], budget=10**6, progress=False
+        model,
+        task.loss_fn,
+        [batch],
+        directions=LINES,
+        points=points,
+        estimators=[capture],
+        budget=10**6,
+        progress=False,
     )
     measured = [row for row in trace if row["status"] == "ok"]
     lines: dict[str, list[tuple[float, list[Tensor]]]] = {}
@@ -110,7 +118,9 @@ def measured(model: nn.Module, task: Task, batch: Any, points: int) -> list[dict
                     # The start is measured from nothing and accurately, as in a scan.
                     how = sd.HessianNorm(tol=tol if number else 1e-3, backend=backend)
                     before, began = loss.num_grads + loss.num_reverse, time.perf_counter()
-                    step = sd.Step(0, loss, point, point, math.nan, known_start=known, memory=memory, full_precision=True)
+                    step = sd.Step(
+                        0, loss, point, point, math.nan, known_start=known, memory=memory, full_precision=True
+                    )
                     found = how(step)
                     rows.append(
                         {

@@ -115,8 +115,13 @@ def scan(
         arguments.number("max_loss", max_loss, "a number or None", lambda v: True)
     if not isinstance(arcs, bool):
         arguments.choice("arcs", arcs, ("auto",))
-    if estimators is not None and (isinstance(estimators, str) or not estimators or not all(map(callable, estimators))):
-        raise arguments.wrong("estimators", "a list of estimators, such as [HessianNorm()]", estimators)
+    if estimators is not None:
+        if isinstance(estimators, str) or not isinstance(estimators, Sequence) or not estimators:
+            raise arguments.wrong("estimators", "a list of estimators, such as [HessianNorm()]", estimators)
+        for estimator in estimators:
+            arguments.called("estimators", estimator, "a list of estimators, such as [HessianNorm()]")
+    if toward is not None and not isinstance(toward, Mapping):
+        raise arguments.wrong("toward", "a mapping from names to state dicts", toward)
     loss = objective(model, loss_fn, batches, reduction=reduction, seed=seed)
     if loss.distributed:
         raise ValueError(

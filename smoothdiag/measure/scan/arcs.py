@@ -13,9 +13,9 @@ from smoothdiag.vectors import Vector
 Kind = Literal["", "rows", "whole"]
 
 ROWS_ORTHOGONAL, WHOLE_ORTHOGONAL = 1e-3, 2e-5
-"""Cosine of gradient and weight below which a block counts as scale-invariant. In float32 it is at most 6e-5 for rows in
-front of BatchNorm, whose epsilon breaks the invariance a little, and 1e-5 for such tensors (ResNets, before and after
-training). Other tensors reach 3e-4 by chance. All rows of one never came below .2, so rows may be judged mildly."""
+"""Cosine of gradient and weight below which a block counts as scale-invariant. In ResNets in float32, before and after
+training, it is at most 6e-5 for rows in front of BatchNorm, whose epsilon breaks the invariance a little, and 1e-5 for
+such tensors. Other tensors reach 3e-4 by chance, but among the rows of a tensor one was always above .2."""
 
 SILENT = 1e-5
 """Share of the largest gradient norm of a tensor or row below which a gradient is rounding: its cosine says nothing."""
@@ -57,14 +57,13 @@ class Arcs:
 def _norms(x: Tensor, kind: Kind) -> Tensor:
     """Returns the norms of the blocks of a tensor, in float64 and shaped so that they multiply it."""
     flat = x.flatten(1) if kind == "rows" else x.reshape(1, -1)
-    lengths = torch.linalg.vector_norm(flat, dim=1, dtype=vectors.widest(x.device))
+    lengths: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=vectors.widest(x.device))
     return lengths.reshape(-1, *[1] * (x.dim() - 1)) if kind == "rows" else lengths.reshape([1] * x.dim())
 
 
 def _ratio(wanted: Tensor, present: Tensor) -> Tensor:
     # A block of zeros has no direction, so there is nothing to scale.
-    ratio: Tensor = (wanted / present).where(present > 0, 1.0)
-    return ratio
+    return (wanted / present).where(present > 0, 1.0)
 
 
 def scale_invariant(start: Vector, evaluate: Callable[[Vector], Vector], first: Vector, *, seed: int) -> list[Kind]:
