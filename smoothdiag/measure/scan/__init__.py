@@ -102,9 +102,9 @@ def scan(
     Examples:
         >>> model = sd.problems.exponential(L0=1.0, L1=2.0, dim=3).as_module(torch.ones(3, dtype=torch.float64))
         >>> trace = sd.scan(model, lambda model, batch: model(), [None], directions=["random 1"], progress=False)
-        >>> row = trace[-1]
-        >>> print(row["scan"], abs(row["smoothness"] / (1 + 2 * row["grad_norm"]) - 1) < 0.03)
-        random 1 True
+        >>> row = trace[1]
+        >>> print(row["scan"], round(row["smoothness"] / (1 + 2 * row["grad_norm"]), 2))
+        random 1 1.0
     """
     arguments.whole("points", points, 1)
     arguments.whole("step", step, 0)

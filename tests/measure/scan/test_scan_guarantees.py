@@ -13,6 +13,7 @@ import pytest
 import torch
 from asserts import assert_identical, state_of
 from networks import Convolutional, Gpt, Recurrent, images, mlp, texts
+from ranks import alone
 from torch import nn
 from torch.nn import functional as F
 
@@ -254,3 +255,10 @@ def test_a_killed_scan_leaves_a_trace_that_can_be_read(tmp_path) -> None:
     assert len(trace) >= 4
     assert trace.meta["scan"]["budget"] == 500
     assert trace[0]["scan"] == "start"
+
+
+@pytest.mark.thorough
+def test_a_distributed_model_is_refused(tmp_path) -> None:
+    model, batch = mlp(6, 8, 3), (torch.randn(16, 6), torch.randint(3, (16,)))
+    with alone(tmp_path), pytest.raises(ValueError, match="`model` should live in one process.*`model.module`"):
+        scanned(nn.parallel.DistributedDataParallel(model), [batch])
