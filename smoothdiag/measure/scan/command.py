@@ -117,15 +117,14 @@ def _set_up(setup: str) -> tuple[nn.Module, Callable[..., Tensor], Iterable[Any]
     # The file may import its neighbours, as it may when Python runs it.
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(
-            f"`{path}` should have a function `{name}`. Found {'nothing' if function is None else function!r}."
-        )
+        raise ValueError(f"`{path}` should have a function `{name}`. Found {type(function).__name__}.")
     found = function()
     if not isinstance(found, tuple) or len(found) != 3 or not isinstance(found[0], nn.Module):
         raise ValueError(f"`{name}` should return (model, loss_fn, batches). Found {type(found).__name__}.")

@@ -97,7 +97,7 @@ class Scanning:
         """||x|| [x], or 1 if x is zero."""
         return float(vectors.norm(self.start)) or 1.0
 
-    def run(self, names: Sequence[str], points: int, columns: dict[str, float]) -> None:
+    def run(self, names: Sequence[str], points: int, columns: dict[str, Any]) -> None:
         """Measures x, then point 1 of every line, point 2 of every line, and so on.
 
         Args:
@@ -120,7 +120,7 @@ class Scanning:
                 self.bar.set_description(f"scan, {track.name} {track.point + 1}", refresh=False)
                 self._advance(track)
 
-    def _begin(self, columns: dict[str, float]) -> None:
+    def _begin(self, columns: dict[str, Any]) -> None:
         """Chooses how products are made, and measures x from nothing and accurately."""
         self._exact = self._cheap = choose(self.objective, self.start, autocast=False)
         here = Reached(list(self.start), self.first)
@@ -138,8 +138,8 @@ class Scanning:
                 self._smoothness = estimate.smoothness
                 if self.estimators is None:
                     self._cheapen()
-                    estimate = replace(estimate, extra={**estimate.extra, "hvp_reason": self._cheap.reason})
-            self._record(step, estimate, "start", 0, columns)
+            reason = {"hvp_reason": self._cheap.reason} if "hvp" in estimate.extra else {}
+            self._record(step, estimate, "start", 0, columns | reason)
 
     def _cheapen(self) -> None:
         known: Spectrum | None = self._memory.get(("hessian_norm", "", "all"))

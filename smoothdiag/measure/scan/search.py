@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ NEAREST = 0.04
 five small nets)."""
 
 LONGER, SHORTER = 4.0, 0.1
-"""Largest factor on a distance that turned out too short, and smallest share of an interval to try next."""
+"""Largest factor on a distance that turned out too short, and smallest share of a bracket to try next."""
 
 MAX_TRIES = 8
 """Gradients for one point; usually one or two are needed."""
@@ -105,38 +105,32 @@ class Straight:
             smoothness: ||H|| at the last point [f/x^2]; a straight line does not need it.
         """
         limits, origin = self._limits, self._at
-        low, t = origin, origin + self._next
+        low, low_moved, high_moved, t = origin, 0.0, math.inf, origin + self._next
         high: tuple[float, Reached] | None = None
-        last: Reached | None = None
         outside = 0
         for _ in range(MAX_TRIES):
             t = min(max(t, origin + limits.nearest), limits.farthest)
-            point = self._point(t)
-            found = evaluate(point)
-            end = limits.end(found)
-            last = Reached(point, found, end)
-            moved = math.inf if end else _moved(self._log, found)
+            found = evaluate(point := self._point(t))
+            reached = Reached(point, found, limits.end(found))
+            moved = math.inf if reached.ended else _moved(self._log, found)
             if LEAST <= moved <= MOST:
-                return self._accept(t, last)
+                return self._accept(t, reached)
             if moved < LEAST:
                 if t >= limits.farthest:
-                    return self._end(Reached(point, found, "distance"))
-                low = t
-                t = origin + (t - origin) * min(LONGER, AIM / moved if moved else LONGER)
-                if high is not None:
-                    t = min(t, (low + high[0]) / 2)
+                    return self._end(replace(reached, ended="distance"))
+                low, low_moved = t, moved
             else:
-                high = t, last
-                outside += bool(end)
-                if outside > MAX_OUTSIDE:
-                    break
-                share = 0.5 if math.isinf(moved) else max(AIM / moved, SHORTER)
-                t = max(origin + (t - origin) * share, (low + high[0]) / 2 if low > origin else origin)
-            if high is not None and high[0] - max(low, origin + limits.nearest) <= limits.nearest / 2:
+                high, high_moved = (t, reached), moved
+                outside += bool(reached.ended)
+            if high is None:
+                t = origin + (t - origin) * min(LONGER, AIM / moved if moved else LONGER)
+                continue
+            if outside > MAX_OUTSIDE or high[0] - max(low, origin + limits.nearest) <= limits.nearest / 2:
                 break
+            share = (AIM - low_moved) / (high_moved - low_moved) if high_moved < math.inf else 0.5
+            t = low + (high[0] - low) * max(share, SHORTER)
         if high is None:  # the norm hardly moves
-            assert last is not None
-            return self._end(Reached(last.point, last.found, "flat"))
+            return self._end(replace(reached, ended="flat"))
         return self._end(high[1]) if high[1].ended else self._accept(*high)
 
     def _accept(self, t: float, reached: Reached) -> Reached:
