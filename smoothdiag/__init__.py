@@ -26,6 +26,7 @@ from smoothdiag.measure.loss.fixed import objective
 from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.probe.schedule import Schedule, budget, every, log_spaced
+from smoothdiag.measure.scan import scan
 from smoothdiag.moved import keep_old_paths
 from smoothdiag.optim import GGNC, ClippedMomentum, ClippedScion, GradientDescent
 from smoothdiag.rows import SmoothdiagWarning, Status
@@ -98,6 +99,7 @@ __all__ = [
     "hvp",
     "log_spaced",
     "objective",
+    "scan",
     # record
     "SmoothdiagWarning",
     "Trace",

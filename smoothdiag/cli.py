@@ -1,4 +1,4 @@
-"""The command line: ``smoothdiag demo | fit | plot | clip | import | doctor``."""
+"""The command line: ``smoothdiag demo | fit | plot | clip | import | scan | doctor``."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from smoothdiag import console
 from smoothdiag.doctor import command as doctor
+from smoothdiag.measure.scan import command as scan
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
@@ -300,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     log.add_argument("--json", action="store_true", help="print the review as JSON")
     log.set_defaults(run=_import)
 
+    scan.add_command(commands, _fit)
     doctor.add_command(commands)
     return parser
 

@@ -15,7 +15,7 @@ _ROOMS: Mapping[str, tuple[str, ...]] = {
         *("objective", "replicas", "selftest", "state"),
     ),
     "measure.probe": (
-        *("accumulation", "arguments", "backward", "closures", "measuring", "others", "ranks", "recording", "schedule"),
+        *("accumulation", "arguments", "backward", "closures", "measuring", "others", "ranks", "schedule"),
         *("sharded", "unsupported", "watched"),
     ),
 }
@@ -32,6 +32,7 @@ MOVED: Mapping[str, str] = {
     "smoothdiag.autoclip.free_rate": "smoothdiag.autoclip.rates",
     "smoothdiag.autoclip.iterates": "smoothdiag.adapters.iterates",
     "smoothdiag.autoclip.resuming": "smoothdiag.autoclip.checks",
+    "smoothdiag.measure.probe.recording": "smoothdiag.measure.recording",
     "smoothdiag.measure.preconditioner": "smoothdiag.adapters",
     "smoothdiag.measure.stability": "smoothdiag.adapters",
 }

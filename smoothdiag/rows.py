@@ -139,6 +139,10 @@ class Status(Enum):
         "the row comes from a log, which holds gradient norms and losses but says nothing about smoothness. Attach a "
         "Probe to a run."
     )
+    END_OF_LINE = (
+        "a line of a scan ended here, because the loss or the distance passed its limit or the gradients were used up, "
+        "so smoothness was not measured. To go further, raise max_loss, max_distance or budget."
+    )
     FAILED = "evaluating the loss again raised an error, which was shown as a warning. Correct loss_fn."
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:

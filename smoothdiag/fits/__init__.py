@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothdiag.fits import affine, artefacts, checks, errors, hessian, intervals, lossgap, models, surrogates
+from smoothdiag.fits import affine, artefacts, checks, errors, hessian, intervals, lossgap, models, scans, surrogates
 from smoothdiag.fits.base import Array, Flag, HessianCheck, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.correlations import correlate, decades, loglog_slope
 from smoothdiag.fits.exponent import NOT_FOUND, exponent_interval
@@ -85,6 +85,8 @@ def fit_smoothness(
                 f"Parameter `{name}` should be a whole number of at least {least}. Found `{name} = {value!r}`."
             )
     frame = as_frame(data)
+    if scans.has_lines(frame):
+        return scans.fit_lines(frame, estimator, group, quantile, num_boot, seed, PATH)
     recorded = select_rows(frame, estimator, group)
     recorded.check_range()
     rows = recorded.scaled()

@@ -39,6 +39,7 @@ def hvp(
     *,
     backend: Backend | Choice = "auto",
     autocast: bool = False,
+    gradient: Vector | None = None,
 ) -> Iterator[Hessian]:
     """Yields the Hessian of ``objective`` as an operator to multiply by; leaves no trace once the block ends.
 
@@ -59,6 +60,8 @@ def hvp(
               which costs 15 to 40 gradients. A ``Choice``, as returned by ``choose``, is used without a check.
         autocast: Whether autocast regions of the loss stay active, which costs three gradients to find their rounding.
             If not, the loss is differentiated in the precision of the parameters.
+        gradient: The gradient at ``point`` in the same precision, if you know it: one-sided products then do not take
+            it again.
 
     Raises:
         ValueError: If ``backend`` is unknown.
@@ -73,8 +76,7 @@ def hvp(
     if not isinstance(objective, Objective):
         raise arguments.wrong("objective", "an Objective, as `objective(model, loss_fn, batches)` returns", objective)
     arguments.flag("autocast", autocast)
-    if not isinstance(backend, Choice):
-        check_backend(backend)
+    check_backend(backend)
     where = objective.point() if point is None else point
     if isinstance(backend, Choice):
         choice = backend
@@ -88,15 +90,18 @@ def hvp(
         choice.backend,
         reason=choice.reason,
         gradient_error=choice.gradient_error,
+        gradient=gradient,
         autocast=autocast,
     ) as hessian:
         yield hessian
 
 
-def check_backend(backend: str) -> None:
+def check_backend(backend: str | Choice) -> None:
     """Refuses an unknown backend.
 
     Raises:
-        ValueError: If ``backend`` is none of ``Backend``.
+        ValueError: If ``backend`` is neither a ``Choice`` nor one of ``Backend``.
     """
+    if isinstance(backend, Choice):
+        return
     arguments.choice("backend", backend, get_args(Backend))

@@ -35,16 +35,25 @@ class Difference:
         one_sided: Whether to take the difference to the gradient at ``point``, which is evaluated once: half the cost,
             and an order less accurate.
         gradient_error: Relative error u of one gradient.
+        gradient: The gradient at ``point``, if it is known already.
 
     Attributes:
         radius: Length of the last displacement to either side [x].
     """
 
-    def __init__(self, objective: Objective, point: Vector, *, one_sided: bool, gradient_error: float) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        point: Vector,
+        *,
+        one_sided: bool,
+        gradient_error: float,
+        gradient: Vector | None = None,
+    ) -> None:
         self._objective, self._point, self._one_sided = objective, point, one_sided
         self._target = min(max(gradient_error, 1e-16) ** (1 / 2 if one_sided else 1 / 3), 0.2)
         self._size = float(vectors.norm(point)) or 1.0
-        self._gradient: list[Tensor] | None = None
+        self._gradient = None if gradient is None else list(gradient)
         # Over less than a hundred roundings of the parameters, the displacement no longer points along v.
         self._smallest = min(50 * max(torch.finfo(x.dtype).eps for x in point), LARGEST_RADIUS) * self._size
         self._next = self.radius = max(FIRST_RADIUS * self._target * self._size, self._smallest)

@@ -89,9 +89,13 @@ def opened(
     *,
     reason: str = "",
     gradient_error: float | None = None,
+    gradient: Vector | None = None,
     autocast: bool,
 ) -> Iterator[Hessian]:
-    """Yields the Hessian of the given backend; all guards are active while it is open."""
+    """Yields the Hessian of the given backend; all guards are active while it is open.
+
+    ``gradient`` is the gradient at the point, if it is known from an evaluation with the same autocast regions.
+    """
     with ExitStack() as stack:
         stack.enter_context(objective.isolated())
         stack.enter_context(torch.enable_grad())
@@ -105,7 +109,8 @@ def opened(
             products = Reverse(objective, point, retain=backend == "retained")
         else:
             error = gradient_error if gradient_error is not None else max(rounding(x.dtype) for x in point)
-            products = Difference(objective, point, one_sided=backend == "one_sided", gradient_error=error)
+            one_sided = backend == "one_sided"
+            products = Difference(objective, point, one_sided=one_sided, gradient_error=error, gradient=gradient)
         hessian = Hessian(products, point, backend, reason)
         del products
         stack.callback(hessian.close)

@@ -11,6 +11,9 @@ from smoothdiag.vectors import Vector
 
 Parts = Sequence[Tensor | None]
 
+BUILD, PRODUCT = 1, 2
+"""Cost of the graph of a gradient, and of a product with it, in gradients (benchmarks/scan_cost.py)."""
+
 
 class Reverse:
     """Products H v as the gradient of <g, v>, where the gradient g has a graph of its own.
@@ -36,6 +39,7 @@ class Reverse:
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """Returns H v."""
+        self._objective.num_reverse += PRODUCT
         return self._sum(self._product(parts, v) for parts in self._linearised())
 
     def _linearised(self) -> Iterable[Parts]:
@@ -44,6 +48,7 @@ class Reverse:
         self._objective.place(self._point, self._state)
         if self._kept is not None:
             return self._kept
+        self._objective.num_reverse += BUILD
         built = (
             torch.autograd.grad(
                 loss * self._objective.loss_scale, self._objective.parameters, create_graph=True, allow_unused=True

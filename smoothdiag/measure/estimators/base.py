@@ -50,6 +50,8 @@ class Step:
         memory: What estimators keep from one measured step for the next, each under its own keys.
         stability_limit: Curvature [f/x^2] above which the optimizer diverges on a quadratic at its present learning
             rate, and the norm in which that curvature is measured.
+        full_precision: Whether ``known_start`` was evaluated without autocast, as products with the Hessian are. These
+            may then use its gradient.
         norms_at_start: Norms of the gradient at ``start`` that estimators have computed already.
 
     Examples:
@@ -71,6 +73,7 @@ class Step:
     known_start: Evaluation | None = None
     memory: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False)
     stability_limit: StabilityLimit = UNKNOWN
+    full_precision: bool = False
     norms_at_start: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

@@ -41,7 +41,7 @@ class HessianNorm:
         tol: Relative error of the eigenvalue at which the search stops.
         max_products: Largest number of Hessian-vector products; beyond it the row says ``not_converged``.
         backend: How products are made, as in ``hvp``. ``"auto"`` chooses at the first measured step, and again every
-            twenty measured steps.
+            twenty measured steps; a ``Choice`` is kept.
         autocast: Whether autocast regions of the loss stay active.
         by_group: Whether to measure the block of every parameter group too, which takes products of its own.
 
@@ -64,7 +64,7 @@ class HessianNorm:
 
     tol: float = 1e-3
     max_products: int = 40
-    backend: Backend = "auto"
+    backend: Backend | Choice = "auto"
     autocast: bool = False
     by_group: bool = False
 
@@ -188,7 +188,7 @@ class DirectionalCurvature:
     of_step: ClassVar[bool] = True
 
     direction: Direction = "gradient"
-    backend: Backend = "auto"
+    backend: Backend | Choice = "auto"
     autocast: bool = False
 
     def __post_init__(self) -> None:
@@ -241,7 +241,7 @@ def _measured(
     step: Step,
     blocks: list[Block],
     name: str,
-    backend: Backend,
+    backend: Backend | Choice,
     autocast: bool,
     measure: Callable[[Block, Hessian], Estimate],
 ) -> Estimate:
@@ -251,7 +251,9 @@ def _measured(
     key = ("hvp", backend, autocast)
     known: _Chosen | None = step.memory.get(key)
     reason: str | None = None
-    if backend != "auto":
+    if isinstance(backend, Choice):
+        known = known or _Chosen(backend)
+    elif backend != "auto":
         known = known or _Chosen(Choice(backend, "as set by `backend`", None if not autocast else step.gradient_error))
     elif known is None or (known.age >= RECHECK_EVERY and step.index != known.last):
         known = _Chosen(choose(step.objective, step.start, autocast=autocast))
@@ -261,7 +263,8 @@ def _measured(
     step.memory[key] = known
 
     def attempt(choice: Choice) -> Estimate:
-        with hvp(step.objective, step.start, backend=choice, autocast=autocast) as hessian:
+        known_gradient = step.at_start.gradient if step.full_precision and not autocast else None
+        with hvp(step.objective, step.start, backend=choice, autocast=autocast, gradient=known_gradient) as hessian:
             found = [measure(block, hessian) for block in blocks]
         how = {
             "num_hvps": hessian.num_hvps,

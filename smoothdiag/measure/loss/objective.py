@@ -64,6 +64,7 @@ class Objective:
         parameters: The coordinates x.
         distributed: Whether the loss is a mean over ranks.
         num_grads: Gradients evaluated so far.
+        num_reverse: What differentiating twice has cost so far, in gradients; ``num_grads`` leaves it out.
         loss_scale: Factor on the loss during ``backward``, so that float16 gradients do not underflow; it is divided
             by 16 when they overflow.
         num_isolated: How many objectives of the process are being evaluated at the moment.
@@ -93,7 +94,7 @@ class Objective:
     ) -> None:
         self.parameters = list(parameters)
         self.replicas = Replicas(model, self.parameters) if replicas is None else replicas
-        self.num_grads = 0
+        self.num_grads = self.num_reverse = 0
         self.loss_scale = 1.0
         self.model, self._loss_fn = model, loss_fn
         self._micro_batches, self._reduction = list(micro_batches), reduction

@@ -23,7 +23,7 @@ from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.accumulation import Beginning
 from smoothdiag.measure.probe.data import Part
 from smoothdiag.measure.probe.ranks import Ranks
-from smoothdiag.measure.probe.recording import failed_row, rows_of
+from smoothdiag.measure.recording import failed_row, rows_of
 from smoothdiag.memory import retried
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace

@@ -25,10 +25,10 @@ from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
 from smoothdiag.measure.probe.measuring import Measuring, Taken
 from smoothdiag.measure.probe.others import moved_by_others, unseen
 from smoothdiag.measure.probe.ranks import Outlook, Ranks
-from smoothdiag.measure.probe.recording import facts
 from smoothdiag.measure.probe.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.probe.unsupported import refuse_unsupported
 from smoothdiag.measure.probe.watched import Watched
+from smoothdiag.measure.recording import facts
 from smoothdiag.memory import retried
 from smoothdiag.trace import Trace
 from smoothdiag.vectors import Vector

@@ -1,4 +1,4 @@
-"""measure.probe.recording: every row is about the data of its step, whatever the loop does with batches."""
+"""measure.probe.measuring: every row is about the data of its step, whatever the loop does with batches."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ from smoothdiag import (
     by_module,
     every,
 )
-from smoothdiag.measure.probe.recording import rows_of
+from smoothdiag.measure.recording import rows_of
 
 ONE = [LocalSmoothness(two_scale=False)]
 

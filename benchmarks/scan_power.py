@@ -1,0 +1,172 @@
+"""How often the fit of a scan finds the law, on simulated scans that scatter like the scans of real nets.
+
+python benchmarks/scan_power.py --json scan_power.json         # under ten minutes; prints the tables of docs/scan_power.md
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from tqdm import tqdm
+
+from smoothdiag.fits import fit_smoothness
+
+COST = 7  # Gradients of a point, the search for it included (medians of sd.scan on an LSTM and an MLP: 6 and 7).
+
+
+NUM_BOOT = 200
+
+
+@dataclass(frozen=True)
+class Law:
+    """What smoothness follows: "norm", "loss" or "distance" raised to an exponent, or "lines", each with its own."""
+
+    name: str
+    of: str
+    exponent: float
+
+
+@dataclass(frozen=True)
+class Design:
+    """Lines of a scan.
+
+    Attributes:
+        lines: names of the lines.
+        points: most points of a line.
+        step: mean change of log ||g|| from one point to the next.
+        between: deviation of log smoothness from line to line, away from the start.
+        within: deviation of log smoothness from point to point.
+        alike: correlation of random lines of one kind.
+    """
+
+    name: str
+    lines: tuple[str, ...]
+    points: int
+    step: float = 0.4
+    between: float = 0.35
+    within: float = 0.15
+    alike: float = 0.8
+
+
+LAWS = (
+    Law("constant", "norm", 0.0),
+    Law("exponent .5", "norm", 0.5),
+    Law("exponent 1", "norm", 1.0),
+    Law("exponent 1.5", "norm", 1.5),
+    Law("loss gap", "loss", 1.0),
+    Law("null: distance", "distance", 1.0),
+    Law("null: distance squared", "distance", 2.0),
+    Law("null: a law for each line", "lines", 1.0),
+)
+
+
+def named(kinds: int, random: int = 0, layers: int = 0) -> tuple[str, ...]:
+    """Lines of as many kinds of their own, and random lines of the two kinds."""
+    own = [f"to {number}" for number in range(kinds)]
+    return (*own, *(f"random {k + 1}" for k in range(random)), *(f"layers {k + 1}" for k in range(layers)))
+
+
+DESIGNS = (
+    Design("11 lines by default: 2 along the gradient, 5 + 4 random", named(2, 5, 4), 6),
+    Design("11 lines, 2 checkpoints given: 6 + 3 + 2 random", named(6, 3, 2), 6),
+    Design("8 lines of 8 kinds, 8 points", named(8), 8),
+    Design("11 lines of 11 kinds, 6 points", named(11), 6),
+    Design("16 lines of 16 kinds, 4 points, longer steps", named(16), 4, 0.6),
+    Design("22 lines of 22 kinds, 3 points, longer steps", named(22), 3, 0.8),
+    Design("11 lines of 11 kinds, quiet (.2 and .1)", named(11), 6, between=0.2, within=0.1),
+    Design("11 lines of 11 kinds, loud (.5 and .2)", named(11), 6, between=0.5, within=0.2),
+)
+FOR_NULLS = (DESIGNS[0], DESIGNS[1], DESIGNS[3])
+
+
+def simulated(law: Law, design: Design, seed: int) -> pd.DataFrame:
+    """Points of one scan, in the format of `sd.scan`.
+
+    At the start gradient norm and smoothness are 1 and the loss is 1 above its minimum. Along every fourth line the
+    gradient norm falls, along the others it rises. Smoothness is the law times a factor of the line, which sets in over
+    the first three points, times a factor of the point. Distance and loss follow: d ||g|| = kappa * smoothness *
+    d distance and d loss = cosine * ||g|| * d distance, where kappa and cosine differ from line to line.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = [re.sub(r"^(random|layers) .*", r"\1", name) for name in design.lines]
+    shared = {kind: rng.standard_normal(4) for kind in dict.fromkeys(kinds)}
+    start = np.exp(design.within * rng.standard_normal())
+    rows = [{"scan": "start", "point": 0, "distance": 0.0, "grad_norm": 1.0, "loss": 2.0, "smoothness": start}]
+    for number, (name, kind) in enumerate(zip(design.lines, kinds, strict=True)):
+        own = np.sqrt(design.alike) * shared[kind] + np.sqrt(1 - design.alike) * rng.standard_normal(4)
+        kappa, cosine = 0.2 + 0.7 * norm.cdf(own[1:3])
+        exponent = 0.3 + 1.4 * norm.cdf(own[3]) if law.of == "lines" else law.exponent
+        way = -1 if number % 4 == 3 else 1
+        x, y, loss, distance = 1.0, start, 2.0, 0.0
+        for point in range(1, rng.integers(max(2, design.points - 2), design.points + 1) + 1):
+            new = x * np.exp(way * design.step * rng.uniform(0.75, 1.25))
+            moved = abs(new - x) / (kappa * y)
+            loss = 1 + max(loss - 1 + way * cosine * (x + new) / 2 * moved, 0.05)
+            distance, x = distance + moved, new
+            of = {"loss": loss - 1, "distance": 1 + distance}.get(law.of, x)
+            height = (0.3 + 0.7 * of**exponent) if law.exponent else 1.0
+            y = height * np.exp(design.between * own[0] * min(1, point / 3) + design.within * rng.standard_normal())
+            rows.append(
+                {"scan": name, "point": point, "distance": distance, "grad_norm": x, "loss": loss, "smoothness": y}
+            )
+    return pd.DataFrame(rows).assign(estimator="hessian_norm", data="fixed", step=0, num_grads=COST)
+
+
+def power(law: Law, design: Design, seeds: int, quantile: float) -> dict[str, object]:
+    """Verdicts over the seeds, with median range, gradients and ends of the exponent's interval."""
+    fits = [fit_smoothness(simulated(law, design, seed), quantile=quantile, num_boot=NUM_BOOT) for seed in range(seeds)]
+    ends = np.array([fit.exponent_interval for fit in fits])
+    return {
+        "law": law.name,
+        "design": design.name,
+        "verdicts": dict(Counter(fit.verdict.name for fit in fits)),
+        "flags": dict(Counter(flag.name for fit in fits for flag in fit.flags if flag.blocking)),
+        "decades": float(np.median([fit.decades for fit in fits])),
+        "gradients": float(np.median([COST * fit.num_points for fit in fits])),
+        "exponent": [float(end) for end in np.median(ends, axis=0)],
+        "covered": float(np.mean((ends[:, 0] <= law.exponent) & (law.exponent <= ends[:, 1]))),
+    }
+
+
+def markdown(found: Sequence[dict[str, object]], seeds: int) -> str:
+    """One table for each law."""
+    names = ("L0L1", "POWER", "CONSTANT", "LOSS_GAP", "NOT_IDENTIFIED")
+    lines = []
+    for law in dict.fromkeys(row["law"] for row in found):
+        lines += [
+            f"\n**{law}** (of {seeds} scans)\n",
+            "| lines | gradients | decades | " + " | ".join(names) + " | exponent |",
+        ]
+        lines += ["|---" * (len(names) + 4) + "|"]
+        for row in (row for row in found if row["law"] == law):
+            verdicts, (low, high) = row["verdicts"], row["exponent"]
+            counts = " | ".join(str(verdicts.get(name, 0)) for name in names)
+            lines += [
+                f"| {row['design']} | {row['gradients']:.0f} | {row['decades']:.2f} | {counts} | {low:.2f} to {high:.2f} |"
+            ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--quantile", type=float, default=0.95)
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    cells = [(law, design) for law in LAWS for design in (FOR_NULLS if law.name.startswith("null") else DESIGNS)]
+    found = [power(law, design, arguments.seeds, arguments.quantile) for law, design in tqdm(cells, leave=False)]
+    if arguments.json is not None:
+        designs = [asdict(design) for design in DESIGNS]
+        arguments.json.write_text(json.dumps({"seeds": arguments.seeds, "designs": designs, "found": found}, indent=1))
+    print(markdown(found, arguments.seeds))
+
+
+if __name__ == "__main__":
+    main()

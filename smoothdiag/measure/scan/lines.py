@@ -1,0 +1,135 @@
+"""Lines: the directions out of x that a scan follows, by name."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from smoothdiag import arguments, vectors
+from smoothdiag.vectors import Vector
+
+NUM_LINES: Final = 11
+"""Lines of a scan unless directions are given: many short lines say more than few long ones."""
+
+NAMES: Final = (
+    '"gradient up", "gradient down", "random 1", "random 2", ..., "layers 1", "layers 2", ..., "update", "descent", '
+    '"to NAME" or "from NAME"'
+)
+
+_NUMBERED = re.compile(r"(random|layers) ([1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the user gave to walk towards.
+
+    Attributes:
+        points: Other checkpoints by name.
+        update: The optimizer's update.
+    """
+
+    points: Mapping[str, Vector] = field(default_factory=dict)
+    update: Vector | None = None
+
+
+def names_of(directions: Sequence[str] | None, targets: Targets) -> list[str]:
+    """Returns the names of the lines to follow.
+
+    Raises:
+        ValueError: If a name is unknown, comes twice, or needs something that was not given.
+    """
+    if directions is None:
+        return list(_defaults(targets))
+    if isinstance(directions, str) or not isinstance(directions, Sequence) or not directions:
+        raise arguments.wrong("directions", f"a list of names out of {NAMES}", directions)
+    for name in directions:
+        _check(name, targets)
+    if len(set(directions)) < len(directions):
+        raise arguments.wrong("directions", "a list of different names", list(directions))
+    return list(directions)
+
+
+def _defaults(targets: Targets) -> Iterator[str]:
+    fixed = ["gradient up", "gradient down", *(["update"] if targets.update is not None else [])]
+    fixed += [f"{way} {name}" for name in targets.points for way in ("to", "from")]
+    yield from fixed
+    for number in range(max(NUM_LINES - len(fixed), 0)):
+        yield f"{('random', 'layers')[number % 2]} {1 + number // 2}"
+
+
+def _check(name: str, targets: Targets) -> None:
+    if name in ("gradient up", "gradient down", "descent") or (isinstance(name, str) and _NUMBERED.fullmatch(name)):
+        return
+    way, _, target = name.partition(" ") if isinstance(name, str) else ("", "", "")
+    if name == "update":
+        if targets.update is None:
+            raise ValueError('The direction "update" needs the parameter `update`. Found `update = None`.')
+        return
+    if way not in ("to", "from") or not target:
+        raise ValueError(f"Parameter `directions` should hold names out of {NAMES}. Found {name!r}.")
+    if target not in targets.points:
+        known = ", ".join(map(repr, targets.points)) or "no checkpoints"
+        raise ValueError(f"The direction {name!r} needs a checkpoint of this name in `toward`. Found {known}.")
+
+
+def direction(name: str, start: Vector, gradient: Vector, targets: Targets, *, seed: int) -> list[Tensor]:
+    """Returns the direction of a line, of length 1, or of length 0 if the line leads nowhere."""
+    way, _, rest = name.partition(" ")
+    if way == "gradient":
+        found = [g if rest == "up" else -g for g in gradient]
+    elif way == "random":
+        found = vectors.random_like(start, seed=_seed(seed, name))
+    elif way == "layers":
+        drawn = vectors.random_like(start, seed=_seed(seed, name))
+        sizes = zip(vectors.norms(start).tolist(), vectors.norms(drawn).tolist(), strict=True)
+        found = [z * (a / b) if b else z for z, (a, b) in zip(drawn, sizes, strict=True)]
+    elif way == "update":
+        assert targets.update is not None
+        found = list(targets.update)
+    else:
+        away = vectors.sub(targets.points[rest], start)
+        found = away if way == "to" else [-x for x in away]
+    length = float(vectors.norm(found))
+    return [x / length for x in found] if length and math.isfinite(length) else [0 * x for x in found]
+
+
+def _seed(seed: int, name: str) -> int:
+    """Returns a seed for each line, so that the random lines of a scan differ and further lines change none."""
+    way, _, number = name.partition(" ")
+    return (seed * 1_000_003 + 2 * int(number) + (way == "layers")) % 2**62
+
+
+def named_vector(what: str, given: object, model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Returns the tensors of a state dict that belong to the parameters, in their order.
+
+    Args:
+        what: Name of the argument, for the message.
+        given: Tensors by the names of the model's parameters.
+        model: The model.
+        parameters: The coordinates x.
+
+    Raises:
+        ValueError: If a tensor is missing or has another shape.
+    """
+    if not isinstance(given, Mapping):
+        raise arguments.wrong(what, "a mapping from names of parameters to tensors, such as a state dict", given)
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)
+    found = []
+    for parameter in parameters:
+        names = aliases[id(parameter)]
+        tensor = next((given[name] for name in names if name in given), None)
+        if not isinstance(tensor, Tensor) or tensor.shape != parameter.shape:
+            shape = "nothing" if tensor is None else getattr(tensor, "shape", type(tensor).__name__)
+            shape = f"shape {tuple(shape)}" if isinstance(shape, torch.Size) else shape
+            raise ValueError(
+                f"Parameter `{what}` should hold a tensor of shape {tuple(parameter.shape)} named `{names[0]}`, as the "
+                f"state dict of this model does. Found {shape}."
+            )
+        found.append(tensor.detach().to(parameter.device, vectors.widened(parameter.detach()[:0]).dtype))
+    return found

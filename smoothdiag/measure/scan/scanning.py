@@ -1,0 +1,247 @@
+"""Scanning: measures points along lines out of one checkpoint in turn, and appends the rows to a trace."""
+
+import math
+import time
+from collections.abc import Hashable, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from torch import Tensor
+from tqdm import tqdm
+
+from smoothdiag import vectors
+from smoothdiag.measure.curvature import Choice, choose
+from smoothdiag.measure.curvature.spectrum import Spectrum
+from smoothdiag.measure.estimators import DirectionalCurvature, Estimate, Estimator, HessianNorm, Status, Step
+from smoothdiag.measure.loss.objective import Evaluation, Objective
+from smoothdiag.measure.recording import rows_of
+from smoothdiag.measure.scan.arcs import Arcs
+from smoothdiag.measure.scan.costs import Budget, Exhausted, cheapest
+from smoothdiag.measure.scan.lines import Targets, direction
+from smoothdiag.measure.scan.search import Descent, Limits, Reached, Straight
+from smoothdiag.trace import Trace
+from smoothdiag.vectors import Vector
+
+TOL: Final = 0.03
+"""Relative error of ||H|| along a line, loose because the law scatters by far more (benchmarks/scan_cost.py)."""
+
+LEAST_FOR_A_POINT: Final = 7
+"""Gradients that must be left to begin a point: one or two for the search, and a measurement of five."""
+
+FIRST_GUESS: Final = 0.1
+"""First distance to try, relative to ||x||, until another line of the kind has found its own."""
+
+
+@dataclass
+class Track:
+    """A line in progress.
+
+    Attributes:
+        name: Its name.
+        line: The line.
+        memory: What estimators keep from one of its points for the next.
+        smoothness: ||H|| at its last point [f/x^2].
+        exact: Whether products are exact from here on, because cheaper ones have failed.
+        point: Number of its last point.
+    """
+
+    name: str
+    line: Straight | Descent
+    memory: MutableMapping[Hashable, Any]
+    smoothness: float
+    exact: bool = False
+    point: int = 0
+
+
+@dataclass
+class Scanning:
+    """A scan of one checkpoint, inside ``objective.isolated()``.
+
+    Args:
+        objective: The loss on fixed data.
+        start: x.
+        first: Loss and gradient at x.
+        budget: The gradients to use.
+        trace: Where rows go.
+        step: Training step of the checkpoint.
+        estimators: What to measure; ``None`` for ||H|| as cheaply as it is accurate enough.
+        arcs: Blocks that keep their norm along lines.
+        limits: Where lines end.
+        targets: What the user gave to walk towards.
+        seed: Seed of the random lines.
+        bar: Shows the gradients used.
+    """
+
+    objective: Objective
+    start: Vector
+    first: Evaluation
+    budget: Budget
+    trace: Trace
+    step: int
+    estimators: Sequence[Estimator] | None
+    arcs: Arcs
+    limits: Limits
+    targets: Targets
+    seed: int
+    bar: "tqdm[Any]"
+    _exact: Choice = field(init=False)
+    _cheap: Choice = field(init=False)
+    _memory: MutableMapping[Hashable, Any] = field(default_factory=dict, init=False)
+    _smoothness: float = field(default=math.nan, init=False)
+    _guesses: dict[str, float] = field(default_factory=dict, init=False)
+    _dearest: int = field(default=LEAST_FOR_A_POINT, init=False)
+    _clock: float = field(default=0.0, init=False)
+
+    @property
+    def size(self) -> float:
+        """||x|| [x], or 1 if x is zero."""
+        return float(vectors.norm(self.start)) or 1.0
+
+    def run(self, names: Sequence[str], points: int, columns: dict[str, Any]) -> None:
+        """Measures x, then point 1 of every line, point 2 of every line, and so on.
+
+        Args:
+            names: The lines.
+            points: Most points of a line.
+            columns: Further columns of the row at x.
+        """
+        self._clock = time.perf_counter()
+        self._begin(columns)
+        tracks: list[Track] = []
+        for number in range(points):
+            for place, name in enumerate(names):
+                if number == 0:
+                    tracks.append(self._track(name))
+                track = tracks[place]
+                if track.line.ended:
+                    continue
+                if self.budget.left < self._dearest:
+                    return
+                self.bar.set_description(f"scan, {track.name} {track.point + 1}", refresh=False)
+                self._advance(track)
+
+    def _begin(self, columns: dict[str, Any]) -> None:
+        """Chooses how products are made, and measures x from nothing and accurately."""
+        self._exact = self._cheap = choose(self.objective, self.start, autocast=False)
+        here = Reached(list(self.start), self.first)
+        step = self._step(here, self._memory)
+        names: set[str] = set()
+        for estimator in self._at(self._exact, accurate=True):
+            estimate = estimator(step)
+            if estimate.estimator in names:
+                raise ValueError(
+                    "Parameter `estimators` should hold estimators whose rows have different names. Found two named "
+                    f"`{estimate.estimator}`."
+                )
+            names.add(estimate.estimator)
+            if estimate.estimator == "hessian_norm":
+                self._smoothness = estimate.smoothness
+                if self.estimators is None:
+                    self._cheapen()
+            reason = {"hvp_reason": self._cheap.reason} if "hvp" in estimate.extra else {}
+            self._record(step, estimate, "start", 0, columns | reason)
+
+    def _cheapen(self) -> None:
+        known: Spectrum | None = self._memory.get(("hessian_norm", "", "all"))
+        if known is not None:
+            v = known.pairs[0].vector
+            self._cheap = cheapest(self.objective, self.start, self.first.gradient, v, self._exact)
+
+    def _track(self, name: str) -> Track:
+        memory = dict(self._memory)
+        line: Straight | Descent
+        if name == "descent":
+            line = Descent(self.start, self.first, self.arcs, self.limits)
+        else:
+            u = direction(name, self.start, self.first.gradient, self.targets, seed=self.seed)
+            guess = self._guesses.get(name.partition(" ")[0], FIRST_GUESS * self.size)
+            line = Straight(self.start, self.first, u, self.arcs, self.limits, guess)
+        return Track(name, line, memory, self._smoothness)
+
+    def _advance(self, track: Track) -> None:
+        """Takes a line to its next point and measures there, or records where it ended."""
+        try:
+            reached = track.line.advance(self.budget.evaluate, track.smoothness)
+        except Exhausted:
+            reached = None if self.budget.last is None else Reached(*self.budget.last, "budget")
+        if reached is None:
+            return
+        track.point += 1
+        if track.point == 1:
+            self._guesses[track.name.partition(" ")[0]] = track.line.taken
+        if reached.ended:
+            self._record_end(track, reached)
+            return
+        step = self._step(reached, track.memory)
+        before = self.budget.spent
+        for estimator in self._at(self._exact if track.exact else self._cheap, accurate=False):
+            estimate = estimator(step)
+            if self._is_too_cheap(estimate, track):
+                track.exact = True
+                (again,) = self._at(self._exact, accurate=False)
+                estimate = again(step)
+            if estimate.estimator == "hessian_norm" and math.isfinite(estimate.smoothness):
+                track.smoothness = estimate.smoothness
+            self._record(step, estimate, track.name, track.point, {})
+        self._dearest = max(self._dearest, self.budget.spent - before + 1)
+
+    def _is_too_cheap(self, estimate: Estimate, track: Track) -> bool:
+        """Whether one-sided products failed at a point where exact ones may do better."""
+        differs = self._cheap != self._exact and not track.exact and self.estimators is None
+        return differs and estimate.status is Status.RADIUS_DEPENDENT
+
+    def _at(self, choice: Choice, *, accurate: bool) -> list[Estimator]:
+        """Returns the estimators for a point, which choose no backend of their own."""
+        if self.estimators is None:
+            norm = HessianNorm(backend=choice) if accurate else HessianNorm(tol=TOL, backend=choice)
+            return [norm]
+        return [
+            replace(one, backend=choice)
+            if isinstance(one, HessianNorm | DirectionalCurvature) and one.backend == "auto" and not one.autocast
+            else one
+            for one in self.estimators
+        ]
+
+    def _step(self, reached: Reached, memory: MutableMapping[Hashable, Any]) -> Step:
+        return Step(
+            index=self.step,
+            objective=self.objective,
+            start=reached.point,
+            end=reached.point,
+            lr=math.nan,
+            known_start=reached.found,
+            memory=memory,
+            full_precision=True,
+        )
+
+    def _record(self, step: Step, estimate: Estimate, name: str, point: int, columns: dict[str, Any]) -> None:
+        distance = float(vectors.norm(vectors.sub(step.start, self.start)))
+        size = float(vectors.norm(self.start))
+        place = {
+            "scan": name,
+            "point": point,
+            "distance": distance,
+            "relative_distance": distance / size if size else math.nan,
+        }
+        now = time.perf_counter()
+        cost = {"num_grads": self.budget.book(), "seconds": now - self._clock}
+        self._clock = now
+        lrs = [math.nan] * len(step.start)
+        for row in rows_of(step, estimate, lrs, data="fixed", override=None, cost=cost):
+            self.trace.append({**row, **place, **columns})
+        self.bar.update(self.budget.spent - self.bar.n)
+
+    def _record_end(self, track: Track, reached: Reached) -> None:
+        """Records where a line ended, without a measurement: the gradients of the search belong to this row."""
+        status = Status.NON_FINITE if reached.ended == "not finite" else Status.END_OF_LINE
+        step = self._step(reached, {})
+        size: Tensor = vectors.norm(reached.found.gradient)
+        empty = Estimate(
+            "hessian_norm" if self.estimators is None else "end",
+            math.nan,
+            float(size),
+            math.nan,
+            reached.found.loss,
+            status=status,
+        )
+        self._record(step, empty, track.name, track.point, {"ended": reached.ended})
