@@ -13,10 +13,11 @@ from smoothdiag import vectors
 from smoothdiag.measure.curvature import Choice, choose
 from smoothdiag.measure.curvature.spectrum import Spectrum
 from smoothdiag.measure.estimators import DirectionalCurvature, Estimate, Estimator, HessianNorm, Status, Step
+from smoothdiag.measure.estimators.hessian import WARM_PRODUCTS
 from smoothdiag.measure.loss.objective import Evaluation, Objective
 from smoothdiag.measure.recording import rows_of
 from smoothdiag.measure.scan.arcs import Arcs
-from smoothdiag.measure.scan.costs import Budget, Exhausted, cheapest
+from smoothdiag.measure.scan.costs import Budget, Exhausted, cheapest, products_within
 from smoothdiag.measure.scan.lines import Targets, direction
 from smoothdiag.measure.scan.search import Descent, Limits, Reached, Straight
 from smoothdiag.trace import Trace
@@ -24,6 +25,16 @@ from smoothdiag.vectors import Vector
 
 TOL: Final = 0.03
 """Relative error of ||H|| along a line, loose because the law scatters by far more (benchmarks/scan_cost.py)."""
+
+FAR: Final = 1.5
+"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a half and look fine, so that those
+of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
+
+MAX_FAILURES: Final = 2
+"""Points of a line that one-sided products may fail at before the line uses those of x."""
+
+MAX_PRODUCTS: Final = 40
+"""Most products for one ||H||."""
 
 LEAST_FOR_A_POINT: Final = 7
 """Gradients that must be left to begin a point: one or two for the search, and a measurement of five."""
@@ -41,7 +52,7 @@ class Track:
         line: The line.
         memory: What estimators keep from one of its points for the next.
         smoothness: ||H|| at its last point [f/x^2].
-        exact: Whether products are exact from here on, because cheaper ones have failed.
+        failures: How many of its points the cheaper products could not measure.
         point: Number of its last point.
     """
 
@@ -49,7 +60,7 @@ class Track:
     line: Straight | Descent
     memory: MutableMapping[Hashable, Any]
     smoothness: float
-    exact: bool = False
+    failures: int = 0
     point: int = 0
 
 
@@ -174,10 +185,12 @@ class Scanning:
             return
         step = self._step(reached, track.memory)
         before = self.budget.spent
-        for estimator in self._at(self._exact if track.exact else self._cheap, accurate=False):
+        is_far = self._distance(step) > FAR * self.size
+        choice = self._exact if is_far or track.failures >= MAX_FAILURES else self._cheap
+        for estimator in self._at(choice, accurate=False):
             estimate = estimator(step)
-            if self._is_too_cheap(estimate, track):
-                track.exact = True
+            if choice != self._exact and self._may_be_better(estimate):
+                track.failures += 1
                 (again,) = self._at(self._exact, accurate=False)
                 estimate = again(step)
             if estimate.estimator == "hessian_norm" and math.isfinite(estimate.smoothness):
@@ -185,16 +198,22 @@ class Scanning:
             self._record(step, estimate, track.name, track.point, {})
         self._dearest = max(self._dearest, self.budget.spent - before + 1)
 
-    def _is_too_cheap(self, estimate: Estimate, track: Track) -> bool:
-        """Whether one-sided products failed at a point where exact ones may do better."""
-        differs = self._cheap != self._exact and not track.exact and self.estimators is None
-        return differs and estimate.status is Status.RADIUS_DEPENDENT
+    def _may_be_better(self, estimate: Estimate) -> bool:
+        """Whether one-sided products failed at a point, and the budget allows for those that are used at x."""
+        fails = estimate.status in (Status.RADIUS_DEPENDENT, Status.NOT_CONVERGED)
+        return fails and products_within(self.budget.left, self._exact) >= WARM_PRODUCTS
+
+    def _distance(self, step: Step) -> float:
+        """Returns ||y - x|| [x]."""
+        return float(vectors.norm(vectors.sub(step.start, self.start)))
 
     def _at(self, choice: Choice, *, accurate: bool) -> list[Estimator]:
         """Returns the estimators for a point, which choose no backend of their own."""
         if self.estimators is None:
-            norm = HessianNorm(backend=choice) if accurate else HessianNorm(tol=TOL, backend=choice)
-            return [norm]
+            if accurate:
+                return [HessianNorm(backend=choice)]
+            most = max(min(MAX_PRODUCTS, products_within(self.budget.left, choice)), 1)
+            return [HessianNorm(tol=TOL, max_products=most, backend=choice)]
         return [
             replace(one, backend=choice)
             if isinstance(one, HessianNorm | DirectionalCurvature) and one.backend == "auto" and not one.autocast
@@ -209,14 +228,14 @@ class Scanning:
             start=reached.point,
             end=reached.point,
             lr=math.nan,
+            gradient_error=self._exact.gradient_error or 0.0,
             known_start=reached.found,
             memory=memory,
             full_precision=True,
         )
 
     def _record(self, step: Step, estimate: Estimate, name: str, point: int, columns: dict[str, Any]) -> None:
-        distance = float(vectors.norm(vectors.sub(step.start, self.start)))
-        size = float(vectors.norm(self.start))
+        distance, size = self._distance(step), float(vectors.norm(self.start))
         place = {
             "scan": name,
             "point": point,
