@@ -90,11 +90,13 @@ def test_smooth_nets_are_measured_by_one_sided_products_near_the_start_only(batc
     assert np.median([row["num_grads"] for row in near]) <= 8
 
 
-def test_nets_with_kinks_are_measured_by_exact_products(batch) -> None:
-    trace = sd.scan(trained(nn.ReLU, batch), classification, [batch], budget=250, progress=False)
+def test_nets_with_many_kinks_are_measured_by_exact_products() -> None:
+    torch.manual_seed(2)
+    batch = torch.randn(1024, 8), torch.randint(4, (1024,))
+    trace = sd.scan(trained(nn.ReLU, batch), classification, [batch], progress=False)
     rows = [row for row in trace if row["status"] == "ok"]
-    assert len(rows) > 5
-    assert {row["hvp"] for row in rows} == {"retained"}
+    assert len(rows) > 25
+    assert {row["hvp"] for row in rows[len(rows) // 2 :]} == {"retained"}
 
 
 def test_a_point_that_cheap_products_cannot_measure_is_measured_again(batch, monkeypatch) -> None:
@@ -113,5 +115,5 @@ def test_a_point_that_cheap_products_cannot_measure_is_measured_again(batch, mon
     rows = [row for row in trace if row["estimator"] == "hessian_norm" and row["status"] != "end_of_line"]
     assert {row["status"] for row in rows} == {"ok"}
     assert {row["hvp"] for row in rows} == {"retained"}
-    # The line gives cheap products up after two failures.
+    # The scan gives cheap products up after two failures.
     assert rows[3]["num_grads"] < rows[1]["num_grads"]
