@@ -102,7 +102,7 @@ def regression_fixed_batch(seed: int) -> Rows:
     problem = Regression(np.random.default_rng(seed))
     kept = problem.batch(32)
     steps = problem.train(saw_teeth(1200, 0.3, 0.002, 40), [8] * 1200, threshold=1.0)
-    return table(problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 3 == 0)
+    return table(problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 4 == 0)
 
 
 def regression_held_out(seed: int) -> Rows:
@@ -110,7 +110,7 @@ def regression_held_out(seed: int) -> Rows:
     problem = Regression(np.random.default_rng(seed))
     kept = problem.batch(64)
     steps = problem.train(warm_cosines(1200, 0.01, 150, 15), [32] * 1200, threshold=5.0, momentum=0.9)
-    rows = (problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 3 == 0)
+    rows = (problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 4 == 0)
     return table(rows, data="held-out")
 
 
@@ -183,7 +183,7 @@ def adam_cosine(seed: int) -> Rows:
     weights, first, second, rows = 3 * rng.standard_normal(60), np.zeros(60), np.zeros(60), []
     for step, rate in enumerate(warm_cosines(1200, 0.03, 150, 15)):
         gradient = hessian @ weights
-        if step % 3 == 0:
+        if step % 4 == 0:
             rows.append(row(step, rate, float(gradient @ weights) / 2, weights, gradient, hessian @ gradient))
         noisy = gradient + 0.01 * rng.standard_normal(60)
         first, second = 0.9 * first + 0.1 * noisy, 0.999 * second + 0.001 * noisy**2

@@ -23,27 +23,39 @@ def digest() -> str:
     return found.hexdigest()[:16]
 
 
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON so that a kill leaves the old file or the new one."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.replace(path)
+
+
+def read(path: Path | None, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns what a file holds, None where there is no file.
+
+    Raises:
+        ValueError: If the file has results of another source or of other settings.
+    """
+    if path is None or not path.exists():
+        return None
+    kept: dict[str, Any] = json.loads(path.read_text())
+    if kept["settings"] != settings:
+        raise ValueError(f"{path} has results of {kept['settings']}, not {settings}: choose another --out.")
+    return kept
+
+
 class Tally:
     """Fits of cases by seed and quantile; every fit is written down before the next one begins.
 
     Args:
         path: JSON file; one of the same source and settings is continued.
         settings: what else has to agree before results can be continued.
-
-    Raises:
-        ValueError: If the file has results of another source or of other settings.
     """
 
     def __init__(self, path: Path | None, **settings: Any) -> None:
         self.path, self.settings = path, {"source": digest(), **settings}
-        self.cases: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            kept = json.loads(path.read_text())
-            if kept["settings"] != self.settings:
-                raise ValueError(
-                    f"{path} has results of {kept['settings']}, not {self.settings}: choose another --out."
-                )
-            self.cases = kept["cases"]
+        kept = read(path, self.settings)
+        self.cases: dict[str, dict[str, Any]] = {} if kept is None else kept["cases"]
 
     def lacks(self, case: str, quantiles: Sequence[float], seed: int) -> list[float]:
         """Returns the quantiles at which a case has no fit of that seed."""
@@ -59,9 +71,7 @@ class Tally:
             "num_effective": round(fit.num_effective, 1),
         }
         if self.path is not None:
-            beside = self.path.with_suffix(".part")
-            beside.write_text(json.dumps({"settings": self.settings, "cases": self.cases}, indent=1) + "\n")
-            beside.replace(self.path)
+            write(self.path, {"settings": self.settings, "cases": self.cases})
 
     def counts(self, case: str, quantile: str) -> Counter[str]:
         return Counter(fit["verdict"] for fit in self.cases[case]["fits"][quantile].values())

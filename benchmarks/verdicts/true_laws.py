@@ -113,7 +113,7 @@ def loss_gap(seed: int) -> Rows:
     ).assign(estimator="local", data="fixed")
 
 
-# Shares are asked for where an earlier simulation found 8 of 10: 1.2 decades at noise .35, 1.5 at .56, 200 rows or more.
+# Shares are asked for where an earlier simulation found 8 of 10: 1.2 decades at noise .35, 1.5 at .56 from 200 rows on.
 LAWS = {
     "exponential, trained": Law(exponential_trained, "L0L1", 0.8),
     "cosh": Law(sampled(cosh, 2.0), "L0L1", 0.8),
