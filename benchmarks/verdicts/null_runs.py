@@ -101,16 +101,16 @@ def regression_fixed_batch(seed: int) -> Rows:
     """SGD at batch 8 with clipping, under a saw-toothed rate; rows on a fixed batch of 32."""
     problem = Regression(np.random.default_rng(seed))
     kept = problem.batch(32)
-    steps = problem.train(saw_teeth(1200, 0.3, 0.002, 40), [8] * 1200, threshold=1.0)
-    return table(problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 4 == 0)
+    steps = problem.train(saw_teeth(3300, 0.3, 0.002, 40), [8] * 3300, threshold=1.0)
+    return table(problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 11 == 0)
 
 
 def regression_held_out(seed: int) -> Rows:
     """SGD at batch 32 with momentum .9, warm-up and cosines with restarts; rows on held-out data."""
     problem = Regression(np.random.default_rng(seed))
     kept = problem.batch(64)
-    steps = problem.train(warm_cosines(1200, 0.01, 150, 15), [32] * 1200, threshold=5.0, momentum=0.9)
-    rows = (problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 4 == 0)
+    steps = problem.train(warm_cosines(3300, 0.01, 150, 15), [32] * 3300, threshold=5.0, momentum=0.9)
+    rows = (problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 11 == 0)
     return table(rows, data="held-out")
 
 
@@ -128,10 +128,10 @@ def moving_targets(seed: int) -> Rows:
     problem = Regression(rng)
     inputs, targets = problem.batch(256)
     weights, rows = np.zeros(30), []
-    for step in range(800):
+    for step in range(2800):
         if rng.random() < 1 / 40:
             targets = targets + inputs @ rng.standard_normal(30) * np.exp(rng.standard_normal() - 2)
-        if step % 2 == 0:
+        if step % 7 == 0:
             rows.append(problem.row(step, 0.02, (inputs, targets), weights))
         chosen = rng.integers(0, 256, 32)
         weights = weights - 0.02 * clipped(problem.gradient((inputs[chosen], targets[chosen]), weights), 5.0)
@@ -154,9 +154,9 @@ def heavy_ball_near_the_edge(seed: int) -> Rows:
     """Heavy ball whose rate swings from far below its limit to .9 of it, with Gaussian noise."""
     rng = np.random.default_rng(seed)
     curvature, weights, buffer, rows = np.logspace(-2, 0, 50), rng.standard_normal(50), np.zeros(50), []
-    swing = np.abs(np.arange(800) % 100 - 50) / 50
-    for step, rate in enumerate(3.4 * (0.05 / 3.4) ** swing):
-        if step % 2 == 0:
+    swing = np.abs(np.arange(2800) % 200 - 100) / 100
+    for step, rate in enumerate(3.4 * (0.005 / 3.4) ** swing):
+        if step % 7 == 0:
             rows.append(quadratic_row(step, rate, curvature, weights))
         buffer = 0.9 * buffer + curvature * weights + 0.01 * rng.standard_normal(50)
         weights = weights - rate * buffer
@@ -167,8 +167,8 @@ def heavy_tails(seed: int) -> Rows:
     """Clipped SGD at one rate; noise with covariance as H and a Student-t length, as minibatches have it."""
     rng = np.random.default_rng(seed)
     curvature, weights, rows = np.logspace(-3, 0, 50), rng.standard_normal(50), []
-    for step in range(800):
-        if step % 2 == 0:
+    for step in range(4000):
+        if step % 10 == 0:
             rows.append(quadratic_row(step, 0.5, curvature, weights))
         noise = 0.02 * rng.standard_t(1.5) * np.sqrt(curvature) * rng.standard_normal(50)
         weights = weights - 0.5 * clipped(curvature * weights + noise, 1.0)
@@ -181,9 +181,9 @@ def adam_cosine(seed: int) -> Rows:
     turn = np.linalg.qr(rng.standard_normal((60, 60)))[0]
     hessian = turn * np.logspace(-3, 0, 60) @ turn.T
     weights, first, second, rows = 3 * rng.standard_normal(60), np.zeros(60), np.zeros(60), []
-    for step, rate in enumerate(warm_cosines(1200, 0.03, 150, 15)):
+    for step, rate in enumerate(warm_cosines(3300, 0.03, 150, 15)):
         gradient = hessian @ weights
-        if step % 4 == 0:
+        if step % 11 == 0:
             rows.append(row(step, rate, float(gradient @ weights) / 2, weights, gradient, hessian @ gradient))
         noisy = gradient + 0.01 * rng.standard_normal(60)
         first, second = 0.9 * first + 0.1 * noisy, 0.999 * second + 0.001 * noisy**2
@@ -196,10 +196,10 @@ def loss_spikes(seed: int) -> Rows:
     """Now and then the rate is above the limit for some steps: the loss leaps along the sharpest direction."""
     rng = np.random.default_rng(seed)
     curvature, weights, rows, left = np.logspace(-2, 0, 50), rng.standard_normal(50), [], 0
-    for step in range(800):
-        left = rng.integers(3, 10) if left == 0 and rng.random() < 0.02 else max(left - 1, 0)
+    for step in range(2800):
+        left = rng.integers(3, 13) if left == 0 and rng.random() < 0.02 else max(left - 1, 0)
         rate = 2.5 if left else 0.8
-        if step % 2 == 0:
+        if step % 7 == 0:
             rows.append(quadratic_row(step, rate, curvature, weights))
         weights = weights - rate * (curvature * weights + 0.01 * rng.standard_normal(50))
     return table(rows)
@@ -209,12 +209,12 @@ def loss_reweighted(seed: int) -> Rows:
     """The loss gets another factor eight times (class weights, annealing); both axes carry that factor."""
     rng = np.random.default_rng(seed)
     curvature, weights, rows = np.logspace(-1, 0, 50), rng.standard_normal(50), []
-    changes = set(rng.choice(np.arange(60, 740), 8, replace=False))
+    changes = set(rng.choice(np.arange(200, 2600), 8, replace=False))
     factor = 1.0
-    for step in range(800):
+    for step in range(2800):
         if step in changes:
             factor = 10 ** rng.uniform(-1, 0.4)
-        if step % 2 == 0:
+        if step % 7 == 0:
             rows.append(quadratic_row(step, 0.3, factor * curvature, weights))
         weights = weights - 0.3 * factor * (curvature * weights + 0.05 * rng.standard_normal(50))
     return table(rows)
@@ -227,11 +227,11 @@ def normalised_weights(seed: int) -> Rows:
     """
     rng = np.random.default_rng(seed)
     matrix, weights, rows = np.logspace(-1, 1, 40), rng.standard_normal(40), []
-    for step in range(1200):
+    for step in range(2800):
         square = float(weights @ weights)
         twice = float(matrix * weights @ weights) / square
         gradient = (matrix - twice) * weights / square
-        if step % 3 == 0:
+        if step % 7 == 0:
             product = ((matrix - twice) * gradient - 2 * float(gradient @ gradient) * weights) / square
             rows.append(row(step, 0.3, twice / 2, weights, gradient, product))
         noise = rng.standard_t(1.0) * rng.standard_normal(40)
@@ -243,11 +243,11 @@ def two_layer_linear(seed: int) -> Rows:
     """Two linear layers, (u'v - 1)^2 / 2, noisy labels: g is 0 along a valley where ||H|| = ||u||^2 + ||v||^2 moves."""
     rng = np.random.default_rng(seed)
     weights, rows = rng.standard_normal((2, 10)) * np.array([[1.0], [0.1]]), []
-    for step, rate in enumerate(saw_teeth(1200, 0.1, 0.005, 100)):
+    for step, rate in enumerate(saw_teeth(4400, 0.1, 0.005, 100)):
         residue = float(weights[0] @ weights[1]) - 1
         other = weights[::-1]
         gradient = residue * other
-        if step % 3 == 0:
+        if step % 11 == 0:
             product = other * float((other * gradient).sum()) + residue * gradient[::-1]
             rows.append(row(step, rate, residue**2 / 2, weights, gradient, product))
         weights = weights - rate * (residue + rng.standard_normal()) * other
@@ -271,8 +271,8 @@ def two_slow_series(seed: int) -> Rows:
     rng = np.random.default_rng(seed)
     return pd.DataFrame(
         dict(
-            step=np.arange(600), lr=0.1, grad_norm=np.exp(autoregression(600, 0.93, rng)),
-            smoothness=np.exp(0.6 * autoregression(600, 0.9, rng)), loss=np.exp(0.3 * autoregression(600, 0.99, rng)),
+            step=np.arange(600), lr=0.1, grad_norm=np.exp(autoregression(600, 0.9, rng)),
+            smoothness=np.exp(0.6 * autoregression(600, 0.85, rng)), loss=np.exp(0.3 * autoregression(600, 0.99, rng)),
             saturation=0.01, estimator="local", data="fixed",
         )
     )  # fmt: skip
