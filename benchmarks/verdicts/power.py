@@ -33,20 +33,22 @@ class Cell(NamedTuple):
 
 def measure(cell: Cell, seeds: int, quantile: float, num_boot: int) -> dict[str, Any]:
     """Returns counts of verdicts in a cell, the spread of the exponent, and the skill of the line."""
-    verdicts: Counter[str] = Counter()
+    verdicts, flags = Counter[str](), Counter[str]()
     exponents, skills = [], []
     for seed in range(seeds):
-        rng = np.random.default_rng([seed, cell.rows])
+        rng = np.random.default_rng([seed, cell.rows, round(100 * cell.decades), round(100 * cell.noise)])
         rows = run_rows(rng, cell.decades, cell.noise, cell.rows, LAWS[cell.law], memory=0)
         fit = sd.fit_smoothness(rows, quantile=quantile, num_boot=num_boot, seed=seed)
         scores = {score.name: score for score in fit.comparison}
         verdicts[fit.verdict.name] += 1
+        flags.update(flag.name for flag in fit.flags)
         if "power" in scores:
             exponents.append(scores["power"].exponent)
             skills.append(scores["affine"].skill)
     return {
         **cell._asdict(),
         "verdicts": dict(verdicts),
+        "flags": dict(flags),
         "exponent": [float(value) for value in (np.mean(exponents), np.std(exponents, ddof=1))] if skills else None,
         "skill": [float(value) for value in (np.mean(skills), np.std(skills, ddof=1))] if skills else None,
     }
@@ -74,7 +76,7 @@ def tables(cells: dict[Cell, dict[str, Any]]) -> Iterator[str]:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     result.add_argument("--laws", nargs="+", default=list(LAWS), choices=list(LAWS))
-    result.add_argument("--decades", nargs="+", type=float, default=[0.5, 1.0, 1.2, 1.5, 2.0])
+    result.add_argument("--decades", nargs="+", type=float, default=[0.5, 1.05, 1.2, 1.5, 2.0])
     result.add_argument("--noise", nargs="+", type=float, default=[0.2, 0.35, 0.56, 0.9])
     result.add_argument("--rows", nargs="+", type=int, default=[50, 100, 200, 400, 1000])
     result.add_argument("--seeds", type=int, default=10)
