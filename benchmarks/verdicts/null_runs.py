@@ -108,8 +108,8 @@ def regression_fixed_batch(seed: int) -> Rows:
 def regression_held_out(seed: int) -> Rows:
     """SGD at batch 32 with momentum .9, warm-up and cosines with restarts; rows on held-out data."""
     problem = Regression(np.random.default_rng(seed))
-    kept = problem.batch(64)
-    steps = problem.train(warm_cosines(3300, 0.01, 150, 15), [32] * 3300, threshold=5.0, momentum=0.9)
+    kept = problem.batch(256)
+    steps = problem.train(warm_cosines(3300, 0.04, 150, 15), [32] * 3300, threshold=5.0, momentum=0.9)
     rows = (problem.row(step, rate, kept, weights) for step, rate, _, weights in steps if step % 11 == 0)
     return table(rows, data="held-out")
 
@@ -180,12 +180,12 @@ def adam_cosine(seed: int) -> Rows:
     rng = np.random.default_rng(seed)
     turn = np.linalg.qr(rng.standard_normal((60, 60)))[0]
     hessian = turn * np.logspace(-3, 0, 60) @ turn.T
-    weights, first, second, rows = 3 * rng.standard_normal(60), np.zeros(60), np.zeros(60), []
-    for step, rate in enumerate(warm_cosines(3300, 0.03, 150, 15)):
+    weights, first, second, rows = 0.3 * rng.standard_normal(60), np.zeros(60), np.zeros(60), []
+    for step, rate in enumerate(warm_cosines(3300, 0.2, 300, 30)):
         gradient = hessian @ weights
         if step % 11 == 0:
             rows.append(row(step, rate, float(gradient @ weights) / 2, weights, gradient, hessian @ gradient))
-        noisy = gradient + 0.01 * rng.standard_normal(60)
+        noisy = gradient + 0.003 * rng.standard_normal(60)
         first, second = 0.9 * first + 0.1 * noisy, 0.999 * second + 0.001 * noisy**2
         scale = np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8
         weights = weights - rate * first / (1 - 0.9 ** (step + 1)) / scale
