@@ -67,7 +67,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(name, stop, order, in_file, tmp_path)
     loader = batches(80, seed=11)
 
     def start(file):
-        run = Run(make, schedule=every(7), trace=tmp_path / file if in_file else None, **options)
+        run = Run(make, schedule=every(7), data="step", trace=tmp_path / file if in_file else None, **options)
         return run, warm(run)
 
     def go(run, schedule, part):

@@ -26,14 +26,14 @@ def fabric_run(precision: Any, *, probed: bool) -> tuple[list[torch.Tensor], lis
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(6)]
     probe = None
     if probed and precision == "32-true":
-        probe = Probe(model, optimizer, cross_entropy, schedule=every(1))
+        probe = Probe(model, optimizer, cross_entropy, schedule=every(1), data="step")
     elif probed:
         # Fabric's module refuses any backward but its own in mixed precision; the module within it does not.
         def autocast_loss(module: nn.Module, batch: Any) -> torch.Tensor:
             with fabric.autocast():
                 return cross_entropy(module, batch)
 
-        probe = Probe(model.module, optimizer, autocast_loss, schedule=every(1))
+        probe = Probe(model.module, optimizer, autocast_loss, schedule=every(1), data="step")
     norms = []
     for batch in probe.watch(batches) if probe else batches:
         fabric.backward(cross_entropy(model, batch))

@@ -86,8 +86,9 @@ def loss_fn(model: nn.Module, batch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("data", ["fixed", "step"])
 @pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
-def test_a_batch_is_the_same_when_it_is_measured(kind) -> None:
+def test_a_batch_is_the_same_when_it_is_measured(kind, data) -> None:
     seen = set[type]()
 
     def watched(model: nn.Module, batch: Any) -> Tensor:
@@ -97,7 +98,7 @@ def test_a_batch_is_the_same_when_it_is_measured(kind) -> None:
     torch.manual_seed(0)
     model = nn.Linear(6, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = Probe(model, optimizer, watched, schedule=every(1))
+    probe = Probe(model, optimizer, watched, schedule=every(1), data=data)
     for _ in range(2):
         batch = KINDS[kind](torch.randn(8, 6), torch.randn(8, 1))
         probe.observe(batch)

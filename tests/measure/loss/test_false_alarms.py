@@ -98,7 +98,7 @@ def test_a_loop_is_doubted_where_its_loss_is_another_one(name) -> None:
     torch.manual_seed(0)
     model = make()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-    probe = Probe(model, optimizer, regression, schedule=every(1))
+    probe = Probe(model, optimizer, regression, schedule=every(1), data="step")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(3):

@@ -142,7 +142,7 @@ def test_small_float16_gradients_are_not_lost(kind) -> None:
     model, loss_fn = without_dropout(make()), under_autocast(torch.float16, 1e-4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scaler = torch.amp.GradScaler("cpu")
-    probe = Probe(model, optimizer, loss_fn, schedule=every(1))
+    probe = Probe(model, optimizer, loss_fn, schedule=every(1), data="step")
     for batch in probe.watch(data(6, 16)):
         optimizer.zero_grad()
         scaler.scale(loss_fn(model, batch)).backward()

@@ -322,12 +322,13 @@ def test_estimators_of_the_step_are_measured_on_its_own_batch() -> None:
     assert [row["smoothness"] for row in rows_of(probe, "batch_sharpness")] == pytest.approx(sharpness, rel=1e-9)
 
 
-@pytest.mark.parametrize("loop", ["plain", "closure"])
-def test_autoclip_measures_the_same_on_whatever_data_the_probe_measures(loop) -> None:
+@pytest.mark.parametrize(("loop", "dtype"), [("plain", torch.float32), ("closure", torch.float32),
+                                             ("plain", torch.bfloat16)])  # fmt: skip
+def test_autoclip_measures_the_same_on_whatever_data_the_probe_measures(loop, dtype) -> None:
     found = []
     for data in ("step", "fixed"):
-        run = Run(sgd(0.5, 0.9), schedule=every(3), data=data)
-        for batch in classes(45):
+        run = Run(sgd(0.5, 0.9), schedule=every(3), data=data, dtype=dtype)
+        for batch in classes(45, dtype=dtype):
             by_closure(run, batch) if loop == "closure" else run.step(batch)
         clipping = [without_cost(row) for row in run.probe.trace if row["estimator"].endswith("_clip")]
         assert {row["data"] for row in clipping} == {"step"}
