@@ -24,10 +24,11 @@ from smoothdiag.trace import Trace
 from smoothdiag.vectors import Vector
 
 TOL: Final = 0.03
-"""Relative error of ||H|| along a line, loose because the law scatters by far more (benchmarks/scan_cost.py)."""
+"""Relative error of ||H|| along a line. A tenth would save one gradient of seven, but then one error in twenty is above
+5 to 8% instead of 1 to 2% (benchmarks/scan_cost.py)."""
 
 FAR: Final = 1.5
-"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a half and look fine, so that those
+"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a quarter and look fine, so that those
 of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
 
 MAX_FAILURES, MAX_FAILED_SHARE = 2, 0.1
