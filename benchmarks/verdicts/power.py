@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 from tally import digest, read, write
 from tqdm import tqdm
 from true_laws import line, power, run_rows
@@ -22,6 +23,8 @@ from true_laws import line, power, run_rows
 import smoothdiag as sd
 
 LAWS = {"line": line, "exponent .5": power(0.5), "exponent 1.5": power(1.5)}
+
+LEAST_DECADES, LEAST_BEYOND, LEAST_SKILL = 1.0, 4, 0.2  # Below these docs/verdicts.md promises no L0L1.
 
 
 class Cell(NamedTuple):
@@ -52,6 +55,44 @@ def measure(cell: Cell, seeds: int, quantile: float, num_boot: int) -> dict[str,
         "exponent": [float(value) for value in (np.mean(exponents), np.std(exponents, ddof=1))] if skills else None,
         "skill": [float(value) for value in (np.mean(skills), np.std(skills, ddof=1))] if skills else None,
     }
+
+
+def expected(cell: Cell, quantile: float) -> dict[str, float]:
+    """Returns a formula's skill of the line, share of L0L1, and deviation of the exponent over runs.
+
+    The ratio of signal to noise is slope * deviation of log ||g|| / noise, with the log-log slope of the law. The
+    powers and factors of the formula are read off the cells at the quantile .95; `report` prints its errors.
+    """
+    logs = cell.decades * np.log(10) / (2 * norm.ppf(0.975)) * norm.ppf((np.arange(999) + 1) / 1000)
+    slope = np.polyfit(logs, np.log(LAWS[cell.law](np.exp(logs))), 1)[0]
+    ratio = slope * logs.std() / cell.noise
+    skill = 1 - (1 + ratio**2) ** -0.75
+    beyond = cell.rows * (1 - quantile)
+    counted = (
+        min(0.5 + (beyond - LEAST_BEYOND) / 8, 1.0) if beyond >= LEAST_BEYOND else 0.0
+    )  # The fit counts them, too.
+    answers = counted * (cell.decades >= LEAST_DECADES)
+    return {
+        "skill": float(skill),
+        "share": float(answers * norm.cdf(np.sqrt(cell.rows) * (skill - LEAST_SKILL) / 1.4)),
+        "exponent": float(5.5 * cell.noise / (logs.std() * np.sqrt(cell.rows))),
+    }
+
+
+def report(cells: dict[Cell, dict[str, Any]], quantile: float) -> Iterator[str]:
+    """Yields how far the formula is from the cells of the line."""
+    lines = {cell: found for cell, found in cells.items() if cell.law == "line"}
+    pairs = [(found, expected(cell, quantile)) for cell, found in lines.items()]
+    share = np.array([found["verdicts"].get("L0L1", 0) / sum(found["verdicts"].values()) for found, _ in pairs])
+    if len(share):
+        error = np.abs(share - [formula["share"] for _, formula in pairs])
+        yield f"\nFormula: share of L0L1 off by {error.mean():.2f} on average, {error.max():.2f} at most"
+    scored = [(found, formula) for found, formula in pairs if found["skill"] is not None]
+    if scored:
+        error = np.abs([found["skill"][0] - formula["skill"] for found, formula in scored])
+        yield f"Formula: skill off by {error.mean():.2f} on average, {error.max():.2f} at most"
+        factor = np.quantile([found["exponent"][1] / formula["exponent"] for found, formula in scored], [0.1, 0.5, 0.9])
+        yield "Deviation of the exponent over the formula's: {:.2f}, {:.2f}, {:.2f} (10%, 50%, 90%)".format(*factor)
 
 
 def shares(found: dict[str, Any], *names: str) -> str:
@@ -103,7 +144,7 @@ def main() -> None:
         cells[cell] = measure(cell, args.seeds, args.quantile, args.num_boot)
         if args.out is not None:
             write(args.out, {"settings": settings, "cells": list(cells.values())})
-    print("\n".join(tables(cells)))
+    print("\n".join([*tables(cells), *report(cells, args.quantile)]))
 
 
 if __name__ == "__main__":

@@ -121,3 +121,15 @@ def test_power_is_measured_cell_by_cell(bench, monkeypatch, tmp_path, capsys) ->
     assert "| 2 | 0.2 | 1.00 |" in capsys.readouterr().out
     cells = json.loads(out.read_text())["cells"]
     assert [cell["verdicts"] for cell in cells] == [{"NOT_IDENTIFIED": 2}, {"L0L1": 2}]
+
+
+def test_the_formula_of_the_power_follows_the_slope_of_the_law(bench) -> None:
+    root, other = (bench.power.Cell(law, 1.5, 0.35, 400) for law in ("exponent .5", "exponent 1.5"))
+    deviation = 1.5 * np.log(10) / (2 * 1.959964)
+    for one, slope in ((root, 0.5), (other, 1.5)):
+        skill = 1 - (1 + (slope * deviation / 0.35) ** 2) ** -0.75
+        assert bench.power.expected(one, 0.95)["skill"] == pytest.approx(skill, rel=0.01)
+    line = bench.power.Cell("line", 1.5, 0.35, 400)
+    assert bench.power.expected(line, 0.95)["share"] > 0.99
+    for refused in (line._replace(decades=0.9), line._replace(rows=79)):
+        assert bench.power.expected(refused, 0.95)["share"] == 0
