@@ -169,3 +169,29 @@ def test_curvature_far_above_its_floor_or_apart_from_it_is_no_noise():
     floor = 0.1 * X * noise(1.0, 4)
     found = rows(X, 1 + 10 * floor, noise_floor=floor)
     assert proportional_noise(found, quantile_line(found.x, found.y, 0.95), 0.95) is not None
+
+
+def spikes(seed, n):
+    events = (random(seed).random(n) < 0.08) * np.abs(random(seed + 1).standard_t(2, n))
+    return np.log(10) * np.log10(0.1 + lfilter([1.0], [1.0, -0.7], events)) + 0.07 * random(seed + 2).standard_normal(n)
+
+
+NORMS = {
+    "independent": lambda seed, n: np.log(10) * random(seed).uniform(-1, 1, n),
+    "memory .98": lambda seed, n: 1.15 * walk(seed, 0.98, n),
+    "memory .8": lambda seed, n: 0.92 * walk(seed, 0.8, n),
+    "spikes": spikes,
+}
+
+
+@pytest.mark.slow
+def test_laws_are_hardly_ever_called_short_lived():
+    found = []
+    for norms in NORMS.values():
+        for deviation, n in ((d, n) for d in (0.2, 0.6, 0.9) for n in (100, 300, 1000)):
+            for seed in range(60):
+                x = np.exp(norms(seed, n))
+                y = (1 + 2 * x) * noise(deviation, seed + 1000, n)
+                found.append(short_flag(x, y, 0.8 if seed % 2 else 0.95) is not None)
+    print(f"short lived: {sum(found)} of {len(found)} laws")
+    assert sum(found) <= 0.02 * len(found)
