@@ -1,13 +1,14 @@
 """Does `fit.plan()` say the truth? Its numbers of rows, checked against fits of simulated rows.
 
-    OMP_NUM_THREADS=1 python benchmarks/plan.py --seeds 20   # ten minutes
+    OMP_NUM_THREADS=1 python benchmarks/plan.py    # five minutes; --seeds 20: ten
 
 Rows follow 1 + x with lognormal noise, and gradient norms x spread evenly in their logarithms. For each cell the plan
-says how many rows a line takes, and a free exponent. Then as many rows are drawn. Where no number of rows is enough, it
-is 400.
+says how many rows a line takes, and a free exponent. Then as many rows are drawn. Where no number of rows is
+certainly enough, 400 are drawn.
 
-    skill     share of a constant's loss that the line would remove with rows without end; the verdict asks for .2
-    L0L1      fits with that verdict, with half as many rows and with as many (planned: nine of ten; 0 at 400)
+    skill     share of a constant's loss that the line would remove with rows without end; the verdict asks for
+              .2, the plan for .25
+    L0L1      fits with that verdict, with half as many rows and with as many (planned: nine of ten)
     free      fitted exponents within .25 of the true one, with `rows_for_exponent` (planned: nine of ten)
     error     standard deviation of those exponents over the standard error of the plan (planned: 1)
 """

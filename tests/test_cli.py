@@ -180,6 +180,24 @@ def test_clip_prints_a_threshold_and_a_reason(lawful, capsys) -> None:
     assert "from the fit" in printed
 
 
+@pytest.mark.parametrize(("exponent", "words"), [(0.5, "from the fit"), (2.0, "`sd.step_rate` makes a learning rate")])
+def test_clip_on_a_power_gives_the_threshold_of_its_law_or_says_why_there_is_none(exponent, words, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x = 10 ** rng.uniform(-1, 1, 200)
+    y = 2 * x**exponent * np.exp(0.1 * rng.standard_normal(200))
+    path = tmp_path / "power.jsonl"
+    with Trace(path) as trace:
+        for step, (norm, smoothness) in enumerate(zip(x, y, strict=True)):
+            row = {"step": step, "grad_norm": norm, "smoothness": smoothness, "estimator": "local", "saturation": 0.1}
+            trace.append(row)
+    assert main(["clip", str(path), "--lr", "0.1"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert words in printed
+    if exponent == 0.5:  # 1/(2 c^.5) times 2 (2^.5 - 1) is 0.1 at c = 17.2, and the .95 quantile lies 1.16 times higher
+        threshold = float(re.search(r"clip gradients at norm ([\d.]+)", printed)[1])
+        assert threshold == pytest.approx(17.2 / 1.18**2, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

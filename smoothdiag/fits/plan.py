@@ -174,8 +174,8 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
     if "noise" in plan.missing:
         yield (
             f"With a noise of {plan.spread:.2g} in log smoothness a line over {plan.decades:.2g} decades predicts "
-            f"hardly better than a constant, however many rows there are. It takes {_or_more(plan)}. Rows on fixed "
-            f'batches (`data="fixed"`) or larger ones have less noise. {scan}.'
+            f"hardly better than a constant, and more rows do not change that. It takes {_or_more(plan)}. Rows on "
+            f'fixed batches (`data="fixed"`) or larger ones have less noise. {scan}.'
         )
     if math.isfinite(more) and more > 0:
         cost = ""
