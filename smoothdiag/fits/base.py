@@ -13,7 +13,7 @@ import pandas as pd
 from smoothdiag.console import counted
 from smoothdiag.fits.parts import Array, Correction, Flag, HessianCheck, Interval, ModelScore, Verdict
 from smoothdiag.fits.plain import decode, encode
-from smoothdiag.fits.text import RULE, THIN, fixed, interval, number, wrap
+from smoothdiag.fits.text import RULE, RUN, SCAN, THIN, fixed, interval, number, wrap
 from smoothdiag.rows import printable
 
 __all__ = ["Array", "Correction", "Flag", "HessianCheck", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
@@ -232,7 +232,7 @@ _LINES = {"hard": "hard envelope", "mean": "mean"}
 
 def _summarise(fit: SmoothnessFit) -> str:
     """The fit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
-    level = f"{fit.interval_level:.0%} interval"
+    level, words = f"{fit.interval_level:.0%} interval", SCAN if fit.num_scans else RUN
     out = [
         RULE,
         f"smoothness <= L0 + L1 * gradient norm, for a share of {fit.quantile:g} of the rows",
@@ -243,13 +243,13 @@ def _summarise(fit: SmoothnessFit) -> str:
         _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap = 1/L1 = {number(fit.step_cap)}"),
         THIN,
         f"rows in the fit       {fit.num_points}, as informative as {fit.num_effective:.0f} independent rows",
-        f"bootstrap blocks      {fit.block_length:.1f} steps long on average",
+        f"bootstrap blocks      {fit.block_length:.1f} {words.resampled}",
         f"runs                  {fit.num_runs}{'; the intervals say nothing about other seeds' * (fit.num_runs == 1)}",
         f"rows dropped          {_counts(fit.dropped)}",
         f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
         f"{fit.decades:.2f} decades (powers of ten) in the middle 95%",
         f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; "
-        f"{number(fit.partial_spearman)} with time taken out",
+        f"{number(fit.partial_spearman)} with {words.confounder} taken out",
         f"log-log slope         {number(fit.loglog_slope)}; it would be {number(fit.implied_slope)} if all rows lay on "
         "the line",
         f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
@@ -272,7 +272,7 @@ def _summarise(fit: SmoothnessFit) -> str:
     ]
     out += [
         "  affine: the line; isotonic: any function that never falls; loss: error on the fitted rows",
-        "  later loss: error on later steps; skill: share of the constant's later loss that is removed",
+        f"  later loss: error on {words.unseen}; skill: share of the constant's later loss that is removed",
         THIN,
     ]
     for flag in fit.flags:
