@@ -40,6 +40,7 @@ def hvp(
     backend: Backend | Choice = "auto",
     autocast: bool = False,
     gradient: Vector | None = None,
+    radius: float | None = None,
 ) -> Iterator[Hessian]:
     """Yields the Hessian of ``objective`` as an operator to multiply by; leaves no trace once the block ends.
 
@@ -62,6 +63,8 @@ def hvp(
             If not, the loss is differentiated in the precision of the parameters.
         gradient: The gradient at ``point`` in the same precision, if you know it: one-sided products then do not take
             it again.
+        radius: Length of the first displacement [x] of differences, as ``Hessian.next_radius`` of a point near by;
+            ``None`` guesses it, which may take one more gradient or two.
 
     Raises:
         ValueError: If ``backend`` is unknown.
@@ -91,6 +94,7 @@ def hvp(
         reason=choice.reason,
         gradient_error=choice.gradient_error,
         gradient=gradient,
+        radius=radius,
         autocast=autocast,
     ) as hessian:
         yield hessian

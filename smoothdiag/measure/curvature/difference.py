@@ -36,9 +36,11 @@ class Difference:
             and an order less accurate.
         gradient_error: Relative error u of one gradient.
         gradient: The gradient at ``point``, if it is known already.
+        radius: Radius of the first product [x], as ``next_radius`` of a point near by; ``None`` guesses it.
 
     Attributes:
         radius: Length of the last displacement to either side [x].
+        next_radius: Length of the next one, corrected by the change that the last one made.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Difference:
         one_sided: bool,
         gradient_error: float,
         gradient: Vector | None = None,
+        radius: float | None = None,
     ) -> None:
         self._objective, self._point, self._one_sided = objective, point, one_sided
         self._target = min(max(gradient_error, 1e-16) ** (1 / 2 if one_sided else 1 / 3), 0.2)
@@ -56,7 +59,8 @@ class Difference:
         self._gradient = None if gradient is None else list(gradient)
         # Over less than a hundred roundings of the parameters, the displacement no longer points along v.
         self._smallest = min(50 * max(torch.finfo(x.dtype).eps for x in point), LARGEST_RADIUS) * self._size
-        self._next = self.radius = max(FIRST_RADIUS * self._target * self._size, self._smallest)
+        first = FIRST_RADIUS * self._target * self._size if radius is None else radius
+        self.next_radius = self.radius = min(max(first, self._smallest), LARGEST_RADIUS * self._size)
 
     def gradient(self) -> list[Tensor]:
         """Returns the gradient at the point, evaluated at most once."""
@@ -70,12 +74,12 @@ class Difference:
         if length == 0 or not math.isfinite(length):
             return [0 * x for x in v]
         for _ in range(MAX_TRIES):
-            self.radius = self._next
+            self.radius = self.next_radius
             product, change = self.at(v, self.radius / length)
             # A gradient that turned round completely shows that the radius is too long, but not by how much.
             factor = 1 / 64 if not change <= 0.5 else self._target / max(change, self._target / 100)
-            self._next = min(max(self.radius * factor, self._smallest), LARGEST_RADIUS * self._size)
-            if 1 / TOLERATED <= factor <= TOLERATED or self._next == self.radius:
+            self.next_radius = min(max(self.radius * factor, self._smallest), LARGEST_RADIUS * self._size)
+            if 1 / TOLERATED <= factor <= TOLERATED or self.next_radius == self.radius:
                 break
         return product
 

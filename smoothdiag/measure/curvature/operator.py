@@ -68,6 +68,11 @@ class Hessian:
         """Length of the last displacement to either side [x]; ``None`` if products are exact."""
         return self._products.radius if isinstance(self._products, Difference) else None
 
+    @property
+    def next_radius(self) -> float | None:
+        """Length of the next displacement [x], to begin with at a point near by; ``None`` if products are exact."""
+        return self._products.next_radius if isinstance(self._products, Difference) else None
+
     def finer(self, v: Vector) -> list[Tensor]:
         """Returns H v from a quarter of the last displacement, to compare with the product from the whole.
 
@@ -90,11 +95,13 @@ def opened(
     reason: str = "",
     gradient_error: float | None = None,
     gradient: Vector | None = None,
+    radius: float | None = None,
     autocast: bool,
 ) -> Iterator[Hessian]:
     """Yields the Hessian of the given backend; all guards are active while it is open.
 
-    ``gradient`` is the gradient at the point, if it is known from an evaluation with the same autocast regions.
+    ``gradient`` is the gradient at the point, if it is known from an evaluation with the same autocast regions, and
+    ``radius`` the first radius of differences, if it is known from a point near by.
     """
     with ExitStack() as stack:
         stack.enter_context(objective.isolated())
@@ -110,7 +117,9 @@ def opened(
         else:
             error = gradient_error if gradient_error is not None else max(rounding(x.dtype) for x in point)
             one_sided = backend == "one_sided"
-            products = Difference(objective, point, one_sided=one_sided, gradient_error=error, gradient=gradient)
+            products = Difference(
+                objective, point, one_sided=one_sided, gradient_error=error, gradient=gradient, radius=radius
+            )
         hessian = Hessian(products, point, backend, reason)
         del products
         stack.callback(hessian.close)

@@ -77,7 +77,8 @@ def scan(
             if their steps differ.
         toward: State dicts of other checkpoints, by name.
         update: The optimizer's update, by the names of parameters.
-        budget: Most gradients to use. A product with the Hessian by differentiating twice counts as two gradients.
+        budget: Most gradients to use. A product with the Hessian by differentiating twice counts as two gradients. x
+            is measured however few there are.
         max_loss: Loss [f] at which a line ends; ``None`` for three times chance, where chance is the larger of the
             loss at x and the loss with all parameters at zero.
         max_distance: Distance from x, relative to ||x||, at which a line ends.
@@ -203,7 +204,10 @@ def _check_steps(trace: Trace, step: int) -> None:
 
 def _max_loss(loss: Objective, start: Vector, here: float) -> float:
     """Returns three times the larger of the loss at x and the loss with all parameters at zero."""
-    nothing = loss.value([0 * x for x in start])
+    try:
+        nothing = loss.value([0 * x for x in start])
+    except Exception:  # nobody has promised that the loss has a value there
+        nothing = math.nan
     chance = max(here, nothing) if math.isfinite(nothing) else here
     # A loss may be negative; at a loss of zero there is no scale to tell a limit by.
     return chance + (TIMES_CHANCE - 1) * abs(chance) if chance else math.inf

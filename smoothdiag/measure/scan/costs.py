@@ -6,6 +6,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.measure.curvature import Choice, hvp
+from smoothdiag.measure.curvature.reverse import BUILD, PRODUCT
 from smoothdiag.measure.loss.objective import Evaluation, Objective
 from smoothdiag.vectors import Vector
 
@@ -59,6 +60,14 @@ class Budget:
         found = self._objective.evaluate(point)
         self.last = list(point), found
         return found
+
+
+def products_within(gradients: int, choice: Choice) -> int:
+    """Returns how many products a number of gradients pays for, besides what every measurement of ||H|| takes."""
+    each = {"one_sided": 1, "central": 2, "retained": PRODUCT, "rebuilt": PRODUCT + BUILD}[choice.backend]
+    # Differences are compared over two radii at the end; a kept graph is built once.
+    once = {"retained": BUILD, "rebuilt": 0}.get(choice.backend, 2 * each)
+    return (gradients - once) // each
 
 
 def cheapest(objective: Objective, point: Vector, gradient: Vector, v: Vector, exact: Choice) -> Choice:

@@ -13,10 +13,11 @@ from smoothdiag import vectors
 from smoothdiag.measure.curvature import Choice, choose
 from smoothdiag.measure.curvature.spectrum import Spectrum
 from smoothdiag.measure.estimators import DirectionalCurvature, Estimate, Estimator, HessianNorm, Status, Step
+from smoothdiag.measure.estimators.hessian import WARM_PRODUCTS
 from smoothdiag.measure.loss.objective import Evaluation, Objective
 from smoothdiag.measure.recording import rows_of
 from smoothdiag.measure.scan.arcs import Arcs
-from smoothdiag.measure.scan.costs import Budget, Exhausted, cheapest
+from smoothdiag.measure.scan.costs import Budget, Exhausted, cheapest, products_within
 from smoothdiag.measure.scan.lines import Targets, direction
 from smoothdiag.measure.scan.search import Descent, Limits, Reached, Straight
 from smoothdiag.trace import Trace
@@ -24,6 +25,19 @@ from smoothdiag.vectors import Vector
 
 TOL: Final = 0.03
 """Relative error of ||H|| along a line, loose because the law scatters by far more (benchmarks/scan_cost.py)."""
+
+FAR: Final = 1.5
+"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a half and look fine, so that those
+of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
+
+MAX_FAILURES, MAX_FAILED_SHARE = 2, 0.1
+"""Points, and share of the points, that one-sided products may fail at before the scan uses those of x everywhere. In
+smooth nets they fail at 0 to 5% of the points, and in nets with kinks at most of them (benchmarks/scan_cost.py)."""
+
+MAX_PRODUCTS: Final = 40
+MAX_CHEAP_PRODUCTS: Final = 12
+"""Most products for one ||H||. Where one-sided products need more than a dozen, their errors keep them from
+converging."""
 
 LEAST_FOR_A_POINT: Final = 7
 """Gradients that must be left to begin a point: one or two for the search, and a measurement of five."""
@@ -41,7 +55,6 @@ class Track:
         line: The line.
         memory: What estimators keep from one of its points for the next.
         smoothness: ||H|| at its last point [f/x^2].
-        exact: Whether products are exact from here on, because cheaper ones have failed.
         point: Number of its last point.
     """
 
@@ -49,7 +62,6 @@ class Track:
     line: Straight | Descent
     memory: MutableMapping[Hashable, Any]
     smoothness: float
-    exact: bool = False
     point: int = 0
 
 
@@ -90,6 +102,8 @@ class Scanning:
     _smoothness: float = field(default=math.nan, init=False)
     _guesses: dict[str, float] = field(default_factory=dict, init=False)
     _dearest: int = field(default=LEAST_FOR_A_POINT, init=False)
+    _num_cheap: int = field(default=0, init=False)
+    _num_failed: int = field(default=0, init=False)
     _clock: float = field(default=0.0, init=False)
 
     @property
@@ -174,10 +188,13 @@ class Scanning:
             return
         step = self._step(reached, track.memory)
         before = self.budget.spent
-        for estimator in self._at(self._exact if track.exact else self._cheap, accurate=False):
+        is_far = self._distance(step) > FAR * self.size
+        choice = self._exact if is_far or self._fails_often else self._cheap
+        self._num_cheap += choice != self._exact
+        for estimator in self._at(choice, accurate=False):
             estimate = estimator(step)
-            if self._is_too_cheap(estimate, track):
-                track.exact = True
+            if choice != self._exact and self._may_be_better(estimate):
+                self._num_failed += 1
                 (again,) = self._at(self._exact, accurate=False)
                 estimate = again(step)
             if estimate.estimator == "hessian_norm" and math.isfinite(estimate.smoothness):
@@ -185,16 +202,28 @@ class Scanning:
             self._record(step, estimate, track.name, track.point, {})
         self._dearest = max(self._dearest, self.budget.spent - before + 1)
 
-    def _is_too_cheap(self, estimate: Estimate, track: Track) -> bool:
-        """Whether one-sided products failed at a point where exact ones may do better."""
-        differs = self._cheap != self._exact and not track.exact and self.estimators is None
-        return differs and estimate.status is Status.RADIUS_DEPENDENT
+    @property
+    def _fails_often(self) -> bool:
+        """Whether one-sided products have failed at so many points that they cost more than they save."""
+        return self._num_failed >= MAX_FAILURES and self._num_failed >= MAX_FAILED_SHARE * self._num_cheap
+
+    def _may_be_better(self, estimate: Estimate) -> bool:
+        """Whether one-sided products failed at a point, and the budget allows for those that are used at x."""
+        fails = estimate.status in (Status.RADIUS_DEPENDENT, Status.NOT_CONVERGED)
+        return fails and products_within(self.budget.left, self._exact) >= WARM_PRODUCTS
+
+    def _distance(self, step: Step) -> float:
+        """Returns ||y - x|| [x]."""
+        return float(vectors.norm(vectors.sub(step.start, self.start)))
 
     def _at(self, choice: Choice, *, accurate: bool) -> list[Estimator]:
         """Returns the estimators for a point, which choose no backend of their own."""
         if self.estimators is None:
-            norm = HessianNorm(backend=choice) if accurate else HessianNorm(tol=TOL, backend=choice)
-            return [norm]
+            if accurate:
+                return [HessianNorm(backend=choice)]
+            limit = MAX_PRODUCTS if choice == self._exact else MAX_CHEAP_PRODUCTS
+            most = max(min(limit, products_within(self.budget.left, choice)), 1)
+            return [HessianNorm(tol=TOL, max_products=most, backend=choice)]
         return [
             replace(one, backend=choice)
             if isinstance(one, HessianNorm | DirectionalCurvature) and one.backend == "auto" and not one.autocast
@@ -209,14 +238,14 @@ class Scanning:
             start=reached.point,
             end=reached.point,
             lr=math.nan,
+            gradient_error=self._exact.gradient_error or 0.0,
             known_start=reached.found,
             memory=memory,
             full_precision=True,
         )
 
     def _record(self, step: Step, estimate: Estimate, name: str, point: int, columns: dict[str, Any]) -> None:
-        distance = float(vectors.norm(vectors.sub(step.start, self.start)))
-        size = float(vectors.norm(self.start))
+        distance, size = self._distance(step), float(vectors.norm(self.start))
         place = {
             "scan": name,
             "point": point,
