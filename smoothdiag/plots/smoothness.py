@@ -50,8 +50,9 @@ def plot_smoothness(
     group: str = "all",
     ax: Axes | None = None,
 ) -> Axes:
-    """Draws smoothness against the gradient norm, one point per row, coloured by step; of a scan by the
-    distance from its start.
+    """Draws smoothness against the gradient norm, one point per row, coloured by step.
+
+    The points of a scan are coloured by their distance from its start.
 
     The figure also shows two lines that measurements can follow without any curvature behind them: 2/lr, and the
     largest smoothness that the displacement itself allows, (||g_0|| + ||g_1||) / ||d||. Points that crowd along one of

@@ -27,7 +27,8 @@ def scanned(law, *, names=NAMES, points=8, between=0.1, within=0.05, seed=0, spi
         {"scan": "start", "point": 0, "distance": 0.0, "grad_norm": 1.0, "loss": 2.0, "smoothness": law(1.0, 0.0, 2.0)}
     ]
     for number, name in enumerate(names):
-        effect, pace, slope = between * rng.standard_normal(), np.exp(rng.normal(0, spin)), np.exp(rng.normal(0, spin))
+        effect = between * rng.standard_normal()
+        pace, slope = np.exp(rng.normal(0, spin, size=2))
         way = -1 if falls and number % 4 == 3 else 1
         for point in range(1, points + 1):
             x = np.exp(way * 0.4 * point)

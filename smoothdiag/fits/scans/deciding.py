@@ -52,7 +52,8 @@ def decide(
     5. The interval of the exponent lies below 1 or above it by more than `MIN_EXPONENT_GAP`, and the power beats the
        constant: POWER.
     6. The interval of the exponent contains 1 and lies within `STRAIGHT`, the line errs by a factor of at most the root
-       of `CONSTANT_RISE` if the power is the truth (as far as a constant may err), and the line beats the constant: L0L1.
+       of `CONSTANT_RISE` if the power is the truth (as far as a constant may err), and the line beats the constant:
+       L0L1.
     7. Otherwise: NOT_IDENTIFIED.
 
     Args:
