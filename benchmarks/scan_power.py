@@ -1,6 +1,6 @@
 """How often the fit of a scan finds the law, on simulated scans that scatter like the scans of real nets.
 
-python benchmarks/scan_power.py --json scan_power.json         # under ten minutes; prints the tables of docs/scan_power.md
+python benchmarks/scan_power.py --json scan_power.json    # under ten minutes; prints the tables of docs/scan_power.md
 """
 
 import argparse
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,7 @@ def simulated(law: Law, design: Design, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(estimator="hessian_norm", data="fixed", step=0, num_grads=COST)
 
 
-def power(law: Law, design: Design, seeds: int, quantile: float) -> dict[str, object]:
+def power(law: Law, design: Design, seeds: int, quantile: float) -> dict[str, Any]:
     """Verdicts over the seeds, with median range, gradients and ends of the exponent's interval."""
     fits = [fit_smoothness(simulated(law, design, seed), quantile=quantile, num_boot=NUM_BOOT) for seed in range(seeds)]
     ends = np.array([fit.exponent_interval for fit in fits])
@@ -135,7 +136,7 @@ def power(law: Law, design: Design, seeds: int, quantile: float) -> dict[str, ob
     }
 
 
-def markdown(found: Sequence[dict[str, object]], seeds: int) -> str:
+def markdown(found: Sequence[dict[str, Any]], seeds: int) -> str:
     """One table for each law."""
     names = ("L0L1", "POWER", "CONSTANT", "LOSS_GAP", "NOT_IDENTIFIED")
     lines = []
@@ -146,17 +147,16 @@ def markdown(found: Sequence[dict[str, object]], seeds: int) -> str:
         ]
         lines += ["|---" * (len(names) + 4) + "|"]
         for row in (row for row in found if row["law"] == law):
-            verdicts, (low, high) = row["verdicts"], row["exponent"]
-            counts = " | ".join(str(verdicts.get(name, 0)) for name in names)
-            lines += [
-                f"| {row['design']} | {row['gradients']:.0f} | {row['decades']:.2f} | {counts} | {low:.2f} to {high:.2f} |"
-            ]
+            counts = " | ".join(str(row["verdicts"].get(name, 0)) for name in names)
+            low, high = row["exponent"]
+            size = f"{row['gradients']:.0f} | {row['decades']:.2f}"
+            lines += [f"| {row['design']} | {size} | {counts} | {low:.2f} to {high:.2f} |"]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--quantile", type=float, default=0.95)
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from smoothdiag.fits.parts import Interval
-from smoothdiag.fits.text import RULE, THIN, cost, fixed, free_exponent, hessian_cost, interval, number, wrap
+from smoothdiag.fits.text import RULE, RUN, SCAN, THIN, cost, fixed, free_exponent, hessian_cost, interval, number, wrap
 from smoothdiag.rows import printable
 
 _LINES = {"hard": "hard envelope", "mean": "mean"}
@@ -14,7 +14,7 @@ _LINES = {"hard": "hard envelope", "mean": "mean"}
 
 def summarise(fit: Any) -> str:
     """A SmoothnessFit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
-    level = f"{fit.interval_level:.0%} interval"
+    level, words = f"{fit.interval_level:.0%} interval", SCAN if fit.num_scans else RUN
     out = [
         RULE,
         f"smoothness <= L0 + L1 * gradient norm, for a share of {fit.quantile:g} of the rows",
@@ -25,13 +25,13 @@ def summarise(fit: Any) -> str:
         _constant("L1", fit.L1, fit.L1_interval, "1 / parameter", f"step_cap = 1/L1 = {number(fit.step_cap)}"),
         THIN,
         f"rows in the fit       {fit.num_points}, as informative as {fit.num_effective:.0f} independent rows",
-        f"bootstrap blocks      {fit.block_length:.1f} steps long on average",
+        f"bootstrap blocks      {fit.block_length:.1f} {words.resampled}",
         f"runs                  {fit.num_runs}{'; the intervals say nothing about other seeds' * (fit.num_runs == 1)}",
         f"rows dropped          {_counts(fit.dropped)}",
         f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
         f"{fit.decades:.2f} decades (powers of ten) in the middle 95%",
         f"rank correlation      {number(fit.spearman)} of gradient norm and smoothness; "
-        f"{number(fit.partial_spearman)} with time taken out",
+        f"{number(fit.partial_spearman)} with {words.confounder} taken out",
         f"log-log slope         {number(fit.loglog_slope)}; it would be {number(fit.implied_slope)} if all rows lay on "
         "the line",
         f"exponent              {free_exponent(fit.exponent_interval, fit.interval_level)}",
@@ -57,7 +57,7 @@ def summarise(fit: Any) -> str:
     ]
     out += [
         "  affine: the line; isotonic: any function that never falls; loss: error on the fitted rows",
-        "  later loss: error on later steps; skill: share of the constant's later loss that is removed",
+        f"  later loss: error on {words.unseen}; skill: share of the constant's later loss that is removed",
         THIN,
     ]
     for flag in fit.flags:

@@ -5,10 +5,27 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 WIDTH = 96  # Of a summary, in characters.
 RULE, THIN = "=" * WIDTH, "-" * WIDTH
 HESSIAN_GRADIENTS = (6, 20)  # Cost of a Hessian norm: 3 to 10 products of two gradients each (docs/measuring.md).
+
+
+class Words(NamedTuple):
+    """How a summary names what differs between the rows of a run and the points of a scan."""
+
+    resampled: str
+    confounder: str
+    unseen: str
+
+
+RUN = Words("steps long on average", "time", "later steps")
+SCAN = Words(
+    "points long on average: whole lines, where random lines of one kind count as one",
+    "the distance from the start",
+    "lines left out",
+)
 
 
 def number(value: float) -> str:

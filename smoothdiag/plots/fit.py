@@ -59,7 +59,8 @@ def plot_fit(
        fan out show that the spread grows with the gradient norm. Lines that cross show that there are few rows.
     3. The frontier: pairs of L1 and L0 that cover every row, with the fitted pair, its intervals and its resamples. If
        the cloud of resamples slopes down, a smaller L1 with a larger L0 describes the rows as well.
-    4. The rival models: the share of the constant's loss on later steps that each model removes, with its interval.
+    4. The rival models: the share of the constant's loss on later steps (of a scan: on lines left out) that each model
+       removes, with its interval.
 
     Args:
         fit: The fit to draw.
@@ -272,7 +273,7 @@ def _draw_rivals(ax: Axes, fit: SmoothnessFit) -> None:
     ax.set(
         xlim=(-1.03, 1.03),
         ylim=(len(names) - 0.5, -0.5),
-        xlabel="skill on later steps\n(1: no loss, 0: as the constant)",
+        xlabel=f"skill on {'lines left out' if fit.num_scans else 'later steps'}\n(1: no loss, 0: as the constant)",
     )
     ax.set_yticks(range(len(names)), names)
 

@@ -52,6 +52,8 @@ def plot_smoothness(
 ) -> Axes:
     """Draws smoothness against the gradient norm, one point per row, coloured by step.
 
+    The points of a scan are coloured by their distance from its start.
+
     The figure also shows two lines that measurements can follow without any curvature behind them: 2/lr, and the
     largest smoothness that the displacement itself allows, (||g_0|| + ||g_1||) / ||d||. Points that crowd along one of
     these lines tell about the step and not about the loss. Rows that fits may not use are hollow. Rows that a
@@ -120,23 +122,25 @@ def plot_smoothness(
 
 
 def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, bad: Mask) -> None:
-    """Draws the usable rows in the colour of their step, with a colour bar, and the others hollow."""
+    """Draws the usable rows in the colour of their step or distance, with a colour bar, and the others hollow."""
     from matplotlib.ticker import MaxNLocator
 
-    step, name = floats(rows, "step"), rows["estimator"].iloc[0]
+    is_scan = "scan" in rows.columns and "distance" in rows.columns and rows["scan"].notna().all()
+    shade, name = floats(rows, "distance" if is_scan else "step"), rows["estimator"].iloc[0]
     size = 22 if len(rows) < 100 else 14 if len(rows) < 1000 else 6
     many = len(rows) > 5000  # A vector file with one path per point opens slowly.
     # The order is shuffled, because in order of time the late rows would hide the early ones.
     order = np.random.default_rng(0).permutation(np.flatnonzero(good))
-    points = ax.scatter(x[order], y[order], size, step[order], cmap="viridis", alpha=0.85, linewidths=0, zorder=3)
+    points = ax.scatter(x[order], y[order], size, shade[order], cmap="viridis", alpha=0.85, linewidths=0, zorder=3)
     points.set(label=f"{as_drawn(name, in_legend=True)}, {counted(len(order), 'row')}", rasterized=many)
     if bad.any():
         label = f"not usable, {counted(int(bad.sum()), 'row')}"
         ax.scatter(x[bad], y[bad], size, zorder=2, rasterized=many, label=label, **HOLLOW)
-    if len(np.unique(step[good])) > 1:
+    if len(np.unique(shade[good])) > 1:
         # An inset takes no room from the axes, so a grid of axes stays a grid with any layout engine.
+        label = "distance from the start [x]" if is_scan else "step"
         inset = ax.inset_axes((1.02, 0.0, 0.03, 1.0))
-        bar = ax.figure.colorbar(points, cax=inset, label="step", ticks=MaxNLocator(4, integer=True))
+        bar = ax.figure.colorbar(points, cax=inset, label=label, ticks=MaxNLocator(4, integer=not is_scan))
         bar.outline.set_visible(False)
 
 

@@ -19,6 +19,9 @@ STRAIGHT = (0.6, 1.5)
 PRECISE = 0.05
 """Mean error of log smoothness on lines left out below which a law serves, whatever else explains the points, too."""
 
+LEAST_DECADES = 0.3
+"""Decades of gradient norms, a factor of two, from which a constant can be seen to be one."""
+
 EXCUSED = (
     "distance",
     "within lines",
@@ -37,16 +40,20 @@ def decide(
 ) -> tuple[Verdict, str]:
     """The verdict and its reason. The first rule that applies decides:
 
-    1. The loss gap wins on lines left out, and the only blocking flags are those in `EXCUSED`: LOSS_GAP.
+    1. The loss gap wins on lines left out, and the only blocking flags are those in `EXCUSED`: LOSS_GAP. It wins if it
+       removes more than `MIN_GAIN` of the errors of constant, line, power and distance, with intervals above zero, if a
+       further line in the gradient norm adds nothing, and if the line errs by more than `PRECISE`.
     2. A blocking flag: NOT_IDENTIFIED.
     3. The line does not rise for sure: CONSTANT if smoothness at most doubles at the upper end of the interval, for
-       line and power, else NOT_IDENTIFIED.
+       line and power, else NOT_IDENTIFIED. Over less than a decade, at most two to the power of the decades. For this
+       rule alone `LEAST_DECADES` are enough, because no constants have to be told apart.
     4. The loss gap may explain smoothness better than the gradient norm does, by more than `MIN_GAIN` at the upper end
        of the interval, and the gradient norm errs by more than `PRECISE`: NOT_IDENTIFIED.
     5. The interval of the exponent lies below 1 or above it by more than `MIN_EXPONENT_GAP`, and the power beats the
        constant: POWER.
     6. The interval of the exponent contains 1 and lies within `STRAIGHT`, the line errs by a factor of at most the root
-       of `CONSTANT_RISE` if the power is the truth (as far as a constant may err), and the line beats the constant: L0L1.
+       of `CONSTANT_RISE` if the power is the truth (as far as a constant may err), and the line beats the constant:
+       L0L1.
     7. Otherwise: NOT_IDENTIFIED.
 
     Args:
@@ -73,12 +80,14 @@ def decide(
             f"{gap.gain_interval[1]:.0%}). Of the error that remains, the gradient norm removes "
             f"{max(fitted.beyond[0], 0.0):.0%}. {where}"
         )
+    decades = math.log10(bounds[1] / bounds[0])
+    flat = not rising and decades >= LEAST_DECADES and rise[1] <= CONSTANT_RISE ** min(decades, 1.0)
     for flag in flags:
-        if flag.blocking:
+        if flag.blocking and not (flag.name == "range" and flat):
             also = f" What can be said: {grows}." if rising else ""
             return Verdict.NOT_IDENTIFIED, f"{flag.cause} ({flag.evidence}).{also} {where}"
     if not rising:
-        if rise[1] <= CONSTANT_RISE:
+        if flat:
             return Verdict.CONSTANT, (
                 f"while the gradient norm grows by a factor of {bounds[1] / bounds[0]:.3g}, smoothness rises by a "
                 f"factor of {rise[1]:.3g} at most within its interval. {where}"
@@ -126,7 +135,7 @@ def decide(
 def _gap_wins(fitted: Fitted) -> bool:
     scores = {score.name: score for score in fitted.scores}
     gap = scores.get(lossgap.NAME)
-    if gap is None or math.isnan(gap.skill):
+    if gap is None or math.isnan(gap.skill) or scores["affine"].later_loss <= PRECISE:
         return False
     ahead = [(gap.skill, gap.skill_interval), *fitted.gap_over.values()]
     wins = all(share > MIN_GAIN and ends[0] > 0 for share, ends in ahead)
@@ -135,14 +144,14 @@ def _gap_wins(fitted: Fitted) -> bool:
     return wins and gap.later_loss < (1 - MIN_GAIN) * min(rivals) and not adds
 
 
-def departures(fitted: Fitted, bounds: Interval) -> Array:
-    """Factor by which the line errs in each resample, were its power the truth and the line at the best height."""
-    at = np.geomspace(*bounds, 30)
-    heights = []
-    for grid, found in ((fitted.line, fitted.line_again), (fitted.power, fitted.power_again)):
-        intercept, coefficient, exponent = (part[:, None] for part in grid.constants(found))
-        heights.append(np.log(intercept + coefficient * at**exponent))
-    return np.asarray(np.exp(np.ptp(heights[1] - heights[0], axis=1) / 2))
+def departures(fitted: Fitted, counts: Array) -> Array:
+    """Factor by which the line errs in each resample, were its power the truth and the line at the best height.
+
+    Only the points of the resample count: beyond them, line and power are both extrapolated.
+    """
+    apart = fitted.power.heights(fitted.power_again) - fitted.line.heights(fitted.line_again)
+    most, least = (np.where(counts > 0, apart, edge) for edge in (-np.inf, np.inf))
+    return np.asarray(np.exp((most.max(axis=1) - least.min(axis=1)) / 2))
 
 
 def rises(fitted: Fitted, slopes: Interval, bounds: Interval) -> bool:

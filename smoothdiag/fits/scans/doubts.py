@@ -155,7 +155,9 @@ def _distance(fitted: Fitted) -> Flag | None:
 
 
 def _leverage(lines: Lines, fitted: Fitted) -> Flag | None:
-    """Whether leaving out one line changes the slope, or takes the rise away."""
+    """Whether leaving out one line changes the slope; if it took the rise away, the interval of L1 would hold zero."""
+    if lines.num_units < MIN_LINES:
+        return None
     target = np.log(lines.rows.y)
     found = fitted.line.fit(target, lines.all_but_one())
     slopes, whole = fitted.line.constants(found)[1], fitted.line.constants(fitted.line_at)[1][0]
@@ -164,21 +166,23 @@ def _leverage(lines: Lines, fitted: Fitted) -> Flag | None:
     worst = int(np.argmax(moves))
     if moves[worst] <= MAX_MOVE:
         return None
-    low, high = np.quantile(lines.rows.x, [0.025, 0.975])
-    gone = fitted.line.rise(found, float(low), float(high)).min() < FLAT
     return Flag(
         "leverage",
-        "a single line decides the slope L1" + (", and without it smoothness hardly rises" if gone else ""),
-        f"without the line {lines.names[worst]!r} L1 changes {moves[worst]:.2g}-fold",
-        "look at this line, and add others of its kind",
-        blocking=bool(gone),
+        "a single line decides the slope L1",
+        f"without {_name(lines, worst)} L1 changes {moves[worst]:.2g}-fold",
+        "look at this line, and add others that go as far",
     )
+
+
+def _name(lines: Lines, unit: int) -> str:
+    members = [lines.names[number] for number in sorted(set(lines.line[lines.unit == unit].tolist()))]
+    return " and ".join(map(repr, members)) if len(members) < 3 else f"{members[0]!r} to {members[-1]!r}"
 
 
 def _tail(lines: Lines, rest: Array, quantile: float) -> Flag | None:
     height = lift(rest[None], np.ones((1, len(rest))), quantile)[0]
     above = len(set(lines.line[rest >= height].tolist()) - {-1})
-    if above >= IN_TAIL:
+    if above >= IN_TAIL or height < np.log(FLAT):
         return None
     return Flag(
         "few above",

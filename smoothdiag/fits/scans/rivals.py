@@ -162,9 +162,9 @@ def _gaps(loss: Array) -> Array | None:
 
 def _further_errors(gap: Shapes, line: Shapes, target: Array, lines: Lines, without: Array) -> Array:
     """Errors of the loss gap times a line in the gradient norm, both fitted without the line of the point."""
-    below = gap.heights(gap.fit(target, without))
     if lines.num_units < 2:
         return np.zeros(0)
+    below = gap.heights(gap.fit(target, without))
     predicted = np.copy(target)
     for number in range(lines.num_units):
         found = line.fit(target - below[number], without[number : number + 1])

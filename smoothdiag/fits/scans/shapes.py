@@ -19,9 +19,9 @@ from smoothdiag.fits.base import Array
 from smoothdiag.fits.scans.lines import Codes
 
 TINY = 1e-30
-_SHARES = np.concatenate([[0.0], 1 / (1 + np.exp(-np.arange(-7.0, 7.01, 0.35))), [1.0]])
+_SHARES = np.concatenate([[0.0], 1 / (1 + np.exp(-np.arange(-7.0, 7.01, 0.2))), [1.0]])
 FINE_SHARES = np.concatenate([[0.0], 1 / (1 + np.exp(-np.arange(-9.0, 9.001, 0.02))), [1.0]])
-EXPONENTS = np.arange(2, 61) / 20  # .1 to 3 in steps of .05
+EXPONENTS = np.concatenate([np.arange(2, 33) / 20, np.arange(17, 31) / 10])  # .1 to 1.6, and on to 3 in wider steps
 
 
 class Found(NamedTuple):
