@@ -15,21 +15,20 @@ from tqdm import tqdm
 
 import smoothdiag as sd
 
-DIRECTIONS = {"scan": None, "descent": ("descent",)}
-
 
 def path_of(folder: Path, kind: str, checkpoint: Checkpoint) -> Path:
     name = f"{kind}-{checkpoint.net}-{checkpoint.stage}-{checkpoint.seed}-{checkpoint.batch}.jsonl"
     return folder / name
 
 
-def scan(folder: Path, kind: str, checkpoint: Checkpoint, budget: int) -> None:
+def scan(
+    folder: Path, kind: str, checkpoint: Checkpoint, budget: int, spacing: float, directions: list[str] | None
+) -> None:
     """Writes the trace under another name until it is whole, so that a killed scan is done again."""
     path = path_of(folder, kind, checkpoint)
     if path.exists():
         return
     model, batch = restored(checkpoint)
-    options = {} if DIRECTIONS[kind] is None else {"directions": DIRECTIONS[kind]}
     unfinished = path.with_suffix(".part.jsonl")
     unfinished.unlink(missing_ok=True)
     sd.scan(
@@ -40,8 +39,9 @@ def scan(folder: Path, kind: str, checkpoint: Checkpoint, budget: int) -> None:
         seed=checkpoint.seed,
         step=checkpoint.stage,
         budget=budget,
+        spacing=spacing,
+        directions=directions,
         progress=False,
-        **options,
     )
     unfinished.rename(path)
 
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--budget", type=int, default=500, help="gradients per scan")
+    parser.add_argument("--spacing", type=float, default=0.4, help="move of log gradient norm between two points")
+    parser.add_argument("--directions", nargs="+", help="lines, instead of the default ones")
     parser.add_argument("--descent", action="store_true", help="down the gradient instead of along lines")
     parser.add_argument("--quick", action="store_true", help="one network, one seed, one batch")
     args = parser.parse_args()
@@ -66,9 +68,9 @@ def main() -> None:
             data_of(net)
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
-    kind = "descent" if args.descent else "scan"
+    kind, directions = ("descent", ["descent"]) if args.descent else ("scan", args.directions)
     for checkpoint in tqdm(list(cases(args.nets, args.stages, args.seeds, args.batches)), unit="scan"):
-        scan(args.out, kind, checkpoint, args.budget)
+        scan(args.out, kind, checkpoint, args.budget, args.spacing, directions)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ TIMES_CHANCE: Final = 3.0
 """Largest loss, relative to chance. Beyond it exponents are 2 to 3: that is another function than the one that is
 trained (first look at scans of five small nets)."""
 
+SPACING: Final = 0.4
+"""TODO"""
+
 MAX_DISTANCE: Final = 4.0
 """Largest distance from x, relative to ||x||."""
 
@@ -38,6 +41,7 @@ def scan(
     *,
     directions: Sequence[str] | None = None,
     points: int = 8,
+    spacing: float = SPACING,
     estimators: Sequence[Estimator] | None = None,
     trace: Trace | str | Path | None = None,
     seed: int = 0,
@@ -54,7 +58,7 @@ def scan(
     """Measures ||g|| and ||H|| along lines out of the model's present parameters x, on fixed data, without training.
 
     Neither time nor the learning rate nor the batch can be the cause of what the rows show, because none of them
-    changes. The next point of a line is where log ||g|| has moved by .3 to .5. The lines advance in turn, so a scan
+    changes. The next point of a line is where log ||g|| has moved by ``spacing``. The lines advance in turn, so a scan
     that is killed, or that has used up its gradients, has about as many points on every line. Model, buffers, modes,
     gradients and random states are afterwards what they were, bit for bit.
 
@@ -69,6 +73,7 @@ def scan(
             ``None`` takes eleven: both ways along the gradient, what was given to walk towards, and random lines of
             both kinds.
         points: Most points of a line.
+        spacing: How far log ||g|| moves from one point to the next, give or take a quarter.
         estimators: What to measure at each point; ``None`` measures ||H|| by ``HessianNorm``: accurately at x, and
             from there on loosely, beginning with the eigenvectors of the last point.
         trace: Trace, or a path to write to; ``None`` keeps the rows in memory.
@@ -111,6 +116,7 @@ def scan(
     arguments.whole("step", step, 0)
     arguments.whole("budget", budget, 1)
     arguments.flag("progress", progress)
+    arguments.positive("spacing", spacing)
     arguments.number("max_distance", max_distance, "positive and finite", lambda v: 0 < v < math.inf)
     if max_loss is not None:
         arguments.number("max_loss", max_loss, "a number or None", lambda v: True)
@@ -167,6 +173,7 @@ def scan(
                 {
                     "directions": names,
                     "points": points,
+                    "spacing": spacing,
                     "seed": seed,
                     "budget": budget,
                     "max_loss": largest,
@@ -183,7 +190,7 @@ def scan(
                 step,
                 estimators,
                 Arcs(kinds, start),
-                Limits(largest, max_distance * size, NEAREST * size),
+                Limits(largest, max_distance * size, NEAREST * size, spacing),
                 targets,
                 seed,
                 bar,

@@ -11,9 +11,11 @@ from smoothdiag.measure.loss.objective import Evaluation
 from smoothdiag.measure.scan.arcs import Arcs
 from smoothdiag.vectors import Vector
 
-LEAST, MOST, AIM = 0.3, 0.5, 0.4
-"""How far log ||g|| should move from one point to the next. Points closer together are hardly independent; steps of
-more than .5 leave a decade with fewer than five points."""
+TOLERANCE = 0.25
+"""Largest deviation, relative to the spacing, of what log ||g|| moves by from one point to the next."""
+
+LAST = 0.3
+"""Smallest move of log ||g|| that makes a last point where a line ends. Closer points are hardly independent."""
 
 NEAREST = 0.04
 """Distance to the last point, relative to ||x||, below which points are copies of each other (first look at scans of
@@ -45,11 +47,23 @@ class Limits:
         max_loss: Largest loss [f].
         farthest: Largest distance from x [x].
         nearest: Smallest distance between two points of a line [x].
+        spacing: How far log ||g|| should move from one point to the next.
     """
 
     max_loss: float
     farthest: float
     nearest: float
+    spacing: float
+
+    @property
+    def least(self) -> float:
+        """The smallest move of log ||g|| that makes a new point."""
+        return (1 - TOLERANCE) * self.spacing
+
+    @property
+    def most(self) -> float:
+        """The largest move of log ||g|| that is not shortened."""
+        return (1 + TOLERANCE) * self.spacing
 
     def end(self, found: Evaluation) -> str:
         """Returns why a line ends at a point; nothing if it does not."""
@@ -104,39 +118,44 @@ class Straight:
             evaluate: Returns loss and gradient at a point.
             smoothness: ||H|| at the last point [f/x^2]; a straight line does not need it.
         """
-        limits, origin = self._limits, self._at
+        limits, origin, aim = self._limits, self._at, self._limits.spacing
         low, low_moved, high_moved, t = origin, 0.0, math.inf, origin + self._next
         high: tuple[float, Reached] | None = None
+        last: Reached | None = None
         outside = 0
         for _ in range(MAX_TRIES):
             t = min(max(t, origin + limits.nearest), limits.farthest)
             found = evaluate(point := self._point(t))
             reached = Reached(point, found, limits.end(found))
             moved = math.inf if reached.ended else _moved(self._log, found)
-            if LEAST <= moved <= MOST:
+            if limits.least <= moved <= limits.most:
                 return self._accept(t, reached)
-            if moved < LEAST:
+            if moved < limits.least:
+                low, low_moved, last = t, moved, reached
                 if t >= limits.farthest:
-                    return self._end(replace(reached, ended="distance"))
-                low, low_moved = t, moved
+                    break
             else:
                 high, high_moved = (t, reached), moved
                 outside += bool(reached.ended)
             if high is None:
-                t = origin + (t - origin) * min(LONGER, AIM / moved if moved else LONGER)
+                t = origin + (t - origin) * min(LONGER, aim / moved if moved else LONGER)
                 continue
             if outside > MAX_OUTSIDE or high[0] - max(low, origin + limits.nearest) <= limits.nearest / 2:
                 break
-            share = (AIM - low_moved) / (high_moved - low_moved) if high_moved < math.inf else 0.5
+            share = (aim - low_moved) / (high_moved - low_moved) if high_moved < math.inf else 0.5
             t = low + (high[0] - low) * max(share, SHORTER)
-        if high is None:  # the norm hardly moves
-            return self._end(replace(reached, ended="flat"))
-        return self._end(high[1]) if high[1].ended else self._accept(*high)
+        if high is not None and not high[1].ended:
+            return self._accept(*high)
+        why = high[1].ended if high is not None else "distance" if low >= limits.farthest else "flat"
+        if last is not None and low_moved >= LAST:
+            self.ended = why
+            return self._accept(low, last)
+        return self._end(high[1] if high is not None else replace(reached, ended=why))
 
     def _accept(self, t: float, reached: Reached) -> Reached:
         moved = _moved(self._log, reached.found)
         self.taken = t - self._at
-        self._next = self.taken * min(max(AIM / moved, 0.5), 2.0)
+        self._next = self.taken * min(max(self._limits.spacing / moved, 0.5), 2.0)
         self._at, self._log = t, _log_norm(reached.found)
         if t >= self._limits.farthest:
             self.ended = "distance"
@@ -193,7 +212,7 @@ class Descent:
             self.taken = float(vectors.norm(vectors.sub(point, self._start)))
             if self.taken >= self._limits.farthest:
                 return self._end(Reached(point, found, "distance"))
-            if _moved(self._log, found) >= LEAST:
+            if _moved(self._log, found) >= self._limits.least:
                 self._log, self._shortened = _log_norm(found), 1.0
                 return self._here
         return None
