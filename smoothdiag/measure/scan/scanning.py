@@ -28,8 +28,8 @@ TOL: Final = 0.03
 5 to 8% instead of 1 to 2% (benchmarks/scan_cost.py)."""
 
 FAR: Final = 1.5
-"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a quarter and look fine, so that those
-of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
+"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a quarter and look fine, so that
+those of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
 
 MAX_FAILURES, MAX_FAILED_SHARE = 2, 0.1
 """Points, and share of the points, that one-sided products may fail at before the scan uses those of x everywhere. In

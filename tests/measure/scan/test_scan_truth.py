@@ -129,7 +129,7 @@ def test_descent_shortens_its_steps_where_curvature_grows() -> None:
     rows = scanned(sd.problems.sine(), start, directions=["descent"], points=3)
     assert len(rows) == 4
     assert (np.diff(rows["loss"]) < 0).all()
-    assert rows["distance"].max() < math.pi
+    assert rows["distance"].max() < math.pi / 2 - 0.05  # it never leaps over the minimum
 
 
 def test_a_loss_that_is_constant_along_a_line_ends_it_without_a_point() -> None:
