@@ -47,7 +47,8 @@ class CriticalStep:
     If the loss rises, falls and rises again, the row reports the first crossing that the search met.
 
     The step lowers the loss of the batch that it was taken on, and hardly that of another one. A probe therefore
-    measures this estimator on the step's own batch, also if ``data="fixed"``, unless it has ``probe_batches``.
+    measures this estimator on the step's own batch, also if ``data="fixed"``, unless it has ``probe_batches``. Other
+    estimators evaluate a gradient on that batch with ``data="step"``.
 
     Args:
         rtol: Relative accuracy of the rate, in (0, 0.5].

@@ -67,7 +67,7 @@ def test_new_dropout_masks_at_the_two_points() -> None:
     def gradient(batch: tuple[Tensor, Tensor]) -> Tensor:
         return flat(torch.autograd.grad(loss_fn(model, batch), list(model.parameters())))
 
-    probe = Probe(model, optimizer, loss_fn, estimators=PATH, schedule=every(1))
+    probe = Probe(model, optimizer, loss_fn, estimators=PATH, schedule=every(1), data="step")
     for batch in probe.watch(batches):
         masks = torch.get_rng_state()
         optimizer.zero_grad()

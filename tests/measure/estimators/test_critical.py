@@ -421,7 +421,7 @@ def test_in_a_probe_it_takes_no_gradient_and_its_rows_are_dropped_and_counted() 
 def test_in_a_probe_it_reuses_the_start_that_others_have_evaluated() -> None:
     model, optimizer, batches = small_run(4)
     estimators = [PathSmoothness(), CriticalStep()]
-    with Probe(model, optimizer, regression, estimators=estimators, schedule=every(1)) as probe:
+    with Probe(model, optimizer, regression, estimators=estimators, schedule=every(1), data="step") as probe:
         step_over(model, optimizer, probe.watch(batches))
     path, critical = (list(probe.trace)[i::2] for i in (0, 1))
     assert [row["grad_norm"] for row in critical] == [row["grad_norm"] for row in path]

@@ -44,6 +44,7 @@ def run(make, estimators=ALL, steps=1, **arguments):
     """Rows of the last step by (estimator, group); gradient, Hessian, displacement and P of that step."""
     model, _, batches = small_run(steps)
     optimizer = make(model.parameters())
+    arguments = {"data": "step"} | arguments
     probe = Probe(model, optimizer, regression, estimators=estimators, schedule=every(1), **arguments)
     for batch in probe.watch(batches):
         before = flat(model.parameters())
@@ -144,7 +145,7 @@ def test_warm_starts_are_forgotten_when_the_parameters_change() -> None:
     model, _, batches = small_run(2)
     model[2].requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = Probe(model, optimizer, regression, estimators=[HessianNorm(**TIGHT)], schedule=every(1))
+    probe = Probe(model, optimizer, regression, estimators=[HessianNorm(**TIGHT)], schedule=every(1), data="step")
     step_over(model, optimizer, probe.watch(batches[:1]))
     model.requires_grad_(True)
     hessian = dense(model, batches[1])[1]
@@ -179,7 +180,7 @@ def test_a_way_that_fails_later_gives_way_to_differences() -> None:
     def loss_fn(model, batch):
         return Once.apply(regression(model, batch))
 
-    probe = Probe(model, optimizer, loss_fn, estimators=[Sharpness(**TIGHT)], schedule=every(1))
+    probe = Probe(model, optimizer, loss_fn, estimators=[Sharpness(**TIGHT)], schedule=every(1), data="step")
     for batch in probe.watch(batches):
         breaks[:] = [True] * (probe.steps == 1)
         optimizer.zero_grad()
@@ -247,7 +248,7 @@ def test_products_that_depend_on_the_radius_say_so() -> None:
 def test_not_finite_and_zero_are_statuses() -> None:
     model, _, (batch, bad) = small_run(2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    probe = Probe(model, optimizer, regression, estimators=ALL, schedule=every(1))
+    probe = Probe(model, optimizer, regression, estimators=ALL, schedule=every(1), data="step")
     step_over(model, optimizer, probe.watch([batch]))
     assert {r["estimator"]: r["status"] for r in probe.trace}["curvature_update"] == "zero_step"
     step_over(model, optimizer, probe.watch([(bad[0] * math.inf, bad[1])]))
