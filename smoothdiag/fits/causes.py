@@ -32,7 +32,7 @@ FEWEST_CLASSES = 3
 NARROWED = 0.8  # The range within rates is short only if it is also shorter by this factor than the range of all rows.
 MIN_BY_RATE = 0.5  # Rank correlation of gradient norm and rate from which the rate can have made the range.
 FIRST_SIZE = 4  # Rows of the shortest blocks whose means are compared; further sizes are twice as long.
-BY_CHANCE = 0.01  # Share of laws whose slope between blocks may look smaller than the slope inside by chance.
+BY_CHANCE = 0.01  # Share of laws whose slope between blocks may look smaller by chance, for all sizes together.
 WORST_FLOOR = 30.0  # Ten times the usual distance from the noise floor: floors are trusted within a factor of ten.
 
 
@@ -167,10 +167,12 @@ def short_lived(rows: Rows, line: Line) -> Flag | None:
     if rises(line, (float(np.min(rows.x)), float(np.max(rows.x)))) < FLAT or not (line(rows.x) > 0).all():
         return None
     height, log_y = np.log(line(rows.x)), np.log(rows.y)
-    found, size = [], FIRST_SIZE
-    while len(rows.x) >= size * TIME_BLOCKS:
-        found.append(_at_scale(height, log_y, rows, size))
-        size *= 2
+    sizes = [FIRST_SIZE]
+    while len(rows.x) >= 2 * sizes[-1] * TIME_BLOCKS:
+        sizes.append(2 * sizes[-1])
+    if len(rows.x) < FIRST_SIZE * TIME_BLOCKS:
+        return None
+    found = [_at_scale(height, log_y, rows, size, BY_CHANCE / len(sizes)) for size in sizes]
     gone = [scale for scale in found if scale.between < scale.inside / 2 and scale.upper < scale.inside]
     if not gone:
         return None
@@ -186,7 +188,7 @@ def short_lived(rows: Rows, line: Line) -> Flag | None:
     )
 
 
-def _at_scale(height: Array, log_y: Array, rows: Rows, size: int) -> _Scale:
+def _at_scale(height: Array, log_y: Array, rows: Rows, size: int, by_chance: float) -> _Scale:
     blocks = step_blocks(rows.step, rows.run, len(rows.x) // size)
     means = np.array([(np.mean(height[block]), np.mean(log_y[block])) for block in blocks])
     inside = [
@@ -208,7 +210,7 @@ def _at_scale(height: Array, log_y: Array, rows: Rows, size: int) -> _Scale:
     score = u * (v - slope * u)
     longer = len(u) / dependence(score).num_effective  # Neighbouring blocks may err alike.
     error = math.sqrt(float(score @ score) * longer * len(u) / freedom) / size_u
-    upper = slope + float(t.isf(BY_CHANCE, freedom)) * error
+    upper = slope + float(t.isf(by_chance, freedom)) * error
     return _Scale(size, float(a @ b) / max(float(a @ a), 1e-18), slope, error, upper)
 
 
