@@ -99,9 +99,10 @@ def simulated(law: Law, design: Design, seed: int) -> pd.DataFrame:
     """Points of one scan, in the format of `sd.scan`.
 
     At the start gradient norm and smoothness are 1 and the loss is 1 above its minimum. Along every fourth line the
-    gradient norm falls, along the others it rises. Smoothness is the law times a factor of the line, which sets in over
-    the first three points, times a factor of the point. Distance and loss follow: d ||g|| = kappa * smoothness *
-    d distance and d loss = cosine * ||g|| * d distance, where kappa and cosine differ from line to line.
+    gradient norm falls, along the others it rises. Smoothness is the law times a factor of the line, which sets in
+    while the gradient norm changes by a factor of e^1.2, times a factor of the point. Distance and loss follow:
+    d ||g|| = kappa * smoothness * d distance and d loss = cosine * ||g|| * d distance, where kappa and cosine differ
+    from line to line.
     """
     rng = np.random.default_rng(seed)
     kinds = [re.sub(r"^(random|layers) .*", r"\1", name) for name in design.lines]
@@ -121,7 +122,8 @@ def simulated(law: Law, design: Design, seed: int) -> pd.DataFrame:
             distance, x = distance + moved, new
             of = {"loss": loss - 1, "distance": 1 + distance}.get(law.of, x)
             height = (0.3 + 0.7 * of**exponent) if law.exponent else 1.0
-            y = height * np.exp(design.between * own[0] * min(1, point / 3) + design.within * rng.standard_normal())
+            off = design.between * own[0] * min(1, abs(np.log(x)) / 1.2) + design.within * rng.standard_normal()
+            y = height * np.exp(off)
             rows.append(
                 {"scan": name, "point": point, "distance": distance, "grad_norm": x, "loss": loss, "smoothness": y}
             )
@@ -172,7 +174,7 @@ def markdown(found: Sequence[dict[str, Any]], seeds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--quantile", type=float, default=0.95)
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
