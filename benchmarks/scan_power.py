@@ -67,6 +67,14 @@ LAWS = (
     Law("null: a law for each line", "lines", 1.0),
 )
 
+RIGHT = {
+    "constant": "CONSTANT",
+    "exponent .5": "POWER",
+    "exponent 1": "L0L1",
+    "exponent 1.5": "POWER",
+    "loss gap": "LOSS_GAP",
+}
+
 
 def named(kinds: int, random: int = 0, layers: int = 0) -> tuple[str, ...]:
     """Lines of as many kinds of their own, and random lines of the two kinds."""
@@ -91,9 +99,10 @@ def simulated(law: Law, design: Design, seed: int) -> pd.DataFrame:
     """Points of one scan, in the format of `sd.scan`.
 
     At the start gradient norm and smoothness are 1 and the loss is 1 above its minimum. Along every fourth line the
-    gradient norm falls, along the others it rises. Smoothness is the law times a factor of the line, which sets in over
-    the first three points, times a factor of the point. Distance and loss follow: d ||g|| = kappa * smoothness *
-    d distance and d loss = cosine * ||g|| * d distance, where kappa and cosine differ from line to line.
+    gradient norm falls, along the others it rises. Smoothness is the law times a factor of the line, which sets in
+    while the gradient norm changes by a factor of e^1.2, times a factor of the point. Distance and loss follow:
+    d ||g|| = kappa * smoothness * d distance and d loss = cosine * ||g|| * d distance, where kappa and cosine differ
+    from line to line.
     """
     rng = np.random.default_rng(seed)
     kinds = [re.sub(r"^(random|layers) .*", r"\1", name) for name in design.lines]
@@ -113,7 +122,8 @@ def simulated(law: Law, design: Design, seed: int) -> pd.DataFrame:
             distance, x = distance + moved, new
             of = {"loss": loss - 1, "distance": 1 + distance}.get(law.of, x)
             height = (0.3 + 0.7 * of**exponent) if law.exponent else 1.0
-            y = height * np.exp(design.between * own[0] * min(1, point / 3) + design.within * rng.standard_normal())
+            off = design.between * own[0] * min(1, abs(np.log(x)) / 1.2) + design.within * rng.standard_normal()
+            y = height * np.exp(off)
             rows.append(
                 {"scan": name, "point": point, "distance": distance, "grad_norm": x, "loss": loss, "smoothness": y}
             )
@@ -137,26 +147,34 @@ def power(law: Law, design: Design, seeds: int, quantile: float) -> dict[str, An
 
 
 def markdown(found: Sequence[dict[str, Any]], seeds: int) -> str:
-    """One table for each law."""
-    names = ("L0L1", "POWER", "CONSTANT", "LOSS_GAP", "NOT_IDENTIFIED")
-    lines = []
-    for law in dict.fromkeys(row["law"] for row in found):
-        lines += [
-            f"\n**{law}** (of {seeds} scans)\n",
-            "| lines | gradients | decades | " + " | ".join(names) + " | exponent |",
-        ]
-        lines += ["|---" * (len(names) + 4) + "|"]
-        for row in (row for row in found if row["law"] == law):
-            counts = " | ".join(str(row["verdicts"].get(name, 0)) for name in names)
-            low, high = row["exponent"]
-            size = f"{row['gradients']:.0f} | {row['decades']:.2f}"
-            lines += [f"| {row['design']} | {size} | {counts} | {low:.2f} to {high:.2f} |"]
+    """Two tables with a row for each design: how often each law was found, and which verdicts the nulls got."""
+    laws = [name for name in dict.fromkeys(row["law"] for row in found) if not name.startswith("null")]
+    nulls = [name for name in dict.fromkeys(row["law"] for row in found) if name.startswith("null")]
+    lines = [f"| of {seeds} scans: right verdicts (wrong ones) | gradients | decades | " + " | ".join(laws) + " |"]
+    lines += ["|---" * (len(laws) + 3) + "|"]
+    for name in dict.fromkeys(row["design"] for row in found):
+        of = {row["law"]: row for row in found if row["design"] == name}
+        cells = []
+        for law in laws:
+            named = sum(count for verdict, count in of[law]["verdicts"].items() if verdict != "NOT_IDENTIFIED")
+            right = of[law]["verdicts"].get(RIGHT[law], 0)
+            cells.append(f"{right} ({named - right})")
+        lines += [f"| {name} | {of[laws[0]]['gradients']:.0f} | {of[laws[0]]['decades']:.1f} | {' | '.join(cells)} |"]
+    lines += [
+        f"\n| of {seeds} scans: verdicts other than NOT_IDENTIFIED | " + " | ".join(nulls) + " |",
+        "|---" * (len(nulls) + 1) + "|",
+    ]
+    for design in FOR_NULLS:
+        of = {row["law"]: row["verdicts"] for row in found if row["design"] == design.name}
+        named = [{verdict: n for verdict, n in of[null].items() if verdict != "NOT_IDENTIFIED"} for null in nulls]
+        cells = [", ".join(f"{n} {verdict}" for verdict, n in one.items()) or "none" for one in named]
+        lines += [f"| {design.name} | {' | '.join(cells)} |"]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=40)
     parser.add_argument("--quantile", type=float, default=0.95)
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()

@@ -20,7 +20,8 @@ NAMES = (
 def scanned(law, *, names=NAMES, points=8, between=0.1, within=0.05, seed=0, spin=0.5, falls=True, **columns):
     """A scan whose smoothness is `law(gradient norm, distance, loss)` times a factor of the line and of the point.
 
-    Along every fourth line the gradient norm falls, if some fall. How fast distance and loss follow differs from line to line.
+    Along every fourth line the gradient norm falls, unless none `falls`. How fast distance and loss follow differs from
+    line to line.
     """
     rng = np.random.default_rng(seed)
     rows = [

@@ -90,7 +90,7 @@ def fit_lines(
     rising = deciding.rises(fitted, L1_interval, bounds)
     raw, partial = rank_correlations(x, rows.y, lines.distance)
     flags = doubts.check(lines, fitted, rest, quantile, rising, raw)
-    departure = ends(deciding.departures(fitted, counts), 1.0)[1]
+    departure = ends(deciding.departures(fitted, bounds), 1.0)[1]
     where = deciding.farthest(lines)
     verdict, reason = deciding.decide(flags, fitted, bounds, rise, exponent_interval, departure, rising, where)
 

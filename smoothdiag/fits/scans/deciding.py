@@ -144,14 +144,18 @@ def _gap_wins(fitted: Fitted) -> bool:
     return wins and gap.later_loss < (1 - MIN_GAIN) * min(rivals) and not adds
 
 
-def departures(fitted: Fitted, counts: Array) -> Array:
+def departures(fitted: Fitted, bounds: Interval) -> Array:
     """Factor by which the line errs in each resample, were its power the truth and the line at the best height.
 
-    Only the points of the resample count: beyond them, line and power are both extrapolated.
+    The range is that of all points, also where the resample has none: if only one or two lines go to one end of it,
+    they alone decide the law there.
     """
-    apart = fitted.power.heights(fitted.power_again) - fitted.line.heights(fitted.line_again)
-    most, least = (np.where(counts > 0, apart, edge) for edge in (-np.inf, np.inf))
-    return np.asarray(np.exp((most.max(axis=1) - least.min(axis=1)) / 2))
+    at = np.geomspace(*bounds, 30)
+    heights = []
+    for grid, found in ((fitted.line, fitted.line_again), (fitted.power, fitted.power_again)):
+        intercept, coefficient, exponent = (part[:, None] for part in grid.constants(found))
+        heights.append(np.log(intercept + coefficient * at**exponent))
+    return np.asarray(np.exp(np.ptp(heights[1] - heights[0], axis=1) / 2))
 
 
 def rises(fitted: Fitted, slopes: Interval, bounds: Interval) -> bool:
