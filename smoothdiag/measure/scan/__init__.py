@@ -135,14 +135,16 @@ def scan(
             "Parameter `model` should live in one process. Found a distributed model: scan the module inside it "
             "(`model.module` under DistributedDataParallel) in a process of its own."
         )
+    labels = _labels(loss, model)
     targets = Targets(
+        {name: place for place, name in enumerate(labels)},
         {
             name: named_vector(f"toward[{name!r}]", state, model, loss.parameters)
             for name, state in (toward or {}).items()
         },
         None if update is None else named_vector("update", update, model, loss.parameters),
     )
-    names = names_of(directions, targets)
+    names = names_of(directions, targets, loss.parameters)
     is_own = not isinstance(trace, Trace)
     kept = Trace(trace) if not isinstance(trace, Trace) else trace
     _check_steps(kept, step)
@@ -178,7 +180,7 @@ def scan(
                     "budget": budget,
                     "max_loss": largest,
                     "max_distance": max_distance,
-                    "arcs": _named(loss, model, kinds),
+                    "arcs": {name: kind for name, kind in zip(labels, kinds, strict=True) if kind},
                 },
             )
             Scanning(
@@ -220,6 +222,7 @@ def _max_loss(loss: Objective, start: Vector, here: float) -> float:
     return chance + (TIMES_CHANCE - 1) * abs(chance) if chance else math.inf
 
 
-def _named(loss: Objective, model: nn.Module, kinds: Sequence[Kind]) -> dict[str, str]:
+def _labels(loss: Objective, model: nn.Module) -> list[str]:
+    """Returns the names of the coordinates."""
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: kind for p, kind in zip(loss.parameters, kinds, strict=True) if kind}
+    return [names[id(p)] for p in loss.parameters]

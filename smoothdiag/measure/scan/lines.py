@@ -12,38 +12,46 @@ from torch import Tensor, nn
 from smoothdiag import arguments, vectors
 from smoothdiag.vectors import Vector
 
-NUM_LINES: Final = 11
-"""Lines of a scan unless directions are given: many short lines say more than few long ones."""
+NUM_LINES: Final = 22
+"""Most lines of a scan unless directions are given: many short lines of different kinds say more than few long ones
+(benchmarks/scan_power.py)."""
+
+LEAST_LINES: Final = 11
+"""Fewest lines: further random ones make up for a model of few tensors."""
 
 NAMES: Final = (
-    '"gradient up", "gradient down", "random 1", "random 2", ..., "layers 1", "layers 2", ..., "update", "descent", '
-    '"to NAME" or "from NAME"'
+    '"gradient up", "gradient down", "random 1", "random 2", ..., "layers 1", "layers 2", ..., "in PARAMETER", '
+    '"gradient in PARAMETER", "update", "descent", "to NAME" or "from NAME"'
 )
+
+_WITHIN: Final = ("gradient in ", "in ")
 
 _NUMBERED = re.compile(r"(random|layers) ([1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the user gave to walk towards.
+    """What lines may lead along.
 
     Attributes:
+        tensors: The place of each parameter in x, by name.
         points: Other checkpoints by name.
         update: The optimizer's update.
     """
 
+    tensors: Mapping[str, int]
     points: Mapping[str, Vector] = field(default_factory=dict)
     update: Vector | None = None
 
 
-def names_of(directions: Sequence[str] | None, targets: Targets) -> list[str]:
-    """Returns the names of the lines to follow.
+def names_of(directions: Sequence[str] | None, targets: Targets, start: Vector) -> list[str]:
+    """Returns the names of the lines to follow from ``start``.
 
     Raises:
         ValueError: If a name is unknown, comes twice, or needs something that was not given.
     """
     if directions is None:
-        return list(_defaults(targets))
+        return list(_defaults(targets, start))
     if isinstance(directions, str) or not isinstance(directions, Sequence) or not directions:
         raise arguments.wrong("directions", f"a list of names out of {NAMES}", directions)
     for name in directions:
@@ -53,46 +61,63 @@ def names_of(directions: Sequence[str] | None, targets: Targets) -> list[str]:
     return list(directions)
 
 
-def _defaults(targets: Targets) -> Iterator[str]:
+def _defaults(targets: Targets, start: Vector) -> Iterator[str]:
     fixed = ["gradient up", "gradient down", *(["update"] if targets.update is not None else [])]
     fixed += [f"{way} {name}" for name in targets.points for way in ("to", "from")]
+    fixed += ["random 1", "layers 1"]
+    if len(targets.tensors) > 1:
+        largest = sorted(targets.tensors, key=lambda name: -start[targets.tensors[name]].numel())
+        parts = [f"{way}{name}" for name in largest for way in ("gradient in ", "in ")]
+        fixed += parts[: max(NUM_LINES - len(fixed), 0)]
     yield from fixed
-    for number in range(max(NUM_LINES - len(fixed), 0)):
-        yield f"{('random', 'layers')[number % 2]} {1 + number // 2}"
+    for number in range(max(LEAST_LINES - len(fixed), 0)):
+        yield f"{('random', 'layers')[number % 2]} {2 + number // 2}"
 
 
 def _check(name: str, targets: Targets) -> None:
     if name in ("gradient up", "gradient down", "descent") or (isinstance(name, str) and _NUMBERED.fullmatch(name)):
         return
-    way, _, target = name.partition(" ") if isinstance(name, str) else ("", "", "")
     if name == "update":
         if targets.update is None:
             raise ValueError('The direction "update" needs the parameter `update`. Found `update = None`.')
         return
-    if way not in ("to", "from") or not target:
+    way, target = _parted(name) if isinstance(name, str) else ("", "")
+    known = targets.tensors if way in _WITHIN else targets.points
+    if not way:
         raise ValueError(f"Parameter `directions` should hold names out of {NAMES}. Found {name!r}.")
-    if target not in targets.points:
-        known = ", ".join(map(repr, targets.points)) or "no checkpoints"
-        raise ValueError(f"The direction {name!r} needs a checkpoint of this name in `toward`. Found {known}.")
+    if target not in known:
+        what = "a trainable parameter of this name" if way in _WITHIN else "a checkpoint of this name in `toward`"
+        found = ", ".join(map(repr, known)) or "no checkpoints"
+        raise ValueError(f"The direction {name!r} needs {what}. Found {found}.")
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """Returns the way of a line and what it leads along; nothing for an unknown way."""
+    way = next((way for way in (*_WITHIN, "to ", "from ") if name.startswith(way) and len(name) > len(way)), "")
+    return way, name.removeprefix(way)
 
 
 def direction(name: str, start: Vector, gradient: Vector, targets: Targets, *, seed: int) -> list[Tensor]:
     """Returns the direction of a line, of length 1, or of length 0 if the line leads nowhere."""
-    way, _, rest = name.partition(" ")
-    if way == "gradient":
-        found = [g if rest == "up" else -g for g in gradient]
-    elif way == "random":
-        found = vectors.random_like(start, seed=_seed(seed, name))
-    elif way == "layers":
-        drawn = vectors.random_like(start, seed=_seed(seed, name))
-        sizes = zip(vectors.norms(start).tolist(), vectors.norms(drawn).tolist(), strict=True)
-        found = [z * (a / b) if b else z for z, (a, b) in zip(drawn, sizes, strict=True)]
-    elif way == "update":
+    way, target = _parted(name)
+    if name in ("gradient up", "gradient down"):
+        found = [g if name == "gradient up" else -g for g in gradient]
+    elif name == "update":
         assert targets.update is not None
         found = list(targets.update)
+    elif way in _WITHIN:
+        place = targets.tensors[target]
+        found = [0 * x for x in start]
+        drawn = vectors.random_like([start[place]], seed=_seed(seed, f"in {place}"))
+        found[place] = gradient[place] if way == "gradient in " else drawn[0]
+    elif way:
+        away = vectors.sub(targets.points[target], start)
+        found = away if way == "to " else [-x for x in away]
     else:
-        away = vectors.sub(targets.points[rest], start)
-        found = away if way == "to" else [-x for x in away]
+        found = vectors.random_like(start, seed=_seed(seed, name))
+        if name.startswith("layers"):
+            sizes = zip(vectors.norms(start).tolist(), vectors.norms(found).tolist(), strict=True)
+            found = [z * (a / b) if b else z for z, (a, b) in zip(found, sizes, strict=True)]
     length = float(vectors.norm(found))
     return [x / length for x in found] if length and math.isfinite(length) else [0 * x for x in found]
 
@@ -100,7 +125,7 @@ def direction(name: str, start: Vector, gradient: Vector, targets: Targets, *, s
 def _seed(seed: int, name: str) -> int:
     """Returns a seed for each line, so that the random lines of a scan differ and further lines change none."""
     way, _, number = name.partition(" ")
-    return (seed * 1_000_003 + 2 * int(number) + (way == "layers")) % 2**62
+    return (seed * 1_000_003 + 3 * int(number) + ("random", "layers", "in").index(way)) % 2**62
 
 
 def named_vector(what: str, given: object, model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[Tensor]:

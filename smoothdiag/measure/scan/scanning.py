@@ -169,7 +169,7 @@ class Scanning:
             line = Descent(self.start, self.first, self.arcs, self.limits)
         else:
             u = direction(name, self.start, self.first.gradient, self.targets, seed=self.seed)
-            guess = self._guesses.get(name.partition(" ")[0], FIRST_GUESS * self.size)
+            guess = self._guesses.get(_kind(name), FIRST_GUESS * self.size)
             line = Straight(self.start, self.first, u, self.arcs, self.limits, guess)
         return Track(name, line, memory, self._smoothness)
 
@@ -183,7 +183,7 @@ class Scanning:
             return
         track.point += 1
         if track.point == 1:
-            self._guesses[track.name.partition(" ")[0]] = track.line.taken
+            self._guesses[_kind(track.name)] = track.line.taken
         if reached.ended:
             self._record_end(track, reached)
             return
@@ -275,3 +275,9 @@ class Scanning:
             status=status,
         )
         self._record(step, empty, track.name, track.point, {"ended": reached.ended})
+
+
+def _kind(name: str) -> str:
+    """Returns the beginning of a line's name that it has in common with lines which go about as far."""
+    words = name.split(" ")
+    return " ".join(words[:2]) if words[0] == "gradient" else words[0]
