@@ -31,7 +31,7 @@ def test_different_batches_on_a_noisy_quadratic() -> None:
 
     model = Point(torch.zeros(dim, dtype=torch.float64))
     optimizer = torch.optim.SGD(model.parameters(), lr=length)
-    probe = Probe(model, optimizer, loss_fn, estimators=PATH, schedule=every(1))
+    probe = Probe(model, optimizer, loss_fn, estimators=PATH, schedule=every(1), data="step")
     points, gradients = [], []
     for z in probe.watch(noise):
         optimizer.zero_grad()
