@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from smoothdiag.fits import affine, artefacts, checks, errors, hessian, intervals, lossgap, models, scans, surrogates
+from smoothdiag.fits import (
+    affine,
+    artefacts,
+    causes,
+    checks,
+    errors,
+    hessian,
+    intervals,
+    lossgap,
+    models,
+    scans,
+    surrogates,
+)
 from smoothdiag.fits.base import Array, Flag, HessianCheck, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.correlations import correlate, decades, loglog_slope
 from smoothdiag.fits.exponent import NOT_FOUND, exponent_interval
@@ -97,7 +109,9 @@ def fit_smoothness(
     comparison = models.compare(x, y, weights, quantile, found.counts)
     gap = lossgap.compare(x, y, weights, quantile, found.counts, rows.loss, comparison)
     if gap is not None:
-        gap = replace(gap, time=checks.loss_and_time(rows, gap.gap, gap.known))
+        drift = checks.loss_and_time(rows, gap.gap, gap.known)
+        heights = gap.score.intercept + gap.score.coefficient * gap.gap**gap.score.exponent
+        gap = replace(gap, time=drift or causes.short_lived_loss(rows, heights, gap.known))
         comparison = (*comparison, gap.score)
     correlations = correlate(x, y, rows.step, rows.run)
     bounds = np.quantile(x, [0.025, 0.975])

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import t
 
 from smoothdiag.fits.affine import Line, pinball, quantile_line, relative_weights
@@ -164,38 +165,45 @@ def short_lived(rows: Rows, line: Line) -> Flag | None:
     law gives the same slope twice. The flag is set if the slope between blocks is below half of the slope inside, and
     the difference is larger than chance makes it.
     """
-    if rises(line, (float(np.min(rows.x)), float(np.max(rows.x)))) < FLAT or not (line(rows.x) > 0).all():
+    if rises(line, (float(np.min(rows.x)), float(np.max(rows.x)))) < FLAT:
         return None
-    height, log_y = np.log(line(rows.x)), np.log(rows.y)
+    return _short_lived(line(rows.x), rows.y, rows.step, rows.run, "gradient norm")
+
+
+def short_lived_loss(rows: Rows, heights: Array, known: npt.NDArray[np.bool_]) -> Flag | None:
+    """As `short_lived`, for the model of the loss gap; it has a height for each of the rows `known`."""
+    return _short_lived(heights, rows.y[known], rows.step[known], rows.run[known], "loss")
+
+
+def _short_lived(heights: Array, y: Array, step: Array, run: Array, name: str) -> Flag | None:
     sizes = [FIRST_SIZE]
-    while len(rows.x) >= 2 * sizes[-1] * TIME_BLOCKS:
+    while len(y) >= 2 * sizes[-1] * TIME_BLOCKS:
         sizes.append(2 * sizes[-1])
-    if len(rows.x) < FIRST_SIZE * TIME_BLOCKS:
+    if len(y) < FIRST_SIZE * TIME_BLOCKS or not (heights > 0).all():
         return None
-    found = [_at_scale(height, log_y, rows, size, BY_CHANCE / len(sizes)) for size in sizes]
+    pairs = np.log(np.stack([heights, y]))
+    found = [_at_scale(pairs, step, run, size, BY_CHANCE / len(sizes)) for size in sizes]
     gone = [scale for scale in found if scale.between < scale.inside / 2 and scale.upper < scale.inside]
     if not gone:
         return None
     worst = min(gone, key=lambda scale: scale.upper / scale.inside)
     return Flag(
         "short lived",
-        "smoothness follows brief changes of the gradient norm and not its level. Kicks that turn the gradient into "
-        "stiff directions do this on a quadratic, and so does any cause that moves both axes for a few steps",
-        f"in units of the line, smoothness rises by {worst.inside:.2f} inside blocks of {worst.size} rows, and by "
-        f"{worst.between:.2f} +- {worst.error:.2f} from block to block; a law gives the same number twice",
+        f"smoothness follows brief changes of the {name} and not its level. Kicks that turn the gradient into stiff "
+        "directions do this on a quadratic, and so does any cause that moves both axes for a few steps",
+        f"in units of the fitted model, smoothness rises by {worst.inside:.2f} inside blocks of {worst.size} rows, and "
+        f"by {worst.between:.2f} +- {worst.error:.2f} from block to block; a law gives the same number twice",
         "measure the largest curvature (HessianNorm), which depends on no direction",
         blocking=True,
     )
 
 
-def _at_scale(height: Array, log_y: Array, rows: Rows, size: int, by_chance: float) -> _Scale:
-    blocks = step_blocks(rows.step, rows.run, len(rows.x) // size)
-    means = np.array([(np.mean(height[block]), np.mean(log_y[block])) for block in blocks])
-    inside = [
-        np.stack([height[block], log_y[block]]) - mean[:, np.newaxis] for block, mean in zip(blocks, means, strict=True)
-    ]
-    a, b = np.concatenate(inside, axis=1)
-    run = np.array([rows.run[block[0]] for block in blocks])
+def _at_scale(pairs: Array, step: Array, runs: Array, size: int, by_chance: float) -> _Scale:
+    blocks = step_blocks(step, runs, len(step) // size)
+    means = np.array([np.mean(pairs[:, block], axis=1) for block in blocks])
+    a, b = np.concatenate([pairs[:, block] - m[:, np.newaxis] for block, m in zip(blocks, means, strict=True)], axis=1)
+    inside = float(a @ b) / max(float(a @ a), 1e-18)
+    run = np.array([runs[block[0]] for block in blocks])
     rest, freedom = [], len(blocks) - 1
     for number in np.unique(run):  # A drift over the run is no matter of this test: its trend is taken out.
         part = means[run == number]
@@ -205,13 +213,12 @@ def _at_scale(height: Array, log_y: Array, rows: Rows, size: int, by_chance: flo
     u, v = np.concatenate(rest).T
     size_u = float(u @ u)
     if freedom < 1 or not size_u > 1e-18 * len(u):
-        return _Scale(size, float(a @ b) / max(float(a @ a), 1e-18), math.nan, math.inf, math.inf)
+        return _Scale(size, inside, math.nan, math.inf, math.inf)
     slope = float(u @ v) / size_u
     score = u * (v - slope * u)
     longer = len(u) / dependence(score).num_effective  # Neighbouring blocks may err alike.
     error = math.sqrt(float(score @ score) * longer * len(u) / freedom) / size_u
-    upper = slope + float(t.isf(by_chance, freedom)) * error
-    return _Scale(size, float(a @ b) / max(float(a @ a), 1e-18), slope, error, upper)
+    return _Scale(size, inside, slope, error, slope + float(t.isf(by_chance, freedom)) * error)
 
 
 def proportional_noise(rows: Rows, line: Line, quantile: float) -> Flag | None:

@@ -73,7 +73,7 @@ class LossGap:
         beyond_interval: interval of `beyond`.
         gap: distance of each row's loss from the f* chosen on all rows, in order of steps.
         known: rows that have a loss.
-        time: flag that says why the rows cannot tell the loss from time; None if they can.
+        time: flag that says why the rows cannot tell the loss from time or from a short-lived cause; None if they can.
     """
 
     score: ModelScore

@@ -254,7 +254,8 @@ def _cost(number: dict[str, Array], keep: Indices) -> tuple[float, float]:
     # Products from differences of gradients are among the gradients already: at least one of these for each product.
     gradients = gradients + np.where(gradients < products, 2 * products, 0)
     known = [values[values > 0] for values in (gradients, np.nan_to_num(number["seconds"][keep]))]
-    return float(np.median([*known[0]] or math.nan)), float(np.median([*known[1]] or math.nan))
+    first, second = (float(np.median(values)) if len(values) else math.nan for values in known)
+    return first, second
 
 
 def labels(frame: pd.DataFrame) -> dict[str, Labels]:

@@ -35,7 +35,7 @@ def summarise(fit: Any) -> str:
         f"log-log slope         {number(fit.loglog_slope)}; it would be {number(fit.implied_slope)} if all rows lay on "
         "the line",
         f"exponent              {free_exponent(fit.exponent_interval, fit.interval_level)}",
-        f"Hessian norms         {_hessian(fit)}",
+        *_hessian(fit),
         f"cost of a row         {cost(fit.row_cost)}",
         f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
         f"errors in the norms   {_errors(fit)}",
@@ -67,16 +67,19 @@ def summarise(fit: Any) -> str:
     if not fit.flags:
         out.append("no flags")
     out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
+    out += wrap("next", "print(fit.plan()) says what to measure, in numbers")
     return "\n".join(map(printable, [*out, RULE]))
 
 
-def _hessian(fit: Any) -> str:
+def _hessian(fit: Any) -> list[str]:
     """What the Hessian norms say or, if there are none, what measuring them would cost."""
-    if fit.hessian is not None:
-        said = {True: "follow the line", False: "contradict the line", None: "cannot decide"}[fit.hessian.agrees]
-        return f"{fit.hessian.num_rows} beside, {fit.hessian.coverage:.0%} at or below the line; they {said}"
-    is_secant = fit.estimator.startswith(("local", "path"))
-    return f"none beside; {hessian_cost(fit.row_cost)} would test the law" if is_secant else "none beside"
+    found, head = fit.hessian, "Hessian norms         "
+    if found is not None:
+        said = {True: "follow the line", False: "contradict the line", None: "cannot decide"}[found.agrees]
+        return [f"{head}{found.num_rows} beside, {found.coverage:.0%} at or below the line; they {said}"]
+    if not fit.estimator.startswith(("local", "path")):
+        return []
+    return [f"{head}none beside; to test the law on ||H||, add", f"{'':22}{hessian_cost(fit.row_cost)}"]
 
 
 def _errors(fit: Any) -> str:

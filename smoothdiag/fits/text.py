@@ -61,7 +61,7 @@ def hessian_cost(row_cost: tuple[float, float]) -> str:
     least, most = HESSIAN_GRADIENTS
     second = row_cost[1] / row_cost[0]
     time = f", {least * second:.2g} to {most * second:.2g} s," if second > 0 else ""
-    return f"rows of HessianNorm (some {least} to {most} gradients{time} each) or sd.scan"
+    return f"HessianNorm rows ({least} to {most} gradients{time} each) or a scan (sd.scan)"
 
 
 def wrap(head: str, text: str) -> list[str]:

@@ -19,7 +19,7 @@ MIN_GAIN = 0.05
 # the valley of (1 - x y)^2 / 2, where curvature has no bound at a vanishing gradient, a line removes up to .16.
 MIN_SKILL = 0.2
 # These flags say that the gradient norm alone does not explain smoothness, and the loss gap claims just that.
-EXCUSED = ("coverage", "time trend", "tied to time", "surrogates")
+EXCUSED = ("coverage", "time trend", "tied to time", "surrogates", "short lived")
 
 
 def rises(line: Line, bounds: Interval) -> float:

@@ -8,7 +8,7 @@ from smoothdiag.fits import Verdict
 
 PAGE = (REPOSITORY / "docs" / "verdicts.md").read_text(encoding="utf-8")
 CODE = "".join(path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "smoothdiag" / "fits").glob("*.py")))
-FLAGS = set(re.findall(r'Flag\(\s*"([a-z ]+)"', CODE))
+FLAGS = set(re.findall(r'Flag\(\s*"([A-Za-z ]+)"', CODE))
 
 
 def test_every_flag_has_its_row():

@@ -40,7 +40,7 @@ def flags(
     known = {"saturation": np.full(n, 0.1), "noise_floor": UNKNOWN[:n], "step_norm": UNKNOWN[:n]}
     known["status"] = np.full(n, "ok", dtype=object)
     known |= {"loss": UNKNOWN[:n], "grad_variance": UNKNOWN[:n], "lr": UNKNOWN[:n], "run": np.zeros(n)}
-    labels = {"estimator": columns.pop("estimator", "local"), "group": "all", "data": "fixed", "dropped": dropped or {}}
+    labels = {"estimator": estimator, "group": "all", "data": "fixed", "dropped": dropped or {}}
     rows = Rows(x=x, y=y, step=STEP[:n], recorded=x, **(known | columns), **labels)
     found = check(rows, num_effective, Correlations(*correlations), line, q, np.ones(n))
     return {flag.name: flag for flag in found}

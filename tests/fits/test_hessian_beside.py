@@ -136,7 +136,7 @@ def test_without_hessian_norms_the_summary_names_measurement_and_cost():
     found = fit_smoothness(local, quantile=0.9, num_boot=60)
     assert found.row_cost == (3, pytest.approx(0.6))
     assert "probed direction and not about ||H||" in found.verdict_reason
-    assert "HessianNorm (some 6 to 20 gradients, 1.2 to 4 s, each)" in found.summary()
+    assert "HessianNorm rows (6 to 20 gradients, 1.2 to 4 s, each)" in found.summary()
     products = local.assign(num_grads=[1, 9] * (N // 2), num_hvps=4)
     # Products by differentiating twice cost two gradients each; those by differences are among the gradients.
     assert fit_smoothness(products, quantile=0.9, num_boot=60).row_cost[0] == 9
