@@ -18,7 +18,7 @@ from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
 
 NUMBERS = (
     "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
-    "num_grads", "num_hvps", "seconds",
+    "num_grads", "num_hvps", "seconds", "data_step",
 )  # fmt: skip
 Labels = npt.NDArray[np.object_]
 Indices = npt.NDArray[np.int64]
@@ -178,8 +178,7 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     """Rows of one estimator and group that a fit can use.
 
     Rows with a saturated status stay: they are the steep ones, and leaving out rows for their high smoothness would
-    bias the line. Rows with a smoothness of exactly zero are dropped: zero has no relative error and lies below any
-    noise floor.
+    bias the line. Rows with a smoothness of zero are dropped: zero has no relative error, and no noise floor below it.
 
     Args:
         frame: from `as_frame`.
@@ -224,7 +223,9 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         )
     outside = {"other_group": int((~in_group).sum()), "other_estimator": int((in_group & ~chosen).sum())}
     keep = np.flatnonzero(chosen & usable)
-    run = np.unique(label["run"], return_inverse=True)[1].astype(np.float64)
+    # A resumed run keeps other fixed batches, so its rows are about another loss: they count as another run.
+    losses = np.char.add(label["run"].astype(str), number["data_step"].astype(str))
+    run = np.unique(losses, return_inverse=True)[1].astype(np.float64)
     keep = keep[np.lexsort((run[keep], number["step"][keep]))]
     gradients = number["grad_norm"][chosen]
     return Rows(

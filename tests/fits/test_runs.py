@@ -111,3 +111,10 @@ def test_a_run_without_rows_of_the_estimator_is_refused():
     named = RUNS[0].assign(estimator="local")
     with pytest.raises(ValueError, match=r"usable rows of every run .* Found none of the runs \['1'\]"):
         fit([named, RUNS[1]])
+
+
+def test_rows_on_other_fixed_batches_count_as_another_run():
+    first = one_run(0, data="fixed", data_step=0).assign(step=np.arange(100))
+    resumed = one_run(1, data="fixed", data_step=100).assign(step=np.arange(100, 200))
+    assert fit(pd.concat([first, resumed])).num_runs == 2
+    assert fit(pd.concat([first, resumed.assign(data_step=0)])).num_runs == 1
