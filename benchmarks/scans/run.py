@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--budget", type=int, default=500, help="gradients per scan")
-    parser.add_argument("--spacing", type=float, default=0.4, help="move of log gradient norm between two points")
+    parser.add_argument("--spacing", type=float, default=1.0, help="move of log gradient norm between two points")
     parser.add_argument("--directions", nargs="+", help="lines, instead of the default ones")
     parser.add_argument("--descent", action="store_true", help="down the gradient instead of along lines")
     parser.add_argument("--quick", action="store_true", help="one network, one seed, one batch")

@@ -49,12 +49,13 @@ def decide(
        rule alone `LEAST_DECADES` are enough, because no constants have to be told apart.
     4. The loss gap may explain smoothness better than the gradient norm does, by more than `MIN_GAIN` at the upper end
        of the interval, and the gradient norm errs by more than `PRECISE`: NOT_IDENTIFIED.
-    5. The interval of the exponent lies below 1 or above it by more than `MIN_EXPONENT_GAP`, and the power beats the
-       constant: POWER.
-    6. The interval of the exponent contains 1 and lies within `STRAIGHT`, the line errs by a factor of at most the root
-       of `CONSTANT_RISE` if the power is the truth (as far as a constant may err), and the line beats the constant:
-       L0L1.
-    7. Otherwise: NOT_IDENTIFIED.
+    5. The line (the power, if the interval of the exponent lies below 1 or above it by more than `MIN_EXPONENT_GAP`)
+       hardly beats the constant on lines left out, or errs there by more than a factor of `CONSTANT_RISE` on average:
+       NOT_IDENTIFIED. At equal gradient norm smoothness then differs as much as it may where it counts as constant.
+    6. The interval of the exponent excludes 1 as in rule 5, and the power leaves a smaller error than the line: POWER.
+    7. The interval of the exponent contains 1 and lies within `STRAIGHT`, and the line errs by a factor of at most the
+       root of `CONSTANT_RISE` if the power is the truth (as far as a constant may err): L0L1.
+    8. Otherwise: NOT_IDENTIFIED.
 
     Args:
         flags: from `check`.
@@ -114,6 +115,12 @@ def decide(
         return Verdict.NOT_IDENTIFIED, (
             f"on lines left out, the gradient norm hardly predicts smoothness: it removes {shares}; should be above "
             f"{MIN_SKILL:.0%}, with an interval above zero. What can be said: {grows}. {where}"
+        )
+    if best.later_loss > math.log(CONSTANT_RISE):
+        return Verdict.NOT_IDENTIFIED, (
+            f"on lines left out, smoothness at equal gradient norm differs from the best law by a factor of "
+            f"{math.exp(best.later_loss):.3g} on average; should be at most {CONSTANT_RISE:g}. What can be said: {grows}. "
+            f"{where}"
         )
     if bent and best.gain > 0:
         return Verdict.POWER, (

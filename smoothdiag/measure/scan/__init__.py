@@ -15,7 +15,7 @@ from smoothdiag.measure.loss.fixed import objective
 from smoothdiag.measure.loss.objective import LossFn, Objective, Reduction
 from smoothdiag.measure.scan.arcs import Arcs, Kind, scale_invariant
 from smoothdiag.measure.scan.costs import Budget
-from smoothdiag.measure.scan.lines import Targets, named_vector, names_of
+from smoothdiag.measure.scan.lines import NUM_LINES, Targets, named_vector, names_of
 from smoothdiag.measure.scan.scanning import Scanning
 from smoothdiag.measure.scan.search import NEAREST, Limits
 from smoothdiag.trace import Trace
@@ -27,8 +27,9 @@ TIMES_CHANCE: Final = 3.0
 """Largest loss, relative to chance. Beyond it exponents are 2 to 3: that is another function than the one that is
 trained (first look at scans of five small nets)."""
 
-SPACING: Final = 0.4
-"""TODO"""
+SPACING: Final = 1.0
+"""How far log ||g|| moves from one point to the next. A scan rarely has the gradients for more than three points on a
+line, and the range of gradient norms decides more than their number (benchmarks/scan_power.py)."""
 
 MAX_DISTANCE: Final = 4.0
 """Largest distance from x, relative to ||x||."""
@@ -68,10 +69,12 @@ def scan(
         batches: The batches; the loss is their mean. More batches take more time and no more gradients.
         directions: Names of the lines. ``"gradient up"`` and ``"gradient down"`` follow the gradient at x.
             ``"random 1"``, ``"random 2"``, ... are isotropic. In ``"layers 1"``, ``"layers 2"``, ... the part of each
-            tensor is as long as the tensor. ``"to NAME"`` and ``"from NAME"`` lead towards a checkpoint of ``toward``
-            and away from it, ``"update"`` along ``update``. ``"descent"`` follows gradient descent in short steps.
-            ``None`` takes eleven: both ways along the gradient, what was given to walk towards, and random lines of
-            both kinds.
+            tensor is as long as the tensor. ``"gradient in PARAMETER"`` and ``"in PARAMETER"`` move one parameter
+            alone, up its gradient or at random. ``"to NAME"`` and ``"from NAME"`` lead towards a checkpoint of
+            ``toward`` and away from it, ``"update"`` along ``update``. ``"descent"`` follows gradient descent in short
+            steps. ``None`` takes fourteen at a time: both ways along the gradient, what was given to walk towards, one
+            random line of both kinds, and lines in the largest parameters. Where one of them ends, a further line
+            takes its place.
         points: Most points of a line.
         spacing: How far log ||g|| moves from one point to the next, give or take a quarter.
         estimators: What to measure at each point; ``None`` measures ||H|| by ``HessianNorm``: accurately at x, and
@@ -86,7 +89,8 @@ def scan(
             is measured however few there are.
         max_loss: Loss [f] at which a line ends; ``None`` for three times chance, where chance is the larger of the
             loss at x and the loss with all parameters at zero.
-        max_distance: Distance from x, relative to ||x||, at which a line ends.
+        max_distance: Distance from x, relative to ||x||, at which a line ends; relative to the norm of the parameter
+            on lines that move one alone.
         arcs: Whether lines keep the norm of blocks whose scale does not change the loss, as of weights in front of
             BatchNorm: there ||g|| and ||H|| fall as weights grow, whatever the landscape is. ``"auto"`` finds these
             blocks, ``False`` takes straight lines, and ``True`` raises an error if there are no such blocks.
@@ -169,11 +173,10 @@ def scan(
                         'Parameter `arcs` should be False or "auto" for this model. Found no block whose scale leaves '
                         "the loss unchanged."
                     )
-            size = float(vectors.norm(start)) or 1.0
             kept.meta.setdefault(
                 "scan",
                 {
-                    "directions": names,
+                    "directions": "default" if directions is None else names,
                     "points": points,
                     "spacing": spacing,
                     "seed": seed,
@@ -192,11 +195,11 @@ def scan(
                 step,
                 estimators,
                 Arcs(kinds, start),
-                Limits(largest, max_distance * size, NEAREST * size, spacing),
+                Limits(largest, max_distance, NEAREST, spacing),
                 targets,
                 seed,
                 bar,
-            ).run(names, points, {"max_loss": largest})
+            ).run(names, NUM_LINES if directions is None else len(names), points, {"max_loss": largest})
     finally:
         if is_own:
             kept.close()

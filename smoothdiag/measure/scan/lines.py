@@ -12,12 +12,9 @@ from torch import Tensor, nn
 from smoothdiag import arguments, vectors
 from smoothdiag.vectors import Vector
 
-NUM_LINES: Final = 22
-"""Most lines of a scan unless directions are given: many short lines of different kinds say more than few long ones
-(benchmarks/scan_power.py)."""
-
-LEAST_LINES: Final = 11
-"""Fewest lines: further random ones make up for a model of few tensors."""
+NUM_LINES: Final = 14
+"""Lines that a scan follows at a time unless directions are given. Many short lines of different kinds say more than
+few long ones (benchmarks/scan_power.py)."""
 
 NAMES: Final = (
     '"gradient up", "gradient down", "random 1", "random 2", ..., "layers 1", "layers 2", ..., "in PARAMETER", '
@@ -62,16 +59,18 @@ def names_of(directions: Sequence[str] | None, targets: Targets, start: Vector) 
 
 
 def _defaults(targets: Targets, start: Vector) -> Iterator[str]:
-    fixed = ["gradient up", "gradient down", *(["update"] if targets.update is not None else [])]
-    fixed += [f"{way} {name}" for name in targets.points for way in ("to", "from")]
-    fixed += ["random 1", "layers 1"]
-    if len(targets.tensors) > 1:
-        largest = sorted(targets.tensors, key=lambda name: -start[targets.tensors[name]].numel())
-        parts = [f"{way}{name}" for name in largest for way in ("gradient in ", "in ")]
-        fixed += parts[: max(NUM_LINES - len(fixed), 0)]
-    yield from fixed
-    for number in range(max(LEAST_LINES - len(fixed), 0)):
-        yield f"{('random', 'layers')[number % 2]} {2 + number // 2}"
+    """Yields the lines in order of preference: first one of each kind, large tensors before small ones."""
+    yield from ("gradient up", "gradient down")
+    if targets.update is not None:
+        yield "update"
+    yield from (f"{way} {name}" for name in targets.points for way in ("to", "from"))
+    yield from ("random 1", "layers 1")
+    # A line within the only tensor would be a line of another kind under another name.
+    largest = sorted(targets.tensors, key=lambda name: -start[targets.tensors[name]].numel())
+    if len(largest) > 1:
+        yield from (f"{way}{name}" for name in largest for way in _WITHIN)
+    for number in range(2, NUM_LINES):
+        yield from (f"layers {number}", f"random {number}")
 
 
 def _check(name: str, targets: Targets) -> None:
@@ -95,6 +94,16 @@ def _parted(name: str) -> tuple[str, str]:
     """Returns the way of a line and what it leads along; nothing for an unknown way."""
     way = next((way for way in (*_WITHIN, "to ", "from ") if name.startswith(way) and len(name) > len(way)), "")
     return way, name.removeprefix(way)
+
+
+def reach_of(name: str, start: Vector, targets: Targets) -> float:
+    """Returns the length that the limits of a line are measured by: ||x||, or the norm of the one tensor that moves.
+
+    Far beyond the norm of a tensor a network is in another regime: attention that points at one place, say.
+    """
+    way, target = _parted(name)
+    moved = [start[targets.tensors[target]]] if way in _WITHIN else start
+    return float(vectors.norm(moved)) or float(vectors.norm(start)) or 1.0
 
 
 def direction(name: str, start: Vector, gradient: Vector, targets: Targets, *, seed: int) -> list[Tensor]:

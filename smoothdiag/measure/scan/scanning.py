@@ -1,5 +1,6 @@
 """Scanning: measures points along lines out of one checkpoint in turn, and appends the rows to a trace."""
 
+import itertools
 import math
 import time
 from collections.abc import Hashable, MutableMapping, Sequence
@@ -18,7 +19,7 @@ from smoothdiag.measure.loss.objective import Evaluation, Objective
 from smoothdiag.measure.recording import rows_of
 from smoothdiag.measure.scan.arcs import Arcs
 from smoothdiag.measure.scan.costs import Budget, Exhausted, cheapest, products_within
-from smoothdiag.measure.scan.lines import Targets, direction
+from smoothdiag.measure.scan.lines import Targets, direction, reach_of
 from smoothdiag.measure.scan.search import Descent, Limits, Reached, Straight
 from smoothdiag.trace import Trace
 from smoothdiag.vectors import Vector
@@ -28,8 +29,8 @@ TOL: Final = 0.03
 5 to 8% instead of 1 to 2% (benchmarks/scan_cost.py)."""
 
 FAR: Final = 1.5
-"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a quarter and look fine, so that
-those of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
+"""Distance from x, relative to the norm of what moves, beyond which one-sided products may be off by a quarter and look
+fine, so that those of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
 
 MAX_FAILURES, MAX_FAILED_SHARE = 2, 0.1
 """Points, and share of the points, that one-sided products may fail at before the scan uses those of x everywhere. In
@@ -44,7 +45,7 @@ LEAST_FOR_A_POINT: Final = 7
 """Gradients that must be left to begin a point: one or two for the search, and a measurement of five."""
 
 FIRST_GUESS: Final = 0.1
-"""First distance to try, relative to ||x||, until another line of the kind has found its own."""
+"""First distance to try, relative to the norm of what moves, until another line of the kind has found its own."""
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Track:
     Attributes:
         name: Its name.
         line: The line.
+        size: Norm of what moves along it [x].
         memory: What estimators keep from one of its points for the next.
         smoothness: ||H|| at its last point [f/x^2].
         point: Number of its last point.
@@ -61,6 +63,7 @@ class Track:
 
     name: str
     line: Straight | Descent
+    size: float
     memory: MutableMapping[Hashable, Any]
     smoothness: float
     point: int = 0
@@ -112,28 +115,32 @@ class Scanning:
         """||x|| [x], or 1 if x is zero."""
         return float(vectors.norm(self.start)) or 1.0
 
-    def run(self, names: Sequence[str], points: int, columns: dict[str, Any]) -> None:
+    def run(self, names: Sequence[str], at_once: int, points: int, columns: dict[str, Any]) -> None:
         """Measures x, then point 1 of every line, point 2 of every line, and so on.
 
         Args:
             names: The lines.
+            at_once: Lines that advance in turn; where one of them ends, the next line takes its place.
             points: Most points of a line.
             columns: Further columns of the row at x.
         """
         self._clock = time.perf_counter()
         self._begin(columns)
-        tracks: list[Track] = []
-        for number in range(points):
-            for place, name in enumerate(names):
-                if number == 0:
-                    tracks.append(self._track(name))
-                track = tracks[place]
-                if track.line.ended:
-                    continue
+        waiting = iter(names)
+        turn: list[str | Track] = list(itertools.islice(waiting, at_once))
+        while turn:
+            following: list[str | Track] = []
+            for line in turn:
                 if self.budget.left < self._dearest:
                     return
+                track = self._track(line) if isinstance(line, str) else line
                 self.bar.set_description(f"scan, {track.name} {track.point + 1}", refresh=False)
                 self._advance(track)
+                if not track.line.ended and track.point < points:
+                    following.append(track)
+                else:
+                    following.extend(itertools.islice(waiting, 1))
+            turn = following
 
     def _begin(self, columns: dict[str, Any]) -> None:
         """Chooses how products are made, and measures x from nothing and accurately."""
@@ -163,15 +170,16 @@ class Scanning:
             self._cheap = cheapest(self.objective, self.start, self.first.gradient, v, self._exact)
 
     def _track(self, name: str) -> Track:
-        memory = dict(self._memory)
         line: Straight | Descent
+        size = reach_of(name, self.start, self.targets)
+        limits = self.limits.within(size)
         if name == "descent":
-            line = Descent(self.start, self.first, self.arcs, self.limits)
+            line = Descent(self.start, self.first, self.arcs, limits)
         else:
             u = direction(name, self.start, self.first.gradient, self.targets, seed=self.seed)
-            guess = self._guesses.get(_kind(name), FIRST_GUESS * self.size)
-            line = Straight(self.start, self.first, u, self.arcs, self.limits, guess)
-        return Track(name, line, memory, self._smoothness)
+            guess = self._guesses.get(_kind(name), FIRST_GUESS) * size
+            line = Straight(self.start, self.first, u, self.arcs, limits, guess)
+        return Track(name, line, size, dict(self._memory), self._smoothness)
 
     def _advance(self, track: Track) -> None:
         """Takes a line to its next point and measures there, or records where it ended."""
@@ -183,13 +191,13 @@ class Scanning:
             return
         track.point += 1
         if track.point == 1:
-            self._guesses[_kind(track.name)] = track.line.taken
+            self._guesses[_kind(track.name)] = track.line.taken / track.size
         if reached.ended:
             self._record_end(track, reached)
             return
         step = self._step(reached, track.memory)
         before = self.budget.spent
-        is_far = self._distance(step) > FAR * self.size
+        is_far = self._distance(step) > FAR * track.size
         choice = self._exact if is_far or self._fails_often else self._cheap
         self._num_cheap += choice != self._exact
         for estimator in self._at(choice, accurate=False):

@@ -45,8 +45,8 @@ class Limits:
 
     Attributes:
         max_loss: Largest loss [f].
-        farthest: Largest distance from x [x].
-        nearest: Smallest distance between two points of a line [x].
+        farthest: Largest distance from x [x]; relative to the norm of what moves before `within` was called.
+        nearest: Smallest distance between two points of a line, likewise.
         spacing: How far log ||g|| should move from one point to the next.
     """
 
@@ -54,6 +54,10 @@ class Limits:
     farthest: float
     nearest: float
     spacing: float
+
+    def within(self, size: float) -> "Limits":
+        """Returns the limits of a line that moves parameters of the norm ``size`` [x]."""
+        return replace(self, farthest=self.farthest * size, nearest=self.nearest * size)
 
     @property
     def least(self) -> float:
