@@ -118,9 +118,9 @@ def decide(
         )
     if best.later_loss > math.log(CONSTANT_RISE):
         return Verdict.NOT_IDENTIFIED, (
-            f"on lines left out, smoothness at equal gradient norm differs from the best law by a factor of "
-            f"{math.exp(best.later_loss):.3g} on average; should be at most {CONSTANT_RISE:g}. What can be said: {grows}. "
-            f"{where}"
+            "on lines left out, smoothness at equal gradient norm differs from the best law by a factor of "
+            f"{math.exp(best.later_loss):.3g} on average; should be at most {CONSTANT_RISE:g}. What can be said: "
+            f"{grows}. {where}"
         )
     if bent and best.gain > 0:
         return Verdict.POWER, (

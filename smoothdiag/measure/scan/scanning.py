@@ -29,8 +29,8 @@ TOL: Final = 0.03
 5 to 8% instead of 1 to 2% (benchmarks/scan_cost.py)."""
 
 FAR: Final = 1.5
-"""Distance from x, relative to the norm of what moves, beyond which one-sided products may be off by a quarter and look
-fine, so that those of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
+"""Distance from x, relative to ||x||, beyond which one-sided products may be off by a quarter and look fine, so that
+those of x are used (a GPT at initialisation; benchmarks/scan_cost.py)."""
 
 MAX_FAILURES, MAX_FAILED_SHARE = 2, 0.1
 """Points, and share of the points, that one-sided products may fail at before the scan uses those of x everywhere. In
@@ -197,7 +197,7 @@ class Scanning:
             return
         step = self._step(reached, track.memory)
         before = self.budget.spent
-        is_far = self._distance(step) > FAR * track.size
+        is_far = self._distance(step) > FAR * self.size
         choice = self._exact if is_far or self._fails_often else self._cheap
         self._num_cheap += choice != self._exact
         for estimator in self._at(choice, accurate=False):

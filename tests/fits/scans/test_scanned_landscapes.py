@@ -40,7 +40,7 @@ def test_exponential_near_its_minimum_is_constant_there():
 
 
 def test_cube_of_the_norm_has_the_exponent_one_half():
-    found = sd.fit_smoothness(scanned(problems.power(3, dim=20), away(1.0), budget=300), num_boot=100)
+    found = sd.fit_smoothness(scanned(problems.power(3, dim=20), away(1.0)), num_boot=100)
     assert found.verdict is sd.Verdict.POWER
     assert found.exponent_interval == pytest.approx((0.5, 0.5))
 

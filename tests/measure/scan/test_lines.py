@@ -8,12 +8,13 @@ from torch import nn
 
 import smoothdiag as sd
 from smoothdiag import vectors
-from smoothdiag.measure.scan.lines import Targets, direction, named_vector, names_of
+from smoothdiag.measure.scan.lines import Targets, direction, named_vector, names_of, reach_of
 
 START = [torch.full((3, 4), 2.0), torch.zeros(5), torch.full((6,), -0.5)]
 GRADIENT = [torch.ones(3, 4), torch.ones(5), torch.zeros(6)]
 THERE = [torch.ones(3, 4), torch.ones(5), torch.zeros(6)]
-TARGETS = Targets({"end": THERE}, update=GRADIENT)
+TENSORS = {"first": 0, "second": 1, "third": 2}
+TARGETS = Targets(TENSORS, {"end": THERE}, update=GRADIENT)
 
 
 def along(name: str, seed: int = 0) -> list[torch.Tensor]:
@@ -26,6 +27,7 @@ def along(name: str, seed: int = 0) -> list[torch.Tensor]:
         ("gradient up", GRADIENT),
         ("gradient down", [-x for x in GRADIENT]),
         ("update", GRADIENT),
+        ("gradient in second", [0 * START[0], GRADIENT[1], 0 * START[2]]),
         ("to end", [b - a for a, b in zip(START, THERE, strict=True)]),
         ("from end", [a - b for a, b in zip(START, THERE, strict=True)]),
     ],
@@ -52,13 +54,32 @@ def test_numbers_and_seeds_draw_other_lines_and_each_line_is_itself_again(kind) 
     assert all(torch.equal(a, b) for a, b in zip(first, along(f"{kind} 1"), strict=True))
 
 
-def test_eleven_lines_unless_directions_are_given() -> None:
-    names = names_of(None, Targets())
-    assert len(names) == len(set(names)) == 11
+def test_a_line_in_one_tensor_moves_no_other() -> None:
+    found = along("in third")
+    assert [bool(x.any()) for x in found] == [False, False, True]
+    assert float(found[2].norm()) == pytest.approx(1)
+    assert not torch.equal(found[2], along("in third", seed=1)[2])
+
+
+def test_limits_are_measured_by_what_moves() -> None:
+    assert reach_of("in first", START, TARGETS) == reach_of("gradient in first", START, TARGETS)
+    assert reach_of("in first", START, TARGETS) == pytest.approx(2 * 12**0.5)
+    whole = float(vectors.norm(START))
+    assert reach_of("random 1", START, TARGETS) == pytest.approx(whole)
+    assert reach_of("in second", START, TARGETS) == pytest.approx(whole)  # its norm is zero
+
+
+def test_lines_of_all_kinds_come_first_unless_directions_are_given() -> None:
+    names = names_of(None, Targets(TENSORS), START)
+    assert len(names) == len(set(names))
     assert names[:4] == ["gradient up", "gradient down", "random 1", "layers 1"]
-    with_targets = names_of(None, TARGETS)
-    assert len(with_targets) == 11
-    assert with_targets[2:5] == ["update", "to end", "from end"]
+    assert names[4:8] == ["gradient in first", "in first", "gradient in third", "in third"]
+    assert names[10:12] == ["layers 2", "random 2"]
+    assert names_of(None, TARGETS, START)[2:5] == ["update", "to end", "from end"]
+
+
+def test_the_only_tensor_has_no_lines_of_its_own() -> None:
+    assert names_of(None, Targets({"x": 0}), START[:1])[4:6] == ["layers 2", "random 2"]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +89,8 @@ def test_eleven_lines_unless_directions_are_given() -> None:
         (["random 0"], "Found 'random 0'"),
         (["random"], "Found 'random'"),
         (["to start"], "needs a checkpoint of this name in `toward`. Found 'end'"),
+        (["in fourth"], "needs a trainable parameter of this name. Found 'first', 'second', 'third'"),
+        (["gradient in "], "should hold names out of"),
         (["random 1", "random 1"], "a list of different names"),
         ("random 1", "a list of names"),
         ([], "a list of names"),
@@ -76,12 +99,12 @@ def test_eleven_lines_unless_directions_are_given() -> None:
 )
 def test_unknown_names_are_refused(directions, message) -> None:
     with pytest.raises(ValueError, match=message):
-        names_of(directions, TARGETS)
+        names_of(directions, TARGETS, START)
 
 
 def test_an_update_that_was_not_given_is_asked_for() -> None:
     with pytest.raises(ValueError, match="needs the parameter `update`"):
-        names_of(["update"], Targets())
+        names_of(["update"], Targets(TENSORS), START)
 
 
 def test_state_dicts_are_read_by_name_and_in_the_order_of_the_parameters() -> None:

@@ -26,7 +26,7 @@ def classification(model: nn.Module, batch) -> torch.Tensor:
 
 
 def scanned(model: nn.Module, batches, **options) -> sd.Trace:
-    return sd.scan(model, classification, batches, **({"budget": 90, "points": 2, "progress": False} | options))
+    return sd.scan(model, classification, batches, **({"budget": 120, "points": 2, "progress": False} | options))
 
 
 def rows_of(trace: sd.Trace) -> list[dict]:
@@ -123,7 +123,7 @@ def test_the_rows_add_up_to_what_was_spent_within_the_budget(budget) -> None:
     trace = sd.scan(model, counted, [batch], budget=budget, progress=False)
     spent = sum(row["num_grads"] for row in trace)
     assert spent <= budget
-    assert budget - spent < 10
+    assert budget - spent <= max(row["num_grads"] for row in trace if row["scan"] != "start")
     # Products by differentiating twice begin at the gradient, and count as two. The start takes three for its checks.
     products = 3 + sum(row["num_hvps"] for row in trace if row.get("hvp") == "retained")
     assert spent == len(counts) + 2 * products
@@ -132,11 +132,13 @@ def test_the_rows_add_up_to_what_was_spent_within_the_budget(budget) -> None:
 def test_lines_advance_in_turn() -> None:
     torch.manual_seed(0)
     model, batch = mlp(6, 8, 3), (torch.randn(16, 6), torch.randint(3, (16,)))
-    trace = sd.scan(model, classification, [batch], budget=200, progress=False)
-    points = [row["point"] for row in trace]
-    assert points == sorted(points)
-    assert points.count(1) == 11
-    assert trace[0]["scan"] == "start"
+    trace = sd.scan(model, classification, [batch], budget=300, progress=False)
+    names = [row["scan"] for row in trace]
+    assert names[0] == "start"
+    assert len(set(names[1:15])) == 14  # one point of each line before the second of any
+    for name in set(names):
+        points = [row["point"] for row in trace if row["scan"] == name]
+        assert points == sorted(points)
 
 
 def test_a_scan_of_the_same_step_is_refused_before_anything_is_measured() -> None:

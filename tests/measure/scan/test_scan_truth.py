@@ -35,8 +35,8 @@ def test_every_row_has_the_gradient_norm_and_the_hessian_norm_of_the_landscape(n
 
     frame = scanned(problem, estimators=[noted], max_loss=1e3)
     frame = frame[frame["status"] == "ok"]
-    assert frame["scan"].nunique() == 12
-    assert len(frame) == len(points) > 40
+    assert frame["scan"].nunique() > 12
+    assert len(frame) == len(points) > 30
     norms = [float(problem.gradient(x).norm()) for x in points]
     np.testing.assert_allclose(frame["grad_norm"], norms, rtol=1e-12)
     np.testing.assert_allclose(frame["smoothness"], [float(problem.hessian_norm(x)) for x in points], rtol=0.03)
@@ -64,13 +64,13 @@ def test_a_quadratic_is_constant_on_every_line_although_the_curvature_along_its_
 
 
 @pytest.mark.parametrize("name", ["exponential", "quadratic"])
-def test_log_gradient_norm_moves_by_three_to_five_tenths_from_point_to_point(name) -> None:
-    frame = scanned(CASES[name], max_loss=1e3)
+def test_log_gradient_norm_moves_by_the_spacing_from_point_to_point(name) -> None:
+    frame = scanned(CASES[name], max_loss=1e3, spacing=0.4)
     start = frame[frame["scan"] == "start"]
     for line, rows in frame[(frame["scan"] != "start") & (frame["status"] == "ok")].groupby("scan"):
         norms = np.log([*start["grad_norm"], *rows["grad_norm"]])
         moved = np.abs(np.diff(norms))
-        assert ((moved >= 0.3) & (moved <= 0.5)).all(), line
+        assert ((moved >= 0.3 - 1e-9) & (moved <= 0.5 + 1e-9)).all(), line
         assert rows["point"].tolist() == list(range(1, len(rows) + 1))
         assert (np.diff([0.0, *rows["relative_distance"]]) >= 0.04 - 1e-9).all() or "random" in line
 

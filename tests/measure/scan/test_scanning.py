@@ -62,12 +62,13 @@ def test_every_row_of_a_net_in_float32_is_near_the_dense_hessian_in_float64(acti
     model = trained(activation, batch)
     loss = sd.objective(model, classification, [batch])
     x, g = loss.point(), loss.evaluate().gradient
+    targets = Targets({name: place for place, (name, _) in enumerate(model.named_parameters())})
     trace = sd.scan(model, classification, [batch], progress=False, max_loss=20.0)
     errors, where = [], []
     for row in trace:
         if row["status"] != "ok":
             continue
-        u = [0 * y for y in x] if row["scan"] == "start" else direction(row["scan"], x, g, Targets(), seed=0)
+        u = [0 * y for y in x] if row["scan"] == "start" else direction(row["scan"], x, g, targets, seed=0)
         truth = dense_norm(model, batch, vectors.add_scaled(x, u, row["distance"]))
         errors.append(abs(np.log(row["smoothness"] / truth)))
         where.append(row["relative_distance"])
