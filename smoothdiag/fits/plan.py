@@ -216,4 +216,6 @@ def _or_more(plan: Plan) -> str:
 
 
 def _time(minutes: float) -> str:
+    if 60 * minutes < 1:
+        return "less than a second"
     return f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"
