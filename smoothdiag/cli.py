@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         (
             "--estimator",
             "NAME",
-            "estimator to use (default: local, else path; of a scan hessian_norm); may be repeated",
+            "estimator to use (default: local, else path; of a scan hessian_norm); plot --sharpness takes several",
         ),
         ("--group", "NAME", "parameter group to use (default: all); fit and plot take several with --by-group"),
     ):
