@@ -247,7 +247,11 @@ def _parser() -> argparse.ArgumentParser:
         "traces", type=Path, nargs="+", metavar="TRACE", help="recorded traces, one per run: .jsonl, .csv, .parquet"
     )
     for flag, metavar, what in (
-        ("--estimator", "NAME", "estimator to use (default: local, else path); plot --sharpness takes several"),
+        (
+            "--estimator",
+            "NAME",
+            "estimator to use (default: local, else path; of a scan hessian_norm); plot --sharpness takes several",
+        ),
         ("--group", "NAME", "parameter group to use (default: all); fit and plot take several with --by-group"),
     ):
         rows.add_argument(flag, action="append", metavar=metavar, help=what)

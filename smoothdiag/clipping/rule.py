@@ -115,6 +115,9 @@ def clip_rule(
     3. Rows along a direction, such as those of "local" and "path", bound the largest curvature from below. Unless
        Hessian norms beside them agree with the line, the reason says so; if they contradict it, the rule does not rest
        on the fit.
+    4. A scan names no optimizer, so the rule takes it that yours steps by the rate times an average of gradients, which
+       Adam does not. The gradient norms of a scan are those of its points and not of steps: a percentile of them, and
+       `clip_rate`, say nothing about a run.
 
     Args:
         fit: from `fit_smoothness`.

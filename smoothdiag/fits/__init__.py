@@ -62,10 +62,14 @@ def fit_smoothness(
         data: a trace, or a table with at least the columns `grad_norm` and `smoothness`. Without a column `step`, rows
             count as in order of time. For several runs of one training (such as seeds) pass a list of traces or tables,
             or a table with a column `run`. Models are then scored on later steps of all runs, and the intervals say
-            what another run may give, as far as these runs can tell.
+            what another run may give, as far as these runs can tell. Rows of a resumed run that are about other fixed
+            batches (column `data_step`) count as a run of their own. The trace of a scan (`sd.scan`) is fitted in
+            another way: lines out of the checkpoint, and not steps, are resampled and left out to score the models,
+            distance takes the place of time, and the distance from the start is a further rival.
         estimator: name of the estimator whose rows to fit. None prefers "local", then "path", then "hessian_norm", then
-            the only one present; variants (other directions, preconditioned, debiased) do not count. If there are rows
-            of "local_random" beside "local", they test whether the direction of the gradient makes the relation.
+            the only one present, and "hessian_norm" first in a scan; variants (other directions, preconditioned,
+            debiased) do not count. Rows of "local_random" beside "local" test whether the direction of the gradient
+            makes the relation, and rows of "hessian_norm" beside "local" or "path" test the law on ||H||.
         group: parameter group to fit.
         quantile: share of the rows that should lie below the line, in (0, 1). The rows beyond the line must carry the
             information of four independent ones, which takes 80 independent rows at .95, and 400 at .99.

@@ -34,17 +34,18 @@ class SmoothnessFit:
         quantile: level of the line: the share of rows that should lie below it.
         num_points: number of rows in the fit.
         num_effective: number of independent rows with the same information.
-        block_length: mean block length of the bootstrap, in steps.
+        block_length: mean block length of the bootstrap, in steps; in a scan the mean number of points on a line.
         decades: range of the gradient norms in powers of ten, between their 2.5% and 97.5% quantiles.
         spearman: rank correlation of gradient norm and smoothness; NaN if one of them is constant.
-        partial_spearman: rank correlation with the effect of the step taken out; NaN if gradient norm or smoothness
-            follows the step too closely.
+        partial_spearman: rank correlation with the effect of the step (in a scan: of the distance from the start) taken
+            out; NaN if gradient norm or smoothness follows it too closely.
         loglog_slope: slope of log smoothness on log gradient norm.
         implied_slope: log-log slope of the same rows if they lay exactly on the fitted line.
         coverage: share of rows at or below the line.
         median_saturation: median of the saturation; NaN if it was not recorded.
         lines: (L0, L1) of other lines: quantile lines by level, "hard" envelope, "mean" (non-negative least squares).
-        comparison: scores of constant, line, power, isotonic and, if losses are known, loss gap, on later steps.
+        comparison: scores of constant, line, power, isotonic and, if losses are known, loss gap, on later steps. For a
+            scan there is the distance from the start, too, and the scores are those on lines left out.
         flags: doubts, fatal ones first.
         verdict: the outcome.
         verdict_reason: reason for the verdict, in words.
@@ -54,7 +55,8 @@ class SmoothnessFit:
         dropped: number of rows left out, by cause.
         grad_norm_quantiles: 101 quantiles of all recorded gradient norms, 0% to 100%.
         corners: points (L1, L0) where the frontier changes slope.
-        num_runs: number of runs that the rows come from; with one run the intervals say nothing about other seeds.
+        num_runs: number of runs that the rows come from; with one run the intervals say nothing about other seeds. A
+            run that was resumed on other fixed batches counts as two.
         interval_freedom: degrees of freedom of the intervals; the fewer, the wider the intervals.
         replicates: (L0, L1) of the first resamples, for intervals of quantities that depend on both; empty if there
             are too few steps.
@@ -62,15 +64,17 @@ class SmoothnessFit:
             much exponent and skill depend on the unknown minimum. Empty without losses.
         corrected: constants without the errors of the gradient norm; None if these errors are unknown, negligible
             or too large to correct.
-        optimizer: class of the optimizer that took the steps; "A and B" for runs that differ, empty if not known.
+        optimizer: class of the optimizer that took the steps; "A and B" for runs that differ, empty if not known, as in
+            a scan.
         follows_gradients: whether its steps are the learning rate times an average of gradients, clipped or not; None
             if the rows do not say.
-        exponent_interval: interval of the exponent of the power model at `interval_level`; NaN if it was not found.
+        exponent_interval: interval of the exponent of the power model at `interval_level`: the rows cannot tell powers
+            of the gradient norm inside it apart. NaN if it was not found.
         hessian: what the rows of "hessian_norm" beside the fitted rows say about the law; None without such rows.
-        spread: standard deviation of log smoothness around the median line.
+        spread: standard deviation of log smoothness around the median line; NaN if that line is zero at a row.
         row_cost: median number of gradients and median seconds that a row took; NaN where the rows do not say. A
             Hessian-vector product counts as two gradients.
-        num_scans: number of lines that a scan measured along; 0 for rows of a run.
+        num_scans: number of lines out of the checkpoint that a scan measured along; 0 for rows of a run.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
 

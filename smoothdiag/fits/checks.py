@@ -135,7 +135,10 @@ def _tied(found: Correlations, name: str = "gradient norm") -> Flag | None:
     raw = found.raw
     if np.isnan(raw) or raw < MIN_CORRELATION:
         return None
-    remedy = f"repeat with other learning rates or seeds, so that the same {name} occurs at different steps"
+    remedy = (
+        "scan one checkpoint (sd.scan), where time plays no part, or add runs of other seeds or learning rates, so "
+        f"that the same {name} occurs at different steps"
+    )
     if np.isnan(found.partial):
         return Flag(
             "tied to time",

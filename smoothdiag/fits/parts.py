@@ -64,11 +64,13 @@ class Flag:
 class ModelScore:
     """One model of the comparison: smoothness = intercept + coefficient * grad_norm ** exponent.
 
-    The loss gap model has loss - floor in place of the gradient norm. The isotonic model is the best function that
-    never falls. It has no formula; its intercept is its height at the smallest gradient norm.
+    The loss gap model has loss - floor in place of the gradient norm, and the distance model of a scan the distance
+    from the start. The isotonic model is the best function that never falls. It has no formula; its intercept is its
+    height at the smallest gradient norm. For a scan, the losses are mean absolute errors of log smoothness, and the
+    later ones are on lines left out of the fit.
 
     Attributes:
-        name: "constant", "affine", "power", "isotonic" or, if the losses are known, "loss gap".
+        name: "constant", "affine", "power", "isotonic", "distance" (scans) or, if the losses are known, "loss gap".
         intercept: fitted on all rows.
         coefficient: fitted on all rows; zero for the constant.
         exponent: zero for the constant, one for the line, fitted for the power and the loss gap.

@@ -162,8 +162,8 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
     if "decades" in plan.missing and not scanned:
         yield (
             "In a further run, record the warm-up from the first step, where gradient norms change most, on batches "
-            'that stay the same (`data="fixed"`). Other learning rates alone do not help: the rate then moves both '
-            "gradient norms and smoothness."
+            'that stay the same (`data="fixed"`, the default). Other learning rates alone do not help: the rate '
+            "then moves both gradient norms and smoothness."
         )
     if "decades" in plan.missing and not math.isnan(rows_there):
         yield f"With the noise of these rows, a line over {WIDER_DECADES:g} decades would take " + (
@@ -216,4 +216,6 @@ def _or_more(plan: Plan) -> str:
 
 
 def _time(minutes: float) -> str:
+    if 60 * minutes < 1:
+        return "less than a second"
     return f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"

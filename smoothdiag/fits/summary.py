@@ -67,7 +67,7 @@ def summarise(fit: Any) -> str:
     if not fit.flags:
         out.append("no flags")
     out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
-    out += wrap("next", "print(fit.plan()) says what to measure, in numbers")
+    out += wrap("next", "in Python, print(fit.plan()) says what to measure, in numbers")
     return "\n".join(map(printable, [*out, RULE]))
 
 

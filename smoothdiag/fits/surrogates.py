@@ -47,7 +47,8 @@ def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | N
         "show nothing but the slow drift of the run",
         f"it removes {skill:.0%} of a constant's error on the rows, and {limit:.0%} in the second best of "
         f"{NUM_SURROGATES} shufflings",
-        "repeat with other learning rates or seeds, so that the same gradient norm occurs at different steps",
+        "scan one checkpoint (sd.scan), where time plays no part, or add runs of other seeds or learning rates, so "
+        "that the same gradient norm occurs at different steps",
         blocking=True,
     )
 

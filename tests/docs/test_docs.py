@@ -19,7 +19,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_examples_run_one_after_the_other(capsys) -> None:
-    first, average, clipping, _ = EXAMPLES
+    first, average, scan, clipping, _ = EXAMPLES
     mpl.use("agg")
     model = mlp(4, 16, 3)
     loader = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(60)]
@@ -28,6 +28,8 @@ def test_examples_run_one_after_the_other(capsys) -> None:
     exec(first, names)
     exec(average, names)
     assert names["optimizer"].param_groups[0]["threshold"] == names["rule"].threshold
+    exec(scan, names)
+    assert names["scanned"].num_scans > 4
     exec(clipping, names | {"optimizer": optimizer})
     printed = capsys.readouterr().out
     assert "VERDICT" in printed
@@ -38,7 +40,7 @@ def test_examples_run_one_after_the_other(capsys) -> None:
 def test_the_callback_is_bound_as_the_readme_says(tmp_path) -> None:
     with settings_of_the_process():
         trainer = trainer_of(tmp_path, max_grad_norm=0.0)
-        exec(EXAMPLES[3], {"trainer": trainer})
+        exec(EXAMPLES[4], {"trainer": trainer})
         trainer.train()
     assert "smoothdiag/longest_step" in trainer.state.log_history[-2]
 

@@ -18,7 +18,8 @@ class DebiasedSmoothness:
     still noisy and, on average, a little low; average ``smoothness_squared`` over rows if that matters.
 
     The step must not depend on the halves: use ``probe_batches``. On halves of the step's own batch the displacement
-    is correlated with the data, which leaves a bias of some per cent.
+    is correlated with the data, which leaves a bias of some per cent. So it is for rows on fixed batches at the steps
+    that the optimizer takes on these batches, the first measured one among them.
 
     An estimate costs four gradients on half of the data. Several micro-batches go to the halves in turn; a single batch
     is cut along the first dimension of its tensors, and ``loss_fn`` should be a mean over that dimension.

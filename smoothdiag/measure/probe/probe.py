@@ -48,10 +48,10 @@ class Probe(Managed):
 
     By default the data are copies of the micro-batches of the first measured step, which stay on their device until
     ``close``. On the batch of each step, a hard batch has a large gradient and a large curvature, so the two rise
-    together without any law: rows with ``data="step"`` never support the verdict L0L1. They are right for limits of
-    stability. Estimators with the attribute ``of_step`` (`CriticalStep`, `DirectionalCurvature`) always use them. Now
-    and then, first at the first step, the probe compares ``loss_fn`` on the step's own batch with the gradient that
-    ``backward`` left; the rows until the next test carry the result.
+    together without any law: rows with ``data="step"`` support the verdict L0L1 only if ``grad_variance`` clears the
+    batches. They are right for limits of stability. Estimators with the attribute ``of_step`` (`CriticalStep`,
+    `DirectionalCurvature`) always use them. Now and then, first at the first step, the probe compares ``loss_fn`` on
+    the step's own batch with the gradient that ``backward`` left; the rows until the next test carry the result.
 
     Args:
         model: The model being trained.
