@@ -32,6 +32,7 @@ MAX_OF_BATCH = 0.25  # Part of the correlation that the batches may account for 
 FEWEST_CLASSES = 3
 NARROWED = 0.8  # The range within rates is short only if it is also shorter by this factor than the range of all rows.
 MIN_BY_RATE = 0.5  # Rank correlation of gradient norm and rate from which the rate can have made the range.
+AS_THE_LINE = (0.6, 1.5)  # Slopes within rates, where 1 is the line's, that scans call a line, too.
 FIRST_SIZE = 4  # Rows of the shortest blocks whose means are compared; further sizes are twice as long.
 BY_CHANCE = 0.01  # Share of laws whose slope between blocks may look smaller by chance, for all sizes together.
 WORST_FLOOR = 30.0  # Ten times the usual distance from the noise floor: floors are trusted within a factor of ten.
@@ -74,12 +75,16 @@ def step_batch(rows: Rows, line: Line) -> Flag | None:
     )
 
 
-def rate(rows: Rows, raw: float) -> Flag | None:
+def rate(rows: Rows, raw: float, line: Line) -> Flag | None:
     """Whether the relation, or the range of gradient norms, is gone among rows of nearly the same learning rate.
+
+    A short range within rates does no harm if smoothness follows the line there as it does over all rates. A rate that
+    moves both axes by itself would have to hit the slope that holds at one rate.
 
     Args:
         rows: the rows of the fit.
         raw: rank correlation of all rows.
+        line: the fitted line.
     """
     known = np.isfinite(rows.lr) & (rows.lr > 0)
     if known.sum() < MIN_POINTS or not raw >= MIN_CORRELATION:
@@ -112,6 +117,8 @@ def rate(rows: Rows, raw: float) -> Flag | None:
     by_rate = abs(rank_correlations(x, log_rate, rows.step[known])[0])
     if within >= min(MIN_DECADES, NARROWED * whole) or not by_rate >= MIN_BY_RATE:
         return None
+    if _follows(line, x, y, classes):
+        return None
     # A rate that moves smoothly in one direction is another name for time, which has tests of its own.
     tied = abs(rank_correlations(log_rate, rows.step[known], rows.step[known])[0]) > TIED_TO_TIME
     if tied and len(np.unique(log_rate)) > len(x) / 2:
@@ -125,6 +132,26 @@ def rate(rows: Rows, raw: float) -> Flag | None:
         remedy,
         blocking=True,
     )
+
+
+def _follows(line: Line, x: Array, y: Array, classes: list[Indices]) -> bool:
+    """Whether smoothness follows the line within classes: its slope in units of the line lies within `AS_THE_LINE`."""
+    height = line(x)
+    if not (height > 0).all():
+        return False
+    a, b = np.concatenate(
+        [part - np.mean(part, axis=1, keepdims=True) for part in (np.log([height[i], y[i]]) for i in classes)], axis=1
+    )
+    size = float(a @ a)
+    freedom = len(a) - len(classes) - 1
+    if freedom < 1 or not size > 0:
+        return False
+    slope = float(a @ b) / size
+    score = a * (b - slope * a)
+    longer = len(a) / dependence(score).num_effective  # Neighbouring rows may err alike.
+    error = math.sqrt(float(score @ score) * longer * len(a) / freedom) / size
+    reach = float(t.isf(0.05, freedom)) * error
+    return slope - reach > AS_THE_LINE[0] and slope + reach < AS_THE_LINE[1]
 
 
 def _rate_classes(log_rate: Array, run: Array) -> list[Indices]:

@@ -64,7 +64,7 @@ def check(
         _few(rows, num_effective, quantile),
         _range(rows),
         _time(rows, correlations),
-        causes.rate(rows, correlations.raw),
+        causes.rate(rows, correlations.raw, line),
         causes.short_lived(rows, line),
         _coverage(rows, correlations, line, quantile),
         *others,

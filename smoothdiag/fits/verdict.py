@@ -69,9 +69,10 @@ def decide(
        and the interval of the exponent excludes 1: POWER. An exponent above 1 counts only if the rows rise faster than
        in proportion at large gradient norms, because a line still bounds a curve that bends from flat to proportional.
     6. The line does not beat the constant on later steps by `MIN_SKILL`, or the interval reaches zero: NOT_IDENTIFIED.
-    7. The interval of the exponent reaches the smallest exponent tried, or it excludes 1 (from above only if the rows
+    7. The flag "leverage": NOT_IDENTIFIED, because constants that a few rows decide cannot be used.
+    8. The interval of the exponent reaches the smallest exponent tried, or it excludes 1 (from above only if the rows
        rise faster than in proportion at large gradient norms): NOT_IDENTIFIED.
-    8. Otherwise: L0L1.
+    9. Otherwise: L0L1.
 
     Args:
         flags: from `check`.
@@ -132,6 +133,9 @@ def decide(
             f"{affine.skill:.0%} of the constant's prediction error, interval {shares}; should be above "
             f"{MIN_SKILL:.0%}, with an interval above zero)."
         )
+    for flag in flags:
+        if flag.name == "leverage":
+            return Verdict.NOT_IDENTIFIED, f"{flag.cause} ({flag.evidence})."
     if not exponents[0] > EXPONENT_RANGE[0]:
         return Verdict.NOT_IDENTIFIED, (
             f"smoothness rises with the gradient norm, but how is not known ({ends}): the rows cannot tell a line from "

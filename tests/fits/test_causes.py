@@ -66,7 +66,8 @@ def test_a_variance_that_is_known_for_few_rows_clears_nothing():
 
 
 def rate_flag(x, y, lr):
-    return rate(rows(x, y, lr=lr), rank_correlations(x, y, STEP * 1.0)[0])
+    found = rows(x, y, lr=lr)
+    return rate(found, rank_correlations(x, y, STEP * 1.0)[0], quantile_line(found.x, found.y, 0.5))
 
 
 def test_rates_that_move_both_axes_are_no_law():
@@ -86,15 +87,21 @@ def test_a_law_that_holds_at_each_rate_stands():
     assert rate_flag(wide, (1 + 2 * wide) * noise(), lr) is None
 
 
-def test_a_range_that_only_the_rates_make_is_short():
+def test_a_range_that_only_the_rates_make_is_short_unless_each_rate_has_the_slope_of_the_law():
     level = np.array([0.1, 1.0, 10.0])[STEP // 10 % 3]
     x = level * 10 ** random(6).uniform(-0.2, 0.2, N)
-    found = rate_flag(x, (1 + 2 * x) * noise(0.1), level)
+    assert rate_flag(x, (1 + 2 * x) * noise(0.1), level) is None
+    # The rate moves both axes along a line, and at one rate smoothness is a lower power of the gradient norm.
+    found = rate_flag(x, (1 + 2 * level) * (x / level) ** 0.25 * noise(0.02), level)
     assert found.blocking
     # The middle 95% of .4 decades is .38.
     assert float(found.evidence.split(" ")[0]) == pytest.approx(0.38, abs=0.02)
-    phases = level[np.argsort(STEP // 10 % 3, kind="stable")]
-    assert rate_flag(x[np.argsort(level, kind="stable")], 1 + 2 * np.sort(x), phases) is not None
+
+
+def test_slopes_within_rates_that_are_not_known_clear_nothing():
+    level = np.array([0.1, 1.0, 10.0])[STEP // 10 % 3]
+    x = level * 10 ** random(6).uniform(-0.2, 0.2, N)
+    assert rate_flag(x, (1 + 2 * x) * noise(1.5), level) is not None
 
 
 def test_classes_of_a_rate_that_falls_smoothly_are_classes_of_time():
