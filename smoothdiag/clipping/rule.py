@@ -18,6 +18,7 @@ from smoothdiag.clipping.trust import (
     distrust,
     doubt_about,
     may_follow_gradients,
+    note_on_scan,
     one_direction,
     over,
     power_of,
@@ -49,7 +50,7 @@ class ClipRule:
             cannot tell, for example because the interval of L0 reaches zero. If the rows measure one direction only,
             it is a bound for that direction.
         clip_rate: share of the recorded gradient norms above the threshold; NaN if the optimizer clips an average
-            of gradients, because the norms of averages were not recorded.
+            of gradients, because the norms of averages were not recorded; NaN for a scan.
         reason: reason for the threshold, in words.
         lr: the optimizer's learning rate that the rule is meant for: the given one, or the one that the rule chose; NaN
             if there is neither.
@@ -133,7 +134,7 @@ def clip_rule(
         ClipRule: with `source` "fit" or "percentile".
 
     Raises:
-        ValueError: if a parameter is out of range, or `fit` is not a fit.
+        ValueError: if a parameter is out of range, `fit` is not a fit, or it is a scan's without constants to use.
 
     Units: lr [x^2/f], noise [f/x].
 
@@ -174,7 +175,8 @@ def clip_rule(
             f"biases every step. Without the noise it would be {choice.threshold:.4g}. {choice.origin}"
             f"{_after_raise(fit, choice.eta, threshold, kappa) if chosen else ''}"
         )
-    clip_rate = math.nan if averages else _share_above(fit, threshold)
+    clip_rate = math.nan if averages or fit.num_scans else _share_above(fit, threshold)
+    reason += note_on_scan(fit, doubt)
     if averages:
         reason += (
             " The optimizer clips an average of gradients. An average is shorter than the recorded gradients, so it is "

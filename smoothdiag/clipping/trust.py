@@ -143,3 +143,22 @@ def check_momentum(momentum: float, dampening: float) -> None:
     """Raises a ValueError unless both are in [0, 1)."""
     for name, value in (("momentum", momentum), ("dampening", dampening)):
         arguments.number(name, value, "in [0, 1)", lambda v: 0 <= v < 1)
+
+
+def note_on_scan(fit: SmoothnessFit, doubt: str) -> str:
+    """What a rule from a scan has to add; nothing for a run.
+
+    Raises:
+        ValueError: if the scan has no constants to use: its points are no steps, so their norms make no threshold.
+    """
+    if not fit.num_scans:
+        return ""
+    if doubt:
+        raise ValueError(
+            f"Parameter `fit` should have constants that a threshold can rest on. Found that {doubt}. A scan has no "
+            "steps either whose gradient norms could serve instead: pass the fit of a run."
+        )
+    return (
+        " A scan does not know the optimizer: this holds near the scanned checkpoint, where a step is the rate times "
+        "the gradient."
+    )

@@ -24,6 +24,8 @@ from smoothdiag.fits.text import number, wrap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+EXPONENT_RANGE = (0.1, 3.0)  # Exponents that the fit of a scan tries.
+ENOUGH = 0.6  # Width of the interval of an exponent that is told from .5 and 1.5.
 WIDER_DECADES = 1.5  # Range for which the plan states the number of rows where the recorded range is too short.
 SCAN_GRADIENTS = 500  # Default budget of `sd.scan`.
 OF_TIME = ("learning rate", "surrogates", "tied to time", "time trend")
@@ -38,7 +40,7 @@ class Plan:
         missing: what is missing: "rows"; "decades" of gradient norms; "noise" where so much of it hides a line however
             many rows there are; "relation" where there are rows enough and the gradient norm explains too little;
             "directions" where the rows bound one direction only; "remedy" where a flag names something else to change;
-            empty if nothing is.
+            "lines" where a scan has too few of them to tell exponents apart; empty if nothing is.
         rows_now: independent rows in the fit.
         rows: independent rows that a line as steep as this one needs for a verdict, in about nine of ten repetitions.
             Its L1 has to differ from zero and it has to predict later smoothness; the flag "few points" asks for a
@@ -50,7 +52,7 @@ class Plan:
         spread: standard deviation of log smoothness around the line, the noise.
         spread_allowed: largest noise with which a line as steep as this one shows over the recorded range.
         exponent_error: standard error of a free exponent with the rows of this fit.
-        gradients: gradients that the further rows cost; NaN if unknown.
+        gradients: gradients that the further rows, or a scan with enough lines, cost; NaN if unknown.
         minutes: minutes that they take; NaN if unknown.
         scan_minutes: minutes that a scan of `SCAN_GRADIENTS` gradients takes; NaN if unknown.
         advice: what to do, one sentence or two for each thing that is missing.
@@ -95,7 +97,7 @@ def make_plan(fit: Any) -> Plan:
     law = Law(fit.L0, fit.L1, fit.spread, fit.quantile)
     rows = rows_for_line(norms, law)
     missing = tuple(_missing(fit, rows))
-    no_help = {"decades", "remedy", "noise", "relation"} & set(missing)
+    no_help = fit.num_scans > 0 or {"decades", "remedy", "noise", "relation"} & set(missing)
     help_rows = "rows" in missing and not no_help
     per_row, seconds = fit.row_cost
     more = max(rows - fit.num_effective, 0.0) * fit.num_points / max(fit.num_effective, 1.0) if help_rows else math.nan
@@ -110,8 +112,8 @@ def make_plan(fit: Any) -> Plan:
         spread=fit.spread,
         spread_allowed=spread_allowed(norms, law),
         exponent_error=relative_errors(norms, law)[1] / math.sqrt(max(fit.num_effective, 1.0)),
-        gradients=more * per_row,
-        minutes=more * seconds / 60,
+        gradients=_lines_cost(fit) if "lines" in missing else more * per_row,
+        minutes=_lines_cost(fit) * seconds / per_row / 60 if "lines" in missing else more * seconds / 60,
         scan_minutes=SCAN_GRADIENTS * seconds / per_row / 60 if per_row > 0 else math.nan,
         advice=(),
     )
@@ -127,6 +129,9 @@ def _missing(fit: Any, rows: float) -> Iterator[str]:
         names = {flag.name for flag in _blocking(fit)}
         if "range" in names:
             yield "decades"
+        if fit.num_scans:
+            yield from ["remedy"] if names - {"range"} else [] if names else ["lines"]
+            return
         if "few points" in names:
             yield "rows"
         if names - {"range", "few points"}:
@@ -137,6 +142,16 @@ def _missing(fit: Any, rows: float) -> Iterator[str]:
             yield "relation" if rows <= fit.num_effective else "rows"
     elif fit.estimator.startswith(("local", "path")) and (fit.hessian is None or fit.hessian.agrees is None):
         yield "directions"
+
+
+def _lines_cost(fit: Any) -> float:
+    """Gradients of a scan whose exponent would be known within `ENOUGH`; NaN if the interval says nothing yet.
+
+    Standard errors fall with the root of the number of lines.
+    """
+    low, high = fit.exponent_interval
+    known = high < EXPONENT_RANGE[1]  # False for NaN too
+    return float(SCAN_GRADIENTS * max((high - low) / ENOUGH, 1.0) ** 2) if known else math.nan
 
 
 def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[str]:
@@ -160,12 +175,24 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
             "the norms have changed."
         )
     if "decades" in plan.missing and not scanned:
+        fixed = "" if fit.data == "fixed" else ' on batches that stay the same (`data="fixed"`, the default)'
         yield (
-            "In a further run, record the warm-up from the first step, where gradient norms change most, on batches "
-            'that stay the same (`data="fixed"`, the default). Other learning rates alone do not help: the rate '
-            "then moves both gradient norms and smoothness."
+            f"In a further run, record the warm-up from the first step, where gradient norms change most{fixed}. "
+            "Other learning rates alone do not help: the rate then moves both gradient norms and smoothness."
         )
-    if "decades" in plan.missing and not math.isnan(rows_there):
+    if "lines" in plan.missing:
+        low, high = fit.exponent_interval
+        narrower = (
+            f"About {plan.gradients:.0f} gradients (`budget=`) would narrow it to a width of {ENOUGH:g}, if it shrinks "
+            "with the root of the number of lines"
+            if math.isfinite(plan.gradients)
+            else "How many gradients narrow it is unknown, because it reaches the largest exponent tried"
+        )
+        yield (
+            f"The exponent lies between {low:.2f} and {high:.2f}. {narrower}. Lines of other kinds help most: each "
+            "checkpoint in `toward=` adds two, and `update=` one."
+        )
+    if "decades" in plan.missing and not scanned and not math.isnan(rows_there):
         yield f"With the noise of these rows, a line over {WIDER_DECADES:g} decades would take " + (
             "more than any number of rows: less noise is needed, too."
             if rows_there == math.inf
@@ -199,7 +226,8 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
             f"The rows bound smoothness along one direction. Record `sd.HessianNorm()` beside them, or scan: {scan}, "
             "and measures the Hessian norm."
         )
-    if math.isfinite(plan.rows_for_exponent) and plan.rows_for_exponent > plan.rows_now and plan.missing:
+    asks = fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.L0L1) and plan.missing
+    if math.isfinite(plan.rows_for_exponent) and plan.rows_for_exponent > plan.rows_now and asks:
         yield (
             f"To tell exponents of .5, 1 and 1.5 apart takes about {plan.rows_for_exponent:.0f} independent rows over "
             "this range."

@@ -15,6 +15,8 @@ _LINES = {"hard": "hard envelope", "mean": "mean"}
 def summarise(fit: Any) -> str:
     """A SmoothnessFit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
     level, words = f"{fit.interval_level:.0%} interval", SCAN if fit.num_scans else RUN
+    single = "; the intervals say nothing about other seeds" * (fit.num_runs == 1)
+    saturated = "; above 0.5 the step length sets the smoothness"
     out = [
         RULE,
         f"smoothness <= L0 + L1 * gradient norm, for a share of {fit.quantile:g} of the rows",
@@ -26,7 +28,7 @@ def summarise(fit: Any) -> str:
         THIN,
         f"rows in the fit       {fit.num_points}, as informative as {fit.num_effective:.0f} independent rows",
         f"bootstrap blocks      {fit.block_length:.1f} {words.resampled}",
-        f"runs                  {fit.num_runs}{'; the intervals say nothing about other seeds' * (fit.num_runs == 1)}",
+        *([] if fit.num_scans else [f"runs                  {fit.num_runs}{single}"]),
         f"rows dropped          {_counts(fit.dropped)}",
         f"gradient norms        {number(fit.grad_norm_quantiles[0])} to {number(fit.grad_norm_quantiles[-1])}, "
         f"{fit.decades:.2f} decades (powers of ten) in the middle 95%",
@@ -39,7 +41,7 @@ def summarise(fit: Any) -> str:
         f"cost of a row         {cost(fit.row_cost)}",
         f"coverage              {fit.coverage:.3f} of the rows lie at or below the line",
         f"errors in the norms   {_errors(fit)}",
-        f"median saturation     {number(fit.median_saturation)}; above 0.5 the step length sets the smoothness",
+        *([] if fit.num_scans else [f"median saturation     {number(fit.median_saturation)}{saturated}"]),
         THIN,
         f"{'other lines':22}{'L0':>12}{'L1':>12}",
         *(

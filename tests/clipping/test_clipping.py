@@ -355,3 +355,13 @@ def test_rule_from_one_direction_says_that_the_largest_curvature_may_be_larger(e
         assert ("probed direction only. The largest curvature ||H|| may be larger" in reason) is said
     unknown = replace(fit, verdict=Verdict.NOT_IDENTIFIED)
     assert "probed direction" not in clip_rule(unknown, lr=0.1).reason
+
+
+def test_points_of_a_scan_make_no_percentile():
+    scanned = replace(FIT, num_scans=14)
+    rule = clip_rule(scanned, lr=0.1)
+    assert rule.source == "fit"
+    assert math.isnan(rule.clip_rate)
+    assert "A scan does not know the optimizer" in rule.reason
+    with pytest.raises(ValueError, match="Parameter `fit` should have constants.*A scan has no steps"):
+        clip_rule(replace(scanned, verdict=Verdict.NOT_IDENTIFIED), lr=0.1)

@@ -220,3 +220,17 @@ def test_what_is_missing_follows_from_the_verdict(change, missing):
 def test_thresholds_are_those_of_the_flags():
     assert (MIN_DECADES, FEWEST, IN_TAIL) == (checks.MIN_DECADES, MIN_POINTS, checks.MIN_IN_TAIL)
     assert MIN_SKILL == ASKED
+
+
+def test_a_scan_asks_for_lines_and_their_gradients():
+    scanned = replace(FIT, num_scans=14, estimator="hessian_norm", data="fixed", exponent_interval=(0.4, 1.6))
+    plan = scanned.plan()
+    assert plan.missing == ("lines",)
+    # Twice the width that is enough takes four times the lines.
+    assert plan.gradients == pytest.approx(4 * SCAN_GRADIENTS)
+    assert "toward=" in str(plan)
+    assert math.isnan(plan.rows)
+    assert replace(scanned, flags=(RANGE,)).plan().missing == ("decades",)
+    unknown = replace(scanned, exponent_interval=(0.4, 3.0)).plan()
+    assert math.isnan(unknown.gradients)
+    assert "unknown" in str(unknown)

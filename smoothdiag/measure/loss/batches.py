@@ -191,8 +191,16 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
             yield from tensors_of(getattr(batch, field.name))
 
 
-def held_out(batches: Iterable[Any], seed: int, parameters: Sequence[Tensor]) -> list[MicroBatch]:
+def held_out(
+    batches: Iterable[Any], seed: int, parameters: Sequence[Tensor], name: str = "probe_batches"
+) -> list[MicroBatch]:
     """Returns batches that are all evaluated from one fixed random state, whatever the run draws meanwhile.
+
+    Args:
+        batches: The batches.
+        seed: Seed of the random state.
+        parameters: The coordinates x.
+        name: Name of the argument, for the message.
 
     Raises:
         ValueError: If there are none.
@@ -204,7 +212,7 @@ def held_out(batches: Iterable[Any], seed: int, parameters: Sequence[Tensor]) ->
     fixed = RandomState.capture(devices)
     before.restore()
     if not kept:
-        raise ValueError("Parameter `probe_batches` should hold at least one batch. Found none.")
+        raise ValueError(f"Parameter `{name}` should hold at least one batch. Found none.")
     return [MicroBatch(batch, fixed) for batch in kept]
 
 

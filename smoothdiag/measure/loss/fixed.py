@@ -48,7 +48,7 @@ def objective(
     return Objective(
         model,
         loss_fn,
-        held_out(batches, seed, parameters),
+        held_out(batches, seed, parameters, "batches"),
         parameters,
         reduction=reduction,
         widen_half=True,
