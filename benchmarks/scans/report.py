@@ -35,6 +35,24 @@ def read(folder: Path) -> dict[Path, pd.DataFrame]:
     return {path: sd.Trace.read(path).to_frame() for path in paths}
 
 
+REASONS = {
+    "smoothness rises along": "exponent",
+    "on lines left out, smoothness at equal": "scatter",
+    "on lines left out, the gradient norm hardly": "skill",
+    "these points do not tell": "loss",
+    "while the gradient norm grows": "rise",
+}
+"""How reasons for NOT_IDENTIFIED begin that no flag names, and what decided."""
+
+
+def why(fit: sd.SmoothnessFit) -> str:
+    """What kept a scan from a verdict: the first blocking flag, or the rule that applied."""
+    if fit.verdict is not sd.Verdict.NOT_IDENTIFIED:
+        return ""
+    flags = [flag.name for flag in fit.flags if flag.blocking]
+    return flags[0] if flags else next(name for begin, name in REASONS.items() if fit.verdict_reason.startswith(begin))
+
+
 def judged(frame: pd.DataFrame) -> dict[str, Any]:
     """The verdict on one scan, with the numbers behind it."""
     with warnings.catch_warnings():
@@ -50,6 +68,8 @@ def judged(frame: pd.DataFrame) -> dict[str, Any]:
         "lines": fit.num_scans,
         "factor": float(np.exp(fit.spread)),
         "gradients": int(frame["num_grads"].sum()),
+        "why": why(fit),
+        "needed": fit.plan().gradients,
         "reason": fit.verdict_reason,
         **skills,
     }
@@ -96,6 +116,7 @@ def outward(results: pd.DataFrame) -> pd.DataFrame:
             "network": net,
             "steps trained": stage,
             "verdicts": ", ".join(f"{name} {count}" for name, count in verdicts.most_common()),
+            "decided by": ", ".join(f"{name} {count}" for name, count in Counter(part["why"]).most_common() if name),
             "exponents": f"{span(part['exponent_low'])}; {span(part['exponent_high'])}",
             "decades": span(part["decades"], 1),
             "error factor": span(part["factor"], 2),
@@ -103,7 +124,7 @@ def outward(results: pd.DataFrame) -> pd.DataFrame:
         for name in MODELS:
             column = f"skill {name}"
             row[column] = f"{part[column].median():.2f}" if column in part else "-"
-        rows.append(row | {"gradients": int(part["gradients"].max())})
+        rows.append(row | {"gradients": int(part["gradients"].max()), "needed": span(part["needed"], 0)})
     return pd.DataFrame(rows)
 
 
