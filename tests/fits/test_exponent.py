@@ -47,6 +47,7 @@ def test_exact_powers_have_their_exponent(exponent):
     assert high - low <= 0.05
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("exponent", [0.5, 1.0])
 def test_intervals_hold_the_truth(exponent):
     ends = [interval(*case(seed, exponent)) for seed in range(15)]
