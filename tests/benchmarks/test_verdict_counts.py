@@ -39,6 +39,7 @@ def test_there_are_fifteen_null_cases_most_of_them_run(bench) -> None:
     assert len(sampled) == 2
 
 
+@pytest.mark.thorough
 def test_every_simulated_case_gives_rows_by_its_seed_alone(bench) -> None:
     for name, case in bench.null_runs.NULLS.items():
         found = [pd.concat(rows) if isinstance(rows, list) else rows for rows in (case(3), case(3), case(4))]
@@ -116,7 +117,7 @@ def test_misses_are_named(bench) -> None:
 @pytest.mark.thorough
 def test_power_is_measured_cell_by_cell(bench, monkeypatch, tmp_path, capsys) -> None:
     out = tmp_path / "power.json"
-    small = ("--decades", 0.5, 2, "--noise", 0.2, "--rows", 200, "--seeds", 2, "--num-boot", 20, "--out", out)
+    small = ("--decades", 0.5, 2, "--noise", 0.2, "--rows", 200, "--seeds", 2, "--num-boot", 100, "--out", out)
     start(bench.power, monkeypatch, *small, "--laws", "line")
     assert "| 2 | 0.2 | 1.00 |" in capsys.readouterr().out
     cells = json.loads(out.read_text())["cells"]

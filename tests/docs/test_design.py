@@ -37,7 +37,9 @@ def test_every_place_that_is_named_exists(page: str) -> None:
 
 
 def test_every_room_has_a_place_on_the_page() -> None:
-    rooms = sorted(path.parent.name for path in (REPOSITORY / "smoothdiag").glob("*/__init__.py"))
+    package = REPOSITORY / "smoothdiag"
+    rooms = sorted(path.parent.relative_to(package).as_posix() for path in package.glob("*/**/__init__.py"))
+    assert {"fits/scans", "measure/scan"} < set(rooms)
     assert [room for room in rooms if f"`smoothdiag/{room}/" not in PAGE] == []
 
 

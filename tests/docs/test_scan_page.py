@@ -28,7 +28,7 @@ def test_lines_of_the_table_are_those_of_the_code() -> None:
         name for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(.*?)`", cell)
     ]
     assert len(names) == 10
-    names_of(names, Targets({"NAME": []}, update=[]))
+    names_of(names, Targets({"PARAMETER": 0}, {"NAME": []}, update=[]), start=[])
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((.*?)\)", PAGE))

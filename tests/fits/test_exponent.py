@@ -32,7 +32,7 @@ def refitted(x, y, weights, counts, quantile=0.8):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_ends_are_those_of_fits_to_every_resample(seed):
     low, high = interval(*case(seed, decades=1.5))
     slow = refitted(*case(seed, decades=1.5))
@@ -47,10 +47,11 @@ def test_exact_powers_have_their_exponent(exponent):
     assert high - low <= 0.05
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("exponent", [0.5, 1.0])
 def test_intervals_hold_the_truth(exponent):
-    ends = [interval(*case(seed, exponent)) for seed in range(40)]
-    assert sum(low <= exponent <= high for low, high in ends) >= 32  # 90% of 40 is 36; two standard deviations below.
+    ends = [interval(*case(seed, exponent)) for seed in range(15)]
+    assert sum(low <= exponent <= high for low, high in ends) >= 11  # 90% of 15 is 13.5; two standard deviations below.
     assert np.median([high - low for low, high in ends]) < 1.0
 
 
