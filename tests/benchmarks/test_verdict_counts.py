@@ -11,6 +11,8 @@ import pytest
 from places import REPOSITORY
 from scripts import load
 
+pytestmark = pytest.mark.thorough
+
 FOLDER = REPOSITORY / "benchmarks" / "verdicts"
 MODULES = ("null_runs", "probed_runs", "tally", "true_laws")
 COLUMNS = {"step", "grad_norm", "smoothness", "saturation", "estimator", "data"}
@@ -39,7 +41,6 @@ def test_there_are_fifteen_null_cases_most_of_them_run(bench) -> None:
     assert len(sampled) == 2
 
 
-@pytest.mark.thorough
 def test_every_simulated_case_gives_rows_by_its_seed_alone(bench) -> None:
     for name, case in bench.null_runs.NULLS.items():
         found = [pd.concat(rows) if isinstance(rows, list) else rows for rows in (case(3), case(3), case(4))]
@@ -83,7 +84,6 @@ def test_rows_of_a_run_have_the_range_and_the_noise_that_were_asked_for(bench) -
     assert np.log(rows["smoothness"] / (1 + 2 * rows["grad_norm"])).std() == pytest.approx(0.35, rel=0.05)
 
 
-@pytest.mark.thorough
 def test_two_cases_are_counted_and_a_count_goes_on_where_it_stopped(bench, monkeypatch, tmp_path, capsys) -> None:
     out = tmp_path / "results.json"
     small = ("--cases", "moving_targets", "quadratic", "--quantiles", 0.8, "--num-boot", 20, "--out", out)
@@ -114,7 +114,6 @@ def test_misses_are_named(bench) -> None:
     assert [line.split(":")[0] for line in lines[1:]] == ["MISSED"] * 3
 
 
-@pytest.mark.thorough
 def test_power_is_measured_cell_by_cell(bench, monkeypatch, tmp_path, capsys) -> None:
     out = tmp_path / "power.json"
     small = ("--decades", 0.5, 2, "--noise", 0.2, "--rows", 200, "--seeds", 2, "--num-boot", 100, "--out", out)

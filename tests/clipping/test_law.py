@@ -161,6 +161,7 @@ def test_iterated_exponential_descends_by_its_own_law_and_not_at_three_times_its
     assert losses[-1] < 0.01 * losses[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("exponent", [3.0, 4.0])
 def test_fitted_power_gives_a_rate_that_descends_below_and_above_the_recorded_norms(exponent):
     problem = problems.power(exponent, dim=2)

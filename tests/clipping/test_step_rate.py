@@ -138,6 +138,7 @@ def test_wrong_parameters_are_refused():
         step_rate(FIT, kappa=3.0)
 
 
+@pytest.mark.thorough
 def test_up_to_kappa_two_descent_was_measured_and_beyond_it_fails():
     """The docstrings say so. The bound of docs/rates.md ends at 1.2564, where e^kappa = 1 + 2 kappa."""
     assert math.exp(1.2564) == pytest.approx(1 + 2 * 1.2564, rel=1e-4)

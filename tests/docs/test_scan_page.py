@@ -12,6 +12,7 @@ PAGE = (REPOSITORY / "docs" / "scan.md").read_text(encoding="utf-8")
 COLUMNS = (REPOSITORY / "docs" / "traces.md").read_text(encoding="utf-8").partition("## Columns of a scan")[2]
 
 
+@pytest.mark.thorough
 def test_the_example_runs_and_its_columns_are_listed(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

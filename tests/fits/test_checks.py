@@ -109,6 +109,7 @@ def test_small_noise_on_long_steps_is_a_doubt_of_path_rows_and_none_of_local_one
     assert "step length" not in flags(y=0.01 * X / step_norm, step_norm=step_norm)
 
 
+@pytest.mark.thorough
 def test_step_length_and_curvature_that_drift_together_are_no_noise():
     time = STEP / N
     drift = {"y": (1 + 2 * X) * np.exp(-time), "step_norm": 1e-3 * (1 + time), "estimator": "path"}

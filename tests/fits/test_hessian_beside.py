@@ -59,6 +59,7 @@ def test_flat_hessian_norms_contradict_a_law():
     assert 'estimator="hessian_norm"' in found.flags[0].remedy
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("factor", "contradicts"), [(1.1, False), (3.0, True)])
 def test_hessian_norms_above_the_line_name_the_factor(factor, contradicts):
     found = fit(law, lambda x: factor * law(x))
@@ -80,6 +81,7 @@ def test_rises_are_those_of_the_formula():
     assert own == pytest.approx(line**0.25, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_few_hessian_norms_or_a_short_range_decide_nothing():
     flat = lambda x: 1.3 + 0 * x  # noqa: E731
     few, short = fit(law, flat, n=12), fit(law, flat, low=-1.0, high=-0.9)
@@ -98,6 +100,7 @@ def test_secants_that_are_flat_do_not_make_the_curvature_constant():
     assert found.hessian.agrees is True
 
 
+@pytest.mark.thorough
 def test_hessian_norms_that_drift_with_the_gradient_norm_do_not_confirm():
     frame = table(law, law)
     is_beside = frame["estimator"] == "hessian_norm"
@@ -108,6 +111,7 @@ def test_hessian_norms_that_drift_with_the_gradient_norm_do_not_confirm():
     assert fit_smoothness(frame, quantile=0.9, num_boot=60).hessian.agrees is None
 
 
+@pytest.mark.thorough
 def test_units_do_not_matter():
     frame = table(law, lambda x: 30 + 0 * x)
     moved = frame.assign(smoothness=7e5 * frame["smoothness"], grad_norm=3e-4 * frame["grad_norm"])
@@ -121,6 +125,7 @@ def test_units_do_not_matter():
     assert first.flags[0].evidence == other.flags[0].evidence
 
 
+@pytest.mark.thorough
 def test_rows_of_another_kind_say_nothing():
     frame = table(law, lambda x: 30 + 0 * x)
     held_out = frame.assign(data=np.where(frame["estimator"] == "local", "fixed", "held-out"))
@@ -130,6 +135,7 @@ def test_rows_of_another_kind_say_nothing():
     assert fit_smoothness(frame, estimator="hessian_norm", quantile=0.9, num_boot=60).hessian is None
 
 
+@pytest.mark.thorough
 def test_without_hessian_norms_the_summary_names_measurement_and_cost():
     frame = table(law, law, num_grads=0)
     local = frame[frame["estimator"] == "local"].assign(num_grads=3, num_hvps=0, seconds=0.6)

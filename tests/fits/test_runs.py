@@ -113,6 +113,7 @@ def test_a_run_without_rows_of_the_estimator_is_refused():
         fit([named, RUNS[1]])
 
 
+@pytest.mark.thorough
 def test_rows_on_other_fixed_batches_count_as_another_run():
     first = one_run(0, data="fixed", data_step=0).assign(step=np.arange(100))
     resumed = one_run(1, data="fixed", data_step=100).assign(step=np.arange(100, 200))
