@@ -111,21 +111,32 @@ def span(values: pd.Series, digits: int = 2) -> str:
 def outward(results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (net, stage), part in results.groupby(["net", "stage"], sort=False):
-        verdicts = Counter(part["verdict"])
-        row = {
-            "network": net,
-            "steps trained": stage,
-            "verdicts": ", ".join(f"{name} {count}" for name, count in verdicts.most_common()),
-            "decided by": ", ".join(f"{name} {count}" for name, count in Counter(part["why"]).most_common() if name),
-            "exponents": f"{span(part['exponent_low'])}; {span(part['exponent_high'])}",
-            "decades": span(part["decades"], 1),
-            "error factor": span(part["factor"], 2),
-        }
-        for name in MODELS:
-            column = f"skill {name}"
-            row[column] = f"{part[column].median():.2f}" if column in part else "-"
-        rows.append(row | {"gradients": int(part["gradients"].max()), "needed": span(part["needed"], 0)})
+        rows.append(
+            {
+                "network": net,
+                "steps": stage,
+                "verdicts": counts(part["verdict"]),
+                "decided by": counts(part["why"]),
+                "exponent, lower ends": span(part["exponent_low"]),
+                "upper ends": span(part["exponent_high"]),
+                "decades": span(part["decades"], 1),
+                "error factor": span(part["factor"], 1),
+                "gradients for the exponent": span(part["needed"], 0),
+            }
+        )
     return pd.DataFrame(rows)
+
+
+def skills(results: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for (net, stage), part in results.groupby(["net", "stage"], sort=False):
+        medians = {name: f"{part[f'skill {name}'].median():.2f}" for name in MODELS}
+        rows.append({"network": net, "steps": stage, **medians})
+    return pd.DataFrame(rows)
+
+
+def counts(values: pd.Series) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(values).most_common() if name)
 
 
 def downward(results: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +145,7 @@ def downward(results: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "network": net,
-                "steps trained": stage,
+                "steps": stage,
                 "rank correlation": span(part["rank"]),
                 "decades": span(part["decades"], 1),
                 "loss falls to": span(part["loss_last"] / part["loss_first"]),
@@ -193,7 +204,7 @@ def main() -> None:
         ["kind", "net", "stage"], key=lambda c: c.map(order) if c.name == "net" else c
     )
     results.to_csv(RESULTS, index=False, float_format="%.4g")
-    for kind, table in (("scan", outward), ("descent", downward)):
+    for kind, table in (("scan", outward), ("scan", skills), ("descent", downward)):
         part = results[results["kind"] == kind]
         if len(part):
             print(markdown(table(part)), end="\n\n")

@@ -52,7 +52,7 @@ def add_command(commands: Any, fit: Callable[[argparse.Namespace], None]) -> Non
         "--toward", action="append", default=[], metavar="NAME=CKPT", help="further weights to walk towards; repeatable"
     )
     parser.add_argument(
-        "--direction", action="append", metavar="NAME", help="line to follow instead of the eleven usual; repeatable"
+        "--direction", action="append", metavar="NAME", help="line to follow instead of the default lines; repeatable"
     )
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
