@@ -16,6 +16,8 @@ import pandas as pd
 import seaborn as sns
 from checkpoints import NETS, STAGES
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
@@ -169,22 +171,31 @@ def draw(frames: dict[Path, pd.DataFrame], path: Path) -> None:
             ax = axes[nets.index(str(fact["net"]))][STAGES.index(int(fact["stage"]))]
             rows = frame[(frame["estimator"] == "hessian_norm") & (frame["status"] == "ok")]
             if fact["kind"] == "descent":
-                ax.plot(
-                    rows["grad_norm"], rows["smoothness"], "s--", color="tab:red", ms=3, lw=1, label="down the gradient"
-                )
+                ax.plot(rows["grad_norm"], rows["smoothness"], "s--", color="tab:red", ms=3, lw=1)
                 continue
             start = rows[rows["scan"] == "start"]
             for _, line in rows[rows["scan"] != "start"].groupby("scan"):
                 line = pd.concat([start, line.sort_values("point")])
                 ax.plot(line["grad_norm"], line["smoothness"], "o-", color="tab:blue", ms=2.5, lw=0.6, alpha=0.7)
-            ax.plot(start["grad_norm"], start["smoothness"], "k*", ms=7, zorder=3, label="start")
+            ax.plot(start["grad_norm"], start["smoothness"], "k*", ms=7, zorder=3)
         for row, net in enumerate(nets):
             for column, stage in enumerate(STAGES):
                 ax = axes[row][column]
                 ax.set(xscale="log", yscale="log", title=f"{net} after {stage} steps")
+                for axis in (ax.xaxis, ax.yaxis):
+                    axis.set_minor_formatter(NullFormatter())
         figure.supxlabel("gradient norm [loss / parameter]")
         figure.supylabel("Hessian norm [loss / parameter²]")
-        axes[0][0].legend(frameon=False)
+        marks = {
+            "start": ("k", "*", ""),
+            "along lines": ("tab:blue", "o", "-"),
+            "down the gradient": ("tab:red", "s", "--"),
+        }
+        handles = [
+            Line2D([], [], color=color, marker=marker, ls=style, label=name)
+            for name, (color, marker, style) in marks.items()
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--batches", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--budget", type=int, help="gradients per scan; default 500, down the gradient 1500")
-    parser.add_argument("--spacing", type=float, help="move of log gradient norm between two points; 1, or .3 down")
+    parser.add_argument("--spacing", type=float, help="move of log gradient norm between two points; 1, or .15 down")
     parser.add_argument("--directions", nargs="+", help="lines, instead of the default ones")
     parser.add_argument("--descent", action="store_true", help="down the gradient instead of along lines")
     parser.add_argument("--quick", action="store_true", help="one network, one seed, one batch")
@@ -70,7 +70,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     kind, directions = ("descent", ["descent"]) if args.descent else ("scan", args.directions)
     budget = args.budget or (1500 if args.descent else 500)
-    spacing = args.spacing or (0.3 if args.descent else 1.0)
+    spacing = args.spacing or (0.15 if args.descent else 1.0)
     for checkpoint in tqdm(list(cases(args.nets, args.stages, args.seeds, args.batches)), unit="scan"):
         scan(args.out, kind, checkpoint, budget, spacing, directions)
 
