@@ -118,8 +118,8 @@ class LossGapWarmup(LRScheduler):
             found = _number(loss)
             if len(self.optimizer.param_groups) != len(self.base_lrs):
                 raise ValueError(
-                    f"Parameter `optimizer` should have as many parameter groups as at the start of the warm-up, "
-                    f"{len(self.base_lrs)}. Found {len(self.optimizer.param_groups)}: make a new LossGapWarmup after adding one."
+                    "Parameter `optimizer` should have as many parameter groups as at the start of the warm-up, "
+                    f"{len(self.base_lrs)}. Found {len(self.optimizer.param_groups)}: make a new LossGapWarmup."
                 )
             if isinstance(found, Tensor) and not self._rates_are_on(found.device):
                 found = float(found)
