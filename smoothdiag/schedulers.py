@@ -107,7 +107,7 @@ class LossGapWarmup(LRScheduler):
             loss: Loss at the parameters that the step starts from.
 
         Raises:
-            ValueError: If there is no loss, or it is no single number.
+            ValueError: If there is no loss, if it is no single number, or if the optimizer got further groups.
         """
         if not self._begun:  # The constructor of the base class takes the first step, without a loss.
             self._begun = True
@@ -116,6 +116,11 @@ class LossGapWarmup(LRScheduler):
             self._set(0.0, known=True)
         else:
             found = _number(loss)
+            if len(self.optimizer.param_groups) != len(self.base_lrs):
+                raise ValueError(
+                    "Parameter `optimizer` should have as many parameter groups as at the start of the warm-up, "
+                    f"{len(self.base_lrs)}. Found {len(self.optimizer.param_groups)}: make a new LossGapWarmup."
+                )
             if isinstance(found, Tensor) and not self._rates_are_on(found.device):
                 found = float(found)
             self._set(self._share(found), known=_is_finite(found))

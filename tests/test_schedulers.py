@@ -234,3 +234,14 @@ def test_step_needs_the_loss(loss):
     with pytest.raises(ValueError, match="Parameter `loss` should be the loss of this step"):
         warmup.step(loss)
     assert warmup.last_epoch == 0
+
+
+def test_a_group_added_later_is_refused_before_any_rate_changes():
+    optimizer = sgd()
+    warmup = sd.LossGapWarmup(optimizer, H1=1.0)
+    warmup.step(1.0)
+    before = rates(optimizer)
+    optimizer.add_param_group({"params": parameters(), "lr": 0.3})
+    with pytest.raises(ValueError, match=r"at the start of the warm-up, 1\. Found 2"):
+        warmup.step(2.0)
+    assert rates(optimizer) == [*before, 0.3]

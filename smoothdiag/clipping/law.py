@@ -40,6 +40,8 @@ class Rate:
         Outside of `valid` a number raises a ValueError. In an array or a tensor the rate there is NaN: an error would
         have to wait for the device.
         """
+        if isinstance(grad_norm, Real) and float(grad_norm) < 0:
+            raise arguments.wrong("grad_norm", "a norm, which is at least 0", grad_norm)
         if self.valid == EVERYWHERE:
             return self.formula(grad_norm)
         low, high = self.valid

@@ -224,8 +224,8 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     outside = {"other_group": int((~in_group).sum()), "other_estimator": int((in_group & ~chosen).sum())}
     keep = np.flatnonzero(chosen & usable)
     # A resumed run keeps other fixed batches, so its rows are about another loss: they count as another run.
-    losses = np.char.add(label["run"].astype(str), number["data_step"].astype(str))
-    run = np.unique(losses, return_inverse=True)[1].astype(np.float64)
+    names = (np.unique(column, return_inverse=True)[1] for column in (label["run"].astype(str), number["data_step"]))
+    run = np.unique(np.stack([*names]), axis=1, return_inverse=True)[1].ravel().astype(np.float64)
     keep = keep[np.lexsort((run[keep], number["step"][keep]))]
     gradients = number["grad_norm"][chosen]
     return Rows(

@@ -200,3 +200,10 @@ def test_line_of_the_theorem_and_rate_of_the_rule_agree_within_their_factors():
 def test_wrong_parameters_are_refused(name, value):
     with pytest.raises(ValueError, match=f"Parameter `{name}` should be"):
         LawRate(**{"law": PowerLaw(1.0, 1.0, 1.0), name: value})
+
+
+@pytest.mark.parametrize("rate", [StepRate(1.0, 2.0, 1.0, ""), LawRate(lambda norm: 1 + 2 * norm)])
+def test_a_norm_below_zero_is_refused(rate):
+    for norm in (-1.0, np.float64(-1.0), -math.inf):
+        with pytest.raises(ValueError, match="`grad_norm` should be a norm"):
+            rate(norm)

@@ -119,3 +119,9 @@ def test_rows_on_other_fixed_batches_count_as_another_run():
     resumed = one_run(1, data="fixed", data_step=100).assign(step=np.arange(100, 200))
     assert fit(pd.concat([first, resumed])).num_runs == 2
     assert fit(pd.concat([first, resumed.assign(data_step=0)])).num_runs == 1
+
+
+def test_a_run_and_its_fixed_batches_are_told_apart_whatever_their_names():
+    pair = (("1", 21), ("12", 1))  # Side by side both read "121".
+    rows = [one_run(seed, data="fixed", data_step=step).assign(run=name) for seed, (name, step) in enumerate(pair)]
+    assert fit(pd.concat(rows)).num_runs == 2

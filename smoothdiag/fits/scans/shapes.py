@@ -47,10 +47,11 @@ class Shapes:
 
     def __init__(self, z: Array, exponents: Array, shares: Array = _SHARES) -> None:
         z = np.atleast_2d(z)
-        self.unit = np.exp(np.median(np.log(np.maximum(z, TINY)), axis=1))
+        # The starting point has the distance 0. Replaced by a small distance, it would tie the fit to the unit of x.
+        self.unit = np.exp([np.median(np.log(row[row > 0])) if (row > 0).any() else 0.0 for row in z])
         which, power, part = np.meshgrid(np.arange(len(z)), exponents, shares, indexing="ij")
         self.source, self.exponent, self.share = which.ravel(), power.ravel(), part.ravel()
-        raised = (np.maximum(z, TINY) / self.unit[:, None])[:, None, :] ** exponents[:, None]
+        raised = (z / self.unit[:, None])[:, None, :] ** exponents[:, None]
         mixed = (1 - shares)[:, None] + shares[:, None] * raised[:, :, None, :]
         self.table = np.log(np.maximum(mixed, TINY)).reshape(-1, z.shape[1])
 

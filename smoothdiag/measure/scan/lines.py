@@ -147,7 +147,7 @@ def named_vector(what: str, given: object, model: nn.Module, parameters: Sequenc
         parameters: The coordinates x.
 
     Raises:
-        ValueError: If a tensor is missing or has another shape.
+        ValueError: If a tensor is missing, has another shape or holds numbers that are not finite.
     """
     if not isinstance(given, Mapping):
         raise arguments.wrong(what, "a mapping from names of parameters to tensors, such as a state dict", given)
@@ -165,5 +165,7 @@ def named_vector(what: str, given: object, model: nn.Module, parameters: Sequenc
                 f"Parameter `{what}` should hold a tensor of shape {tuple(parameter.shape)} named `{names[0]}`, as the "
                 f"state dict of this model does. Found {shape}."
             )
+        if not tensor.isfinite().all():
+            raise ValueError(f"Parameter `{what}` should hold finite numbers. Found others in `{names[0]}`.")
         found.append(tensor.detach().to(parameter.device, vectors.widened(parameter.detach()[:0]).dtype))
     return found

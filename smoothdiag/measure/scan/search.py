@@ -110,7 +110,7 @@ class Straight:
     def __init__(
         self, start: Vector, first: Evaluation, direction: Vector, arcs: Arcs, limits: Limits, guess: float
     ) -> None:
-        self._start, self._direction, self._arcs, self._limits = start, direction, arcs, limits
+        self._start, self._first, self._direction, self._arcs, self._limits = start, first, direction, arcs, limits
         self._at, self._log = 0.0, _log_norm(first)
         self.taken, self._next = guess, guess
         self.ended = "" if float(vectors.norm(direction)) else "no direction"
@@ -122,6 +122,8 @@ class Straight:
             evaluate: Returns loss and gradient at a point.
             smoothness: ||H|| at the last point [f/x^2]; a straight line does not need it.
         """
+        if self.ended:
+            return Reached(list(self._start), self._first, self.ended)
         limits, origin, aim = self._limits, self._at, self._limits.spacing
         low, low_moved, high_moved, t = origin, 0.0, math.inf, origin + self._next
         high: tuple[float, Reached] | None = None

@@ -120,6 +120,16 @@ def test_units_only_change_the_constants():
     assert [s.skill for s in other.comparison] == pytest.approx([s.skill for s in found.comparison], abs=1e-6)
 
 
+@pytest.mark.parametrize(("unit_x", "unit_f"), [(2.0**-98, 1.0), (1.0, 2.0**-100)])
+def test_units_of_distance_and_loss_change_no_score(unit_x, unit_f):
+    frame = scanned(of_loss)
+    units = {"grad_norm": unit_f / unit_x, "smoothness": unit_f / unit_x**2, "loss": unit_f, "distance": unit_x}
+    found = fit_smoothness(frame, num_boot=40)
+    other = fit_smoothness(frame.assign(**{name: frame[name] * unit for name, unit in units.items()}), num_boot=40)
+    assert other.verdict is found.verdict
+    assert [s.skill for s in other.comparison] == pytest.approx([s.skill for s in found.comparison], abs=1e-9)
+
+
 def test_formulas_of_the_models_are_in_the_units_of_the_caller():
     frame = scanned(far, between=0.0, within=0.0).assign(loss=np.nan)
     scores = {score.name: score for score in fit_smoothness(frame, num_boot=40).comparison}

@@ -118,6 +118,8 @@ def test_state_dicts_are_read_by_name_and_in_the_order_of_the_parameters() -> No
         named_vector("update", state | {"0.weight": torch.zeros(1)}, model, list(model.parameters()))
     with pytest.raises(ValueError, match="should be a mapping"):
         named_vector("update", [torch.zeros(1)], model, list(model.parameters()))
+    with pytest.raises(ValueError, match=r"`update` should hold finite numbers. Found others in `2.bias`"):
+        named_vector("update", state | {"2.bias": torch.tensor([torch.nan])}, model, list(model.parameters()))
 
 
 def test_a_tied_parameter_is_found_under_either_name() -> None:

@@ -145,6 +145,13 @@ def test_a_loss_that_is_constant_along_a_line_ends_it_without_a_point() -> None:
     assert (frame[frame["scan"] == "gradient up"]["status"] == "ok").any()
 
 
+def test_a_line_to_the_starting_point_leads_nowhere_and_costs_nothing() -> None:
+    start = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    frame = scanned(sd.problems.quadratic([1.0, 2.0]), start, directions=["to x"], toward={"x": {"x": start}})
+    last = frame.iloc[-1]
+    assert [last["scan"], last["ended"], last["num_grads"], last["distance"]] == ["to x", "no direction", 0, 0]
+
+
 def test_a_point_that_is_not_finite_ends_its_line_and_is_recorded() -> None:
     # -log x has no value below zero.
     frame = scanned(
