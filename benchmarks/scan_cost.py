@@ -5,7 +5,7 @@ is measured in float32 by each way, beginning with the eigenvectors of the last 
 exact ||H|| in float64. Costs are gradients for one point without the search for it; a product by differentiating twice
 counts as two. Run it with
 
-    python benchmarks/scan_cost.py [--steps 0 100] [--points 4] [--spacing 1] [--nets LSTM] [--only-scans] [--out scan_cost.csv]
+    python benchmarks/scan_cost.py [--steps 0 100] [--points 4] [--spacing 1] [--nets LSTM] [--only-scans] [--out FILE]
 """
 
 import argparse
