@@ -5,7 +5,7 @@ is measured in float32 by each way, beginning with the eigenvectors of the last 
 exact ||H|| in float64. Costs are gradients for one point without the search for it; a product by differentiating twice
 counts as two. Run it with
 
-    python benchmarks/scan_cost.py [--steps 0 100] [--points 4] [--nets LSTM] [--only-scans] [--out scan_cost.csv]
+    python benchmarks/scan_cost.py [--steps 0 100] [--points 4] [--spacing 1] [--nets LSTM] [--only-scans] [--out FILE]
 """
 
 import argparse
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import smoothdiag as sd
 from smoothdiag.measure.curvature import Choice
+from smoothdiag.measure.scan import SPACING
 
 LINES = ["gradient up", "gradient down", "random 1", "layers 1", "layers 2"]
 BACKENDS = ("one_sided", "central", "retained")
@@ -65,7 +66,9 @@ def trained(task: Task, steps: int) -> nn.Module:
     return model
 
 
-def points_of(model: nn.Module, task: Task, batch: Any, points: int) -> dict[str, list[tuple[float, list[Tensor]]]]:
+def points_of(
+    model: nn.Module, task: Task, batch: Any, points: int, spacing: float
+) -> dict[str, list[tuple[float, list[Tensor]]]]:
     """Returns the points of each line, with their distances relative to ||x||; the first of each line is x itself."""
     found: list[list[Tensor]] = []
 
@@ -79,6 +82,7 @@ def points_of(model: nn.Module, task: Task, batch: Any, points: int) -> dict[str
         [batch],
         directions=LINES,
         points=points,
+        spacing=spacing,
         estimators=[capture],
         budget=10**6,
         progress=False,
@@ -106,10 +110,10 @@ def exact(model: nn.Module, task: Task, batch: tuple[Tensor, Tensor]) -> Callabl
     return at
 
 
-def measured(model: nn.Module, task: Task, batch: Any, points: int) -> list[dict[str, Any]]:
+def measured(model: nn.Module, task: Task, batch: Any, points: int, spacing: float) -> list[dict[str, Any]]:
     """Returns one row for each point and way of measuring."""
     truth, rows = exact(model, task, batch), []
-    for name, line in points_of(model, task, batch, points).items():
+    for name, line in points_of(model, task, batch, points, spacing).items():
         norms = [truth(point) for _, point in line]
         for backend in BACKENDS:
             for tol in TOLERANCES:
@@ -165,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 100])
     parser.add_argument("--points", type=int, default=4)
+    parser.add_argument("--spacing", type=float, default=SPACING)
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only-scans", action="store_true", help="run the usual scans alone")
@@ -179,7 +184,8 @@ def main() -> None:
             scans.append({"net": name, "steps": steps} | usual(model, task, batch))
             if arguments.only_scans:
                 continue
-            rows += [{"net": name, "steps": steps} | row for row in measured(model, task, batch, arguments.points)]
+            found = measured(model, task, batch, arguments.points, arguments.spacing)
+            rows += [{"net": name, "steps": steps} | row for row in found]
             print(name, steps, len(rows), flush=True)
     print(pd.DataFrame(scans).to_string(float_format=lambda v: f"{v:.3g}"))
     if arguments.only_scans:

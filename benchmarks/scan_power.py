@@ -85,8 +85,8 @@ def named(kinds: int, random: int = 0, layers: int = 0) -> tuple[str, ...]:
 
 
 SHORT = (1, 1, 1, 2, 3)
-"""Points of a line on real nets, roughly. The default follows fourteen lines at a time, but most end after a point, and
-the next takes its place: in the median 37 points on 23 lines, and 1.0 decades of gradient norms
+"""Points of a line on real nets, roughly. The default follows fourteen lines at a time, but lines are short, and where
+one ends the next takes its place: in the median 37 points on 23 lines, and 1.0 decades of gradient norms
 (benchmarks/scans/results.csv)."""
 
 DESIGNS = (
@@ -106,10 +106,10 @@ FOR_NULLS = (DESIGNS[0], DESIGNS[1], DESIGNS[2], DESIGNS[3], DESIGNS[5])
 def simulated(law: Law, design: Design, seed: int) -> pd.DataFrame:
     """Points of one scan, in the format of `sd.scan`.
 
-    At the start gradient norm and smoothness are 1 and the loss is 1 above its minimum. The gradient norm
-    falls along the second line, which has one point, and rises along the others. The last point of a line may be
-    nearer, as where a limit ends it. Smoothness is the law times a factor of the line, which sets in while the gradient
-    norm changes by a factor of e^1.2, times a factor of the point. Distance and loss follow:
+    At the start gradient norm and smoothness are 1 and the loss is 1 above its minimum. The gradient norm falls
+    along the second line, which has one point, and rises along the others. The last point of a line may be nearer, as
+    where a limit ends it. Smoothness is the law times a factor of the line, which sets in while the gradient norm
+    changes by a factor of e^1.2, times a factor of the point. Distance and loss follow:
     d ||g|| = kappa * smoothness * d distance and d loss = cosine * ||g|| * d distance, where kappa and cosine differ
     from line to line.
     """
