@@ -114,6 +114,7 @@ def test_misses_are_named(bench) -> None:
     assert [line.split(":")[0] for line in lines[1:]] == ["MISSED"] * 3
 
 
+@pytest.mark.slow
 def test_power_is_measured_cell_by_cell(bench, monkeypatch, tmp_path, capsys) -> None:
     out = tmp_path / "power.json"
     small = ("--decades", 0.5, 2, "--noise", 0.2, "--rows", 200, "--seeds", 2, "--num-boot", 100, "--out", out)
@@ -123,6 +124,7 @@ def test_power_is_measured_cell_by_cell(bench, monkeypatch, tmp_path, capsys) ->
     assert [cell["verdicts"] for cell in cells] == [{"NOT_IDENTIFIED": 2}, {"L0L1": 2}]
 
 
+@pytest.mark.slow
 def test_the_formula_of_the_power_follows_the_slope_of_the_law(bench) -> None:
     root, other = (bench.power.Cell(law, 1.5, 0.35, 400) for law in ("exponent .5", "exponent 1.5"))
     deviation = 1.5 * np.log(10) / (2 * 1.959964)

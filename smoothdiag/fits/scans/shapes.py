@@ -1,6 +1,6 @@
 """Shapes of smoothness over the points of a scan, fitted in logarithms by least squares.
 
-A scan has about a hundred points on about eleven lines, too few for a quantile line at .95. So the fit takes the shape
+A scan has some forty points on some twenty lines, too few for a quantile line at .95. So the fit takes the shape
 and the height apart: log smoothness = level + shape + rest, where the rest has the same distribution at all gradient
 norms. The shape comes from all points, and the height of a quantile from the rests alone (a scale model).
 

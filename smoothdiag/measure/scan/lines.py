@@ -13,8 +13,8 @@ from smoothdiag import arguments, vectors
 from smoothdiag.vectors import Vector
 
 NUM_LINES: Final = 14
-"""Lines that a scan follows at a time unless directions are given. Many short lines of different kinds say more than
-few long ones (benchmarks/scan_power.py)."""
+"""Lines that a scan follows at a time unless directions are given. Few long lines find laws as often, but name more
+wrong ones (benchmarks/scan_power.py)."""
 
 NAMES: Final = (
     '"gradient up", "gradient down", "random 1", "random 2", ..., "layers 1", "layers 2", ..., "in PARAMETER", '

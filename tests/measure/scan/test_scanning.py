@@ -57,7 +57,7 @@ def dense_norm(model: nn.Module, batch: tuple[Tensor, Tensor], point: list[Tenso
     return float(torch.linalg.eigvalsh(matrix).abs().max())
 
 
-@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
+@pytest.mark.parametrize("activation", [nn.GELU, pytest.param(nn.Tanh, marks=pytest.mark.slow)])
 def test_every_row_of_a_net_in_float32_is_near_the_dense_hessian_in_float64(activation, batch) -> None:
     model = trained(activation, batch)
     loss = sd.objective(model, classification, [batch])
