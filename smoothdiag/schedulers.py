@@ -39,8 +39,8 @@ class LossGapWarmup(LRScheduler):
     2. A loss that is NaN or infinite leaves the rate as it was.
     3. A loss on another device is read, which waits for it, unless the rates are tensors on the same device, as in
        ``Adam(parameters, lr=torch.tensor(1e-3), capturable=True)``: then nothing waits.
-    4. Every call sets the rate anew, so another scheduler of the same optimizer has no effect beside it. Go over to that
-       one when the warm-up has reached the peak.
+    4. Every call sets the rate anew, so another scheduler of the same optimizer has no effect beside it. Go over to
+       that one when the warm-up has reached the peak.
 
     Args:
         optimizer: Of torch, of this library, or any other.

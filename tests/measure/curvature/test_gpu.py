@@ -6,6 +6,7 @@ import pytest
 import torch
 from losses import classification
 from networks import Convolutional, Gpt, Recurrent, images, texts
+from torch import nn
 
 from smoothdiag import HessianNorm, LocalSmoothness, PathSmoothness, Probe, Sharpness, every, hvp, objective
 from smoothdiag.measure.curvature import lanczos
@@ -21,6 +22,9 @@ def loss_on(kind: str, device: str):
     torch.manual_seed(0)
     build, data = NETWORKS[kind]
     model = build().eval()  # dropout masks differ between devices
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # cuDNN differentiates recurrent layers in training mode alone
+            module.train().dropout = 0.0
     batch = tuple(t.to(device) for t in data(1, 8)[0])
     return objective(model.to(device), classification, [batch])
 
