@@ -158,6 +158,7 @@ def test_random_directions_unmask_a_quadratic(true_law):
         assert both.verdict is Verdict.NOT_IDENTIFIED
 
 
+@pytest.mark.slow
 def test_cover_of_the_intervals_where_the_verdict_lets_them_stand():
     hits = total = 0
     for seed in range(30):
@@ -172,7 +173,9 @@ def test_cover_of_the_intervals_where_the_verdict_lets_them_stand():
     assert hits >= 0.75 * total
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize(
+    "noise", [0.05, pytest.param(0.1, marks=pytest.mark.slow), 0.2, pytest.param(0.3, marks=pytest.mark.slow)]
+)
 def test_edge_of_stability_with_gradient_norms_that_move_with_the_rate_is_no_law(noise):
     rng = np.random.default_rng(0)
     for _ in range(5):
