@@ -26,13 +26,12 @@ from smoothdiag.fits.correlations import (
 from smoothdiag.fits.errors import MIN_KNOWN
 from smoothdiag.fits.intervals import dependence
 from smoothdiag.fits.rows import Indices, Rows, step_blocks
-from smoothdiag.fits.verdict import FLAT, MIN_GAIN, rises
+from smoothdiag.fits.verdict import FLAT, MIN_GAIN, STRAIGHT, rises
 
 MAX_OF_BATCH = 0.25  # Part of the correlation that the batches may account for at most.
 FEWEST_CLASSES = 3
 NARROWED = 0.8  # The range within rates is short only if it is also shorter by this factor than the range of all rows.
 MIN_BY_RATE = 0.5  # Rank correlation of gradient norm and rate from which the rate can have made the range.
-AS_THE_LINE = (0.6, 1.5)  # Slopes within rates, where 1 is the line's, that scans call a line, too.
 FIRST_SIZE = 4  # Rows of the shortest blocks whose means are compared; further sizes are twice as long.
 BY_CHANCE = 0.01  # Share of laws whose slope between blocks may look smaller by chance, for all sizes together.
 WORST_FLOOR = 30.0  # Ten times the usual distance from the noise floor: floors are trusted within a factor of ten.
@@ -135,23 +134,28 @@ def rate(rows: Rows, raw: float, line: Line) -> Flag | None:
 
 
 def _follows(line: Line, x: Array, y: Array, classes: list[Indices]) -> bool:
-    """Whether smoothness follows the line within classes: its slope in units of the line lies within `AS_THE_LINE`."""
+    """Whether smoothness follows the line within classes: its slope in units of the line lies within `STRAIGHT`."""
     height = line(x)
     if not (height > 0).all():
         return False
     a, b = np.concatenate(
         [part - np.mean(part, axis=1, keepdims=True) for part in (np.log([height[i], y[i]]) for i in classes)], axis=1
     )
-    size = float(a @ a)
     freedom = len(a) - len(classes) - 1
-    if freedom < 1 or not size > 0:
+    if freedom < 1 or not float(a @ a) > 0:
         return False
-    slope = float(a @ b) / size
-    score = a * (b - slope * a)
-    longer = len(a) / dependence(score).num_effective  # Neighbouring rows may err alike.
-    error = math.sqrt(float(score @ score) * longer * len(a) / freedom) / size
+    slope, error = _regressed(a, b, freedom)
     reach = float(t.isf(0.05, freedom)) * error
-    return slope - reach > AS_THE_LINE[0] and slope + reach < AS_THE_LINE[1]
+    return slope - reach > STRAIGHT[0] and slope + reach < STRAIGHT[1]
+
+
+def _regressed(u: Array, v: Array, freedom: int) -> tuple[float, float]:
+    """Slope of v on u, both centred and in order, and its standard error; neighbours may err alike."""
+    size = float(u @ u)
+    slope = float(u @ v) / size
+    score = u * (v - slope * u)
+    longer = len(u) / dependence(score).num_effective
+    return slope, math.sqrt(float(score @ score) * longer * len(u) / freedom) / size
 
 
 def _rate_classes(log_rate: Array, run: Array) -> list[Indices]:
@@ -238,13 +242,9 @@ def _at_scale(pairs: Array, step: Array, runs: Array, size: int, by_chance: floa
         rest.append(part - time @ np.linalg.lstsq(time, part, rcond=None)[0])
         freedom -= time.shape[1]
     u, v = np.concatenate(rest).T
-    size_u = float(u @ u)
-    if freedom < 1 or not size_u > 1e-18 * len(u):
+    if freedom < 1 or not float(u @ u) > 1e-18 * len(u):
         return _Scale(size, inside, math.nan, math.inf, math.inf)
-    slope = float(u @ v) / size_u
-    score = u * (v - slope * u)
-    longer = len(u) / dependence(score).num_effective  # Neighbouring blocks may err alike.
-    error = math.sqrt(float(score @ score) * longer * len(u) / freedom) / size_u
+    slope, error = _regressed(u, v, freedom)
     return _Scale(size, inside, slope, error, slope + float(t.isf(by_chance, freedom)) * error)
 
 

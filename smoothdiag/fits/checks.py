@@ -75,15 +75,23 @@ def check(
 
 
 def _range(rows: Rows) -> Flag | None:
-    found = decades(rows.x)
+    remedy = (
+        "scan one checkpoint (sd.scan), which changes the gradient norm without time or rate, or record from the first "
+        "step on. Changes of the learning rate widen the range, too, but then the rate may be the cause of both axes"
+    )
+    return short_range(rows.x, remedy) or _occupied(rows.x)
+
+
+def short_range(x: Array, remedy: str) -> Flag | None:
+    """Whether the gradient norms cover less than `MIN_DECADES`."""
+    found = decades(x)
     if found >= MIN_DECADES:
-        return _occupied(rows.x)
+        return None
     return Flag(
         "range",
         "the gradient norms vary too little to tell L0 from L1",
         f"{found:.2f} powers of ten between their 2.5% and 97.5% quantiles, should be at least {MIN_DECADES:g}",
-        "scan one checkpoint (sd.scan), which changes the gradient norm without time or rate, or record from the first "
-        "step on. Changes of the learning rate widen the range, too, but then the rate may be the cause of both axes",
+        remedy,
         blocking=True,
     )
 

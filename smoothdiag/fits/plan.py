@@ -24,7 +24,7 @@ from smoothdiag.fits.text import number, wrap
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXPONENT_RANGE = (0.1, 3.0)  # Exponents that the fit of a scan tries.
+LARGEST_EXPONENT = 3.0  # That the fit of a scan tries.
 ENOUGH = 0.6  # Width of the interval of an exponent that is told from .5 and 1.5.
 WIDER_DECADES = 1.5  # Range for which the plan states the number of rows where the recorded range is too short.
 SCAN_GRADIENTS = 500  # Default budget of `sd.scan`.
@@ -150,7 +150,7 @@ def _lines_cost(fit: Any) -> float:
     Standard errors fall with the root of the number of lines.
     """
     low, high = fit.exponent_interval
-    known = high < EXPONENT_RANGE[1]  # False for NaN too
+    known = high < LARGEST_EXPONENT  # False for NaN too
     return float(SCAN_GRADIENTS * max((high - low) / ENOUGH, 1.0) ** 2) if known else math.nan
 
 

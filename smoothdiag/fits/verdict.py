@@ -14,6 +14,7 @@ from smoothdiag.fits.models import EXPONENT_RANGE, EXPONENT_STEPS
 FLAT = 1.25  # A line that rises by less than this factor over the data is a constant in practice.
 CONSTANT_RISE = 2.0  # A constant is claimed if even the upper end of the interval at most doubles it.
 MIN_EXPONENT_GAP = 0.15
+STRAIGHT = (0.6, 1.5)  # Powers of a line that an interval may hold if the line is to be the law.
 MIN_GAIN = 0.05
 # For a true law with lognormal noise of deviation .8 over two decades, the line removes .44 of the constant's loss. In
 # the valley of (1 - x y)^2 / 2, where curvature has no bound at a vanishing gradient, a line removes up to .16.

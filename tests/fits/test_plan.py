@@ -25,7 +25,8 @@ from smoothdiag.fits.needed import (
     rows_for_line,
     skill_of_line,
 )
-from smoothdiag.fits.plan import SCAN_GRADIENTS
+from smoothdiag.fits.plan import LARGEST_EXPONENT, SCAN_GRADIENTS
+from smoothdiag.fits.scans.shapes import EXPONENTS
 from smoothdiag.fits.verdict import MIN_SKILL as ASKED
 
 NORMS = np.logspace(-1.0, 1.0, 200)
@@ -218,6 +219,7 @@ def test_what_is_missing_follows_from_the_verdict(change, missing):
 
 
 def test_thresholds_are_those_of_the_flags():
+    assert max(EXPONENTS) == LARGEST_EXPONENT
     assert (MIN_DECADES, FEWEST, IN_TAIL) == (checks.MIN_DECADES, MIN_POINTS, checks.MIN_IN_TAIL)
     assert MIN_SKILL == ASKED
 

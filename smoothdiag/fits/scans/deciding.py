@@ -11,10 +11,7 @@ from smoothdiag.fits import lossgap
 from smoothdiag.fits.base import Array, Flag, Interval, Verdict
 from smoothdiag.fits.scans.lines import Lines
 from smoothdiag.fits.scans.rivals import Fitted
-from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, MIN_EXPONENT_GAP, MIN_GAIN, MIN_SKILL
-
-STRAIGHT = (0.6, 1.5)
-"""Exponents that the interval may hold if the law is to be a line."""
+from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, MIN_EXPONENT_GAP, MIN_GAIN, MIN_SKILL, STRAIGHT
 
 PRECISE = 0.05
 """Mean error of log smoothness on lines left out below which a law serves, whatever else explains the points, too."""

@@ -7,8 +7,8 @@ from scipy.stats import rankdata
 
 from smoothdiag.console import counted
 from smoothdiag.fits.base import Array, Flag
-from smoothdiag.fits.checks import MAX_MOVE
-from smoothdiag.fits.correlations import MIN_DECADES, MIN_WITHIN, decades
+from smoothdiag.fits.checks import MAX_MOVE, short_range
+from smoothdiag.fits.correlations import MIN_WITHIN
 from smoothdiag.fits.scans.lines import LARGEST_CURVATURE, Lines
 from smoothdiag.fits.scans.rivals import Fitted
 from smoothdiag.fits.scans.shapes import lift
@@ -18,6 +18,10 @@ MIN_LINES = 4  # A resample of five lines leaves out two of them, and repeats ot
 MAX_LEFT_OUT = 0.1  # Share of points that did not converge above which a scan deserves a doubt ...
 MOST_LEFT_OUT = 0.5  # ... and above which it says too little.
 IN_TAIL = 3  # Lines that the points above the fitted line should come from.
+FURTHER = (
+    "go further along the lines, or add lines along which the gradient norm changes more (up the gradient, to other "
+    "checkpoints)"
+)
 
 
 def check(lines: Lines, fitted: Fitted, rest: Array, quantile: float, rising: bool, raw: float) -> tuple[Flag, ...]:
@@ -31,7 +35,13 @@ def check(lines: Lines, fitted: Fitted, rest: Array, quantile: float, rising: bo
         rising: whether the line rises at all.
         raw: rank correlation of gradient norm and smoothness.
     """
-    found = [_secants(lines), _few(lines, raw), _range(lines), _left_out(lines), _scatter(lines, rest, quantile)]
+    found = [
+        _secants(lines),
+        _few(lines, raw),
+        short_range(lines.rows.x, FURTHER),
+        _left_out(lines),
+        _scatter(lines, rest, quantile),
+    ]
     if rising:
         found += [_within(lines, raw), _distance(fitted), _leverage(lines, fitted)]
     found += [_tail(lines, rest, quantile)]
@@ -73,21 +83,6 @@ def _few(lines: Lines, raw: float) -> Flag | None:
         f"{counted(lines.num_lines, 'line')}, as good as {lines.num_units} independent ones{kinds}; should be at least "
         f"{MIN_LINES}. Along them gradient norm and smoothness have the rank correlation {raw:.2f}",
         "add lines of other kinds: both ways along the gradient, to and from other checkpoints, along the update",
-        blocking=True,
-    )
-
-
-def _range(lines: Lines) -> Flag | None:
-    x = lines.rows.x
-    found = decades(x)
-    if found >= MIN_DECADES:
-        return None
-    return Flag(
-        "range",
-        "the gradient norms vary too little to tell L0 from L1",
-        f"{found:.2f} powers of ten between their 2.5% and 97.5% quantiles, should be at least {MIN_DECADES:g}",
-        "go further along the lines, or add lines along which the gradient norm changes more (up the gradient, to "
-        "other checkpoints)",
         blocking=True,
     )
 
