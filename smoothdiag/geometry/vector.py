@@ -109,5 +109,9 @@ class Diagonal:
         return [(scale * t).to(t.dtype) for t in self._whitened(whitened)]
 
     def _whitened(self, g: Vector) -> list[Tensor]:
-        pairs = zip(g, self.diagonal, strict=True)
-        return [(t / p.sqrt()).where((t != 0) | (p != 0), 0.0) for t, p in pairs]
+        return [whitened(t, p) for t, p in zip(g, self.diagonal, strict=True)]
+
+
+def whitened(g: Tensor, diagonal: Tensor) -> Tensor:
+    """Returns P^-1/2 g; zero where both are zero."""
+    return (g / diagonal.sqrt()).where((g != 0) | (diagonal != 0), 0.0)

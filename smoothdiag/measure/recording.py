@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from smoothdiag import vectors
 from smoothdiag.adapters import adapter_of
 from smoothdiag.measure.estimators import Estimate, Status, Step
 from smoothdiag.measure.loss.coordinates import common
@@ -32,7 +31,6 @@ def rows_of(
         override: Doubt about the whole measurement. It replaces a usable status; an unusable one replaces any status.
         cost: Columns of the cost, which only the first row gets.
     """
-    blocks = {"all": range(len(step.start)), **step.groups}
     for part in (estimate, *estimate.parts):
         status = part.status
         if override is not None and (status.usable or not override.usable):
@@ -44,9 +42,9 @@ def rows_of(
             "grad_norm": part.grad_norm,
             "smoothness": part.smoothness,
             "step_norm": part.step_norm,
-            "param_norm": float(vectors.norm([step.start[i] for i in blocks[part.group]])),
+            "param_norm": step.norm_of_start(part.group),
             "loss": part.loss,
-            "lr": common([lrs[i] for i in blocks[part.group]]),
+            "lr": common([lrs[i] for i in step.block(part.group)]),
             "saturation": part.saturation,
             "noise_floor": part.noise_floor,
             "two_scale": part.two_scale,

@@ -1,8 +1,8 @@
-"""What an estimator receives and returns: Step, Estimate, Status; and the secants that most estimators use."""
+"""What an estimator receives and returns: Step, Estimate, Status."""
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -10,24 +10,16 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.adapters import UNKNOWN, StabilityLimit
-from smoothdiag.geometry import Diagonal, Geometry
+from smoothdiag.geometry import Diagonal, Euclidean, Geometry
+from smoothdiag.geometry.vector import whitened
 from smoothdiag.measure.loss.objective import Evaluation, Objective
+from smoothdiag.packing import Packing, Tally
 from smoothdiag.rows import Status
 from smoothdiag.vectors import Vector
 
-__all__ = ["Estimate", "Estimator", "Secants", "Status", "Step", "conclude", "secants"]
+__all__ = ["Estimate", "Estimator", "Status", "Step"]
 
-SATURATED_ABOVE = 0.5
-"""Saturation above which a row says more about the step than about curvature. Orthogonal gradients of equal length at
-both ends give 1/sqrt(2), opposite ones 1."""
-
-SIGNAL_TO_NOISE = 2.0
-"""Noise floors up to which a row is marked. Squares of independent errors add up: at two noise floors, noise has raised
-the value by 15%."""
-
-KINKS_ABOVE, ROUNDING_ABOVE = math.sqrt(2), 2 * math.sqrt(2)
-"""L(h/4)/L(h) is 1 if the gradient is smooth, 2 if it jumps at many small kinks (its change grows like sqrt(h)), and 4
-if its change does not depend on h at all. The bounds lie half-way between these on a log scale."""
+EUCLIDEAN = Euclidean()
 
 PRECONDITIONED = "_preconditioned"
 """Suffix of the estimator's name in rows that are measured in the optimizer's own norm."""
@@ -52,7 +44,6 @@ class Step:
             rate, and the norm in which that curvature is measured.
         full_precision: Whether ``known_start`` was evaluated without autocast, as products with the Hessian are. These
             may then use its gradient.
-        norms_at_start: Norms of the gradient at ``start`` that estimators have computed already.
 
     Examples:
         >>> model = sd.problems.quadratic([3.0]).as_module(torch.zeros(1))
@@ -74,17 +65,103 @@ class Step:
     memory: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False)
     stability_limit: StabilityLimit = UNKNOWN
     full_precision: bool = False
-    norms_at_start: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
+    _norms: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def at_start(self) -> Evaluation:
         """Loss and gradient at ``start``, evaluated at most once for all estimators."""
-        return self.known_start or self.objective.evaluate(self.start)
+        return self.known_start or self._begun[0]
 
     @cached_property
     def starts_finite(self) -> bool:
         """Whether loss and gradient at ``start`` are finite; otherwise there is nothing to measure."""
-        return math.isfinite(self.at_start.loss) and math.isfinite(float(vectors.norm(self.at_start.gradient)))
+        return math.isfinite(self.at_start.loss) and math.isfinite(self._gradient_sums.total("gradient"))
+
+    def block(self, group: str) -> Sequence[int]:
+        """Returns the indices of the parameters of a group, or of "all"."""
+        return range(len(self.start)) if group == "all" else self.groups[group]
+
+    def norm_of_start(self, group: str = "all") -> float:
+        """Returns ||x_k|| over the parameters of a group [x]."""
+        return math.sqrt(self._point_sums.total("point", self.block(group)))
+
+    def norms_of_gradient(self, geometry: Geometry = EUCLIDEAN) -> dict[tuple[str, str], float]:
+        """Returns the dual norm of the gradient at ``start`` by (suffix of the estimator's name, group) [f/x]."""
+        if geometry not in self._norms:
+            self._norms[geometry] = {
+                (suffix, group): math.sqrt(self._gradient_sums.total("gradient" + suffix, self.block(group)))
+                if type(norm) is Euclidean or suffix
+                else float(norm.dual_norm([self.at_start.gradient[i] for i in self.block(group)]))
+                for (suffix, group), norm in self.norms(geometry).items()
+            }
+        return self._norms[geometry]
+
+    def norms(self, geometry: Geometry) -> dict[tuple[str, str], Geometry]:
+        """Returns the norm by (suffix of the estimator's name, group), all parameters first."""
+        groups = ["all", *self.groups]
+        found: dict[tuple[str, str], Geometry] = {("", group): geometry for group in groups}
+        if self.preconditioner is not None:
+            for group in groups:
+                diagonal = tuple(self.preconditioner[i] for i in self.block(group))
+                found[PRECONDITIONED, group] = Diagonal(diagonal)
+        return found
+
+    @property
+    def suffixes(self) -> list[str]:
+        """Suffixes of the estimator's name in the two norms that rows are measured in."""
+        return ["", *([] if self.preconditioner is None else [PRECONDITIONED])]
+
+    def weights(self, packing: Packing, k: int) -> list[Tensor]:
+        """Returns a piece of the preconditioner; an empty list if there is none."""
+        return [] if self.preconditioner is None else [packing.piece(k, self.preconditioner)]
+
+    @cached_property
+    def _begun(self) -> tuple[Evaluation, Tally]:
+        gradient: list[Tensor] = list(self.start)  # each entry is replaced
+
+        def go(tally: Tally, k: int, targets: list[Tensor]) -> None:
+            packing = tally.packing
+            packing.pieces[k].scatter(packing.piece(k, self.start), targets)
+            self._add_start(tally, k)
+
+        def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
+            for i, g in zip(tally.packing.pieces[k].indices, found, strict=True):
+                gradient[i] = g
+            self._add_gradient(tally, k, tally.packing.pieces[k].of(found))
+
+        tally = self.objective.sweep(go, keep)
+        return Evaluation(tally.total("loss"), gradient, self.objective.variance(tally)), tally
+
+    @cached_property
+    def _point_sums(self) -> Tally:
+        if "_begun" in self.__dict__:
+            return self._begun[1]
+        tally = Tally(self.objective.packing)
+        for k in range(len(tally.packing.pieces)):
+            self._add_start(tally, k)
+        return tally
+
+    @cached_property
+    def _gradient_sums(self) -> Tally:
+        if self.known_start is None:
+            return self._begun[1]
+        tally = Tally(self.objective.packing)
+        for k in range(len(tally.packing.pieces)):
+            self._add_gradient(tally, k, tally.packing.piece(k, self.known_start.gradient))
+        return tally
+
+    def _add_start(self, tally: Tally, k: int) -> None:
+        tally.squares(k, ["point"], lambda x: [x], vectors.wide(tally.packing.piece(k, self.start)))
+
+    def _add_gradient(self, tally: Tally, k: int, gradient: Tensor) -> None:
+        names = ["gradient" + suffix for suffix in self.suffixes]
+        tally.squares(
+            k,
+            names,
+            lambda g, *weights: [vectors.wide(g), *(whitened(vectors.wide(g), p) for p in weights)],
+            gradient,
+            *self.weights(tally.packing, k),
+        )
 
 
 @dataclass(frozen=True)
@@ -149,100 +226,6 @@ class Estimator(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Secant:
-    """The change of the gradient from x to y, in numbers.
-
-    Attributes:
-        displacement: ||y - x|| [x], after rounding of y to the parameters' dtype.
-        change: ||g(y) - g(x)||_* [f/x].
-        norm_here: ||g(x)||_* [f/x].
-        norm_there: ||g(y)||_* [f/x].
-    """
-
-    displacement: float
-    change: float
-    norm_here: float
-    norm_there: float
-
-    @property
-    def smoothness(self) -> float:
-        """The slope ||g(y) - g(x)||_* / ||y - x|| [f/x^2]; NaN if y = x."""
-        return self.change / self.displacement if self.displacement else math.nan
-
-    @property
-    def saturation(self) -> float:
-        """||g(y) - g(x)||_* / (||g(x)||_* + ||g(y)||_*), in [0, 1]; 0 if both gradients vanish."""
-        total = self.norm_here + self.norm_there
-        return self.change / total if total else 0.0
-
-    def noise_floor(self, gradient_error: float) -> float:
-        """The slope [f/x^2] that independent errors of the two gradients would show without any curvature."""
-        return math.sqrt(2) * gradient_error * max(self.norm_here, self.norm_there) / self.displacement
-
-
-@dataclass(frozen=True)
-class Secants:
-    """The secants from the start of a step to one point: for all parameters, for each group, and in each norm.
-
-    Attributes:
-        by_part: Secant by (suffix of the estimator's name, group).
-        finite: Whether the loss was finite at the point.
-    """
-
-    by_part: Mapping[tuple[str, str], Secant]
-    finite: bool
-
-    @property
-    def whole(self) -> Secant:
-        """The secant of all parameters in the estimator's own geometry."""
-        return self.by_part["", "all"]
-
-
-def secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
-    """Returns the secants to ``point`` at the cost of one gradient; ``None``, at no cost, if it is the start."""
-    parts = _parts(step, geometry)
-    displacement = vectors.sub(point, step.start)
-    lengths = {key: float(norm.norm(_take(displacement, block))) for key, (norm, block) in parts.items()}
-    del displacement  # saves one copy of the parameters while the loss is evaluated
-    if lengths["", "all"] == 0:
-        return None
-    here, there = step.at_start, step.objective.evaluate(point)
-    norms_here, change = _norms_at_start(step, geometry), vectors.sub(there.gradient, here.gradient)
-    by_part = {}
-    for key, (norm, block) in parts.items():
-        by_part[key] = Secant(
-            displacement=lengths[key],
-            change=float(norm.dual_norm(_take(change, block))),
-            norm_here=norms_here[key],
-            norm_there=float(norm.dual_norm(_take(there.gradient, block))),
-        )
-    return Secants(by_part, math.isfinite(there.loss))
-
-
-def conclude(
-    name: str, step: Step, found: Sequence[Secants], geometry: Geometry, fine: Secants | None = None
-) -> Estimate:
-    """Returns the estimate from the steepest of the secants, for all parameters and for every part.
-
-    Args:
-        name: Name of the estimator.
-        step: The step.
-        found: Secants to different points; empty if all points were the start, or if the start is not finite.
-        geometry: The estimator's own geometry.
-        fine: Secants at a quarter of the displacement of the last of ``found``.
-    """
-    estimates = []
-    for (suffix, group), grad_norm in _norms_at_start(step, geometry).items():
-        empty = Estimate(name + suffix, math.nan, grad_norm, math.nan, step.at_start.loss, group=group)
-        known = [(s.by_part[suffix, group], s.finite) for s in found]
-        quarter = None if fine is None else fine.by_part[suffix, group]
-        estimates.append(_estimate(empty, step, known, quarter))
-    here = step.at_start
-    noise = noise_columns(here.variance, estimates[0].grad_norm ** 2 - here.variance)
-    return replace(estimates[0], parts=tuple(estimates[1:]), extra=noise)
-
-
 def noise_columns(variance: float, squared_norm: float) -> dict[str, float]:
     """Returns the columns of gradient noise, from the variance of the gradient and an unbiased estimate of ||g||^2.
 
@@ -254,61 +237,3 @@ def noise_columns(variance: float, squared_norm: float) -> dict[str, float]:
     if not math.isfinite(variance):
         return {}
     return {"grad_variance": variance, "noise_scale": variance / squared_norm if squared_norm > 0 else math.inf}
-
-
-def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]], quarter: Secant | None) -> Estimate:
-    moved = [(secant, finite) for secant, finite in known if secant.displacement != 0]
-    if not step.starts_finite or not all(finite and math.isfinite(s.smoothness) for s, finite in moved):
-        return replace(empty, status=Status.NON_FINITE)
-    if not moved:
-        return replace(empty, step_norm=0.0, status=Status.ZERO_STEP)
-    steepest = max((secant for secant, _ in moved), key=lambda secant: secant.smoothness)
-    noise_floor = steepest.noise_floor(step.gradient_error)
-    two_scale = math.nan
-    if quarter is not None and moved[-1][0].change > 0:
-        two_scale = quarter.smoothness / moved[-1][0].smoothness
-    if noise_floor > 0 and steepest.smoothness <= SIGNAL_TO_NOISE * noise_floor:
-        status = Status.BELOW_NOISE_FLOOR
-    elif steepest.saturation > SATURATED_ABOVE:
-        status = Status.SATURATED
-    elif two_scale > ROUNDING_ABOVE:
-        status = Status.ROUNDING_LIMITED
-    elif two_scale > KINKS_ABOVE:
-        status = Status.KINK_LIMITED
-    else:
-        status = Status.OK
-    return replace(
-        empty,
-        smoothness=steepest.smoothness,
-        step_norm=steepest.displacement,
-        saturation=steepest.saturation,
-        noise_floor=noise_floor,
-        two_scale=two_scale,
-        status=status,
-    )
-
-
-def _norms_at_start(step: Step, geometry: Geometry) -> dict[tuple[str, str], float]:
-    """Returns the norm of every part of the gradient at the start; computed once for each geometry."""
-    if geometry not in step.norms_at_start:
-        step.norms_at_start[geometry] = {
-            key: float(norm.dual_norm(_take(step.at_start.gradient, block)))
-            for key, (norm, block) in _parts(step, geometry).items()
-        }
-    return step.norms_at_start[geometry]
-
-
-def _parts(step: Step, geometry: Geometry) -> dict[tuple[str, str], tuple[Geometry, Sequence[int]]]:
-    """Returns norm and parameter indices by (suffix of the estimator's name, group), all parameters first."""
-    blocks = {"all": range(len(step.start)), **step.groups}
-    parts: dict[tuple[str, str], tuple[Geometry, Sequence[int]]] = {
-        ("", group): (geometry, block) for group, block in blocks.items()
-    }
-    if step.preconditioner is not None:
-        for group, block in blocks.items():
-            parts[PRECONDITIONED, group] = Diagonal(tuple(_take(step.preconditioner, block))), block
-    return parts
-
-
-def _take(vector: Vector, block: Iterable[int]) -> list[Tensor]:
-    return [vector[i] for i in block]

@@ -87,7 +87,7 @@ class CriticalStep:
         length = float(vectors.norm(vectors.sub(step.end, step.start)))
         is_known = "at_start" in step.__dict__ or step.known_start is not None
         loss = step.at_start.loss if is_known else step.objective.value(step.start)
-        grad_norm = float(vectors.norm(step.at_start.gradient)) if is_known else math.nan
+        grad_norm = step.norms_of_gradient()["", "all"] if is_known else math.nan
         num_values = 0 if is_known else 1
         empty = Estimate("critical_step", math.nan, grad_norm, math.nan, loss, extra=_columns(num_values))
         if not (math.isfinite(loss) and math.isfinite(length)):

@@ -8,8 +8,17 @@ import torch
 
 from smoothdiag import arguments, vectors
 from smoothdiag.geometry import Euclidean, Geometry, check_geometry
-from smoothdiag.measure.estimators.base import SATURATED_ABOVE, Estimate, Secants, Step, conclude, secants
-from smoothdiag.vectors import Vector
+from smoothdiag.measure.estimators.base import Estimate, Step
+from smoothdiag.measure.estimators.secants import (
+    SATURATED_ABOVE,
+    Ray,
+    Secants,
+    along_gradient,
+    along_update,
+    conclude,
+    secants,
+)
+from smoothdiag.packing import dtypes_of
 
 Direction = Literal["gradient", "update", "random"]
 
@@ -83,20 +92,22 @@ class LocalSmoothness:
         """Returns the estimate; besides the start it costs two gradients, and one per correction of the radius."""
         if not step.starts_finite:
             return conclude(self._name, step, [], self.geometry)
-        direction = self._direction(step)
-        length = float(self.geometry.norm(direction))
-        if length == 0:
+        ray = self._ray(step)
+        if self.direction == "gradient" and type(self.geometry) is Euclidean:
+            length = step.norms_of_gradient()["", "all"]
+        else:
+            length = float(self.geometry.norm(ray.made()))
+        is_plain = type(self.geometry) is Euclidean
+        scale = step.norm_of_start() if is_plain else float(self.geometry.norm(step.start))
+        if length == 0 or scale == 0:
             return conclude(self._name, step, [], self.geometry)
 
         def at(radius: float) -> Secants | None:
-            return secants(step, vectors.add_scaled(step.start, direction, radius / length), self.geometry)
+            return secants(ray, radius / length, self.geometry)
 
-        scale = float(self.geometry.norm(step.start))
-        if self.radius is None:
-            # The coarsest dtype has the largest rounding, so it decides.
-            radius = scale * max(RADIUS.get(x.dtype, COARSE_RADIUS) for x in step.start)
-        else:
-            radius = scale * self.radius
+        # The coarsest dtype has the largest rounding, so it decides.
+        largest = max(RADIUS.get(dtype, COARSE_RADIUS) for dtype in dtypes_of(step.start))
+        radius = scale * (largest if self.radius is None else self.radius)
         found = at(radius)
         for _ in range(MAX_CORRECTIONS if self.radius is None else 0):
             better = None if found is None else _corrected(radius, found, step.gradient_error)
@@ -112,12 +123,13 @@ class LocalSmoothness:
     def _name(self) -> str:
         return "local" if self.direction == "gradient" else f"local_{self.direction}"
 
-    def _direction(self, step: Step) -> Vector:
+    def _ray(self, step: Step) -> Ray:
         if self.direction == "update":
-            return vectors.sub(step.end, step.start)
+            return along_update(step)
         if self.direction == "gradient":
-            return [-g for g in step.at_start.gradient]
-        return vectors.random_like(step.start, seed=self.seed * 1_000_003 + step.index)
+            return along_gradient(step)
+        drawn = vectors.random_like(step.start, seed=self.seed * 1_000_003 + step.index)
+        return Ray(step, drawn, lambda v, x: v.clone())
 
 
 def _corrected(radius: float, found: Secants, gradient_error: float) -> float | None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smoothdiag import arguments, vectors
+from smoothdiag import arguments
 from smoothdiag.geometry import Euclidean, Geometry, check_geometry
-from smoothdiag.measure.estimators.base import Estimate, Secants, Step, conclude, secants
+from smoothdiag.measure.estimators.base import Estimate, Step
+from smoothdiag.measure.estimators.secants import Secants, along_update, conclude, secants
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ class PathSmoothness:
         if not step.starts_finite:
             return conclude("path", step, [], self.geometry)
 
+        ray = along_update(step)
+
         def at(t: float) -> Secants | None:
-            # x_{k+1} - x_k is computed anew for each point, so that it takes no memory while the loss is evaluated.
-            point = step.end if t == 1 else vectors.add_scaled(step.start, vectors.sub(step.end, step.start), t)
-            return secants(step, point, self.geometry)
+            return secants(ray, t, self.geometry)
 
         found = [s for s in map(at, self.points) if s is not None]
         fine = at(self.points[-1] / 4) if self.two_scale and found else None

@@ -1,7 +1,7 @@
 """Isolation: saves everything in a run that evaluating a loss may touch, and puts it back afterwards."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from smoothdiag.measure.loss.batches import RandomState, devices_of
 from smoothdiag.measure.loss.coordinates import reshard
 from smoothdiag.measure.loss.faults import put_back
 from smoothdiag.measure.loss.state import ModuleState, Snapshot
+from smoothdiag.packing import Kept
 from smoothdiag.rows import SmoothdiagWarning
 
 Gradients = list[tuple[Tensor, Tensor | None, Tensor | None]]
@@ -25,6 +26,7 @@ class Isolated:
 
     Attributes:
         start: State of the model besides x that every evaluation starts from.
+        parameters: x as it was.
         holders: Tensors that ``backward`` may give a gradient: x, and parameters that do not move.
         is_widened: Whether some narrower parameters or buffers are float32 during the measurement.
         strays: Gradients that tensors outside the model had before.
@@ -32,6 +34,7 @@ class Isolated:
     """
 
     start: Snapshot
+    parameters: Kept
     holders: list[Tensor]
     is_widened: bool
     strays: dict[Tensor, Tensor | None] = field(default_factory=dict)
@@ -44,6 +47,7 @@ def isolation(
     parameters: Sequence[nn.Parameter],
     state: ModuleState,
     start: Snapshot | None,
+    keep: Callable[[], Kept],
     *,
     widen_half: bool,
 ) -> Iterator[Isolated]:
@@ -56,6 +60,7 @@ def isolation(
         parameters: The coordinates x.
         state: Knows what else moves in the model.
         start: State that evaluations start from; None takes the present state.
+        keep: Returns what to put the parameters back from.
         widen_half: Whether float16 and bfloat16 parameters and buffers are float32 inside the block.
 
     Raises:
@@ -72,7 +77,8 @@ def isolation(
         undo.callback(_notice, state, coordinates, now)
         undo.callback(put_back, now.put_back, "buffers and modules")
         state.mark(coordinates)
-        undo.callback(put_back, partial(vectors.assign_, parameters, vectors.clone(parameters)), "parameters")
+        kept = keep()
+        undo.callback(put_back, partial(kept.restore, parameters), "parameters")
         holders: list[Tensor] = list(dict.fromkeys([*parameters, *model.parameters()]))
         # Gradients that are views into a bucket (DDP) are overwritten by the next backward.
         gradients: Gradients = [(p, p.grad, _copy_of_view(p.grad)) for p in holders]
@@ -82,7 +88,7 @@ def isolation(
         for tensor in half:
             undo.callback(put_back, partial(narrow, tensor, tensor.data), f"parameters in {tensor.dtype}")
             tensor.data = tensor.data.float()
-        isolated = Isolated(start or now, holders, bool(half), widened_dtypes=outside)
+        isolated = Isolated(start or now, kept, holders, bool(half), widened_dtypes=outside)
         undo.callback(put_back, partial(_put_strays, isolated.strays), "gradients outside the model")
         undo.callback(put_back, partial(reshard, model), "shards")
         yield isolated

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,14 +14,21 @@ from torch import Tensor, nn
 from smoothdiag import vectors
 from smoothdiag.measure.loss.batches import MicroBatch, copied, cut, map_tensors
 from smoothdiag.measure.loss.coordinates import reshard
+from smoothdiag.measure.loss.delivery import ArrivedTwice, Delivery, Take, take_gradient
 from smoothdiag.measure.loss.graph import leaves_of
 from smoothdiag.measure.loss.isolation import Isolated, isolation
 from smoothdiag.measure.loss.replicas import Replicas
 from smoothdiag.measure.loss.state import ModuleState, Snapshot
+from smoothdiag.packing import Kept, Packing, Tally
 from smoothdiag.vectors import Vector
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 Reduction = Literal["mean", "sum"]
+WHOLE = "whole gradient"
+"""Name of the sums of a sweep for the gradient, where the sweep itself needs them."""
+
+Place = Callable[[Tally, int, list[Tensor]], None]
+"""Moves the parameters of one piece of x, given by its number, to a point; it may add sums to the tally."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,9 @@ class Objective:
             gradients are not rounded to 8 or 11 bits.
         distributed: Whether gradients, and with them the loss, are averaged over ranks.
         replicas: The model's modules under DistributedDataParallel, kept from one measurement to the next.
+        packing: How x lies in pieces; ``None`` makes a new one.
+        host: Host memory for the present parameters while the loss is evaluated, as ``Packing.host_memory`` returns it;
+            ``None`` keeps them on their devices.
 
     Attributes:
         model: The model.
@@ -91,8 +102,11 @@ class Objective:
         widen_half: bool = False,
         distributed: bool = False,
         replicas: Replicas | None = None,
+        packing: Packing | None = None,
+        host: Sequence[Tensor] | None = None,
     ) -> None:
         self.parameters = list(parameters)
+        self.packing, self._host = Packing(self.parameters) if packing is None else packing, host
         self.replicas = Replicas(model, self.parameters) if replicas is None else replicas
         self.num_grads = self.num_reverse = 0
         self.loss_scale = 1.0
@@ -124,35 +138,112 @@ class Objective:
         Raises:
             ValueError: If ``loss_fn`` returns anything but a scalar tensor that depends on the parameters.
         """
-        found = self._evaluate(point, inspect)
-        while self.loss_scale > 1 and math.isfinite(found.loss) and not vectors.norm(found.gradient).isfinite():
-            self.loss_scale /= 16
-            found = self._evaluate(point, inspect)
-        return found
+        gradient = list(self.parameters)  # each entry is replaced
 
-    def _evaluate(self, point: Vector | None, inspect: Callable[[Tensor], None] | None) -> Evaluation:
+        def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
+            for i, g in zip(tally.packing.pieces[k].indices, found, strict=True):
+                gradient[i] = g  # type: ignore[call-overload]
+
+        tally = self.sweep(point, keep, inspect)
+        return Evaluation(tally.total("loss"), gradient, self.variance(tally))  # type: ignore[arg-type]
+
+    def sweep(
+        self,
+        point: Vector | Place | None,
+        take: Callable[[Tally, int, list[Tensor]], None],
+        inspect: Callable[[Tensor], None] | None = None,
+    ) -> Tally:
+        """Evaluates the gradient at a point, and hands it on piece by piece, so that it need not be held as a whole.
+
+        Args:
+            point: Where to evaluate: a vector, or a function that moves the parameters of one piece there.
+            take: Called with the gradients of each piece, which it must not write to. It may add sums to the tally.
+            inspect: As in ``evaluate``.
+
+        Returns:
+            What ``point`` and ``take`` have added, and the ``loss``.
+        """
+        while True:
+            tally = Tally(self.packing)
+            try:
+                self._sweep(tally, point, take, inspect)
+            except ArrivedTwice:
+                self._state.hands_on = False
+                continue
+            if self.loss_scale == 1 or not math.isfinite(tally.total("loss")) or math.isfinite(tally.total(WHOLE)):
+                return tally
+            self.loss_scale /= 16
+
+    def _sweep(
+        self,
+        tally: Tally,
+        point: Vector | Place | None,
+        take: Callable[[Tally, int, list[Tensor]], None],
+        inspect: Callable[[Tensor], None] | None,
+    ) -> None:
         with self.isolated(), torch.enable_grad():
-            self.place(point)
+            self.place(point if point is None or isinstance(point, Sequence) else partial(point, tally))
             self.num_grads += 1
-            loss, gradient, squares, reached = 0.0, list[Tensor](), list[Tensor](), False
-            for micro in self._micro_batches:
-                with self.replicas.apart():
-                    share = self._backward(micro, inspect)
-                    reached = reached or any(p.grad is not None for p in self.parameters)
-                    part = [_take_gradient(p) for p in self.parameters]
-                    part = part if self.loss_scale == 1 else [g / self.loss_scale for g in part]
+            total: dict[int, list[Tensor]] = {}
+            num, reached = len(self._micro_batches), False
+            loss = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+            # Averages over replicas and gathered shards come after backward, so hooks within it do not see them.
+            early = self._state.hands_on and not self.distributed
+            for number, micro in enumerate(self._micro_batches, start=1):
+
+                def arrive(k: int, found: list[Tensor], is_last: bool = number == num) -> None:
+                    if num > 1:
+                        tally.squares(k, ["micro"], _itself, tally.packing.pieces[k].of(found))
+                        before = total.pop(k, None)
+                        found = found if before is None else [a + b for a, b in zip(before, found, strict=True)]
+                    if not is_last:
+                        total[k] = found
+                        return
+                    if num > 1 or self.loss_scale != 1:
+                        tally.squares(k, [WHOLE], _itself, tally.packing.pieces[k].of(found))
+                    take(tally, k, found)
+
                 if self.replicas:
-                    share, part = self.replicas.average(share, part)
-                loss += share
-                if len(self._micro_batches) > 1:
-                    squares.append(vectors.norm(part).square())
-                gradient = [a + b for a, b in zip(gradient, part, strict=True)] if gradient else part
+                    share, is_reached = self._average(micro, inspect, arrive)
+                else:
+                    delivery = Delivery(
+                        self.packing, self.parameters, lambda k, found: arrive(k, self._unscaled(found)), early=early
+                    )
+                    with delivery:
+                        share = self._backward(micro, inspect)
+                    delivery.finish()
+                    is_reached = delivery.has_any
+                loss, reached = loss + share.to(loss), reached or is_reached
             if not reached:
                 raise ValueError(
                     "Parameter `loss_fn` should return a loss that depends on the parameters the optimizer holds. "
                     "Found no gradient for any of them. Let loss_fn use the model that it is given, not another one."
                 )
-            return Evaluation(self._averaged(loss), gradient, self._variance(gradient, squares))
+            tally.number("loss", loss, is_mean=self.distributed and not self.replicas)
+
+    def _average(
+        self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None, arrive: Take
+    ) -> tuple[Tensor, bool]:
+        """Takes the mean of one micro-batch over replicas: hands on its gradient, and returns its loss."""
+        with self.replicas.apart():
+            share = float(self._backward(micro, inspect))
+            reached = any(p.grad is not None for p in self.parameters)
+            part = self._unscaled([take_gradient(p) for p in self.parameters])
+        share, part = self.replicas.average(share, part)
+        for k in range(len(self.packing.pieces)):
+            arrive(k, self.packing.take(k, part))
+        return torch.tensor(share, dtype=torch.float64), reached
+
+    def _unscaled(self, gradients: list[Tensor]) -> list[Tensor]:
+        return gradients if self.loss_scale == 1 else [g / self.loss_scale for g in gradients]
+
+    def variance(self, tally: Tally) -> float:
+        """Returns ``Evaluation.variance`` of a sweep."""
+        k = len(self._micro_batches)
+        if k < 2 or len({micro.weight for micro in self._micro_batches}) > 1:
+            return math.nan
+        # The parts g_i add up to g, for a mean as for a sum: Var(g) = k Var(g_i), unbiased with k - 1.
+        return (k * tally.total("micro") - tally.total(WHOLE)) / (k - 1)
 
     def value(self, point: Vector | None = None) -> float:
         """Returns the loss at ``point`` by forward passes only."""
@@ -161,7 +252,9 @@ class Objective:
             self.place(point)
             with self.replicas.apart():
                 loss = sum(float(self._loss(micro).detach()) for micro in self._micro_batches)
-            return self._averaged(self.replicas.mean(loss) if self.replicas else loss)
+            if self.replicas:
+                return self.replicas.mean(loss)
+            return vectors.mean_over_ranks(loss, self.parameters[0]) if self.distributed else loss
 
     def losses(self) -> Iterator[Tensor]:
         """Yields this rank's share of each micro-batch in the loss, with its graph; call it inside ``isolated``."""
@@ -201,7 +294,10 @@ class Objective:
             yield
             return
         start = self._micro_batches[0].state
-        with isolation(self.model, self.parameters, self._state, start, widen_half=self._widens) as isolated:
+        keep = partial(
+            self.packing.keep, self.parameters, host=self._host, lends=lambda x: self._widens and vectors.is_half(x)
+        )
+        with isolation(self.model, self.parameters, self._state, start, keep, widen_half=self._widens) as isolated:
             if modules := self.replicas.broadcasting():
                 # The loop's forward pass began with the buffers of the first rank, so these begin with them too.
                 isolated.start.assign()
@@ -215,23 +311,39 @@ class Objective:
                 self._isolated = None
                 Objective.num_isolated -= 1
 
+    @property
+    def end(self) -> Kept:
+        """The parameters as ``isolated`` found them, inside of it."""
+        assert self._isolated is not None
+        return self._isolated.parameters
+
     def state(self) -> Snapshot:
         """Returns the present state of what forward passes change besides the parameters."""
         return self._state.snapshot({id(p) for p in self.parameters})
 
-    def place(self, point: Vector | None = None, state: Snapshot | None = None) -> None:
-        """Moves to ``point``, and the rest to ``state`` or back to the start; call it inside ``isolated``."""
+    def place(
+        self, point: Vector | Callable[[int, list[Tensor]], None] | None = None, state: Snapshot | None = None
+    ) -> None:
+        """Moves to ``point``, and the rest to ``state`` or back to the start; call it inside ``isolated``.
+
+        A function as ``point`` is called with the number of each piece of x and the tensors to write to.
+        """
         assert self._isolated is not None
         reshard(self.model)
-        if point is not None:
+        if isinstance(point, Kept):
+            point.restore(self.parameters)
+        elif isinstance(point, Sequence):
             vectors.assign_(self.parameters, point)
+        elif point is not None:
+            for k in range(len(self.packing.pieces)):
+                point(k, self.packing.take(k, self.parameters))
         (self._isolated.start if state is None else state).assign(widen=self._isolated.is_widened)
         for parameter in self._isolated.holders:
             parameter.grad = None
         # Autocast keeps cast copies of the weights while its region lasts; they belong to another point.
         torch.clear_autocast_cache()
 
-    def _backward(self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None) -> float:
+    def _backward(self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None) -> Tensor:
         loss = self._loss(micro)
         if not loss.requires_grad:
             raise ValueError(
@@ -250,7 +362,7 @@ class Objective:
             leaf.grad = None
         with self.replicas.unseen():
             loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+        return loss.detach()
 
     def _loss(self, micro: MicroBatch) -> Tensor:
         """Returns the share of one micro-batch in the loss."""
@@ -276,11 +388,6 @@ class Objective:
         # A training loop divides too; multiplying by the reciprocal would differ in the last bit.
         return loss / len(self._micro_batches) if self._reduction == "mean" else loss
 
-    def _averaged(self, loss: float) -> float:
-        """Returns the mean over ranks; with replicas the loss is a mean already."""
-        is_share = self.distributed and not self.replicas
-        return vectors.mean_over_ranks(loss, self.parameters[0]) if is_share else loss
-
     def _copy(self, tensor: Tensor) -> Tensor:
         twin = copied(tensor)
         return (vectors.widened(twin) if self._is_widened else twin).requires_grad_(tensor.requires_grad)
@@ -299,21 +406,6 @@ class Objective:
             return micro.weight
         return 1 / len(self._micro_batches) if self._reduction == "mean" else 1.0
 
-    def _variance(self, gradient: Vector, squares: Sequence[Tensor]) -> float:
-        k = len(squares)
-        if k < 2 or len({micro.weight for micro in self._micro_batches}) > 1:
-            return math.nan
-        # The parts g_i add up to g, for a mean as for a sum: Var(g) = k Var(g_i), unbiased with k - 1.
-        spread = k * torch.stack(list(squares)).sum() - vectors.norm(gradient).square()
-        return float(spread) / (k - 1)
 
-
-def _take_gradient(parameter: nn.Parameter) -> Tensor:
-    """Returns the gradient and removes it from the parameter; zeros if there is none."""
-    gradient, parameter.grad = parameter.grad, None
-    if gradient is None:
-        return torch.zeros_like(parameter, requires_grad=False)
-    if gradient.is_sparse:
-        return gradient.detach().to_dense()
-    # A view into a bucket (DDP) is overwritten by the next backward.
-    return gradient.detach().clone() if gradient._is_view() else gradient.detach()
+def _itself(piece: Tensor) -> list[Tensor]:
+    return [vectors.wide(piece)]

@@ -32,6 +32,7 @@ class ModuleState:
         loss_fn: The loss, which may call other modules too; their buffers move as well.
 
     Attributes:
+        hands_on: Whether each gradient is complete when backward first reaches its parameter, as far as is known.
         is_known: Whether a loss has been evaluated, which shows what moves. Until then all parameters outside x count
             as moving, unless they take more memory than x.
     """
@@ -41,7 +42,7 @@ class ModuleState:
         self._moving: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._marks: dict[Place, tuple[Any, ...]] = {}
         self._norms: dict[Place, Tensor] = {}
-        self.is_known = False
+        self.is_known, self.hands_on = False, True
 
     def snapshot(self, coordinates: Container[int]) -> Snapshot:
         """Returns the model as it is now, without the values of parameters whose ids are in ``coordinates``."""

@@ -13,6 +13,7 @@ from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of,
 from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.backward import Backward
 from smoothdiag.measure.probe.ranks import Outlook
+from smoothdiag.packing import Kept
 from smoothdiag.vectors import Vector
 
 
@@ -31,7 +32,7 @@ class Beginning:
         is_seen: Whether the step has micro-batches that were shown.
     """
 
-    start: Vector
+    start: Kept
     lrs: list[float]
     training: Vector | None = None
     has_length: bool = False
@@ -132,7 +133,7 @@ class Accumulation:
         """Finds out what else in the model the loop's own passes have moved."""
         self.state.notice(self._ids)
 
-    def beginning(self, start: Vector, lrs: list[float], *, by_closure: bool, is_scaled: bool) -> Beginning | None:
+    def beginning(self, start: Kept, lrs: list[float], *, by_closure: bool, is_scaled: bool) -> Beginning | None:
         """Returns the step from ``start`` with the present gradients, or ``None`` if a closure left no gradient.
 
         Args:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from smoothdiag import vectors
 from smoothdiag.adapters import StabilityLimit, adapter_of
 from smoothdiag.measure.estimators import Estimator, Status, Step
 from smoothdiag.measure.loss.coordinates import common
@@ -27,7 +26,6 @@ from smoothdiag.measure.recording import failed_row, rows_of
 from smoothdiag.memory import retried
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
-from smoothdiag.vectors import Vector
 
 T = TypeVar("T")
 
@@ -44,6 +42,7 @@ class Taken:
         has_changed: Whether tensors of its own micro-batches were written to since the probe saw them.
         is_test_due: Whether rounding is to be estimated again.
         ranks: Keeps the ranks in step.
+        host: Host memory for the parameters while the loss is evaluated; ``None`` keeps them on their devices.
     """
 
     index: int
@@ -53,6 +52,7 @@ class Taken:
     has_changed: bool
     is_test_due: bool
     ranks: Ranks
+    host: Sequence[Tensor] | None = None
 
 
 class Measuring:
@@ -113,18 +113,17 @@ class Measuring:
         """Measures a step on each kind of data and puts everything back."""
         if taken.has_changed and any(part.data == "step" and part.estimators for part in parts):
             self.warn_once(Status.DATA_CHANGED.value)
-        end = self._retried(lambda: vectors.clone(taken.parameters))
         names: set[str] = set()
         known: Evaluation | None = None
         for part, following in itertools.zip_longest(parts, parts[1:]):
-            found = self._measure(taken, part, end, known, names, tests=part is parts[0])
+            found = self._measure(taken, part, known, names, tests=part is parts[0])
             # At the first step, the fixed micro-batches are those of the step.
             is_same = following is not None and following.micro_batches is part.micro_batches
             known = found if is_same else None
         self.has_measured = self.has_measured or bool(parts)
 
     def _measure(
-        self, taken: Taken, part: Part, end: Vector, known: Evaluation | None, names: set[str], *, tests: bool
+        self, taken: Taken, part: Part, known: Evaluation | None, names: set[str], *, tests: bool
     ) -> Evaluation | None:
         """Measures a step on one kind of data, and returns its loss and gradient at the start if it evaluated them."""
         objective = Objective(
@@ -137,10 +136,12 @@ class Measuring:
             widen_half=True,
             distributed=self._distributed,
             replicas=taken.ranks.replicas,
+            packing=taken.begun.start.packing,
+            host=taken.host,
         )
         with ExitStack() as stack:
             self._retried(lambda: stack.enter_context(objective.isolated()))
-            step = self._retried(lambda: self._step(objective, taken, part, end, known, tests=tests))
+            step = self._retried(lambda: self._step(objective, taken, part, known, tests=tests))
             if part.compares:
                 self._retried(lambda: self._compare(step, taken))
             for estimator in part.estimators:
@@ -202,7 +203,7 @@ class Measuring:
         return call() if self._distributed else retried(call)
 
     def _step(
-        self, objective: Objective, taken: Taken, part: Part, end: Vector, known: Evaluation | None, *, tests: bool
+        self, objective: Objective, taken: Taken, part: Part, known: Evaluation | None, *, tests: bool
     ) -> Step:
         if tests:
             known = self._tested(objective, taken)
@@ -212,8 +213,8 @@ class Measuring:
         return Step(
             index=taken.index,
             objective=objective,
-            start=[vectors.widened(x) for x in taken.begun.start],
-            end=[vectors.widened(x) for x in end],
+            start=taken.begun.start,
+            end=objective.end,
             lr=common(taken.begun.lrs),
             gradient_error=self.self_test.gradient_error,
             groups=taken.groups,

@@ -30,8 +30,8 @@ from smoothdiag.measure.probe.unsupported import refuse_unsupported
 from smoothdiag.measure.probe.watched import Watched
 from smoothdiag.measure.recording import facts
 from smoothdiag.memory import retried
+from smoothdiag.packing import Kept, Packing
 from smoothdiag.trace import Trace
-from smoothdiag.vectors import Vector
 
 T = TypeVar("T")
 
@@ -223,10 +223,11 @@ class Probe(Managed):
         if not (self._outermost.enter(sys._getframe(1)) and self.due):
             return None
         self._forget_failed_step()
-        start: list[Vector] = []
+        start: list[Kept] = []
         with self._measuring.unharmed():
             self._follow_changes()
-            start.append(retried(lambda: vectors.clone(self._parameters)))
+            packing = Packing(self._parameters)
+            start.append(retried(lambda: packing.keep(self._parameters)))
         if not start:
             return None
         # With a closure, the gradients of this step do not exist yet, nor perhaps its batches.
@@ -234,12 +235,12 @@ class Probe(Managed):
             self._begin(start[0])
         return changed
 
-    def _begin(self, start: Vector, *, by_closure: bool = False) -> None:
+    def _begin(self, start: Kept, *, by_closure: bool = False) -> None:
         """Notes the step from ``start`` once its gradients are there."""
         with self._measuring.unharmed():
             self._begun = retried(lambda: self._beginning(start, by_closure=by_closure))
 
-    def _beginning(self, start: Vector, *, by_closure: bool) -> Beginning | None:
+    def _beginning(self, start: Kept, *, by_closure: bool) -> Beginning | None:
         lrs = learning_rates(self.optimizer, self._parameters)
         if not self._data.needs_batches:
             return Beginning(start, lrs)
@@ -281,7 +282,7 @@ class Probe(Managed):
         is_test_due = self._measuring.count()
         own = None if outlook is Outlook.UNSEEN else self._accumulation.micro_batches
         parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
-        vectors.synchronize(self._begun.start)  # the step's own time does not count
+        vectors.synchronize(self._parameters)  # the step's own time does not count
         began = time.perf_counter()
         check_hooks(self._model)
         self._ranks.check_pending()
@@ -297,7 +298,6 @@ class Probe(Managed):
         self._accumulation.notice()
         self._accumulation.clear()  # its hooks must not see the backward passes to come
         self._measuring.measure(taken, parts)
-        vectors.synchronize(self._begun.start)
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
             wait = self._stopwatch.interval(self._schedule, began)
             if self._distributed:

@@ -460,7 +460,7 @@ def test_module_labels() -> None:
     ],
 )
 def test_a_doubt_about_the_data_stands_above_one_about_the_distance(found, doubt, left) -> None:
-    step = SimpleNamespace(index=0, start=[torch.zeros(1)], groups={})
+    step = SimpleNamespace(index=0, start=[torch.zeros(1)], block=lambda group: [0], norm_of_start=lambda group: 0.0)
     estimate = Estimate("local", 1.0, 1.0, 1.0, 1.0, status=found)
     (row,) = rows_of(step, estimate, [0.1], data="step", override=doubt, cost={})
     assert row["status"] == left

@@ -1,0 +1,238 @@
+"""Secants: how much the gradient changes from the start of a step to another point, in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.geometry import Euclidean, Geometry
+from smoothdiag.geometry.vector import whitened
+from smoothdiag.measure.estimators.base import Estimate, Status, Step, noise_columns
+from smoothdiag.packing import Tally
+from smoothdiag.vectors import Vector
+
+SATURATED_ABOVE = 0.5
+"""Saturation above which a row says more about the step than about curvature. Orthogonal gradients of equal length at
+both ends give 1/sqrt(2), opposite ones 1."""
+
+SIGNAL_TO_NOISE = 2.0
+"""Noise floors up to which a row is marked. Squares of independent errors add up: at two noise floors, noise has raised
+the value by 15%."""
+
+KINKS_ABOVE, ROUNDING_ABOVE = math.sqrt(2), 2 * math.sqrt(2)
+"""L(h/4)/L(h) is 1 if the gradient is smooth, 2 if it jumps at many small kinks (its change grows like sqrt(h)), and 4
+if its change does not depend on h at all. The bounds lie half-way between these on a log scale."""
+
+
+@dataclass(frozen=True)
+class Secant:
+    """The change of the gradient from x to y, in numbers.
+
+    Attributes:
+        displacement: ||y - x|| [x], after rounding of y to the parameters' dtype.
+        change: ||g(y) - g(x)||_* [f/x].
+        norm_here: ||g(x)||_* [f/x].
+        norm_there: ||g(y)||_* [f/x].
+    """
+
+    displacement: float
+    change: float
+    norm_here: float
+    norm_there: float
+
+    @property
+    def smoothness(self) -> float:
+        """The slope ||g(y) - g(x)||_* / ||y - x|| [f/x^2]; NaN if y = x."""
+        return self.change / self.displacement if self.displacement else math.nan
+
+    @property
+    def saturation(self) -> float:
+        """||g(y) - g(x)||_* / (||g(x)||_* + ||g(y)||_*), in [0, 1]; 0 if both gradients vanish."""
+        total = self.norm_here + self.norm_there
+        return self.change / total if total else 0.0
+
+    def noise_floor(self, gradient_error: float) -> float:
+        """The slope [f/x^2] that independent errors of the two gradients would show without any curvature."""
+        return math.sqrt(2) * gradient_error * max(self.norm_here, self.norm_there) / self.displacement
+
+
+@dataclass(frozen=True)
+class Secants:
+    """The secants from the start of a step to one point: for all parameters, for each group, and in each norm.
+
+    Attributes:
+        by_part: Secant by (suffix of the estimator's name, group).
+        finite: Whether the loss was finite at the point.
+    """
+
+    by_part: Mapping[tuple[str, str], Secant]
+    finite: bool
+
+    @property
+    def whole(self) -> Secant:
+        """The secant of all parameters in the estimator's own geometry."""
+        return self.by_part["", "all"]
+
+
+@dataclass(frozen=True)
+class Ray:
+    """The points x + t v on a line from the start x of a step.
+
+    Attributes:
+        step: The step.
+        source: What v is made of, tensors shaped like the parameters.
+        direction: Returns v from ``source`` and x, entry by entry, as new tensors.
+        end: The point at t = 1, if it is known exactly.
+    """
+
+    step: Step
+    source: Vector
+    direction: Callable[[Tensor, Tensor], Tensor]
+    end: Vector | None = None
+
+    def point(self, t: float) -> list[Tensor]:
+        """Returns x + t v, tensors shaped like the parameters."""
+        if t == 1 and self.end is not None:
+            return list(self.end)
+        return vectors.add_scaled(self.step.start, self.made(), t)
+
+    def made(self) -> list[Tensor]:
+        """Returns v, tensors shaped like the parameters."""
+        pairs = zip(self.source, self.step.start, strict=True)
+        return [self.direction(vectors.wide(v), vectors.wide(x)) for v, x in pairs]
+
+    def go(self, t: float, tally: Tally, k: int, targets: list[Tensor]) -> None:
+        """Moves the parameters of a piece to x + t v, and adds the squares of the way."""
+        packing, piece = tally.packing, tally.packing.pieces[k]
+        end = self.end if t == 1 else None
+        weights = self.step.weights(packing, k)
+
+        def move(into: Tensor, x: Tensor, v: Tensor, *weights: Tensor) -> list[Tensor]:
+            x, v = vectors.wide(x), vectors.wide(v)
+            into.copy_(v if end is not None else self.direction(v, x).mul_(t).add_(x))
+            way = vectors.wide(into) - x  # a narrow dtype has rounded the point
+            return [way, *(way * p.sqrt() for p in weights)]
+
+        into = piece.of(targets).data
+        source = packing.piece(k, self.source if end is None else end)
+        tally.squares(k, ["way" + suffix for suffix in self.step.suffixes], move, into, packing.piece(k, self.step.start), source, *weights)
+        if piece.is_joined:
+            piece.scatter(into, targets)
+
+
+def along_update(step: Step) -> Ray:
+    """Returns the line from x_k to x_{k+1}, which it reaches at t = 1."""
+    return Ray(step, step.end, lambda y, x: y - x, end=step.end)
+
+
+def along_gradient(step: Step) -> Ray:
+    """Returns the line from x_k down the gradient."""
+    return Ray(step, step.at_start.gradient, lambda g, x: -g)
+
+
+def secants(ray: Ray, t: float, geometry: Geometry) -> Secants | None:
+    """Returns the secants to x + t v at the cost of one gradient; ``None`` if the point is the start."""
+    step = ray.step
+    if type(geometry) is not Euclidean:
+        return _whole_secants(step, ray.point(t), geometry)
+    here = step.at_start
+
+    def take(tally: Tally, k: int, found: list[Tensor]) -> None:
+        packing = tally.packing
+        there, start = packing.pieces[k].of(found), packing.piece(k, here.gradient)
+
+        def compare(there: Tensor, start: Tensor, *weights: Tensor) -> list[Tensor]:
+            there = vectors.wide(there)
+            change = there - vectors.wide(start)
+            return [change, there, *(whitened(x, p) for p in weights for x in (change, there))]
+
+        names = [name + suffix for suffix in step.suffixes for name in ("change", "there")]
+        tally.squares(k, names, compare, there, start, *step.weights(packing, k))
+
+    tally = step.objective.sweep(lambda tally, k, targets: ray.go(t, tally, k, targets), take)
+    norms_here = step.norms_of_gradient(geometry)
+    by_part = {}
+    for suffix, group in norms_here:
+        way, change, there = (
+            math.sqrt(tally.total(name + suffix, step.block(group))) for name in ("way", "change", "there")
+        )
+        by_part[suffix, group] = Secant(way, change, norms_here[suffix, group], there)
+    found = Secants(by_part, math.isfinite(tally.total("loss")))
+    return None if found.whole.displacement == 0 else found
+
+
+def _whole_secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
+    """Returns secants in a geometry that has to see whole vectors."""
+    norms = step.norms(geometry)
+    way = vectors.sub(point, step.start)
+    lengths = {key: float(norm.norm([way[i] for i in step.block(key[1])])) for key, norm in norms.items()}
+    del way  # saves one copy of the parameters while the loss is evaluated
+    if lengths["", "all"] == 0:
+        return None
+    here, there = step.at_start, step.objective.evaluate(point)
+    norms_here, change = step.norms_of_gradient(geometry), vectors.sub(there.gradient, here.gradient)
+
+    def of(vector: Vector, key: tuple[str, str]) -> float:
+        return float(norms[key].dual_norm([vector[i] for i in step.block(key[1])]))
+
+    by_part = {key: Secant(lengths[key], of(change, key), norms_here[key], of(there.gradient, key)) for key in norms}
+    return Secants(by_part, math.isfinite(there.loss))
+
+
+def conclude(
+    name: str, step: Step, found: Sequence[Secants], geometry: Geometry, fine: Secants | None = None
+) -> Estimate:
+    """Returns the estimate from the steepest of the secants, for all parameters and for every part.
+
+    Args:
+        name: Name of the estimator.
+        step: The step.
+        found: Secants to different points; empty if all points were the start, or if the start is not finite.
+        geometry: The estimator's own geometry.
+        fine: Secants at a quarter of the displacement of the last of ``found``.
+    """
+    estimates = []
+    for (suffix, group), grad_norm in step.norms_of_gradient(geometry).items():
+        empty = Estimate(name + suffix, math.nan, grad_norm, math.nan, step.at_start.loss, group=group)
+        known = [(s.by_part[suffix, group], s.finite) for s in found]
+        quarter = None if fine is None else fine.by_part[suffix, group]
+        estimates.append(_estimate(empty, step, known, quarter))
+    here = step.at_start
+    noise = noise_columns(here.variance, estimates[0].grad_norm ** 2 - here.variance)
+    return replace(estimates[0], parts=tuple(estimates[1:]), extra=noise)
+
+
+def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]], quarter: Secant | None) -> Estimate:
+    moved = [(secant, finite) for secant, finite in known if secant.displacement != 0]
+    if not step.starts_finite or not all(finite and math.isfinite(s.smoothness) for s, finite in moved):
+        return replace(empty, status=Status.NON_FINITE)
+    if not moved:
+        return replace(empty, step_norm=0.0, status=Status.ZERO_STEP)
+    steepest = max((secant for secant, _ in moved), key=lambda secant: secant.smoothness)
+    noise_floor = steepest.noise_floor(step.gradient_error)
+    two_scale = math.nan
+    if quarter is not None and moved[-1][0].change > 0:
+        two_scale = quarter.smoothness / moved[-1][0].smoothness
+    if noise_floor > 0 and steepest.smoothness <= SIGNAL_TO_NOISE * noise_floor:
+        status = Status.BELOW_NOISE_FLOOR
+    elif steepest.saturation > SATURATED_ABOVE:
+        status = Status.SATURATED
+    elif two_scale > ROUNDING_ABOVE:
+        status = Status.ROUNDING_LIMITED
+    elif two_scale > KINKS_ABOVE:
+        status = Status.KINK_LIMITED
+    else:
+        status = Status.OK
+    return replace(
+        empty,
+        smoothness=steepest.smoothness,
+        step_norm=steepest.displacement,
+        saturation=steepest.saturation,
+        noise_floor=noise_floor,
+        two_scale=two_scale,
+        status=status,
+    )

@@ -1,0 +1,284 @@
+"""Packing: vectors in a few large pieces, so that thousands of small tensors cost a few operations and one wait."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.vectors import Vector
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+SMALL, JOINED = 2**14, 2**18
+"""Tensors with fewer entries than ``SMALL`` are joined, up to ``JOINED`` entries in one piece."""
+
+Sums = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One large tensor of a vector, or several small ones that are joined.
+
+    Attributes:
+        indices: Which tensors of the vector.
+        sizes: Number of entries of each on this rank.
+        is_joined: Whether the piece is a flat tensor with the entries of all of them.
+        lengths: ``sizes`` on the device, if they are joined.
+    """
+
+    indices: tuple[int, ...]
+    sizes: list[int]
+    is_joined: bool
+    lengths: Tensor | None = None
+
+    def of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Returns the piece from its tensors, local parts in their own dtype; a single one shares its memory."""
+        if not self.is_joined:
+            return vectors.local(tensors[0])
+        return torch.cat([vectors.local(x).reshape(-1) for x in tensors])
+
+    def scatter(self, piece: Tensor, targets: Sequence[Tensor]) -> None:
+        """Copies the piece into its tensors, hidden from autograd."""
+        into = [vectors.local(x).data for x in targets]
+        if not self.is_joined:
+            if into[0].data_ptr() != piece.data_ptr():
+                into[0].copy_(piece, non_blocking=True)
+            return
+        parts = [part.view(x.shape) for part, x in zip(torch.split(piece, self.sizes), into, strict=True)]
+        torch._foreach_copy_(into, parts, non_blocking=True)
+
+    def squares(self, made: Callable[..., Sequence[Tensor]], *pieces: Tensor) -> list[Tensor]:
+        """Returns squared norms, in float64, one for each tensor, of every result that ``made`` has for the piece.
+
+        Args:
+            made: Function of pieces, applied entry by entry: on a CPU it is called on chunks of a large tensor. It may
+                write to them.
+            pieces: The pieces.
+        """
+        if self.lengths is not None:
+            found = [x.double().square() for x in made(*pieces)]
+            return [torch.segment_reduce(x, "sum", lengths=self.lengths, unsafe=True) for x in found]
+        norms = [torch._foreach_norm(list(made(*chunk)), 2, dtype=torch.float64) for chunk in vectors.chunks(*pieces)]
+        return [torch.stack(column).square().sum().reshape(1) for column in zip(*norms, strict=True)]
+
+
+class Packing:
+    """How the tensors of a vector lie in pieces.
+
+    Args:
+        like: The parameters. Dtypes may change later, in all tensors alike.
+
+    Attributes:
+        like: The same parameters.
+        pieces: The pieces.
+        place: For each tensor, its piece and its place in the piece.
+        shared: For each piece, the places of the tensors whose other parts lie on a group of ranks.
+    """
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.like = list(like)
+        self.pieces: list[Piece] = []
+        joined: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        sizes = [vectors.local(x).numel() for x in like]
+        for i, (x, size) in enumerate(zip(like, sizes, strict=True)):
+            if size < SMALL:
+                joined.setdefault((x.device, x.dtype), []).append(i)
+            else:
+                self.pieces.append(Piece((i,), [size], is_joined=False))
+        for indices in joined.values():
+            ends = itertools.accumulate(sizes[i] for i in indices)
+            for _, run in itertools.groupby(zip(indices, ends, strict=True), key=lambda found: found[1] // JOINED):
+                held = tuple(i for i, _ in run)
+                lengths = torch.tensor([sizes[i] for i in held], device=like[held[0]].device)
+                self.pieces.append(Piece(held, [sizes[i] for i in held], is_joined=True, lengths=lengths))
+        self.shared = [_shared([like[i] for i in piece.indices]) for piece in self.pieces]
+        self.place = {i: (k, j) for k, piece in enumerate(self.pieces) for j, i in enumerate(piece.indices)}
+
+    def take(self, k: int, vector: Vector) -> list[Tensor]:
+        """Returns the tensors of a vector that belong to piece ``k``."""
+        return [vector[i] for i in self.pieces[k].indices]
+
+    def keep(
+        self, vector: Vector, *, host: Sequence[Tensor] | None = None, lends: Callable[[Tensor], bool] | None = None
+    ) -> Kept:
+        """Returns a copy of a vector.
+
+        Args:
+            vector: The vector.
+            host: Tensors in host memory to copy into, as ``host_memory`` returns them; ``None`` copies on the device.
+            lends: Which large tensors are kept as they are, because nobody will write to their memory; default: none.
+        """
+        kept = []
+        for k, piece in enumerate(self.pieces):
+            tensors = self.take(k, vector)
+            found = piece.of(tensors)
+            if lends is not None and not piece.is_joined and lends(tensors[0]):
+                kept.append(found)
+            elif host is not None:
+                kept.append(host[k].copy_(found, non_blocking=True))
+            else:
+                kept.append(found if piece.is_joined else found.clone())
+        return Kept(self, kept)
+
+    def piece(self, k: int, vector: Vector) -> Tensor:
+        """Returns piece ``k`` of a vector; a large tensor shares its memory."""
+        if isinstance(vector, Kept) and vector.packing is self:
+            return vector.piece(k)
+        return self.pieces[k].of(self.take(k, vector))
+
+    def host_memory(self) -> list[Tensor]:
+        """Returns a tensor in host memory for each piece, pinned where there is an accelerator."""
+        found = []
+        for piece in self.pieces:
+            like = vectors.local(self.like[piece.indices[0]])
+            shape = (sum(piece.sizes),) if piece.is_joined else tuple(like.shape)
+            is_pinned = like.device.type == "cuda"
+            found.append(torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=is_pinned))
+        return found
+
+
+class Kept(Sequence[Tensor]):
+    """A vector at rest, perhaps in host memory or a narrow dtype; an entry comes to its device when it is read.
+
+    Entries that are read have the dtypes of measurements: float32 in place of float16 and bfloat16, unless sharded.
+
+    Args:
+        packing: How the tensors lie in pieces.
+        pieces: The pieces.
+    """
+
+    def __init__(self, packing: Packing, pieces: list[Tensor]) -> None:
+        self.packing, self._pieces = packing, pieces
+
+    def __len__(self) -> int:
+        return len(self.packing.like)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        like = self.packing.like[range(len(self))[index]]
+        k, j = self.packing.place[range(len(self))[index]]
+        piece, found = self.packing.pieces[k], self._pieces[k]
+        if piece.is_joined:
+            begin = sum(piece.sizes[:j])
+            found = found[begin : begin + piece.sizes[j]].view(vectors.local(like).shape)
+        found = found.to(like.device, non_blocking=True)
+        return vectors.as_part_of(found, like) if vectors.is_sharded(like) else vectors.widened(found)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.__getitem__, range(len(self)))
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The dtypes that entries have when they are read."""
+        firsts = (self.packing.like[piece.indices[0]] for piece in self.packing.pieces)
+        pairs = zip(self._pieces, firsts, strict=True)
+        return {x.dtype if vectors.is_sharded(like) else vectors.wide(x[:0]).dtype for x, like in pairs}
+
+    def piece(self, k: int) -> Tensor:
+        """Returns a piece on its device, in float32 or wider."""
+        device = self.packing.like[self.packing.pieces[k].indices[0]].device
+        return vectors.wide(self._pieces[k].to(device, non_blocking=True))
+
+    def restore(self, targets: Sequence[Tensor]) -> None:
+        """Copies the vector back into tensors, in the dtype in which it was kept."""
+        for k, piece in enumerate(self.packing.pieces):
+            piece.scatter(self._pieces[k], self.packing.take(k, targets))
+
+
+class Tally:
+    """Sums that belong to tensors, under names, and single numbers; all are read at once.
+
+    Args:
+        packing: How the tensors lie in pieces.
+    """
+
+    def __init__(self, packing: Packing) -> None:
+        self.packing = packing
+        self._sums: dict[str, dict[int, Tensor]] = {}
+        self._numbers: dict[str, tuple[Tensor, bool]] = {}
+        self._read: dict[str, Sums] | None = None
+
+    def add(self, name: str, k: int, sums: Tensor) -> None:
+        """Adds sums over the local parts of the tensors of piece ``k``, in float64."""
+        assert self._read is None
+        held = self._sums.setdefault(name, {})
+        held[k] = held[k] + sums if k in held else sums
+
+    def squares(self, k: int, names: Sequence[str], made: Callable[..., Sequence[Tensor]], *pieces: Tensor) -> None:
+        """Adds, under each name, the squared norms of what ``made`` returns for pieces of x; see `Piece.squares`."""
+        for name, sums in zip(names, self.packing.pieces[k].squares(made, *pieces), strict=True):
+            self.add(name, k, sums)
+
+    def number(self, name: str, value: Tensor, *, is_mean: bool = False) -> None:
+        """Adds a number: a 0-dim tensor; with ``is_mean`` its mean over all ranks is read."""
+        assert self._read is None
+        self._numbers[name] = value, is_mean
+
+    def read(self) -> dict[str, Sums]:
+        """Returns the sums of each name, one for each tensor, over all ranks; numbers as arrays of one entry.
+
+        It waits for the device once, and calls one collective for each set of ranks that shares tensors.
+        """
+        if self._read is None:
+            self._read = self._gathered()
+        return self._read
+
+    def total(self, name: str, block: Iterable[int] | None = None) -> float:
+        """Returns the sum of one name over the tensors with the given indices, or over all."""
+        found = self.read()[name]
+        return float(found.sum() if block is None else found[list(block)].sum())
+
+    def _gathered(self) -> dict[str, Sums]:
+        pieces = self.packing.pieces
+        parts = [value.detach().reshape(1) for value, _ in self._numbers.values()]
+        over: dict[dist.ProcessGroup, list[int]] = {}
+        for index, (_, is_mean) in enumerate(self._numbers.values()):
+            if is_mean:
+                over.setdefault(vectors.world(), []).append(index)
+        where: dict[str, list[tuple[Sequence[int], slice]]] = {}
+        end = len(parts)
+        for name, sums in self._sums.items():
+            for k, found in sums.items():
+                begin, end = end, end + len(pieces[k].indices)
+                where.setdefault(name, []).append((pieces[k].indices, slice(begin, end)))
+                parts.append(found)
+                for group, members in self.packing.shared[k].items():
+                    over.setdefault(group, []).extend(begin + j for j in members)
+        values = vectors.read(parts, over)
+        read = {}
+        for index, (name, (_, is_mean)) in enumerate(self._numbers.items()):
+            read[name] = values[index : index + 1] / (vectors.num_ranks() if is_mean else 1)
+        for name, places in where.items():
+            read[name] = np.zeros(len(self.packing.like))
+            for indices, part in places:
+                read[name][list(indices)] = values[part]
+        return read
+
+
+def dtypes_of(vector: Vector) -> set[torch.dtype]:
+    """Returns the dtypes of a vector's tensors."""
+    return vector.dtypes if isinstance(vector, Kept) else {x.dtype for x in vector}
+
+
+def _shared(tensors: Sequence[Tensor]) -> dict[dist.ProcessGroup, list[int]]:
+    found: dict[dist.ProcessGroup, list[int]] = {}
+    for j, x in enumerate(tensors):
+        for group in vectors.shard_groups(x):
+            found.setdefault(group, []).append(j)
+    return found
