@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from smoothdiag import vectors
 from smoothdiag.vectors import Vector
@@ -32,29 +34,34 @@ class Piece:
         indices: Which tensors of the vector.
         sizes: Number of entries of each on this rank.
         is_joined: Whether the piece is a flat tensor with the entries of all of them.
+        is_sharded: Whether other ranks hold other parts of the tensors.
         lengths: ``sizes`` on the device, if they are joined.
     """
 
     indices: tuple[int, ...]
     sizes: list[int]
     is_joined: bool
+    is_sharded: bool
     lengths: Tensor | None = None
 
     def of(self, tensors: Sequence[Tensor]) -> Tensor:
         """Returns the piece from its tensors, local parts in their own dtype; a single one shares its memory."""
         if not self.is_joined:
             return vectors.local(tensors[0])
-        return torch.cat([vectors.local(x).reshape(-1) for x in tensors])
+        if self.is_sharded:
+            tensors = [vectors.local(x) for x in tensors]
+        with torch.no_grad():
+            flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+        return flat
 
     def scatter(self, piece: Tensor, targets: Sequence[Tensor]) -> None:
         """Copies the piece into its tensors, hidden from autograd."""
-        into = [vectors.local(x).data for x in targets]
-        if not self.is_joined:
-            if into[0].data_ptr() != piece.data_ptr():
-                into[0].copy_(piece, non_blocking=True)
-            return
-        parts = [part.view(x.shape) for part, x in zip(torch.split(piece, self.sizes), into, strict=True)]
-        torch._foreach_copy_(into, parts, non_blocking=True)
+        into = [(vectors.local(x) if self.is_sharded else x).data for x in targets]
+        if self.is_joined:
+            parts = _unflatten_dense_tensors(piece, into)  # type: ignore[no-untyped-call]
+            torch._foreach_copy_(into, parts, non_blocking=True)
+        elif into[0].data_ptr() != piece.data_ptr():
+            into[0].copy_(piece, non_blocking=True)
 
     def squares(self, made: Callable[..., Sequence[Tensor]], *pieces: Tensor) -> list[Tensor]:
         """Returns squared norms, in float64, one for each tensor, of every result that ``made`` has for the piece.
@@ -87,21 +94,28 @@ class Packing:
     def __init__(self, like: Sequence[Tensor]) -> None:
         self.like = list(like)
         self.pieces: list[Piece] = []
-        joined: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        joined: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
         sizes = [vectors.local(x).numel() for x in like]
         for i, (x, size) in enumerate(zip(like, sizes, strict=True)):
+            is_sharded = vectors.is_sharded(x)
             if size < SMALL:
-                joined.setdefault((x.device, x.dtype), []).append(i)
+                joined.setdefault((x.device, x.dtype, is_sharded), []).append(i)
             else:
-                self.pieces.append(Piece((i,), [size], is_joined=False))
-        for indices in joined.values():
+                self.pieces.append(Piece((i,), [size], is_joined=False, is_sharded=is_sharded))
+        for (_, _, is_sharded), indices in joined.items():
             ends = itertools.accumulate(sizes[i] for i in indices)
             for _, run in itertools.groupby(zip(indices, ends, strict=True), key=lambda found: found[1] // JOINED):
                 held = tuple(i for i, _ in run)
                 lengths = torch.tensor([sizes[i] for i in held], device=like[held[0]].device)
-                self.pieces.append(Piece(held, [sizes[i] for i in held], is_joined=True, lengths=lengths))
+                part = [sizes[i] for i in held]
+                self.pieces.append(Piece(held, part, is_joined=True, is_sharded=is_sharded, lengths=lengths))
         self.shared = [_shared([like[i] for i in piece.indices]) for piece in self.pieces]
+        self._kinds = _kinds(like)
         self.place = {i: (k, j) for k, piece in enumerate(self.pieces) for j, i in enumerate(piece.indices)}
+
+    def fits(self, like: Sequence[Tensor]) -> bool:
+        """Returns whether parameters are those of this packing, with the dtypes and devices that they had."""
+        return len(like) == len(self.like) and all(map(operator.is_, like, self.like)) and _kinds(like) == self._kinds
 
     def take(self, k: int, vector: Vector) -> list[Tensor]:
         """Returns the tensors of a vector that belong to piece ``k``."""
@@ -274,6 +288,10 @@ class Tally:
 def dtypes_of(vector: Vector) -> set[torch.dtype]:
     """Returns the dtypes of a vector's tensors."""
     return vector.dtypes if isinstance(vector, Kept) else {x.dtype for x in vector}
+
+
+def _kinds(like: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
+    return [(x.dtype, x.device, x.shape) for x in like]
 
 
 def _shared(tensors: Sequence[Tensor]) -> dict[dist.ProcessGroup, list[int]]:

@@ -70,6 +70,17 @@ def sub(a: Vector, b: Vector) -> list[Tensor]:
     return [wide(x) - wide(y) for x, y in zip(a, b, strict=True)]
 
 
+def distance(a: Vector, b: Vector, *, over: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)) -> Tensor:
+    """Returns ||a / over[0] - b / over[1]||, a 0-dim float64 tensor, without memory for the difference."""
+    lengths = []
+    for x, y in zip(a, b, strict=True):
+        s, t = (n.to(x.device) if isinstance(n, Tensor) else n for n in over)
+        pairs = chunks(local(x), local(y))
+        parts = [wide(u) / s - wide(v) / t for u, v in pairs]
+        lengths.append(torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float64)).norm())
+    return _sum_over_ranks(_stack(lengths).square(), a).sum().sqrt()
+
+
 def add_scaled(a: Vector, b: Vector, alpha: float) -> list[Tensor]:
     """Returns a + alpha b in the dtypes of ``a``."""
     return [(wide(x) + alpha * wide(y)).to(x.dtype) for x, y in zip(a, b, strict=True)]
@@ -340,8 +351,6 @@ def _part_index(x: Tensor) -> int:
         if not placement.is_replicate():
             index = index * x.device_mesh.size(dim) + x.device_mesh.get_local_rank(dim)
     return 1 + index
-
-
 
 
 def _stack(scalars: Sequence[Tensor]) -> Tensor:

@@ -117,7 +117,7 @@ class Step:
 
     @cached_property
     def _begun(self) -> tuple[Evaluation, Tally]:
-        gradient: list[Tensor] = list(self.start)  # each entry is replaced
+        gradient: list[Any] = [None] * len(self.start)
 
         def go(tally: Tally, k: int, targets: list[Tensor]) -> None:
             packing = tally.packing

@@ -119,7 +119,15 @@ class Ray:
 
         into = piece.of(targets).data
         source = packing.piece(k, self.source if end is None else end)
-        tally.squares(k, ["way" + suffix for suffix in self.step.suffixes], move, into, packing.piece(k, self.step.start), source, *weights)
+        tally.squares(
+            k,
+            ["way" + suffix for suffix in self.step.suffixes],
+            move,
+            into,
+            packing.piece(k, self.step.start),
+            source,
+            *weights,
+        )
         if piece.is_joined:
             piece.scatter(into, targets)
 

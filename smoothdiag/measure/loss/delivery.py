@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-
 from smoothdiag.packing import Packing
 
 Take = Callable[[int, list[Tensor]], None]
@@ -91,5 +90,3 @@ def take_gradient(parameter: nn.Parameter) -> Tensor:
         return gradient.detach().to_dense()
     # A view into a bucket (DDP) is overwritten by the next backward.
     return gradient.detach().clone() if gradient._is_view() else gradient.detach()
-
-

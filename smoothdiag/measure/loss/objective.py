@@ -138,14 +138,14 @@ class Objective:
         Raises:
             ValueError: If ``loss_fn`` returns anything but a scalar tensor that depends on the parameters.
         """
-        gradient = list(self.parameters)  # each entry is replaced
+        gradient: list[Any] = [None] * len(self.parameters)
 
         def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
             for i, g in zip(tally.packing.pieces[k].indices, found, strict=True):
-                gradient[i] = g  # type: ignore[call-overload]
+                gradient[i] = g
 
         tally = self.sweep(point, keep, inspect)
-        return Evaluation(tally.total("loss"), gradient, self.variance(tally))  # type: ignore[arg-type]
+        return Evaluation(tally.total("loss"), gradient, self.variance(tally))
 
     def sweep(
         self,

@@ -12,6 +12,7 @@ from smoothdiag import vectors
 from smoothdiag.measure.loss.coordinates import forward_dtypes
 from smoothdiag.measure.loss.graph import nodes_of
 from smoothdiag.measure.loss.objective import Evaluation, Objective, Reduction
+from smoothdiag.packing import Tally
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.vectors import Vector
 
@@ -95,6 +96,7 @@ class SelfTest:
         num_micro_batches: int,
         reduction: Reduction = "mean",
         arrived: float = math.nan,
+        scale: float = 1.0,
     ) -> tuple[Doubt, str] | None:
         """Returns why two gradients belong to different losses; ``None`` if rounding explains their difference.
 
@@ -106,11 +108,13 @@ class SelfTest:
             reduction: How the probe adds their losses up.
             arrived: Length of the gradient that the optimizer got, if it differs from ``training``; NaN if it does not,
                 or if it is not known.
+            scale: What ``training`` has been multiplied by since backward.
         """
         dtypes = {g.dtype for g in training} | ({self.frozen} if self.frozen else set())
         coarsest = max(self.gradient_error, *map(rounding, dtypes))
         tolerance = 10 * coarsest + (EXACT_SLACK if self.reproduced else SLACK)
         angle, ratio = compare(training, replayed)
+        ratio /= scale
         if angle > tolerance:
             return Doubt.DIRECTION, Doubt.DIRECTION.value
         length = _norm(replayed)
@@ -138,8 +142,15 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
     if torch.float16 in dtypes and objective.loss_scale == 1:
         objective.loss_scale = LOSS_SCALE
         once = objective.evaluate(start)
-    again = objective.evaluate(start)
-    length, difference = _norm(once.gradient), _norm(vectors.sub(once.gradient, again.gradient))
+
+    def compare_again(tally: Tally, k: int, found: list[Tensor]) -> None:
+        first, second = tally.packing.piece(k, once.gradient), tally.packing.pieces[k].of(found)
+        tally.squares(
+            k, ["length", "apart"], lambda a, b: [vectors.wide(a), vectors.wide(a) - vectors.wide(b)], first, second
+        )
+
+    again = objective.sweep(start, compare_again)
+    length, difference = (math.sqrt(again.total(name)) for name in ("length", "apart"))
     # The difference of two gradients contains the error of both.
     repeat = difference / math.sqrt(2) / length if length and math.isfinite(difference) else 0.0
     # The coarsest dtype decides: its rounding is the largest.
@@ -214,7 +225,7 @@ def compare(training: Vector, replayed: Vector) -> tuple[float, float]:
     if not (size and length and math.isfinite(size) and math.isfinite(length)):
         return math.nan, math.nan
     # The arc sine of half the chord between unit vectors keeps the digits; an arc cosine loses half of them.
-    chord = _norm(vectors.sub([g / size for g in training], [g / length for g in replayed]))
+    chord = float(vectors.distance(training, replayed, over=(size, length)))
     return 2 * math.asin(min(1.0, chord / 2)), size / length
 
 

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,14 @@ from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of,
 from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.backward import Backward
 from smoothdiag.measure.probe.ranks import Outlook
-from smoothdiag.packing import Kept
+from smoothdiag.packing import Kept, Packing
 from smoothdiag.vectors import Vector
+
+Follows = Literal["copy", "mark", "nothing"]
+"""What to do with the gradients of the loop's backward passes."""
+
+SCALED = 1e-6
+"""Relative distance of a gradient from a multiple of another one that rounding explains."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Beginning:
         arrived: Length of the gradient that the optimizer got, if it differs from ``training``; NaN if it does not, or
             if it is not known.
         is_seen: Whether the step has micro-batches that were shown.
+        scale: What ``training`` has been multiplied by since backward.
+        is_marked: Whether ``training`` can still be found: it was marked, and nobody has moved the parameters.
+        is_complete: Whether ``training`` is what backward left, entry by entry.
     """
 
     start: Kept
@@ -38,6 +47,9 @@ class Beginning:
     has_length: bool = False
     arrived: float = math.nan
     is_seen: bool = True
+    scale: float = 1.0
+    is_marked: bool = False
+    is_complete: bool = False
 
 
 class Accumulation:
@@ -74,6 +86,15 @@ class Accumulation:
         self._backward = Backward(self._parameters, self._on_backward, averages=self._distributed)
         self._place: list[int] = []
         self._norms: Tensor | None = None
+        self._packing: Packing | None = None
+        self._follows: Follows = "nothing"
+
+    @property
+    def packing(self) -> Packing:
+        """How x lies in pieces at present."""
+        if self._packing is None or not self._packing.fits(self._parameters):
+            self._packing = Packing(self._parameters)
+        return self._packing
 
     @property
     def micro_batches(self) -> list[MicroBatch]:
@@ -87,13 +108,15 @@ class Accumulation:
         """Whether any micro-batch was added since the last step."""
         return bool(self._observed)
 
-    def add(self, batch: Any, weight: float | None = None, *, copies: bool = False) -> bool:
+    def add(self, batch: Any, weight: float | None = None, *, copies: bool = False, follows: Follows = "copy") -> bool:
         """Adds a micro-batch with the random states and buffers that its forward pass starts from.
 
         Args:
             batch: The micro-batch.
             weight: Weight of its loss in the loss of the step.
             copies: Whether to copy it, instead of noticing later that the loop has written to it.
+            follows: What to do with the gradients that backward leaves: copy them, mark them to see whether they are
+                changed, or nothing.
 
         Returns:
             Whether x has moved since the earlier micro-batches, which are useless then and were dropped.
@@ -109,7 +132,9 @@ class Accumulation:
         if not self._observed:
             self.state.mark(self._ids)
             self._place = [p._version for p in self._parameters]
-            self._backward.arm()
+            self._follows = follows
+            if follows != "nothing":
+                self._backward.arm(self.packing if follows == "mark" else None)
         self._observed.append(micro)
         self._versions += versions
         return has_moved
@@ -150,8 +175,11 @@ class Accumulation:
             return Beginning(start, lrs)  # the loop moved the parameters, as in sharpness-aware minimisation
         if self._backward.fault is not None:
             raise self._backward.fault
-        if self._backward.was_rewritten:
+        if self._backward.was_rewritten or self._follows == "nothing":
             return Beginning(start, lrs)  # the probe has no complete copy of what backward left
+        if self._follows == "mark" and self._backward.sees:
+            self._backward.pause()
+            return Beginning(start, lrs, is_marked=not by_closure and not is_scaled)
         has_length = self._backward.is_untouched(self._parameters) and not is_scaled
         left = self._backward.left(self._parameters)
         self._backward.disarm()  # an optimizer may evaluate its closure again at another point
@@ -159,7 +187,31 @@ class Accumulation:
             # The length may have been changed, but the direction still tells whether loss_fn is the loop's loss.
             return Beginning(start, lrs, gradients_of(self._parameters))
         arrived = math.nan if has_length or is_scaled else _length(self._parameters)
-        return Beginning(start, lrs, left, has_length, arrived)
+        return Beginning(start, lrs, left, has_length, arrived, is_complete=True)
+
+    def settled(self, begun: Beginning, *, exact: bool) -> Beginning:
+        """Returns the step with its gradient in ``.grad`` instead of a copy, where the optimizer has left it there.
+
+        Args:
+            begun: The step, which the optimizer has taken.
+            exact: Whether a gradient that was multiplied by a number since backward is to be kept as a copy.
+        """
+        present = [p.grad for p in self._parameters]
+        if not all(g is None or (g.layout is torch.strided and not vectors.is_sharded(g)) for g in present):
+            return begun
+        if begun.is_marked:
+            scale = self._backward.scale()
+            if not math.isfinite(scale) or scale == 0:
+                return begun
+            found = _or_zeros(present, self._parameters)
+            arrived = math.nan if scale == 1 else _length(self._parameters)
+            return replace(begun, training=found, has_length=scale == 1, arrived=arrived, scale=scale, is_complete=True)
+        if not begun.is_complete or begun.training is None:
+            return begun
+        scale = _scale(begun.training, found := _or_zeros(present, self._parameters))
+        if not scale or (exact and scale != 1):
+            return begun
+        return replace(begun, training=found, scale=scale)
 
     def _has_moved(self) -> bool:
         """Returns whether x has changed since the first micro-batch was added."""
@@ -187,6 +239,21 @@ def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor] | None:
         torch.zeros_like(p, requires_grad=False) if p.grad is None else p.grad.detach().to_dense().clone()
         for p in parameters
     ]
+
+
+def _or_zeros(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(gradients, parameters, strict=True)
+    return [torch.zeros_like(p, requires_grad=False) if g is None else g.detach() for g, p in pairs]
+
+
+def _scale(before: Vector, now: Vector) -> float:
+    """Returns the number by which a vector has been multiplied, up to rounding; NaN if it has changed otherwise."""
+    size, length = vectors.norm(before), vectors.norm(now)
+    factor = torch.where(size == length, 1.0, length / size)
+    apart = vectors.distance(now, before, over=(1.0, 1 / factor))
+    found, distance, largest = vectors.read([x.reshape(1) for x in (factor, apart, length)], {})
+    rounding = 0.0 if found == 1 else SCALED * largest
+    return float(found) if distance <= rounding else math.nan
 
 
 def _length(parameters: Sequence[Tensor]) -> float:

@@ -1,8 +1,10 @@
 """Backward: the gradients that the loop's backward passes leave in ``.grad``, before anybody changes them."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -10,19 +12,24 @@ from torch.utils.hooks import RemovableHandle
 from smoothdiag import vectors
 from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.memory import retried
+from smoothdiag.packing import Packing
+
+SCALED = 1e-5
+"""Largest relative difference of the squared lengths of tensors that were all multiplied by one number."""
 
 
 class Backward:
-    """Copies the gradients that the loop's backward passes leave, and notices whether they are written to afterwards.
+    """Notes the gradients that the loop's backward passes leave, and whether they are written to afterwards.
 
     The hooks run within the loop's own ``backward`` and never raise an error.
 
     Args:
         parameters: The coordinates x.
         begun: Called when a backward pass reaches the parameters; its argument says whether gradients were empty.
-        averages: Whether gradients are averaged over ranks at the end of ``backward``, where hooks do not see it.
+        averages: Whether gradients are averaged over ranks at the end of ``backward``.
 
     Attributes:
+        sees: Whether there is anything to notice: gradients of sharded parameters come in another way.
         was_rewritten: Whether gradients were written to between two backward passes, as by clipping after each.
         fault: The error that prevented a copy, if there was one.
     """
@@ -32,33 +39,42 @@ class Backward:
     ) -> None:
         self._parameters, self._begun, self._averages = list(parameters), begun, averages
         # Hooks see the gradients of plain leaves. Gradients of sharded parameters are written later, unseen.
-        self._sees = not any(vectors.is_sharded(p) for p in parameters)
-        self._handles: list[RemovableHandle] = []
+        self.sees = not any(vectors.is_sharded(p) for p in parameters)
+        self._handle: RemovableHandle | None = None
+        self._packing: Packing | None = None
         self._copies: dict[Tensor, Tensor] = {}
         self._left: dict[Tensor, tuple[Tensor, int]] = {}
+        self._marks: Tensor | None = None
+        self._num_open = 0
         self.was_rewritten = False
         self.fault: Exception | None = None
 
-    def arm(self) -> None:
-        """Starts to follow backward passes."""
+    def arm(self, packing: Packing | None) -> None:
+        """Starts to follow backward passes.
+
+        Args:
+            packing: How x lies in pieces, to mark the gradients by sums; ``None`` copies them.
+        """
         self.disarm()
+        self._packing = packing
         watched = [p for p in self._parameters if p.requires_grad and p.is_leaf]
-        if not self._sees or not watched:
-            return
-        self._handles = [torch.autograd.graph.register_multi_grad_hook(watched, self._on_backward, mode="any")]
-        if not self._averages:
-            for parameter in watched:
-                self._handles.append(parameter.register_post_accumulate_grad_hook(self._on_gradient))  # type: ignore[no-untyped-call]
+        if self.sees and watched:
+            self._handle = torch.autograd.graph.register_multi_grad_hook(watched, self._on_backward, mode="any")
+
+    def pause(self) -> None:
+        """Removes the hook and keeps the marks."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
 
     def disarm(self) -> None:
-        """Removes the hooks and forgets everything."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self.fault = [], None
+        """Removes the hook and forgets everything."""
+        self.pause()
+        self.fault, self._num_open = None, 0
         self._forget()
 
     def left(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        """Returns the gradients that backward left, with zeros for missing ones; ``None`` if they are not known.
+        """Returns the gradients that backward left, with zeros for missing ones; ``None`` if they were not copied.
 
         They are not known if somebody wrote to the gradients between two backward passes.
         """
@@ -71,17 +87,60 @@ class Backward:
         ]
 
     def is_untouched(self, parameters: Sequence[Tensor]) -> bool:
-        """Returns whether ``.grad`` holds exactly what backward left, also after clipping that changed nothing."""
-        if not self._left or any((p in self._left) == (p.grad is None) for p in parameters):
+        """Returns whether ``.grad`` holds exactly what was copied, also after clipping that changed nothing."""
+        if not self._copies or any((p in self._copies) == (p.grad is None) for p in parameters):
             return False
         # Values are compared, because a GradScaler divides in place without counting up the version.
-        pairs = [(self._copies[p].to_dense(), p.grad.to_dense()) for p in self._left if p.grad is not None]
+        pairs = [(copy.to_dense(), p.grad.to_dense()) for p, copy in self._copies.items() if p.grad is not None]
         device = pairs[0][0].device
-        return not bool(torch.stack([(a != b).any().to(device) for a, b in pairs]).any())
+        differ = torch.stack([(a != b).any().to(device) for pair in pairs for a, b in vectors.chunks(*pair)])
+        return not vectors.read([differ.any().reshape(1)], {}).any()
+
+    def scale(self) -> float:
+        """Returns what marked gradients have been multiplied by since: 1 if they are untouched.
+
+        NaN if they have changed in another way, or if they were not marked.
+        """
+        if self._packing is None or self._marks is None or self.was_rewritten or self.fault is not None:
+            return math.nan
+        if any((p in self._left) == (p.grad is None) for p in self._parameters):
+            return math.nan
+        now = self._marks_now(self._packing)
+        if now.shape != self._marks.shape:
+            return math.nan
+        then, found = vectors.read([self._marks.reshape(-1), now.reshape(-1)], {}).reshape(2, *now.shape)
+        if (then == found).all():
+            return 1.0
+        then, found = then[0], found[0]
+        counted = then > 0
+        ratios = found[counted] / then[counted]
+        if not ratios.size or (found[~counted] != 0).any() or not np.ptp(ratios) <= SCALED * ratios.max():
+            return math.nan
+        return math.sqrt(float(ratios.mean()))
+
+    def _marks_now(self, packing: Packing) -> Tensor:
+        """Returns squares of g and of g + x for each tensor with a gradient, in which any change shows."""
+        found = []
+        for k, piece in enumerate(packing.pieces):
+            held = packing.take(k, self._parameters)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in held]
+            both = piece.squares(_with_place, piece.of(gradients), piece.of(held))
+            found.append(torch.stack(both).to(held[0].device))
+        return torch.cat([sums.to(found[0].device) for sums in found], dim=1)
 
     def _is_left(self, parameter: Tensor) -> bool:
         left = self._left.get(parameter)
         return left is not None and parameter.grad is left[0] and left[0]._version == left[1]
+
+    def _is_empty(self) -> bool:
+        """Returns whether there are no gradients, or none but zeros."""
+        held = [p for p in self._parameters if p.grad is not None]
+        if any(map(self._is_left, held)):
+            return False
+        largest = [p.grad.to_dense().abs().max() for p in held if p.grad is not None and p.grad.numel()]
+        if not largest:
+            return True
+        return not vectors.read([x.reshape(1) for x in largest], {}).any()
 
     def _on_backward(self, gradient: Tensor) -> None:
         if Objective.num_isolated:
@@ -89,40 +148,46 @@ class Backward:
         try:
             # Skipped (GradScaler) or abandoned steps leave their batches behind. Empty gradients show that a new
             # accumulation begins.
-            fresh = all(p.grad is None or not (self._is_left(p) or p.grad.any()) for p in self._parameters)
+            fresh = self._is_empty()
             if fresh:
                 self._forget()
-            elif not all(map(self._is_left, self._left)):
+            elif self._num_open == 0 and not all(map(self._is_left, self._left)):
                 self.was_rewritten = True
-            if self._averages:
-                # Averaging is queued after the present callbacks, and the copy is queued after averaging.
-                queue = torch.autograd.Variable._execution_engine.queue_callback
-                queue(lambda: queue(self._copy_all))
+            self._num_open += 1
+            # Gradients are complete at the end. Averaging is queued after the present callbacks, and this after it.
+            queue = torch.autograd.Variable._execution_engine.queue_callback
+            queue((lambda: queue(self._on_end)) if self._averages else self._on_end)
             self._begun(fresh)
         except Exception as error:
             self.fault = error
 
-    def _on_gradient(self, parameter: Tensor) -> None:
-        if not Objective.num_isolated:
-            self._copy(parameter)
-
-    def _copy_all(self) -> None:
-        for parameter in self._parameters:
-            self._copy(parameter)
+    def _on_end(self) -> None:
+        self._num_open = max(self._num_open - 1, 0)
+        try:
+            if self._packing is None:
+                for parameter in self._parameters:
+                    self._copy(parameter)
+            self._left = {p: (p.grad, p.grad._version) for p in self._parameters if p.grad is not None}
+            if self._packing is not None and not self._num_open:
+                packing = self._packing
+                self._marks = retried(lambda: self._marks_now(packing))
+        except Exception as error:
+            self.fault = error
 
     def _copy(self, parameter: Tensor) -> None:
         gradient = parameter.grad
         if gradient is None:
             return
-        try:
-            copy = self._copies.get(parameter)
-            if copy is None or copy.is_sparse or gradient.is_sparse or copy.shape != gradient.shape:
-                self._copies[parameter] = retried(gradient.detach().clone)
-            else:
-                retried(partial(copy.copy_, gradient.detach()))
-            self._left[parameter] = gradient, gradient._version
-        except Exception as error:
-            self.fault = error
+        copy = self._copies.get(parameter)
+        if copy is None or copy.is_sparse or gradient.is_sparse or copy.shape != gradient.shape:
+            self._copies[parameter] = retried(gradient.detach().clone)
+        else:
+            retried(partial(copy.copy_, gradient.detach()))
 
     def _forget(self) -> None:
-        self._copies, self._left, self.was_rewritten = {}, {}, False
+        self._copies, self._left, self._marks, self.was_rewritten = {}, {}, None, False
+
+
+def _with_place(gradient: Tensor, x: Tensor) -> list[Tensor]:
+    gradient = vectors.wide(gradient)
+    return [gradient, gradient + vectors.wide(x)]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.loss.batches import MicroBatch
+from smoothdiag.measure.probe.accumulation import Follows
 
 Kind = Literal["fixed", "step"]
 
@@ -81,6 +82,14 @@ class Data:
         """
         begins = not self._fixed and any(not _is_of_step(e) for e in estimators)
         return self.kind == "fixed" and (begins or (self.has_fixed and (is_test_due or self.is_untested)))
+
+    def follows(self, due: Due, *, is_test_due: bool) -> Follows:
+        """Returns what to do with the gradients of the next step's backward passes."""
+        own, further = due
+        on_own = self.kind == "step" or bool(further) or any(map(_is_of_step, own))
+        if is_test_due or (self.kind == "fixed" and (self.is_untested or not self._fixed)):
+            return "copy"
+        return "mark" if on_own else "nothing"
 
     def parts(
         self,

@@ -202,9 +202,7 @@ class Measuring:
         """Calls, and calls again if memory ran out; but under data parallelism ranks must make equal calls."""
         return call() if self._distributed else retried(call)
 
-    def _step(
-        self, objective: Objective, taken: Taken, part: Part, known: Evaluation | None, *, tests: bool
-    ) -> Step:
+    def _step(self, objective: Objective, taken: Taken, part: Part, known: Evaluation | None, *, tests: bool) -> Step:
         if tests:
             known = self._tested(objective, taken)
         assert self.self_test is not None
@@ -288,4 +286,5 @@ class Measuring:
             num_micro_batches=step.objective.num_micro_batches,
             reduction=self._reduction,
             arrived=begun.arrived,
+            scale=begun.scale,
         )

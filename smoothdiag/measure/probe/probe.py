@@ -30,7 +30,7 @@ from smoothdiag.measure.probe.unsupported import refuse_unsupported
 from smoothdiag.measure.probe.watched import Watched
 from smoothdiag.measure.recording import facts
 from smoothdiag.memory import retried
-from smoothdiag.packing import Kept, Packing
+from smoothdiag.packing import Kept
 from smoothdiag.trace import Trace
 
 T = TypeVar("T")
@@ -163,8 +163,10 @@ class Probe(Managed):
         if not self._accumulation.has_observed:
             with suppress(ValueError):  # what is frozen now may be trainable when the optimizer steps
                 self._follow_changes()
-        copies = self._data.copies(self._due[0], is_test_due=self._measuring.is_test_due)
-        if self._accumulation.add(batch, weight, copies=copies):
+        is_test_due = self._measuring.is_test_due
+        copies = self._data.copies(self._due[0], is_test_due=is_test_due)
+        follows = self._data.follows(self._due, is_test_due=is_test_due)
+        if self._accumulation.add(batch, weight, copies=copies, follows=follows):
             self._measuring.warn_once(moved_by_others(self.optimizer))
 
     def _forget_failed_step(self) -> None:
@@ -226,8 +228,7 @@ class Probe(Managed):
         start: list[Kept] = []
         with self._measuring.unharmed():
             self._follow_changes()
-            packing = Packing(self._parameters)
-            start.append(retried(lambda: packing.keep(self._parameters)))
+            start.append(retried(lambda: self._accumulation.packing.keep(self._parameters)))
         if not start:
             return None
         # With a closure, the gradients of this step do not exist yet, nor perhaps its batches.
@@ -278,7 +279,8 @@ class Probe(Managed):
         return self._ranks.worst(local, self._parameters[0], fault, distributed=self._distributed)
 
     def _measure(self, outlook: Outlook) -> None:
-        assert self._begun is not None
+        begun = self._begun
+        assert begun is not None
         is_test_due = self._measuring.count()
         own = None if outlook is Outlook.UNSEEN else self._accumulation.micro_batches
         parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
@@ -286,9 +288,10 @@ class Probe(Managed):
         began = time.perf_counter()
         check_hooks(self._model)
         self._ranks.check_pending()
+        exact = self._measuring.self_test is None
         taken = Taken(
             index=self.steps,
-            begun=self._begun,
+            begun=retried(lambda: self._accumulation.settled(begun, exact=exact)),
             parameters=self._parameters,
             groups=self._groups,
             has_changed=outlook is Outlook.CHANGED,
