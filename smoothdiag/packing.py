@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -43,6 +44,7 @@ class Piece:
     is_joined: bool
     is_sharded: bool
     lengths: Tensor | None = None
+    _buffers: dict[torch.dtype, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict, init=False, repr=False)
 
     def of(self, tensors: Sequence[Tensor]) -> Tensor:
         """Returns the piece from its tensors, local parts in their own dtype; a single one shares its memory."""
@@ -56,12 +58,28 @@ class Piece:
 
     def scatter(self, piece: Tensor, targets: Sequence[Tensor]) -> None:
         """Copies the piece into its tensors, hidden from autograd."""
+        with self.writing(targets) as into:
+            if into.data_ptr() != piece.data_ptr():
+                into.copy_(piece, non_blocking=True)
+
+    @contextmanager
+    def writing(self, targets: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yields the piece to write to; at the end of the block its tensors have these values, hidden from autograd."""
         into = [(vectors.local(x) if self.is_sharded else x).data for x in targets]
-        if self.is_joined:
-            parts = _unflatten_dense_tensors(piece, into)  # type: ignore[no-untyped-call]
-            torch._foreach_copy_(into, parts, non_blocking=True)
-        elif into[0].data_ptr() != piece.data_ptr():
-            into[0].copy_(piece, non_blocking=True)
+        if not self.is_joined:
+            yield into[0]
+            return
+        flat, parts = self._buffer(into)
+        yield flat
+        torch._foreach_copy_(into, parts)
+
+    def _buffer(self, like: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Returns a flat tensor and its parts, which are made once: that takes longer than to copy them."""
+        dtype = like[0].dtype
+        if dtype not in self._buffers:
+            flat = torch.empty(sum(self.sizes), dtype=dtype, device=like[0].device)
+            self._buffers[dtype] = flat, _unflatten_dense_tensors(flat, like)  # type: ignore[no-untyped-call]
+        return self._buffers[dtype]
 
     def squares(self, made: Callable[..., Sequence[Tensor]], *pieces: Tensor) -> list[Tensor]:
         """Returns squared norms, in float64, one for each tensor, of every result that ``made`` has for the piece.

@@ -9,8 +9,8 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +123,11 @@ def mixed(direction: Vector, *, seed: int) -> list[Tensor]:
     both = add_scaled(noise, direction, 0.7 / length)
     # In few dimensions the two parts may cancel; in one dimension they cancel half the time.
     return both if float(norm(both)) > 0.5 else add_scaled(noise, direction, -0.7 / length)
+
+
+def unique(*lists: Iterable[Tensor]) -> list[Any]:
+    """Returns the tensors of several lists, each object once; by identity, because hashing tensors is slow."""
+    return list({id(x): x for x in itertools.chain(*lists)}.values())
 
 
 def synchronize(a: Vector) -> None:

@@ -34,7 +34,7 @@ class Precise(Objective):
             return
         with super().isolated(), ExitStack() as undo:
             assert self._isolated is not None
-            for tensor in dict.fromkeys([*self._isolated.holders, *self.model.buffers()]):
+            for tensor in vectors.unique(self._isolated.holders, self.model.buffers()):
                 if tensor.is_floating_point() and not vectors.is_sharded(tensor):
                     undo.callback(put_back, partial(narrow, tensor, tensor.data), "parameters in their own dtype")
                     tensor.grad = None

@@ -117,19 +117,9 @@ class Ray:
             way = vectors.wide(into) - x  # a narrow dtype has rounded the point
             return [way, *(way * p.sqrt() for p in weights)]
 
-        into = piece.of(targets).data
-        source = packing.piece(k, self.source if end is None else end)
-        tally.squares(
-            k,
-            ["way" + suffix for suffix in self.step.suffixes],
-            move,
-            into,
-            packing.piece(k, self.step.start),
-            source,
-            *weights,
-        )
-        if piece.is_joined:
-            piece.scatter(into, targets)
+        x, source = packing.piece(k, self.step.start), packing.piece(k, self.source if end is None else end)
+        with piece.writing(targets) as into:
+            tally.squares(k, ["way" + suffix for suffix in self.step.suffixes], move, into, x, source, *weights)
 
 
 def along_update(step: Step) -> Ray:

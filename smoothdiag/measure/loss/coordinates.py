@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smoothdiag import arguments, vectors
+from smoothdiag.measure.loss.state import parameters_of
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -22,11 +23,12 @@ def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.P
         ValueError: If the model has no trainable parameters, or the optimizer holds none of them.
     """
     reshard(model)
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in parameters_of(model) if p.requires_grad]
     if not trainable:
         raise ValueError("Parameter `model` should have trainable parameters. Found none that require a gradient.")
-    held = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"] if p.requires_grad)
-    shared = [p for p in trainable if p in held]
+    held = [p for p in moved_by(optimizer) if p.requires_grad]
+    known = set(map(id, held))
+    shared = [p for p in trainable if id(p) in known]
     if not shared:
         raise ValueError(
             f"Parameter `optimizer` should hold parameters of `model`. Found none of its {len(trainable)} "
@@ -40,7 +42,14 @@ def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.P
             "Parameter `model` should have real parameters. Found complex ones; train torch.view_as_real of each."
         )
     # The order of the model, then parameters of the loss itself that the optimizer moves too.
-    return list(dict.fromkeys([*shared, *held]))
+    found: list[nn.Parameter] = vectors.unique(shared, held)
+    return found
+
+
+def moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Returns the parameters of an optimizer, each once."""
+    found: list[nn.Parameter] = vectors.unique(*(group["params"] for group in optimizer.param_groups))
+    return found
 
 
 def parameter_groups(
@@ -73,8 +82,10 @@ def parameter_groups(
 
 def learning_rates(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> list[float]:
     """Returns the present learning rate of each parameter; waits for the device if a rate is a tensor."""
-    rates = {p: float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-    return [rates[p] for p in parameters]
+    rates: dict[int, float] = {}
+    for group in optimizer.param_groups:
+        rates |= dict.fromkeys(map(id, group["params"]), float(group["lr"]))
+    return [rates[id(p)] for p in parameters]
 
 
 def common(values: Sequence[float]) -> float:

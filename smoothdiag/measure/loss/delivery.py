@@ -64,7 +64,8 @@ class Delivery:
             return
         self._taken.add(k)
         self.has_any = True
-        self._take(k, [take_gradient(parameter)])
+        gradient, parameter.grad = parameter.grad, None
+        self._take(k, [_plain(gradient, parameter)])
 
     def finish(self) -> None:
         """Hands on what has not been taken yet.
@@ -77,16 +78,24 @@ class Delivery:
         for k, piece in enumerate(self._packing.pieces):
             if k not in self._taken:
                 held = [self._parameters[i] for i in piece.indices]
-                self.has_any = self.has_any or any(p.grad is not None for p in held)
-                self._take(k, [take_gradient(p) for p in held])
+                found = [p.grad for p in held]
+                self.has_any = self.has_any or any(g is not None for g in found)
+                for p in held:
+                    p.grad = None
+                self._take(k, [_plain(g, p) for g, p in zip(found, held, strict=True)])
 
 
 def take_gradient(parameter: nn.Parameter) -> Tensor:
     """Returns the gradient and removes it from the parameter; zeros if there is none."""
     gradient, parameter.grad = parameter.grad, None
+    found = _plain(gradient, parameter)
+    # A view into a bucket (DDP) is overwritten by the next backward.
+    return found.clone() if found is gradient and found._is_view() else found
+
+
+def _plain(gradient: Tensor | None, parameter: nn.Parameter) -> Tensor:
     if gradient is None:
         return torch.zeros_like(parameter, requires_grad=False)
-    if gradient.is_sparse:
-        return gradient.detach().to_dense()
-    # A view into a bucket (DDP) is overwritten by the next backward.
-    return gradient.detach().clone() if gradient._is_view() else gradient.detach()
+    if gradient.requires_grad:
+        gradient = gradient.detach()
+    return gradient.to_dense() if gradient.is_sparse else gradient

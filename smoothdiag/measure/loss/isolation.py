@@ -13,7 +13,7 @@ from smoothdiag import vectors
 from smoothdiag.measure.loss.batches import RandomState, devices_of
 from smoothdiag.measure.loss.coordinates import reshard
 from smoothdiag.measure.loss.faults import put_back
-from smoothdiag.measure.loss.state import ModuleState, Snapshot
+from smoothdiag.measure.loss.state import ModuleState, Snapshot, parameters_of
 from smoothdiag.packing import Kept
 from smoothdiag.rows import SmoothdiagWarning
 
@@ -79,11 +79,11 @@ def isolation(
         state.mark(coordinates)
         kept = keep()
         undo.callback(put_back, partial(kept.restore, parameters), "parameters")
-        holders: list[Tensor] = list(dict.fromkeys([*parameters, *model.parameters()]))
+        holders: list[Tensor] = vectors.unique(parameters, parameters_of(model))
         # Gradients that are views into a bucket (DDP) are overwritten by the next backward.
         gradients: Gradients = [(p, p.grad, _copy_of_view(p.grad)) for p in holders]
         undo.callback(put_back, partial(_put_gradients, gradients), "gradients")
-        half = [t for t in dict.fromkeys([*holders, *model.buffers()]) if widen_half and vectors.is_half(t)]
+        half = [t for t in vectors.unique(holders, model.buffers()) if widen_half and vectors.is_half(t)]
         outside = {t.dtype for t in half if isinstance(t, nn.Parameter) and id(t) not in coordinates}
         for tensor in half:
             undo.callback(put_back, partial(narrow, tensor, tensor.data), f"parameters in {tensor.dtype}")
