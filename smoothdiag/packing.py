@@ -173,7 +173,7 @@ class Packing:
         for piece in self.pieces:
             like = vectors.local(self.like[piece.indices[0]])
             shape = (sum(piece.sizes),) if piece.is_joined else tuple(like.shape)
-            is_pinned = like.device.type == "cuda"
+            is_pinned = like.device.type in ("cuda", "xpu")
             found.append(torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=is_pinned))
         return found
 

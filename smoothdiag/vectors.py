@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Vector = Sequence[Tensor]
 
-CHUNK = 2**17
+CHUNK = 2**15
 """Entries that are worked on at once on a CPU, where they stay in its cache: a norm in float64 is ten times as fast."""
 
 

@@ -11,6 +11,7 @@ from smoothdiag.adapters.wrappers import check_step_hooks
 from smoothdiag.console import counted
 from smoothdiag.measure.loss.objective import Reduction
 from smoothdiag.measure.probe.data import Kind
+from smoothdiag.measure.probe.host import Where
 from smoothdiag.measure.probe.schedule import budget, every, log_spaced
 
 
@@ -23,6 +24,7 @@ def check_arguments(
     reduction: object,
     data: object,
     probe_batches: object,
+    offload: object,
 ) -> None:
     """Makes sure that the arguments are of the right kind.
 
@@ -39,6 +41,8 @@ def check_arguments(
     check_schedule(schedule)
     arguments.choice("reduction", reduction, get_args(Reduction))
     arguments.choice("data", data, get_args(Kind))
+    if offload is not None:
+        arguments.choice("offload", offload, get_args(Where))
     if probe_batches is not None and data == "step":
         raise ValueError(
             'Parameter `data` should not be "step" beside `probe_batches`, on which all rows are measured. Leave one '

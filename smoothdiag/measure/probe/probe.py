@@ -22,6 +22,7 @@ from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check
 from smoothdiag.measure.probe.arguments import Managed, check_arguments, check_state
 from smoothdiag.measure.probe.closures import Arguments, Outermost, after_closure
 from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
+from smoothdiag.measure.probe.host import HostMemory, Where
 from smoothdiag.measure.probe.measuring import Measuring, Taken
 from smoothdiag.measure.probe.others import moved_by_others, unseen
 from smoothdiag.measure.probe.ranks import Outlook, Ranks
@@ -66,6 +67,8 @@ class Probe(Managed):
         seed: Seed of the random state that held-out batches start from.
         data: ``"fixed"``: the micro-batches of the first measured step; ``"step"``: each step's own. The column
             ``data`` of the trace says which.
+        offload: ``"cpu"`` keeps x_k and x_{k+1} in host memory while a step is measured, pinned where there is a GPU:
+            two copies of x less on the device, for some traffic. ``None`` keeps them on the device.
 
     Raises:
         ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range. At the
@@ -99,8 +102,9 @@ class Probe(Managed):
         reduction: Reduction = "mean",
         seed: int = 0,
         data: Kind = "fixed",
+        offload: Where | None = None,
     ) -> None:
-        check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction, data, probe_batches)
+        check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction, data, probe_batches, offload)
         self._model, self.optimizer, self.estimators = model, optimizer, tuple(estimators)
         self._group_by = group_by
         self._schedule = every(20) if schedule is None else schedule
@@ -126,7 +130,7 @@ class Probe(Managed):
         self._measuring = Measuring(
             model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
         )
-        self._outermost, self._stopwatch = Outermost(), Stopwatch()
+        self._outermost, self._stopwatch, self._host = Outermost(), Stopwatch(), HostMemory(offload)
         self._handles = [optimizer.register_step_pre_hook(self._before_step)]
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
 
@@ -228,7 +232,8 @@ class Probe(Managed):
         start: list[Kept] = []
         with self._measuring.unharmed():
             self._follow_changes()
-            start.append(retried(lambda: self._accumulation.packing.keep(self._parameters)))
+            packing = self._accumulation.packing
+            start.append(retried(lambda: packing.keep(self._parameters, host=self._host.start(packing))))
         if not start:
             return None
         # With a closure, the gradients of this step do not exist yet, nor perhaps its batches.
@@ -297,6 +302,7 @@ class Probe(Managed):
             has_changed=outlook is Outlook.CHANGED,
             is_test_due=is_test_due,
             ranks=self._ranks,
+            host=self._host.end(begun.start.packing),
         )
         self._accumulation.notice()
         self._accumulation.clear()  # its hooks must not see the backward passes to come
