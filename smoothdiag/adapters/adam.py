@@ -8,6 +8,7 @@ from torch import Tensor
 
 from smoothdiag.adapters import limits
 from smoothdiag.adapters.adaptive import Adaptive
+from smoothdiag.adapters.diagonals import correction
 from smoothdiag.adapters.protocol import Group, State
 from smoothdiag.adapters.updates import undone
 
@@ -26,11 +27,14 @@ class Adam(Adaptive):
         """Returns whether the optimizer is Adam, or of a subclass of it."""
         return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
 
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Returns the second moment, or the largest so far for AMSGrad, and the number of steps."""
+        return "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq", "step"
+
     def diagonal(self, state: State, group: Group) -> Tensor:
         """Returns the root of the second moment, with its correction; AMSGrad divides by the largest so far."""
-        second: Tensor = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-        correction = 1 - group["betas"][1] ** float(state["step"])
-        root: Tensor = (second / correction).sqrt() + group["eps"]
+        second, step = (state[entry] for entry in self.entries(group))
+        root: Tensor = (second / correction(group["betas"][1], step)).sqrt() + group["eps"]
         return root
 
     def limit(self, group: Group, states: Sequence[State]) -> float:

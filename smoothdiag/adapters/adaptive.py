@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.adapters import limits
+from smoothdiag.adapters.diagonals import Diagonals
 from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State
 from smoothdiag.adapters.unknown import Unknown, has_step_of
 from smoothdiag.adapters.updates import dense_gradient, undone
@@ -27,7 +28,7 @@ class Adaptive(Unknown, ABC):
         """Returns whether the optimizer is of this class of torch, or of a subclass of it."""
         return isinstance(optimizer, cls.kind)
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if its state does not show P.
 
         Parameters that the optimizer has not moved yet have P = 0; their gradients and displacements are zero too.
@@ -35,15 +36,19 @@ class Adaptive(Unknown, ABC):
         Source: Cohen et al. 2022, *Adaptive gradient methods at the edge of stability*, for P of Adam and RMSprop.
         """
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        found = []
-        for parameter in parameters:
-            state = self.state_of(parameter)
-            zero = torch.zeros_like(parameter, requires_grad=False)
-            try:
-                found.append(self.diagonal(state, groups[parameter]) if state else zero)
-            except KeyError:  # a subclass that keeps its state under other names
-                return None
-        return found
+
+        def of(parameter: Tensor) -> Tensor:
+            if state := self.state_of(parameter):
+                return self.diagonal(state, groups[parameter])
+            return torch.zeros_like(parameter, requires_grad=False)
+
+        # A subclass may keep its state under other names.
+        is_shown = all(
+            p in groups and all(entry in state for entry in self.entries(groups[p]))
+            for p in parameters
+            if (state := self.state_of(p))
+        )
+        return Diagonals(parameters, of) if is_shown else None
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
         """Returns the limit in the norm of P."""
@@ -61,6 +66,10 @@ class Adaptive(Unknown, ABC):
             return self.last(parameter, gradient, state, self.group_of(parameter))
         except KeyError:  # an option was switched on after the step
             return None
+
+    @abstractmethod
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Returns the names of what the state holds for P."""
 
     @abstractmethod
     def diagonal(self, state: State, group: Group) -> Tensor:
@@ -89,6 +98,10 @@ class RmsProp(Adaptive):
 
     kind = torch.optim.RMSprop
 
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Returns the mean square, and the mean whose square is taken from it."""
+        return ("square_avg", "grad_avg") if group["centered"] else ("square_avg",)
+
     def diagonal(self, state: State, group: Group) -> Tensor:
         """Returns the root of the mean square, or of the variance."""
         second: Tensor = state["square_avg"]
@@ -115,6 +128,10 @@ class Adagrad(Adaptive):
 
     kind = torch.optim.Adagrad
 
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Returns the sum of squares."""
+        return ("sum",)
+
     def diagonal(self, state: State, group: Group) -> Tensor:
         """Returns the root of the sum of squares."""
         total: Tensor = state["sum"]
@@ -128,7 +145,7 @@ class Adagrad(Adaptive):
         rate, decay = float(group["lr"]), float(group["lr_decay"])
         if decay == 0:
             return limits.two_over(rate)
-        found = {limits.two_over(rate / (1 + max(float(s.get("step", 0)) - 1, 0) * decay)) for s in states}
+        found = {limits.two_over(rate / (1 + max(steps - 1, 0) * decay)) for steps in limits.step_counts(states)}
         return found.pop() if len(found) == 1 else math.nan
 
     def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:

@@ -82,12 +82,16 @@ class Adapter(Protocol):
         """
         ...
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if there is no such P."""
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if there is no such P.
+
+        Each tensor of the sequence may be computed anew whenever it is read, from what the optimizer holds then. Read
+        it after a step, before the next one. Neither asking nor reading waits for a device.
+        """
         ...
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the `StabilityLimit` of all ``parameters`` together."""
+        """Returns the `StabilityLimit` of all ``parameters`` together; waits for a device only if it holds a rate."""
         ...
 
     def evaluated(self, parameter: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Unknown:
         """Returns ``None``: only a copy of the parameter can tell."""
         return None
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Returns ``None``."""
         return None
 

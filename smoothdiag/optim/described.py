@@ -52,7 +52,7 @@ class Described(Optimizer):
         """Returns ``None``: the last update does not follow from the state."""
         return None
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Returns ``None``: nothing is divided by a diagonal."""
         return None
 

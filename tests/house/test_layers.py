@@ -86,6 +86,7 @@ WINGS = {
         "adapters.unknown",
         "adapters.updates",
         "adapters.limits",
+        "adapters.diagonals",
         "adapters.adaptive",
         "adapters.adam",
         "adapters.derived",
