@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from smoothdiag.adapters import limits
 from smoothdiag.adapters.diagonals import Diagonals
 from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State
 from smoothdiag.adapters.unknown import Unknown, has_step_of
-from smoothdiag.adapters.updates import dense_gradient, undone
+from smoothdiag.adapters.updates import Formula, Stretch, Update, number
 
 
 class Adaptive(Unknown, ABC):
@@ -56,16 +57,10 @@ class Adaptive(Unknown, ABC):
             return UNKNOWN
         return StabilityLimit(limits.common(self.optimizer, parameters, self.limit), preconditioned=True)
 
-    def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns the last update; ``None`` also where the rate over P times the weight decay is near 1."""
-        state, gradient = self.state_of(parameter), dense_gradient(parameter)
-        has_moved = float(state.get("step", 0)) > 0
-        if not has_moved or gradient is None or parameter.is_complex() or not has_step_of(self.optimizer, self.kind):
-            return None
-        try:
-            return self.last(parameter, gradient, state, self.group_of(parameter))
-        except KeyError:  # an option was switched on after the step
-            return None
+    def update(self, group: Group) -> Formula | None:
+        """Returns how the last update follows from the state."""
+        known = has_step_of(self.optimizer, self.kind) and not group.get("differentiable")
+        return partial(self.last, group) if known and self.tells(group) else None
 
     @abstractmethod
     def entries(self, group: Group) -> tuple[str, ...]:
@@ -80,17 +75,17 @@ class Adaptive(Unknown, ABC):
         """Returns the limit of stability of one group."""
 
     @abstractmethod
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
-        """Returns the last update of one parameter."""
+    def tells(self, group: Group) -> bool:
+        """Returns whether state and gradient tell the last update with the options of a group."""
 
-    def along_gradient(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, lr: float
-    ) -> Tensor | None:
-        """Returns u = -lr P^-1 (g + w x), where the parameter already holds x + u."""
-        rates = lr / self.diagonal(state, group)
-        return undone(
-            rates * (gradient if group["maximize"] else -gradient), rates * group["weight_decay"], parameter, group
-        )
+    @abstractmethod
+    def last(self, group: Group, stretch: Stretch) -> Update:
+        """Returns the last update."""
+
+    def along_gradient(self, group: Group, stretch: Stretch, lr: float | Tensor) -> Update:
+        """Returns u = -lr P^-1 g."""
+        below = self.diagonal(stretch, group)
+        return Update(torch.div(stretch.gradient, below, out=below), lr if group["maximize"] else -lr)
 
 
 class RmsProp(Adaptive):
@@ -115,12 +110,16 @@ class RmsProp(Adaptive):
         limit = limits.two_over(float(group["lr"])) * (1 + float(group["momentum"]))
         return limit if not group["weight_decay"] else math.nan
 
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
+    def tells(self, group: Group) -> bool:
+        """Returns whether momentum or no weight decay tells it: P^-1 w x alone would hide x."""
+        return bool(group["momentum"] > 0 or group["weight_decay"] == 0)
+
+    def last(self, group: Group, stretch: Stretch) -> Update:
         """Returns the rate times the momentum, or times the gradient over P."""
+        lr = number(group["lr"])
         if group["momentum"] > 0:
-            step: Tensor = -float(group["lr"]) * state["momentum_buffer"]
-            return step
-        return self.along_gradient(parameter, gradient, state, group, float(group["lr"]))
+            return Update(stretch["momentum_buffer"].clone(), -lr)
+        return self.along_gradient(group, stretch, lr)
 
 
 class Adagrad(Adaptive):
@@ -148,7 +147,11 @@ class Adagrad(Adaptive):
         found = {limits.two_over(rate / (1 + max(steps - 1, 0) * decay)) for steps in limits.step_counts(states)}
         return found.pop() if len(found) == 1 else math.nan
 
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
+    def tells(self, group: Group) -> bool:
+        """Returns whether there is no weight decay: P^-1 w x would hide x."""
+        return bool(group["weight_decay"] == 0)
+
+    def last(self, group: Group, stretch: Stretch) -> Update:
         """Returns the decayed rate times the gradient over P."""
-        lr = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
-        return self.along_gradient(parameter, gradient, state, group, lr)
+        decayed = 1 + (stretch.scalar("step") - 1) * group["lr_decay"]
+        return self.along_gradient(group, stretch, number(group["lr"]) / decayed)

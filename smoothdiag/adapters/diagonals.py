@@ -51,6 +51,6 @@ def correction(weight: float | Tensor, step: Any) -> Tensor:
         A 0-dim float64 tensor on the device that holds the number, so that nobody waits for it. On a CPU it has the
         bits of the Python floats that torch's optimizers compute with.
     """
-    count = torch.as_tensor(step)
-    power: Tensor = weight ** count.to(widest(count.device))
+    count = step.to(widest(step.device)) if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64)
+    power: Tensor = weight**count
     return 1 - power
