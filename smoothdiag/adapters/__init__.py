@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import torch
 
-from smoothdiag.adapters.adam import Adam
+from smoothdiag.adapters.adam import Adam, NAdam
 from smoothdiag.adapters.adaptive import Adagrad, RmsProp
 from smoothdiag.adapters.line_search import LineSearch
 from smoothdiag.adapters.lookahead import Lookahead
@@ -23,7 +23,7 @@ __all__ = ["UNKNOWN", "Adapter", "Group", "StabilityLimit", "Way", "adapter_of"]
 
 FAMILIES: tuple[type[Unknown], ...] = (
     *(LineSearch, Sgd, AveragedSgd, RateFree, ScheduleFree, Lookahead, Sam, Muon),
-    *(Adam, RmsProp, Adagrad, Unknown),
+    *(Adam, NAdam, RmsProp, Adagrad, Unknown),
 )
 """The first family that matches answers. Families that AutoClip refuses come first: they may derive from others."""
 

@@ -3,14 +3,16 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from smoothdiag.adapters import limits
+from smoothdiag.adapters.diagonals import Diagonals
 from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State
 from smoothdiag.adapters.unknown import Unknown, has_step_of
-from smoothdiag.adapters.updates import dense_gradient, undone
+from smoothdiag.adapters.updates import Formula, Stretch, Update, number
 
 
 class Adaptive(Unknown, ABC):
@@ -27,7 +29,7 @@ class Adaptive(Unknown, ABC):
         """Returns whether the optimizer is of this class of torch, or of a subclass of it."""
         return isinstance(optimizer, cls.kind)
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if its state does not show P.
 
         Parameters that the optimizer has not moved yet have P = 0; their gradients and displacements are zero too.
@@ -35,15 +37,19 @@ class Adaptive(Unknown, ABC):
         Source: Cohen et al. 2022, *Adaptive gradient methods at the edge of stability*, for P of Adam and RMSprop.
         """
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
-        found = []
-        for parameter in parameters:
-            state = self.state_of(parameter)
-            zero = torch.zeros_like(parameter, requires_grad=False)
-            try:
-                found.append(self.diagonal(state, groups[parameter]) if state else zero)
-            except KeyError:  # a subclass that keeps its state under other names
-                return None
-        return found
+
+        def of(parameter: Tensor) -> Tensor:
+            if state := self.state_of(parameter):
+                return self.diagonal(state, groups[parameter])
+            return torch.zeros_like(parameter, requires_grad=False)
+
+        # A subclass may keep its state under other names.
+        is_shown = all(
+            p in groups and all(entry in state for entry in self.entries(groups[p]))
+            for p in parameters
+            if (state := self.state_of(p))
+        )
+        return Diagonals(parameters, of) if is_shown else None
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
         """Returns the limit in the norm of P."""
@@ -51,16 +57,14 @@ class Adaptive(Unknown, ABC):
             return UNKNOWN
         return StabilityLimit(limits.common(self.optimizer, parameters, self.limit), preconditioned=True)
 
-    def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns the last update; ``None`` also where the rate over P times the weight decay is near 1."""
-        state, gradient = self.state_of(parameter), dense_gradient(parameter)
-        has_moved = float(state.get("step", 0)) > 0
-        if not has_moved or gradient is None or parameter.is_complex() or not has_step_of(self.optimizer, self.kind):
-            return None
-        try:
-            return self.last(parameter, gradient, state, self.group_of(parameter))
-        except KeyError:  # an option was switched on after the step
-            return None
+    def update(self, group: Group) -> Formula | None:
+        """Returns how the last update follows from the state."""
+        known = has_step_of(self.optimizer, self.kind) and not group.get("differentiable")
+        return partial(self.last, group) if known and self.tells(group) else None
+
+    @abstractmethod
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Returns the names of what the state holds for P."""
 
     @abstractmethod
     def diagonal(self, state: State, group: Group) -> Tensor:
@@ -71,23 +75,27 @@ class Adaptive(Unknown, ABC):
         """Returns the limit of stability of one group."""
 
     @abstractmethod
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
-        """Returns the last update of one parameter."""
+    def tells(self, group: Group) -> bool:
+        """Returns whether state and gradient tell the last update with the options of a group."""
 
-    def along_gradient(
-        self, parameter: Tensor, gradient: Tensor, state: State, group: Group, lr: float
-    ) -> Tensor | None:
-        """Returns u = -lr P^-1 (g + w x), where the parameter already holds x + u."""
-        rates = lr / self.diagonal(state, group)
-        return undone(
-            rates * (gradient if group["maximize"] else -gradient), rates * group["weight_decay"], parameter, group
-        )
+    @abstractmethod
+    def last(self, group: Group, stretch: Stretch) -> Update:
+        """Returns the last update."""
+
+    def along_gradient(self, group: Group, stretch: Stretch, lr: float | Tensor) -> Update:
+        """Returns u = -lr P^-1 g."""
+        below = self.diagonal(stretch, group)
+        return Update(torch.div(stretch.gradient, below, out=below), lr if group["maximize"] else -lr)
 
 
 class RmsProp(Adaptive):
     """Describes `torch.optim.RMSprop`."""
 
     kind = torch.optim.RMSprop
+
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Returns the mean square, and the mean whose square is taken from it."""
+        return ("square_avg", "grad_avg") if group["centered"] else ("square_avg",)
 
     def diagonal(self, state: State, group: Group) -> Tensor:
         """Returns the root of the mean square, or of the variance."""
@@ -102,18 +110,26 @@ class RmsProp(Adaptive):
         limit = limits.two_over(float(group["lr"])) * (1 + float(group["momentum"]))
         return limit if not group["weight_decay"] else math.nan
 
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
+    def tells(self, group: Group) -> bool:
+        """Returns whether momentum or no weight decay tells it: P^-1 w x alone would hide x."""
+        return bool(group["momentum"] > 0 or group["weight_decay"] == 0)
+
+    def last(self, group: Group, stretch: Stretch) -> Update:
         """Returns the rate times the momentum, or times the gradient over P."""
+        lr = number(group["lr"])
         if group["momentum"] > 0:
-            step: Tensor = -float(group["lr"]) * state["momentum_buffer"]
-            return step
-        return self.along_gradient(parameter, gradient, state, group, float(group["lr"]))
+            return Update(stretch["momentum_buffer"].clone(), -lr)
+        return self.along_gradient(group, stretch, lr)
 
 
 class Adagrad(Adaptive):
     """Describes `torch.optim.Adagrad`."""
 
     kind = torch.optim.Adagrad
+
+    def entries(self, group: Group) -> tuple[str, ...]:
+        """Returns the sum of squares."""
+        return ("sum",)
 
     def diagonal(self, state: State, group: Group) -> Tensor:
         """Returns the root of the sum of squares."""
@@ -128,10 +144,14 @@ class Adagrad(Adaptive):
         rate, decay = float(group["lr"]), float(group["lr_decay"])
         if decay == 0:
             return limits.two_over(rate)
-        found = {limits.two_over(rate / (1 + max(float(s.get("step", 0)) - 1, 0) * decay)) for s in states}
+        found = {limits.two_over(rate / (1 + max(steps - 1, 0) * decay)) for steps in limits.step_counts(states)}
         return found.pop() if len(found) == 1 else math.nan
 
-    def last(self, parameter: Tensor, gradient: Tensor, state: State, group: Group) -> Tensor | None:
+    def tells(self, group: Group) -> bool:
+        """Returns whether there is no weight decay: P^-1 w x would hide x."""
+        return bool(group["weight_decay"] == 0)
+
+    def last(self, group: Group, stretch: Stretch) -> Update:
         """Returns the decayed rate times the gradient over P."""
-        lr = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
-        return self.along_gradient(parameter, gradient, state, group, lr)
+        decayed = 1 + (stretch.scalar("step") - 1) * group["lr_decay"]
+        return self.along_gradient(group, stretch, number(group["lr"]) / decayed)

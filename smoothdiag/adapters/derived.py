@@ -16,7 +16,7 @@ _PARENTS: tuple[type[Adaptive], ...] = (Adam, RmsProp, Adagrad)
 class Derived(Unknown):
     """What such families have in common: if the class derives from Adam, say, it divides by the same diagonal."""
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Returns the diagonal of the parent; ``None`` where there is none."""
         parent = self._parent()
         return parent.preconditioner(parameters) if parent else None

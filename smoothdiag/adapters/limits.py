@@ -47,3 +47,11 @@ def common(
 def two_over(lr: float) -> float:
     """Returns 2 / lr: infinite for a rate of 0, which never diverges, and NaN for a negative rate."""
     return 2 / lr if lr > 0 else math.inf if lr == 0 else math.nan
+
+
+def step_counts(states: Sequence[State]) -> set[float]:
+    """Returns the different numbers of steps in the states of parameters. It waits once if a device holds them."""
+    counts = [state.get("step", 0.0) for state in states]
+    tensors = [count for count in counts if isinstance(count, Tensor)]
+    read = torch.stack([t.to(tensors[0].device) for t in tensors]).tolist() if tensors else []
+    return {*read, *(float(count) for count in counts if not isinstance(count, Tensor))}

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from smoothdiag.adapters.updates import Formula
+
 Group = Mapping[str, Any]
 """A parameter group of an optimizer."""
 
@@ -72,22 +74,26 @@ class Adapter(Protocol):
         """Returns the length of steps over uncorrelated gradients, as a share of the length over equal gradients."""
         ...
 
-    def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns the last update x_{k+1} - x_k of a parameter, as it follows from state, gradient and group.
+    def update(self, group: Group) -> Formula | None:
+        """Returns how the last update follows from state, gradient and the options of a group; ``None`` if not.
 
-        Call it right after a step, before anything else changes parameters, gradients, state or options. It cannot see
-        that gradients were zeroed, that a schedule has stepped, or that a GradScaler has skipped the step: then the
-        answer would be wrong. It is as exact as the dtypes of parameter and rate. ``None`` if the update does not
-        follow.
+        Ask right before a step, and use the answer right after it, before anything else changes parameters, gradients,
+        state or options. It cannot see that a schedule has stepped in between, or that a GradScaler has skipped the
+        step: then the update would be wrong. It is as exact as the dtypes of parameter and rate. Neither the question
+        nor the answer waits for a device.
         """
         ...
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
-        """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if there is no such P."""
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
+        """Returns the diagonal of P if the optimizer moves along P^-1 m; ``None`` if there is no such P.
+
+        Each tensor of the sequence may be computed anew whenever it is read, from what the optimizer holds then. Read
+        it after a step, before the next one. Neither asking nor reading waits for a device.
+        """
         ...
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the `StabilityLimit` of all ``parameters`` together."""
+        """Returns the `StabilityLimit` of all ``parameters`` together; waits for a device only if it holds a rate."""
         ...
 
     def evaluated(self, parameter: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from torch import Tensor
 from smoothdiag.adapters import limits
 from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State, Way
 from smoothdiag.adapters.unknown import Unknown, has_step_of, keeps_iterate
-from smoothdiag.adapters.updates import dense_gradient, undone
 from smoothdiag.momentum import gain, shortening
 
 
@@ -38,23 +37,6 @@ class Sgd(Unknown):
     def shortening(self, group: Group) -> float:
         """Returns sqrt((1 - momentum) / (1 + momentum))."""
         return shortening(self.momentum(group))
-
-    def update(self, parameter: Tensor) -> Tensor | None:
-        """Returns the last update; ``None`` also where the rate times the weight decay is near 1."""
-        group, gradient = self.group_of(parameter), dense_gradient(parameter)
-        if gradient is None or not group or not self.follows_gradients:
-            return None
-        lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
-        direction = -gradient if group["maximize"] else gradient
-        if momentum != 0:
-            buffer = self.state_of(parameter).get("momentum_buffer")
-            if buffer is None:  # it has not stepped with momentum yet
-                return None
-            if not group["nesterov"]:
-                update: Tensor = -lr * buffer
-                return update
-            direction = direction + momentum * buffer
-        return undone(-lr * direction, lr * decay, parameter, group)
 
     def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
         """Returns (2 + 2b) / ((1 - d) lr) - w, or (2 + 2b) / ((1 + 2b) lr) - w with Nesterov's momentum."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from smoothdiag.adapters.iterates import equal_to_parameters, near_parameters
 from smoothdiag.adapters.protocol import UNKNOWN, Group, State, Way
+from smoothdiag.adapters.updates import Formula
 from smoothdiag.adapters.wrappers import innermost
 
 WAY_OUT = (
@@ -54,11 +55,11 @@ class Unknown:
         """Returns 1."""
         return 1.0
 
-    def update(self, parameter: Tensor) -> Tensor | None:
+    def update(self, group: Group) -> Formula | None:
         """Returns ``None``: only a copy of the parameter can tell."""
         return None
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Returns ``None``."""
         return None
 

@@ -1,31 +1,112 @@
-"""Updates: what the adapters share that work out the last update of a parameter after it has moved."""
+"""Updates: stretches of what an optimizer keeps, from which adapters work out its last update after it has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from smoothdiag.adapters.protocol import Group
+from smoothdiag import vectors
+
+LEAST_LEFT = 2**-10
+"""Weight decay must leave this share of x in a step, or else too few digits of x are left to work the step out."""
 
 
-def dense_gradient(parameter: Tensor) -> Tensor | None:
-    """Returns the gradient of a parameter; ``None`` where there is none, or it is sparse."""
-    gradient = parameter.grad
-    return None if gradient is None or gradient.layout != torch.strided else gradient.detach()
+@dataclass(frozen=True, eq=False)
+class Stretch(Mapping[str, Tensor]):
+    """Some numbers of parameters of one group that have seen the same number of steps, as flat tensors.
 
-
-def undone(step: Tensor, decay: float | Tensor, parameter: Tensor, group: Group) -> Tensor | None:
-    """Returns u = step - decay x, where the parameter holds x + u by now.
+    It is a mapping of what the optimizer keeps for each of these numbers. The tensors may be views, so write to none.
 
     Args:
-        step: What does not depend on x.
-        decay: Share of x that decay takes away: a number, or one number for each entry.
-        parameter: The parameter.
-        group: Its group: if the rate is a tensor, torch works in the digits of its dtype.
-
-    Returns:
-        The update; ``None`` where decay has left too little of x to work x out: fewer than half of its digits.
+        owners: The parameters: of one dtype and device, and not sharded unless there is one alone.
+        states: What the optimizer keeps for each of them.
+        part: Which numbers of the parameter, if there is one alone; ``None`` for all.
     """
-    left, rate = 1 - decay, group["lr"]
-    dtypes = [parameter.dtype, *([rate.dtype] if isinstance(rate, Tensor) else [])]
-    if bool((torch.as_tensor(left).abs() < max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5).any()):
-        return None
-    return (step - decay * parameter.detach()) / left
+
+    owners: Sequence[Tensor]
+    states: Sequence[Mapping[str, Any]]
+    part: slice | None = None
+
+    def __getitem__(self, entry: str) -> Tensor:
+        return self.flat([state[entry] for state in self.states])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.states[0])
+
+    def __len__(self) -> int:
+        return len(self.states[0])
+
+    def scalar(self, entry: str) -> Any:
+        """Returns what the optimizer keeps alike for all of these numbers, as `number` does."""
+        return number(self.states[0][entry])
+
+    @property
+    def parameter(self) -> Tensor:
+        """Where the parameters are: after the step."""
+        return self.flat(self.owners)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient."""
+        return self.flat([p.grad for p in self.owners if p.grad is not None])
+
+    def flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Returns these numbers of one tensor for each parameter, as a view where they lie in one piece."""
+        if len(tensors) == 1:
+            flat: Tensor = vectors.local(tensors[0]).reshape(-1)
+            return flat if self.part is None else flat[self.part]
+        joined: Tensor = torch._utils._flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
+        return joined
+
+    def add_(self, change: Tensor) -> None:
+        """Adds a flat tensor to the parameters, in place."""
+        held = [vectors.local(p) for p in self.owners]
+        if len(held) > 1:
+            parts = torch.split(change, [p.numel() for p in held])
+            torch._foreach_add_(held, [d.view(p.shape) for d, p in zip(parts, held, strict=True)])
+        elif self.part is None:
+            held[0].add_(change.view(held[0].shape))
+        else:
+            held[0].view(-1)[self.part].add_(change)
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """The last update of a stretch: u = factor * direction.
+
+    Attributes:
+        direction: A new flat tensor.
+        factor: A number, or a 0-dim tensor on a device that nobody should wait for.
+    """
+
+    direction: Tensor
+    factor: float | Tensor
+
+
+Formula = Callable[[Stretch], Update]
+"""Works out the last update of a stretch."""
+
+
+def number(value: Any) -> Any:
+    """Returns a float, or a tensor unchanged if a device holds it, which nobody should wait for."""
+    if isinstance(value, Tensor):
+        return float(value) if value.device.type == "cpu" else value.detach()
+    return float(value)
+
+
+def leaves_enough(group: Mapping[str, Any]) -> bool:
+    """Returns whether decoupled weight decay leaves enough of x to work out x from where it is after the step."""
+    left = 1 - number(group["lr"]) * number(group["weight_decay"])
+    return not isinstance(left, Tensor) and abs(left) >= LEAST_LEFT
+
+
+def plus(direction: Tensor, x: Tensor, weight: float | Tensor) -> None:
+    """Adds weight * x to a direction, in place."""
+    if isinstance(weight, Tensor):
+        direction.add_(x * weight)
+    else:
+        direction.add_(x, alpha=weight)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar, Protocol
 
@@ -29,6 +30,7 @@ from smoothdiag.autoclip.buckets import (
 )
 from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.faults import Unfit
+from smoothdiag.autoclip.following import Following
 from smoothdiag.autoclip.history import Counts
 from smoothdiag.autoclip.rates import Number, Peaks, plain, ratio, smaller
 from smoothdiag.memory import retried
@@ -124,7 +126,8 @@ class ScaleGradients:
 class ShortenUpdate:
     """Lets the optimizer step, and then moves the parameters back if the update was longer than the longest step.
 
-    Gradients that are not finite become zero before the optimizer averages them.
+    It works out the update from what the optimizer keeps, where that can be done, and else from a copy of the
+    parameters. Gradients that are not finite become zero before the optimizer averages them.
     """
 
     shortens_updates: ClassVar[bool] = True
@@ -133,34 +136,36 @@ class ShortenUpdate:
     def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter, *, acts: bool = True) -> None:
         self._optimizer, self._adapter, self._acts = optimizer, adapter, acts
         self._start: list[Bucket] = []
+        self._following, self._follows = Following(optimizer, adapter), False
         self._length: Number = math.inf  # the length of the last update, before it was shortened
         self._num_entries = -1  # entries of the optimizer's state when AutoClip last looked for copies in it
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
-        """Keeps a copy of the parameters."""
+        """Keeps a copy of the parameters, if the update will not follow from what the optimizer keeps."""
         self.drop()
-        self._start = retried(self._copies)
+        self._follows = self._following.begin()
+        if not self._follows:
+            self._start = retried(self._copies)
         leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
 
     def after(self, longest: Number, counts: Counts, step: int) -> None:
-        """Moves the parameters back towards the copy."""
+        """Moves the parameters back by as much as the update was too long."""
         back, self._start = self._start, []
-        if not back:
+        if not back and not self._follows:
             return
-        # From here on the copies hold the way back: a second copy of a large model may not fit into memory.
-        for start, owners in back:
-            here = retried(lambda owners=owners: [vectors.local(p) for p in owners])  # type: ignore[misc]
-            if all(x.dtype == y.dtype for x, y in zip(start, here, strict=True)):
-                retried(partial(torch._foreach_sub_, start, here))
-            else:
-                each(Tensor.sub_, start, here)
-        self._length = length = length_of(back)
+        if not self._follows:
+            _subtract(back)
+        self._length = length = self._following.length() if self._follows else length_of(back)
         self._look_for_iterates(length, step)
         scale = retried(lambda: (longest / length).clamp(max=1.0).nan_to_num(1.0))  # a NaN stays where it is
         retried(lambda: counts.add_clipped(scale < 1))
+        if back:
+            self._following.check(back, step)
         if not self._acts or retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):
             return
         rest = retried(lambda: 1 - scale)
+        if self._follows:
+            self._following.take_back(rest)
         for start, owners in back:
             multiply(start, rest)
             # Computed in float32 or wider, then rounded. Where the way back is zero, x stays as it is to the bit.
@@ -168,7 +173,8 @@ class ShortenUpdate:
 
     def drop(self) -> None:
         """Frees the copy."""
-        self._start = []
+        self._start, self._follows = [], False
+        self._following.drop()
 
     def reach(self, group: Group) -> float:
         """Returns 1: the gradient norm does not say how long an update is."""
@@ -194,6 +200,16 @@ class ShortenUpdate:
             if refused:
                 raise Unfit(ValueError(refused))
             self._num_entries = -1 if refused is None else number
+
+
+def _subtract(copies: Sequence[Bucket]) -> None:
+    """Makes copies hold the way back to them: a second copy of a large model may not fit into memory."""
+    for start, owners in copies:
+        here = retried(lambda owners=owners: [vectors.local(p) for p in owners])  # type: ignore[misc]
+        if all(x.dtype == y.dtype for x, y in zip(start, here, strict=True)):
+            retried(partial(torch._foreach_sub_, start, here))
+        else:
+            each(Tensor.sub_, start, here)
 
 
 class SetCap:

@@ -25,16 +25,19 @@ Bucket = tuple[list[Tensor], list[Tensor]]
 """Local tensors of one device and dtype, and the tensors they are part of."""
 
 
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Returns whether all are tensors and parameters of torch itself, and so not sharded."""
+    return set(map(type, tensors)) <= {Tensor, torch.nn.Parameter}
+
+
 def check_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Raises a RuntimeError if AutoClip cannot tell how long a gradient is."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.layout != torch.strided:
-                raise RuntimeError("AutoClip needs dense gradients. Found a sparse one.")
-            if vectors.is_sharded(p.grad) and any(placement.is_partial() for placement in p.grad.placements):
-                raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if {grad.layout for grad in grads} - {torch.strided}:
+        raise RuntimeError("AutoClip needs dense gradients. Found a sparse one.")
+    for grad in [] if are_plain(grads) else grads:
+        if vectors.is_sharded(grad) and any(placement.is_partial() for placement in grad.placements):
+            raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:

@@ -48,11 +48,10 @@ class Described(Optimizer):
         """Returns the length of steps over uncorrelated gradients, as a share of the length over equal gradients."""
         return shortening(self.momentum(group))
 
-    def update(self, parameter: Tensor) -> Tensor | None:
+    def update(self, group: Mapping[str, Any]) -> None:
         """Returns ``None``: the last update does not follow from the state."""
-        return None
 
-    def preconditioner(self, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def preconditioner(self, parameters: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """Returns ``None``: nothing is divided by a diagonal."""
         return None
 

@@ -33,6 +33,57 @@ def test_without_momentum_the_step_is_lr_times_the_gradient_over_p(name) -> None
             torch.testing.assert_close(x - p.detach(), 0.01 * p.grad / matrix, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("beta", [0.9, 0.95, 0.999])
+def test_the_correction_has_the_bits_of_python_floats(dtype, beta) -> None:
+    p = torch.nn.Parameter(torch.randn(50, generator=torch.Generator().manual_seed(0)).to(dtype))
+    optimizer = torch.optim.Adam([p], lr=0.01, betas=(0.9, beta))
+    p.grad = p.detach().clone()
+    optimizer.step()
+    state = optimizer.state[p]
+    for step in (*range(1, 300), 1234, 99_999, 10_000_019):
+        state["step"].fill_(step)
+        (found,) = adapter_of(optimizer).preconditioner([p])
+        assert torch.equal(found, (state["exp_avg_sq"] / (1 - beta ** float(step))).sqrt() + 1e-8)
+
+
+def read_without_values(optimizer, parameters) -> list[torch.Tensor]:
+    """Puts the state on the meta device, which has no values to wait for, and reads the diagonal there."""
+    groups = optimizer.param_groups
+    optimizer.state = {
+        p: {name: t.to("meta") if isinstance(t, torch.Tensor) else t for name, t in optimizer.state[q].items()}
+        for p, q in zip(parameters, [q for group in groups for q in group["params"]], strict=True)
+    }
+    groups[0]["params"] = parameters
+    return list(adapter_of(optimizer).preconditioner(parameters))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_reading_waits_for_no_device(name) -> None:
+    model, _, batches = small_run(1)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    step_over(model, optimizer, batches)
+    elsewhere = [torch.nn.Parameter(p.to("meta")) for p in model.parameters()]
+    assert [p.shape for p in read_without_values(optimizer, elsewhere)] == [p.shape for p in elsewhere]
+    assert adapter_of(optimizer).stability_limit(elsewhere).curvature > 0
+
+
+def test_every_reading_is_of_the_present_state_and_none_is_kept() -> None:
+    model, _, batches = small_run(2)
+    optimizer = OPTIMIZERS["adam"](model.parameters())
+    unmoved = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer.add_param_group({"params": [unmoved]})
+    parameters = [*model.parameters(), unmoved]
+    step_over(model, optimizer, batches[:1])
+    diagonal = adapter_of(optimizer).preconditioner(parameters)
+    first = [p.clone() for p in diagonal]
+    assert torch.equal(first[-1], torch.zeros(3, dtype=torch.float64))
+    assert all(map(torch.equal, diagonal[1:3], first[1:3]))
+    step_over(model, optimizer, batches[1:])
+    assert not torch.equal(diagonal[0], first[0])
+    assert all(map(torch.equal, diagonal, adapter_of(optimizer).preconditioner(parameters)))
+
+
 def test_optimizers_without_one_have_none() -> None:
     model, optimizer, _ = small_run()
     assert adapter_of(optimizer).preconditioner(list(model.parameters())) is None

@@ -1,0 +1,268 @@
+"""Following: works out updates from what the optimizer keeps, so that no copy of the parameters is needed.
+
+The update of Adam, say, follows from its averages. AutoClip compares what follows with a copy once. It does so again
+when something has changed: parameters, options of the groups, entries of the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smoothdiag import vectors
+from smoothdiag.adapters import Adapter
+from smoothdiag.adapters.iterates import num_entries
+from smoothdiag.adapters.updates import Formula, Stretch, Update
+from smoothdiag.adapters.wrappers import pending_scale
+from smoothdiag.autoclip.buckets import Bucket, are_plain, buckets
+from smoothdiag.autoclip.calibration import is_in_progression
+from smoothdiag.memory import is_out_of_memory, retried
+from smoothdiag.optim.arithmetic import lengths
+
+ON_CPU, ON_DEVICE = 2**17, 2**24
+"""Numbers in a stretch. On a CPU what is computed from them stays in the cache; on a device they keep it busy."""
+
+FEW_CHECKS = 20
+"""After this many comparisons with copies, further ones wait for the steps of the progression."""
+
+AGREE = 1e-3
+"""Largest distance between an update and its copy, as a share of its length, besides the rounding of x."""
+
+ROUNDING = 8.0
+"""Units in the last place of x that a copy may be off: the optimizer writes to x more than once."""
+
+
+class Following:
+    """Works out the updates of an optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        adapter: What the library knows about it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
+        self._optimizer, self._adapter = optimizer, adapter
+        self._parts: list[tuple[Formula, list[Tensor]]] = []
+        self._options: list[dict[str, Any]] = []
+        self._known: tuple[Any, ...] | None = None
+        self._state: object = None
+        self._num_checks = 0
+
+    def begin(self) -> bool:
+        """Returns whether the update that comes can be worked out without a copy; call it right before the step."""
+        if not retried(self._may_follow):
+            self._parts = []
+            return False
+        return self._state is self._optimizer.state and self._known == self._description()
+
+    def drop(self) -> None:
+        """Lets go of the parameters, because the step is over or has failed."""
+        self._parts = []
+
+    @torch.no_grad()
+    def length(self) -> Tensor:
+        """Returns the length of the update; call it right after the step.
+
+        Raises:
+            RuntimeError: If options have changed since ``begin``, so that nobody knows by which the optimizer moved.
+        """
+        if not self._has_same_options():
+            self._known, self._num_checks = None, FEW_CHECKS
+            raise RuntimeError(
+                "The options of an optimizer should stay as they are from the hooks before its step to the hooks after "
+                "it. Found others after this step."
+            )
+        found: dict[int, Tensor] = {}
+        owners: list[Tensor] = []
+        for formula, stretch in self._stretches():
+            square = retried(lambda formula=formula, stretch=stretch: _square(formula(stretch)))  # type: ignore[misc]
+            owner = stretch.owners[0]
+            if id(owner) not in found:
+                owners.append(owner)
+            before = found.get(id(owner))
+            found[id(owner)] = square if before is None else retried(lambda a=before, b=square: a + b)  # type: ignore[misc]
+        return _total(self._optimizer, owners, found)
+
+    @torch.no_grad()
+    def take_back(self, share: Tensor) -> None:
+        """Moves the parameters back by a share of the update."""
+        for formula, stretch in self._stretches():
+            back = retried(lambda formula=formula, stretch=stretch: _part_of(formula(stretch), -share))  # type: ignore[misc]
+            retried(lambda stretch=stretch, back=back: stretch.add_(back))  # type: ignore[misc]
+
+    @torch.no_grad()
+    def check(self, back: Sequence[Bucket], step: int) -> None:
+        """Compares the update with a copy, and so finds out whether the next ones can be worked out.
+
+        Args:
+            back: Copies of the parameters, minus the parameters.
+            step: Number of the step.
+        """
+        if not self._parts or (self._num_checks >= FEW_CHECKS and not is_in_progression(step)):
+            return
+        self._num_checks += 1
+        self._known, self._state = None, self._optimizer.state
+        ways = {id(p): way for tensors, owners in back for way, p in zip(tensors, owners, strict=True)}
+        try:
+            if self._has_same_options() and retried(self._has_one_count) and self._agrees(ways):
+                self._known = self._description()
+        except Exception as error:
+            if not (is_out_of_memory(error) or isinstance(error, KeyError)):  # a subclass may keep other entries
+                raise
+
+    def _may_follow(self) -> bool:
+        optimizer, self._parts = self._optimizer, []
+        if pending_scale(optimizer) is not None or getattr(optimizer, "found_inf", None) is not None:
+            return False  # a GradScaler may skip the step
+        for group in optimizer.param_groups:
+            held = [p for p in group["params"] if p.grad is not None and p.requires_grad]
+            if held:
+                formula = self._adapter.update(group)
+                if formula is None or not all(d.is_floating_point and d.itemsize >= 4 for d in {p.dtype for p in held}):
+                    return False
+                self._parts.append((formula, held))
+        self._options = [_options(group) for group in optimizer.param_groups]
+        return bool(self._parts)
+
+    def _description(self) -> tuple[Any, ...]:
+        """Returns what stays as it is as long as updates need no further comparison."""
+        optimizer = self._optimizer
+        kinds = [{name: _kind(value) for name, value in options.items()} for options in self._options]
+        held = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+        # Numbers of steps on a device are not read, so they must go on being equal.
+        moving = [[id(p) for p in held] for _, held in self._parts] if self._counts_on_device() else None
+        return type(optimizer), num_entries(optimizer), kinds, held, moving
+
+    def _has_same_options(self) -> bool:
+        groups = self._optimizer.param_groups
+        return all(options == _options(group) for options, group in zip(self._options, groups, strict=False))
+
+    def _counts_on_device(self) -> list[Tensor]:
+        counts = [self._optimizer.state.get(p, {}).get("step") for _, held in self._parts for p in held]
+        return [count for count in counts if isinstance(count, Tensor) and count.device.type != "cpu"]
+
+    def _has_one_count(self) -> bool:
+        """Returns whether parameters have seen equally many steps, where numbers of steps are on a device."""
+        counts = self._counts_on_device()
+        return not counts or len(set(torch.stack([count.to(counts[0].device) for count in counts]).tolist())) == 1
+
+    def _agrees(self, ways: Mapping[int, Tensor]) -> bool:
+        found = []
+        for formula, stretch in self._stretches():
+            if any(id(p) not in ways for p in stretch.owners):
+                return False
+
+            def compared(formula: Formula = formula, stretch: Stretch = stretch) -> Tensor:
+                way, x = stretch.flat([ways[id(p)] for p in stretch.owners]), stretch.parameter
+                apart = _part_of(formula(stretch), 1.0).add_(way)
+                unit = torch.finfo(x.dtype).eps
+                return torch.stack([*lengths([apart, way]), lengths([x])[0] * (ROUNDING * unit)]).cpu()
+
+            found.append(retried(compared))
+        return bool(found) and retried(lambda: _is_near(torch.stack(found).double()))
+
+    def _stretches(self) -> list[tuple[Formula, Stretch]]:
+        state = self._optimizer.state
+
+        def found() -> Iterator[tuple[Formula, Stretch]]:
+            for formula, held in self._parts:
+                for members in _alike(held, state):
+                    for owners, part in _cut(members):
+                        yield formula, Stretch(owners, [state.get(p, {}) for p in owners], part)
+
+        return retried(lambda: list(found()))
+
+
+def _alike(held: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]) -> list[list[Tensor]]:
+    """Returns parameters by dtype, device and number of steps, each sharded one by itself."""
+    plain = are_plain(held)
+    found: dict[Any, list[Tensor]] = {}
+    for p in held:
+        count = state.get(p, {}).get("step", 0.0)
+        on_device = isinstance(count, Tensor) and count.device.type != "cpu"
+        key = (p.dtype, p.device, None if on_device else float(count)) if plain else id(p)
+        found.setdefault(key, []).append(p)
+    return list(found.values())
+
+
+def _cut(members: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], slice | None]]:
+    """Yields small tensors many at a time, and large ones in parts."""
+    most = ON_CPU if members[0].device.type == "cpu" else ON_DEVICE
+    together: list[Tensor] = []
+    size = 0
+    for p in members:
+        if len(members) == 1 or 8 * p.numel() > most:
+            local = vectors.local(p)
+            # Of a tensor that does not lie in one piece, every part would be a copy of the whole.
+            whole = not local.is_contiguous() or (p.grad is not None and not vectors.local(p.grad).is_contiguous())
+            if whole or local.numel() <= most:
+                yield [p], None
+            else:
+                yield from (([p], slice(begin, begin + most)) for begin in range(0, local.numel(), most))
+            continue
+        together.append(p)
+        size += p.numel()
+        if size >= most:
+            yield together, None
+            together, size = [], 0
+    if size:
+        yield together, None
+
+
+def _is_near(lengths: Tensor) -> bool:
+    """Returns whether updates agree with copies, from lengths of difference, copy and rounding in every stretch."""
+    apart, way, rounding = lengths.unbind(1)
+    # A step that is nearly lost in the rounding of x tells nothing.
+    return bool((apart <= AGREE * way + rounding).all()) and bool(rounding.norm() <= 0.05 * way.norm())
+
+
+def _square(update: Update) -> Tensor:
+    length = lengths([update.direction])[0]
+    return (length.to(vectors.widest(length.device)) * update.factor).square()
+
+
+def _part_of(update: Update, share: float | Tensor) -> Tensor:
+    """Returns a share of the update, in the memory of its direction."""
+    if isinstance(share, Tensor):
+        share = share.to(update.direction.device)
+    return update.direction.mul_(update.factor * share)
+
+
+def _total(optimizer: torch.optim.Optimizer, owners: Sequence[Tensor], squares: Mapping[int, Tensor]) -> Tensor:
+    """Returns the root of a sum of squares over all ranks."""
+    if any(map(vectors.is_sharded, owners)):
+        # Ranks sum over the same parameters in the same order, even if one of them went by a copy.
+        held = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        zero = retried(lambda: torch.zeros_like(next(iter(squares.values()))))
+        parts = [
+            ([squares.get(id(p), zero.to(local.device)) for local, p in zip(tensors, found, strict=True)], found)
+            for tensors, found in buckets(held, held)
+        ]
+        return vectors.total(parts).sqrt()  # once: the other ranks do not repeat their part of the sum
+    by_device: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+    for p in owners:
+        values, found = by_device.setdefault(p.device, ([], []))
+        values.append(squares[id(p)])
+        found.append(p)
+    return retried(lambda: vectors.total(list(by_device.values())).sqrt())
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a group in a form that can be compared without waiting for a device."""
+    return {name: _mark(value) for name, value in group.items() if name != "params"}
+
+
+def _mark(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(map(_mark, value))
+    return (Tensor, id(value), value._version) if isinstance(value, Tensor) else value
+
+
+def _kind(value: Any) -> Any:
+    """Returns what of an option may change the formula: not how large a number is, unless it is zero."""
+    if isinstance(value, tuple):
+        return Tensor if value[:1] == (Tensor,) else tuple(map(_kind, value))
+    return value == 0 if isinstance(value, float) else value
