@@ -23,10 +23,11 @@ from functools import partial
 
 import pandas as pd
 import torch
-from curvature_cases import Case, Cases, clock_of, eigenvalue, forget, prepared, products_needed, timed
+from curvature_cases import Case, Cases, eigenvalue, forget, prepared, products_needed, timed
 from curvature_peers import PEERS, TOLERANCE, Peer, Recorder, twice_differentiable
 from models import LARGE, LEARNABLE, TINY, Task
-from probe_overhead import peak, seconds
+from overhead.clock import clock_of, seconds
+from overhead.counting import peak
 from tqdm import tqdm
 
 from smoothdiag.measure.curvature import Choice, Spectrum, choose, hvp

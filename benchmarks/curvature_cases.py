@@ -2,7 +2,6 @@
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from curvature_peers import TOLERANCE, Batch, exact, largest, twice_differentiable
 from models import Task
-from probe_overhead import seconds
+from overhead.clock import clock_of, seconds
 from torch import nn
 
 from smoothdiag.measure.curvature import Choice, hvp
@@ -116,10 +115,6 @@ def products_needed(case: Case, seed: int, choice: Choice, before: Spectrum | No
         for limit in range(1, 41)
         if abs(eigenvalue(case.copied(), seed, choice, before, limit).norm / abs(truth) - 1) <= TOLERANCE
     )
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def forget(case: Case) -> None:

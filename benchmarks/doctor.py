@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import torch
 from models import TASKS
-from probe_overhead import take_turns
+from overhead.clock import take_turns
 from torch import nn
 
 from smoothdiag.doctor import watch

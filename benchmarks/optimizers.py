@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import pandas as pd
 import torch
-from probe_overhead import take_turns
+from overhead.clock import take_turns
 from torch import Tensor, nn
 
 from smoothdiag.geometry import RMS, Spectral

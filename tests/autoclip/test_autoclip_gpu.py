@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 OPTIMIZERS = {
     "sgd": (sgd(4.0, 0.9), {}),
-    "tensor": (lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(4.0, device="cuda")), {}),
+    # Fused, because the others of torch read a tensor rate themselves.
+    "tensor": (lambda m: torch.optim.SGD(m.parameters(), lr=torch.tensor(4.0, device="cuda"), fused=True), {}),
     "adamw": (adamw(0.1), {}),
     "set": (lambda m: ClippedMomentum(m.parameters(), lr=9.0, longest_step=1.0), {"mode": "set"}),
     "bounded": (sgd(4.0), {"rule": StepRule(bounded=True)}),
