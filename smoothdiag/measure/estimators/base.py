@@ -25,6 +25,10 @@ PRECONDITIONED = "_preconditioned"
 """Suffix of the estimator's name in rows that are measured in the optimizer's own norm."""
 
 
+class Contradicted(Exception):
+    """The gradient of the training loop is not that of the loss, as far as the gradients at two other points tell."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One optimizer step, frozen: where it started, where it ended, and the loss to measure it with.
@@ -42,6 +46,9 @@ class Step:
         memory: What estimators keep from one measured step for the next, each under its own keys.
         stability_limit: Curvature [f/x^2] above which the optimizer diverges on a quadratic at its present learning
             rate, and the norm in which that curvature is measured.
+        training: The gradient that the training loop had at ``start``. Estimators with the attribute ``checks_start``
+            take it for that of the loss, which costs a forward pass instead of a gradient, and raise `Contradicted` if
+            their own gradients do not go with it.
         full_precision: Whether ``known_start`` was evaluated without autocast, as products with the Hessian are. These
             may then use its gradient.
 
@@ -64,6 +71,7 @@ class Step:
     known_start: Evaluation | None = None
     memory: MutableMapping[Hashable, Any] = field(default_factory=dict, repr=False)
     stability_limit: StabilityLimit = UNKNOWN
+    training: Vector | None = field(default=None, repr=False)
     full_precision: bool = False
     _norms: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
 
@@ -123,12 +131,17 @@ class Step:
             packing = tally.packing
             packing.pieces[k].scatter(packing.piece(k, self.start), targets)
             self._add_start(tally, k)
+            if self.training is not None:
+                self._add_gradient(tally, k, packing.piece(k, self.training))
 
         def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
             for i, g in zip(tally.packing.pieces[k].indices, found, strict=True):
                 gradient[i] = g
             self._add_gradient(tally, k, tally.packing.pieces[k].of(found))
 
+        if self.training is not None:
+            tally = self.objective.look(go)
+            return Evaluation(tally.total("loss"), list(self.training)), tally
         tally = self.objective.sweep(go, keep)
         return Evaluation(tally.total("loss"), gradient, self.objective.variance(tally)), tally
 

@@ -15,6 +15,7 @@ from smoothdiag.measure.estimators.secants import (
     Secants,
     along_gradient,
     along_update,
+    check_start,
     conclude,
     secants,
 )
@@ -80,6 +81,11 @@ class LocalSmoothness:
     seed: int = 0
     two_scale: bool = True
 
+    @property
+    def checks_start(self) -> bool:
+        """Whether the estimate checks the gradient at the start, so that it may be that of the training loop."""
+        return type(self.geometry) is Euclidean and (self.two_scale or self.direction == "gradient")
+
     def __post_init__(self) -> None:
         if self.radius is not None:
             arguments.number("radius", self.radius, "positive and finite, or None", lambda v: 0 < v < math.inf)
@@ -116,7 +122,8 @@ class LocalSmoothness:
             radius, found = better, at(better)
         if found is None:
             return conclude(self._name, step, [], self.geometry)
-        fine = at(radius / 4) if self.two_scale else None
+        fine = secants(ray, radius / 4 / length, self.geometry, beyond=found) if self.two_scale else None
+        check_start(step, found, fine)
         return conclude(self._name, step, [found], self.geometry, fine)
 
     @property

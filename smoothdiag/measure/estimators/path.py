@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from smoothdiag import arguments
 from smoothdiag.geometry import Euclidean, Geometry, check_geometry
 from smoothdiag.measure.estimators.base import Estimate, Step
-from smoothdiag.measure.estimators.secants import Secants, along_update, conclude, secants
+from smoothdiag.measure.estimators.secants import along_update, check_start, conclude, secants
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class PathSmoothness:
     geometry: Geometry = Euclidean()
     two_scale: bool = True
 
+    @property
+    def checks_start(self) -> bool:
+        """Whether the estimate checks the gradient at the start, so that it may be that of the training loop."""
+        return self.two_scale and len(self.points) == 1 and type(self.geometry) is Euclidean
+
     def __post_init__(self) -> None:
         if isinstance(self.points, str) or not isinstance(self.points, Sequence):
             raise arguments.wrong("points", "a tuple of fractions in (0, 1]", self.points)
@@ -60,9 +65,8 @@ class PathSmoothness:
 
         ray = along_update(step)
 
-        def at(t: float) -> Secants | None:
-            return secants(ray, t, self.geometry)
-
-        found = [s for s in map(at, self.points) if s is not None]
-        fine = at(self.points[-1] / 4) if self.two_scale and found else None
+        found = [s for s in (secants(ray, t, self.geometry) for t in self.points) if s is not None]
+        fine = secants(ray, self.points[-1] / 4, self.geometry, beyond=found[-1]) if self.two_scale and found else None
+        if found:
+            check_start(step, found[-1], fine)
         return conclude("path", step, found, self.geometry, fine)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.geometry import Euclidean, Geometry
 from smoothdiag.geometry.vector import whitened
-from smoothdiag.measure.estimators.base import Estimate, Status, Step, noise_columns
-from smoothdiag.packing import Tally
+from smoothdiag.measure.estimators.base import Contradicted, Estimate, Status, Step, noise_columns
+from smoothdiag.packing import Tally, dtypes_of
 from smoothdiag.vectors import Vector
 
 SATURATED_ABOVE = 0.5
@@ -26,6 +27,13 @@ the value by 15%."""
 KINKS_ABOVE, ROUNDING_ABOVE = math.sqrt(2), 2 * math.sqrt(2)
 """L(h/4)/L(h) is 1 if the gradient is smooth, 2 if it jumps at many small kinks (its change grows like sqrt(h)), and 4
 if its change does not depend on h at all. The bounds lie half-way between these on a log scale."""
+
+
+OFF = 0.05
+"""Largest relative error of the smoothness that the training gradient may cause, in place of an evaluated one."""
+
+LOSS_ULPS = 4
+"""Rounding error of one loss, in ulp of its value."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,21 @@ class Secants:
 
     Attributes:
         by_part: Secant by (suffix of the estimator's name, group).
-        finite: Whether the loss was finite at the point.
+        loss: The loss at the point [f].
+        change: The change of the gradient, piece by piece, if it is kept to check the gradient at the start.
+        residue: How far the gradient at the start is from the one that this point and an earlier one extrapolate to,
+            as a share of the change of the gradient up to the earlier one; NaN if there is none.
     """
 
     by_part: Mapping[tuple[str, str], Secant]
-    finite: bool
+    loss: float
+    change: Mapping[int, Tensor] = field(default_factory=dict)
+    residue: float = math.nan
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss was finite at the point."""
+        return math.isfinite(self.loss)
 
     @property
     def whole(self) -> Secant:
@@ -122,6 +140,34 @@ class Ray:
             tally.squares(k, ["way" + suffix for suffix in self.step.suffixes], move, into, x, source, *weights)
 
 
+def _off(there: Tensor, start: Tensor, change: Tensor) -> list[Tensor]:
+    """Returns the gradient at the start less the one that those at 1/4 and 1 of the way extrapolate to."""
+    return [(change - 4 * (vectors.wide(there) - vectors.wide(start))) / 3]
+
+
+def check_start(step: Step, found: Secants, fine: Secants | None) -> None:
+    """Checks the training gradient that stands in for the gradient at the start, if it does.
+
+    Without a second point the losses have to do, and the line has to follow the gradient: the change of the loss is the
+    mean of both slopes, up to the third derivative.
+
+    Raises:
+        Contradicted: If the measured smoothness could be off by more than `OFF`.
+    """
+    if step.training is None:
+        return
+    if fine is not None:
+        off = fine.residue
+    else:
+        whole = found.whole
+        squared, there, change = whole.norm_here**2, whole.norm_there**2, whole.change**2
+        slopes = -whole.displacement / whole.norm_here * (squared + (squared + there - change) / 2)
+        rounding = LOSS_ULPS * max(torch.finfo(dtype).eps for dtype in dtypes_of(step.start)) * abs(found.loss)
+        off = (abs(2 * (found.loss - step.at_start.loss) - slopes) + rounding) / (whole.change * whole.displacement)
+    if not off <= OFF:
+        raise Contradicted
+
+
 def along_update(step: Step) -> Ray:
     """Returns the line from x_k to x_{k+1}, which it reaches at t = 1."""
     return Ray(step, step.end, lambda y, x: y - x, end=step.end)
@@ -132,12 +178,19 @@ def along_gradient(step: Step) -> Ray:
     return Ray(step, step.at_start.gradient, lambda g, x: -g)
 
 
-def secants(ray: Ray, t: float, geometry: Geometry) -> Secants | None:
-    """Returns the secants to x + t v at the cost of one gradient; ``None`` if the point is the start."""
+def secants(ray: Ray, t: float, geometry: Geometry, *, beyond: Secants | None = None) -> Secants | None:
+    """Returns the secants to x + t v at the cost of one gradient; ``None`` if the point is the start.
+
+    Args:
+        ray: The line.
+        t: The point on it.
+        geometry: Norm of the displacement; gradients are measured in its dual norm.
+        beyond: The secants to x + 4 t v, to check the gradient at the start if it is that of the training loop.
+    """
     step = ray.step
     if type(geometry) is not Euclidean:
         return _whole_secants(step, ray.point(t), geometry)
-    here = step.at_start
+    here, kept = step.at_start, dict[int, Tensor]()
 
     def take(tally: Tally, k: int, found: list[Tensor]) -> None:
         packing = tally.packing
@@ -150,6 +203,10 @@ def secants(ray: Ray, t: float, geometry: Geometry) -> Secants | None:
 
         names = [name + suffix for suffix in step.suffixes for name in ("change", "there")]
         tally.squares(k, names, compare, there, start, *step.weights(packing, k))
+        if step.training is not None and beyond is None:
+            kept[k] = vectors.wide(there) - vectors.wide(start)
+        elif step.training is not None and beyond is not None:
+            tally.squares(k, ["residue"], _off, there, start, beyond.change[k])
 
     tally = step.objective.sweep(lambda tally, k, targets: ray.go(t, tally, k, targets), take)
     norms_here = step.norms_of_gradient(geometry)
@@ -159,7 +216,10 @@ def secants(ray: Ray, t: float, geometry: Geometry) -> Secants | None:
             math.sqrt(tally.total(name + suffix, step.block(group))) for name in ("way", "change", "there")
         )
         by_part[suffix, group] = Secant(way, change, norms_here[suffix, group], there)
-    found = Secants(by_part, math.isfinite(tally.total("loss")))
+    residue = math.nan
+    if step.training is not None and beyond is not None and beyond.whole.change:
+        residue = math.sqrt(tally.total("residue")) / beyond.whole.change
+    found = Secants(by_part, tally.total("loss"), kept, residue)
     return None if found.whole.displacement == 0 else found
 
 
@@ -178,7 +238,7 @@ def _whole_secants(step: Step, point: Vector, geometry: Geometry) -> Secants | N
         return float(norms[key].dual_norm([vector[i] for i in step.block(key[1])]))
 
     by_part = {key: Secant(lengths[key], of(change, key), norms_here[key], of(there.gradient, key)) for key in norms}
-    return Secants(by_part, math.isfinite(there.loss))
+    return Secants(by_part, there.loss)
 
 
 def conclude(

@@ -186,7 +186,7 @@ class Objective:
             self.num_grads += 1
             total: dict[int, list[Tensor]] = {}
             num, reached = len(self._micro_batches), False
-            loss = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+            loss = self._nothing()
             # Averages over replicas and gathered shards come after backward, so hooks within it do not see them.
             early = self._state.hands_on and not self.distributed
             for number, micro in enumerate(self._micro_batches, start=1):
@@ -219,7 +219,7 @@ class Objective:
                     "Parameter `loss_fn` should return a loss that depends on the parameters the optimizer holds. "
                     "Found no gradient for any of them. Let loss_fn use the model that it is given, not another one."
                 )
-            tally.number("loss", loss, is_mean=self.distributed and not self.replicas)
+            self._add_loss(tally, loss)
 
     def _average(
         self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None, arrive: Take
@@ -247,14 +247,27 @@ class Objective:
 
     def value(self, point: Vector | None = None) -> float:
         """Returns the loss at ``point`` by forward passes only."""
+        return self.look(point).total("loss")
+
+    def look(self, point: Vector | Place | None) -> Tally:
+        """Evaluates the loss alone, by forward passes; the tally is as for ``sweep``."""
+        tally = Tally(self.packing)
         # Gradients stay enabled although none is taken: without them, compiled models and fused kernels differ.
         with self.isolated(), torch.enable_grad():
-            self.place(point)
+            self.place(point if point is None or isinstance(point, Sequence) else partial(point, tally))
+            loss = self._nothing()
             with self.replicas.apart():
-                loss = sum(float(self._loss(micro).detach()) for micro in self._micro_batches)
-            if self.replicas:
-                return self.replicas.mean(loss)
-            return vectors.mean_over_ranks(loss, self.parameters[0]) if self.distributed else loss
+                for micro in self._micro_batches:
+                    loss = loss + self._loss(micro).detach().to(loss)
+            self._add_loss(tally, loss.new_tensor(self.replicas.mean(float(loss))) if self.replicas else loss)
+        return tally
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
+
+    def _add_loss(self, tally: Tally, loss: Tensor) -> None:
+        # With replicas the loss is a mean already.
+        tally.number("loss", loss, is_mean=self.distributed and not self.replicas)
 
     def losses(self) -> Iterator[Tensor]:
         """Yields this rank's share of each micro-batch in the loss, with its graph; call it inside ``isolated``."""
