@@ -13,8 +13,9 @@ from smoothdiag.adapters import UNKNOWN, StabilityLimit
 from smoothdiag.geometry import Diagonal, Euclidean, Geometry
 from smoothdiag.geometry.vector import whitened
 from smoothdiag.measure.loss.objective import Evaluation, Objective
-from smoothdiag.packing import Packing, Tally
+from smoothdiag.packing import Packing
 from smoothdiag.rows import Status
+from smoothdiag.tally import Tally
 from smoothdiag.vectors import Vector
 
 __all__ = ["Estimate", "Estimator", "Status", "Step"]

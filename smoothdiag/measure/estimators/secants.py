@@ -13,7 +13,8 @@ from smoothdiag import vectors
 from smoothdiag.geometry import Euclidean, Geometry
 from smoothdiag.geometry.vector import whitened
 from smoothdiag.measure.estimators.base import Contradicted, Estimate, Status, Step, noise_columns
-from smoothdiag.packing import Tally, dtypes_of
+from smoothdiag.packing import dtypes_of
+from smoothdiag.tally import Tally
 from smoothdiag.vectors import Vector
 
 SATURATED_ABOVE = 0.5

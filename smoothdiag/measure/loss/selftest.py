@@ -12,8 +12,8 @@ from smoothdiag import vectors
 from smoothdiag.measure.loss.coordinates import forward_dtypes
 from smoothdiag.measure.loss.graph import nodes_of
 from smoothdiag.measure.loss.objective import Evaluation, Objective, Reduction
-from smoothdiag.packing import Tally
 from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.tally import Tally
 from smoothdiag.vectors import Vector
 
 ROUNDING = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 5e-3, torch.bfloat16: 5e-2}

@@ -12,7 +12,10 @@ from smoothdiag.console import counted
 from smoothdiag.measure.loss.objective import Reduction
 from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.host import Where
-from smoothdiag.measure.probe.schedule import budget, every, log_spaced
+from smoothdiag.measure.probe.schedule import Adaptive, budget, every, log_spaced
+
+STATE_VERSION = 1
+"""Version of what ``state_dict`` returns; states without a version are of version 0 and have the same content."""
 
 
 def check_arguments(
@@ -71,7 +74,7 @@ def check_schedule(schedule: object) -> None:
 
 
 class Managed:
-    """What a Probe does besides measuring: it prints on one line, and closes at the end of a ``with`` statement."""
+    """What a Probe does besides measuring: it is saved, prints on one line, and closes after a ``with`` statement."""
 
     def __enter__(self) -> Self:
         return self
@@ -79,6 +82,32 @@ class Managed:
     def __exit__(self, *exc: object) -> None:
         probe: Any = self
         probe.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a resumed run needs to measure at the same steps; batches are no part of it."""
+        probe: Any = self
+        following = probe._schedule.next if isinstance(probe._schedule, Adaptive) else None
+        return {"version": STATE_VERSION, "steps": probe.steps, "next": following}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from ``state``, as returned by ``state_dict``.
+
+        A trace file that the probe opened is continued too: rows of steps that the run takes again stay in the file
+        but no longer count. With ``data="fixed"`` the resumed run keeps the batches of its own first measured step, so
+        its rows describe another loss than the earlier rows; the column ``data_step`` tells them apart. Pass the same
+        ``probe_batches`` to both runs to measure on the same data throughout.
+
+        Raises:
+            ValueError: If ``state`` is no state of a probe, or if it comes from a later version.
+        """
+        check_state(state, STATE_VERSION)
+        probe: Any = self
+        probe.steps = int(state["steps"])
+        if isinstance(probe._schedule, Adaptive) and state["next"] is not None:
+            probe._schedule.next = int(state["next"])
+        probe._due = probe._estimators_due()
+        if probe._owns_trace:
+            probe.trace.resume(probe.steps)
 
     def __repr__(self) -> str:
         probe: Any = self

@@ -6,16 +6,14 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from smoothdiag import vectors
 from smoothdiag.adapters import StabilityLimit, adapter_of
-from smoothdiag.measure.estimators import Estimate, Estimator, Status, Step
-from smoothdiag.measure.estimators.base import Contradicted
+from smoothdiag.measure.estimators import Estimator, Status, Step
 from smoothdiag.measure.loss.coordinates import common
 from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.loss.objective import Evaluation, LossFn, Objective, Reduction
@@ -24,17 +22,13 @@ from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.accumulation import Beginning
 from smoothdiag.measure.probe.data import Part
 from smoothdiag.measure.probe.ranks import Ranks
+from smoothdiag.measure.probe.trust import Trust
 from smoothdiag.measure.recording import failed_row, rows_of
 from smoothdiag.memory import retried
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 T = TypeVar("T")
-
-MOST_CONTRADICTED = 3
-"""Times that the gradients of a row may contradict the gradient of the training loop, and three times as many may go
-with it, before it is no longer used: where the loss has kinks they always do. Each time costs two or three gradients,
-and saves most of one if they go with it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Measuring:
         self._warned: set[Hashable] = set()
         self._num_untested = 0
         self._found: Status | None = None
-        self._num_contradicted = self._num_confirmed = 0
+        self._trust = Trust()
 
     @property
     def is_test_due(self) -> bool:
@@ -152,7 +146,9 @@ class Measuring:
             step = self._retried(lambda: self._step(objective, taken, part, known, tests=tests))
             if part.compares:
                 self._retried(lambda: self._compare(step, taken))
-            trusting = self._trusting(step, taken, part)
+            trusting = None
+            if part.data == "step" and not taken.has_changed and not self._distributed:
+                trusting = self._trust.step(step, taken.begun, self.self_test)
             for estimator in part.estimators:
                 taken.ranks.meet()
                 name = self._record(step, trusting, estimator, taken, part)
@@ -163,23 +159,6 @@ class Measuring:
                     )
                 names.add(name)
         return step.__dict__.get("at_start", step.known_start)
-
-    def _trusting(self, step: Step, taken: Taken, part: Part) -> Step | None:
-        """Returns the step with the gradient of the training loop in place of one to evaluate, where that is safe.
-
-        That gradient has to be what backward left, on a loss that is known to repeat it bit for bit. Now and then the
-        gradient is evaluated all the same, and compared.
-        """
-        test, begun = self.self_test, taken.begun
-        assert test is not None
-        is_safe = begun.is_marked and begun.is_complete and begun.scale == 1 and test.reproduced
-        if not is_safe or taken.has_changed:
-            return None
-        if part.data != "step" or self._distributed or test.loss_scale != 1 or len(part.micro_batches) > 1:
-            return None
-        if any(map(vectors.is_half, taken.parameters)):
-            return None  # measurements are in another precision than training
-        return replace(step, training=begun.training)
 
     def survive(self, error: Exception, step: int, name: str, data: str) -> None:
         """Turns an error into a failed row, but raises it if nothing has been measured yet.
@@ -271,7 +250,7 @@ class Measuring:
         self, step: Step, trusting: Step | None, estimator: Estimator, taken: Taken, part: Part
     ) -> list[dict[str, Any]]:
         began, num_grads = time.perf_counter(), step.objective.num_grads
-        step, estimate = self._estimated(step, trusting, estimator)
+        step, estimate = self._trust.estimate(step, trusting, estimator)
         cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
         if part.data == "fixed":
             override = self._found
@@ -281,19 +260,6 @@ class Measuring:
             override = self._warned_of(self._doubt(step, taken.begun))
         rows = rows_of(step, estimate, taken.begun.lrs, data=part.data, override=override, cost=cost)
         return [{**row, **part.columns} for row in rows]
-
-    def _estimated(self, step: Step, trusting: Step | None, estimator: Estimator) -> tuple[Step, Estimate]:
-        """Returns the estimate, and the step that it was taken at."""
-        may_trust = getattr(estimator, "checks_start", False) and "at_start" not in step.__dict__
-        most = max(MOST_CONTRADICTED, self._num_confirmed / 3)
-        if trusting is not None and may_trust and self._num_contradicted < most:
-            try:
-                estimate = estimator(trusting)
-                self._num_confirmed += 1
-                return trusting, estimate
-            except Contradicted:
-                self._num_contradicted += 1
-        return step, estimator(step)
 
     def _compare(self, step: Step, taken: Taken) -> None:
         """Finds out, from the step's own micro-batches, how far to trust rows on fixed ones until the next test."""

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, lea
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
-from smoothdiag.measure.probe.arguments import Managed, check_arguments, check_state
+from smoothdiag.measure.probe.arguments import Managed, check_arguments
 from smoothdiag.measure.probe.closures import Arguments, Outermost, after_closure
 from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
 from smoothdiag.measure.probe.host import HostMemory, Where
@@ -35,9 +35,6 @@ from smoothdiag.packing import Kept
 from smoothdiag.trace import Trace
 
 T = TypeVar("T")
-
-STATE_VERSION = 1
-"""Version of what ``state_dict`` returns; states without a version are of version 0 and have the same content."""
 
 
 class Probe(Managed):
@@ -200,30 +197,6 @@ class Probe(Managed):
         self._due, self.is_closed = NOTHING, True
         if self._owns_trace:
             self.trace.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to measure at the same steps; batches are no part of it."""
-        following = self._schedule.next if isinstance(self._schedule, Adaptive) else None
-        return {"version": STATE_VERSION, "steps": self.steps, "next": following}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from ``state``, as returned by ``state_dict``.
-
-        A trace file that the probe opened is continued too: rows of steps that the run takes again stay in the file
-        but no longer count. With ``data="fixed"`` the resumed run keeps the batches of its own first measured step, so
-        its rows describe another loss than the earlier rows; the column ``data_step`` tells them apart. Pass the same
-        ``probe_batches`` to both runs to measure on the same data throughout.
-
-        Raises:
-            ValueError: If ``state`` is no state of a probe, or if it comes from a later version.
-        """
-        check_state(state, STATE_VERSION)
-        self.steps = int(state["steps"])
-        if isinstance(self._schedule, Adaptive) and state["next"] is not None:
-            self._schedule.next = int(state["next"])
-        self._due = self._estimators_due()
-        if self._owns_trace:
-            self.trace.resume(self.steps)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
         if not (self._outermost.enter(sys._getframe(1)) and self.due):
