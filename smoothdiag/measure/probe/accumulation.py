@@ -179,7 +179,7 @@ class Accumulation:
             return Beginning(start, lrs)  # the probe has no complete copy of what backward left
         if self._follows == "mark" and self._backward.sees:
             self._backward.pause()
-            return Beginning(start, lrs, is_marked=not by_closure and not is_scaled)
+            return Beginning(start, lrs, is_marked=not is_scaled)
         has_length = self._backward.is_untouched(self._parameters) and not is_scaled
         left = self._backward.left(self._parameters)
         self._backward.disarm()  # an optimizer may evaluate its closure again at another point
