@@ -279,11 +279,15 @@ class Layout:
 
     Args:
         like: A vector with the shapes, dtypes, devices and shards of all others.
+
+    Attributes:
+        like: A vector of the same layout that takes hardly any memory.
+        dtype: The dtype of flat tensors.
     """
 
     def __init__(self, like: Vector) -> None:
-        self._like = list(like)
-        self._dtype = functools.reduce(torch.promote_types, [x.dtype for x in like], torch.float32)
+        self.like = [_stand_in(x) for x in like]
+        self.dtype = functools.reduce(torch.promote_types, [x.dtype for x in like], torch.float32)
         sizes = [local(x).numel() for x in like]
         # Tensors that are spread over the same ranks lie side by side, so that one sum over ranks serves all of them.
         groups = [shard_groups(x) for x in like]
@@ -295,29 +299,40 @@ class Layout:
             self._segments.append((ranks, slice(begin, end)))
         self._sizes = [sizes[i] for i in self._order]
 
+    def empty(self, number: int) -> Tensor:
+        """Returns memory for some flat tensors, shape (number, n)."""
+        return torch.empty(number, sum(self._sizes), dtype=self.dtype, device=local(self.like[0]).device)
+
     def flatten(self, a: Vector) -> Tensor:
         """Returns the vector as a new flat tensor."""
-        device = local(self._like[0]).device
-        return torch.cat([local(a[i]).reshape(-1).to(device, self._dtype) for i in self._order])
+        flat = self.empty(1)[0]
+        self.flatten_into(flat, a)
+        return flat
+
+    def flatten_into(self, flat: Tensor, a: Vector) -> None:
+        """Copies the vector into a flat tensor."""
+        sources = [local(a[i]) for i in self._order]
+        parts = zip(torch.split(flat, self._sizes), sources, strict=True)
+        torch._foreach_copy_([part.view(source.shape) for part, source in parts], sources)
 
     def unflatten(self, flat: Tensor) -> list[Tensor]:
         """Returns a flat tensor as a vector, as views into it wherever dtype and device allow."""
-        result = list(self._like)
+        result = list(self.like)
         for i, part in zip(self._order, torch.split(flat, self._sizes), strict=True):
-            like = local(self._like[i])
+            like = local(self.like[i])
             part = part.view(like.shape).to(like.device)
-            if is_sharded(self._like[i]):
-                result[i] = torch.empty_like(self._like[i], dtype=self._dtype, requires_grad=False)
+            if is_sharded(self.like[i]):
+                result[i] = torch.empty_like(self.like[i], dtype=self.dtype, requires_grad=False)
                 local(result[i]).copy_(part)
             else:
                 result[i] = part
         return result
 
-    def products(self, rows: Tensor, flat: Tensor) -> Tensor:
-        """Returns the inner product of every row (k, n) with a flat tensor (n,), a float64 tensor (k,)."""
-        total = torch.zeros(len(rows), dtype=torch.float64, device=flat.device)
+    def products(self, blocks: Sequence[Tensor], flat: Tensor) -> Tensor:
+        """Returns the inner product of every row of the blocks (k_i, n) with a flat tensor (n,), in float64."""
+        total = torch.zeros(sum(map(len, blocks)), dtype=torch.float64, device=flat.device)
         for groups, part in self._segments:
-            found = (rows[:, part] @ flat[part]).double()
+            found = torch.cat([rows[:, part] @ flat[part] for rows in blocks]).double()
             for group in groups:
                 dist.all_reduce(found, group=group)
             total += found
@@ -332,6 +347,12 @@ class Layout:
                 dist.all_reduce(found, group=group)
             total += found
         return total.sqrt()
+
+
+def _stand_in(x: Tensor) -> Tensor:
+    """Returns a tensor with the shape, dtype, device and shards of ``x``, in the memory of one number."""
+    part = local(x)
+    return as_part_of(torch.zeros((), dtype=part.dtype, device=part.device).expand(part.shape), x)
 
 
 def _sum_over_ranks(values: Tensor, owners: Vector) -> Tensor:

@@ -1,22 +1,21 @@
 """Subspace: an orthonormal basis that grows by one product at a time, and the eigenvalues that it shows."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.vectors import Layout, Vector
+from smoothdiag.measure.curvature.frame import Array, Frame
+from smoothdiag.vectors import Vector
 
 Matvec = Callable[[Vector], list[Tensor]]
-Array = npt.NDArray[np.float64]
 
-BLOCK = 8
-"""Basis vectors for which memory is allocated at once."""
+DROPPED = 3
+"""Vectors by which a restart shrinks the basis."""
 
 NEGLIGIBLE = 1e-2
 """Share of the largest magnitude below which an eigenvalue's error is no longer taken relative to the eigenvalue."""
@@ -109,122 +108,201 @@ class Ritz:
 
 
 class Subspace:
-    """An orthonormal basis Q, the matrix of H in it, and the parts of products that lie outside it.
+    """An orthonormal basis Q, the matrix of H in it, and the directions in which products lead out of it.
 
-    The part of a product outside the basis is kept until the basis grows into it. If the basis always grows by what is
-    left of the last product, this is Lanczos with full reorthogonalisation.
+    It keeps H Q = Q (S + N) + U C. S is symmetric. N is what asymmetric products add to it. The rows of U, the front,
+    are orthonormal and orthogonal to the basis. Every new start adds a direction to the front; growing into the front
+    and multiplying leaves as many as there were. If the basis always grows into the front, this is Lanczos with full
+    reorthogonalisation.
+
+    With a limit it is Lanczos with a thick restart: before the vectors become too many, the basis keeps the Ritz
+    vectors that matter most. Their products still lead out along the front alone.
 
     Args:
         matvec: v -> H v.
         like: A vector of the shapes that H takes.
         seed: Seed of random directions.
+        most: Most vectors that are held, the product in the making included; ``None`` for no limit.
 
     Attributes:
-        num_products: Products so far, which is also the number of basis vectors.
-        is_whole: Whether the basis spans the whole space.
-        dimension: Dimension of the whole space.
+        num_products: Products so far.
+        ritz: The Ritz values after the last product.
+
+    Source: Wu, Simon 2000, *Thick-restart Lanczos method for large symmetric eigenvalue problems*.
     """
 
-    def __init__(self, matvec: Matvec, like: Vector, seed: int = 0) -> None:
-        self.num_products, self.is_whole = 0, False
+    ritz: Ritz
+
+    def __init__(self, matvec: Matvec, like: Vector, seed: int = 0, most: int | None = None) -> None:
+        self.num_products = 0
         self.dimension = sum(x.numel() for x in like)
-        self._matvec, self._like, self._seed = matvec, like, seed
-        self._layout = Layout(like)
-        self._blocks: list[Tensor] = []
-        self._inside = np.zeros((0, 0))
-        self._ends: dict[int, Tensor] = {}
-        self._eps = torch.finfo(self._layout.flatten(like).dtype).eps
+        self._matvec, self._seed = matvec, seed
+        # In a small space all vectors together take little memory.
+        self._most = most if most is not None and self.dimension > 2 * most else math.inf
+        self._frame = Frame(like, self.dimension if most is None else most)
+        self._symmetric, self._asymmetric, self._leading = np.zeros((3, 0, 0))
+        self._lost = np.zeros((0, 0))
+        self._eps = torch.finfo(self._frame.layout.dtype).eps
 
-    def flatten(self, v: Vector) -> Tensor:
-        """Returns a vector as a flat tensor of the kind that ``grow`` takes."""
-        return self._layout.flatten(v)
+    @property
+    def is_whole(self) -> bool:
+        """Whether the basis spans the whole space."""
+        return len(self._symmetric) == self.dimension
 
-    def random(self) -> Tensor:
+    def random(self) -> list[Tensor]:
         """Returns a random direction."""
-        return self.flatten(vectors.random_like(self._like, seed=self._seed + self.num_products))
+        return self._frame.random(self._seed + self.num_products)
 
-    def residual(self, ritz: Ritz, j: int) -> Tensor:
-        """Returns the part of H times a Ritz vector that lies outside the subspace; zero if there is none."""
-        parts = [float(ritz.coordinates[k, j]) * end for k, end in self._ends.items()]
-        return sum(parts, torch.zeros_like(self._blocks[0][0]))
-
-    def combine(self, ritz: Ritz, j: int) -> list[Tensor]:
-        """Returns a Ritz vector, of length 1."""
-        return self._layout.unflatten(self._unit(self._ritz_vector(ritz, j)))
-
-    def image(self, ritz: Ritz, j: int) -> list[Tensor]:
-        """Returns H times a Ritz vector, scaled to length 1, with a little noise; only noise if the product is zero."""
-        flat = float(ritz.values[j]) * self._ritz_vector(ritz, j) + self.residual(ritz, j)
-        noise = self._unit(self.random())
-        return self._layout.unflatten(self._unit(flat) + NOISE * noise if ritz.distances[j] > 0 else noise)
-
-    def _ritz_vector(self, ritz: Ritz, j: int) -> Tensor:
-        return self._combined(torch.from_numpy(ritz.coordinates[:, j].copy()))
-
-    def _unit(self, flat: Tensor) -> Tensor:
-        return flat / self._layout.norm(flat).clamp(min=torch.finfo(flat.dtype).tiny).to(flat.dtype)
-
-    def grow(self, direction: Tensor, *, leads_out: bool = False) -> Ritz | None:
-        """Returns the Ritz values after one more product; ``None`` if the direction lies in the subspace already.
+    def follow(self, j: int, order: Sequence[int] = ()) -> None:
+        """Grows into the part of H times a Ritz vector that lies outside the subspace, which should not be zero.
 
         Args:
-            direction: Flat tensor to grow into.
-            leads_out: Whether the direction is known to lie outside the subspace, as residuals do; then only the result
-                waits for the device.
+            j: Index of the Ritz vector.
+            order: Indices of Ritz vectors, the most important first: those that a restart keeps.
         """
-        before, k = self._layout.norm(direction), self.num_products
-        direction = direction.clone()
-        length = self._orthogonalise(direction)[-1]
-        if not leads_out and not float(length) > 1e3 * self._eps * float(before):
-            return None
-        q = (direction / length).to(direction.dtype)
-        shares = [self._layout.products(end[None], q) for end in self._ends.values()]
-        if k % BLOCK == 0:
-            self._blocks.append(q.new_empty(BLOCK, q.numel()))
-        self._blocks[-1][k % BLOCK] = q
+        along = self._leading @ self.ritz.coordinates[:, j]
+        self._make_room(order, 1)
+        self._turn_front(along)
+        self._multiply()
+
+    def grow(self, direction: Vector, order: Sequence[int] = ()) -> bool:
+        """Grows into a direction; returns False, and changes nothing, if the direction lies in the subspace already.
+
+        Args:
+            direction: A vector of any length.
+            order: As for ``follow``.
+        """
+        if self._front and not any(map(self.ritz.leads_out, range(len(self.ritz.values)))):
+            self._forget()  # the front leads nowhere beyond the noise
+        self._make_room(order, 2)
+        new = self._frame.write(direction)
+        before = self._frame.layout.norm(new)[None]
+        # The directions of the basis go first; along the front, the new direction takes its share.
+        *known, rest, _, length = torch.cat([self._frame.outside(new), before]).tolist()
+        along, negligible = np.array(known[len(self._symmetric) :]), 1e3 * self._eps * length
+        share = float(np.linalg.norm(along))
+        if not math.hypot(share, rest) > negligible:
+            return False
+        if rest > negligible:
+            self._frame.accept()
+            self._leading = np.pad(self._leading, ((0, 1), (0, 0)))
+            along = np.append(along, rest)
+        self._turn_front(along)
+        self._multiply()
+        return True
+
+    def combine(self, j: int) -> list[Tensor]:
+        """Returns a Ritz vector, of length 1."""
+        return self._result(self.ritz.coordinates[:, j])
+
+    def image(self, j: int) -> list[Tensor]:
+        """Returns H times a Ritz vector, scaled to length 1, with a little noise; only noise if the product is zero."""
+        y, value = self.ritz.coordinates[:, j], float(self.ritz.values[j])
+        noise = self.random()
+        length = vectors.norm(noise)
+        if not self.ritz.distances[j] > 0:
+            return [x / length.to(x) for x in noise]
+        found = self._result(np.concatenate([value * y, self._leading @ y]))
+        for x, drawn in zip(found, noise, strict=True):
+            x += drawn * (NOISE / length).to(x)
+        return found
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Shrinks the basis to some Ritz vectors."""
+        chosen, front = sorted(order), self._front
+        y, values = self.ritz.coordinates[:, chosen], self.ritz.values[chosen]
+        whole = self._asymmetric @ y
+        inside = y.T @ whole
+        rest = whole - y @ inside
+        self._lost = y.T @ self._lost @ y + rest.T @ rest
+        self._symmetric, self._asymmetric, self._leading = np.diag(values), inside, self._leading @ y
+        turn = np.zeros((len(chosen) + front, len(self._frame)))
+        turn[: len(chosen), : len(y)] = y.T
+        turn[len(chosen) :, len(y) :] = np.eye(front)
+        self._frame.turn(turn)
+        self._update()
+
+    @property
+    def _front(self) -> int:
+        return len(self._frame) - len(self._symmetric)
+
+    def _result(self, coefficients: Array) -> list[Tensor]:
+        flat = self._frame.combined(np.pad(coefficients, (0, len(self._frame) - len(coefficients))))
+        flat /= self._frame.layout.norm(flat).clamp(min=torch.finfo(flat.dtype).tiny).to(flat.dtype)
+        return self._frame.layout.unflatten(flat)
+
+    def _make_room(self, order: Sequence[int], number: int) -> None:
+        """Restarts if ``number`` more vectors would be too many."""
+        if len(self._frame) + number > self._most:
+            self.keep(order[: max(1, int(self._most) - self._front - number - DROPPED + 1)])
+
+    def _turn_front(self, along: Array) -> None:
+        """Turns the front such that its first direction is the given one, and moves that direction to the basis."""
+        k, length = len(self._symmetric), np.linalg.norm(along)
+        # A reflection that takes the direction to the first axis, up to its sign.
+        mirror = along / length
+        mirror[0] += math.copysign(1.0, mirror[0])
+        turn = np.eye(len(along)) - 2 * np.outer(mirror, mirror) / (mirror @ mirror)
+        if len(along) == 1:
+            turn = np.ones((1, 1))
+        self._frame.turn(turn, first=k)
+        leading = turn @ self._leading
+        self._symmetric, self._asymmetric, self._lost = (
+            np.pad(x, (0, 1)) for x in (self._symmetric, self._asymmetric, self._lost)
+        )
+        self._asymmetric[k, :k] = leading[0]
+        self._leading = np.pad(leading[1:], ((0, 0), (0, 1)))
+
+    def _multiply(self) -> None:
+        """Multiplies the last vector of the basis, which the front just gave to it."""
+        k = len(self._symmetric) - 1
         self.num_products += 1
-        w = self.flatten(self._matvec(self._layout.unflatten(q)))
-        column = self._orthogonalise(w)[:-1]
-        places = [*self._ends, k]
-        ends = [end - share.to(q.dtype) * q for end, share in zip(self._ends.values(), shares, strict=True)] + [w]
-        lengths = torch.stack([self._layout.norm(end) for end in ends])
-        rows = torch.stack([self._unit(end) for end in ends])  # squares may be beyond what float32 holds
-        angles = torch.stack([self._layout.products(rows, row) for row in rows])
-        # The one place that waits for the device.
-        known = torch.cat([column, *shares, lengths, angles.flatten()]).cpu().numpy()
-        self._inside = np.pad(self._inside, (0, 1))
-        self._inside[:, k], self._inside[k, places[:-1]] = known[: k + 1], known[k + 1 : k + len(places)]
-        sizes, cosines = np.split(known[k + len(places) :], [len(places)])
-        return self._ritz(places, ends, sizes, cosines.reshape(len(places), -1))
+        rest = self._frame.write(self._matvec(self._frame.row(k)))
+        # If H is symmetric, earlier products have shown the coefficients in the basis. The one place that waits for the
+        # device.
+        found = self._frame.outside(rest, self._asymmetric[k, :k]).cpu().numpy()
+        column, length, corrected = found[:-2], found[-2], found[-1]
+        if corrected > length > 0:  # the guess was worse than the rest is long
+            again = self._frame.outside(rest).cpu().numpy()
+            column, length = column + length * again[:-2], length * again[-2]
+        self._symmetric[: k + 1, k] = self._symmetric[k, : k + 1] = column[: k + 1]
+        # The columns of a later product count; what the earlier ones said differs by rounding or asymmetry.
+        self._asymmetric[k, :k] -= column[:k]
+        self._leading[:, k] = column[k + 1 :]
+        if not np.isfinite(found).all():
+            unknown = np.full(k + 1, math.nan)
+            self.ritz = Ritz(unknown, np.eye(k + 1), unknown, unknown)
+            return
+        if length > self._rounding(100):
+            self._frame.accept()
+            self._leading = np.pad(self._leading, ((0, 1), (0, 0)))
+            self._leading[-1, k] = length
+        self._close()
+        self._update()
 
-    def _ritz(self, places: list[int], ends: list[Tensor], lengths: Array, angles: Array) -> Ritz:
-        # Exact products would be symmetric in the basis; the asymmetric part counts as distance.
-        symmetric = np.triu(self._inside) + np.triu(self._inside, 1).T
-        if not (np.isfinite(symmetric).all() and np.isfinite(lengths).all()):
-            unknown = np.full(len(symmetric), math.nan)
-            return Ritz(unknown, np.eye(len(symmetric)), unknown, unknown)
-        values, coordinates = np.linalg.eigh(symmetric)
-        rounding = self._eps * np.abs(symmetric).max()
-        open_ = lengths > 100 * rounding
-        self._ends = {j: end for j, end, is_open in zip(places, ends, open_, strict=True) if is_open}
-        self.is_whole = self.num_products == self.dimension
-        within = np.linalg.norm(self._inside @ coordinates - values * coordinates, axis=0)
-        leading = coordinates[list(self._ends)] * lengths[open_, None]
-        outside = np.sqrt(np.einsum("ij,ik,kj->j", leading, angles[np.ix_(open_, open_)], leading).clip(min=0))
-        return Ritz(values, coordinates, outside, np.hypot(np.hypot(within, outside), rounding))
+    def _rounding(self, times: float = 1) -> float:
+        return float(times * self._eps * np.abs(self._symmetric).max())
 
-    def _rows(self) -> list[Tensor]:
-        return [block[: self.num_products - i * BLOCK] for i, block in enumerate(self._blocks)]
+    def _forget(self) -> None:
+        """Drops the front; what led along it counts as distance."""
+        self._lost += self._leading.T @ self._leading
+        self._leading = self._leading[:0]
+        self._frame.turn(np.zeros((0, self._front)), first=len(self._symmetric))
+        self._update()
 
-    def _orthogonalise(self, w: Tensor) -> Tensor:
-        """Removes the basis from ``w`` in place; returns the coefficients and the remaining length."""
-        total = torch.zeros(self.num_products, dtype=torch.float64, device=w.device)
-        for _ in range(2 if self.num_products else 0):  # twice is enough (Parlett 1998, section 6.9, after Kahan)
-            found = torch.cat([self._layout.products(rows, w) for rows in self._rows()])
-            w -= self._combined(found)
-            total += found
-        return torch.cat([total, self._layout.norm(w)[None]])
+    def _close(self) -> None:
+        """Drops directions of the front along which nothing but rounding leads."""
+        if not self._front:
+            return
+        axes, sizes, _ = np.linalg.svd(self._leading)
+        sizes = np.pad(sizes, (0, len(axes) - len(sizes)))
+        if sizes[-1] <= self._rounding(100):
+            turn = axes.T[sizes > self._rounding(100)]
+            self._leading = turn @ self._leading
+            self._frame.turn(turn, first=len(self._symmetric))
 
-    def _combined(self, coefficients: Tensor) -> Tensor:
-        parts = torch.split(coefficients.to(self._blocks[0]), BLOCK)
-        return sum((c @ rows for c, rows in zip(parts, self._rows(), strict=True)), torch.zeros(()))
+    def _update(self) -> None:
+        values, y = np.linalg.eigh(self._symmetric)
+        within, outside = (np.linalg.norm(x @ y, axis=0) for x in (self._asymmetric, self._leading))
+        lost = np.sqrt(np.einsum("ij,ik,kj->j", y, self._lost, y).clip(min=0))
+        self.ritz = Ritz(values, y, outside, np.hypot(np.hypot(within, lost), np.hypot(outside, self._rounding())))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.measure.curvature.krylov import Array, Matvec, Subspace
-from smoothdiag.vectors import Layout, Vector
+from smoothdiag.measure.curvature.frame import Array, Frame
+from smoothdiag.measure.curvature.krylov import Matvec, Subspace
+from smoothdiag.vectors import Vector
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,11 @@ def spectral_density(
     points, weights = np.zeros((2, num_vectors, num_products))
     for i in range(num_vectors):
         space = Subspace(matvec, like, seed)
-        ritz = space.grow(space.flatten(vectors.random_like(like, seed=seed + 10_007 * i)))
-        assert ritz is not None
+        assert space.grow(vectors.random_like(like, seed=seed + 10_007 * i))
         # If H does not lead out of the subspace, the vector has no share in other eigenvectors, so they have no weight.
-        while len(ritz.values) < num_products and not ritz.is_closed:
-            grown = space.grow(space.residual(ritz, int(ritz.outside.argmax())), leads_out=True)
-            assert grown is not None
-            ritz = grown
+        while space.num_products < num_products and not space.ritz.is_closed:
+            space.follow(int(space.ritz.outside.argmax()))
+        ritz = space.ritz
         points[i, : len(ritz.values)], weights[i, : len(ritz.values)] = ritz.values, ritz.coordinates[0] ** 2
     return SpectralDensity(points, weights, sum(x.numel() for x in like))
 
@@ -105,47 +103,35 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0
     """
     if num_products < 3:
         raise ValueError(f"Parameter `num_products` should be at least 3. Found `num_products = {num_products!r}`.")
-    layout, third = Layout(like), num_products // 3
-    dimension = sum(x.numel() for x in like)
+    third, dimension = num_products // 3, sum(x.numel() for x in like)
+    frame, done = Frame(like, third + 1), 0
     drawn = (vectors.random_like(like, seed=seed + i) for i in range(num_products))
 
-    def times(flat: Tensor) -> Tensor:
-        return layout.flatten(matvec(layout.unflatten(flat)))
+    def written(v: Vector) -> tuple[float, float]:
+        """Writes a vector behind the frame; returns its length and the length of its part outside the frame."""
+        flat = frame.write(v)
+        before = frame.layout.norm(flat)
+        return float(before), float(frame.outside(flat)[-2])
 
-    basis, done = torch.empty(0, len(layout.flatten(like))), 0
     for _ in range(min(third, dimension)):
-        image, done = times(_signs(layout, next(drawn))), done + 1
-        basis = _extended(layout, basis.to(image), image)
-    total = sum(float(layout.products(q[None], times(q))) for q in basis)
-    done += len(basis)
-    if len(basis) == dimension:
+        before, rest = written(matvec([x.sign() for x in next(drawn)]))
+        done += 1
+        # Less would add nothing but rounding to the span.
+        if rest > 1e3 * torch.finfo(frame.layout.dtype).eps * before:
+            frame.accept()
+    basis = (frame.row(i) for i in range(len(frame)))
+    total = sum(float(vectors.dot(q, matvec(q))) for q in basis)
+    done += len(frame)
+    if len(frame) == dimension:
         return Trace(total, 0.0, done)
     samples = []
     while done < num_products:
-        rest = _outside(layout, basis, _signs(layout, next(drawn)))
-        samples.append(float(layout.products(rest[None], times(rest))))
+        _, rest = written([x.sign() for x in next(drawn)])
+        v = frame.row(len(frame))
+        samples.append(rest**2 * float(vectors.dot(v, matvec(v))))
         done += 1
     spread = float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return Trace(total + float(np.mean(samples)), spread, done)
-
-
-def _signs(layout: Layout, drawn: Vector) -> Tensor:
-    return layout.flatten([x.sign() for x in drawn])
-
-
-def _outside(layout: Layout, basis: Tensor, flat: Tensor) -> Tensor:
-    for _ in range(2):
-        flat = flat - layout.products(basis, flat).to(flat.dtype) @ basis
-    return flat
-
-
-def _extended(layout: Layout, basis: Tensor, flat: Tensor) -> Tensor:
-    """Returns the basis extended by ``flat``, or unchanged if ``flat`` adds only rounding to its span."""
-    before, rest = layout.norm(flat), _outside(layout, basis, flat)
-    length = layout.norm(rest)
-    if not length > 1e3 * torch.finfo(flat.dtype).eps * before:
-        return basis
-    return torch.cat([basis, (rest / length).to(flat.dtype)[None]])
 
 
 def _check(name: str, value: int) -> None:

@@ -79,12 +79,14 @@ def lanczos(
     tol: float = 1e-3,
     min_products: int = MIN_PRODUCTS,
     max_products: int = 40,
+    most_vectors: int | None = None,
     seed: int = 0,
 ) -> Spectrum:
     """Returns eigenpairs at the ends of the spectrum of a symmetric operator.
 
-    The basis is kept and reorthogonalised in full, so that no eigenvalue is found twice and residuals belong to the
-    products as computed. The basis takes one vector for each product.
+    The basis is reorthogonalised in full, so that no eigenvalue is found twice and residuals belong to the products as
+    computed. The basis takes one vector for each product, or ``most_vectors``: then it restarts from its best vectors
+    when it is full. Restarts hardly cost products where the wanted end stands apart, but many inside a cluster.
 
     A vector that lies along some eigenvectors shows no others. Therefore half of the first vector is noise, or there is
     a second vector, the challenger. The search follows it until nothing that it shows could, within its residual, be
@@ -100,6 +102,7 @@ def lanczos(
         tol: Estimated relative error of the eigenvalues at which the search stops.
         min_products: Fewest products.
         max_products: Most products; if they are not enough, the result says ``converged=False``.
+        most_vectors: Most vectors held at once, at least six more than two for each pair; ``None`` for no limit.
         seed: Seed of random vectors.
 
     Raises:
@@ -110,18 +113,23 @@ def lanczos(
     check_limits(tol, max_products)
     arguments.choice("target", target, get_args(Target))
     arguments.whole("num_pairs", num_pairs, 1)
-    space, wanted = Subspace(matvec, start, seed), num_pairs * (1 + (target == "both"))
+    wanted = num_pairs * (1 + (target == "both"))
+    if most_vectors is not None:
+        arguments.whole("most_vectors", most_vectors, 2 * wanted + 6)
     length = float(vectors.norm(start))
     if not 0 < length < math.inf:
         raise ValueError(f"Parameter `start` should be finite and not zero. Found a vector of length {length}.")
     waiting = [] if challenger is None else [challenger]
-    begin = start if waiting else vectors.mixed(start, seed=seed)
+    space = Subspace(matvec, start, seed, most=most_vectors)
     # In one dimension noise may cancel the start.
-    ritz = space.grow(space.flatten(begin)) or space.grow(space.flatten(start))
-    assert ritz is not None
+    assert space.grow(start if waiting else vectors.mixed(start, seed=seed)) or space.grow(start)
+    del start, challenger
     converged = drawn = False
-    chosen, others = _ranked(ritz, target, num_pairs)
-    while not np.isnan(ritz.values).any():
+    while True:
+        ritz = space.ritz
+        chosen, others = _ranked(ritz, target, num_pairs)
+        if np.isnan(ritz.values).any():
+            break
         unfinished = [j for j in chosen if ritz.error(j) > tol]
         rivals = [j for j in others if ritz.outdoes(j, chosen, target)]
         # A subspace that is closed under H shows a repeated eigenvalue only once; a direction outside shows it again.
@@ -136,19 +144,19 @@ def lanczos(
         followed = [j for j in unfinished if ritz.leads_out(j)]
         followed = followed or [j for j in others if ritz.leads_out(j) and not waiting]
         drawn = not (followed or waiting)
+        # Both ends are reported, so a restart keeps them.
+        order = list(dict.fromkeys([*chosen, 0, len(ritz.values) - 1, *others]))
         if followed:
-            grown = space.grow(space.residual(ritz, followed[0]), leads_out=True)
+            space.follow(followed[0], order)
         else:
-            grown = space.grow(space.flatten(waiting.pop()) if waiting else space.random())
-        ritz = grown or ritz
-        chosen, others = _ranked(ritz, target, num_pairs)
-    pairs = tuple(
-        Eigenpair(float(ritz.values[j]), space.combine(ritz, j), ritz.residual(j), e, e <= tol)
-        for j, e in ((j, ritz.error(j)) for j in chosen)
-    )
-    next_challenger = space.image(ritz, others[0]) if others else None
+            space.grow(waiting.pop() if waiting else space.random(), order)
     ends = float(ritz.values[-1]), float(ritz.values[0])
     doubts = ritz.doubt(len(ritz.values) - 1), ritz.doubt(0)
+    pairs = tuple(
+        Eigenpair(float(ritz.values[j]), space.combine(j), ritz.residual(j), e, e <= tol)
+        for j, e in ((j, ritz.error(j)) for j in chosen)
+    )
+    next_challenger = space.image(others[0]) if others else None
     return Spectrum(pairs, *ends, space.num_products, converged, next_challenger, *doubts)
 
 

@@ -12,6 +12,9 @@ from smoothdiag.measure.estimators.base import Estimate, Status, Step
 from smoothdiag.measure.estimators.blocks import Block, blocks_of
 from smoothdiag.vectors import Vector
 
+MOST_VECTORS = 8
+"""Vectors that a search holds at once, beside the two gradients of a product and the copies that isolate it."""
+
 WARM_PRODUCTS = 3
 """Fewest products: one of them follows a vector that could overtake the eigenvector found last time."""
 
@@ -90,6 +93,7 @@ class HessianNorm:
                 tol=self.tol,
                 min_products=MIN_PRODUCTS if before is None else WARM_PRODUCTS,
                 max_products=self.max_products,
+                most_vectors=MOST_VECTORS,
                 seed=step.index,
             )
             pair = found.pairs[0]
