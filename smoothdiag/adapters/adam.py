@@ -95,6 +95,6 @@ class NAdam(Unknown):
 
 def _over_root(group: Group, stretch: Stretch, second: str) -> tuple[Any, Any, Tensor]:
     """Returns the correction of the momentum, the root of that of the second moment, and the latter times P."""
-    moment, square = (number(correction(beta, stretch.scalar("step"))) for beta in group["betas"])
+    moment, square = (correction(beta, stretch.scalar("step")) for beta in group["betas"])
     root = square**0.5
     return moment, root, stretch[second].sqrt().add_(group["eps"] * root)
