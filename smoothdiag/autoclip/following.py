@@ -6,7 +6,9 @@ when something has changed: parameters, options of the groups, entries of the st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, TypeGuard
 
 import torch
@@ -19,6 +21,7 @@ from smoothdiag.adapters.updates import Formula, Stretch, Update
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.autoclip.buckets import Bucket, are_plain, buckets
 from smoothdiag.autoclip.calibration import is_in_progression
+from smoothdiag.autoclip.rates import Number
 from smoothdiag.memory import is_out_of_memory, retried
 from smoothdiag.optim.arithmetic import lengths
 
@@ -31,6 +34,9 @@ FEW_CHECKS = 20
 AGREE = 1e-3
 """Largest distance between an update and its copy, as a share of its length, besides the rounding of x."""
 
+ROUNDED = 1e-5
+"""Rounding of a bound on a length: sums over a stretch are 1e-6 off at the most."""
+
 ROUNDING = 8.0
 """Units in the last place of x that a copy may be off: the optimizer writes to x more than once."""
 
@@ -41,6 +47,9 @@ class Following:
     Args:
         optimizer: The optimizer.
         adapter: What the library knows about it.
+
+    Attributes:
+        was_long: Whether the last update was nearly as long as allowed, or longer.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, adapter: Adapter) -> None:
@@ -51,6 +60,7 @@ class Following:
         self._state: object = None
         self._num_checks = 0
         self._counts_on_device = False
+        self.was_long = False
         self._cut: list[list[Stretch]] = []
         self._moving: list[list[int]] = []
 
@@ -67,22 +77,38 @@ class Following:
         self._parts = []
 
     @torch.no_grad()
+    def at_most(self, longest: Number) -> float:
+        """Returns a length that the update does not exceed, if it is not above ``longest``, and else infinity.
+
+        That costs half as much as the length itself. It works for Adam on a CPU: to read it would wait for a device.
+        """
+        held = [p for _, held in self._parts for p in held]
+        if self.was_long or not all(formula.most for formula, _ in self._parts):
+            return math.inf
+        if not are_plain(held) or {device.type for device in set(map(attrgetter("device"), held))} != {"cpu"}:
+            return math.inf
+        self._check_options()
+        total = 0.0
+        for formula, stretch in self._stretches():
+            square = retried(lambda formula=formula, stretch=stretch: formula.most(stretch))  # type: ignore[misc]
+            if not math.isfinite(square):  # 0 / 0 where gradients have been zero so far
+                square = float(retried(lambda formula=formula, stretch=stretch: _square(formula.last(stretch))))  # type: ignore[misc]
+            total += square
+        most = (1 + ROUNDED) * math.sqrt(total)
+        return most if most <= longest else math.inf
+
+    @torch.no_grad()
     def length(self) -> Tensor:
         """Returns the length of the update; call it right after the step.
 
         Raises:
             RuntimeError: If options have changed since ``begin``, so that nobody knows by which the optimizer moved.
         """
-        if not self._has_same_options():
-            self._known, self._num_checks = None, FEW_CHECKS
-            raise RuntimeError(
-                "The options of an optimizer should stay as they are from the hooks before its step to the hooks after "
-                "it. Found others after this step."
-            )
+        self._check_options()
         found: dict[int, Tensor] = {}
         owners: list[Tensor] = []
         for formula, stretch in self._stretches():
-            square = retried(lambda formula=formula, stretch=stretch: _square(formula(stretch)))  # type: ignore[misc]
+            square = retried(lambda formula=formula, stretch=stretch: _square(formula.last(stretch)))  # type: ignore[misc]
             owner = stretch.owners[0]
             if id(owner) not in found:
                 owners.append(owner)
@@ -94,7 +120,7 @@ class Following:
     def take_back(self, share: Tensor) -> None:
         """Moves the parameters back by a share of the update."""
         for formula, stretch in self._stretches():
-            back = retried(lambda formula=formula, stretch=stretch: _part_of(formula(stretch), -share))  # type: ignore[misc]
+            back = retried(lambda formula=formula, stretch=stretch: _part_of(formula.last(stretch), -share))  # type: ignore[misc]
             retried(lambda stretch=stretch, back=back: stretch.add_(back))  # type: ignore[misc]
 
     @torch.no_grad()
@@ -140,6 +166,14 @@ class Following:
         moving = [list(map(id, held)) for _, held in self._parts] if self._counts_on_device else None
         return type(optimizer), num_entries(optimizer), kinds, held, moving
 
+    def _check_options(self) -> None:
+        if not self._has_same_options():
+            self._known, self._num_checks = None, FEW_CHECKS
+            raise RuntimeError(
+                "The options of an optimizer should stay as they are from the hooks before its step to the hooks after "
+                "it. Found others after this step."
+            )
+
     def _has_same_options(self) -> bool:
         groups = self._optimizer.param_groups
         return all(options == _options(group) for options, group in zip(self._options, groups, strict=False))
@@ -159,7 +193,7 @@ class Following:
 
             def compared(formula: Formula = formula, stretch: Stretch = stretch) -> Tensor:
                 way, x = stretch.flat([ways[id(p)] for p in stretch.owners]), stretch.parameter
-                apart = _part_of(formula(stretch), 1.0).add_(way)
+                apart = _part_of(formula.last(stretch), 1.0).add_(way)
                 unit = torch.finfo(x.dtype).eps
                 return torch.stack([*lengths([apart, way]), lengths([x])[0] * (ROUNDING * unit)]).cpu()
 

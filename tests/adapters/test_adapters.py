@@ -88,7 +88,7 @@ def updates(optimizer: torch.optim.Optimizer) -> list[torch.Tensor | None]:
     for group in optimizer.param_groups:
         formula = adapter_of(optimizer).update(group)
         for p in group["params"]:
-            update = formula(Stretch([p], [optimizer.state[p]])) if formula else None
+            update = formula.last(Stretch([p], [optimizer.state[p]])) if formula else None
             found.append((update.direction * update.factor).view_as(p) if update else None)
     return found
 
