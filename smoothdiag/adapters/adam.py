@@ -47,6 +47,11 @@ class Adam(Adaptive):
         momentum = float(group["betas"][0])
         return (limits.two_over(float(group["lr"])) - float(group["weight_decay"])) * (1 + momentum) / (1 - momentum)
 
+    def update(self, group: Group) -> Formula | None:
+        """Returns how the last update follows from the state."""
+        formula = super().update(group)
+        return Formula(formula.last, partial(self.most, group)) if formula else None
+
     def tells(self, group: Group) -> bool:
         """Returns whether decoupled weight decay, if there is any, leaves enough of x."""
         return not (group["weight_decay"] and self._decouples(group)) or leaves_enough(group)
@@ -59,6 +64,17 @@ class Adam(Adaptive):
         if decay:
             plus(direction, stretch.parameter, decay * moment / root)
         return Update(direction, -lr * root / moment / (1 - lr * decay))
+
+    def most(self, group: Group, stretch: Stretch) -> float:
+        """Returns the squared length without epsilon: that needs no root, and it can only make updates longer."""
+        lr, decay = float(group["lr"]), float(group["weight_decay"]) if self._decouples(group) else 0.0
+        moment, square = (correction(beta, stretch.scalar("step")) for beta in group["betas"])
+        average = stretch["exp_avg"]
+        length = abs(float(torch.dot(average / stretch[self.entries(group)[0]], average)) * square) ** 0.5 / moment
+        if decay:
+            x = stretch.parameter
+            length += decay * float(torch.dot(x, x)) ** 0.5
+        return float((length * lr / (1 - lr * decay)) ** 2)
 
     def _decouples(self, group: Group) -> bool:
         return self.kind is torch.optim.AdamW or bool(group.get("decoupled_weight_decay"))
@@ -77,7 +93,7 @@ class NAdam(Unknown):
         decays = bool(group["weight_decay"])
         told = not decays or (group.get("decoupled_weight_decay") and leaves_enough(group))
         known = told and has_step_of(self.optimizer, torch.optim.NAdam) and not group.get("differentiable")
-        return partial(self._last, group) if known else None
+        return Formula(partial(self._last, group)) if known else None
 
     def _last(self, group: Group, stretch: Stretch) -> Update:
         """Returns the rate times Nesterov's mixture over P, plus the part of weight decay."""
@@ -95,6 +111,6 @@ class NAdam(Unknown):
 
 def _over_root(group: Group, stretch: Stretch, second: str) -> tuple[Any, Any, Tensor]:
     """Returns the correction of the momentum, the root of that of the second moment, and the latter times P."""
-    moment, square = (number(correction(beta, stretch.scalar("step"))) for beta in group["betas"])
+    moment, square = (correction(beta, stretch.scalar("step")) for beta in group["betas"])
     root = square**0.5
     return moment, root, stretch[second].sqrt().add_(group["eps"] * root)

@@ -60,7 +60,7 @@ class Adaptive(Unknown, ABC):
     def update(self, group: Group) -> Formula | None:
         """Returns how the last update follows from the state."""
         known = has_step_of(self.optimizer, self.kind) and not group.get("differentiable")
-        return partial(self.last, group) if known and self.tells(group) else None
+        return Formula(partial(self.last, group)) if known and self.tells(group) else None
 
     @abstractmethod
     def entries(self, group: Group) -> tuple[str, ...]:

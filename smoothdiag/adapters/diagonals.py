@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
-import torch
 from torch import Tensor
 
+from smoothdiag.adapters.updates import number
 from smoothdiag.vectors import widest
 
 
@@ -40,7 +40,7 @@ class Diagonals(Sequence[Tensor]):
         return self._of(self._parameters[index])
 
 
-def correction(weight: float | Tensor, step: Any) -> Tensor:
+def correction(weight: Any, step: Any) -> Any:
     """Returns 1 - weight^step: how far an average that began at 0 has come.
 
     Args:
@@ -48,9 +48,8 @@ def correction(weight: float | Tensor, step: Any) -> Tensor:
         step: Number of steps.
 
     Returns:
-        A 0-dim float64 tensor on the device that holds the number, so that nobody waits for it. On a CPU it has the
-        bits of the Python floats that torch's optimizers compute with.
+        A float, as torch's optimizers use it; or a tensor, if a device holds one of the numbers and would have to be
+        waited for.
     """
-    count = step.to(widest(step.device)) if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64)
-    power: Tensor = weight**count
-    return 1 - power
+    count = number(step)
+    return 1 - number(weight) ** (count.to(widest(count.device)) if isinstance(count, Tensor) else count)

@@ -35,6 +35,9 @@ from smoothdiag.autoclip.history import Counts
 from smoothdiag.autoclip.rates import Number, Peaks, plain, ratio, smaller
 from smoothdiag.memory import retried
 
+NEARLY = 0.9
+"""An update of this share of the longest step is so long that a bound on the next one would not help."""
+
 
 class Action(Protocol):
     """A way of keeping steps within a length.
@@ -51,8 +54,8 @@ class Action(Protocol):
         """Called before a step, with its gradients in place."""
         ...
 
-    def after(self, longest: Number, counts: Counts, step: int) -> None:
-        """Called after the step."""
+    def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
+        """Called after the step; ``measured`` if somebody will ask how long it was."""
         ...
 
     def drop(self) -> None:
@@ -104,7 +107,7 @@ class ScaleGradients:
         if self._acts:
             multiply_gradients(self._optimizer, scale, finite)
 
-    def after(self, longest: Number, counts: Counts, step: int) -> None:
+    def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
         """Does nothing."""
 
     def drop(self) -> None:
@@ -148,11 +151,15 @@ class ShortenUpdate:
             self._start = retried(self._copies)
         leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
 
-    def after(self, longest: Number, counts: Counts, step: int) -> None:
+    def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
         """Moves the parameters back by as much as the update was too long."""
         back, self._start = self._start, []
         if not back and not self._follows:
             return
+        if self._follows and not measured and not is_in_progression(step):
+            self._length = self._following.at_most(longest)
+            if math.isfinite(self._length):
+                return
         if not self._follows:
             _subtract(back)
         self._length = length = self._following.length() if self._follows else length_of(back)
@@ -161,6 +168,8 @@ class ShortenUpdate:
         retried(lambda: counts.add_clipped(scale < 1))
         if back:
             self._following.check(back, step)
+        if scale.device.type == "cpu":
+            self._following.was_long = retried(lambda: bool(length > NEARLY * longest))
         if not self._acts or retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):
             return
         rest = retried(lambda: 1 - scale)
@@ -241,7 +250,7 @@ class SetCap:
             elif isinstance(peak, Tensor) or peak > 0:
                 group["threshold"] = cap / peak
 
-    def after(self, longest: Number, counts: Counts, step: int) -> None:
+    def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
         """Does nothing."""
 
     def drop(self) -> None:

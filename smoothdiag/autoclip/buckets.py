@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from smoothdiag.adapters import Group
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.autoclip.history import Counts
 from smoothdiag.memory import retried
-from smoothdiag.optim.arithmetic import lengths, multiply_
+from smoothdiag.optim.arithmetic import lengths, multiply_, square
 from smoothdiag.vectors import total, widest
+
+_KIND = (attrgetter("dtype"), attrgetter("device"))
 
 Bucket = tuple[list[Tensor], list[Tensor]]
 """Local tensors of one device and dtype, and the tensors they are part of."""
@@ -32,8 +35,8 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
 
 def check_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Raises a RuntimeError if AutoClip cannot tell how long a gradient is."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if {grad.layout for grad in grads} - {torch.strided}:
+    grads = [grad for group in optimizer.param_groups for p in group["params"] if (grad := p.grad) is not None]
+    if set(map(attrgetter("layout"), grads)) - {torch.strided}:
         raise RuntimeError("AutoClip needs dense gradients. Found a sparse one.")
     for grad in [] if are_plain(grads) else grads:
         if vectors.is_sharded(grad) and any(placement.is_partial() for placement in grad.placements):
@@ -51,12 +54,15 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
 
 def gradients(group: Group) -> list[Bucket]:
     """Returns the gradients of a group."""
-    grads = [p.grad for p in group["params"] if p.grad is not None]
+    grads = [grad for p in group["params"] if (grad := p.grad) is not None]
     return buckets(grads, grads)
 
 
 def buckets(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Bucket]:
     """Returns local parts by device and dtype."""
+    if are_plain(tensors) and all(len(set(map(of, tensors))) == 1 for of in _KIND):
+        in_graph = any(map(attrgetter("requires_grad"), tensors))
+        return [([t.detach() for t in tensors] if in_graph else list(tensors), list(owners))]
     found: dict[Any, Bucket] = {}
     for tensor, owner in zip(tensors, owners, strict=True):
         local = vectors.local(tensor)
@@ -79,6 +85,9 @@ def unscaled(optimizer: torch.optim.Optimizer, length: Tensor) -> Tensor:
 
 def length_of(parts: Sequence[Bucket]) -> Tensor:
     """Returns the Euclidean norm over the local parts of vectors on all ranks."""
+    if all(are_plain(owners) for _, owners in parts):
+        first = parts[0][0][0].device
+        return retried(lambda: torch.stack([square(tensors).to(first) for tensors, _ in parts]).sum().sqrt())
 
     def squares() -> list[Bucket]:
         found = [(torch.stack(lengths(tensors)), owners) for tensors, owners in parts]
@@ -103,9 +112,11 @@ def leave_out_non_finite(optimizer: torch.optim.Optimizer, counts: Counts, step:
 def multiply_gradients(optimizer: torch.optim.Optimizer, scale: Tensor | None, finite: Tensor) -> None:
     """Multiplies all gradients by ``scale``, or makes all of them zero if any is not finite."""
     on_cpu = finite.device.type == "cpu"  # where reading a value waits for no device
-    found = retried(lambda: [bucket for group in optimizer.param_groups for bucket in gradients(group)])
     is_one = scale is None or (on_cpu and retried(lambda: bool(scale == 1)))
     is_whole = on_cpu and retried(lambda: bool(finite))
+    if is_one and is_whole:
+        return
+    found = retried(lambda: [bucket for group in optimizer.param_groups for bucket in gradients(group)])
     for grads, _ in found:
         if scale is not None and not is_one:
             multiply(grads, scale)

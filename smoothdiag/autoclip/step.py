@@ -66,7 +66,7 @@ class Stepping:
         self._peaks, self._arrivals, self._books = peaks, arrivals, books
         self._rule_is_given, self._sets_lr, self._reason = rule_is_given, sets_lr, reason
         self._closures, self._outermost = Closures(optimizer), Outermost()
-        self._has_started, self._is_resumed = False, False
+        self._has_started, self._is_resumed, self._is_measured = False, False, True
         self.attached, self.alone = True, False
         self.guard = Guard(books.note_fault)
         self._handles = [
@@ -106,6 +106,7 @@ class Stepping:
             return
         if self.guard.is_first or self._is_resumed:
             self._check_resumed()
+        self._is_measured = self.is_due(self._books.steps)
         with self.guard.during(UNREAD):
             self._follow_probe()
             self._books.read()
@@ -126,6 +127,7 @@ class Stepping:
         if self._sets_lr and first:  # schedules may be made after AutoClip
             check_schedule(self._optimizer)
         if self.is_due(books.steps):
+            self._is_measured = True
             self._arrivals.take(books.steps, gradient_norm(self._optimizer))
         rose = self._peaks.update()
         if first and not self._rule_is_given:  # a schedule made after AutoClip may have set the momentum
@@ -163,7 +165,7 @@ class Stepping:
                 if not self.guard.is_lost:
                     self._closures.check_begun()
                 if self._acts:
-                    self._action.after(books.longest(), counts, books.steps)
+                    self._action.after(books.longest(), counts, books.steps, measured=self._is_measured)
                     books.finish_step()
         finally:
             self._action.drop()
