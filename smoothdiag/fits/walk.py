@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag.fits.base import Array
+from smoothdiag.fits.hull import outermost
+from smoothdiag.fits.resamples import Codes, Counts, sums
 
 # A residual below this share of height plus smoothness is rounding: the line passes through the point.
 TOUCHING = 1e-11
@@ -51,26 +53,71 @@ class Neighbours:
 
     def __init__(self, x: Array, y: Array, line: Start) -> None:
         height = line[0] + line[1] * x
-        self.order = np.argsort(np.abs(y - height) / (y + height), kind="stable")
-        self.x, self.y = x[self.order], y[self.order]
-        self.above = self.y > height[self.order]
+        self.x, self.y, self.above = x, y, y > height
+        self.distance = np.abs(y - height) / (y + height)
         # For independent rows this is enough to reach the lines of nearly all resamples; a failed check doubles it.
-        self.kept = min(int(2 * len(x) ** (2 / 3)) + 10, len(x))
+        self._keep(int(2 * len(x) ** (2 / 3)) + 10)
+
+    def _keep(self, num_rows: int) -> None:
+        self.kept = min(num_rows, len(self.x))
+        near = np.arange(len(self.x))
+        if self.kept < len(self.x):
+            near = np.sort(np.argpartition(self.distance, self.kept - 1)[: self.kept])
+        self.near = near[np.argsort(self.distance[near], kind="stable")]
+        self.far = np.ones(len(self.x), dtype=np.bool_)
+        self.far[near] = False
 
     def walk(self, quantile: float, weights: Array, start: Start) -> Start:
-        """As the function `walk`; the weights are in the order in which the rows were given."""
-        weights = weights[self.order]
-        rate = np.where(self.above, -quantile, 1 - quantile) * weights
+        """As the function `walk`."""
         while True:
-            near, far = slice(0, self.kept), slice(self.kept, None)
-            tilt = float(np.sum(rate[far])), float(rate[far] @ self.x[far])
-            found, bounded = _walk_to_vertex(self.x[near], self.y[near], quantile, weights[near], start, tilt)
-            if self.kept == len(self.x) or (bounded and self._still_apart(found)):
+            rate = self._rate(quantile, weights)
+            tilt = float(np.sum(rate)), float(rate @ self.x)
+            found, bounded = self._walk_near(quantile, weights[self.near], start, tilt)
+            if self.kept == len(self.x) or (bounded and self._still_apart(found, self.far)):
                 return found
-            self.kept = min(2 * self.kept, len(self.x))
+            self._keep(2 * self.kept)
 
-    def _still_apart(self, line: Start) -> bool:
-        x, y, above = (part[self.kept :] for part in (self.x, self.y, self.above))
+    def walk_all(self, quantile: float, weights: Array, counts: Counts, start: Start) -> Array:
+        """As `walk`, for each row of counts that multiply the weights; one (intercept, slope) per row.
+
+        No walk looks at the far rows: their sums are found for all counts together, and only those of them that a line
+        meets first are checked.
+        """
+        found: list[Start] = []
+        tilts, first = np.zeros((0, 2)), self.far
+        while len(found) < len(counts):
+            if not len(tilts):
+                rate = self._rate(quantile, weights)
+                tilts = sums(counts, np.stack([rate, rate * self.x], axis=1))
+                first = self._met_first()
+            number = len(found)
+            again = weights[self.near] * counts[number, self.near]
+            line, bounded = self._walk_near(quantile, again, start, (float(tilts[number, 0]), float(tilts[number, 1])))
+            if self.kept == len(self.x) or (bounded and self._still_apart(line, first)):
+                found.append(line)
+            else:
+                self._keep(2 * self.kept)
+                tilts = tilts[:0]
+        return np.array(found)
+
+    def _walk_near(self, quantile: float, weights: Array, start: Start, tilt: Start) -> tuple[Start, bool]:
+        return _walk_to_vertex(self.x[self.near], self.y[self.near], quantile, weights, start, tilt)
+
+    def _rate(self, quantile: float, weights: Array) -> Array:
+        """How fast the loss of each far row changes as the line rises; zero for near rows."""
+        rate = np.where(self.above, -quantile, 1 - quantile) * weights
+        rate[self.near] = 0.0
+        return np.asarray(rate)
+
+    def _met_first(self) -> Codes:
+        """The far rows among which a line first meets one: the corners of those above and of those below."""
+        above, below = np.flatnonzero(self.far & self.above), np.flatnonzero(self.far & ~self.above)
+        corners = [part[outermost(self.x[part], sign * self.y[part])] for part, sign in ((above, -1), (below, 1))]
+        return np.concatenate(corners)
+
+    def _still_apart(self, line: Start, rows: npt.NDArray[np.bool_] | Codes) -> bool:
+        """Whether each of these rows is on its side of the line."""
+        x, y, above = self.x[rows], self.y[rows], self.above[rows]
         height = line[0] + line[1] * x
         distance = np.where(above, y - height, height - y)
         return bool((distance > TOUCHING * (height + y)).all())
