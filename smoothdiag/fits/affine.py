@@ -63,7 +63,14 @@ def pinball(residual: Array, quantile: float) -> Array:
     return np.maximum(quantile * residual, (quantile - 1) * residual)
 
 
-def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = None, start: Line | None = None) -> Line:
+def quantile_line(
+    x: Array,
+    y: Array,
+    quantile: float,
+    weights: Array | None = None,
+    start: Line | None = None,
+    is_close: bool = False,
+) -> Line:
     """Line below which a share `quantile` of the rows lies, with intercept and slope at zero or above.
 
     Minimises the weighted sum of pinball losses. Without a start, HiGHS solves the linear programme (on evenly spaced
@@ -75,7 +82,8 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
         y: smoothness, positive.
         quantile: level in (0, 1).
         weights: weight of each row; None computes `relative_weights`.
-        start: a line believed to be close.
+        start: a line to begin with.
+        is_close: whether the start is as good as found: hardly any row lies between the two lines.
 
     Returns:
         Line: the exact minimiser; one of them if several lines tie.
@@ -93,7 +101,7 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
         begin = _solve_dual(xs[some], ys[some], quantile, scaled[some])
     else:
         begin = Line(start.intercept / y_unit, start.slope * x_unit / y_unit)
-    intercept, slope = walk(xs, ys, quantile, scaled, begin)
+    intercept, slope = walk(xs, ys, quantile, scaled, begin, is_close)
     return Line(intercept * y_unit, slope * y_unit / x_unit)
 
 

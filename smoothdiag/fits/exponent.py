@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from smoothdiag.fits.affine import Line, pinball, quantile_line
+from smoothdiag.fits.affine import Line, pinball
 from smoothdiag.fits.base import Array, Interval
 from smoothdiag.fits.intervals import percentile_interval
-from smoothdiag.fits.models import EXACT, EXPONENT_RANGE, EXPONENT_STEPS
+from smoothdiag.fits.models import EXACT, EXPONENT_RANGE, EXPONENT_STEPS, power_line
 from smoothdiag.fits.resamples import Counts, sums
 
 COARSE = 0.1  # Above this exponent of the grid its steps are twice as wide, because powers there differ less.
@@ -45,16 +45,16 @@ def exponent_interval(
         return NOT_FOUND
     grid = _grid(estimate)
     z = x / float(np.median(x))
-    lines = [Line(float(np.median(y)), 0.0)]
-    for rho in grid:
-        lines.append(quantile_line(z**rho, y, quantile, weights, start=lines[-1]))
+    lines: dict[float, Line] = {}
+    for rho in grid.tolist():
+        power_line(z, y, quantile, weights, rho, lines)
     # Losses within rounding are ties; the exponent nearest to the estimate takes them.
     nearest = np.argsort(np.abs(grid - estimate), kind="stable")
 
     def losses(rows: slice) -> Array:
         """Loss of each row under the lines of all exponents, and its weighted smoothness."""
         at, height, weight = z[rows], y[rows], weights[rows]
-        under = [weight * pinball(height - lines[number + 1](at ** grid[number]), quantile) for number in nearest]
+        under = [weight * pinball(height - lines[rho](at**rho), quantile) for rho in grid[nearest].tolist()]
         return np.stack([*under, weight * height], axis=1)
 
     found = sums(counts, losses)

@@ -17,6 +17,7 @@ NUM_BLOCKS = 6
 FIRST_TEST = 2  # The first score is taken after a third of the run.
 MIN_ROWS = 24
 EXACT = 1e-9  # Relative losses below this are rounding: the model reproduces the rows.
+CLOSE = 0.06  # Exponents that differ by no more than this have nearly the same best curve.
 TIED = 1e-12  # Relative differences of sums below this are rounding.
 # Most rows on which a shape is searched for: with as many, an exponent scatters by less than a step of its grid.
 SEARCHED = 50_000
@@ -76,19 +77,47 @@ def fit_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
 
 
 def _best_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
-    start = Line(float(np.median(y)), 0.0)
     best, least = Curve(0.0, 0.0, 0.0), np.inf
+    found: dict[float, Line] = {}
     for step, reach in zip(EXPONENT_STEPS, (None, *EXPONENT_STEPS), strict=False):
         low, high = EXPONENT_RANGE if reach is None else (best.exponent - reach, best.exponent + reach)
-        for exponent in np.arange(round(low / step), round(high / step) + 1) * step:
+        for exponent in (np.arange(round(low / step), round(high / step) + 1) * step).tolist():
             if exponent < EXPONENT_STEPS[-1] or least <= EXACT * float(weights @ y):
                 continue
-            z = x**exponent
-            line = quantile_line(z, y, quantile, weights, start=start)
-            loss = float(weights @ pinball(y - line(z), quantile))
+            line = power_line(x, y, quantile, weights, exponent, found)
+            loss = float(weights @ pinball(y - line(x**exponent), quantile))
             if loss < least:
-                best, least = Curve(line.intercept, line.slope, float(exponent)), loss
+                best, least = Curve(line.intercept, line.slope, exponent), loss
     return best
+
+
+def power_line(x: Array, y: Array, quantile: float, weights: Array, exponent: float, found: dict[float, Line]) -> Line:
+    """The quantile line in x ** exponent, from the line of the nearest exponent so far, and a note of it among these.
+
+    Args:
+        x: gradient norms in units that make them about one.
+        y: smoothness.
+        quantile: level of the line.
+        weights: weight of each row.
+        exponent: the power.
+        found: lines by exponent.
+    """
+    start, is_close = Line(float(np.median(y)), 0.0), False
+    if found:
+        nearest = min(found, key=lambda one: abs(one - exponent))
+        start, is_close = _bent(found[nearest], nearest, exponent, x), abs(nearest - exponent) <= CLOSE
+    found[exponent] = quantile_line(x**exponent, y, quantile, weights, start, is_close)
+    return found[exponent]
+
+
+def _bent(line: Line, exponent: float, other: float, x: Array) -> Line:
+    """The line in x ** other that meets the line in x ** exponent where x is the 10% and the 90% quantile."""
+    at = np.quantile(x, [0.1, 0.9])
+    heights, places = line(at**exponent), at**other
+    if not places[1] > places[0]:
+        return line
+    slope = float((heights[1] - heights[0]) / (places[1] - places[0]))
+    return Line(max(float(heights[0] - slope * places[0]), 0.0), slope)
 
 
 class Steps(NamedTuple):

@@ -108,10 +108,20 @@ def step_blocks(step: Array, run: Array, num_blocks: int) -> list[Indices]:
 
     Each run gets a share of `num_blocks` in proportion to its number of rows, and at least one block.
     """
+    order, sizes = ordered_blocks(step, run, num_blocks)
+    return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def ordered_blocks(step: Array, run: Array, num_blocks: int) -> tuple[Indices, Indices]:
+    """As `step_blocks`: the indices of all blocks, one after the other, and the sizes of the blocks."""
     order = np.lexsort((step, run))
-    runs = np.split(order, np.flatnonzero(np.diff(run[order])) + 1)
-    shares = [max(1, round(num_blocks * len(rows) / len(run))) for rows in runs]
-    return [block for rows, share in zip(runs, shares, strict=True) for block in np.array_split(rows, share)]
+    ends = np.append(np.flatnonzero(np.diff(run[order])) + 1, len(order))
+    sizes: list[Indices] = []
+    for length in np.diff(ends, prepend=0).tolist():
+        share = max(1, round(num_blocks * length / len(run)))
+        size, larger = divmod(length, share)
+        sizes.append(np.repeat([size + 1, size], [larger, share - larger]))
+    return order, np.concatenate(sizes)
 
 
 def as_frame(data: object) -> pd.DataFrame:

@@ -22,7 +22,7 @@ MANY = 3000  # Rows from which keeping only some of them is faster.
 Start = tuple[float, float]
 
 
-def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start) -> Start:
+def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start, is_close: bool = False) -> Start:
     """Intercept and slope that minimise the weighted pinball loss of all rows, both at zero or above.
 
     Args:
@@ -31,12 +31,15 @@ def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start) -> S
         quantile: level in (0, 1).
         weights: weight of each row, zero or above.
         start: intercept and slope of the line where the walk begins.
+        is_close: whether hardly any row lies between the start and the minimum; it saves time if this is true.
 
     Source: Portnoy and Koenker, 1997, section 5, for summing up the far rows.
     """
     n = len(x)
     if n <= MANY:
         return _walk_to_vertex(x, y, quantile, weights, start)[0]
+    if is_close:
+        return Neighbours(x, y, start).walk(quantile, weights, start)
     some = slice(None, None, max(1, int(n ** (1 / 3) / 2)))
     near = walk(x[some], y[some], quantile, weights[some], start)
     return Neighbours(x, y, near).walk(quantile, weights, near)
@@ -136,14 +139,16 @@ def _walk_to_vertex(
         tuple[Start, bool]: the minimiser, and whether there is one: with a tilt the loss may fall for ever.
     """
     a, b = start
+    scale = float(weights @ np.abs(x)) + float(np.sum(weights))
     for _ in range(MAX_PIVOTS):
-        residual = y - a - b * x
-        touching = np.abs(residual) <= TOUCHING * (a + b * x + y)
-        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b), tilt)
+        rise = b * x
+        residual = y - a - rise
+        touching = np.abs(residual) <= TOUCHING * (a + rise + y)
+        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b), tilt, scale)
         if direction is None:
             return (float(a), float(b)), True
         da, db = direction
-        length = _line_search(residual[~touching], (da + db * x)[~touching], weights[~touching], descent)
+        length = _line_search(residual, da + db * x, ~touching, weights, descent)
         to_zero = min((-v / change for v, change in ((a, da), (b, db)) if change < 0), default=np.inf)
         if to_zero <= length:  # A step that ends on a bound ends exactly there, not a rounding error away.
             if to_zero == np.inf:
@@ -165,6 +170,7 @@ def _steepest_kink(
     weights: Array,
     at: Start,
     tilt: Start,
+    scale: float,
 ) -> tuple[Start | None, float]:
     """The direction along a kink or an axis in which the loss falls fastest, and its (negative) rate."""
     signs = np.where(touching, 0.0, np.where(residual > 0, quantile, quantile - 1)) * weights
@@ -189,7 +195,6 @@ def _steepest_kink(
     ]
     da, db, rate = (np.concatenate(parts) for parts in zip(*directions, strict=True))
     feasible = ((at[0] > 0) | (da >= 0)) & ((at[1] > 0) | (db >= 0))
-    scale = float(weights @ (np.abs(x))) + float(np.sum(weights))
     size = np.abs(da) + np.abs(db)
     merit = np.where(feasible, rate / size, 0.0)
     best = int(np.argmin(merit))
@@ -198,9 +203,11 @@ def _steepest_kink(
     return (float(da[best]), float(db[best])), float(rate[best])
 
 
-def _line_search(residual: Array, movement: Array, weights: Array, descent: float) -> float:
+def _line_search(
+    residual: Array, movement: Array, apart: npt.NDArray[np.bool_], weights: Array, descent: float
+) -> float:
     """Length along a descent direction at which the loss stops falling (a weighted quantile of crossings)."""
-    moving = residual * movement > 0
+    moving = (residual * movement > 0) & apart
     crossings = residual[moving] / movement[moving]
     gains = weights[moving] * np.abs(movement[moving])
     order = np.argsort(crossings)
