@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from smoothdiag.fits.base import Array
 from smoothdiag.fits.hull import outermost
-from smoothdiag.fits.resamples import Codes, Counts, sums
+from smoothdiag.fits.resamples import Counts, sums
 
 # A residual below this share of height plus smoothness is rounding: the line passes through the point.
 TOUCHING = 1e-11
@@ -20,6 +20,7 @@ MAX_PIVOTS = 10_000
 MANY = 3000  # Rows from which keeping only some of them is faster.
 
 Start = tuple[float, float]
+Mask = npt.NDArray[np.bool_]
 
 
 def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start, is_close: bool = False) -> Start:
@@ -76,7 +77,7 @@ class Neighbours:
             rate = self._rate(quantile, weights)
             tilt = float(np.sum(rate)), float(rate @ self.x)
             found, bounded = self._walk_near(quantile, weights[self.near], start, tilt)
-            if self.kept == len(self.x) or (bounded and self._still_apart(found, self.far)):
+            if self.kept == len(self.x) or (bounded and self._still_apart(found)):
                 return found
             self._keep(2 * self.kept)
 
@@ -87,20 +88,16 @@ class Neighbours:
         meets first are checked.
         """
         found: list[Start] = []
-        tilts, first = np.zeros((0, 2)), self.far
+        tilts, first = self._sums(quantile, weights, counts), self._met_first()
         while len(found) < len(counts):
-            if not len(tilts):
-                rate = self._rate(quantile, weights)
-                tilts = sums(counts, np.stack([rate, rate * self.x], axis=1))
-                first = self._met_first()
             number = len(found)
             again = weights[self.near] * counts[number, self.near]
             line, bounded = self._walk_near(quantile, again, start, (float(tilts[number, 0]), float(tilts[number, 1])))
-            if self.kept == len(self.x) or (bounded and self._still_apart(line, first)):
+            if self.kept == len(self.x) or (bounded and _apart(line, *first).all()):
                 found.append(line)
             else:
                 self._keep(2 * self.kept)
-                tilts = tilts[:0]
+                tilts, first = self._sums(quantile, weights, counts), self._met_first()
         return np.array(found)
 
     def _walk_near(self, quantile: float, weights: Array, start: Start, tilt: Start) -> tuple[Start, bool]:
@@ -112,18 +109,27 @@ class Neighbours:
         rate[self.near] = 0.0
         return np.asarray(rate)
 
-    def _met_first(self) -> Codes:
-        """The far rows among which a line first meets one: the corners of those above and of those below."""
+    def _sums(self, quantile: float, weights: Array, counts: Counts) -> Array:
+        """Slopes of the loss of the far rows in intercept and slope, for all counts."""
+        rate = self._rate(quantile, weights)
+        return sums(counts, np.stack([rate, rate * self.x], axis=1))
+
+    def _still_apart(self, line: Start) -> bool:
+        return bool((_apart(line, self.x, self.y, self.above) | ~self.far).all())
+
+    def _met_first(self) -> tuple[Array, Array, Mask]:
+        """The far rows of which a line meets one first: the corners of those above and of those below it."""
         above, below = np.flatnonzero(self.far & self.above), np.flatnonzero(self.far & ~self.above)
         corners = [part[outermost(self.x[part], sign * self.y[part])] for part, sign in ((above, -1), (below, 1))]
-        return np.concatenate(corners)
+        rows = np.concatenate(corners)
+        return self.x[rows], self.y[rows], self.above[rows]
 
-    def _still_apart(self, line: Start, rows: npt.NDArray[np.bool_] | Codes) -> bool:
-        """Whether each of these rows is on its side of the line."""
-        x, y, above = self.x[rows], self.y[rows], self.above[rows]
-        height = line[0] + line[1] * x
-        distance = np.where(above, y - height, height - y)
-        return bool((distance > TOUCHING * (height + y)).all())
+
+def _apart(line: Start, x: Array, y: Array, above: Mask) -> Mask:
+    """Whether each row is on its side of the line."""
+    height = line[0] + line[1] * x
+    distance = np.where(above, y - height, height - y)
+    return np.asarray(distance > TOUCHING * (height + y))
 
 
 def _walk_to_vertex(
@@ -165,7 +171,7 @@ def _walk_to_vertex(
 def _steepest_kink(
     x: Array,
     residual: Array,
-    touching: npt.NDArray[np.bool_],
+    touching: Mask,
     quantile: float,
     weights: Array,
     at: Start,
@@ -203,9 +209,7 @@ def _steepest_kink(
     return (float(da[best]), float(db[best])), float(rate[best])
 
 
-def _line_search(
-    residual: Array, movement: Array, apart: npt.NDArray[np.bool_], weights: Array, descent: float
-) -> float:
+def _line_search(residual: Array, movement: Array, apart: Mask, weights: Array, descent: float) -> float:
     """Length along a descent direction at which the loss stops falling (a weighted quantile of crossings)."""
     moving = (residual * movement > 0) & apart
     crossings = residual[moving] / movement[moving]
