@@ -69,13 +69,12 @@ def _blocks(rng: np.random.Generator, n: int, block_length: float) -> Counts:
     begins = rng.integers(0, n, size=n)[at]
     ends = begins + np.diff(at, append=n)
     # A block adds one from its begin on and takes it back at its end; what wraps around begins again at zero.
-    change = np.zeros(n + 1, dtype=np.int16)
-    np.add.at(change, begins, 1)
-    np.subtract.at(change, np.minimum(ends, n), 1)
+    change = np.bincount(begins, minlength=n + 1)
+    change -= np.bincount(np.minimum(ends, n), minlength=n + 1)
     wrapped = ends[ends > n] - n
     np.subtract.at(change, wrapped, 1)
     change[0] += len(wrapped)
-    return np.cumsum(change[:n], dtype=np.int16).astype(np.uint8)
+    return np.cumsum(change[:n]).astype(np.uint8)
 
 
 def with_all(counts: Counts) -> Counts:
