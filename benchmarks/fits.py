@@ -1,11 +1,14 @@
 """What a fit costs: the whole fit of a long run, and one quantile line beside statsmodels' QuantReg.
 
 OMP_NUM_THREADS=1 python benchmarks/fits.py         # a minute; the comparison needs statsmodels
+OMP_NUM_THREADS=1 python benchmarks/fits.py --large # 100,000 and 1,000,000 rows as a probe writes them, with memory
 """
 
 import argparse
 import importlib.util
+import multiprocessing
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -44,6 +47,35 @@ def whole_fit(num_steps: int, repetitions: int) -> str:
     return f"{num_steps:>8}{statistics.median(taken):>10.2f}{min(taken):>10.2f}{max(taken):>10.2f}"
 
 
+def path_rows(num_steps: int, kind: str) -> pd.DataFrame:
+    """Returns the rows of a probe: one per step, or for "groups" four; "batches" adds the columns of fixed batches."""
+    x, y = run_of(num_steps // 4 if kind == "groups" else num_steps)
+    frame = pd.DataFrame({"step": 20 * np.arange(len(x)), "grad_norm": x, "smoothness": y, "step_norm": 0.05 * x})
+    noise = 0.1 * np.random.default_rng(1).standard_normal(len(x))
+    frame = frame.assign(
+        group="all", estimator="path", param_norm=30.0, loss=2 + np.log1p(x) + noise, lr=0.05,
+        saturation=0.05 * y / (2 + 0.05 * y), noise_floor=1e-4 * y, status="ok", data="fixed", num_grads=2, num_hvps=0,
+        seconds=0.01, device="cpu", dtype="float32",
+    )  # fmt: skip
+    if kind == "batches":
+        frame = frame.assign(grad_variance=(0.1 * x) ** 2, data_step=0)
+    if kind == "groups":
+        parts = [frame.assign(group=name) for name in ("all", "a", "b", "c")]
+        frame = pd.concat(parts).sort_values("step", kind="stable", ignore_index=True)
+    return frame
+
+
+def large_fit(num_rows: int, kind: str) -> str:
+    """Runs in a process of its own, whose largest memory is then that of the fit."""
+    frame = path_rows(num_rows, kind)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.process_time()
+    wall = seconds(lambda: fit_smoothness(frame))
+    processor = time.process_time() - begin
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return f"{num_rows:>9}{kind:>10}{wall:>10.1f}{processor:>10.1f}{more:>10.0f}"
+
+
 def beside_statsmodels(num_steps: int, rounds: int) -> str:
     """Both minimise the same weighted loss: QuantReg is given the rows times their weights."""
     from statsmodels.regression.quantile_regression import QuantReg
@@ -76,8 +108,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--large", action="store_true", help="long runs alone, each in a process of its own")
     arguments = parser.parse_args()
     print(f"{date.today()}, Python {platform.python_version()}, numpy {np.__version__}")
+    if arguments.large:
+        print(f"\n{'rows':>9}{'kind':>10}{'wall [s]':>10}{'CPU [s]':>10}{'MiB more':>10}")
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            for num_rows in (5000, 50_000, 100_000, 1_000_000):
+                for kind in ("plain", "batches", "groups"):
+                    print(pool.apply(large_fit, (num_rows, kind)), flush=True)
+        return
     print(f"\nwhole fit with intervals [s], goal {GOAL:g} at 50,000 rows")
     print(f"{'rows':>8}{'median':>10}{'least':>10}{'most':>10}")
     for num_steps in (1000, 5000, 50_000):

@@ -18,6 +18,7 @@ from smoothdiag.fits import (
     checks,
     errors,
     hessian,
+    hull,
     intervals,
     lossgap,
     models,
@@ -146,10 +147,11 @@ def fit_smoothness(
     )
 
     known = rows.saturation[~np.isnan(rows.saturation)]
+    corners = hull.upper_hull(x, y)
     lines = {f"{q:g}": affine.quantile_line(x, y, q, weights, start=line) for q in PATH}
-    lines |= {"hard": affine.hard_envelope(x, y, weights), "mean": affine.least_squares(x, y)}
+    lines |= {"hard": affine.hard_envelope(x, y, weights, corners), "mean": affine.least_squares(x, y)}
     height = line(x)
-    slopes, intercepts = affine.frontier(affine.upper_hull(x, y))
+    slopes, intercepts = affine.frontier(corners)
     return SmoothnessFit(
         L0=scale.intercept(line.intercept),
         L1=scale.slope(line.slope),

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import linprog, nnls
 
 from smoothdiag.fits.base import Array
+from smoothdiag.fits.hull import upper_hull
 from smoothdiag.fits.walk import walk
 
 START_ROWS = 250  # Most rows of the linear programme that finds a start: on more rows the walk is faster.
@@ -47,9 +48,13 @@ def relative_weights(x: Array, y: Array) -> Array:
         Array: weights such that `weights * y` has no units and is about 1 in the middle of the cloud.
     """
     num_bins = max(1, int(np.sqrt(len(x))))
+    size, larger = divmod(len(x), num_bins)
+    order = np.argsort(x, kind="stable")
     weights = np.empty_like(y)
-    for rows in np.array_split(np.argsort(x, kind="stable"), num_bins):
-        weights[rows] = 1 / np.median(y[rows])
+    # Bins are as equal as they can be: the first ones hold one row more.
+    for rows, width in ((order[: larger * (size + 1)], size + 1), (order[larger * (size + 1) :], size)):
+        bins = rows.reshape(-1, width)
+        weights[bins] = 1 / np.median(y[bins], axis=1, keepdims=True)
     return weights
 
 
@@ -58,7 +63,14 @@ def pinball(residual: Array, quantile: float) -> Array:
     return np.maximum(quantile * residual, (quantile - 1) * residual)
 
 
-def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = None, start: Line | None = None) -> Line:
+def quantile_line(
+    x: Array,
+    y: Array,
+    quantile: float,
+    weights: Array | None = None,
+    start: Line | None = None,
+    is_close: bool = False,
+) -> Line:
     """Line below which a share `quantile` of the rows lies, with intercept and slope at zero or above.
 
     Minimises the weighted sum of pinball losses. Without a start, HiGHS solves the linear programme (on evenly spaced
@@ -70,7 +82,8 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
         y: smoothness, positive.
         quantile: level in (0, 1).
         weights: weight of each row; None computes `relative_weights`.
-        start: a line believed to be close.
+        start: a line to begin with.
+        is_close: whether the start is as good as found: hardly any row lies between the two lines.
 
     Returns:
         Line: the exact minimiser; one of them if several lines tie.
@@ -88,7 +101,7 @@ def quantile_line(x: Array, y: Array, quantile: float, weights: Array | None = N
         begin = _solve_dual(xs[some], ys[some], quantile, scaled[some])
     else:
         begin = Line(start.intercept / y_unit, start.slope * x_unit / y_unit)
-    intercept, slope = walk(xs, ys, quantile, scaled, begin)
+    intercept, slope = walk(xs, ys, quantile, scaled, begin, is_close)
     return Line(intercept * y_unit, slope * y_unit / x_unit)
 
 
@@ -122,30 +135,6 @@ def least_squares(x: Array, y: Array, *, nonnegative: bool = True) -> Line:
     return Line(float(solution[0]) * y_unit, float(solution[1]) * y_unit / x_unit)
 
 
-def upper_hull(x: Array, y: Array) -> Array:
-    """Corners of the cloud that determine its frontier, as rows (x, y) in order of falling x.
-
-    They are the corners of the upper left part of the convex hull, from the smallest gradient norm to the largest
-    smoothness.
-    """
-    order = np.lexsort((-y, x))
-    hull: list[tuple[float, float]] = []
-    for px, py in zip(x[order].tolist(), y[order].tolist(), strict=True):
-        if hull and px == hull[-1][0]:
-            continue
-        while len(hull) > 1 and _bends_up(hull[-2], hull[-1], (px, py)):
-            hull.pop()
-        hull.append((px, py))
-    peak = int(np.argmax([py for _, py in hull]))
-    return np.array(hull[: peak + 1][::-1])
-
-
-def _bends_up(first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]) -> bool:
-    left = (middle[1] - first[1]) * (last[0] - middle[0])
-    right = (last[1] - middle[1]) * (middle[0] - first[0])
-    return left <= right
-
-
 def frontier(hull: Array, L1: Array | None = None) -> tuple[Array, Array]:
     """The smallest L0 that covers every row, as a function of L1: max(y - L1 x), at zero or above.
 
@@ -170,12 +159,14 @@ def frontier(hull: Array, L1: Array | None = None) -> tuple[Array, Array]:
     return L1, L0
 
 
-def hard_envelope(x: Array, y: Array, weights: Array | None = None) -> Line:
+def hard_envelope(x: Array, y: Array, weights: Array | None = None, hull: Array | None = None) -> Line:
     """Line above every row with the least weighted mean height; it describes the rows, and rises with their number.
+
+    The hull may come from `upper_hull`, where it is known already.
 
     Units: as `Line`.
     """
     weights = relative_weights(x, y) if weights is None else weights
-    slopes, intercepts = frontier(upper_hull(x, y))
+    slopes, intercepts = frontier(upper_hull(x, y) if hull is None else hull)
     best = int(np.argmin(intercepts * np.mean(weights) + slopes * np.mean(weights * x)))
     return Line(float(intercepts[best]), float(slopes[best]))

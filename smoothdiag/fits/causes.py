@@ -25,7 +25,7 @@ from smoothdiag.fits.correlations import (
 )
 from smoothdiag.fits.errors import MIN_KNOWN
 from smoothdiag.fits.intervals import dependence
-from smoothdiag.fits.rows import Indices, Rows, step_blocks
+from smoothdiag.fits.rows import Indices, Rows, ordered_blocks
 from smoothdiag.fits.verdict import FLAT, MIN_GAIN, STRAIGHT, rises
 
 MAX_OF_BATCH = 0.25  # Part of the correlation that the batches may account for at most.
@@ -230,12 +230,13 @@ def _short_lived(heights: Array, y: Array, step: Array, run: Array, name: str) -
 
 
 def _at_scale(pairs: Array, step: Array, runs: Array, size: int, by_chance: float) -> _Scale:
-    blocks = step_blocks(step, runs, len(step) // size)
-    means = np.array([np.mean(pairs[:, block], axis=1) for block in blocks])
-    a, b = np.concatenate([pairs[:, block] - m[:, np.newaxis] for block, m in zip(blocks, means, strict=True)], axis=1)
+    order, sizes = ordered_blocks(step, runs, len(step) // size)
+    begins, inner = np.cumsum(sizes) - sizes, pairs[:, order]
+    means = np.add.reduceat(inner, begins, axis=1) / sizes
+    a, b = inner - np.repeat(means, sizes, axis=1)
     inside = float(a @ b) / max(float(a @ a), 1e-18)
-    run = np.array([runs[block[0]] for block in blocks])
-    rest, freedom = [], len(blocks) - 1
+    means, run = means.T, runs[order[begins]]
+    rest, freedom = [], len(sizes) - 1
     for number in np.unique(run):  # A drift over the run is no matter of this test: its trend is taken out.
         part = means[run == number]
         time = np.vander(np.arange(len(part)), min(2, len(part)))

@@ -79,7 +79,8 @@ def rank_correlations(x: Array, y: Array, time: Array) -> tuple[float, float]:
         tuple[float, float]: both NaN if x or y is constant. The second is also NaN if x or y follows time so
         closely that nothing is left to correlate.
     """
-    xy, xt, yt = _correlation(x, y), _correlation(x, time), _correlation(y, time)
+    ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (x, y, time)]
+    xy, xt, yt = (_correlation(ranks[i], ranks[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
     if np.isnan(xy) or np.isnan(xt):
         return xy, xy
     if max(abs(xt), abs(yt)) > TIED_TO_TIME:
@@ -87,8 +88,7 @@ def rank_correlations(x: Array, y: Array, time: Array) -> tuple[float, float]:
     return xy, float((xy - xt * yt) / np.sqrt((1 - xt**2) * (1 - yt**2)))
 
 
-def _correlation(a: Array, b: Array) -> float:
-    u, v = rankdata(a) - (len(a) + 1) / 2, rankdata(b) - (len(b) + 1) / 2
+def _correlation(u: Array, v: Array) -> float:
     size = np.sqrt(float(u @ u) * float(v @ v))
     return float(u @ v / size) if size > 0 else np.nan
 

@@ -14,6 +14,7 @@ from smoothdiag.fits.rows import Rows
 
 ADDED = (0.5, 1.0, 1.5, 2.0)  # Variance of the added errors, in units of the variance of the recorded errors.
 NUM_SIMULATIONS = 10  # For each added variance; the mean of their lines is extrapolated.
+MOST_SIMULATED = 500_000  # Rows of all simulations of one variance: more rows need fewer simulations for the same mean.
 MIN_KNOWN = 0.9  # Share of the rows whose error must be known.
 MAX_DEVIATION = 0.5  # Median error beyond which a parabola cannot be extrapolated back to no error.
 MIN_DEVIATION = 1e-3  # Median error below which there is nothing to correct.
@@ -71,10 +72,11 @@ def extrapolate(x: Array, y: Array, deviation: Array, line: Line, quantile: floa
 
     Source: Cook and Stefanski, 1994, simulation-extrapolation.
     """
-    noise = np.random.default_rng(seed).standard_normal((NUM_SIMULATIONS, len(x)))
+    simulations = max(1, min(NUM_SIMULATIONS, MOST_SIMULATED // len(x)))
+    noise = np.random.default_rng(seed).standard_normal((simulations, len(x)))
     lines = [quantile_line(x, y, quantile, relative_weights(x, y), start=line)]
     for added in ADDED:
-        spread = [x * np.exp(np.sqrt(added) * deviation * one) for one in noise]
+        spread = (x * np.exp(np.sqrt(added) * deviation * one) for one in noise)
         found = np.array([quantile_line(z, y, quantile, relative_weights(z, y), start=line) for z in spread])
         lines.append(Line(*np.mean(found, axis=0).tolist()))
     variance = np.array([0.0, *ADDED])

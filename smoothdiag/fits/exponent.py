@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from smoothdiag.fits.affine import Line, pinball, quantile_line
+from smoothdiag.fits.affine import Line, pinball
 from smoothdiag.fits.base import Array, Interval
-from smoothdiag.fits.intervals import Counts, percentile_interval
-from smoothdiag.fits.models import EXACT, EXPONENT_RANGE, EXPONENT_STEPS
+from smoothdiag.fits.intervals import percentile_interval
+from smoothdiag.fits.models import EXACT, EXPONENT_RANGE, EXPONENT_STEPS, power_line
+from smoothdiag.fits.resamples import Counts, sums
 
 COARSE = 0.1  # Above this exponent of the grid its steps are twice as wide, because powers there differ less.
 WIDE_FROM = 1.3
@@ -31,7 +32,7 @@ def exponent_interval(
         y: smoothness.
         weights: weight of each row.
         quantile: level of the model.
-        counts: from `intervals.stationary_counts`.
+        counts: from `resamples.stationary_counts`.
         estimate: exponent of the best power for all rows; the interval holds it.
         freedom: from `intervals.degrees_of_freedom`.
 
@@ -44,15 +45,21 @@ def exponent_interval(
         return NOT_FOUND
     grid = _grid(estimate)
     z = x / float(np.median(x))
-    losses, line = np.empty((len(grid), len(x))), Line(float(np.median(y)), 0.0)
-    for number, rho in enumerate(grid):
-        line = quantile_line(z**rho, y, quantile, weights, start=line)
-        losses[number] = weights * pinball(y - line(z**rho), quantile)
+    lines: dict[float, Line] = {}
+    for rho in grid.tolist():
+        power_line(z, y, quantile, weights, rho, lines)
     # Losses within rounding are ties; the exponent nearest to the estimate takes them.
     nearest = np.argsort(np.abs(grid - estimate), kind="stable")
-    sums = counts.astype(np.float64) @ losses[nearest].T
-    scale = EXACT * (counts @ (weights * y))[:, np.newaxis]
-    found = grid[nearest][np.argmin(np.where(sums <= np.min(sums, axis=1, keepdims=True) + scale, 0, 1), axis=1)]
+
+    def losses(rows: slice) -> Array:
+        """Loss of each row under the lines of all exponents, and its weighted smoothness."""
+        at, height, weight = z[rows], y[rows], weights[rows]
+        under = [weight * pinball(height - lines[rho](at**rho), quantile) for rho in grid[nearest].tolist()]
+        return np.stack([*under, weight * height], axis=1)
+
+    found = sums(counts, losses)
+    total, scale = found[:, :-1], EXACT * found[:, -1:]
+    found = grid[nearest][np.argmin(np.where(total <= np.min(total, axis=1, keepdims=True) + scale, 0, 1), axis=1)]
     return percentile_interval(found, estimate, freedom)
 
 

@@ -12,7 +12,8 @@ from smoothdiag.fits.affine import Line
 from smoothdiag.fits.artefacts import MIN_POINTS
 from smoothdiag.fits.base import Array, Flag, HessianCheck, Interval
 from smoothdiag.fits.correlations import correlate, rank_correlations
-from smoothdiag.fits.intervals import Counts, dependence, percentile_interval, resampled_quantile
+from smoothdiag.fits.intervals import dependence, percentile_interval
+from smoothdiag.fits.resamples import Counts, resampled_quantile, sums, with_all
 from smoothdiag.fits.rows import Rows
 from smoothdiag.fits.text import number
 from smoothdiag.fits.verdict import CONSTANT_RISE, FLAT, has_slope, rises
@@ -71,7 +72,7 @@ def check(
     height = line(x)
     covered = float(np.quantile(x, 0.025)), float(np.quantile(x, 0.975))
     coverage = float(np.mean(y <= height))
-    lifts = resampled_quantile(y / height, quantile, np.vstack([counts, np.ones(len(x))]))
+    lifts = resampled_quantile(y / height, quantile, with_all(counts))
     lift = float(lifts[-1])
     least_lift = percentile_interval(lifts[:-1], lift)[0]
     rising = has_slope(line, L1_interval, bounds)
@@ -102,11 +103,10 @@ def check(
 def _shape(log_height: Array, log_y: Array, counts: Counts, covered: Interval, line: Line | None) -> _Shape:
     """Rise of the Hessian norms over the range covered, from a regression of logarithms on every resample."""
     scale = math.log(covered[1] / covered[0]) if line is None else math.log(max(rises(line, covered), 1.0))
-    weights = np.vstack([counts, np.ones(len(log_y))]).astype(np.float64)
-    size = np.maximum(weights.sum(axis=1), 1.0)
-    mean_u, mean_v = weights @ log_height / size, weights @ log_y / size
-    spread = weights @ log_height**2 / size - mean_u**2
-    slopes = (weights @ (log_height * log_y) / size - mean_u * mean_v) / np.maximum(spread, 1e-18)
+    u, v = log_height, log_y
+    found = sums(with_all(counts), np.stack([np.ones(len(u)), u, v, u**2, u * v], axis=1)).T
+    mean_u, mean_v, mean_uu, mean_uv = found[1:] / np.maximum(found[0], 1.0)
+    slopes = (mean_uv - mean_u * mean_v) / np.maximum(mean_uu - mean_u**2, 1e-18)
     slope = float(slopes[-1])
     u = log_height - np.mean(log_height)
     freedom = dependence(u * (log_y - np.mean(log_y) - slope * u)).num_effective - 2

@@ -11,14 +11,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import norm, t
 
 from smoothdiag.fits.affine import Line
 from smoothdiag.fits.base import Array, Flag, Interval
+from smoothdiag.fits.resamples import Codes, Counts, parts_of, resampled_quantile
 from smoothdiag.fits.walk import TOUCHING, Neighbours
-
-Counts = npt.NDArray[np.int16]
 
 LEVEL = 0.9  # Share of the intervals that should contain the truth.
 MIN_STEPS = 8  # With fewer steps resampling only repeats the rows at hand, and its intervals mean nothing.
@@ -101,19 +99,12 @@ def line_dependence(
     off = np.abs(y - height) > TOUCHING * (y + height)  # For rows on the line, rounding would decide above or below.
     score = np.where(off, weights * (quantile - (y < height)), 0.0)
     distance = np.where(off, np.log(y / height), 0.0)
-    parts = _parts(steps, runs)
+    parts = parts_of(steps, runs)
     found = [_pooled([_means(values[rows], codes) for rows, codes in parts]) for values in (score, score * x, distance)]
     return Dependence(max(d.block_length for d in found), min(d.num_effective for d in found))
 
 
-def _parts(steps: Array, runs: Array | None) -> list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]:
-    """For each run, its rows, and for each of these rows the number of its step within the run."""
-    runs = np.zeros(len(steps)) if runs is None else runs
-    rows = [np.flatnonzero(runs == run) for run in np.unique(runs)]
-    return [(part, np.unique(steps[part], return_inverse=True)[1]) for part in rows]
-
-
-def _means(values: Array, codes: npt.NDArray[np.intp]) -> Array:
+def _means(values: Array, codes: Codes) -> Array:
     return np.asarray(np.bincount(codes, weights=values) / np.bincount(codes))
 
 
@@ -134,45 +125,6 @@ def _pooled(series: list[Array]) -> Dependence:
     return Dependence(block_length, num_effective)
 
 
-def stationary_counts(steps: Array, block_length: float, num_boot: int, seed: int, runs: Array | None = None) -> Counts:
-    """How often each row occurs in each resample of blocks of steps.
-
-    Blocks start anywhere, have geometric lengths with mean `block_length` and wrap around at the end. Rows of one step
-    stay together. Where there are several runs, as many runs are drawn with replacement, and each drawn run gets its
-    own blocks: no block holds steps of two runs.
-
-    Args:
-        steps: step of each row.
-        block_length: mean block length in steps, at least 1.
-        num_boot: number of resamples.
-        seed: the same seed gives the same resamples.
-        runs: number of the run of each row; None if there is one run.
-
-    Returns:
-        Counts: shape (num_boot, rows).
-
-    Source: Politis and Romano, 1994, the stationary bootstrap; for the runs Davison and Hinkley, 1997, section 3.8.
-    """
-    rng = np.random.default_rng(seed)
-    parts = _parts(steps, runs)
-    counts = np.zeros((num_boot, len(steps)), dtype=np.int16)
-    for replicate in range(num_boot):
-        for run in rng.integers(0, len(parts), size=len(parts)) if len(parts) > 1 else (0,):
-            rows, codes = parts[run]
-            counts[replicate, rows] += _blocks(rng, int(codes.max()) + 1, block_length)[codes]
-    return counts
-
-
-def _blocks(rng: np.random.Generator, n: int, block_length: float) -> Counts:
-    """How often each of n steps occurs in one resample."""
-    position = np.arange(n)
-    starts_block = rng.random(n) < 1 / block_length
-    starts_block[0] = True
-    begin = np.maximum.accumulate(np.where(starts_block, position, 0))
-    drawn = (rng.integers(0, n, size=n)[begin] + position - begin) % n
-    return np.bincount(drawn, minlength=n).astype(np.int16)
-
-
 def bootstrap_lines(x: Array, y: Array, weights: Array, line: Line, quantile: float, counts: Counts) -> Array:
     """The quantile line of every resample, as rows (intercept, slope).
 
@@ -184,15 +136,14 @@ def bootstrap_lines(x: Array, y: Array, weights: Array, line: Line, quantile: fl
         weights: weight of each row in the fit, held fixed over the resamples.
         line: the line of the whole sample.
         quantile: level of the line.
-        counts: from `stationary_counts`.
+        counts: from `resamples.stationary_counts`.
 
     Units: columns [f/x^2] and [1/x].
     """
     x_unit, y_unit = float(np.median(x)), float(np.median(y))
     begin = line.intercept / y_unit, line.slope * x_unit / y_unit
     rows = Neighbours(x / x_unit, y / y_unit, begin)
-    found = [rows.walk(quantile, weights * row, begin) for row in counts]
-    return np.array(found) * (y_unit, y_unit / x_unit)
+    return rows.walk_all(quantile, weights, counts, begin) * (y_unit, y_unit / x_unit)
 
 
 def degrees_of_freedom(memory: Dependence, quantile: float, num_runs: int = 1) -> float:
@@ -249,7 +200,7 @@ def line_intervals(
         weights: weight of each row in the fit.
         line: the line of the whole sample.
         quantile: level of the line.
-        counts: from `stationary_counts`.
+        counts: from `resamples.stationary_counts`.
         replicates: from `bootstrap_lines`.
         freedom: from `degrees_of_freedom`.
 
@@ -267,18 +218,10 @@ def line_intervals(
         for (least, most), value in zip((intercepts, slopes), line, strict=True)
     )
     if L0_low <= 0:
-        L1_high = max(L1_high, percentile_interval(resampled_quantile(y / x, quantile, weights * x * counts))[1])
+        L1_high = max(L1_high, percentile_interval(resampled_quantile(y / x, quantile, counts, weights * x))[1])
     if L1_low <= 0:
-        L0_high = max(L0_high, percentile_interval(resampled_quantile(y, quantile, weights * counts))[1])
+        L0_high = max(L0_high, percentile_interval(resampled_quantile(y, quantile, counts, weights))[1])
     return (L0_low, L0_high), (L1_low, L1_high)
-
-
-def resampled_quantile(values: Array, quantile: float, weights: Array) -> Array:
-    """The weighted quantile of the values for each row of weights."""
-    order = np.argsort(values)
-    share = np.cumsum(weights[:, order], axis=1)
-    place = (share >= quantile * share[:, -1:] * (1 - 1e-12)).argmax(axis=1)
-    return np.asarray(values[order][place])
 
 
 def few_runs(num_runs: int) -> Flag | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from smoothdiag.fits import affine, intervals, lossgap
+from smoothdiag.fits import affine, intervals, lossgap, resamples
 from smoothdiag.fits.base import Array, Correction, Interval, ModelScore
 from smoothdiag.fits.ranges import ldexp
 from smoothdiag.fits.rows import Rows
@@ -50,7 +50,7 @@ class QuantileFit:
     line: affine.Line
     weights: Array
     memory: intervals.Dependence
-    counts: intervals.Counts
+    counts: resamples.Counts
     replicates: Array
     freedom: float
     L0_interval: Interval = (0.0, math.inf)
@@ -64,8 +64,8 @@ def quantile_fit(rows: Rows, quantile: float, num_boot: int, seed: int) -> Quant
     line = affine.quantile_line(x, y, quantile, weights)
     memory = intervals.line_dependence(x, y, weights, line, quantile, rows.step, rows.run)
     freedom = intervals.degrees_of_freedom(memory, quantile, rows.num_runs)
-    counts = intervals.stationary_counts(rows.step, memory.block_length, num_boot, seed, rows.run)
-    if len(np.unique(np.stack([rows.run, rows.step]), axis=1).T) < intervals.MIN_STEPS:
+    counts = resamples.stationary_counts(rows.step, memory.block_length, num_boot, seed, rows.run)
+    if rows.num_steps < intervals.MIN_STEPS:
         return QuantileFit(line, weights, memory, counts, np.zeros((0, 2)), freedom)
     replicates = intervals.bootstrap_lines(x, y, weights, line, quantile, counts)
     return QuantileFit(

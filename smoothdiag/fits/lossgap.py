@@ -18,15 +18,18 @@ from smoothdiag.fits.base import Array, Flag, Interval, ModelScore
 from smoothdiag.fits.models import (
     EXACT,
     MIN_ROWS,
-    Counts,
+    Curve,
+    averages,
     fit_affine,
     fit_constant,
     rolling,
     rolling_curve,
     saving,
     score,
+    searched,
 )
 from smoothdiag.fits.models import compare as compare_curves
+from smoothdiag.fits.resamples import Counts
 
 NAME = "loss gap"
 # Distance of f* from the smallest loss, in units of how far the median loss lies above the smallest.
@@ -136,21 +139,24 @@ def compare(
         return next(curve for curve, found in fitted(past) if found <= least * (1 + EXACT))
 
     everything = slice(0, len(y))
-    baselines = [rolling_curve(fitter, x, y, weights, quantile) for fitter in (fit_constant, fit_affine)]
-
-    def scored(curve: GapCurve, later: Array) -> ModelScore:
-        mean = float(np.mean(weights * pinball(y - curve(loss), quantile)))
-        return score(NAME, curve, mean, later, baselines[0], baselines[1], counts)
-
-    beyond = _beyond(x, y, weights, quantile, lambda past: chosen(past)(loss))
     best = chosen(everything)
-    share, interval = saving(beyond[1], beyond[0], counts)
+    later = {
+        "constant": rolling_curve(fit_constant, x, y, weights, quantile),
+        "affine": rolling_curve(fit_affine, x, y, weights, quantile),
+        NAME: rolling(lambda past: lambda rows: chosen(past)(loss[rows]), y, weights, quantile),
+    }
+    later |= {str(number): rolling(at(number), y, weights, quantile) for number in range(len(floors))}
+    later |= _beyond(x, y, weights, quantile, lambda past: chosen(past)(loss))
+    means = averages(later, counts)
+
+    def scored(curve: GapCurve, name: str) -> ModelScore:
+        mean = float(np.mean(weights * pinball(y - curve(loss), quantile)))
+        return score(NAME, curve, mean, means[name], means["constant"], means["affine"])
+
+    share, interval = saving(means["times a line"], means["times a constant"])
     return LossGap(
-        score=scored(best, rolling(lambda past: lambda rows: chosen(past)(loss[rows]), y, weights, quantile)),
-        floors=tuple(
-            scored(curve, rolling(at(number), y, weights, quantile))
-            for number, (curve, _) in enumerate(fitted(everything))
-        ),
+        score=scored(best, NAME),
+        floors=tuple(scored(curve, str(number)) for number, (curve, _) in enumerate(fitted(everything))),
         best_curve=min(one.later_loss for one in scores if one.name != "constant"),
         beyond=share,
         beyond_interval=interval,
@@ -160,23 +166,40 @@ def compare(
 
 
 def _fit(loss: Array, y: Array, weights: Array, quantile: float, floor: float) -> tuple[GapCurve, float]:
-    """The curve with the best exponent for one f*, and its loss."""
+    """The curve with the best exponent for one f*, and its loss; of many rows some choose the exponent."""
     gap = loss - floor
     unit = float(np.median(gap))
+    some = searched(len(gap))
+    best, least = _best_power(gap[some] / unit, y[some], weights[some], quantile)
+    if not isinstance(some, slice):
+        z = (gap / unit) ** best.exponent
+        line = quantile_line(z, y, quantile, weights, start=Line(best.intercept, best.coefficient))
+        best, least = (
+            best._replace(intercept=line.intercept, coefficient=line.slope),
+            _loss(line, z, y, weights, quantile),
+        )
+    return GapCurve(best.intercept, best.coefficient / unit**best.exponent, best.exponent, floor), least
+
+
+def _best_power(gap: Array, y: Array, weights: Array, quantile: float) -> tuple[Curve, float]:
     start = Line(float(np.median(y)), 0.0)
-    best, least = GapCurve(0.0, 0.0, 0.0, floor), np.inf
+    best, least = Curve(0.0, 0.0, 0.0), np.inf
     for exponent in EXPONENTS:
-        z = (gap / unit) ** exponent
+        z = gap**exponent
         line = quantile_line(z, y, quantile, weights, start=start)
-        found = float(weights @ pinball(y - line(z), quantile))
+        found = _loss(line, z, y, weights, quantile)
         if found < least * (1 - EXACT):
-            best, least = GapCurve(line.intercept, line.slope / unit**exponent, exponent, floor), found
+            best, least = Curve(line.intercept, line.slope, exponent), found
     return best, least
+
+
+def _loss(line: Line, z: Array, y: Array, weights: Array, quantile: float) -> float:
+    return float(weights @ pinball(y - line(z), quantile))
 
 
 def _beyond(
     x: Array, y: Array, weights: Array, quantile: float, heights_from: Callable[[slice], Array]
-) -> tuple[Array, Array]:
+) -> dict[str, Array]:
     """Later losses of the loss gap times a constant, and times a line in the gradient norm."""
 
     def times(line: bool) -> Callable[[slice], Callable[[slice], Array]]:
@@ -189,5 +212,5 @@ def _beyond(
 
         return fit
 
-    constant, affine = (rolling(times(line), y, weights, quantile) for line in (False, True))
-    return constant, affine
+    kinds = {"times a constant": False, "times a line": True}
+    return {name: rolling(times(line), y, weights, quantile) for name, line in kinds.items()}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from smoothdiag.fits.affine import Line, pinball, quantile_line
 from smoothdiag.fits.base import Array, Interval, ModelScore
+from smoothdiag.fits.resamples import Codes, Counts, sums
+from smoothdiag.fits.walk import MANY
 
 EXPONENT_RANGE = (0.25, 3.0)
 EXPONENT_STEPS = (0.25, 0.05, 0.01)
@@ -17,9 +18,12 @@ NUM_BLOCKS = 6
 FIRST_TEST = 2  # The first score is taken after a third of the run.
 MIN_ROWS = 24
 EXACT = 1e-9  # Relative losses below this are rounding: the model reproduces the rows.
+# Between the best curves of two exponents hardly any row lies if the exponents differ by less than this over the cubic
+# root of the number of rows. Only speed depends on it.
+CLOSE = 1.9
 TIED = 1e-12  # Relative differences of sums below this are rounding.
-
-Counts = npt.NDArray[np.int16]
+# Most rows on which a shape is searched for: with as many, an exponent scatters by less than a step of its grid.
+SEARCHED = 50_000
 
 
 class Curve(NamedTuple):
@@ -47,25 +51,79 @@ def fit_affine(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
     return Curve(line.intercept, line.slope, 1.0)
 
 
+def searched(num_rows: int) -> slice | Codes:
+    """The rows on which to search for a shape: all of up to `SEARCHED` rows, and as many out of more.
+
+    Of neighbouring rows one is drawn at random, so that runs that take turns and other periods all have their share.
+    """
+    if num_rows <= SEARCHED:
+        return slice(None)
+    edges = np.linspace(0, num_rows, SEARCHED + 1).astype(np.intp)
+    return np.random.default_rng(0).integers(edges[:-1], edges[1:])
+
+
 def fit_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
     """Intercept, coefficient and exponent together: a line in x ** exponent, profiled over the exponent.
 
     The profile has kinks and may have several valleys. So it is searched on grids, and each finer grid lies around the
-    best point of the coarser one. Fixed grid points also make the result independent of the units of x and y.
+    best point of the coarser one. Fixed grid points also make the result independent of the units of x and y. Beyond
+    `SEARCHED` rows the exponent is chosen on that many of them, and intercept and coefficient are fitted to all.
     """
     unit = float(np.median(x))
-    start = Line(float(np.median(y)), 0.0)
+    some = searched(len(x))
+    best = _best_power(x[some] / unit, y[some], weights[some], quantile)
+    if not isinstance(some, slice):
+        z = (x / unit) ** best.exponent
+        line = quantile_line(z, y, quantile, weights, start=Line(best.intercept, best.coefficient))
+        best = Curve(line.intercept, line.slope, best.exponent)
+    return best._replace(coefficient=best.coefficient / unit**best.exponent)
+
+
+def _best_power(x: Array, y: Array, weights: Array, quantile: float) -> Curve:
     best, least = Curve(0.0, 0.0, 0.0), np.inf
+    found: dict[float, Line] = {}
     for step, reach in zip(EXPONENT_STEPS, (None, *EXPONENT_STEPS), strict=False):
         low, high = EXPONENT_RANGE if reach is None else (best.exponent - reach, best.exponent + reach)
-        for exponent in np.arange(round(low / step), round(high / step) + 1) * step:
+        for exponent in (np.arange(round(low / step), round(high / step) + 1) * step).tolist():
             if exponent < EXPONENT_STEPS[-1] or least <= EXACT * float(weights @ y):
                 continue
-            line = quantile_line((x / unit) ** exponent, y, quantile, weights, start=start)
-            loss = float(weights @ pinball(y - line((x / unit) ** exponent), quantile))
+            line = power_line(x, y, quantile, weights, exponent, found)
+            loss = float(weights @ pinball(y - line(x**exponent), quantile))
             if loss < least:
-                best, least = Curve(line.intercept, line.slope / unit ** float(exponent), float(exponent)), loss
+                best, least = Curve(line.intercept, line.slope, exponent), loss
     return best
+
+
+def power_line(x: Array, y: Array, quantile: float, weights: Array, exponent: float, found: dict[float, Line]) -> Line:
+    """The quantile line in x ** exponent, from the line of the nearest exponent so far, and a note of it among these.
+
+    Args:
+        x: gradient norms in units that make them about one.
+        y: smoothness.
+        quantile: level of the line.
+        weights: weight of each row.
+        exponent: the power.
+        found: lines by exponent.
+    """
+    start, is_close = Line(float(np.median(y)), 0.0), False
+    if found:
+        nearest = min(found, key=lambda one: abs(one - exponent))
+        start, is_close = (
+            _bent(found[nearest], nearest, exponent, x),
+            abs(nearest - exponent) <= CLOSE / len(x) ** (1 / 3),
+        )
+    found[exponent] = quantile_line(x**exponent, y, quantile, weights, start, is_close)
+    return found[exponent]
+
+
+def _bent(line: Line, exponent: float, other: float, x: Array) -> Line:
+    """The line in x ** other that meets the line in x ** exponent where x is about its 10% and its 90% quantile."""
+    at = np.quantile(x[:: -(-len(x) // MANY)], [0.1, 0.9])
+    heights, places = line(at**exponent), at**other
+    if not places[1] > places[0]:
+        return line
+    slope = float((heights[1] - heights[0]) / (places[1] - places[0]))
+    return Line(max(float(heights[0] - slope * places[0]), 0.0), slope)
 
 
 class Steps(NamedTuple):
@@ -135,12 +193,13 @@ def compare(x: Array, y: Array, weights: Array, quantile: float, counts: Counts)
     Source: rolling-origin evaluation, Tashman, 2000.
     """
     later = {name: rolling_curve(fitter, x, y, weights, quantile) for name, fitter in FITTERS.items()}
+    means = averages(later, counts)
     scores = []
-    for name, losses in later.items():
+    for name in later:
         curve = FITTERS[name](x, y, weights, quantile)
         loss = float(np.mean(weights * pinball(y - curve(x), quantile)))
         lowest = curve if isinstance(curve, Curve) else Curve(float(curve.values[0]), 0.0, 0.0)
-        scores.append(score(name, lowest, loss, losses, later["constant"], later["affine"], counts))
+        scores.append(score(name, lowest, loss, means[name], means["constant"], means["affine"]))
     return tuple(scores)
 
 
@@ -175,31 +234,45 @@ def rolling(fit: Callable[[slice], Callable[[slice], Array]], y: Array, weights:
     return np.concatenate(found)
 
 
+def averages(losses: Mapping[str, Array], counts: Counts) -> dict[str, Array]:
+    """The mean of each kind of losses on every resample, and last on the rows themselves; NaN without losses.
+
+    Args:
+        losses: by name, all of the same rows, which are the last ones of the fit, as `rolling` gives them.
+        counts: resamples of the rows of the fit.
+    """
+    num = len(next(iter(losses.values())))
+    if num == 0:
+        return {name: np.full(len(counts) + 1, np.nan) for name in losses}
+    found = sums(counts[:, -num:], np.stack([np.ones(num), *losses.values()], axis=1))
+    means = found[:, 1:] / np.maximum(found[:, :1], 1.0)
+    return {name: np.append(column, np.mean(losses[name])) for name, column in zip(losses, means.T, strict=True)}
+
+
 def score(
-    name: str,
-    formula: tuple[float, ...],
-    loss: float,
-    later: Array,
-    constant: Array,
-    affine: Array,
-    counts: Counts,
+    name: str, formula: tuple[float, ...], loss: float, later: Array, constant: Array, affine: Array
 ) -> ModelScore:
-    """The score of one model, compared with the losses of constant and line on the same rows."""
-    nothing = np.nan, (np.nan, np.nan)
-    skill, skill_interval = saving(later, constant, counts) if len(later) else nothing
-    gain, gain_interval = saving(later, affine, counts) if len(later) else nothing
-    mean = float(np.mean(later)) if len(later) else np.nan
+    """The score of one model, compared with constant and line on the same rows; all three come from `averages`."""
+    skill, skill_interval = saving(later, constant)
+    gain, gain_interval = saving(later, affine)
     intercept, coefficient, exponent = formula[:3]
     return ModelScore(
-        name, intercept, coefficient, exponent, loss, mean, skill, skill_interval, gain, gain_interval, *formula[3:]
+        name,
+        intercept,
+        coefficient,
+        exponent,
+        loss,
+        float(later[-1]),
+        skill,
+        skill_interval,
+        gain,
+        gain_interval,
+        *formula[3:],
     )
 
 
-def saving(model: Array, baseline: Array, counts: Counts) -> tuple[float, Interval]:
-    """Share of the baseline's loss that the model removes, with its interval; both losses come from `rolling`."""
-    resampled = counts[:, -len(model) :].astype(np.float64)
-    size = np.maximum(resampled.sum(axis=1), 1.0)
-    means = [np.append(resampled @ losses / size, np.mean(losses)) for losses in (model, baseline)]
-    *replicates, found = 1 - np.maximum(means[0], EXACT) / np.maximum(means[1], EXACT)
+def saving(model: Array, baseline: Array) -> tuple[float, Interval]:
+    """Share of the baseline's loss that the model removes, with its interval; both losses come from `averages`."""
+    *replicates, found = 1 - np.maximum(model, EXACT) / np.maximum(baseline, EXACT)
     low, high = np.quantile(replicates, [0.05, 0.95])
     return float(found), (float(low), float(high))

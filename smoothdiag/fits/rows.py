@@ -67,6 +67,11 @@ class Rows:
         """Number of runs that the rows come from."""
         return len(np.unique(self.run))
 
+    @property
+    def num_steps(self) -> int:
+        """Number of steps that the rows come from; steps of different runs are different steps."""
+        return sum(len(np.unique(self.step[self.run == run])) for run in np.unique(self.run))
+
     def units(self) -> tuple[int, int]:
         """Powers of two next to the median gradient norm and the median smoothness."""
         return unit(self.x), unit(self.y)
@@ -103,10 +108,20 @@ def step_blocks(step: Array, run: Array, num_blocks: int) -> list[Indices]:
 
     Each run gets a share of `num_blocks` in proportion to its number of rows, and at least one block.
     """
+    order, sizes = ordered_blocks(step, run, num_blocks)
+    return np.split(order, np.cumsum(sizes)[:-1])
+
+
+def ordered_blocks(step: Array, run: Array, num_blocks: int) -> tuple[Indices, Indices]:
+    """As `step_blocks`: the indices of all blocks, one after the other, and the sizes of the blocks."""
     order = np.lexsort((step, run))
-    runs = np.split(order, np.flatnonzero(np.diff(run[order])) + 1)
-    shares = [max(1, round(num_blocks * len(rows) / len(run))) for rows in runs]
-    return [block for rows, share in zip(runs, shares, strict=True) for block in np.array_split(rows, share)]
+    ends = np.append(np.flatnonzero(np.diff(run[order])) + 1, len(order))
+    sizes: list[Indices] = []
+    for length in np.diff(ends, prepend=0).tolist():
+        share = max(1, round(num_blocks * length / len(run)))
+        size, larger = divmod(length, share)
+        sizes.append(np.repeat([size + 1, size], [larger, share - larger]))
+    return order, np.concatenate(sizes)
 
 
 def as_frame(data: object) -> pd.DataFrame:
@@ -224,8 +239,9 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     outside = {"other_group": int((~in_group).sum()), "other_estimator": int((in_group & ~chosen).sum())}
     keep = np.flatnonzero(chosen & usable)
     # A resumed run keeps other fixed batches, so its rows are about another loss: they count as another run.
-    names = (np.unique(column, return_inverse=True)[1] for column in (label["run"].astype(str), number["data_step"]))
-    run = np.unique(np.stack([*names]), axis=1, return_inverse=True)[1].ravel().astype(np.float64)
+    own = pd.factorize(label["run"], sort=True)[0]
+    resumed = np.unique(number["data_step"], return_inverse=True)[1]
+    run = np.unique(own * (np.max(resumed) + 1) + resumed, return_inverse=True)[1].astype(np.float64)
     keep = keep[np.lexsort((run[keep], number["step"][keep]))]
     gradients = number["grad_norm"][chosen]
     return Rows(
@@ -263,9 +279,14 @@ def labels(frame: pd.DataFrame) -> dict[str, Labels]:
     """The columns that hold names, as strings: "missing" for a missing entry, a neutral name for a missing column."""
     found, neutral = {}, {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified", "run": "0"}
     for name, value in neutral.items():
-        column = frame[name] if name in frame.columns else pd.Series([value] * len(frame))
+        if name not in frame.columns:
+            found[name] = np.full(len(frame), value, dtype=object)
+            continue
+        column = frame[name]
         named = column.astype(object).where(column.notna(), "missing").to_numpy(dtype=object)
-        found[name] = np.array([v if isinstance(v, str) else str(v) for v in named], dtype=object)
+        if pd.api.types.infer_dtype(named) != "string":  # Equal values may have names of their own, as 1 and True do.
+            named = np.array([v if isinstance(v, str) else str(v) for v in named], dtype=object)
+        found[name] = named
     return found
 
 
@@ -293,8 +314,9 @@ def _causes(status: Labels, number: dict[str, Array]) -> Labels:
     cause = np.full(len(x), "", dtype=object)
     for name, condition in reversed(conditions.items()):
         cause[condition] = name
-    unusable = np.array([value not in USABLE_STATUSES for value in status])
-    return np.where(unusable, status, cause)
+    codes, known = pd.factorize(status)
+    usable = np.array([value in USABLE_STATUSES for value in known], dtype=np.bool_)
+    return np.where(usable[codes], cause, status)
 
 
 def choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
@@ -317,4 +339,4 @@ def choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
 
 
 def _names(found: Labels) -> list[str]:
-    return sorted(set(found.tolist()))
+    return sorted(pd.unique(found).tolist())

@@ -7,7 +7,7 @@ import numpy as np
 from smoothdiag.fits.affine import Line, pinball, quantile_line, relative_weights
 from smoothdiag.fits.artefacts import MIN_POINTS
 from smoothdiag.fits.base import Array, Flag
-from smoothdiag.fits.models import EXACT, fit_constant
+from smoothdiag.fits.models import EXACT, fit_constant, searched
 from smoothdiag.fits.rows import Rows, step_blocks
 from smoothdiag.fits.verdict import FLAT, rises
 
@@ -19,7 +19,8 @@ def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | N
     """Whether the line explains the rows better than it explains rows shuffled within blocks of steps.
 
     A surrogate shuffles smoothness within each block. Every value stays in its block, so a drift over the run keeps
-    its effect; but no row keeps its own gradient norm. Each block holds steps of one run.
+    its effect; but no row keeps its own gradient norm. Each block holds steps of one run. Of
+    more than `models.SEARCHED` rows that many are taken: a line that they do not show removes next to no error.
 
     Args:
         rows: the rows of the fit.
@@ -29,9 +30,10 @@ def shuffled(rows: Rows, line: Line, quantile: float, seed: int = 0) -> Flag | N
     """
     if len(rows.x) < MIN_POINTS or rises(line, (float(np.min(rows.x)), float(np.max(rows.x)))) < FLAT:
         return None
-    blocks = step_blocks(rows.step, rows.run, NUM_BLOCKS)
+    some = searched(len(rows.x))
+    blocks = step_blocks(rows.step[some], rows.run[some], NUM_BLOCKS)
     order = np.concatenate(blocks)
-    x, y = rows.x[order], rows.y
+    x, y = rows.x[some][order], rows.y[some]
     rng = np.random.default_rng(seed)
     skill = _skill(x, y[order], line, quantile)
     surrogates = [

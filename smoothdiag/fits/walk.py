@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag.fits.base import Array
+from smoothdiag.fits.hull import outermost
+from smoothdiag.fits.resamples import Counts, sums
 
 # A residual below this share of height plus smoothness is rounding: the line passes through the point.
 TOUCHING = 1e-11
@@ -18,9 +20,10 @@ MAX_PIVOTS = 10_000
 MANY = 3000  # Rows from which keeping only some of them is faster.
 
 Start = tuple[float, float]
+Mask = npt.NDArray[np.bool_]
 
 
-def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start) -> Start:
+def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start, is_close: bool = False) -> Start:
     """Intercept and slope that minimise the weighted pinball loss of all rows, both at zero or above.
 
     Args:
@@ -29,12 +32,15 @@ def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start) -> S
         quantile: level in (0, 1).
         weights: weight of each row, zero or above.
         start: intercept and slope of the line where the walk begins.
+        is_close: whether hardly any row lies between the start and the minimum; it saves time if this is true.
 
     Source: Portnoy and Koenker, 1997, section 5, for summing up the far rows.
     """
     n = len(x)
     if n <= MANY:
         return _walk_to_vertex(x, y, quantile, weights, start)[0]
+    if is_close:
+        return Neighbours(x, y, start).walk(quantile, weights, start)
     some = slice(None, None, max(1, int(n ** (1 / 3) / 2)))
     near = walk(x[some], y[some], quantile, weights[some], start)
     return Neighbours(x, y, near).walk(quantile, weights, near)
@@ -51,29 +57,79 @@ class Neighbours:
 
     def __init__(self, x: Array, y: Array, line: Start) -> None:
         height = line[0] + line[1] * x
-        self.order = np.argsort(np.abs(y - height) / (y + height), kind="stable")
-        self.x, self.y = x[self.order], y[self.order]
-        self.above = self.y > height[self.order]
+        self.x, self.y, self.above = x, y, y > height
+        self.distance = np.abs(y - height) / (y + height)
         # For independent rows this is enough to reach the lines of nearly all resamples; a failed check doubles it.
-        self.kept = min(int(2 * len(x) ** (2 / 3)) + 10, len(x))
+        self._keep(int(2 * len(x) ** (2 / 3)) + 10)
+
+    def _keep(self, num_rows: int) -> None:
+        self.kept = min(num_rows, len(self.x))
+        near = np.arange(len(self.x))
+        if self.kept < len(self.x):
+            near = np.sort(np.argpartition(self.distance, self.kept - 1)[: self.kept])
+        self.near = near[np.argsort(self.distance[near], kind="stable")]
+        self.far = np.ones(len(self.x), dtype=np.bool_)
+        self.far[near] = False
 
     def walk(self, quantile: float, weights: Array, start: Start) -> Start:
-        """As the function `walk`; the weights are in the order in which the rows were given."""
-        weights = weights[self.order]
-        rate = np.where(self.above, -quantile, 1 - quantile) * weights
+        """As the function `walk`."""
         while True:
-            near, far = slice(0, self.kept), slice(self.kept, None)
-            tilt = float(np.sum(rate[far])), float(rate[far] @ self.x[far])
-            found, bounded = _walk_to_vertex(self.x[near], self.y[near], quantile, weights[near], start, tilt)
+            rate = self._rate(quantile, weights)
+            tilt = float(np.sum(rate)), float(rate @ self.x)
+            found, bounded = self._walk_near(quantile, weights[self.near], start, tilt)
             if self.kept == len(self.x) or (bounded and self._still_apart(found)):
                 return found
-            self.kept = min(2 * self.kept, len(self.x))
+            self._keep(2 * self.kept)
+
+    def walk_all(self, quantile: float, weights: Array, counts: Counts, start: Start) -> Array:
+        """As `walk`, for each row of counts that multiply the weights; one (intercept, slope) per row.
+
+        No walk looks at the far rows: their sums are found for all counts together, and only those of them that a line
+        meets first are checked.
+        """
+        found: list[Start] = []
+        tilts, first = self._sums(quantile, weights, counts), self._met_first()
+        while len(found) < len(counts):
+            number = len(found)
+            again = weights[self.near] * counts[number, self.near]
+            line, bounded = self._walk_near(quantile, again, start, (float(tilts[number, 0]), float(tilts[number, 1])))
+            if self.kept == len(self.x) or (bounded and _apart(line, *first).all()):
+                found.append(line)
+            else:
+                self._keep(2 * self.kept)
+                tilts, first = self._sums(quantile, weights, counts), self._met_first()
+        return np.array(found)
+
+    def _walk_near(self, quantile: float, weights: Array, start: Start, tilt: Start) -> tuple[Start, bool]:
+        return _walk_to_vertex(self.x[self.near], self.y[self.near], quantile, weights, start, tilt)
+
+    def _rate(self, quantile: float, weights: Array) -> Array:
+        """How fast the loss of each far row changes as the line rises; zero for near rows."""
+        rate = np.where(self.above, -quantile, 1 - quantile) * weights
+        rate[self.near] = 0.0
+        return np.asarray(rate)
+
+    def _sums(self, quantile: float, weights: Array, counts: Counts) -> Array:
+        """Slopes of the loss of the far rows in intercept and slope, for all counts."""
+        rate = self._rate(quantile, weights)
+        return sums(counts, np.stack([rate, rate * self.x], axis=1))
 
     def _still_apart(self, line: Start) -> bool:
-        x, y, above = (part[self.kept :] for part in (self.x, self.y, self.above))
-        height = line[0] + line[1] * x
-        distance = np.where(above, y - height, height - y)
-        return bool((distance > TOUCHING * (height + y)).all())
+        return bool((_apart(line, self.x, self.y, self.above) | ~self.far).all())
+
+    def _met_first(self) -> tuple[Array, Array, Mask]:
+        """The far rows of which a line meets one first: the corners of those above and of those below it."""
+        above, below = np.flatnonzero(self.far & self.above), np.flatnonzero(self.far & ~self.above)
+        corners = [part[outermost(self.x[part], sign * self.y[part])] for part, sign in ((above, -1), (below, 1))]
+        rows = np.concatenate(corners)
+        return self.x[rows], self.y[rows], self.above[rows]
+
+
+def _apart(line: Start, x: Array, y: Array, above: Mask) -> Mask:
+    """Whether each row is on its side of the line."""
+    height = line[0] + line[1] * x
+    distance = np.where(above, y - height, height - y)
+    return np.asarray(distance > TOUCHING * (height + y))
 
 
 def _walk_to_vertex(
@@ -89,14 +145,16 @@ def _walk_to_vertex(
         tuple[Start, bool]: the minimiser, and whether there is one: with a tilt the loss may fall for ever.
     """
     a, b = start
+    scale = float(weights @ np.abs(x)) + float(np.sum(weights))
     for _ in range(MAX_PIVOTS):
-        residual = y - a - b * x
-        touching = np.abs(residual) <= TOUCHING * (a + b * x + y)
-        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b), tilt)
+        rise = b * x
+        residual = y - a - rise
+        touching = np.abs(residual) <= TOUCHING * (a + rise + y)
+        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b), tilt, scale)
         if direction is None:
             return (float(a), float(b)), True
         da, db = direction
-        length = _line_search(residual[~touching], (da + db * x)[~touching], weights[~touching], descent)
+        length = _line_search(residual, da + db * x, ~touching, weights, descent)
         to_zero = min((-v / change for v, change in ((a, da), (b, db)) if change < 0), default=np.inf)
         if to_zero <= length:  # A step that ends on a bound ends exactly there, not a rounding error away.
             if to_zero == np.inf:
@@ -113,11 +171,12 @@ def _walk_to_vertex(
 def _steepest_kink(
     x: Array,
     residual: Array,
-    touching: npt.NDArray[np.bool_],
+    touching: Mask,
     quantile: float,
     weights: Array,
     at: Start,
     tilt: Start,
+    scale: float,
 ) -> tuple[Start | None, float]:
     """The direction along a kink or an axis in which the loss falls fastest, and its (negative) rate."""
     signs = np.where(touching, 0.0, np.where(residual > 0, quantile, quantile - 1)) * weights
@@ -142,7 +201,6 @@ def _steepest_kink(
     ]
     da, db, rate = (np.concatenate(parts) for parts in zip(*directions, strict=True))
     feasible = ((at[0] > 0) | (da >= 0)) & ((at[1] > 0) | (db >= 0))
-    scale = float(weights @ (np.abs(x))) + float(np.sum(weights))
     size = np.abs(da) + np.abs(db)
     merit = np.where(feasible, rate / size, 0.0)
     best = int(np.argmin(merit))
@@ -151,9 +209,9 @@ def _steepest_kink(
     return (float(da[best]), float(db[best])), float(rate[best])
 
 
-def _line_search(residual: Array, movement: Array, weights: Array, descent: float) -> float:
+def _line_search(residual: Array, movement: Array, apart: Mask, weights: Array, descent: float) -> float:
     """Length along a descent direction at which the loss stops falling (a weighted quantile of crossings)."""
-    moving = residual * movement > 0
+    moving = (residual * movement > 0) & apart
     crossings = residual[moving] / movement[moving]
     gains = weights[moving] * np.abs(movement[moving])
     order = np.argsort(crossings)

@@ -15,8 +15,8 @@ from smoothdiag.fits.affine import (
     pinball,
     quantile_line,
     relative_weights,
-    upper_hull,
 )
+from smoothdiag.fits.hull import upper_hull
 
 
 def loss(line, x, y, quantile, weights):
@@ -110,6 +110,36 @@ def test_rows_on_the_wrong_side_are_noticed(line):
     weights = relative_weights(x, y)
     found = walk.Neighbours(x, y, line).walk(0.9, weights, line)
     np.testing.assert_allclose(found, quantile_line(x, y, 0.9, weights), rtol=1e-10, atol=1e-12)
+
+
+def test_weights_are_one_over_the_median_of_equal_bins():
+    x, y = cloud(5, n=1234)
+    slow = np.empty(len(x))
+    for rows in np.array_split(np.argsort(x, kind="stable"), 35):
+        slow[rows] = 1 / np.median(y[rows])
+    np.testing.assert_array_equal(relative_weights(x, y), slow)
+
+
+@pytest.mark.parametrize("line", [None, (1e-3, 90.0)])
+def test_walks_for_many_weights_at_once_are_the_walks_for_each(line):
+    x, y = cloud(6, n=4000)
+    weights = relative_weights(x, y)
+    start = quantile_line(x, y, 0.9, weights) if line is None else line
+    counts = np.random.default_rng(6).poisson(1, (20, len(x))).astype(np.uint8)
+    found = walk.Neighbours(x, y, start).walk_all(0.9, weights, counts, start)
+    slow = [walk.walk(x, y, 0.9, weights * row, start) for row in counts]
+    np.testing.assert_allclose(found, slow, rtol=1e-10, atol=1e-12)
+
+
+def test_the_rows_that_a_line_looks_at_one_by_one_grow_more_slowly_than_the_rows(monkeypatch):
+    looked, whole = [0], walk._walk_to_vertex
+    monkeypatch.setattr(walk, "_walk_to_vertex", lambda x, *rest: looked.append(looked[-1] + len(x)) or whole(x, *rest))
+    for n in (10_000, 80_000):
+        x, y = cloud(7, n=n)
+        quantile_line(x, y, 0.9)
+        looked.append(0)
+    few, many = (before for before, after in itertools.pairwise(looked) if before > after)
+    assert many < 8 * few * 0.7  # As the power 2/3: four times as many.
 
 
 def test_quantile_line_covers_its_share_of_lognormal_noise():

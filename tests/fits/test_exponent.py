@@ -5,8 +5,9 @@ import pytest
 
 from smoothdiag.fits.affine import Line, pinball, quantile_line, relative_weights
 from smoothdiag.fits.exponent import exponent_interval
-from smoothdiag.fits.intervals import percentile_interval, stationary_counts
+from smoothdiag.fits.intervals import percentile_interval
 from smoothdiag.fits.models import fit_power
+from smoothdiag.fits.resamples import stationary_counts
 
 
 def case(seed, exponent=1.0, n=200, decades=2.0, deviation=0.3):

@@ -16,10 +16,9 @@ from smoothdiag.fits.intervals import (
     dependence,
     line_dependence,
     percentile_interval,
-    resampled_quantile,
-    stationary_counts,
 )
 from smoothdiag.fits.lines import quantile_fit
+from smoothdiag.fits.resamples import stationary_counts
 from smoothdiag.fits.rows import as_frame, select_rows
 
 
@@ -231,14 +230,6 @@ def test_rows_that_vary_keep_the_intervals_of_their_resamples():
     for number, ends in enumerate((found.L0_interval, found.L1_interval)):
         own = percentile_interval(found.replicates[:, number], found.line[number], found.freedom)
         assert ends == pytest.approx(own, rel=1e-5)
-
-
-def test_quantiles_of_resamples_are_those_of_repeated_values():
-    rng = np.random.default_rng(0)
-    values, counts = rng.standard_normal(41), rng.integers(0, 4, (20, 41))
-    found = resampled_quantile(values, 0.3, counts)
-    slow = [np.quantile(np.repeat(values, row), 0.3, method="inverted_cdf") for row in counts]
-    np.testing.assert_array_equal(found, slow)
 
 
 @pytest.mark.thorough

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from smoothdiag.fits.affine import relative_weights
-from smoothdiag.fits.intervals import stationary_counts
-from smoothdiag.fits.models import compare, fit_affine, fit_constant, fit_power
+from smoothdiag.fits import models
+from smoothdiag.fits.affine import quantile_line, relative_weights
+from smoothdiag.fits.models import compare, fit_affine, fit_constant, fit_power, searched
+from smoothdiag.fits.resamples import stationary_counts
 
 X = 10 ** np.random.default_rng(0).uniform(-1.5, 1.5, 300)
 LAWS = {"constant": np.full(300, 3.0), "affine": 1 + 2 * X, "power": 0.5 + 2 * X**0.6}
@@ -62,3 +63,33 @@ def test_short_runs_are_not_scored():
     found = scores(LAWS["affine"][:20], X[:20])["affine"]
     assert np.isnan(found.later_loss)
     assert np.isnan(found.skill)
+
+
+def test_a_power_of_many_rows_is_searched_on_some_and_fitted_to_all(monkeypatch):
+    rng = np.random.default_rng(3)
+    x = 10 ** rng.uniform(-1, 1, 6000)
+    y = (0.5 + 2 * x**1.5) * np.exp(0.1 * rng.standard_normal(6000))
+    weights = relative_weights(x, y)
+    whole = fit_power(x, y, weights, 0.9)
+    monkeypatch.setattr(models, "SEARCHED", 2000)
+    some = fit_power(x, y, weights, 0.9)
+    assert some.exponent == pytest.approx(whole.exponent, abs=0.05)
+    line = quantile_line(x**some.exponent, y, 0.9, weights)
+    np.testing.assert_allclose((some.intercept, some.coefficient), line, rtol=1e-9)
+
+
+def test_rows_to_search_are_one_of_every_few_neighbours_and_favour_no_run(monkeypatch):
+    assert searched(models.SEARCHED) == slice(None)
+    monkeypatch.setattr(models, "SEARCHED", 3000)
+    rows = searched(12_000)
+    np.testing.assert_array_equal(rows // 4, np.arange(3000))
+    assert np.bincount(rows % 4) == pytest.approx(750, abs=100)  # Four runs that take turns.
+
+
+def test_means_of_resamples_are_those_of_repeated_losses():
+    rng = np.random.default_rng(4)
+    losses, counts = rng.uniform(1, 2, 40), rng.integers(0, 4, (9, 60)).astype(np.uint8)
+    found = models.averages({"one": losses, "two": losses**2}, counts)
+    for values, means in ((losses, found["one"]), (losses**2, found["two"])):
+        slow = [np.mean(np.repeat(values, row[20:])) for row in counts]
+        np.testing.assert_allclose(means, [*slow, np.mean(values)], rtol=1e-12)

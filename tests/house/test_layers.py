@@ -108,6 +108,8 @@ WINGS = {
         "fits.plan",
         "fits.summary",
         "fits.base",
+        "fits.hull",
+        "fits.resamples",
         "fits.walk",
         "fits.affine",
         "fits.models",

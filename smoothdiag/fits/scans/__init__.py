@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from smoothdiag.fits import affine, intervals
+from smoothdiag.fits import affine, hull, intervals
 from smoothdiag.fits.base import Array, Interval, ModelScore, SmoothnessFit
 from smoothdiag.fits.correlations import decades, loglog_slope, rank_correlations
 from smoothdiag.fits.lines import Scale
@@ -94,13 +94,13 @@ def fit_lines(
     where = deciding.farthest(lines)
     verdict, reason = deciding.decide(flags, fitted, bounds, rise, exponent_interval, departure, rising, where)
 
-    hull = affine.upper_hull(x, rows.y)
-    slopes, intercepts = affine.frontier(hull)
+    corners = hull.upper_hull(x, rows.y)
+    slopes, intercepts = affine.frontier(corners)
     weights = affine.relative_weights(x, rows.y)
     levels = {f"{q:g}": lift(rest[None], everything, q) for q in path}
     constants = fitted.line.constants(fitted.line_at)
     other = {name: _lifted(constants, level)[0] for name, level in levels.items()}
-    other |= {"hard": affine.hard_envelope(x, rows.y, weights), "mean": affine.least_squares(x, rows.y)}
+    other |= {"hard": affine.hard_envelope(x, rows.y, weights, corners), "mean": affine.least_squares(x, rows.y)}
     height = L0 + L1 * x
     return SmoothnessFit(
         L0=scale.intercept(float(L0)),

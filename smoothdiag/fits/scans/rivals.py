@@ -58,7 +58,7 @@ def fit_all(lines: Lines, counts: Array) -> Fitted:
     x, target = lines.rows.x, np.log(lines.rows.y)
     on_line = lines.line >= 0
     without = lines.all_but_one()
-    again = counts[:, on_line].astype(np.int16)
+    again = counts[:, on_line].astype(np.uint8)
     everything = np.ones((1, len(x)))
     grids = {
         "constant": Shapes(x, STRAIGHT, FLAT),
@@ -68,33 +68,38 @@ def fit_all(lines: Lines, counts: Array) -> Fitted:
     }
     errors = {name: _errors(grid, target, lines, without) for name, grid in grids.items()}
     errors["isotonic"] = _isotonic_errors(x, lines, without)
+    means = models.averages(errors, again)
     at = {name: grid.fit(target, everything) for name, grid in grids.items()}
+
+    def averaged(later: Array) -> Array:
+        return models.averages({DISTANCE: later}, again)[DISTANCE]
 
     def scored(name: str, grid: Shapes, found: Found, later: Array, *more: float) -> ModelScore:
         formula = tuple(float(part[0]) for part in grid.constants(found))
         rest = float(np.mean(np.abs(target - grid.heights(found)[0])))
-        return models.score(name, (*formula, *more), rest, later, errors["constant"], errors["affine"], again)
+        return models.score(name, (*formula, *more), rest, later, means["constant"], means["affine"])
 
-    scores = [scored(name, grids[name], at[name], errors[name]) for name in ("constant", "affine", "power")]
-    scores += [_isotonic_score(x, target, errors, again)]
-    scores += [scored(DISTANCE, grids[DISTANCE], at[DISTANCE], errors[DISTANCE])]
+    scores = [scored(name, grids[name], at[name], means[name]) for name in ("constant", "affine", "power")]
+    scores += [_isotonic_score(x, target, means)]
+    scores += [scored(DISTANCE, grids[DISTANCE], at[DISTANCE], means[DISTANCE])]
     floors: list[ModelScore] = []
     beyond = (np.nan, (np.nan, np.nan))
     gap_over: dict[str, tuple[float, Interval]] = {}
     gaps = _gaps(lines.rows.loss)
     if gaps is not None:
         grid = Shapes(gaps, np.array(lossgap.EXPONENTS))
-        later = _errors(grid, target, lines, without)
+        later = averaged(_errors(grid, target, lines, without))
         found = grid.fit(target, everything)
         floor = np.min(lines.rows.loss) - gaps.min(axis=1)
         scores += [scored(lossgap.NAME, grid, found, later, float(floor[grid.source[found.best[0]]]))]
         for number, row in enumerate(gaps):
             one = Shapes(row, np.array(lossgap.EXPONENTS))
             fitted = one.fit(target, everything)
-            floors += [scored(lossgap.NAME, one, fitted, _errors(one, target, lines, without), float(floor[number]))]
-        further = _further_errors(grid, grids["affine"], target, lines, without)
-        beyond = _saved(further, later, again)
-        gap_over = {name: _saved(later, errors[name], again) for name in ("affine", "power", DISTANCE)}
+            left = averaged(_errors(one, target, lines, without))
+            floors += [scored(lossgap.NAME, one, fitted, left, float(floor[number]))]
+        further = averaged(_further_errors(grid, grids["affine"], target, lines, without))
+        beyond = models.saving(further, later)
+        gap_over = {name: models.saving(later, means[name]) for name in ("affine", "power", DISTANCE)}
     return Fitted(
         line=grids["affine"],
         line_at=at["affine"],
@@ -104,8 +109,8 @@ def fit_all(lines: Lines, counts: Array) -> Fitted:
         power_again=grids["power"].fit(target, counts),
         scores=tuple(scores),
         floors=tuple(floors),
-        over_distance=_saved(errors["affine"], errors[DISTANCE], again),
-        power_over_distance=_saved(errors["power"], errors[DISTANCE], again),
+        over_distance=models.saving(means["affine"], means[DISTANCE]),
+        power_over_distance=models.saving(means["power"], means[DISTANCE]),
         beyond=beyond,
         gap_over=gap_over,
     )
@@ -117,10 +122,6 @@ def _straight(x: Array, target: Array) -> Shapes:
     best = int(coarse.fit(target, np.ones((1, len(x)))).best[0])
     near = FINE_SHARES[max(best - 1, 0) : best + 2]
     return Shapes(x, STRAIGHT, np.union1d(FINE_SHARES, np.linspace(near[0], near[-1], 201)))
-
-
-def _saved(model: Array, baseline: Array, again: models.Counts) -> tuple[float, Interval]:
-    return models.saving(model, baseline, again) if len(model) else (np.nan, (np.nan, np.nan))
 
 
 def _errors(grid: Shapes, target: Array, lines: Lines, without: Array) -> Array:
@@ -141,12 +142,12 @@ def _isotonic_errors(x: Array, lines: Lines, without: Array) -> Array:
     return errors[lines.line >= 0]
 
 
-def _isotonic_score(x: Array, target: Array, errors: dict[str, Array], again: models.Counts) -> ModelScore:
+def _isotonic_score(x: Array, target: Array, means: dict[str, Array]) -> ModelScore:
     y = np.exp(target)
     curve = models.fit_isotonic(x, y, 1 / y, 0.5)
     rest = float(np.mean(np.abs(target - np.log(curve(x)))))
     formula = (float(curve.values[0]), 0.0, 0.0)
-    return models.score("isotonic", formula, rest, errors["isotonic"], errors["constant"], errors["affine"], again)
+    return models.score("isotonic", formula, rest, means["isotonic"], means["constant"], means["affine"])
 
 
 def _gaps(loss: Array) -> Array | None:
