@@ -209,7 +209,7 @@ class Accumulation:
         if not begun.is_complete or begun.training is None:
             return begun
         scale = _scale(begun.training, found := _or_zeros(present, self._parameters))
-        if not scale or (exact and scale != 1):
+        if not math.isfinite(scale) or scale == 0 or (exact and scale != 1):
             return begun
         return replace(begun, training=found, scale=scale)
 
