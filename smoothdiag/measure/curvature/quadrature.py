@@ -1,7 +1,9 @@
 """The spectrum as a whole: its density by stochastic Lanczos quadrature, its trace by Hutch++."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.measure.curvature.krylov import Array, Matvec, Subspace
+from smoothdiag.measure.curvature.operator import BLOCK, Hessian
 from smoothdiag.vectors import Layout, Vector
 
 
@@ -89,42 +92,44 @@ def spectral_density(
     return SpectralDensity(points, weights, sum(x.numel() for x in like))
 
 
-def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0) -> Trace:
+def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = BLOCK, seed: int = 0) -> Trace:
     """Returns the trace of a symmetric operator: exact on a subspace that holds most of it, sampled on the rest.
 
     Args:
         matvec: v -> H v.
         like: A vector of the shapes that H takes.
         num_products: Number of products, at least 3; a third of them finds the subspace.
+        block: Number of vectors that ``Hessian.each`` takes at once where they share work; the result is the same.
         seed: Seed of the random vectors.
 
     Raises:
-        ValueError: If ``num_products`` is below 3.
+        ValueError: If ``num_products`` is below 3 or ``block`` below 1.
 
     Source: Meyer, Musco, Musco, Woodruff 2021 (SOSA), *Hutch++*.
     """
     if num_products < 3:
         raise ValueError(f"Parameter `num_products` should be at least 3. Found `num_products = {num_products!r}`.")
+    _check("block", block)
     layout, third = Layout(like), num_products // 3
     dimension = sum(x.numel() for x in like)
     drawn = (vectors.random_like(like, seed=seed + i) for i in range(num_products))
 
-    def times(flat: Tensor) -> Tensor:
-        return layout.flatten(matvec(layout.unflatten(flat)))
+    def times(flats: Iterable[Tensor]) -> Iterator[Tensor]:
+        vs = (layout.unflatten(flat) for flat in flats)
+        return map(layout.flatten, matvec.each(vs, block=block) if isinstance(matvec, Hessian) else map(matvec, vs))
 
-    basis, done = torch.empty(0, len(layout.flatten(like))), 0
-    for _ in range(min(third, dimension)):
-        image, done = times(_signs(layout, next(drawn))), done + 1
+    basis = torch.empty(0, len(layout.flatten(like)))
+    done = min(third, dimension)
+    for image in times(_signs(layout, next(drawn)) for _ in range(done)):
         basis = _extended(layout, basis.to(image), image)
-    total = sum(float(layout.products(q[None], times(q))) for q in basis)
+    total = sum(float(layout.products(q[None], image)) for q, image in zip(basis, times(basis), strict=True))
     done += len(basis)
     if len(basis) == dimension:
         return Trace(total, 0.0, done)
-    samples = []
-    while done < num_products:
-        rest = _outside(layout, basis, _signs(layout, next(drawn)))
-        samples.append(float(layout.products(rest[None], times(rest))))
-        done += 1
+    rests = (_outside(layout, basis, _signs(layout, next(drawn))) for _ in range(num_products - done))
+    left, right = tee(rests)
+    samples = [float(layout.products(v[None], image)) for v, image in zip(left, times(right), strict=True)]
+    done += len(samples)
     spread = float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return Trace(total + float(np.mean(samples)), spread, done)
 
