@@ -117,6 +117,17 @@ def first(found: Iterator[list[Tensor]]) -> Vectors:
     return [kept]
 
 
+def compiled_from(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a compiled function that runs compiled although products are otherwise made without compilers."""
+    made = torch.compile(call)
+
+    def run(*args: Any) -> Any:
+        with torch.compiler.set_stance("default"):
+            return made(*args)
+
+    return run
+
+
 def stacked(vs: Vectors) -> tuple[Tensor, ...]:
     return tuple(torch.stack(parts) for parts in zip(*vs, strict=True))
 
@@ -163,7 +174,7 @@ def ways_of(case: Case, stack: ExitStack, *, compiled: bool) -> list[Way]:
     def linear(*, compiled: bool) -> Callable[[], Callable[[Vectors], Vectors]]:
         def prepare() -> Callable[[Vectors], Vectors]:
             multiply = linearize(slope, *point)[1]
-            call = torch.compile(lambda *v: multiply(*v)) if compiled else multiply
+            call = compiled_from(lambda *v: multiply(*v)) if compiled else multiply
             return lambda vs: [call(*v) for v in vs]
 
         return prepare
@@ -188,10 +199,10 @@ def ways_of(case: Case, stack: ExitStack, *, compiled: bool) -> list[Way]:
         Way("linearised, batched", AT_ONCE, linear_batched),
     ]
     if compiled:
-        fast, whole = torch.compile(forward_over_reverse), torch.compile(many)
+        fast, whole = compiled_from(forward_over_reverse), compiled_from(many)
         ways += [
             Way("forward over reverse, compiled", 1, anew(fast)),
-            Way("reverse over reverse, compiled", 1, anew(torch.compile(reverse_over_reverse))),
+            Way("reverse over reverse, compiled", 1, anew(compiled_from(reverse_over_reverse))),
             Way("linearised, compiled", 1, linear(compiled=True)),
             Way(
                 "forward over reverse, compiled, batched",
@@ -246,7 +257,8 @@ def measured(task: Task, args: argparse.Namespace) -> pd.DataFrame:
     units = list[float]()
     training(case)
     with ExitStack() as stack:
-        for way in tqdm(ways_of(case, stack, compiled=args.compile), file=sys.stderr):
+        chosen = [w for w in ways_of(case, stack, compiled=args.compile) if any(part in w.name for part in args.ways)]
+        for way in tqdm(chosen, file=sys.stderr):
             start = with_children()
             try:
                 call = way.prepare()
@@ -280,6 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--ways", nargs="+", default=[""], help="parts of names of ways; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also by torch.compile, which takes minutes")
     parser.add_argument("--memory", action="store_true", help="also the peak of each way, by torch's profiler")
