@@ -76,7 +76,9 @@ class Frame:
             total = self.layout.products(rows[known:], w)
             if guess is not None and known:
                 total = torch.cat([_sent(guess[: known * BLOCK], total), total])
-            used = [i >= known or guess is None or bool(guess[i * BLOCK : (i + 1) * BLOCK].any()) for i in range(len(rows))]
+            used = [
+                i >= known or guess is None or bool(guess[i * BLOCK : (i + 1) * BLOCK].any()) for i in range(len(rows))
+            ]
             self._add(w, -total, used)
             found = self.layout.products(rows, w)
             self._add(w, -found)

@@ -1,14 +1,18 @@
 """The spectrum as a whole: its density by stochastic Lanczos quadrature, its trace by Hutch++."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.measure.curvature.frame import Array, Frame
 from smoothdiag.measure.curvature.krylov import Matvec, Subspace
+from smoothdiag.measure.curvature.operator import BLOCK, Hessian
 from smoothdiag.vectors import Vector
 
 
@@ -87,25 +91,30 @@ def spectral_density(
     return SpectralDensity(points, weights, sum(x.numel() for x in like))
 
 
-def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0) -> Trace:
+def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = BLOCK, seed: int = 0) -> Trace:
     """Returns the trace of a symmetric operator: exact on a subspace that holds most of it, sampled on the rest.
 
     Args:
         matvec: v -> H v.
         like: A vector of the shapes that H takes.
         num_products: Number of products, at least 3; a third of them finds the subspace.
+        block: Number of vectors that ``Hessian.each`` takes at once where they share work; the result is the same.
         seed: Seed of the random vectors.
 
     Raises:
-        ValueError: If ``num_products`` is below 3.
+        ValueError: If ``num_products`` is below 3 or ``block`` below 1.
 
     Source: Meyer, Musco, Musco, Woodruff 2021 (SOSA), *Hutch++*.
     """
     if num_products < 3:
         raise ValueError(f"Parameter `num_products` should be at least 3. Found `num_products = {num_products!r}`.")
+    _check("block", block)
     third, dimension = num_products // 3, sum(x.numel() for x in like)
-    frame, done = Frame(like, third + 1), 0
+    frame, done = Frame(like, third + 1), min(third, dimension)
     drawn = (vectors.random_like(like, seed=seed + i) for i in range(num_products))
+
+    def times(vs: Iterable[Vector]) -> Iterator[list[Tensor]]:
+        return iter(matvec.each(vs, block=block)) if isinstance(matvec, Hessian) else map(matvec, vs)
 
     def written(v: Vector) -> tuple[float, float]:
         """Writes a vector behind the frame; returns its length and the length of its part outside the frame."""
@@ -113,23 +122,26 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0
         before = frame.layout.norm(flat)
         return float(before), float(frame.outside(flat)[-2])
 
-    for _ in range(min(third, dimension)):
-        before, rest = written(matvec([x.sign() for x in next(drawn)]))
-        done += 1
+    for image in times([x.sign() for x in next(drawn)] for _ in range(done)):
+        before, rest = written(image)
         # Less would add nothing but rounding to the span.
         if rest > 1e3 * torch.finfo(frame.layout.dtype).eps * before:
             frame.accept()
-    basis = (frame.row(i) for i in range(len(frame)))
-    total = sum(float(vectors.dot(q, matvec(q))) for q in basis)
-    done += len(frame)
-    if len(frame) == dimension:
+    basis = [frame.row(i) for i in range(len(frame))]
+    total = sum(float(vectors.dot(q, image)) for q, image in zip(basis, times(basis), strict=True))
+    done += len(basis)
+    if len(basis) == dimension:
         return Trace(total, 0.0, done)
-    samples = []
-    while done < num_products:
-        _, rest = written([x.sign() for x in next(drawn)])
-        v = frame.row(len(frame))
-        samples.append(rest**2 * float(vectors.dot(v, matvec(v))))
-        done += 1
+
+    def rests() -> Iterator[tuple[float, list[Tensor]]]:
+        for _ in range(num_products - done):
+            _, rest = written([x.sign() for x in next(drawn)])
+            yield rest, vectors.clone(frame.row(len(frame)))
+
+    left, right = tee(rests())
+    images = times(v for _, v in right)
+    samples = [rest**2 * float(vectors.dot(v, image)) for (rest, v), image in zip(left, images, strict=True)]
+    done += len(samples)
     spread = float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return Trace(total + float(np.mean(samples)), spread, done)
 

@@ -1,6 +1,6 @@
 """Hessian-vector products by differentiating twice in reverse mode, which are exact wherever they work."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ class Reverse:
 
     Use it inside ``objective.isolated()`` and ``twice_differentiable``. With ``retain`` the graph of g is kept: a
     product costs two gradients, the first product at most three more, and the memory of about three gradients.
-    Without ``retain`` each product builds the graph of one micro-batch at a time anew, at some three gradients.
+    Without ``retain`` each call builds the graph of one micro-batch at a time anew: at some three gradients for a
+    single product, and nearer two for each of a block that shares the graph.
 
     Args:
         objective: The loss.
@@ -35,12 +36,16 @@ class Reverse:
 
     def gradient(self) -> list[Tensor]:
         """Returns the gradient at the point."""
-        return self._sum([None if g is None else g.detach() for g in parts] for parts in self._linearised())
+        return self._sums([[None if g is None else g.detach() for g in parts]] for parts in self._linearised())[0]
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """Returns H v."""
-        self._objective.num_reverse += PRODUCT
-        return self._sum(self._product(parts, v) for parts in self._linearised())
+        return self.block([v])[0]
+
+    def block(self, vs: Sequence[Vector]) -> list[list[Tensor]]:
+        """Returns H v of each vector; the graph of a micro-batch serves all of them before it is dropped."""
+        self._objective.num_reverse += PRODUCT * len(vs)
+        return self._sums(self._products(parts, vs) for parts in self._linearised())
 
     def _linearised(self) -> Iterable[Parts]:
         """Returns the gradient of each micro-batch with its graph, times the scale of the loss."""
@@ -60,7 +65,11 @@ class Reverse:
         self._kept, self._state = list(built), self._objective.state()
         return self._kept
 
-    def _product(self, parts: Parts, v: Vector) -> Parts:
+    def _products(self, parts: Parts, vs: Sequence[Vector]) -> Iterator[Parts]:
+        for i, v in enumerate(vs):
+            yield self._product(parts, v, keep=self._retain or i + 1 < len(vs))
+
+    def _product(self, parts: Parts, v: Vector, *, keep: bool) -> Parts:
         # A gradient without a graph is constant, and the gradient of an unused parameter is zero: no derivatives.
         known = [(g, x.to(g.dtype)) for g, x in zip(parts, v, strict=True) if g is not None and g.requires_grad]
         if not known:
@@ -69,15 +78,24 @@ class Reverse:
             [g for g, _ in known],
             self._objective.parameters,
             [x for _, x in known],
-            retain_graph=self._retain,
+            retain_graph=keep,
             allow_unused=True,
         )
 
-    def _sum(self, shares: Iterable[Parts]) -> list[Tensor]:
-        total: list[Tensor | None] = [None] * len(self._point)
-        for parts in shares:
-            dense = [x.to_dense() if x is not None and x.is_sparse else x for x in parts]
-            total = [b if a is None else a if b is None else a + b for a, b in zip(total, dense, strict=True)]
+    def _sums(self, shares: Iterable[Iterable[Parts]]) -> list[list[Tensor]]:
+        """Returns the sums over micro-batches of what each of them yields in turn."""
+        totals: list[list[Tensor | None]] = []
+        for share in shares:
+            for i, parts in enumerate(share):
+                dense = [x.to_dense() if x is not None and x.is_sparse else x for x in parts]
+                if i == len(totals):
+                    totals.append(dense)
+                else:
+                    both = zip(totals[i], dense, strict=True)
+                    totals[i] = [b if a is None else a if b is None else a + b for a, b in both]
+        return [self._finished(total) for total in totals]
+
+    def _finished(self, total: Parts) -> list[Tensor]:
         scale = self._objective.loss_scale
         found = [torch.zeros_like(p) if x is None else x / scale for x, p in zip(total, self._point, strict=True)]
         # Sharded models are not differentiated twice, so ranks that share this work are replicas.

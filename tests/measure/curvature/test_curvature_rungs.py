@@ -1,6 +1,7 @@
 """measure.curvature.operator: every way of multiplying agrees with the dense Hessian in each precision."""
 
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -23,7 +24,7 @@ from networks import Sparse, texts
 from torch import Tensor, nn
 
 from smoothdiag import Objective, objective, vectors
-from smoothdiag.measure.curvature import hvp
+from smoothdiag.measure.curvature import hvp, trace
 from smoothdiag.measure.curvature.guards import autocast_off
 from smoothdiag.measure.loss.selftest import LOSS_SCALE
 
@@ -111,6 +112,63 @@ def test_products_are_those_of_the_dense_hessian(rung, dtype, is_weighted, recor
             assert distance(found, gradient) < 1e-5
     record_property("errors", {name: f"{e:.0e}" for name, e in errors.items()})
     assert max(errors.values()) < TOLERANCES[dtype][rung], errors
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_independent_products_are_those_of_one_vector_at_a_time(rung) -> None:
+    objective = weighted(model_of(torch.float64), torch.float64)
+    hessian, _ = dense_of(is_weighted=True)
+    taken = []
+
+    def drawn() -> Iterator[list[Tensor]]:
+        for seed in range(5):
+            taken.append(vectors.random_like(objective.parameters, seed=seed))
+            yield taken[-1]
+
+    before = state_of(objective.model)
+    with hvp(objective, backend=rung) as product:
+        found = []
+        for i, one in enumerate(product.each(drawn(), block=2)):
+            assert len(taken) == min(5, i + 1 + (rung == "rebuilt" and i % 2 == 0))
+            objective.evaluate([x + 1 for x in objective.parameters])  # what happens in between changes nothing
+            found.append(one)
+        assert product.num_hvps == 5
+        assert objective.num_reverse == {"retained": 1 + 10, "rebuilt": 3 + 10}.get(rung, 0)
+    with hvp(objective, backend=rung) as product:
+        alone = [product(v) for v in taken]
+        assert list(product.each([])) == []
+        with pytest.raises(ValueError, match="Parameter `block` should"):
+            product.each([], block=0)
+        with pytest.raises(ValueError, match="Parameter `v` should"):
+            list(product.each([taken[0][:1]]))
+        left = product.each(taken)
+        next(left)
+    with pytest.raises(RuntimeError, match="closed"):
+        list(left)
+    for one, single, v in zip(found, alone, taken, strict=True):
+        torch.testing.assert_close(one, single, rtol=0, atol=0)
+        assert distance(one, hessian @ flat(v)) < TOLERANCES[torch.float64][rung]
+    assert_identical(state_of(objective.model), before)
+
+
+def test_the_trace_of_a_mean_over_batches_is_the_same_in_blocks() -> None:
+    """The Hessian of the mean of (x'w - y)^2 is 2 X'X / n."""
+    source = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(n, 6, generator=source).double(), torch.randn(n, 1, generator=source)) for n in (4, 9)]
+    model = nn.Sequential(nn.Linear(6, 1, bias=False).double(), nn.Dropout(0.0))
+    loss = objective(model, lambda m, batch: (m(batch[0]) - batch[1]).square().mean(), batches)
+    exact = sum(2 * float(x.square().sum()) / len(x) for x, _ in batches) / 2
+    with hvp(loss, backend="rebuilt") as hessian:
+        whole = trace(hessian, hessian.point, num_products=18, seed=5)  # other signs may be dependent
+        built = loss.num_reverse
+        parts = [trace(hessian, hessian.point, num_products=12, block=block) for block in (1, 3, 50)]
+        with pytest.raises(ValueError, match="Parameter `block` should"):
+            trace(hessian, hessian.point, block=0)
+    assert (whole.value, whole.standard_error) == (pytest.approx(exact, rel=1e-12), 0)
+    assert built == 2 * 12 + 4  # two blocks of vectors, then two of the basis
+    assert parts[0] == parts[1] == parts[2]
+    assert parts[0].num_products == 12
+    assert abs(parts[0].value - exact) < 4 * parts[0].standard_error
 
 
 @pytest.mark.parametrize("rung", RUNGS)
