@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from smoothdiag import vectors
 from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, lasting, map_tensors, tensors_of
-from smoothdiag.measure.loss.state import ModuleState
+from smoothdiag.measure.loss.state import ModuleState, parameters_of
 from smoothdiag.measure.probe.backward import Backward
 from smoothdiag.measure.probe.ranks import Outlook
 from smoothdiag.packing import Kept, Packing
@@ -268,6 +268,8 @@ def check_hooks(model: nn.Module) -> None:
     Optimizers that are fused into backward have such hooks: every gradient that the probe takes would then move the
     parameters.
     """
+    if not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters_of(model)):
+        return
     for name, parameter in model.named_parameters():
         hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
         if any(not isinstance(getattr(hook, "__self__", None), Backward) for hook in hooks.values()):

@@ -15,7 +15,7 @@ from smoothdiag import vectors
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.batches import held_out
-from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
+from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, moves_of, parameter_groups
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
@@ -123,6 +123,7 @@ class Probe(Managed):
         self.further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
         self._due = self._estimators_due()
         self._begun: Beginning | None = None
+        self._seen: list[tuple[int, bool]] = []
         state, spread = self._accumulation.state, self._distributed
         self._measuring = Measuring(
             model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
@@ -204,7 +205,8 @@ class Probe(Managed):
         self._forget_failed_step()
         start: list[Kept] = []
         with self._measuring.unharmed():
-            self._follow_changes()
+            if self._seen != moves_of(self.optimizer):  # since the batches were shown
+                self._follow_changes()
             packing = self._accumulation.packing
             start.append(retried(lambda: packing.keep(self._parameters, host=self._host.start(packing))))
         if not start:
@@ -293,7 +295,7 @@ class Probe(Managed):
 
     def _follow_changes(self) -> None:
         """Follows parameters that were frozen, unfrozen or given to the optimizer; a ValueError if none is left."""
-        present = coordinates(self._model, self.optimizer)
+        present, self._seen = coordinates(self._model, self.optimizer), moves_of(self.optimizer)
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
             self._groups = parameter_groups(self._model, present, self._group_by)
             self._parameters, self._ranks = present, Ranks(self._model, present)
