@@ -48,6 +48,8 @@ class Piece:
             return vectors.local(tensors[0])
         if self.is_sharded:
             tensors = [vectors.local(x) for x in tensors]
+        if len(tensors) == 1:  # of which torch makes no copy
+            return tensors[0].detach().reshape(-1).clone()
         with torch.no_grad():
             flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
         return flat
