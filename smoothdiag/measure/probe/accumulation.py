@@ -79,6 +79,7 @@ class Accumulation:
         """Continues with other coordinates and keeps the micro-batches."""
         self._backward.disarm()
         self._take(parameters)
+        self._follows = "copy"  # to compare the gradients as the optimizer gets them
 
     def _take(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters, self._ids = list(parameters), {id(p) for p in parameters}
