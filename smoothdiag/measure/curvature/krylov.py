@@ -204,11 +204,11 @@ class Subspace:
             return [x / length.to(x) for x in noise]
         found = self._result(np.concatenate([value * y, self._leading @ y]))
         for x, drawn in zip(found, noise, strict=True):
-            x += drawn * (NOISE / length).to(x)
+            x += drawn.to(x).mul_((NOISE / length).to(x))
         return found
 
-    def keep(self, order: Sequence[int]) -> None:
-        """Shrinks the basis to some Ritz vectors."""
+    def keep(self, order: Sequence[int], *, release: bool = False) -> None:
+        """Shrinks the basis to some Ritz vectors, whose values still rise; gives memory back if the search is over."""
         chosen, front = sorted(order), self._front
         y, values = self.ritz.coordinates[:, chosen], self.ritz.values[chosen]
         whole = self._asymmetric @ y
@@ -220,6 +220,8 @@ class Subspace:
         turn[: len(chosen), : len(y)] = y.T
         turn[len(chosen) :, len(y) :] = np.eye(front)
         self._frame.turn(turn)
+        if release:
+            self._frame.release()
         self._update()
 
     @property

@@ -152,11 +152,17 @@ def lanczos(
             space.grow(waiting.pop() if waiting else space.random(), order)
     ends = float(ritz.values[-1]), float(ritz.values[0])
     doubts = ritz.doubt(len(ritz.values) - 1), ritz.doubt(0)
+    found = [(float(ritz.values[j]), ritz.residual(j), ritz.error(j)) for j in chosen]
+    left = list(range(len(ritz.values)))
+    if most_vectors is not None and np.isfinite(ritz.values).all():  # room for the results
+        left = sorted([*chosen, *others[:1]])
+        space.keep(left, release=True)
+    vectors_found = [space.combine(left.index(j)) for j in chosen]
+    next_challenger = space.image(left.index(others[0])) if others else None
     pairs = tuple(
-        Eigenpair(float(ritz.values[j]), space.combine(j), ritz.residual(j), e, e <= tol)
-        for j, e in ((j, ritz.error(j)) for j in chosen)
+        Eigenpair(value, vector, residual, error, error <= tol)
+        for (value, residual, error), vector in zip(found, vectors_found, strict=True)
     )
-    next_challenger = space.image(others[0]) if others else None
     return Spectrum(pairs, *ends, space.num_products, converged, next_challenger, *doubts)
 
 
