@@ -263,7 +263,7 @@ class Layout:
         total = torch.zeros((), dtype=torch.float64, device=flat.device)
         for groups, part in self._segments:
             # In pieces, because on a CPU each is copied to float64 first: pieces stay in its cache.
-            pieces = torch.split(flat[part], max(2**16, flat.numel() // 64))
+            pieces = torch.split(flat[part], max(2**14, flat.numel() // 64))
             found = torch.stack(torch._foreach_norm(pieces, 2, dtype=torch.float64)).square().sum()
             for group in groups:
                 dist.all_reduce(found, group=group)

@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 BLOCK = 2
 """Vectors for which memory is allocated at once."""
 
-CHUNK, NUM_CHUNKS = 2**15, 64
+CHUNK, NUM_CHUNKS = 2**14, 256
 """Vectors are turned in this many chunks, so that turning takes little memory; a chunk is not shorter than this."""
 
 
@@ -104,9 +104,12 @@ class Frame:
                     chunk.copy_(coefficients @ old)
         self._size = first + number
 
-    def release(self) -> None:
-        """Gives back memory that no row uses."""
-        del self._blocks[-(-self._size // BLOCK) :]
+    def last(self, coefficients: Array) -> Tensor:
+        """Returns the sum of the rows times coefficients in their memory; all rows are gone afterwards."""
+        self.turn(coefficients[None])
+        del self._blocks[1:]
+        found, self._size, self._blocks = self._flat(0).clone(), 0, []
+        return found
 
     def random(self, seed: int) -> list[Tensor]:
         """Returns a random vector."""

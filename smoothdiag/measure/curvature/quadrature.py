@@ -77,7 +77,7 @@ def spectral_density(
     _check("num_products", num_products)
     points, weights = np.zeros((2, num_vectors, num_products))
     for i in range(num_vectors):
-        space = Subspace(matvec, like, seed)
+        space = Subspace(matvec, like, seed, expected=num_products + 1)
         assert space.grow(vectors.random_like(like, seed=seed + 10_007 * i))
         # If H does not lead out of the subspace, the vector has no share in other eigenvectors, so they have no weight.
         while space.num_products < num_products and not space.ritz.is_closed:
@@ -114,7 +114,7 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0
         return float(before), float(frame.outside(flat)[-2])
 
     for _ in range(min(third, dimension)):
-        before, rest = written(matvec([x.sign() for x in next(drawn)]))
+        before, rest = written(matvec([x.sign_() for x in next(drawn)]))
         done += 1
         # Less would add nothing but rounding to the span.
         if rest > 1e3 * torch.finfo(frame.layout.dtype).eps * before:
@@ -126,7 +126,7 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, seed: int = 0
         return Trace(total, 0.0, done)
     samples = []
     while done < num_products:
-        _, rest = written([x.sign() for x in next(drawn)])
+        _, rest = written([x.sign_() for x in next(drawn)])
         v = frame.row(len(frame))
         samples.append(rest**2 * float(vectors.dot(v, matvec(v))))
         done += 1

@@ -120,7 +120,7 @@ def lanczos(
     if not 0 < length < math.inf:
         raise ValueError(f"Parameter `start` should be finite and not zero. Found a vector of length {length}.")
     waiting = [] if challenger is None else [challenger]
-    space = Subspace(matvec, start, seed, most=most_vectors)
+    space = Subspace(matvec, start, seed, most=most_vectors, expected=max_products + 1 + len(waiting))
     # In one dimension noise may cancel the start.
     assert space.grow(start if waiting else vectors.mixed(start, seed=seed)) or space.grow(start)
     del start, challenger
@@ -152,17 +152,11 @@ def lanczos(
             space.grow(waiting.pop() if waiting else space.random(), order)
     ends = float(ritz.values[-1]), float(ritz.values[0])
     doubts = ritz.doubt(len(ritz.values) - 1), ritz.doubt(0)
-    found = [(float(ritz.values[j]), ritz.residual(j), ritz.error(j)) for j in chosen]
-    left = list(range(len(ritz.values)))
-    if most_vectors is not None and np.isfinite(ritz.values).all():  # room for the results
-        left = sorted([*chosen, *others[:1]])
-        space.keep(left, release=True)
-    vectors_found = [space.combine(left.index(j)) for j in chosen]
-    next_challenger = space.image(left.index(others[0])) if others else None
     pairs = tuple(
-        Eigenpair(value, vector, residual, error, error <= tol)
-        for (value, residual, error), vector in zip(found, vectors_found, strict=True)
+        Eigenpair(float(ritz.values[j]), space.combine(j), ritz.residual(j), e, e <= tol)
+        for j, e in ((j, ritz.error(j)) for j in chosen)
     )
+    next_challenger = space.last(others[0]) if others else None
     return Spectrum(pairs, *ends, space.num_products, converged, next_challenger, *doubts)
 
 
