@@ -81,7 +81,7 @@ def distance(a: Vector, b: Vector, *, over: tuple[float | Tensor, float | Tensor
     return _sum_over_ranks(_stack(lengths).square(), a).sum().sqrt()
 
 
-def add_scaled(a: Vector, b: Vector, alpha: float) -> list[Tensor]:
+def add_scaled(a: Vector, b: Vector, alpha: float | Tensor) -> list[Tensor]:
     """Returns a + alpha b in the dtypes of ``a``."""
     return [(wide(x) + alpha * wide(y)).to(x.dtype) for x, y in zip(a, b, strict=True)]
 
@@ -348,7 +348,9 @@ class Layout:
         """Returns the Euclidean norm of a flat tensor, a 0-dim float64 tensor."""
         total = torch.zeros((), dtype=torch.float64, device=flat.device)
         for groups, part in self._segments:
-            found = torch.linalg.vector_norm(flat[part], dtype=torch.float64).square()
+            # In pieces, because on a CPU each is copied to float64 first: pieces stay in its cache.
+            pieces = torch.split(flat[part], max(2**14, flat.numel() // 64))
+            found = torch.stack(torch._foreach_norm(pieces, 2, dtype=torch.float64)).square().sum()
             for group in groups:
                 dist.all_reduce(found, group=group)
             total += found
