@@ -27,9 +27,9 @@ def part_of(check, folder: Path, code: str):
 def test_what_was_found_stays_if_a_part_is_stopped(check, tmp_path) -> None:
     code = "import time\nprint('FOUND {\"waits\": 3}', flush=True)\nprint('a line', flush=True)\ntime.sleep(60)"
     found = list[dict]()
-    ended = check.run(part_of(check, tmp_path, code), 3.0, found.append)
+    ended = check.run(part_of(check, tmp_path, code), 2.0, found.append)
     assert found == [{"waits": 3}]
-    assert (ended["status"], ended["last_lines"]) == ("stopped after 3 s", ["a line"])
+    assert (ended["status"], ended["last_lines"]) == ("stopped after 2 s", ["a line"])
 
 
 @pytest.mark.thorough
