@@ -5,7 +5,7 @@
 The variants of a time take turns in one process, in an order that rotates. Every ratio is a median over rounds of
 ratios within a round, so a slow moment of the machine slows both sides of the ratio. Memory comes from the profiler's
 events on a CPU. Rows are written as soon as they are there, with limit, goal and figure side by side. The rows of fits
-and of AutoClip's plain steps come from `fits.py` and `autoclip_cost.py`.
+and of AutoClip's plain steps are those of `fits.py` and `autoclip_cost.py`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from overhead import counts, memory, times
+from overhead import counts, memory, others, times
 from overhead.paper import seven_billion
 from overhead.table import Row, cells, environment, filled, markdown, read, text, write
 
@@ -30,6 +30,8 @@ PARTS = {
     "gradients": counts.gradients,
     "waits": counts.waits,
     "collectives": counts.sums_over_ranks,
+    "autoclip": others.autoclip,
+    "fits": others.fits,
     "budget": times.shares,
 }
 

@@ -49,7 +49,8 @@ class Row:
     def verdict(self) -> str:
         if math.isnan(self.goal) or math.isnan(self.figure):
             return ""
-        return "met" if self.figure <= self.goal * (1 + 1e-9) else "missed"
+        # As many digits as the table shows.
+        return "met" if round(self.figure, 2) <= self.goal else "missed"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
