@@ -129,6 +129,15 @@ def test_a_bound_on_an_update_is_close_and_on_the_safe_side(name) -> None:
             assert length * (1 - 1e-12) <= most <= (1 + 1e-5) * length + 2.1 * decayed
 
 
+def test_a_bound_is_the_length_where_step_and_decay_point_the_same_way() -> None:
+    p = nn.Parameter(torch.full((10,), 3.0, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([p], lr=0.1, weight_decay=0.5, eps=1e-30)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    most = adapter_of(optimizer).update(optimizer.param_groups[0]).most(Stretch([p], [optimizer.state[p]]))
+    assert math.sqrt(most) == pytest.approx((0.1 + 0.05 * 3) * math.sqrt(10), rel=1e-12)
+
+
 def test_bounds_shorten_the_same_steps_as_lengths(monkeypatch) -> None:
     monkeypatch.setattr(acting, "is_in_progression", lambda step: False)
     run = Run(of("AdamW", weight_decay=0.1), rule=StepRule(multiple=None, relative=0.18), dtype=torch.float64)
