@@ -139,7 +139,8 @@ def synchronize(a: Vector) -> None:
 def joined(parts: Vector) -> Tensor:
     """Returns the numbers of local tensors of one dtype and device, one tensor after another, as a new flat tensor."""
     # To flatten small tensors takes six times as long as to join them, and most small tensors are flat.
-    return torch.cat([x if x.dim() == 1 else x.reshape(-1) for x in parts])
+    are_flat = set(map(Tensor.dim, parts)) == {1}
+    return torch.cat(list(parts) if are_flat else [x.reshape(-1) for x in parts])
 
 
 def local(x: Tensor) -> Tensor:
