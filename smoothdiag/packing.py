@@ -52,7 +52,7 @@ class Piece:
             return tensors[0].detach().reshape(-1).clone()
         with torch.no_grad():
             flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
-        return flat
+        return flat.detach()  # of one tensor alone it is a view
 
     def scatter(self, piece: Tensor, targets: Sequence[Tensor]) -> None:
         """Copies the piece into its tensors, hidden from autograd."""
@@ -156,7 +156,8 @@ class Packing:
             elif host is not None:
                 kept.append(host[k].copy_(found, non_blocking=True))
             else:
-                kept.append(found if piece.is_joined else found.clone())
+                # Joining has copied already, unless there was one tensor to join.
+                kept.append(found if len(piece.indices) > 1 else found.clone())
         return Kept(self, kept)
 
     def piece(self, k: int, vector: Vector) -> Tensor:
