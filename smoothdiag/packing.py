@@ -52,7 +52,7 @@ class Piece:
             return tensors[0].detach().reshape(-1).clone()
         with torch.no_grad():
             flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
-        return flat.detach()  # of one tensor alone it is a view
+        return flat
 
     def scatter(self, piece: Tensor, targets: Sequence[Tensor]) -> None:
         """Copies the piece into its tensors, hidden from autograd."""
@@ -156,8 +156,7 @@ class Packing:
             elif host is not None:
                 kept.append(host[k].copy_(found, non_blocking=True))
             else:
-                # Joining has copied already, unless there was one tensor to join.
-                kept.append(found if len(piece.indices) > 1 else found.clone())
+                kept.append(found if piece.is_joined else found.clone())
         return Kept(self, kept)
 
     def piece(self, k: int, vector: Vector) -> Tensor:

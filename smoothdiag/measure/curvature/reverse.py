@@ -95,7 +95,7 @@ class Reverse:
                     totals[i] = [b if a is None else a if b is None else a + b for a, b in both]
         return [self._finished(total) for total in totals]
 
-    def _finished(self, total: Parts) -> list[Tensor]:
+    def _finished(self, total: list[Tensor | None]) -> list[Tensor]:
         scale = self._objective.loss_scale
         found = []
         for p in reversed(self._point):  # the sums go as the results come

@@ -70,6 +70,7 @@ class Accumulation:
     ) -> None:
         self.state = ModuleState(model, loss_fn)
         self._distributed = distributed
+        self._follows: Follows = "nothing"
         self._observed: list[MicroBatch] = []
         self._used: list[int] = []
         self._versions: list[tuple[Tensor, int]] = []
@@ -88,7 +89,6 @@ class Accumulation:
         self._place: list[int] = []
         self._norms: Tensor | None = None
         self._packing: Packing | None = None
-        self._follows: Follows = "nothing"
 
     @property
     def packing(self) -> Packing:
