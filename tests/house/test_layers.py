@@ -51,6 +51,7 @@ WINGS = {
         "measure.curvature.operator",
         "measure.curvature.precise",
         "measure.curvature.check",
+        "measure.curvature.frame",
         "measure.curvature.krylov",
         "measure.curvature.spectrum",
         "measure.curvature.quadrature",

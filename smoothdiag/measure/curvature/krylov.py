@@ -169,7 +169,7 @@ class Subspace:
         self._multiply()
 
     def grow(self, direction: Vector, order: Sequence[int] = ()) -> bool:
-        """Grows into a direction; returns False, and changes nothing, if the direction lies in the subspace already.
+        """Grows into a direction; returns False, without a product, if the direction lies in the subspace already.
 
         Args:
             direction: A vector of any length.
