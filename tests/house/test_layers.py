@@ -19,6 +19,7 @@ LAYERS = (
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
     ("plots", "clipping", "adapters", "geometry", "packing"),
+    ("collectives",),
     ("fits", "trace", "vectors", "problems"),
     ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum"),
 )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, lasting, map_tensors, tensors_of
 from smoothdiag.measure.loss.state import ModuleState, parameters_of
 from smoothdiag.measure.probe.backward import Backward
@@ -252,7 +252,7 @@ def _scale(before: Vector, now: Vector) -> float:
     size, length = vectors.norm(before), vectors.norm(now)
     factor = torch.where(size == length, 1.0, length / size)
     apart = vectors.distance(now, before, over=(1.0, 1 / factor))
-    found, distance, largest = vectors.read([x.reshape(1) for x in (factor, apart, length)], {})
+    found, distance, largest = collectives.read([x.reshape(1) for x in (factor, apart, length)], {})
     rounding = 0.0 if found == 1 else SCALED * largest
     return float(found) if distance <= rounding else math.nan
 

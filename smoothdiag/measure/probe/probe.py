@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.batches import held_out
@@ -285,7 +285,7 @@ class Probe(Managed):
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
             wait = self._stopwatch.interval(self._schedule, began)
             if self._distributed:
-                wait = vectors.of_first_rank(wait, self._parameters[0], self._ranks.group)
+                wait = collectives.of_first_rank(wait, self._parameters[0], self._ranks.group)
             self._schedule.next = self.steps + wait
 
     def _estimators_due(self) -> Due:
