@@ -7,6 +7,8 @@ so, it has found the exact minimum for all rows; if not, it keeps more rows and 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,6 +19,7 @@ from smoothdiag.fits.resamples import Counts, sums
 # A residual below this share of height plus smoothness is rounding: the line passes through the point.
 TOUCHING = 1e-11
 MAX_PIVOTS = 10_000
+SMALLEST = 1e-300  # No change of the height is smaller.
 MANY = 3000  # Rows from which keeping only some of them is faster.
 
 Start = tuple[float, float]
@@ -132,6 +135,18 @@ def _apart(line: Start, x: Array, y: Array, above: Mask) -> Mask:
     return np.asarray(distance > TOUCHING * (height + y))
 
 
+class _Loss(NamedTuple):
+    """Pinball loss of weighted rows plus a linear one, and its units: a rate, and where the gradient norms lie."""
+
+    x: Array
+    quantile: float
+    weights: Array
+    tilt: Start
+    scale: float
+    middle: float
+    spread: float
+
+
 def _walk_to_vertex(
     x: Array, y: Array, quantile: float, weights: Array, start: Start, tilt: Start = (0.0, 0.0)
 ) -> tuple[Start, bool]:
@@ -145,12 +160,20 @@ def _walk_to_vertex(
         tuple[Start, bool]: the minimiser, and whether there is one: with a tilt the loss may fall for ever.
     """
     a, b = start
-    scale = float(weights @ np.abs(x)) + float(np.sum(weights))
+    loss = _Loss(
+        x,
+        quantile,
+        weights,
+        tilt,
+        float(weights @ np.abs(x)) + float(np.sum(weights)),
+        float(np.mean(x)),
+        float(np.std(x)),
+    )
     for _ in range(MAX_PIVOTS):
         rise = b * x
         residual = y - a - rise
         touching = np.abs(residual) <= TOUCHING * (a + rise + y)
-        direction, descent = _steepest_kink(x, residual, touching, quantile, weights, (a, b), tilt, scale)
+        direction, descent = _steepest_kink(loss, residual, touching, (a, b))
         if direction is None:
             return (float(a), float(b)), True
         da, db = direction
@@ -168,17 +191,13 @@ def _walk_to_vertex(
     return (float(a), float(b)), False
 
 
-def _steepest_kink(
-    x: Array,
-    residual: Array,
-    touching: Mask,
-    quantile: float,
-    weights: Array,
-    at: Start,
-    tilt: Start,
-    scale: float,
-) -> tuple[Start | None, float]:
-    """The direction along a kink or an axis in which the loss falls fastest, and its (negative) rate."""
+def _steepest_kink(loss: _Loss, residual: Array, touching: Mask, at: Start) -> tuple[Start | None, float]:
+    """The direction along a kink or an axis in which the loss falls fastest, and its (negative) rate.
+
+    Fastest means per mean change of the height of the line, so it does not depend on where gradient norms begin. Per
+    change of intercept and slope, a walk over gradient norms that hardly vary would take thousands of small steps.
+    """
+    x, quantile, weights, tilt = loss.x, loss.quantile, loss.weights, loss.tilt
     signs = np.where(touching, 0.0, np.where(residual > 0, quantile, quantile - 1)) * weights
     slope_a, slope_b = tilt[0] - float(np.sum(signs)), tilt[1] - float(signs @ x)
     order = np.argsort(x[touching], kind="stable")
@@ -201,11 +220,11 @@ def _steepest_kink(
     ]
     da, db, rate = (np.concatenate(parts) for parts in zip(*directions, strict=True))
     feasible = ((at[0] > 0) | (da >= 0)) & ((at[1] > 0) | (db >= 0))
-    size = np.abs(da) + np.abs(db)
-    merit = np.where(feasible, rate / size, 0.0)
-    best = int(np.argmin(merit))
-    if merit[best] >= -1e-12 * scale:
+    falls = feasible & (rate < -1e-12 * loss.scale * (np.abs(da) + np.abs(db)))
+    if not falls.any():
         return None, 0.0
+    size = np.abs(da + db * loss.middle) + np.abs(db) * loss.spread
+    best = int(np.argmin(np.where(falls, rate / np.maximum(size, SMALLEST), 0.0)))
     return (float(da[best]), float(db[best])), float(rate[best])
 
 
