@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from models import GPT, VOCABULARY
-from probe_overhead import peak, seconds, take_turns
+from overhead.clock import seconds, take_turns
+from overhead.counting import peak
 from torch import Tensor, nn
 
 from smoothdiag import AutoClip, Probe, StepRule

@@ -1,7 +1,8 @@
 """Following: works out updates from what the optimizer keeps, so that no copy of the parameters is needed.
 
 The update of Adam, say, follows from its averages. AutoClip compares what follows with a copy once. It does so again
-when something has changed: parameters, options of the groups, entries of the state.
+when something has changed: parameters, options of the groups, entries of the state. To read a comparison waits for the
+device, so on a device AutoClip compares only at steps that wait anyway, and keeps copies until then.
 """
 
 from __future__ import annotations
@@ -124,14 +125,17 @@ class Following:
             retried(lambda stretch=stretch, back=back: stretch.add_(back))  # type: ignore[misc]
 
     @torch.no_grad()
-    def check(self, back: Sequence[Bucket], step: int) -> None:
+    def check(self, back: Sequence[Bucket], step: int, *, may_wait: bool) -> None:
         """Compares the update with a copy, and so finds out whether the next ones can be worked out.
 
         Args:
             back: Copies of the parameters, minus the parameters.
             step: Number of the step.
+            may_wait: Whether the step may wait for a device.
         """
         if not self._parts or (self._num_checks >= FEW_CHECKS and not is_in_progression(step)):
+            return
+        if not may_wait and any(tensors[0].device.type != "cpu" for tensors, _ in back):
             return
         self._num_checks += 1
         self._known, self._state, self._cut = None, self._optimizer.state, []
@@ -186,7 +190,7 @@ class Following:
         return not there or len(set(torch.stack([count.to(there[0].device) for count in there]).tolist())) == 1
 
     def _agrees(self, ways: Mapping[int, Tensor]) -> bool:
-        found = []
+        found: list[Tensor] = []
         for formula, stretch in self._stretches():
             if any(id(p) not in ways for p in stretch.owners):
                 return False
@@ -195,10 +199,10 @@ class Following:
                 way, x = stretch.flat([ways[id(p)] for p in stretch.owners]), stretch.parameter
                 apart = _part_of(formula.last(stretch), 1.0).add_(way)
                 unit = torch.finfo(x.dtype).eps
-                return torch.stack([*lengths([apart, way]), lengths([x])[0] * (ROUNDING * unit)]).cpu()
+                return torch.stack([*lengths([apart, way]), lengths([x])[0] * (ROUNDING * unit)])
 
             found.append(retried(compared))
-        return bool(found) and retried(lambda: _is_near(torch.stack(found).double()))
+        return bool(found) and retried(lambda: _is_near(_together(found)))
 
     def _stretches(self) -> list[tuple[Formula, Stretch]]:
         if not self._cut or not retried(self._is_cut_right):
@@ -257,6 +261,12 @@ def _parts_of(members: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], slice |
 
 def _is_on_device(count: Any) -> TypeGuard[Tensor]:
     return isinstance(count, Tensor) and count.device.type != "cpu"
+
+
+def _together(rows: Sequence[Tensor]) -> Tensor:
+    """Returns equally long rows of any device as one tensor on the CPU; waits for the device once."""
+    device = rows[0].device
+    return torch.stack([row.to(device, vectors.widest(device)) for row in rows]).cpu()
 
 
 def _is_near(lengths: Tensor) -> bool:

@@ -101,7 +101,7 @@ def test_a_clipped_step_that_is_not_due_waits_for_nothing(name: str, is_held: bo
 @pytest.mark.parametrize("name", ["adamw", "adamw, fused", "adam, one by one", "rmsprop"])
 def test_an_update_that_follows_from_the_state_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     following = pytest.importorskip("smoothdiag.autoclip.following").Following
-    # Comparisons with copies do wait, and belong to measured steps; here they are taken as passed.
+    # To compare with a copy does wait, which the first step of a run may; here the comparison is taken as passed.
     monkeypatch.setattr(following, "_agrees", lambda self, ways: True)
     monkeypatch.setattr(following, "_has_one_count", lambda self: True)
     worked_out, length = list[bool](), following.length
