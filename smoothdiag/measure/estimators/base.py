@@ -86,6 +86,12 @@ class Step:
         """Whether loss and gradient at ``start`` are finite; otherwise there is nothing to measure."""
         return math.isfinite(self.at_start.loss) and math.isfinite(self._gradient_sums.total("gradient"))
 
+    def learn(self, other: "Step") -> None:
+        """Takes over what another object of the same step knows about its start."""
+        for name in ("at_start", "_begun"):
+            if name in other.__dict__:
+                self.__dict__.setdefault(name, other.__dict__[name])
+
     def block(self, group: str) -> Sequence[int]:
         """Returns the indices of the parameters of a group, or of "all"."""
         return range(len(self.start)) if group == "all" else self.groups[group]

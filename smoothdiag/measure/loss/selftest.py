@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.coordinates import forward_dtypes
 from smoothdiag.measure.loss.graph import nodes_of
 from smoothdiag.measure.loss.objective import Evaluation, Objective, Reduction
@@ -220,7 +220,7 @@ def compare(training: Vector, replayed: Vector) -> tuple[float, float, float]:
 
     Angle and ratio are NaN if one gradient is zero or not finite.
     """
-    size, length = map(float, vectors.read([vectors.norm(a).reshape(1) for a in (training, replayed)], {}))
+    size, length = map(float, collectives.read([vectors.norm(a).reshape(1) for a in (training, replayed)], {}))
     if not (size and length and math.isfinite(size) and math.isfinite(length)):
         return math.nan, math.nan, length
     # The arc sine of half the chord between unit vectors keeps the digits; an arc cosine loses half of them.

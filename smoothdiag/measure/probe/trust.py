@@ -43,16 +43,18 @@ class Trust:
             return None
         return replace(step, training=begun.training)
 
-    def estimate(self, step: Step, trusting: Step | None, estimator: Estimator) -> tuple[Step, Estimate]:
-        """Returns the estimate, and the step that it was taken at."""
+    def estimate(self, step: Step, trusting: Step | None, estimator: Estimator) -> Estimate:
+        """Returns the estimate; the step then knows loss and gradient at its start."""
         if trusting is None or not getattr(estimator, "checks_start", False) or "at_start" in step.__dict__:
-            return step, estimator(step)
+            return estimator(step)
         record = self._records[id(estimator)]
         if record.left > 0:
             record.left -= 1
-            return step, estimator(step)
+            return estimator(step)
         try:
-            return trusting, estimator(trusting)
+            estimate = estimator(trusting)
         except Contradicted:
             record.left, record.pause = record.pause, 2 * record.pause
-        return step, estimator(step)
+            return estimator(step)
+        step.learn(trusting)  # for the other estimators
+        return estimate
