@@ -7,6 +7,7 @@ nothing is shortened, or, in the rows "shortened", so short that every step is.
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import torch
 from models import GPT, VOCABULARY
-from probe_overhead import peak, seconds, take_turns
+from overhead.clock import seconds, take_turns
+from overhead.counting import peak
 from torch import Tensor, nn
 
 from smoothdiag import AutoClip, Probe, StepRule
@@ -90,7 +92,8 @@ def costs(model: str, optimizer: str, device: torch.device, rounds: int) -> dict
     peaks = {}
     for name, run in runs.items():
         run.backward()
-        peaks[name] = peak(run.optimizer.step, device)
+        found = peak(run.optimizer.step, device)
+        peaks[name] = 0.0 if math.isnan(found) else found  # SGD makes no tensors
     found = {
         "plain step [ms]": 1e3 * float(table["plain"].median()),
         "optimizer alone [plain steps]": sorted(update)[2] / float(table["plain"].median()),

@@ -5,7 +5,7 @@
 The variants of a time take turns in one process, in an order that rotates. Every ratio is a median over rounds of
 ratios within a round, so a slow moment of the machine slows both sides of the ratio. Memory comes from the profiler's
 events on a CPU. Rows are written as soon as they are there, with limit, goal and figure side by side. The rows of fits
-and of AutoClip's plain steps come from `fits.py` and `autoclip_cost.py`.
+and of AutoClip's plain steps are those of `fits.py` and `autoclip_cost.py`.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from overhead import counts, memory, times
+from overhead import counts, memory, others, times
+from overhead.paper import seven_billion
 from overhead.table import Row, cells, environment, filled, markdown, read, text, write
 
 import smoothdiag as sd
@@ -29,20 +30,34 @@ PARTS = {
     "gradients": counts.gradients,
     "waits": counts.waits,
     "collectives": counts.sums_over_ranks,
+    "autoclip": others.autoclip,
+    "fits": others.fits,
     "budget": times.shares,
 }
 
 
 def measured(parts: list[str], device: torch.device, quick: bool, out: Path | None) -> list[Row]:
-    """Measures part after part, and writes the rows so far after each row."""
-    about, rows = environment(device) | {"quick": quick}, list[Row]()
+    """Measures part after part, and writes the rows so far after each row; rows of other parts stay in the file."""
+    about, kept = environment(device) | {"quick": quick}, list[Row]()
+    if out is not None and out.exists():
+        found, before = read(out)
+        if {**before, "date": ""} != {**about, "date": ""}:
+            raise SystemExit(f"{out} was measured elsewhere, at {before['commit']}; give another name, or remove it.")
+        kept = [row for row in found if row.part not in parts]
+    rows = list[Row]()
     for part in parts:
         for row in PARTS[part](device, quick):
             rows.append(replace(row, part=part))
             print("  ".join(filter(None, cells(row))), file=sys.stderr, flush=True)
             if out is not None:
-                write(out, rows, about)
+                write(out, sorted(kept + rows, key=lambda row: list(PARTS).index(row.part)), about)
     return rows
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """Returns the blocks of pages, by name, from a file of results."""
+    rows, about = read(results)
+    return {"table": markdown(rows, about), "7B": seven_billion(rows)}
 
 
 def main() -> None:
@@ -55,9 +70,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, nargs="+", help="pages to write the table of --out into, unmeasured")
     args = parser.parse_args()
     if args.page:
-        block = markdown(*read(args.out))
         for page in args.page:
-            page.write_text(filled(page.read_text(encoding="utf-8"), block), encoding="utf-8")
+            page.write_text(filled(page.read_text(encoding="utf-8"), blocks(args.out)), encoding="utf-8")
         return
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore", sd.SmoothdiagWarning)

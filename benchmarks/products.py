@@ -35,7 +35,7 @@ import torch
 import torch.autograd.forward_ad as forward
 from curvature_cases import Case, clock_of
 from models import CLASSES, GPT, LEARNABLE, Block, Task, _flat, _learnable_images, _learnable_tokens, labelled_loss
-from probe_overhead import peak
+from overhead.counting import peak
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, linearize, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel

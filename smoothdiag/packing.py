@@ -48,6 +48,8 @@ class Piece:
             return vectors.local(tensors[0])
         if self.is_sharded:
             tensors = [vectors.local(x) for x in tensors]
+        if len(tensors) == 1:  # of which torch makes no copy
+            return tensors[0].detach().reshape(-1).clone()
         with torch.no_grad():
             flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
         return flat
@@ -88,8 +90,10 @@ class Piece:
         if self.lengths is not None:
             found = [x.double().square() for x in made(*pieces)]
             return [torch.segment_reduce(x, "sum", lengths=self.lengths, unsafe=True) for x in found]
-        norms = [torch._foreach_norm(list(made(*chunk)), 2, dtype=torch.float64) for chunk in vectors.chunks(*pieces)]
-        return [torch.stack(column).square().sum().reshape(1) for column in zip(*norms, strict=True)]
+        if not vectors.has_rows(pieces[0]):
+            return [total.reshape(1) for total in vectors.squares(list(made(*pieces)))]
+        sums = [[vectors.square(x) for x in made(*chunk)] for chunk in vectors.chunks(*pieces)]
+        return [torch.tensor([sum(column)], dtype=torch.float64) for column in zip(*sums, strict=True)]
 
 
 class Packing:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.packing import Packing
 
 if TYPE_CHECKING:
@@ -77,10 +77,10 @@ class Tally:
                 parts.append(found)
                 for group, members in self.packing.shared[k].items():
                     over.setdefault(group, []).extend(begin + j for j in members)
-        values = vectors.read(parts, over)
+        values = collectives.read(parts, over)
         read = {}
         for index, (name, (_, is_mean)) in enumerate(self._numbers.items()):
-            read[name] = values[index : index + 1] / (vectors.num_ranks() if is_mean else 1)
+            read[name] = values[index : index + 1] / (collectives.num_ranks() if is_mean else 1)
         for name, places in where.items():
             read[name] = np.zeros(len(self.packing.like))
             for indices, part in places:

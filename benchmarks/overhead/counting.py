@@ -23,6 +23,9 @@ PACKAGE = str(Path(smoothdiag.__file__).parent)
 READS = frozenset({"aten::_local_scalar_dense", "aten::equal", "aten::nonzero"})
 """Operators whose result the host waits for. ``float``, ``bool``, ``item`` and comparisons all end in one of them."""
 
+HOST_ONLY = frozenset({("adapters/updates.py", "number")})
+"""Functions of the library that read a number only if it lies in host memory, where nobody has to wait."""
+
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier", "broadcast",
     "broadcast_object_list", "reduce", "reduce_scatter_tensor", "scatter",
@@ -53,9 +56,9 @@ def peak(call: Callable[[], object], device: torch.device) -> float:
 class Waits(TorchDispatchMode):
     """Counts, on a CPU, where the host would wait for a device, by the line of the library that waits.
 
-    Only waits of the library count. Reads by torch's own optimizers do not: their step counts lie in host memory. A
-    read of a tensor that was copied to the host before is no second wait. What a CPU cannot show are waits of kernels
-    (``torch.linalg`` checks its results) and of copies from the host to the device.
+    Only waits of the library count, and not those of `HOST_ONLY`. Reads by torch's own optimizers do not count: their
+    step counts lie in host memory. A read of a tensor that was copied to the host before is no second wait. What a CPU
+    cannot show are waits of kernels (``torch.linalg`` checks its results) and of copies from the host to the device.
 
     Attributes:
         reads: Number of reads by line, as "file:line".
@@ -114,12 +117,13 @@ class Waits(TorchDispatchMode):
 
 
 def line_of_library() -> str | None:
-    """Returns the line of the library that is running, called from outside of it or not; ``None`` if there is none."""
+    """Returns the line of the library that is running; ``None`` if none is, or if it never waits for a device."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(PACKAGE):
-            return f"{Path(name).relative_to(PACKAGE)}:{frame.f_lineno}"
+            path = Path(name).relative_to(PACKAGE).as_posix()
+            return None if (path, frame.f_code.co_name) in HOST_ONLY else f"{path}:{frame.f_lineno}"
         frame = frame.f_back
     return None
 

@@ -17,7 +17,7 @@ from smoothdiag import AutoClip
 
 
 def gradients(device: torch.device, quick: bool) -> Iterator[Row]:
-    """Counts gradients of rows on each step's own batch, by the rows and by calls of the loss."""
+    """Counts gradients of rows on each step's own batch, by the rows and by the backward passes."""
     for name in ("LSTM .1M of the demo", "GPT .8M, 1,024 tokens"):
         for rows, goal, limit in (("AutoClip's row", 1.4, 1), ("default rows", 4.4, 4)):
             is_clip = limit == 1
@@ -25,13 +25,13 @@ def gradients(device: torch.device, quick: bool) -> Iterator[Row]:
             if is_clip:
                 AutoClip(loop.optimizer, loop.probe)
             loop.step()  # the self-test of the first step comes once in a run
-            before, called = len(loop.probe.trace), loop.evaluations
+            before, passed = len(loop.probe.trace), loop.backward_passes
             for _ in range(29 if is_clip or not quick else 11):
                 loop.step()
             found = list(loop.probe.trace)[before:]
             due = len({row["step"] for row in found})
             yield Row(f"gradients of {rows}: {name}", limit, goal, sum(row["num_grads"] for row in found) / due)
-            yield Row(f"calls of the loss for {rows}: {name}", limit, goal, (loop.evaluations - called) / due)
+            yield Row(f"backward passes of {rows}: {name}", limit, goal, (loop.backward_passes - passed) / due)
 
 
 def waits_of(group_by: Callable[[str], str] | None) -> Waits:

@@ -94,7 +94,7 @@ class Loop:
         self.task, self.device, self.micro_batches = task, device, micro_batches
         self.model, self.batch = task.build().to(device), task.batch(device)
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=task.lr))
-        self.optimizer, self.evaluations, self.probe = make(self.model.parameters()), 0, None
+        self.optimizer, self.backward_passes, self.probe = make(self.model.parameters()), 0, None
         if estimators is not None:
             options = {"estimators": estimators, "schedule": schedule or every(1), **options}
             self.probe = Probe(self.model, self.optimizer, self.measured_loss, **options)
@@ -105,9 +105,14 @@ class Loop:
         return sum(p.numel() * p.element_size() for p in self.model.parameters())
 
     def measured_loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The loss as the probe evaluates it, counted."""
-        self.evaluations += 1
-        return self.task.loss_fn(model, batch)
+        """The loss as the probe evaluates it, whose backward passes are counted."""
+        loss = self.task.loss_fn(model, batch)
+        if loss.requires_grad:
+            loss.register_hook(self._count)
+        return loss
+
+    def _count(self, _: Tensor) -> None:
+        self.backward_passes += 1
 
     def observe(self) -> None:
         if self.probe:

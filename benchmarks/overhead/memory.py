@@ -23,6 +23,9 @@ from overhead.table import Row
 
 from smoothdiag import HessianNorm
 
+COPIES = "copies of x at the peak: {}"
+OFFLOADED = 'the same on the device, `offload="cpu"`: {}'
+USUAL = "default rows, AdamW, 4 micro-batches"
 FEWEST = 1e-9
 """A tolerance that no search reaches, so that it makes as many products as it may."""
 
@@ -54,19 +57,20 @@ def beyond(
 def copies(device: torch.device, quick: bool) -> Iterator[Row]:
     """Measures rows and default rows; with ``offload="cpu"`` without the host memory that the probe keeps."""
     large, half = (partial(beyond, task, device) for task in (LARGE_PARAMETERS, in_bfloat16(LARGE_PARAMETERS)))
-    usual = partial(large, optimizer=adamw, micro_batches=4)
-    cases: list[tuple[str, float, float, float, Any]] = [
+    usual: dict[str, Any] = {"optimizer": adamw, "micro_batches": 4}
+    cases: list[tuple[str, float, float, float | None, Any]] = [
         ("path row, SGD", 1, 3.3, 1.3, partial(large, PATH)),
         ("local row, SGD", 1, 3.3, 1.3, partial(large, LOCAL)),
-        ("default rows, AdamW, 4 micro-batches", 2, 4.3, 2.3, partial(usual, DEFAULT)),
-        ("path row, SGD, bfloat16", 3, 8, math.nan, partial(half, PATH)),
-        ("local row, SGD, bfloat16", 3, 8, math.nan, partial(half, LOCAL)),
+        (USUAL, 2, 4.3, 2.3, partial(large, DEFAULT, **usual)),
+        ("path row, SGD, bfloat16", 3, 8, None, partial(half, PATH)),
+        ("local row, SGD, bfloat16", 3, 8, None, partial(half, LOCAL)),
+        (f"{USUAL}, bfloat16", math.nan, math.nan, math.nan, partial(half, DEFAULT, **usual)),
     ]
     for name, limit, goal, goal_offloaded, measure in cases:
-        yield Row(f"copies of x at the peak: {name}", limit, goal, measure())
-        if not math.isnan(goal_offloaded):
+        yield Row(COPIES.format(name), limit, goal, measure())
+        if goal_offloaded is not None:
             figure = measure(offload="cpu") if HAS_OFFLOAD else math.nan
-            yield Row(f'the same on the device, `offload="cpu"`: {name}', math.nan, goal_offloaded, figure)
+            yield Row(OFFLOADED.format(name), math.nan, goal_offloaded, figure)
 
 
 def hessian(device: torch.device, quick: bool) -> Iterator[Row]:
@@ -76,4 +80,4 @@ def hessian(device: torch.device, quick: bool) -> Iterator[Row]:
         # A restart needs fewer vectors than products, and nobody knows how few.
         limit, goal = number + 2 if number + 4 <= 12 else math.nan, min(number + 4, 12)
         figure = beyond(SMALL_GPT, device, [estimator])
-        yield Row(f"copies of x at the peak: `HessianNorm`, {number} products", limit, goal, figure)
+        yield Row(COPIES.format(f"`HessianNorm`, {number} products"), limit, goal, figure)

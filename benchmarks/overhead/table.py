@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-BEGIN, END = "<!-- begin: probe_overhead.py --page -->", "<!-- end: probe_overhead.py --page -->"
+MARKS = "<!-- begin: {} by probe_overhead.py -->", "<!-- end: {} by probe_overhead.py -->"
+"""What stands on a page around a block that the script writes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Row:
     def verdict(self) -> str:
         if math.isnan(self.goal) or math.isnan(self.figure):
             return ""
-        return "met" if self.figure <= self.goal * (1 + 1e-9) else "missed"
+        # As many digits as the table shows.
+        return "met" if round(self.figure, 2) <= self.goal else "missed"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -113,10 +115,15 @@ def markdown(rows: Iterable[Row], about: dict[str, Any]) -> str:
     lines = [HEAD, ["---"] * len(HEAD), *map(cells, rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     where = f"{about['processor']}, {about['threads']} thread" if about["device"] == "cpu" else about["device"]
-    return f"{table}\n\n{about['date']}, {where}, torch {about['torch']}, commit {about['commit']}."
+    few = ", few rounds (`--quick`)" if about["quick"] else ""
+    return f"{table}\n\n{about['date']}, {where}, torch {about['torch']}, commit {about['commit']}{few}."
 
 
-def filled(page: str, block: str) -> str:
-    """Returns a page with a new block between its two marks."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+def filled(page: str, blocks: dict[str, str]) -> str:
+    """Returns a page with new blocks between those pairs of marks that it has."""
+    for name, block in blocks.items():
+        begin, end = (mark.format(name) for mark in MARKS)
+        if begin in page:
+            before, rest = page.split(begin)
+            page = f"{before}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
+    return page

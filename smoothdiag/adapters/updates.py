@@ -45,7 +45,7 @@ class Stretch(Mapping[str, Tensor]):
         first = self.states[0].get("step")
         if len(self.states) == 1 or (isinstance(first, Tensor) and first.device.type != "cpu"):
             return True
-        return len({float(state.get("step", 0.0)) for state in self.states}) == 1
+        return len(set(map(float, [state.get("step", 0.0) for state in self.states]))) == 1
 
     def scalar(self, entry: str) -> Any:
         """Returns what the optimizer keeps alike for all of these numbers, as `number` does."""

@@ -167,7 +167,7 @@ class ShortenUpdate:
         scale = retried(lambda: (longest / length).clamp(max=1.0).nan_to_num(1.0))  # a NaN stays where it is
         retried(lambda: counts.add_clipped(scale < 1))
         if back:
-            self._following.check(back, step)
+            self._following.check(back, step, may_wait=measured or is_in_progression(step))
         if scale.device.type == "cpu":
             self._following.was_long = retried(lambda: bool(length > NEARLY * longest))
         if not self._acts or retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):

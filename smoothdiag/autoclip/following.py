@@ -1,14 +1,15 @@
 """Following: works out updates from what the optimizer keeps, so that no copy of the parameters is needed.
 
 The update of Adam, say, follows from its averages. AutoClip compares what follows with a copy once. It does so again
-when something has changed: parameters, options of the groups, entries of the state.
+when something has changed: parameters, options of the groups, entries of the state. To read a comparison waits for the
+device, so on a device AutoClip compares only at steps that wait anyway, and keeps copies until then.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import Any, TypeGuard
 
 import torch
@@ -25,7 +26,7 @@ from smoothdiag.autoclip.rates import Number
 from smoothdiag.memory import is_out_of_memory, retried
 from smoothdiag.optim.arithmetic import lengths
 
-ON_CPU, ON_DEVICE = 2**17, 2**24
+ON_CPU, ON_DEVICE = 2**18, 2**24
 """Numbers in a stretch. On a CPU what is computed from them stays in the cache; on a device they keep it busy."""
 
 FEW_CHECKS = 20
@@ -82,14 +83,14 @@ class Following:
 
         That costs half as much as the length itself. It works for Adam on a CPU: to read it would wait for a device.
         """
-        held = [p for _, held in self._parts for p in held]
         if self.was_long or not all(formula.most for formula, _ in self._parts):
             return math.inf
-        if not are_plain(held) or {device.type for device in set(map(attrgetter("device"), held))} != {"cpu"}:
+        stretches = self._stretches()
+        if any(s.owners[0].device.type != "cpu" or vectors.is_sharded(s.owners[0]) for _, s in stretches):
             return math.inf
         self._check_options()
         total = 0.0
-        for formula, stretch in self._stretches():
+        for formula, stretch in stretches:
             square = retried(lambda formula=formula, stretch=stretch: formula.most(stretch))  # type: ignore[misc]
             if not math.isfinite(square):  # 0 / 0 where gradients have been zero so far
                 square = float(retried(lambda formula=formula, stretch=stretch: _square(formula.last(stretch))))  # type: ignore[misc]
@@ -124,14 +125,17 @@ class Following:
             retried(lambda stretch=stretch, back=back: stretch.add_(back))  # type: ignore[misc]
 
     @torch.no_grad()
-    def check(self, back: Sequence[Bucket], step: int) -> None:
+    def check(self, back: Sequence[Bucket], step: int, *, may_wait: bool) -> None:
         """Compares the update with a copy, and so finds out whether the next ones can be worked out.
 
         Args:
             back: Copies of the parameters, minus the parameters.
             step: Number of the step.
+            may_wait: Whether the step may wait for a device.
         """
         if not self._parts or (self._num_checks >= FEW_CHECKS and not is_in_progression(step)):
+            return
+        if not may_wait and any(tensors[0].device.type != "cpu" for tensors, _ in back):
             return
         self._num_checks += 1
         self._known, self._state, self._cut = None, self._optimizer.state, []
@@ -186,7 +190,7 @@ class Following:
         return not there or len(set(torch.stack([count.to(there[0].device) for count in there]).tolist())) == 1
 
     def _agrees(self, ways: Mapping[int, Tensor]) -> bool:
-        found = []
+        found: list[Tensor] = []
         for formula, stretch in self._stretches():
             if any(id(p) not in ways for p in stretch.owners):
                 return False
@@ -195,10 +199,10 @@ class Following:
                 way, x = stretch.flat([ways[id(p)] for p in stretch.owners]), stretch.parameter
                 apart = _part_of(formula.last(stretch), 1.0).add_(way)
                 unit = torch.finfo(x.dtype).eps
-                return torch.stack([*lengths([apart, way]), lengths([x])[0] * (ROUNDING * unit)]).cpu()
+                return torch.stack([*lengths([apart, way]), lengths([x])[0] * (ROUNDING * unit)])
 
             found.append(retried(compared))
-        return bool(found) and retried(lambda: _is_near(torch.stack(found).double()))
+        return bool(found) and retried(lambda: _is_near(_together(found)))
 
     def _stretches(self) -> list[tuple[Formula, Stretch]]:
         if not self._cut or not retried(self._is_cut_right):
@@ -211,7 +215,7 @@ class Following:
         """Returns whether stretches hold the parameters that move, and what the optimizer keeps for them now."""
         state = self._optimizer.state
         return self._moving == [list(map(id, held)) for _, held in self._parts] and all(
-            all(state.get(p) is kept for p, kept in zip(s.owners, s.states, strict=True)) and s.has_one_count()
+            all(map(operator.is_, map(state.get, s.owners), s.states)) and s.has_one_count()
             for stretches in self._cut
             for s in stretches
         )
@@ -259,6 +263,12 @@ def _is_on_device(count: Any) -> TypeGuard[Tensor]:
     return isinstance(count, Tensor) and count.device.type != "cpu"
 
 
+def _together(rows: Sequence[Tensor]) -> Tensor:
+    """Returns equally long rows of any device as one tensor on the CPU; waits for the device once."""
+    device = rows[0].device
+    return torch.stack([row.to(device, vectors.widest(device)) for row in rows]).cpu()
+
+
 def _is_near(lengths: Tensor) -> bool:
     """Returns whether updates agree with copies, from lengths of difference, copy and rounding in every stretch."""
     apart, way, rounding = lengths.unbind(1)
@@ -267,7 +277,7 @@ def _is_near(lengths: Tensor) -> bool:
 
 
 def _square(update: Update) -> Tensor:
-    found = torch.dot(update.direction, update.direction)  # 4e-7 off at the most, for as many numbers as in a stretch
+    found = torch.dot(update.direction, update.direction)  # of positive numbers at most 1e-6 off in a stretch on a CPU
     return found.to(vectors.widest(found.device)) * update.factor**2
 
 

@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.testing import assert_close
 
 from smoothdiag import AutoClip, Probe, SmoothdiagWarning, StepRule
-from smoothdiag.autoclip import following
+from smoothdiag.adapters import adapter_of
+from smoothdiag.adapters.updates import Stretch
+from smoothdiag.autoclip import acting, following
 
 BINDING, LOOSE = (StepRule(multiple=None, relative=share) for share in (0.02, 100.0))
 
@@ -106,6 +108,59 @@ def test_where_nothing_is_shortened_no_bit_changes(name) -> None:
     plain = Run(FOLLOWED[name], clipped=False).over(batches(5))
     clipped = Run(FOLLOWED[name], rule=LOOSE).over(batches(5))
     assert_identical(state_of(clipped.model, clipped.optimizer), state_of(plain.model, plain.optimizer))
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "adamw", "adamw groups"])
+def test_a_bound_on_an_update_is_close_and_on_the_safe_side(name) -> None:
+    run = Run(FOLLOWED[name], clipped=False, dtype=torch.float64)
+    loader = batches(5, dtype=torch.float64)
+    run.over(loader[:4])
+    before = [p.detach().clone() for p in run.model.parameters()]
+    run.step(loader[4])
+    for group in run.optimizer.param_groups:
+        formula = adapter_of(run.optimizer).update(group)
+        for p in group["params"]:
+            (start,) = (x for q, x in zip(run.model.parameters(), before, strict=True) if q is p)
+            length = float((p.detach() - start).norm())
+            most = math.sqrt(formula.most(Stretch([p], [run.optimizer.state[p]])))
+            decayed = (
+                group["lr"] * group["weight_decay"] * float(p.detach().norm()) if name.startswith("adamw") else 0.0
+            )
+            assert length * (1 - 1e-12) <= most <= (1 + 1e-5) * length + 2.1 * decayed
+
+
+def test_a_bound_is_the_length_where_step_and_decay_point_the_same_way() -> None:
+    p = nn.Parameter(torch.full((10,), 3.0, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([p], lr=0.1, weight_decay=0.5, eps=1e-30)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    most = adapter_of(optimizer).update(optimizer.param_groups[0]).most(Stretch([p], [optimizer.state[p]]))
+    assert math.sqrt(most) == pytest.approx((0.1 + 0.05 * 3) * math.sqrt(10), rel=1e-12)
+
+
+def test_bounds_shorten_the_same_steps_as_lengths(monkeypatch) -> None:
+    monkeypatch.setattr(acting, "is_in_progression", lambda step: False)
+    run = Run(of("AdamW", weight_decay=0.1), rule=StepRule(multiple=None, relative=0.18), dtype=torch.float64)
+    twin = copy.deepcopy(run.model)
+    loader = batches(7, dtype=torch.float64)  # as long as the length of x is measured in every step
+    lengths = by_hand(of("AdamW", weight_decay=0.1)(twin), twin, loader, 0.18)
+    found: list[float | torch.Tensor] = []
+    run.optimizer.register_step_post_hook(lambda *_: found.append(run.clipper._action._length))
+    run.over(loader)
+    is_bound = [isinstance(length, float) for length in found]
+    assert is_bound.count(True) > 1
+    assert max(length for length, bound in zip(lengths, is_bound, strict=True) if bound) <= 1
+    assert sum(length > 1 for length in lengths) > 1, "otherwise nothing is shortened"
+    assert run.clipper.clip_fraction == sum(length > 1 for length in lengths) / 7
+    assert_close(run.weights(), torch.cat([p.detach().flatten() for p in twin.parameters()]), rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_that_were_zero_so_far_have_a_length_of_zero() -> None:
+    run = Run(of("AdamW", weight_decay=0.0), rule=LOOSE)
+    run.model[0].weight.register_hook(torch.zeros_like)
+    run.over(batches(9))
+    assert math.isfinite(run.clipper._action._length)
+    assert run.clipper.clip_fraction == 0
 
 
 def test_many_small_tensors_are_one_stretch() -> None:

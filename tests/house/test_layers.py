@@ -19,6 +19,7 @@ LAYERS = (
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
     ("plots", "clipping", "adapters", "geometry", "packing"),
+    ("collectives",),
     ("fits", "trace", "vectors", "problems"),
     ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum"),
 )
@@ -51,6 +52,7 @@ WINGS = {
         "measure.curvature.operator",
         "measure.curvature.precise",
         "measure.curvature.check",
+        "measure.curvature.frame",
         "measure.curvature.krylov",
         "measure.curvature.spectrum",
         "measure.curvature.quadrature",

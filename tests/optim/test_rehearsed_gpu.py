@@ -89,13 +89,31 @@ def test_a_clipped_step_that_is_not_due_waits_for_nothing(name: str, is_held: bo
         model = moved(mlp(6, 16, 3))
         optimizer = make(model)
         probe = Probe(model, optimizer, cross_entropy, estimators=(), schedule=never)
+        probe.load_state_dict({"version": 1, "steps": 32, "next": None})  # the next one that may be measured is 38
         clipper = AutoClip(optimizer, probe, **options)
         if state is not None:
-            probe.load_state_dict({"version": 1, "steps": 32, "next": None})
             clipper.load_state_dict(state)
         for _ in range(3):
             optimizer.step()
         assert all(p.device.type == "cuda" for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw, fused", "adam, one by one", "rmsprop"])
+def test_an_update_that_follows_from_the_state_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    following = pytest.importorskip("smoothdiag.autoclip.following").Following
+    # To compare with a copy does wait, which the first step of a run may; here the comparison is taken as passed.
+    monkeypatch.setattr(following, "_agrees", lambda self, ways: True)
+    monkeypatch.setattr(following, "_has_one_count", lambda self: True)
+    worked_out, length = list[bool](), following.length
+    monkeypatch.setattr(following, "length", lambda self: worked_out.append(True) or length(self))
+    with fake_gpu():
+        model = moved(mlp(6, 16, 3))
+        optimizer = CLIPPED[name][0](model)
+        probe = Probe(model, optimizer, cross_entropy, estimators=(), schedule=never)
+        AutoClip(optimizer, probe, rule=StepRule(multiple=None))
+        for _ in range(4):
+            optimizer.step()
+    assert len(worked_out) >= 2
 
 
 WAITS = {

@@ -70,44 +70,68 @@ class Difference:
 
     def __call__(self, v: Vector) -> list[Tensor]:
         """Returns H v."""
-        length = float(vectors.norm(v))
-        if length == 0 or not math.isfinite(length):
-            return [0 * x for x in v]
-        for _ in range(MAX_TRIES):
+        for tries_left in reversed(range(MAX_TRIES)):
             self.radius = self.next_radius
-            product, change = self.at(v, self.radius / length)
+            product, change = self._from(v, self.radius)
+            if change is None:
+                return product
             # A gradient that turned round completely shows that the radius is too long, but not by how much.
             factor = 1 / 64 if not change <= 0.5 else self._target / max(change, self._target / 100)
             self.next_radius = min(max(self.radius * factor, self._smallest), LARGEST_RADIUS * self._size)
-            if 1 / TOLERATED <= factor <= TOLERATED or self.next_radius == self.radius:
-                break
-        return product
+            if 1 / TOLERATED <= factor <= TOLERATED or self.next_radius == self.radius or not tries_left:
+                return product
+            del product
+        raise AssertionError("the last try returns")
 
     def finer(self, v: Vector) -> list[Tensor]:
         """Returns H v from a quarter of the last displacement."""
-        length = float(vectors.norm(v))
-        if length == 0 or not math.isfinite(length):
-            return [0 * x for x in v]
-        return self.at(v, self.radius / 4 / length)[0]
+        return self._from(v, self.radius / 4)[0]
 
-    def at(self, v: Vector, step: float) -> tuple[list[Tensor], float]:
-        """Returns H v from a displacement of ``step`` times v, and the relative change of the gradient."""
-        ahead = vectors.add_scaled(self._point, v, step)
-        there = self._objective.evaluate(ahead).gradient
+    def _from(self, v: Vector, radius: float) -> tuple[list[Tensor], float | None]:
+        """Returns H v from a displacement along v of a given length, and the relative change of the gradient.
+
+        The change is ``None`` if v has no direction.
+        """
+        length = vectors.norm(v)
+        step = torch.where((length > 0) & length.isfinite(), radius / length, 0.0)
+        made = self._move(v, step)
+        there = self._objective.evaluate().gradient
         if self._one_sided:
-            made, here = vectors.sub(ahead, self._point), self.gradient()
+            here = self.gradient()
         else:
-            behind = vectors.add_scaled(self._point, v, -step)
-            made = vectors.sub(ahead, behind)
-            del ahead
-            here = self._objective.evaluate(behind).gradient
-            del behind
+            made = made - self._move(v, -step)
+            here = self._objective.evaluate().gradient
         # An evaluation without a point means this one.
         self._objective.place(self._point)
-        # The displacement along v that remains after rounding to the dtype of the parameters.
-        effective = float(vectors.dot(made, v)) / float(vectors.norm(v)) ** 2
-        del made
-        change = vectors.sub(there, here)
-        sizes = float(vectors.norm(there)) + float(vectors.norm(here))
-        relative = 2 * float(vectors.norm(change)) / sizes if sizes else 0.0
-        return [x / effective for x in change], relative if self._one_sided else relative / 2
+        norms = [vectors.norm(there), vectors.norm(here)]
+        change = _taken_from(there, here)
+        del here
+        # The one wait beside those for the losses. The displacement as made is rounded to the dtype of the parameters.
+        size, along, *sizes, off = torch.stack([length, made.to(length), *norms, vectors.norm(change)]).tolist()
+        if size == 0 or not math.isfinite(size):
+            return [0 * x for x in v], None
+        effective = along / size**2
+        for x in change:
+            x /= effective
+        relative = 2 * off / sum(sizes) if sum(sizes) else 0.0
+        return change, relative if self._one_sided else relative / 2
+
+    def _move(self, v: Vector, step: Tensor) -> Tensor:
+        """Moves the parameters by ``step`` times v; returns the inner product of v with the displacement as made."""
+        self._objective.place()
+        products = []
+        for parameter, x, y in zip(self._objective.parameters, self._point, v, strict=True):
+            parts = [vectors.local(z) for z in (x, y)]
+            there = vectors.add_scaled(parts[:1], parts[1:], step.to(parts[0].device))
+            vectors.assign_([vectors.local(parameter)], there)
+            products.append(vectors.dot(vectors.sub(there, parts[:1]), parts[1:]).to(step.device))
+        return vectors.total([(products, v)])
+
+
+def _taken_from(a: list[Tensor], b: Vector) -> list[Tensor]:
+    """Returns a - b in float32 or wider, in the memory of ``a`` where that is wide enough; empties ``a``."""
+    found = []
+    for y in reversed(b):
+        x = a.pop()
+        found.append(x.sub_(y) if x.dtype == y.dtype and x.dtype.itemsize >= 4 else vectors.sub([x], [y])[0])
+    return found[::-1]

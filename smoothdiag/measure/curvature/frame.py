@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 BLOCK = 2
 """Vectors for which memory is allocated at once."""
 
-CHUNK, NUM_CHUNKS = 2**15, 64
+CHUNK, NUM_CHUNKS = 2**14, 256
 """Vectors are turned in this many chunks, so that turning takes little memory; a chunk is not shorter than this."""
 
 
@@ -68,17 +68,15 @@ class Frame:
             The coefficients of the rows in ``w``, the length of the rest, and the length of what the second time took
             out, in float64 on the device.
         """
-        found = torch.zeros(0, dtype=torch.float64, device=w.device)
-        total, rows = found, self._rows()
+        rows, guess = self._rows(), np.zeros(0) if guess is None else guess
+        total = found = torch.zeros(0, dtype=torch.float64, device=w.device)
         if rows:
             # A block that the guess covers in part is looked at.
-            known = 0 if guess is None else len(guess) // BLOCK
+            known = len(guess) // BLOCK
             total = self.layout.products(rows[known:], w)
-            if guess is not None and known:
+            if known:
                 total = torch.cat([_sent(guess[: known * BLOCK], total), total])
-            used = [
-                i >= known or guess is None or bool(guess[i * BLOCK : (i + 1) * BLOCK].any()) for i in range(len(rows))
-            ]
+            used = [i >= known or bool(guess[i * BLOCK : (i + 1) * BLOCK].any()) for i in range(len(rows))]
             self._add(w, -total, used)
             found = self.layout.products(rows, w)
             self._add(w, -found)
@@ -105,7 +103,13 @@ class Frame:
                 for chunk, coefficients in zip(chunks, turned, strict=False):
                     chunk.copy_(coefficients @ old)
         self._size = first + number
-        del self._blocks[-(-self._size // BLOCK) :]
+
+    def last(self, coefficients: Array) -> Tensor:
+        """Returns the sum of the rows times coefficients in their memory; all rows are gone afterwards."""
+        self.turn(coefficients[None])
+        del self._blocks[1:]
+        found, self._size, self._blocks = self._flat(0).clone(), 0, []
+        return found
 
     def random(self, seed: int) -> list[Tensor]:
         """Returns a random vector."""
@@ -115,8 +119,7 @@ class Frame:
         return self._blocks[i // BLOCK][i % BLOCK]
 
     def _rows(self) -> list[Tensor]:
-        used = (block[: self._size - i * BLOCK] for i, block in enumerate(self._blocks))
-        return [rows for rows in used if len(rows)]
+        return [block[: self._size - i * BLOCK] for i, block in enumerate(self._blocks) if i * BLOCK < self._size]
 
     def _add(self, w: Tensor, coefficients: Tensor, used: Sequence[bool] | None = None) -> None:
         blocks = self._rows()

@@ -123,6 +123,7 @@ class Subspace:
         like: A vector of the shapes that H takes.
         seed: Seed of random directions.
         most: Most vectors that are held, the product in the making included; ``None`` for no limit.
+        expected: Vectors beyond which no memory is taken ahead of need.
 
     Attributes:
         num_products: Products so far.
@@ -133,13 +134,15 @@ class Subspace:
 
     ritz: Ritz
 
-    def __init__(self, matvec: Matvec, like: Vector, seed: int = 0, most: int | None = None) -> None:
+    def __init__(
+        self, matvec: Matvec, like: Vector, seed: int = 0, most: int | None = None, expected: int | None = None
+    ) -> None:
         self.num_products = 0
         self.dimension = sum(x.numel() for x in like)
         self._matvec, self._seed = matvec, seed
         # In a small space all vectors together take little memory.
         self._most = most if most is not None and self.dimension > 2 * most else math.inf
-        self._frame = Frame(like, self.dimension if most is None else most)
+        self._frame = Frame(like, min(x for x in (self.dimension + 1, most, expected) if x is not None))
         self._symmetric, self._asymmetric, self._leading = np.zeros((3, 0, 0))
         self._lost = np.zeros((0, 0))
         self._eps = torch.finfo(self._frame.layout.dtype).eps
@@ -166,7 +169,7 @@ class Subspace:
         self._multiply()
 
     def grow(self, direction: Vector, order: Sequence[int] = ()) -> bool:
-        """Grows into a direction; returns False, and changes nothing, if the direction lies in the subspace already.
+        """Grows into a direction; returns False, without a product, if the direction lies in the subspace already.
 
         Args:
             direction: A vector of any length.
@@ -195,16 +198,21 @@ class Subspace:
         """Returns a Ritz vector, of length 1."""
         return self._result(self.ritz.coordinates[:, j])
 
-    def image(self, j: int) -> list[Tensor]:
-        """Returns H times a Ritz vector, scaled to length 1, with a little noise; only noise if the product is zero."""
+    def last(self, j: int) -> list[Tensor]:
+        """Returns H times a Ritz vector, scaled to length 1, with a little noise; only noise if the product is zero.
+
+        It ends the search: the basis makes room for it.
+        """
         y, value = self.ritz.coordinates[:, j], float(self.ritz.values[j])
+        is_noise = not self.ritz.distances[j] > 0
+        along = np.concatenate([value * y, self._leading @ y])
+        found = [] if is_noise else self._frame.layout.unflatten(self._frame.last(along / np.linalg.norm(along)))
         noise = self.random()
         length = vectors.norm(noise)
-        if not self.ritz.distances[j] > 0:
+        if is_noise:
             return [x / length.to(x) for x in noise]
-        found = self._result(np.concatenate([value * y, self._leading @ y]))
         for x, drawn in zip(found, noise, strict=True):
-            x += drawn * (NOISE / length).to(x)
+            x += drawn.to(x).mul_((NOISE / length).to(x))
         return found
 
     def keep(self, order: Sequence[int]) -> None:

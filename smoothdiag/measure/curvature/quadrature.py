@@ -81,7 +81,7 @@ def spectral_density(
     _check("num_products", num_products)
     points, weights = np.zeros((2, num_vectors, num_products))
     for i in range(num_vectors):
-        space = Subspace(matvec, like, seed)
+        space = Subspace(matvec, like, seed, expected=num_products + 1)
         assert space.grow(vectors.random_like(like, seed=seed + 10_007 * i))
         # If H does not lead out of the subspace, the vector has no share in other eigenvectors, so they have no weight.
         while space.num_products < num_products and not space.ritz.is_closed:
@@ -122,7 +122,7 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = 
         before = frame.layout.norm(flat)
         return float(before), float(frame.outside(flat)[-2])
 
-    for image in times([x.sign() for x in next(drawn)] for _ in range(done)):
+    for image in times([x.sign_() for x in next(drawn)] for _ in range(done)):
         before, rest = written(image)
         # Less would add nothing but rounding to the span.
         if rest > 1e3 * torch.finfo(frame.layout.dtype).eps * before:
@@ -135,7 +135,7 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = 
 
     def rests() -> Iterator[tuple[float, list[Tensor]]]:
         for _ in range(num_products - done):
-            _, rest = written([x.sign() for x in next(drawn)])
+            _, rest = written([x.sign_() for x in next(drawn)])
             yield rest, vectors.clone(frame.row(len(frame)))
 
     left, right = tee(rests())

@@ -95,8 +95,12 @@ class Reverse:
                     totals[i] = [b if a is None else a if b is None else a + b for a, b in both]
         return [self._finished(total) for total in totals]
 
-    def _finished(self, total: Parts) -> list[Tensor]:
+    def _finished(self, total: list[Tensor | None]) -> list[Tensor]:
         scale = self._objective.loss_scale
-        found = [torch.zeros_like(p) if x is None else x / scale for x, p in zip(total, self._point, strict=True)]
+        found = []
+        for p in reversed(self._point):  # the sums go as the results come
+            x = total.pop()
+            found.append(torch.zeros_like(p) if x is None else x / scale)
+        found.reverse()
         # Sharded models are not differentiated twice, so ranks that share this work are replicas.
         return self._objective.replicas.average(0.0, found)[1] if self._objective.replicas else found

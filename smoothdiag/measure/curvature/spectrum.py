@@ -120,7 +120,7 @@ def lanczos(
     if not 0 < length < math.inf:
         raise ValueError(f"Parameter `start` should be finite and not zero. Found a vector of length {length}.")
     waiting = [] if challenger is None else [challenger]
-    space = Subspace(matvec, start, seed, most=most_vectors)
+    space = Subspace(matvec, start, seed, most=most_vectors, expected=max_products + 1 + len(waiting))
     # In one dimension noise may cancel the start.
     assert space.grow(start if waiting else vectors.mixed(start, seed=seed)) or space.grow(start)
     del start, challenger
@@ -156,7 +156,7 @@ def lanczos(
         Eigenpair(float(ritz.values[j]), space.combine(j), ritz.residual(j), e, e <= tol)
         for j, e in ((j, ritz.error(j)) for j in chosen)
     )
-    next_challenger = space.image(others[0]) if others else None
+    next_challenger = space.last(others[0]) if others else None
     return Spectrum(pairs, *ends, space.num_products, converged, next_challenger, *doubts)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.adapters import UNKNOWN, StabilityLimit
-from smoothdiag.geometry import Diagonal, Euclidean, Geometry
+from smoothdiag.geometry import Euclidean, Geometry
 from smoothdiag.geometry.vector import whitened
 from smoothdiag.measure.loss.objective import Evaluation, Objective
 from smoothdiag.packing import Packing
@@ -86,6 +86,12 @@ class Step:
         """Whether loss and gradient at ``start`` are finite; otherwise there is nothing to measure."""
         return math.isfinite(self.at_start.loss) and math.isfinite(self._gradient_sums.total("gradient"))
 
+    def learn(self, other: "Step") -> None:
+        """Takes over what another object of the same step knows about its start."""
+        for name in ("at_start", "_begun"):
+            if name in other.__dict__:
+                self.__dict__.setdefault(name, other.__dict__[name])
+
     def block(self, group: str) -> Sequence[int]:
         """Returns the indices of the parameters of a group, or of "all"."""
         return range(len(self.start)) if group == "all" else self.groups[group]
@@ -99,21 +105,16 @@ class Step:
         if geometry not in self._norms:
             self._norms[geometry] = {
                 (suffix, group): math.sqrt(self._gradient_sums.total("gradient" + suffix, self.block(group)))
-                if type(norm) is Euclidean or suffix
-                else float(norm.dual_norm([self.at_start.gradient[i] for i in self.block(group)]))
-                for (suffix, group), norm in self.norms(geometry).items()
+                if suffix or type(geometry) is Euclidean
+                else float(geometry.dual_norm([self.at_start.gradient[i] for i in self.block(group)]))
+                for suffix, group in self.keys
             }
         return self._norms[geometry]
 
-    def norms(self, geometry: Geometry) -> dict[tuple[str, str], Geometry]:
-        """Returns the norm by (suffix of the estimator's name, group), all parameters first."""
-        groups = ["all", *self.groups]
-        found: dict[tuple[str, str], Geometry] = {("", group): geometry for group in groups}
-        if self.preconditioner is not None:
-            for group in groups:
-                diagonal = tuple(self.preconditioner[i] for i in self.block(group))
-                found[PRECONDITIONED, group] = Diagonal(diagonal)
-        return found
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """(Suffix of the estimator's name, group) of every row, all parameters first."""
+        return [(suffix, group) for suffix in self.suffixes for group in ("all", *self.groups)]
 
     @property
     def suffixes(self) -> list[str]:
@@ -130,8 +131,8 @@ class Step:
 
         def go(tally: Tally, k: int, targets: list[Tensor]) -> None:
             packing = tally.packing
-            packing.pieces[k].scatter(packing.piece(k, self.start), targets)
-            self._add_start(tally, k)
+            with packing.pieces[k].writing(targets) as into:
+                self._add_start(tally, k, into)
             if self.training is not None:
                 self._add_gradient(tally, k, packing.piece(k, self.training))
 
@@ -164,8 +165,16 @@ class Step:
             self._add_gradient(tally, k, tally.packing.piece(k, self.known_start.gradient))
         return tally
 
-    def _add_start(self, tally: Tally, k: int) -> None:
-        tally.squares(k, ["point"], lambda x: [x], vectors.wide(tally.packing.piece(k, self.start)))
+    def _add_start(self, tally: Tally, k: int, into: Tensor | None = None) -> None:
+        """Adds the squares of the start, and writes it somewhere in passing."""
+
+        def go(x: Tensor, *into: Tensor) -> list[Tensor]:
+            for target in into:
+                target.copy_(x)
+            return [x]
+
+        start = vectors.wide(tally.packing.piece(k, self.start))
+        tally.squares(k, ["point"], go, start, *(() if into is None else (into,)))
 
     def _add_gradient(self, tally: Tally, k: int, gradient: Tensor) -> None:
         names = ["gradient" + suffix for suffix in self.suffixes]

@@ -37,8 +37,9 @@ class HessianNorm:
     Rows are named "hessian_norm", and "hessian_norm_preconditioned" for P^-1/2 H P^-1/2 if the optimizer divides by a
     known P. The value belongs to the loss on the measured data alone; on one minibatch it is larger than for the mean
     over many minibatches. Two vectors are kept as the start of the next measurement, which then takes three
-    or four products if the data are the same, as they are by default. A measurement takes several vectors of the size
-    of x for each product while it lasts.
+    or four products if the data are the same, as they are by default. While a measurement
+    lasts it holds at most twelve vectors of the size of x with products by differences, and what the graph takes with
+    exact ones.
 
     Args:
         tol: Relative error of the eigenvalue at which the search stops.

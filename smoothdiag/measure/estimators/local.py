@@ -136,7 +136,7 @@ class LocalSmoothness:
         if self.direction == "gradient":
             return along_gradient(step)
         drawn = vectors.random_like(step.start, seed=self.seed * 1_000_003 + step.index)
-        return Ray(step, drawn, lambda v, x: v.clone())
+        return Ray(step, drawn, lambda v, x, out: out.copy_(v))
 
 
 def _corrected(radius: float, found: Secants, gradient_error: float) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.geometry import Euclidean, Geometry
+from smoothdiag.geometry import Diagonal, Euclidean, Geometry
 from smoothdiag.geometry.vector import whitened
 from smoothdiag.measure.estimators.base import Contradicted, Estimate, Status, Step, noise_columns
 from smoothdiag.packing import dtypes_of
@@ -104,13 +104,13 @@ class Ray:
     Attributes:
         step: The step.
         source: What v is made of, tensors shaped like the parameters.
-        direction: Returns v from ``source`` and x, entry by entry, as new tensors.
+        direction: Writes v, made of ``source`` and x entry by entry, into a third tensor.
         end: The point at t = 1, if it is known exactly.
     """
 
     step: Step
     source: Vector
-    direction: Callable[[Tensor, Tensor], Tensor]
+    direction: Callable[[Tensor, Tensor, Tensor], object]
     end: Vector | None = None
 
     def point(self, t: float) -> list[Tensor]:
@@ -121,8 +121,11 @@ class Ray:
 
     def made(self) -> list[Tensor]:
         """Returns v, tensors shaped like the parameters."""
-        pairs = zip(self.source, self.step.start, strict=True)
-        return [self.direction(vectors.wide(v), vectors.wide(x)) for v, x in pairs]
+        found = []
+        for v, x in zip(self.source, self.step.start, strict=True):
+            found.append(torch.empty_like(vectors.wide(x)))
+            self.direction(vectors.wide(v), vectors.wide(x), found[-1])
+        return found
 
     def go(self, t: float, tally: Tally, k: int, targets: list[Tensor]) -> None:
         """Moves the parameters of a piece to x + t v, and adds the squares of the way."""
@@ -132,7 +135,12 @@ class Ray:
 
         def move(into: Tensor, x: Tensor, v: Tensor, *weights: Tensor) -> list[Tensor]:
             x, v = vectors.wide(x), vectors.wide(v)
-            into.copy_(v if end is not None else self.direction(v, x).mul_(t).add_(x))
+            if end is not None:
+                into.copy_(v)
+            else:
+                place = into if into.dtype == x.dtype else torch.empty_like(x)
+                self.direction(v, x, place)
+                into.copy_(place.mul_(t).add_(x)) if place is not into else place.mul_(t).add_(x)
             way = vectors.wide(into) - x  # a narrow dtype has rounded the point
             return [way, *(way * p.sqrt() for p in weights)]
 
@@ -164,19 +172,20 @@ def check_start(step: Step, found: Secants, fine: Secants | None) -> None:
         squared, there, change = whole.norm_here**2, whole.norm_there**2, whole.change**2
         slopes = -whole.displacement / whole.norm_here * (squared + (squared + there - change) / 2)
         rounding = LOSS_ULPS * max(torch.finfo(dtype).eps for dtype in dtypes_of(step.start)) * abs(found.loss)
-        off = (abs(2 * (found.loss - step.at_start.loss) - slopes) + rounding) / (whole.change * whole.displacement)
+        off = abs(2 * (found.loss - step.at_start.loss) - slopes) + rounding
+        off = off / (whole.change * whole.displacement) if whole.change else math.inf
     if not off <= OFF:
         raise Contradicted
 
 
 def along_update(step: Step) -> Ray:
     """Returns the line from x_k to x_{k+1}, which it reaches at t = 1."""
-    return Ray(step, step.end, lambda y, x: y - x, end=step.end)
+    return Ray(step, step.end, lambda y, x, out: torch.sub(y, x, out=out), end=step.end)
 
 
 def along_gradient(step: Step) -> Ray:
     """Returns the line from x_k down the gradient."""
-    return Ray(step, step.at_start.gradient, lambda g, x: -g)
+    return Ray(step, step.at_start.gradient, lambda g, x, out: torch.neg(g, out=out))
 
 
 def secants(ray: Ray, t: float, geometry: Geometry, *, beyond: Secants | None = None) -> Secants | None:
@@ -226,19 +235,25 @@ def secants(ray: Ray, t: float, geometry: Geometry, *, beyond: Secants | None = 
 
 def _whole_secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
     """Returns secants in a geometry that has to see whole vectors."""
-    norms = step.norms(geometry)
+
+    def norm(vector: Vector, key: tuple[str, str], *, dual: bool) -> float:
+        suffix, group = key
+        chosen, used = [vector[i] for i in step.block(group)], geometry
+        if suffix and step.preconditioner is not None:
+            used = Diagonal(tuple(step.preconditioner[i] for i in step.block(group)))
+        return float(used.dual_norm(chosen) if dual else used.norm(chosen))
+
     way = vectors.sub(point, step.start)
-    lengths = {key: float(norm.norm([way[i] for i in step.block(key[1])])) for key, norm in norms.items()}
+    lengths = {key: norm(way, key, dual=False) for key in step.keys}
     del way  # saves one copy of the parameters while the loss is evaluated
     if lengths["", "all"] == 0:
         return None
     here, there = step.at_start, step.objective.evaluate(point)
     norms_here, change = step.norms_of_gradient(geometry), vectors.sub(there.gradient, here.gradient)
-
-    def of(vector: Vector, key: tuple[str, str]) -> float:
-        return float(norms[key].dual_norm([vector[i] for i in step.block(key[1])]))
-
-    by_part = {key: Secant(lengths[key], of(change, key), norms_here[key], of(there.gradient, key)) for key in norms}
+    by_part = {}
+    for key in step.keys:
+        ends = (norm(change, key, dual=True), norms_here[key], norm(there.gradient, key, dual=True))
+        by_part[key] = Secant(lengths[key], *ends)
     return Secants(by_part, there.loss)
 
 

@@ -52,6 +52,11 @@ def moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return found
 
 
+def moves_of(optimizer: torch.optim.Optimizer) -> list[tuple[int, bool]]:
+    """Returns which parameters an optimizer holds, by identity, and which of them train."""
+    return [(id(p), p.requires_grad) for group in optimizer.param_groups for p in group["params"]]
+
+
 def parameter_groups(
     model: nn.Module, parameters: Sequence[nn.Parameter], group_by: Callable[[str], str] | None
 ) -> dict[str, list[int]]:

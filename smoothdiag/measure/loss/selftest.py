@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.coordinates import forward_dtypes
 from smoothdiag.measure.loss.graph import nodes_of
 from smoothdiag.measure.loss.objective import Evaluation, Objective, Reduction
@@ -113,11 +113,10 @@ class SelfTest:
         dtypes = {g.dtype for g in training} | ({self.frozen} if self.frozen else set())
         coarsest = max(self.gradient_error, *map(rounding, dtypes))
         tolerance = 10 * coarsest + (EXACT_SLACK if self.reproduced else SLACK)
-        angle, ratio = compare(training, replayed)
+        angle, ratio, length = compare(training, replayed)
         ratio /= scale
         if angle > tolerance:
             return Doubt.DIRECTION, Doubt.DIRECTION.value
-        length = _norm(replayed)
         if not has_length and abs(arrived - length) <= tolerance * length:
             return None  # a loop may sum up losses and divide the gradient at the end
         other, factor = ("sum", num_micro_batches) if reduction == "mean" else ("mean", 1 / num_micro_batches)
@@ -175,7 +174,7 @@ def self_test(objective: Objective, start: Vector, training: Vector | None) -> t
         return test, once
     if training is None:
         return test, once
-    angle, ratio = compare(training, once.gradient)
+    angle, ratio, _ = compare(training, once.gradient)
     plain = not any(map(vectors.is_sharded, training))
     reproduced = plain and all(torch.equal(a, b) for a, b in zip(training, once.gradient, strict=True))
     return replace(test, angle=angle, ratio=ratio, reproduced=reproduced), once
@@ -216,17 +215,17 @@ def _rounding_error(objective: Objective, start: Vector, once: Evaluation, narro
     return error if math.isfinite(error) else 0.0
 
 
-def compare(training: Vector, replayed: Vector) -> tuple[float, float]:
-    """Returns the angle [rad] from the replayed to the training gradient, and the ratio of their lengths.
+def compare(training: Vector, replayed: Vector) -> tuple[float, float, float]:
+    """Returns the angle [rad] of the training gradient to the replayed one, their lengths' ratio, the latter's length.
 
-    Both are NaN if one gradient is zero or not finite.
+    Angle and ratio are NaN if one gradient is zero or not finite.
     """
-    size, length = _norm(training), _norm(replayed)
+    size, length = map(float, collectives.read([vectors.norm(a).reshape(1) for a in (training, replayed)], {}))
     if not (size and length and math.isfinite(size) and math.isfinite(length)):
-        return math.nan, math.nan
+        return math.nan, math.nan, length
     # The arc sine of half the chord between unit vectors keeps the digits; an arc cosine loses half of them.
     chord = float(vectors.distance(training, replayed, over=(size, length)))
-    return 2 * math.asin(min(1.0, chord / 2)), size / length
+    return 2 * math.asin(min(1.0, chord / 2)), size / length, length
 
 
 def _norm(a: Vector) -> float:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, lasting, map_tensors, tensors_of
-from smoothdiag.measure.loss.state import ModuleState
+from smoothdiag.measure.loss.state import ModuleState, parameters_of
 from smoothdiag.measure.probe.backward import Backward
 from smoothdiag.measure.probe.ranks import Outlook
 from smoothdiag.packing import Kept, Packing
@@ -70,6 +70,7 @@ class Accumulation:
     ) -> None:
         self.state = ModuleState(model, loss_fn)
         self._distributed = distributed
+        self._follows: Follows = "nothing"
         self._observed: list[MicroBatch] = []
         self._used: list[int] = []
         self._versions: list[tuple[Tensor, int]] = []
@@ -79,6 +80,7 @@ class Accumulation:
         """Continues with other coordinates and keeps the micro-batches."""
         self._backward.disarm()
         self._take(parameters)
+        self._follows = "copy"  # to compare the gradients as the optimizer gets them
 
     def _take(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters, self._ids = list(parameters), {id(p) for p in parameters}
@@ -87,7 +89,6 @@ class Accumulation:
         self._place: list[int] = []
         self._norms: Tensor | None = None
         self._packing: Packing | None = None
-        self._follows: Follows = "nothing"
 
     @property
     def packing(self) -> Packing:
@@ -251,7 +252,7 @@ def _scale(before: Vector, now: Vector) -> float:
     size, length = vectors.norm(before), vectors.norm(now)
     factor = torch.where(size == length, 1.0, length / size)
     apart = vectors.distance(now, before, over=(1.0, 1 / factor))
-    found, distance, largest = vectors.read([x.reshape(1) for x in (factor, apart, length)], {})
+    found, distance, largest = collectives.read([x.reshape(1) for x in (factor, apart, length)], {})
     rounding = 0.0 if found == 1 else SCALED * largest
     return float(found) if distance <= rounding else math.nan
 
@@ -268,6 +269,8 @@ def check_hooks(model: nn.Module) -> None:
     Optimizers that are fused into backward have such hooks: every gradient that the probe takes would then move the
     parameters.
     """
+    if not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters_of(model)):
+        return
     for name, parameter in model.named_parameters():
         hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
         if any(not isinstance(getattr(hook, "__self__", None), Backward) for hook in hooks.values()):

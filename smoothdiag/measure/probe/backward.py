@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.memory import retried
 from smoothdiag.packing import Packing
@@ -94,7 +94,7 @@ class Backward:
         pairs = [(copy.to_dense(), p.grad.to_dense()) for p, copy in self._copies.items() if p.grad is not None]
         device = pairs[0][0].device
         differ = torch.stack([(a != b).any().to(device) for pair in pairs for a, b in vectors.chunks(*pair)])
-        return not vectors.read([differ.any().reshape(1)], {}).any()
+        return not collectives.read([differ.any().reshape(1)], {}).any()
 
     def scale(self) -> float:
         """Returns what marked gradients have been multiplied by since: 1 if they are untouched.
@@ -108,7 +108,7 @@ class Backward:
         now = self._marks_now(self._packing)
         if now.shape != self._marks.shape:
             return math.nan
-        then, found = vectors.read([self._marks.reshape(-1), now.reshape(-1)], {}).reshape(2, *now.shape)
+        then, found = collectives.read([self._marks.reshape(-1), now.reshape(-1)], {}).reshape(2, *now.shape)
         if (then == found).all():
             return 1.0
         then, found = then[0], found[0]
@@ -140,7 +140,7 @@ class Backward:
         largest = [p.grad.to_dense().abs().max() for p in held if p.grad is not None and p.grad.numel()]
         if not largest:
             return True
-        return not vectors.read([x.reshape(1) for x in largest], {}).any()
+        return not collectives.read([x.reshape(1) for x in largest], {}).any()
 
     def _on_backward(self, gradient: Tensor) -> None:
         if Objective.num_isolated:

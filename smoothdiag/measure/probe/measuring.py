@@ -250,7 +250,7 @@ class Measuring:
         self, step: Step, trusting: Step | None, estimator: Estimator, taken: Taken, part: Part
     ) -> list[dict[str, Any]]:
         began, num_grads = time.perf_counter(), step.objective.num_grads
-        step, estimate = self._trust.estimate(step, trusting, estimator)
+        estimate = self._trust.estimate(step, trusting, estimator)
         cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
         if part.data == "fixed":
             override = self._found

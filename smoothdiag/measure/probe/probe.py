@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from smoothdiag import vectors
+from smoothdiag import collectives, vectors
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.batches import held_out
-from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, parameter_groups
+from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, moves_of, parameter_groups
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
@@ -123,6 +123,7 @@ class Probe(Managed):
         self.further: list[tuple[Schedule, tuple[Estimator, ...]]] = []
         self._due = self._estimators_due()
         self._begun: Beginning | None = None
+        self._seen: list[tuple[int, bool]] = []
         state, spread = self._accumulation.state, self._distributed
         self._measuring = Measuring(
             model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
@@ -204,7 +205,8 @@ class Probe(Managed):
         self._forget_failed_step()
         start: list[Kept] = []
         with self._measuring.unharmed():
-            self._follow_changes()
+            if self._seen != moves_of(self.optimizer):  # since the batches were shown
+                self._follow_changes()
             packing = self._accumulation.packing
             start.append(retried(lambda: packing.keep(self._parameters, host=self._host.start(packing))))
         if not start:
@@ -283,7 +285,7 @@ class Probe(Managed):
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
             wait = self._stopwatch.interval(self._schedule, began)
             if self._distributed:
-                wait = vectors.of_first_rank(wait, self._parameters[0], self._ranks.group)
+                wait = collectives.of_first_rank(wait, self._parameters[0], self._ranks.group)
             self._schedule.next = self.steps + wait
 
     def _estimators_due(self) -> Due:
@@ -293,7 +295,7 @@ class Probe(Managed):
 
     def _follow_changes(self) -> None:
         """Follows parameters that were frozen, unfrozen or given to the optimizer; a ValueError if none is left."""
-        present = coordinates(self._model, self.optimizer)
+        present, self._seen = coordinates(self._model, self.optimizer), moves_of(self.optimizer)
         if [id(p) for p in present] != [id(p) for p in self._parameters]:
             self._groups = parameter_groups(self._model, present, self._group_by)
             self._parameters, self._ranks = present, Ranks(self._model, present)

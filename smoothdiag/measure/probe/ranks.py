@@ -7,7 +7,7 @@ from enum import IntEnum
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from smoothdiag import vectors
+from smoothdiag import collectives
 from smoothdiag.measure.loss.faults import PeerFailed
 from smoothdiag.measure.loss.replicas import Replicas
 from smoothdiag.measure.probe.sharded import Shards
@@ -59,7 +59,7 @@ class Ranks:
         Raises:
             PeerFailed: If another rank has kept an error for the step.
         """
-        worst = Outlook(vectors.max_over_ranks(local, like, self.group)) if distributed else local
+        worst = Outlook(collectives.max_over_ranks(local, like, self.group)) if distributed else local
         if fault is not None:
             raise fault
         if worst is Outlook.FAILED:

@@ -1,6 +1,7 @@
 """Trust: lets the gradient of the training loop stand in for one to evaluate, as long as measurements go with it."""
 
-from dataclasses import replace
+from collections import defaultdict
+from dataclasses import dataclass, replace
 
 from smoothdiag import vectors
 from smoothdiag.measure.estimators import Estimate, Estimator, Step
@@ -8,17 +9,25 @@ from smoothdiag.measure.estimators.base import Contradicted
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Beginning
 
-MOST = 3
-"""Times that the gradients of a row may contradict the gradient of the training loop, and three times as many may go
-with it, before it is no longer used: where the loss has kinks they always do. Each time costs two or three gradients,
-and saves most of one if they go with it."""
+PAUSE = 10
+"""Rows of an estimator without trust after its gradients have contradicted that of the training loop; after every
+further time twice as many. Such a row costs two or three gradients more, and saves most of one otherwise; where the
+loss has kinks all of them would contradict."""
+
+
+@dataclass
+class _Record:
+    """Rows of one estimator: how many are still to be without trust, and how long the next pause is."""
+
+    left: int = 0
+    pause: int = PAUSE
 
 
 class Trust:
-    """Counts how often measurements have gone with the gradient of the training loop."""
+    """Decides at which steps the gradient of the training loop may stand in."""
 
     def __init__(self) -> None:
-        self._num_confirmed = self._num_contradicted = 0
+        self._records: defaultdict[int, _Record] = defaultdict(_Record)
 
     def step(self, step: Step, begun: Beginning, test: SelfTest | None) -> Step | None:
         """Returns a step with the gradient of the training loop in place of one to evaluate, where that is safe.
@@ -34,15 +43,18 @@ class Trust:
             return None
         return replace(step, training=begun.training)
 
-    def estimate(self, step: Step, trusting: Step | None, estimator: Estimator) -> tuple[Step, Estimate]:
-        """Returns the estimate, and the step that it was taken at."""
-        checks = getattr(estimator, "checks_start", False) and "at_start" not in step.__dict__
-        if trusting is not None and checks and self._num_contradicted < max(MOST, self._num_confirmed / 3):
-            try:
-                estimate = estimator(trusting)
-            except Contradicted:
-                self._num_contradicted += 1
-            else:
-                self._num_confirmed += 1
-                return trusting, estimate
-        return step, estimator(step)
+    def estimate(self, step: Step, trusting: Step | None, estimator: Estimator) -> Estimate:
+        """Returns the estimate; the step then knows loss and gradient at its start."""
+        if trusting is None or not getattr(estimator, "checks_start", False) or "at_start" in step.__dict__:
+            return estimator(step)
+        record = self._records[id(estimator)]
+        if record.left > 0:
+            record.left -= 1
+            return estimator(step)
+        try:
+            estimate = estimator(trusting)
+        except Contradicted:
+            record.left, record.pause = record.pause, 2 * record.pause
+            return estimator(step)
+        step.learn(trusting)  # for the other estimators
+        return estimate

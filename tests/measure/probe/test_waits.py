@@ -1,4 +1,4 @@
-"""measure.probe, autoclip: waits are counted line by line, and steps that are not due never wait."""
+"""measure.probe, autoclip: how often a due step waits for the device, and that other steps never do."""
 
 import sys
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from networks import mlp
 from places import REPOSITORY
 from torch import nn
 
-from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, StepRule, every
+from smoothdiag import AutoClip, HessianNorm, LocalSmoothness, PathSmoothness, Probe, StepRule, every
 from smoothdiag.autoclip.rows import ForClipping
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -24,6 +24,7 @@ OPTIMIZERS: dict[str, Make] = {
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=True),
     "adamw, fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True),
 }
+GROUPS = {"alone": None, "6 groups": lambda name: name}
 DEFAULT = [PathSmoothness(), LocalSmoothness()]
 
 
@@ -83,11 +84,44 @@ def test_a_step_that_is_not_due_never_waits(make: str, clips: bool, monkeypatch:
     monkeypatch.setattr("smoothdiag.measure.probe.probe.coordinates", parameters)  # it refuses the meta device
     optimizers = {"sgd": OPTIMIZERS["sgd"], "adamw": lambda m: torch.optim.AdamW(m.parameters(), foreach=True)}
     loop = Loop(DEFAULT, optimizers[make], device="meta", schedule=every(10**9))
-    loop.probe.load_state_dict({"version": 1, "steps": 1, "next": None})
+    # No step of the three is one that AutoClip may measure.
+    loop.probe.load_state_dict({"version": 1, "steps": 32, "next": None})
     if clips:
         clipper = AutoClip(loop.optimizer, loop.probe, rule=StepRule(multiple=None))
         assert "AutoClip" in repr(clipper)
     for _ in range(3):
         loop.step()
-    assert loop.probe.steps == 4
+    assert loop.probe.steps == 35
     assert len(loop.probe.trace) == 0
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_default_rows_wait_once_for_each_gradient(make: str, groups: str) -> None:
+    waits, gradients = Loop(DEFAULT, OPTIMIZERS[make], group_by=GROUPS[groups]).third()
+    assert waits.number <= gradients + 1 <= 6, waits.reads
+    assert waits.synchronized <= 2
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("estimator", [PathSmoothness(), LocalSmoothness()], ids=["path", "local"])
+def test_one_row_waits_once_for_each_gradient(estimator: Any, groups: str) -> None:
+    waits, gradients = Loop([estimator], group_by=GROUPS[groups]).third()
+    assert waits.number <= gradients + 1 <= 4, waits.reads
+
+
+def test_the_row_of_a_clipper_waits_hardly_more_often() -> None:
+    loop = Loop((), data="step")
+    AutoClip(loop.optimizer, loop.probe)
+    waits, gradients = loop.third()
+    assert gradients <= 2
+    # On a CPU AutoClip itself reads numbers where on a GPU it does not, so only the measurement counts.
+    measuring = {line: n for line, n in waits.reads.items() if not line.startswith("autoclip/")}
+    assert sum(measuring.values()) <= 6, measuring
+
+
+def test_a_hessian_norm_waits_once_for_each_product() -> None:
+    loop = Loop([HessianNorm(backend="retained")])
+    waits, _ = loop.third()
+    # Beside the products: lengths of gradient, start and challenger, and what the row says about the search.
+    assert waits.number <= loop.probe.trace[-1]["num_hvps"] + 8, waits.reads
