@@ -11,7 +11,7 @@ import pandas as pd
 
 from smoothdiag.console import counted
 from smoothdiag.fits.base import SmoothnessFit
-from smoothdiag.fits.rows import labels
+from smoothdiag.fits.columns import labels
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
 from smoothdiag.rows import printable
 

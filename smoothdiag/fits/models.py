@@ -149,7 +149,7 @@ def fit_isotonic(x: Array, y: Array, weights: Array, quantile: float) -> Steps:
     order = np.argsort(x, kind="stable")
     ys, ws = y[order], weights[order]
     at, begins = np.unique(x[order], return_index=True)
-    ends = np.append(begins[1:], len(x))
+    edges = np.append(begins, len(x))
     levels = np.unique(y)
     values = np.empty(len(at))
     parts = [(0, len(at), 0, len(levels) - 1)]  # Groups of equal x, and the levels they may take.
@@ -159,10 +159,11 @@ def fit_isotonic(x: Array, y: Array, weights: Array, quantile: float) -> Steps:
             values[first:last] = levels[low]
             continue
         middle = (low + high) // 2
-        rows = slice(begins[first], ends[last - 1])
+        rows = slice(edges[first], edges[last])
         # Cost of raising a row from this level to the next, in units of the distance between the levels.
-        raising = np.append(0.0, np.cumsum(ws[rows] * ((ys[rows] <= levels[middle]) - quantile)))
-        cost = raising[-1] - raising[np.append(begins[first:last], ends[last - 1]) - begins[first]]
+        raising = np.zeros(edges[last] - edges[first] + 1)
+        np.cumsum(ws[rows] * ((ys[rows] <= levels[middle]) - quantile), out=raising[1:])
+        cost = raising[-1] - raising[edges[first : last + 1] - edges[first]]
         best = first + int(np.argmax(cost <= np.min(cost) + TIED * float(np.sum(ws[rows]))))
         parts += [part for part in ((first, best, low, middle), (best, last, middle + 1, high)) if part[0] < part[1]]
     return Steps(at, values)

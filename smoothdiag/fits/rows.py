@@ -13,23 +13,11 @@ import pandas as pd
 
 from smoothdiag.console import counted
 from smoothdiag.fits.base import Array
+from smoothdiag.fits.columns import Labels, causes, choose_estimator, labels, names, numbers
 from smoothdiag.fits.ranges import check_decades, scaled, unit
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
+from smoothdiag.rows import Status, printable
 
-NUMBERS = (
-    "grad_norm", "smoothness", "step", "saturation", "noise_floor", "step_norm", "loss", "grad_variance", "lr",
-    "num_grads", "num_hvps", "seconds", "data_step",
-)  # fmt: skip
-Labels = npt.NDArray[np.object_]
 Indices = npt.NDArray[np.int64]
-
-# Preference when the caller names no estimator: the first does not depend on the length of the step taken.
-PREFERRED = ("local", "path", "hessian_norm")
-# Chosen for the caller only if there is nothing else: they probe other directions, norms or moments.
-AUXILIARY = (
-    "_preconditioned", "debiased", "local_random", "local_update", "sharpness", "curvature_update", "critical_step",
-    CLIP_SUFFIX,
-)  # fmt: skip
 
 
 class HasFrame(Protocol):
@@ -204,17 +192,17 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
         ValueError: if estimators or kinds of data would be mixed, if no row is usable, or if a run has no usable row.
     """
     label = labels(frame)
-    number = _numbers(frame)
+    number = numbers(frame)
     in_group = label["group"] == (group := str(group))
     if not in_group.any():
-        raise ValueError(f"Parameter `group` should be one of {_names(label['group'])}. Found `group = {group!r}`.")
-    cause = _causes(label["status"], number)
+        raise ValueError(f"Parameter `group` should be one of {names(label['group'])}. Found `group = {group!r}`.")
+    cause = causes(label["status"], number)
     usable = cause == ""
     if estimator is None:
         estimator = choose_estimator(label["estimator"][in_group], usable[in_group])
     chosen = in_group & (label["estimator"] == estimator)
     if not chosen.any():
-        known = _names(label["estimator"][in_group])
+        known = names(label["estimator"][in_group])
         raise ValueError(f"Parameter `estimator` should be one of {known}. Found `estimator = {estimator!r}`.")
     dropped = Counter(cause[chosen & ~usable].tolist())
     if not (chosen & usable).any():
@@ -225,7 +213,7 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
             f"Parameter `data` should have usable rows for the group {group!r} and the estimator {estimator!r}. "
             f"Found {counted(int(chosen.sum()), 'row')}, all dropped ({counts}).{remedy}"
         )
-    kinds = _names(label["data"][chosen & usable])
+    kinds = names(label["data"][chosen & usable])
     if len(kinds) > 1:
         raise ValueError(
             f"Parameter `data` should hold rows measured on one kind of data. Found {kinds}: filter the frame, "
@@ -273,70 +261,3 @@ def _cost(number: dict[str, Array], keep: Indices) -> tuple[float, float]:
     known = [values[values > 0] for values in (gradients, np.nan_to_num(number["seconds"][keep]))]
     first, second = (float(np.median(values)) if len(values) else math.nan for values in known)
     return first, second
-
-
-def labels(frame: pd.DataFrame) -> dict[str, Labels]:
-    """The columns that hold names, as strings: "missing" for a missing entry, a neutral name for a missing column."""
-    found, neutral = {}, {"group": "all", "estimator": "unnamed", "status": "ok", "data": "unspecified", "run": "0"}
-    for name, value in neutral.items():
-        if name not in frame.columns:
-            found[name] = np.full(len(frame), value, dtype=object)
-            continue
-        column = frame[name]
-        named = column.astype(object).where(column.notna(), "missing").to_numpy(dtype=object)
-        if pd.api.types.infer_dtype(named) != "string":  # Equal values may have names of their own, as 1 and True do.
-            named = np.array([v if isinstance(v, str) else str(v) for v in named], dtype=object)
-        found[name] = named
-    return found
-
-
-def _numbers(frame: pd.DataFrame) -> dict[str, Array]:
-    numbers = {name: np.full(len(frame), np.nan) for name in NUMBERS}
-    for name in numbers.keys() & frame.columns:
-        numbers[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
-    if "step" not in frame.columns:
-        order = frame.groupby("run").cumcount() if "run" in frame.columns else np.arange(len(frame))
-        numbers["step"] = np.asarray(order, dtype=np.float64)
-    return numbers
-
-
-def _causes(status: Labels, number: dict[str, Array]) -> Labels:
-    """Why each row is unusable, or an empty string if it is usable; the first cause that applies counts."""
-    x, y = number["grad_norm"], number["smoothness"]
-    with np.errstate(invalid="ignore"):
-        conditions = {
-            "non_finite": ~(np.isfinite(x) & np.isfinite(y)),
-            "negative": (x < 0) | (y < 0),
-            "zero_gradient": x == 0,
-            "zero_smoothness": y == 0,
-            "step_unknown": ~np.isfinite(number["step"]),
-        }
-    cause = np.full(len(x), "", dtype=object)
-    for name, condition in reversed(conditions.items()):
-        cause[condition] = name
-    codes, known = pd.factorize(status)
-    usable = np.array([value in USABLE_STATUSES for value in known], dtype=np.bool_)
-    return np.where(usable[codes], cause, status)
-
-
-def choose_estimator(names: Labels, usable: npt.NDArray[np.bool_]) -> str:
-    """The estimator to take if the caller names none.
-
-    Raises:
-        ValueError: if there are several estimators and no preference among them.
-    """
-    present = _names(names[usable]) or _names(names)
-    for name in PREFERRED:
-        if name in present:
-            return name
-    candidates = [name for name in present if not name.endswith(AUXILIARY)] or present
-    if len(candidates) > 1:
-        raise ValueError(
-            f"Parameter `estimator` should name one of {candidates}, which measure different things. "
-            "Found `estimator = None`."
-        )
-    return candidates[0]
-
-
-def _names(found: Labels) -> list[str]:
-    return sorted(pd.unique(found).tolist())

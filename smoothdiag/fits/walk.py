@@ -24,6 +24,7 @@ MANY = 3000  # Rows from which keeping only some of them is faster.
 
 Start = tuple[float, float]
 Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.intp]
 
 
 def walk(x: Array, y: Array, quantile: float, weights: Array, start: Start, is_close: bool = False) -> Start:
@@ -66,10 +67,12 @@ class Neighbours:
         self._keep(int(2 * len(x) ** (2 / 3)) + 10)
 
     def _keep(self, num_rows: int) -> None:
-        self.kept = min(num_rows, len(self.x))
+        """Keeps about as many of the nearest rows, or all."""
+        self.wanted = num_rows
         near = np.arange(len(self.x))
-        if self.kept < len(self.x):
-            near = np.sort(np.argpartition(self.distance, self.kept - 1)[: self.kept])
+        if num_rows < len(self.x):
+            near = np.flatnonzero(self.distance <= _about(self.distance, num_rows / len(self.x)))
+        self.kept = len(near)
         self.near = near[np.argsort(self.distance[near], kind="stable")]
         self.far = np.ones(len(self.x), dtype=np.bool_)
         self.far[near] = False
@@ -82,7 +85,7 @@ class Neighbours:
             found, bounded = self._walk_near(quantile, weights[self.near], start, tilt)
             if self.kept == len(self.x) or (bounded and self._still_apart(found)):
                 return found
-            self._keep(2 * self.kept)
+            self._keep(2 * self.wanted)
 
     def walk_all(self, quantile: float, weights: Array, counts: Counts, start: Start) -> Array:
         """As `walk`, for each row of counts that multiply the weights; one (intercept, slope) per row.
@@ -99,7 +102,7 @@ class Neighbours:
             if self.kept == len(self.x) or (bounded and _apart(line, *first).all()):
                 found.append(line)
             else:
-                self._keep(2 * self.kept)
+                self._keep(2 * self.wanted)
                 tilts, first = self._sums(quantile, weights, counts), self._met_first()
         return np.array(found)
 
@@ -200,8 +203,9 @@ def _steepest_kink(loss: _Loss, residual: Array, touching: Mask, at: Start) -> t
     x, quantile, weights, tilt = loss.x, loss.quantile, loss.weights, loss.tilt
     signs = np.where(touching, 0.0, np.where(residual > 0, quantile, quantile - 1)) * weights
     slope_a, slope_b = tilt[0] - float(np.sum(signs)), tilt[1] - float(signs @ x)
-    order = np.argsort(x[touching], kind="stable")
-    xt, wt = x[touching][order], weights[touching][order]
+    touched = np.flatnonzero(touching)
+    touched = touched[np.argsort(x[touched], kind="stable")]
+    xt, wt = x[touched], weights[touched]
     below_w, below_wx = np.cumsum(wt), np.cumsum(wt * xt)
     total_w, total_wx = (float(below_w[-1]), float(below_wx[-1])) if len(xt) else (0.0, 0.0)
     # A turn about row j moves the touched rows on its left and on its right in opposite directions.
@@ -210,15 +214,15 @@ def _steepest_kink(loss: _Loss, residual: Array, touching: Mask, at: Start) -> t
     turn = slope_b - xt * slope_a
     up = turn + quantile * left + (1 - quantile) * right
     down = -turn + (1 - quantile) * left + quantile * right
-    directions = [(-xt, np.ones_like(xt), up), (xt, -np.ones_like(xt), down)]
-    one = np.ones(1)
-    directions += [
-        (one, 0 * one, one * (slope_a + (1 - quantile) * total_w)),
-        (-one, 0 * one, one * (-slope_a + quantile * total_w)),
-        (0 * one, one, one * (slope_b + (1 - quantile) * total_wx)),
-        (0 * one, -one, one * (-slope_b + quantile * total_wx)),
-    ]
-    da, db, rate = (np.concatenate(parts) for parts in zip(*directions, strict=True))
+    axes = (
+        slope_a + (1 - quantile) * total_w,
+        -slope_a + quantile * total_w,
+        slope_b + (1 - quantile) * total_wx,
+        -slope_b + quantile * total_wx,
+    )
+    rate = np.concatenate([up, down, axes])
+    da = np.concatenate([-xt, xt, (1.0, -1.0, 0.0, 0.0)])
+    db = np.concatenate([np.ones(len(xt)), np.full(len(xt), -1.0), (0.0, 0.0, 1.0, -1.0)])
     feasible = ((at[0] > 0) | (da >= 0)) & ((at[1] > 0) | (db >= 0))
     falls = feasible & (rate < -1e-12 * loss.scale * (np.abs(da) + np.abs(db)))
     if not falls.any():
@@ -230,13 +234,30 @@ def _steepest_kink(loss: _Loss, residual: Array, touching: Mask, at: Start) -> t
 
 def _line_search(residual: Array, movement: Array, apart: Mask, weights: Array, descent: float) -> float:
     """Length along a descent direction at which the loss stops falling (a weighted quantile of crossings)."""
-    moving = (residual * movement > 0) & apart
-    crossings = residual[moving] / movement[moving]
-    gains = weights[moving] * np.abs(movement[moving])
-    order = np.argsort(crossings)
-    gained = np.cumsum(gains[order])
+    moving = np.flatnonzero((residual * movement > 0) & apart)
+    pace = movement[moving]
+    crossings, gains = residual[moving] / pace, weights[moving] * np.abs(pace)
+    if len(crossings) > 400:  # The end is mostly among the first crossings, and then only these need an order.
+        found, _ = _end(crossings, gains, np.flatnonzero(crossings <= _about(crossings, 1 / 8)), descent)
+        if found is not None:
+            return found
+    found, gained = _end(crossings, gains, np.arange(len(crossings)), descent)
+    if found is not None:
+        return found
+    flat = len(crossings) > 0 and gained >= -descent * (1 - 1e-9)  # The last crossing is the end, up to rounding.
+    return float(np.max(crossings)) if flat else np.inf
+
+
+def _end(crossings: Array, gains: Array, some: Indices, descent: float) -> tuple[float | None, float]:
+    """Where the loss stops falling if it does so at one of some crossings, and what all of these gain."""
+    some = some[np.argsort(crossings[some])]
+    gained = np.cumsum(gains[some])
     stop = int(np.searchsorted(gained, -descent * (1 - 1e-13)))
-    if stop < len(order):
-        return float(crossings[order[stop]])
-    flat = len(order) > 0 and gained[-1] >= -descent * (1 - 1e-9)  # The last crossing is the end, up to rounding.
-    return float(crossings[order[-1]]) if flat else np.inf
+    total = float(gained[-1]) if len(gained) else 0.0
+    return (float(crossings[some[stop]]) if stop < len(some) else None), total
+
+
+def _about(values: Array, share: float) -> float:
+    """A number below which about this share of the values lies, from one in eleven."""
+    some = values[::11]
+    return float(np.partition(some, at := int(share * (len(some) - 1)))[at])

@@ -107,7 +107,7 @@ def as_drawn(name: object, *, in_legend: bool = False) -> str:
 
 def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.DataFrame:
     """Returns the rows of one estimator and one group, with every column that the figures need."""
-    from smoothdiag.fits.rows import choose_estimator
+    from smoothdiag.fits.columns import choose_estimator
 
     frame = rows_of_group(data, group)
     if estimator is None:
@@ -118,7 +118,7 @@ def select(data: Trace | pd.DataFrame, estimator: str | None, group: str) -> pd.
 
 def rows_of_group(data: Trace | pd.DataFrame, group: str) -> pd.DataFrame:
     """Returns the rows of one group, with every column that the figures need."""
-    from smoothdiag.fits.rows import labels
+    from smoothdiag.fits.columns import labels
 
     frame = as_table(data)
     missing = [name for name in ("grad_norm", "smoothness") if name not in frame.columns]

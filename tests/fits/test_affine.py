@@ -131,6 +131,44 @@ def test_walks_for_many_weights_at_once_are_the_walks_for_each(line):
     np.testing.assert_allclose(found, slow, rtol=1e-10, atol=1e-12)
 
 
+def least_loss_centred(x, y, quantile):
+    """The least loss, which the primal programme finds in coordinates without the common part of x."""
+    middle, spread = np.mean(x), np.std(x)
+    z, n = (x - middle) / spread, len(x)
+    design = np.hstack([np.ones((n, 1)), z[:, np.newaxis], np.eye(n), -np.eye(n)])
+    cost = np.concatenate([np.zeros(2), np.full(n, quantile), np.full(n, 1 - quantile)])
+    bounds = [(None, None)] * 2 + [(0, None)] * (2 * n)
+    # Intercept at x = 0 and slope stay at zero or above.
+    low = np.zeros((2, 2 + 2 * n))
+    low[0, :2], low[1, 1] = (-1, middle / spread), -1
+    return linprog(cost, A_ub=low, b_ub=np.zeros(2), A_eq=design, b_eq=y, bounds=bounds).fun
+
+
+@pytest.mark.parametrize("width", [1.0, 1e-2, 1e-6])
+def test_steps_of_a_walk_do_not_multiply_where_gradient_norms_hardly_vary(width, monkeypatch):
+    rng, steps, whole = np.random.default_rng(8), [], walk._steepest_kink
+    monkeypatch.setattr(walk, "_steepest_kink", lambda *rest: steps.append(1) or whole(*rest))
+    x = 1 + width * rng.uniform(size=1000)
+    y = (1 + 0.1 * (x - 1) / width) * np.exp(0.3 * rng.standard_normal(1000))
+    weights = np.ones(1000)
+    line = walk.walk(x, y, 0.9, weights, (float(np.median(y)), 0.0))
+    assert len(steps) < 50
+    slow = least_loss_centred(x, y, 0.9)
+    assert loss(Line(*line), x, y, 0.9, weights) <= slow * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.2, 0.9, 1.0])
+def test_a_line_search_ends_where_the_sorted_gains_use_up_the_descent(share):
+    rng = np.random.default_rng(9)
+    residual, movement, weights = rng.standard_normal(2000), rng.standard_normal(2000), rng.uniform(1, 2, 2000)
+    moving = residual * movement > 0
+    crossings, gains = (residual / movement)[moving], (weights * np.abs(movement))[moving]
+    order, descent = np.argsort(crossings), share * float(np.sum(gains))
+    slow = next(crossings[row] for row, sum_ in zip(order, np.cumsum(gains[order]), strict=True) if sum_ >= descent)
+    assert walk._line_search(residual, movement, np.ones(2000, dtype=bool), weights, -descent) == slow
+    assert walk._line_search(residual, movement, np.ones(2000, dtype=bool), weights, -9 * descent - 1e5) == np.inf
+
+
 def test_the_rows_that_a_line_looks_at_one_by_one_grow_more_slowly_than_the_rows(monkeypatch):
     looked, whole = [0], walk._walk_to_vertex
     monkeypatch.setattr(walk, "_walk_to_vertex", lambda x, *rest: looked.append(looked[-1] + len(x)) or whole(x, *rest))

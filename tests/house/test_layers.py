@@ -119,6 +119,7 @@ WINGS = {
         "fits.intervals",
         "fits.exponent",
         "fits.ranges",
+        "fits.columns",
         "fits.rows",
         "fits.lines",
         "fits.correlations",

@@ -11,7 +11,8 @@ import pandas as pd
 
 from smoothdiag.console import counted
 from smoothdiag.fits.base import Array
-from smoothdiag.fits.rows import Labels, Rows, choose_estimator, labels, select_rows
+from smoothdiag.fits.columns import Labels, choose_estimator, labels
+from smoothdiag.fits.rows import Rows, select_rows
 from smoothdiag.rows import USABLE_STATUSES
 
 START = "start"
