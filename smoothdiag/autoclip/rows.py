@@ -31,11 +31,6 @@ class ForClipping:
 
     estimator: Estimator
 
-    @property
-    def checks_start(self) -> bool:
-        """Whether the estimator may take the gradient of the training loop."""
-        return bool(getattr(self.estimator, "checks_start", False))
-
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate for all parameters, with a suffix to its name."""
         estimate = self.estimator(step)

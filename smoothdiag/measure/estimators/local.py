@@ -84,7 +84,7 @@ class LocalSmoothness:
     @property
     def checks_start(self) -> bool:
         """Whether the estimate checks the gradient at the start, so that it may be that of the training loop."""
-        return type(self.geometry) is Euclidean and (self.two_scale or self.direction == "gradient")
+        return self.two_scale and type(self.geometry) is Euclidean
 
     def __post_init__(self) -> None:
         if self.radius is not None:
@@ -123,7 +123,7 @@ class LocalSmoothness:
         if found is None:
             return conclude(self._name, step, [], self.geometry)
         fine = secants(ray, radius / 4 / length, self.geometry, beyond=found) if self.two_scale else None
-        check_start(step, found, fine)
+        check_start(step, fine)
         return conclude(self._name, step, [found], self.geometry, fine)
 
     @property

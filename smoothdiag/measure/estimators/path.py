@@ -68,5 +68,5 @@ class PathSmoothness:
         found = [s for s in (secants(ray, t, self.geometry) for t in self.points) if s is not None]
         fine = secants(ray, self.points[-1] / 4, self.geometry, beyond=found[-1]) if self.two_scale and found else None
         if found:
-            check_start(step, found[-1], fine)
+            check_start(step, fine)
         return conclude("path", step, found, self.geometry, fine)

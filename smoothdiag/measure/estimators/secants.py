@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from smoothdiag import vectors
 from smoothdiag.geometry import Diagonal, Euclidean, Geometry
 from smoothdiag.geometry.vector import whitened
 from smoothdiag.measure.estimators.base import Contradicted, Estimate, Status, Step, noise_columns
-from smoothdiag.packing import dtypes_of
 from smoothdiag.tally import Tally
 from smoothdiag.vectors import Vector
 
@@ -32,9 +32,6 @@ if its change does not depend on h at all. The bounds lie half-way between these
 
 OFF = 0.05
 """Largest relative error of the smoothness that the training gradient may cause, in place of an evaluated one."""
-
-LOSS_ULPS = 4
-"""Rounding error of one loss, in ulp of its value."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ class Secants:
         loss: The loss at the point [f].
         change: The change of the gradient, piece by piece, if it is kept to check the gradient at the start.
         residue: How far the gradient at the start is from the one that this point and an earlier one extrapolate to,
-            as a share of the change of the gradient up to the earlier one; NaN if there is none.
+            as a share of the change of the gradient up to the earlier one: the largest of all parts; NaN if there is
+            none.
     """
 
     by_part: Mapping[tuple[str, str], Secant]
@@ -149,32 +147,25 @@ class Ray:
             tally.squares(k, ["way" + suffix for suffix in self.step.suffixes], move, into, x, source, *weights)
 
 
-def _off(there: Tensor, start: Tensor, change: Tensor) -> list[Tensor]:
+def _off(there: Tensor, start: Tensor, change: Tensor, *weights: Tensor) -> list[Tensor]:
     """Returns the gradient at the start less the one that those at 1/4 and 1 of the way extrapolate to."""
-    return [(change - 4 * (vectors.wide(there) - vectors.wide(start))) / 3]
+    off = (change - 4 * (vectors.wide(there) - vectors.wide(start))) / 3
+    return [off, *(whitened(off, p) for p in weights)]
 
 
-def check_start(step: Step, found: Secants, fine: Secants | None) -> None:
+def check_start(step: Step, fine: Secants | None) -> None:
     """Checks the training gradient that stands in for the gradient at the start, if it does.
 
-    Without a second point the losses have to do, and the line has to follow the gradient: the change of the loss is the
-    mean of both slopes, up to the third derivative.
+    Losses could not tell: they see the part of an error that lies along the line, and nothing of the rest.
+
+    Args:
+        step: The step.
+        fine: Secants at a quarter of the displacement, with their residue.
 
     Raises:
         Contradicted: If the measured smoothness could be off by more than `OFF`.
     """
-    if step.training is None:
-        return
-    if fine is not None:
-        off = fine.residue
-    else:
-        whole = found.whole
-        squared, there, change = whole.norm_here**2, whole.norm_there**2, whole.change**2
-        slopes = -whole.displacement / whole.norm_here * (squared + (squared + there - change) / 2)
-        rounding = LOSS_ULPS * max(torch.finfo(dtype).eps for dtype in dtypes_of(step.start)) * abs(found.loss)
-        off = abs(2 * (found.loss - step.at_start.loss) - slopes) + rounding
-        off = off / (whole.change * whole.displacement) if whole.change else math.inf
-    if not off <= OFF:
+    if step.training is not None and (fine is None or not fine.residue <= OFF):
         raise Contradicted
 
 
@@ -216,7 +207,8 @@ def secants(ray: Ray, t: float, geometry: Geometry, *, beyond: Secants | None = 
         if step.training is not None and beyond is None:
             kept[k] = vectors.wide(there) - vectors.wide(start)
         elif step.training is not None and beyond is not None:
-            tally.squares(k, ["residue"], _off, there, start, beyond.change[k])
+            weights = step.weights(packing, k)
+            tally.squares(k, ["residue" + s for s in step.suffixes], _off, there, start, beyond.change[k], *weights)
 
     tally = step.objective.sweep(lambda tally, k, targets: ray.go(t, tally, k, targets), take)
     norms_here = step.norms_of_gradient(geometry)
@@ -227,10 +219,19 @@ def secants(ray: Ray, t: float, geometry: Geometry, *, beyond: Secants | None = 
         )
         by_part[suffix, group] = Secant(way, change, norms_here[suffix, group], there)
     residue = math.nan
-    if step.training is not None and beyond is not None and beyond.whole.change:
-        residue = math.sqrt(tally.total("residue")) / beyond.whole.change
+    if step.training is not None and beyond is not None:
+        residue = _residue(step, tally, beyond)
     found = Secants(by_part, tally.total("loss"), kept, residue)
     return None if found.whole.displacement == 0 else found
+
+
+def _residue(step: Step, tally: Tally, beyond: Secants) -> float:
+    """Returns ``Secants.residue``: an error that hardly shows among all parameters may be all of a group's change."""
+    shares = []
+    for (suffix, group), secant in beyond.by_part.items():
+        off = math.sqrt(tally.total("residue" + suffix, step.block(group)))
+        shares.append(off / secant.change if secant.change else math.inf if off else 0.0)
+    return float(np.max(shares))  # NaN if one is
 
 
 def _whole_secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:

@@ -17,10 +17,10 @@ loss has kinks all of them would contradict."""
 
 @dataclass
 class _Record:
-    """Rows of one estimator: how many are still to be without trust, and how long the next pause is."""
+    """Rows of one estimator: how many are still to be without trust, and how long the last pause was."""
 
     left: int = 0
-    pause: int = PAUSE
+    pause: int = 0
 
 
 class Trust:
@@ -54,7 +54,7 @@ class Trust:
         try:
             estimate = estimator(trusting)
         except Contradicted:
-            record.left, record.pause = record.pause, 2 * record.pause
+            record.left = record.pause = 2 * record.pause or PAUSE
             return estimator(step)
         step.learn(trusting)  # for the other estimators
         return estimate
