@@ -50,3 +50,26 @@ def test_euclidean_is_its_own_dual() -> None:
 def test_minimiser_of_zero_is_zero() -> None:
     (minimiser,) = Euclidean().lmo([torch.zeros(3)])
     assert torch.equal(minimiser, torch.zeros(3))
+
+
+@pytest.mark.parametrize("size", [vectors.NO_ROWS, vectors.CHUNK + 5, 2 * vectors.CHUNK + 300])
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25, 0.0])
+def test_squares_on_a_cpu_are_those_of_float64(size: int, scale: float) -> None:
+    x = torch.randn(size, generator=torch.Generator().manual_seed(size)) * scale
+    for strided in (x, x.repeat_interleave(2)[::2]):
+        (found,) = vectors.squares([strided])
+        # Within float32, rows of it are added up; beyond it, float64 takes all.
+        assert float(found) == pytest.approx(float(x.double().square().sum()), rel=1e-8 if scale == 1 else 1e-12)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_squares_on_a_cpu_pass_on_what_is_not_finite(value: float) -> None:
+    x = torch.ones(vectors.NO_ROWS)
+    x[77] = value
+    assert str(float(vectors.squares([x])[0])) == str(abs(value))
+
+
+def test_distance_is_that_of_the_quotients() -> None:
+    a, b = [torch.randn(300, 2), torch.randn(5)], [torch.randn(300, 2), torch.randn(5)]
+    wanted = sum((x.double() / 2 - y.double() / 3).square().sum() for x, y in zip(a, b, strict=True)).sqrt()
+    assert float(vectors.distance(a, b, over=(2.0, 3.0))) == pytest.approx(float(wanted), rel=1e-6)
