@@ -120,7 +120,7 @@ def test_weights_are_one_over_the_median_of_equal_bins():
     np.testing.assert_array_equal(relative_weights(x, y), slow)
 
 
-@pytest.mark.parametrize("line", [None, (1e-3, 90.0)])
+@pytest.mark.parametrize("line", [None, (50.0, 0.0)])
 def test_walks_for_many_weights_at_once_are_the_walks_for_each(line):
     x, y = cloud(6, n=4000)
     weights = relative_weights(x, y)
@@ -144,15 +144,15 @@ def least_loss_centred(x, y, quantile):
     return linprog(cost, A_ub=low, b_ub=np.zeros(2), A_eq=design, b_eq=y, bounds=bounds).fun
 
 
-@pytest.mark.parametrize("width", [1.0, 1e-2, 1e-6])
+@pytest.mark.parametrize("width", [1.0, 0.3, 1e-6])
 def test_steps_of_a_walk_do_not_multiply_where_gradient_norms_hardly_vary(width, monkeypatch):
     rng, steps, whole = np.random.default_rng(8), [], walk._steepest_kink
     monkeypatch.setattr(walk, "_steepest_kink", lambda *rest: steps.append(1) or whole(*rest))
     x = 1 + width * rng.uniform(size=1000)
-    y = (1 + 0.1 * (x - 1) / width) * np.exp(0.3 * rng.standard_normal(1000))
+    y = (1 + 0.5 * (x - 1) / width) * np.exp(0.3 * rng.standard_normal(1000))
     weights = np.ones(1000)
     line = walk.walk(x, y, 0.9, weights, (float(np.median(y)), 0.0))
-    assert len(steps) < 50
+    assert len(steps) < 30
     slow = least_loss_centred(x, y, 0.9)
     assert loss(Line(*line), x, y, 0.9, weights) <= slow * (1 + 1e-9)
 
