@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,18 +67,23 @@ class Stretch(Mapping[str, Tensor]):
         if len(tensors) == 1:
             flat: Tensor = vectors.local(tensors[0]).reshape(-1)
             return flat if self.part is None else flat[self.part]
-        return vectors.joined(tensors)
+        return torch.cat(list(tensors)) if self._are_flat else vectors.joined(tensors)
 
-    def add_(self, change: Tensor) -> None:
-        """Adds a flat tensor to the parameters, in place."""
+    @cached_property
+    def _are_flat(self) -> bool:
+        return all(p.dim() == 1 for p in self.owners)
+
+    def add_(self, change: Tensor, weight: float = 1.0) -> None:
+        """Adds ``weight`` times a flat tensor to the parameters, in place."""
         held = [vectors.local(p) for p in self.owners]
         if len(held) > 1:
             parts = torch.split(change, [p.numel() for p in held])
-            torch._foreach_add_(held, [d.view(p.shape) for d, p in zip(parts, held, strict=True)])
+            shaped = parts if self._are_flat else [d.view(p.shape) for d, p in zip(parts, held, strict=True)]
+            torch._foreach_add_(held, shaped, alpha=weight)
         elif self.part is None:
-            held[0].add_(change.view(held[0].shape))
+            held[0].add_(change.view(held[0].shape), alpha=weight)
         else:
-            held[0].view(-1)[self.part].add_(change)
+            held[0].view(-1)[self.part].add_(change, alpha=weight)
 
 
 @dataclass(frozen=True, eq=False)

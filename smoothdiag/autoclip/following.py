@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -28,6 +29,9 @@ from smoothdiag.optim.arithmetic import lengths
 
 ON_CPU, ON_DEVICE = 2**18, 2**24
 """Numbers in a stretch. On a CPU what is computed from them stays in the cache; on a device they keep it busy."""
+
+KEPT = 2**20
+"""Numbers of the update that are kept from its length to its shortening. All others are worked out a second time."""
 
 FEW_CHECKS = 20
 """After this many comparisons with copies, further ones wait for the steps of the progression."""
@@ -63,6 +67,7 @@ class Following:
         self._counts_on_device = False
         self.was_long = False
         self._cut: list[list[Stretch]] = []
+        self._kept: list[Update] = []
         self._moving: list[list[int]] = []
 
     def begin(self) -> bool:
@@ -75,7 +80,7 @@ class Following:
 
     def drop(self) -> None:
         """Lets go of the parameters, because the step is over or has failed."""
-        self._parts = []
+        self._parts, self._kept = [], []
 
     @torch.no_grad()
     def at_most(self, longest: Number) -> float:
@@ -108,8 +113,12 @@ class Following:
         self._check_options()
         found: dict[int, Tensor] = {}
         owners: list[Tensor] = []
+        self._kept, num_kept = [], 0
         for formula, stretch in self._stretches():
-            square = retried(lambda formula=formula, stretch=stretch: _square(formula.last(stretch)))  # type: ignore[misc]
+            update = retried(partial(formula.last, stretch))
+            square = retried(partial(_square, update))
+            if (num_kept := num_kept + update.direction.numel()) <= KEPT:
+                self._kept.append(update)
             owner = stretch.owners[0]
             if id(owner) not in found:
                 owners.append(owner)
@@ -120,9 +129,13 @@ class Following:
     @torch.no_grad()
     def take_back(self, share: Tensor) -> None:
         """Moves the parameters back by a share of the update."""
+        kept = iter(self._kept)
         for formula, stretch in self._stretches():
-            back = retried(lambda formula=formula, stretch=stretch: _part_of(formula.last(stretch), -share))  # type: ignore[misc]
-            retried(lambda stretch=stretch, back=back: stretch.add_(back))  # type: ignore[misc]
+            update = next(kept, None) or retried(partial(formula.last, stretch))
+            if share.device.type == "cpu" and not isinstance(update.factor, Tensor):
+                retried(partial(stretch.add_, update.direction, -update.factor * float(share)))
+            else:
+                retried(partial(stretch.add_, retried(partial(_part_of, update, -share))))
 
     @torch.no_grad()
     def check(self, back: Sequence[Bucket], step: int, *, may_wait: bool) -> None:

@@ -90,10 +90,11 @@ def by_hand(optimizer: torch.optim.Optimizer, model: nn.Module, loader, share: f
     return lengths
 
 
-@pytest.mark.parametrize("numbers", [following.ON_CPU, 20], ids=["together", "in parts"])
+@pytest.mark.parametrize("numbers", [(following.ON_CPU, following.KEPT), (20, 50)], ids=["together", "in parts"])
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_shortened_steps_are_those_between_copies(name, numbers, monkeypatch) -> None:
-    monkeypatch.setattr(following, "ON_CPU", numbers)
+    for limit, number in zip(("ON_CPU", "KEPT"), numbers, strict=True):
+        monkeypatch.setattr(following, limit, number)
     run = Run(FOLLOWED[name], rule=BINDING, dtype=torch.float64)
     twin = copy.deepcopy(run.model)
     optimizer = FOLLOWED[name](twin)
