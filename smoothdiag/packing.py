@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch._utils import _unflatten_dense_tensors
 
 from smoothdiag import vectors
 from smoothdiag.vectors import Vector
@@ -48,11 +48,8 @@ class Piece:
             return vectors.local(tensors[0])
         if self.is_sharded:
             tensors = [vectors.local(x) for x in tensors]
-        if len(tensors) == 1:  # of which torch makes no copy
-            return tensors[0].detach().reshape(-1).clone()
         with torch.no_grad():
-            flat: Tensor = _flatten_dense_tensors(tensors)  # type: ignore[no-untyped-call]
-        return flat
+            return vectors.joined(tensors)
 
     def scatter(self, piece: Tensor, targets: Sequence[Tensor]) -> None:
         """Copies the piece into its tensors, hidden from autograd."""
