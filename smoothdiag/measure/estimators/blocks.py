@@ -16,47 +16,50 @@ from smoothdiag.vectors import Vector
 class Block:
     """H, or P^-1/2 H P^-1/2, restricted to some of the parameters.
 
+    P^-1/2 is worked out for one parameter at a time whenever it is needed, and never held as a copy.
+
     Attributes:
         step: The step that is measured.
         group: Parameter group; "all" for all parameters.
         indices: Indices of its parameters.
-        inverse_root: P^-1/2 of these parameters, zero where P is zero; ``None`` for the plain H.
+        is_scaled: Whether the block is in the preconditioner's norm; the step must have one.
     """
 
     step: Step
     group: str
     indices: Sequence[int]
-    inverse_root: Vector | None = None
+    is_scaled: bool = False
 
     @property
     def suffix(self) -> str:
         """Suffix of the estimator's name."""
-        return "" if self.inverse_root is None else PRECONDITIONED
+        return PRECONDITIONED if self.is_scaled else ""
 
     def times(self, matvec: Callable[[Vector], list[Tensor]], v: Vector) -> list[Tensor]:
         """Returns the product of the block with ``v``, from a product ``matvec`` of the whole Hessian."""
-        whole = [torch.zeros_like(x) for x in self.step.start]
-        for i, x in zip(self.indices, self._scaled(v), strict=True):
-            whole[i] = x
-        product = matvec(whole)
-        return self._scaled([product[i] for i in self.indices])
+        parts = dict(zip(self.indices, v, strict=True))
+        product = matvec(
+            [self._scaled(i, parts[i]) if i in parts else torch.zeros_like(x) for i, x in enumerate(self.step.start)]
+        )
+        return [self._scaled(i, product[i]) for i in self.indices]
 
     def gradient(self) -> list[Tensor]:
         """Returns g or P^-1/2 g at the start of the step."""
-        return self._scaled([self.step.at_start.gradient[i] for i in self.indices])
+        gradient = self.step.at_start.gradient
+        return [self._scaled(i, gradient[i]) for i in self.indices]
 
     def update(self) -> list[Tensor]:
         """Returns d or P^1/2 d, for the displacement d = x_{k+1} - x_k."""
-        made = vectors.sub(self.step.end, self.step.start)
-        chosen = [made[i] for i in self.indices]
-        if self.inverse_root is None:
-            return chosen
-        return [(x / r).where(r != 0, 0.0) for x, r in zip(chosen, self.inverse_root, strict=True)]
+        step = self.step
+        made = (vectors.sub([step.end[i]], [step.start[i]])[0] for i in self.indices)
+        if not self.is_scaled:
+            return list(made)
+        return [(x / (r := self._inverse_root(i))).where(r != 0, 0.0) for i, x in zip(self.indices, made, strict=True)]
 
     def empty(self, name: str) -> Estimate:
         """Returns an estimate with everything that is known before the measurement."""
         limit = self.step.stability_limit
-        applies = limit.preconditioned == (self.inverse_root is not None)
+        applies = limit.preconditioned == self.is_scaled
         return Estimate(
             name + self.suffix,
             smoothness=math.nan,
@@ -67,15 +70,18 @@ class Block:
             extra={"stability_limit": limit.curvature if applies else math.nan},
         )
 
-    def _scaled(self, v: Vector) -> list[Tensor]:
-        return list(v) if self.inverse_root is None else [x * r for x, r in zip(v, self.inverse_root, strict=True)]
+    def _scaled(self, index: int, x: Tensor) -> Tensor:
+        return x * self._inverse_root(index) if self.is_scaled else x
+
+    def _inverse_root(self, index: int) -> Tensor:
+        """Returns P^-1/2 of one parameter, zero where P is zero."""
+        assert self.step.preconditioner is not None
+        p = self.step.preconditioner[index]
+        return p.sqrt().reciprocal_().where(p > 0, 0.0)
 
 
 def blocks_of(step: Step, *, by_group: bool) -> list[Block]:
     """Returns the block of all parameters, then the groups, and all of these again in the preconditioner's norm."""
     groups: dict[str, Sequence[int]] = {"all": range(len(step.start)), **(step.groups if by_group else {})}
-    blocks = [Block(step, group, indices) for group, indices in groups.items()]
-    if step.preconditioner is not None:
-        roots = [(1 / p.sqrt()).where(p > 0, 0.0) for p in step.preconditioner]
-        blocks += [Block(step, group, indices, [roots[i] for i in indices]) for group, indices in groups.items()]
-    return blocks
+    norms = [False] if step.preconditioner is None else [False, True]
+    return [Block(step, group, indices, scaled) for scaled in norms for group, indices in groups.items()]
