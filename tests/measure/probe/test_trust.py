@@ -344,14 +344,15 @@ def test_no_usable_row_is_off_when_training_leaves_the_loss(name: str, adaptive:
 def test_an_error_is_seen_where_it_lies(estimator: Any) -> None:
     # Along the step, the gradient changes by 10,000 in one coordinate and by 1 in the other, where it is off by 0.1.
     x = [torch.ones(1, dtype=torch.float64) for _ in range(2)]
-    loss = objective(nn.ModuleList(map(Point, x)), lambda m, _: (5_000 * m[0].x**2 + m[1].x ** 2 / 2).sum(), [None])
+    loss = objective(nn.ModuleList(map(Point, x)), lambda m, _: (5_000 * m[0].x ** 2 + m[1].x ** 2 / 2).sum(), [None])
     step = Step(0, loss, start=x, end=[torch.zeros_like(p) for p in x], lr=0.1)
     right, diagonal = [10_000 * x[0], x[1]], [torch.ones_like(x[0]), torch.full_like(x[1], 1e-10)]
     options = [{}, {"groups": {"stiff": [0], "soft": [1]}}, {"preconditioner": diagonal}]
+    exact = pytest.approx(1e4 / math.sqrt(2), rel=1e-6)
     for more in options:
-        assert estimator(replace(step, training=right, **more)).smoothness == pytest.approx(1e4 / math.sqrt(2), rel=1e-6)
+        assert estimator(replace(step, training=right, **more)).smoothness == exact
     wrong = replace(step, training=[right[0], right[1] + 0.1])
-    assert estimator(wrong).smoothness == pytest.approx(1e4 / math.sqrt(2), rel=1e-6)  # hardly matters to both coordinates together
+    assert estimator(wrong).smoothness == exact  # hardly matters to both coordinates together
     for more in options[1:]:
         with pytest.raises(Contradicted):
             estimator(replace(wrong, **more))
