@@ -136,12 +136,14 @@ class Following:
     def take_back(self, share: Tensor) -> None:
         """Moves the parameters back by a share of the update."""
         kept = iter(self._kept)
+        on_cpu = retried(lambda: float(share)) if share.device.type == "cpu" else None
         for formula, stretch in self._stretches():
             update = next(kept, None) or retried(partial(formula.last, stretch))
-            if share.device.type == "cpu" and not isinstance(update.factor, Tensor):
-                retried(partial(stretch.add_, update.direction, -update.factor * float(share)))
+            if on_cpu is not None and not isinstance(update.factor, Tensor):
+                retried(partial(stretch.add_, update.direction, -update.factor * on_cpu))
             else:
-                retried(partial(stretch.add_, retried(partial(_part_of, update, -share))))
+                back = retried(lambda update=update: _part_of(update, -share))  # type: ignore[misc]
+                retried(partial(stretch.add_, back))
 
     @torch.no_grad()
     def check(self, back: Sequence[Bucket], step: int, *, may_wait: bool) -> None:
