@@ -41,13 +41,6 @@ class Stretch(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.states[0])
 
-    def has_one_count(self) -> bool:
-        """Returns whether the parameters have seen equally many steps, as far as no device has to be waited for."""
-        first = self.states[0].get("step")
-        if len(self.states) == 1 or (isinstance(first, Tensor) and first.device.type != "cpu"):
-            return True
-        return len(set(map(float, [state.get("step", 0.0) for state in self.states]))) == 1
-
     def scalar(self, entry: str) -> Any:
         """Returns what the optimizer keeps alike for all of these numbers, as `number` does."""
         return number(self.states[0][entry])

@@ -146,7 +146,7 @@ class ShortenUpdate:
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Keeps a copy of the parameters, if the update will not follow from what the optimizer keeps."""
         self.drop()
-        self._follows = self._following.begin()
+        self._follows = self._following.begin(step)
         if not self._follows:
             self._start = retried(self._copies)
         leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,14 +21,12 @@ from smoothdiag.adapters import Adapter
 from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.adapters.updates import Formula, Stretch, Update
 from smoothdiag.adapters.wrappers import pending_scale
-from smoothdiag.autoclip.buckets import Bucket, are_plain, buckets
+from smoothdiag.autoclip.buckets import Bucket, buckets
 from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.rates import Number
+from smoothdiag.autoclip.stretches import cut, is_on_device
 from smoothdiag.memory import is_out_of_memory, retried
 from smoothdiag.optim.arithmetic import lengths
-
-ON_CPU, ON_DEVICE = 2**18, 2**24
-"""Numbers in a stretch. On a CPU what is computed from them stays in the cache; on a device they keep it busy."""
 
 KEPT = 2**20
 """Numbers of the update that are kept from its length to its shortening. All others are worked out a second time."""
@@ -64,14 +62,22 @@ class Following:
         self._known: tuple[Any, ...] | None = None
         self._state: object = None
         self._num_checks = 0
+        self._step = self._followed = -1  # this step, and the last one whose update was worked out
         self._counts_on_device = False
         self.was_long = False
         self._cut: list[list[Stretch]] = []
         self._kept: list[Update] = []
         self._moving: list[list[int]] = []
 
-    def begin(self) -> bool:
-        """Returns whether the update that comes can be worked out without a copy; call it right before the step."""
+    def begin(self, step: int) -> bool:
+        """Returns whether the update that comes can be worked out without a copy; call it right before the step.
+
+        Args:
+            step: Number of the step.
+        """
+        if step - 1 != self._followed:  # parameters of one stretch may have seen unequal numbers of steps since
+            self._cut = []
+        self._step = step
         if not retried(self._may_follow):
             self._parts = []
             return False
@@ -130,12 +136,14 @@ class Following:
     def take_back(self, share: Tensor) -> None:
         """Moves the parameters back by a share of the update."""
         kept = iter(self._kept)
+        on_cpu = retried(lambda: float(share)) if share.device.type == "cpu" else None
         for formula, stretch in self._stretches():
             update = next(kept, None) or retried(partial(formula.last, stretch))
-            if share.device.type == "cpu" and not isinstance(update.factor, Tensor):
-                retried(partial(stretch.add_, update.direction, -update.factor * float(share)))
+            if on_cpu is not None and not isinstance(update.factor, Tensor):
+                retried(partial(stretch.add_, update.direction, -update.factor * on_cpu))
             else:
-                retried(partial(stretch.add_, retried(partial(_part_of, update, -share))))
+                back = retried(lambda update=update: _part_of(update, -share))  # type: ignore[misc]
+                retried(partial(stretch.add_, back))
 
     @torch.no_grad()
     def check(self, back: Sequence[Bucket], step: int, *, may_wait: bool) -> None:
@@ -198,7 +206,7 @@ class Following:
     def _has_one_count(self) -> bool:
         """Returns whether parameters have seen equally many steps, where numbers of steps are on a device."""
         counts = [self._optimizer.state.get(p, {}).get("step") for _, held in self._parts for p in held]
-        there = [count for count in counts if _is_on_device(count)]
+        there = [count for count in counts if is_on_device(count)]
         self._counts_on_device = bool(there)
         return not there or len(set(torch.stack([count.to(there[0].device) for count in there]).tolist())) == 1
 
@@ -218,8 +226,9 @@ class Following:
         return bool(found) and retried(lambda: _is_near(_together(found)))
 
     def _stretches(self) -> list[tuple[Formula, Stretch]]:
+        self._followed = self._step
         if not self._cut or not retried(self._is_cut_right):
-            self._cut = retried(lambda: [_cut(held, self._optimizer.state) for _, held in self._parts])
+            self._cut = retried(lambda: [cut(held, self._optimizer.state) for _, held in self._parts])
             self._moving = [list(map(id, held)) for _, held in self._parts]
         pairs = zip(self._parts, self._cut, strict=True)
         return [(formula, stretch) for (formula, _), stretches in pairs for stretch in stretches]
@@ -228,52 +237,8 @@ class Following:
         """Returns whether stretches hold the parameters that move, and what the optimizer keeps for them now."""
         state = self._optimizer.state
         return self._moving == [list(map(id, held)) for _, held in self._parts] and all(
-            all(map(operator.is_, map(state.get, s.owners), s.states)) and s.has_one_count()
-            for stretches in self._cut
-            for s in stretches
+            all(map(operator.is_, map(state.get, s.owners), s.states)) for stretches in self._cut for s in stretches
         )
-
-
-def _cut(held: Sequence[Tensor], state: Mapping[Tensor, Mapping[str, Any]]) -> list[Stretch]:
-    """Returns stretches of parameters: many small ones together, and large ones in parts."""
-    alike: dict[Any, list[Tensor]] = {}
-    plain = are_plain(held)
-    for p in held:
-        count = state.get(p, {}).get("step", 0.0)
-        key = (p.dtype, p.device, None if _is_on_device(count) else float(count)) if plain else id(p)
-        alike.setdefault(key, []).append(p)
-    return [
-        Stretch(owners, [state.get(p, {}) for p in owners], part)
-        for members in alike.values()
-        for owners, part in _parts_of(members)
-    ]
-
-
-def _parts_of(members: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], slice | None]]:
-    most = ON_CPU if members[0].device.type == "cpu" else ON_DEVICE
-    together: list[Tensor] = []
-    size = 0
-    for p in members:
-        if len(members) > 1 and 8 * p.numel() <= most:
-            together.append(p)
-            size += p.numel()
-            if size >= most:
-                yield together, None
-                together, size = [], 0
-            continue
-        local = vectors.local(p)
-        # Of a tensor that does not lie in one piece, every part would be a copy of the whole.
-        whole = not local.is_contiguous() or (p.grad is not None and not vectors.local(p.grad).is_contiguous())
-        if whole or local.numel() <= most:
-            yield [p], None
-        else:
-            yield from (([p], slice(begin, begin + most)) for begin in range(0, local.numel(), most))
-    if size:
-        yield together, None
-
-
-def _is_on_device(count: Any) -> TypeGuard[Tensor]:
-    return isinstance(count, Tensor) and count.device.type != "cpu"
 
 
 def _together(rows: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from smoothdiag import AutoClip, Probe, SmoothdiagWarning, StepRule
 from smoothdiag.adapters import adapter_of
 from smoothdiag.adapters.updates import Stretch
-from smoothdiag.autoclip import acting, following
+from smoothdiag.autoclip import acting, following, stretches
 
 BINDING, LOOSE = (StepRule(multiple=None, relative=share) for share in (0.02, 100.0))
 
@@ -90,11 +90,11 @@ def by_hand(optimizer: torch.optim.Optimizer, model: nn.Module, loader, share: f
     return lengths
 
 
-@pytest.mark.parametrize("numbers", [(following.ON_CPU, following.KEPT), (20, 50)], ids=["together", "in parts"])
+@pytest.mark.parametrize("numbers", [(stretches.ON_CPU, following.KEPT), (20, 50)], ids=["together", "in parts"])
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_shortened_steps_are_those_between_copies(name, numbers, monkeypatch) -> None:
-    for limit, number in zip(("ON_CPU", "KEPT"), numbers, strict=True):
-        monkeypatch.setattr(following, limit, number)
+    monkeypatch.setattr(stretches, "ON_CPU", numbers[0])
+    monkeypatch.setattr(following, "KEPT", numbers[1])
     run = Run(FOLLOWED[name], rule=BINDING, dtype=torch.float64)
     twin = copy.deepcopy(run.model)
     optimizer = FOLLOWED[name](twin)
@@ -196,6 +196,21 @@ def test_parameters_may_rest_for_a_while() -> None:
         kept += copies(run, [batch])
     assert kept == [True] + [False] * 6
     assert {float(state["step"]) for state in run.optimizer.state.values()} == {5.0, 7.0}
+    assert_close(run.weights(), torch.cat([p.detach().flatten() for p in twin.parameters()]), rtol=1e-9, atol=1e-12)
+
+
+def test_parameters_may_rest_while_copies_are_kept() -> None:
+    run = Run(FOLLOWED["adamw fused"], rule=BINDING, dtype=torch.float64)
+    twin = copy.deepcopy(run.model)
+    optimizer = FOLLOWED["adamw fused"](twin)
+    kept = []
+    for k, batch in enumerate(batches(6, dtype=torch.float64)):
+        for model in (run.model, twin):
+            model[0].requires_grad_(k != 3)
+        run.optimizer.found_inf = torch.tensor(0.0) if k == 3 else None  # as if a GradScaler might skip the step
+        by_hand(optimizer, twin, [batch], 0.02)
+        kept += copies(run, [batch])
+    assert kept == [True, False, False, True, False, False]
     assert_close(run.weights(), torch.cat([p.detach().flatten() for p in twin.parameters()]), rtol=1e-9, atol=1e-12)
 
 

@@ -171,6 +171,7 @@ WINGS = {
         "autoclip.faults",
         "autoclip.closures",
         "autoclip.buckets",
+        "autoclip.stretches",
         "autoclip.following",
         "autoclip.acting",
         "autoclip.checks",
