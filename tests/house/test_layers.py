@@ -19,7 +19,7 @@ LAYERS = (
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
     ("plots", "clipping", "adapters", "geometry", "packing"),
-    ("collectives",),
+    ("collectives", "layout"),
     ("fits", "trace", "vectors", "problems"),
     ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum"),
 )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.vectors import Layout, Vector
+from smoothdiag.layout import Layout
+from smoothdiag.vectors import Vector
 
 Array = npt.NDArray[np.float64]
 
