@@ -35,10 +35,8 @@ class Block:
 
     def times(self, matvec: Callable[[Vector], list[Tensor]], v: Vector) -> list[Tensor]:
         """Returns the product of the block with ``v``, from a product ``matvec`` of the whole Hessian."""
-        whole = [torch.zeros_like(x) for x in self.step.start]
-        for i, x in zip(self.indices, self._scaled(v), strict=True):
-            whole[i] = x
-        product = matvec(whole)
+        known = dict(zip(self.indices, self._scaled(v), strict=True))
+        product = matvec([known[i] if i in known else torch.zeros_like(x) for i, x in enumerate(self.step.start)])
         return self._scaled([product[i] for i in self.indices])
 
     def gradient(self) -> list[Tensor]:
