@@ -1,12 +1,15 @@
 """Hessian-vector products by differences of gradients, which work wherever a model can be trained."""
 
 import math
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.tally import Tally
 from smoothdiag.vectors import Vector
 
 FIRST_RADIUS = 1e-2
@@ -94,44 +97,88 @@ class Difference:
         """
         length = vectors.norm(v)
         step = torch.where((length > 0) & length.isfinite(), radius / length, 0.0)
-        made = self._move(v, step)
-        there = self._objective.evaluate().gradient
         if self._one_sided:
-            here = self.gradient()
+            change, sums = self._from_one_side(self.gradient(), v, step)
+            along, sizes = sums.total("along"), [self._length, math.sqrt(sums.total("gradient"))]
         else:
-            made = made - self._move(v, -step)
-            here = self._objective.evaluate().gradient
+            change, sums, before = self._from_both_sides(v, step)
+            along = before.total("along") - sums.total("along")
+            sizes = [math.sqrt(x.total("gradient")) for x in (before, sums)]
         # An evaluation without a point means this one.
         self._objective.place(self._point)
-        norms = [vectors.norm(there), vectors.norm(here)]
-        change = _taken_from(there, here)
-        del here
-        # The one wait beside those for the losses. The displacement as made is rounded to the dtype of the parameters.
-        size, along, *sizes, off = torch.stack([length, made.to(length), *norms, vectors.norm(change)]).tolist()
+        size, off = float(length), math.sqrt(sums.total("change"))
         if size == 0 or not math.isfinite(size):
             return [0 * x for x in v], None
+        # The displacement as made is rounded to the dtype of the parameters.
         effective = along / size**2
         for x in change:
             x /= effective
         relative = 2 * off / sum(sizes) if sum(sizes) else 0.0
         return change, relative if self._one_sided else relative / 2
 
-    def _move(self, v: Vector, step: Tensor) -> Tensor:
-        """Moves the parameters by ``step`` times v; returns the inner product of v with the displacement as made."""
-        self._objective.place()
-        products = []
-        for parameter, x, y in zip(self._objective.parameters, self._point, v, strict=True):
-            parts = [vectors.local(z) for z in (x, y)]
-            there = vectors.add_scaled(parts[:1], parts[1:], step.to(parts[0].device))
-            vectors.assign_([vectors.local(parameter)], there)
-            products.append(vectors.dot(vectors.sub(there, parts[:1]), parts[1:]).to(step.device))
-        return vectors.total([(products, v)])
+    @cached_property
+    def _length(self) -> float:
+        return float(vectors.norm(self.gradient()))
+
+    def _from_one_side(self, here: Vector, v: Vector, step: Tensor) -> tuple[list[Tensor], Tally]:
+        """Returns the gradient after a displacement less the gradient ``here``, and the sums of the evaluation."""
+        change: list[Any] = [None] * len(here)
+
+        def take(tally: Tally, k: int, found: list[Tensor]) -> None:
+            parts = vectors.sub(found, tally.packing.take(k, here))
+            for i, x in zip(tally.packing.pieces[k].indices, parts, strict=True):
+                change[i] = x
+            _measure(tally, k, gradient=found, change=parts)
+
+        tally = self._objective.sweep(partial(self._move, v, step), take)
+        return change, tally
+
+    def _from_both_sides(self, v: Vector, step: Tensor) -> tuple[list[Tensor], Tally, Tally]:
+        """Returns the difference of the gradients on both sides, and the sums of the evaluations, the second first."""
+        change: list[Any] = [None] * len(v)
+        arrived = list[int]()
+
+        def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
+            for i, x in zip(tally.packing.pieces[k].indices, found, strict=True):
+                change[i] = x
+            _measure(tally, k, gradient=found)
+
+        def take(tally: Tally, k: int, found: list[Tensor]) -> None:
+            arrived.append(k)
+            for i, x in zip(tally.packing.pieces[k].indices, found, strict=True):
+                change[i] = _less(change[i], x)
+            _measure(tally, k, gradient=found, change=tally.packing.take(k, change))
+
+        while True:
+            before = self._objective.sweep(partial(self._move, v, step), keep)
+            arrived.clear()
+            tally = self._objective.sweep(partial(self._move, v, -step), take)
+            # A sweep that began anew has taken some gradients away twice.
+            if len(arrived) == len(set(arrived)):
+                return change, tally, before
+
+    def _move(self, v: Vector, step: Tensor, tally: Tally, k: int, targets: list[Tensor]) -> None:
+        """Moves the parameters of a piece by ``step`` times v; sums the products of v with the displacement as made."""
+        piece, sums = tally.packing.pieces[k], list[Tensor]()
+        x, y = (tally.packing.piece(k, z) for z in (self._point, v))
+        with piece.writing(targets) as into:
+            step = step.to(into.device)
+            for there, a, b in vectors.chunks(into, x, y) if piece.lengths is None else [(into, x, y)]:
+                a, b = vectors.wide(a), vectors.wide(b)
+                there.copy_((b * step).add_(a))
+                made = (vectors.wide(there) - a).mul_(b)
+                if piece.lengths is None:
+                    sums.append(made.sum(dtype=torch.float64))
+                else:
+                    sums.append(torch.segment_reduce(made.double(), "sum", lengths=piece.lengths, unsafe=True))
+        tally.add("along", k, torch.stack(sums).sum(0).reshape(-1))
 
 
-def _taken_from(a: list[Tensor], b: Vector) -> list[Tensor]:
-    """Returns a - b in float32 or wider, in the memory of ``a`` where that is wide enough; empties ``a``."""
-    found = []
-    for y in reversed(b):
-        x = a.pop()
-        found.append(x.sub_(y) if x.dtype == y.dtype and x.dtype.itemsize >= 4 else vectors.sub([x], [y])[0])
-    return found[::-1]
+def _measure(tally: Tally, k: int, **vectors_of_piece: list[Tensor]) -> None:
+    parts = [tally.packing.pieces[k].of(tensors) for tensors in vectors_of_piece.values()]
+    tally.squares(k, list(vectors_of_piece), lambda *pieces: [vectors.wide(x) for x in pieces], *parts)
+
+
+def _less(x: Tensor, y: Tensor) -> Tensor:
+    """Returns x - y in float32 or wider, in the memory of ``x`` where that is wide enough."""
+    return x.sub_(y) if x.dtype == y.dtype and x.dtype.itemsize >= 4 else vectors.sub([x], [y])[0]

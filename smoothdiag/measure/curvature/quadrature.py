@@ -1,9 +1,9 @@
 """The spectrum as a whole: its density by stochastic Lanczos quadrature, its trace by Hutch++."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import tee
 
 import numpy as np
 import torch
@@ -133,14 +133,18 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = 
     if len(basis) == dimension:
         return Trace(total, 0.0, done)
 
-    def rests() -> Iterator[tuple[float, list[Tensor]]]:
+    waiting = deque[tuple[float, list[Tensor]]]()
+
+    def rests() -> Iterator[list[Tensor]]:
         for _ in range(num_products - done):
             _, rest = written([x.sign_() for x in next(drawn)])
-            yield rest, vectors.clone(frame.row(len(frame)))
+            waiting.append((rest, vectors.clone(frame.row(len(frame)))))
+            yield waiting[-1][1]
 
-    left, right = tee(rests())
-    images = times(v for _, v in right)
-    samples = [rest**2 * float(vectors.dot(v, image)) for (rest, v), image in zip(left, images, strict=True)]
+    samples = []
+    for image in times(rests()):
+        rest, v = waiting.popleft()
+        samples.append(rest**2 * float(vectors.dot(v, image)))
     done += len(samples)
     spread = float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return Trace(total + float(np.mean(samples)), spread, done)

@@ -36,10 +36,9 @@ class HessianNorm:
 
     Rows are named "hessian_norm", and "hessian_norm_preconditioned" for P^-1/2 H P^-1/2 if the optimizer divides by a
     known P. The value belongs to the loss on the measured data alone; on one minibatch it is larger than for the mean
-    over many minibatches. Two vectors are kept as the start of the next measurement, which then takes three
-    or four products if the data are the same, as they are by default. While a measurement
-    lasts it holds at most twelve vectors of the size of x with products by differences, and what the graph takes with
-    exact ones.
+    over many minibatches. Two vectors are kept as the start of the next measurement, which then takes three or four
+    products if the data are the same, as they are by default. While a measurement lasts it holds at most twelve vectors
+    of the size of x with products by differences, and what the graph takes with exact ones.
 
     Args:
         tol: Relative error of the eigenvalue at which the search stops.
@@ -85,21 +84,23 @@ class HessianNorm:
     def _extreme(self, step: Step, name: str, target: Target) -> Estimate:
         def solve(block: Block, hessian: Hessian) -> Estimate:
             empty, key = block.empty(name), (name, block.suffix, block.group)
-            before: Spectrum | None = step.memory.get(key)
+            before: Spectrum | None = step.memory.pop(key, None)
+            least = MIN_PRODUCTS if before is None else WARM_PRODUCTS
+            handed = _first_vectors(before, block.gradient(), step.index)
+            del before  # nothing but the search holds the vectors now, so it frees what its basis contains
             found = lanczos(
                 lambda v: block.times(hessian, v),
-                vectors.mixed(block.gradient(), seed=step.index) if before is None else before.pairs[0].vector,
-                challenger=None if before is None else _challenger(before, block.gradient()),
+                handed.pop(),
+                challenger=handed.pop() if handed else None,
                 target=target,
                 tol=self.tol,
-                min_products=MIN_PRODUCTS if before is None else WARM_PRODUCTS,
+                min_products=least,
                 max_products=self.max_products,
                 most_vectors=MOST_VECTORS,
                 seed=step.index,
             )
             pair = found.pairs[0]
             if not math.isfinite(pair.value):
-                step.memory.pop(key, None)
                 return replace(empty, status=Status.NON_FINITE)
             step.memory[key] = found
             ends = _ends(found) | {"residual": pair.residual}
@@ -117,16 +118,20 @@ class HessianNorm:
         return _measured(step, blocks, name, self.backend, self.autocast, solve)
 
 
-def _challenger(before: Spectrum, gradient: Vector) -> Vector | None:
-    """Returns the vector in which an eigenvector shows that has overtaken the one found last time.
+def _first_vectors(before: Spectrum | None, gradient: Vector, seed: int) -> list[Vector]:
+    """Returns the first vector of a search, and before it in the list the challenger, if there is one.
 
-    Half of it is the challenger of the last search, and half the gradient, which has a large share in new ones. (At the
-    points of a scan, the challenger alone missed an eigenvalue 1.4 times as large as the value that it reported.)
+    The challenger is a vector in which an eigenvector shows that has overtaken the one found last time. Half of it is
+    the challenger of the last search, and half the gradient, which has a large share in new ones. (At the points of a
+    scan, the challenger alone missed an eigenvalue 1.4 times as large as the value that it reported.)
     """
+    if before is None:
+        return [vectors.mixed(gradient, seed=seed)]
+    first, challenger = before.pairs[0].vector, before.challenger
     length = float(vectors.norm(gradient))
-    if before.challenger is None or not 0 < length < math.inf:
-        return before.challenger
-    return vectors.add_scaled(before.challenger, gradient, float(vectors.norm(before.challenger)) / length)
+    if challenger is not None and 0 < length < math.inf:
+        challenger = vectors.add_scaled(challenger, gradient, float(vectors.norm(challenger)) / length)
+    return [first] if challenger is None else [challenger, first]
 
 
 def _ends(found: Spectrum) -> dict[str, float]:
