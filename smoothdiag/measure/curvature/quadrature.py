@@ -127,6 +127,7 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = 
         # Less would add nothing but rounding to the span.
         if rest > 1e3 * torch.finfo(frame.layout.dtype).eps * before:
             frame.accept()
+        del image
     basis = [frame.row(i) for i in range(len(frame))]
     total = sum(float(vectors.dot(q, image)) for q, image in zip(basis, times(basis), strict=True))
     done += len(basis)
@@ -145,6 +146,7 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = 
     for image in times(rests()):
         rest, v = waiting.popleft()
         samples.append(rest**2 * float(vectors.dot(v, image)))
+        del v, image  # not to be held during the next product
     done += len(samples)
     spread = float(np.std(samples, ddof=1)) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
     return Trace(total + float(np.mean(samples)), spread, done)
