@@ -139,7 +139,9 @@ def trace(matvec: Matvec, like: Vector, *, num_products: int = 30, block: int = 
     def rests() -> Iterator[list[Tensor]]:
         for _ in range(num_products - done):
             _, rest = written([x.sign_() for x in next(drawn)])
-            waiting.append((rest, vectors.clone(frame.row(len(frame)))))
+            v = frame.row(len(frame))
+            # Several products at once need their vectors at once, and there is one place behind the frame.
+            waiting.append((rest, vectors.clone(v) if isinstance(matvec, Hessian) else v))
             yield waiting[-1][1]
 
     samples = []
