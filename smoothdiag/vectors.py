@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Vector = Sequence[Tensor]
 
-CHUNK = 2**17
+CHUNK = 2**16
 """Entries that are worked on at once on a CPU, where they stay in its cache."""
 
 ROW = 128
