@@ -183,10 +183,15 @@ class Kept(Sequence[Tensor]):
     Args:
         packing: How the tensors lie in pieces.
         pieces: The pieces.
+        copies: Whether entries that are read are copies, so that writing to them does not change the vector.
     """
 
-    def __init__(self, packing: Packing, pieces: list[Tensor]) -> None:
-        self.packing, self._pieces = packing, pieces
+    def __init__(self, packing: Packing, pieces: list[Tensor], *, copies: bool = False) -> None:
+        self.packing, self._pieces, self._copies = packing, pieces, copies
+
+    def guarded(self) -> Kept:
+        """Returns the same vector, of which entries that are read are copies."""
+        return Kept(self.packing, self._pieces, copies=True)
 
     def __len__(self) -> int:
         return len(self.packing.like)
@@ -206,7 +211,7 @@ class Kept(Sequence[Tensor]):
         if piece.is_joined:
             begin = sum(piece.sizes[:j])
             found = found[begin : begin + piece.sizes[j]].view(vectors.local(like).shape)
-        found = found.to(like.device, non_blocking=True)
+        found = found.to(like.device, non_blocking=True, copy=self._copies)
         return vectors.as_part_of(found, like) if vectors.is_sharded(like) else vectors.widened(found)
 
     def __iter__(self) -> Iterator[Tensor]:
