@@ -76,6 +76,10 @@ class Piece:
             self._buffers[dtype] = flat, _unflatten_dense_tensors(flat, like)  # type: ignore[no-untyped-call]
         return self._buffers[dtype]
 
+    def release(self) -> None:
+        """Lets go of the memory that writing has left."""
+        self._buffers.clear()
+
     def squares(self, made: Callable[..., Sequence[Tensor]], *pieces: Tensor) -> list[Tensor]:
         """Returns squared norms, in float64, one for each tensor, of every result that ``made`` has for the piece.
 
@@ -163,6 +167,11 @@ class Packing:
         if isinstance(vector, Kept) and vector.packing is self:
             return vector.piece(k)
         return self.pieces[k].of(self.take(k, vector))
+
+    def release(self) -> None:
+        """Lets go of the memory that writing has left: one copy of all small tensors in each of their dtypes."""
+        for piece in self.pieces:
+            piece.release()
 
     def host_memory(self) -> list[Tensor]:
         """Returns a tensor in host memory for each piece, pinned where there is an accelerator."""

@@ -114,19 +114,22 @@ class Objective(Sweeps):
         keep = partial(
             self.packing.keep, self.parameters, host=self._host, lends=lambda x: self._widens and vectors.is_half(x)
         )
-        with isolation(self.model, self.parameters, self._state, start, keep, widen_half=self._widens) as isolated:
-            if modules := self.replicas.broadcasting():
-                # The loop's forward pass began with the buffers of the first rank, so these begin with them too.
-                isolated.start.assign()
-                self.replicas.broadcast_buffers(modules)
-                isolated.start = self.state()
-            self._isolated, self._traced = isolated, set()
-            Objective.num_isolated += 1
-            try:
-                yield
-            finally:
-                self._isolated = None
-                Objective.num_isolated -= 1
+        try:
+            with isolation(self.model, self.parameters, self._state, start, keep, widen_half=self._widens) as isolated:
+                if modules := self.replicas.broadcasting():
+                    # The loop's forward pass began with the buffers of the first rank, so these begin with them too.
+                    isolated.start.assign()
+                    self.replicas.broadcast_buffers(modules)
+                    isolated.start = self.state()
+                self._isolated, self._traced = isolated, set()
+                Objective.num_isolated += 1
+                try:
+                    yield
+                finally:
+                    self._isolated = None
+                    Objective.num_isolated -= 1
+        finally:
+            self.packing.release()
 
     @property
     def end(self) -> Kept:
