@@ -76,6 +76,10 @@ class Piece:
             self._buffers[dtype] = flat, _unflatten_dense_tensors(flat, like)  # type: ignore[no-untyped-call]
         return self._buffers[dtype]
 
+    def release(self) -> None:
+        """Lets go of the memory that writing has left."""
+        self._buffers.clear()
+
     def squares(self, made: Callable[..., Sequence[Tensor]], *pieces: Tensor) -> list[Tensor]:
         """Returns squared norms, in float64, one for each tensor, of every result that ``made`` has for the piece.
 
@@ -164,6 +168,11 @@ class Packing:
             return vector.piece(k)
         return self.pieces[k].of(self.take(k, vector))
 
+    def release(self) -> None:
+        """Lets go of the memory that writing has left: one copy of all small tensors in each of their dtypes."""
+        for piece in self.pieces:
+            piece.release()
+
     def host_memory(self) -> list[Tensor]:
         """Returns a tensor in host memory for each piece, pinned where there is an accelerator."""
         found = []
@@ -183,10 +192,15 @@ class Kept(Sequence[Tensor]):
     Args:
         packing: How the tensors lie in pieces.
         pieces: The pieces.
+        copies: Whether entries that are read are copies, so that writing to them does not change the vector.
     """
 
-    def __init__(self, packing: Packing, pieces: list[Tensor]) -> None:
-        self.packing, self._pieces = packing, pieces
+    def __init__(self, packing: Packing, pieces: list[Tensor], *, copies: bool = False) -> None:
+        self.packing, self._pieces, self._copies = packing, pieces, copies
+
+    def guarded(self) -> Kept:
+        """Returns the same vector, of which entries that are read are copies."""
+        return Kept(self.packing, self._pieces, copies=True)
 
     def __len__(self) -> int:
         return len(self.packing.like)
@@ -206,7 +220,7 @@ class Kept(Sequence[Tensor]):
         if piece.is_joined:
             begin = sum(piece.sizes[:j])
             found = found[begin : begin + piece.sizes[j]].view(vectors.local(like).shape)
-        found = found.to(like.device, non_blocking=True)
+        found = found.to(like.device, non_blocking=True, copy=self._copies)
         return vectors.as_part_of(found, like) if vectors.is_sharded(like) else vectors.widened(found)
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -1,8 +1,9 @@
 """Objective: the loss on fixed data as a deterministic function of the parameters."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,25 +114,28 @@ class Objective(Sweeps):
         keep = partial(
             self.packing.keep, self.parameters, host=self._host, lends=lambda x: self._widens and vectors.is_half(x)
         )
-        with isolation(self.model, self.parameters, self._state, start, keep, widen_half=self._widens) as isolated:
-            if modules := self.replicas.broadcasting():
-                # The loop's forward pass began with the buffers of the first rank, so these begin with them too.
-                isolated.start.assign()
-                self.replicas.broadcast_buffers(modules)
-                isolated.start = self.state()
-            self._isolated, self._traced = isolated, set()
-            Objective.num_isolated += 1
-            try:
-                yield
-            finally:
-                self._isolated = None
-                Objective.num_isolated -= 1
+        try:
+            with isolation(self.model, self.parameters, self._state, start, keep, widen_half=self._widens) as isolated:
+                if modules := self.replicas.broadcasting():
+                    # The loop's forward pass began with the buffers of the first rank, so these begin with them too.
+                    isolated.start.assign()
+                    self.replicas.broadcast_buffers(modules)
+                    isolated.start = self.state()
+                self._isolated, self._traced = isolated, set()
+                Objective.num_isolated += 1
+                try:
+                    yield
+                finally:
+                    self._isolated = None
+                    Objective.num_isolated -= 1
+        finally:
+            self.packing.release()
 
     @property
     def end(self) -> Kept:
-        """The parameters as ``isolated`` found them, inside of it."""
+        """The parameters as ``isolated`` found them, inside of it. They are put back from here, so it gives copies."""
         assert self._isolated is not None
-        return self._isolated.parameters
+        return self._isolated.parameters.guarded()
 
     def state(self) -> Snapshot:
         """Returns the present state of what forward passes change besides the parameters."""
@@ -159,7 +163,9 @@ class Objective(Sweeps):
         # Autocast keeps cast copies of the weights while its region lasts; they belong to another point.
         torch.clear_autocast_cache()
 
-    def _backward(self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None) -> Tensor:
+    def _backward(
+        self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None, within: AbstractContextManager[Any]
+    ) -> Tensor:
         loss = self._loss(micro)
         if not loss.requires_grad:
             raise ValueError(
@@ -176,7 +182,7 @@ class Objective(Sweeps):
             self._isolated.strays.update({leaf: leaf.grad for leaf in leaves_of(loss) if id(leaf) not in held})
         for leaf in self._isolated.strays:
             leaf.grad = None
-        with self.replicas.unseen():
+        with self.replicas.unseen(), within:
             loss.backward(torch.full_like(loss, self.loss_scale))  # type: ignore[no-untyped-call]
         return loss.detach()
 

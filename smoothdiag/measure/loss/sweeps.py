@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -67,8 +67,13 @@ class Sweeps(Shares, ABC):
         """Moves to ``point``, and the rest back to the start; call it inside ``isolated``."""
 
     @abstractmethod
-    def _backward(self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None) -> Tensor:
-        """Takes the gradient of one micro-batch, and returns its loss."""
+    def _backward(
+        self, micro: MicroBatch, inspect: Callable[[Tensor], None] | None, within: AbstractContextManager[Any]
+    ) -> Tensor:
+        """Takes the gradient of one micro-batch, ``within`` a context, and returns its loss.
+
+        The context is closed during the forward pass, in which ``loss_fn`` may call ``backward`` and read ``.grad``.
+        """
 
     def evaluate(self, point: Vector | None = None, inspect: Callable[[Tensor], None] | None = None) -> Evaluation:
         """Returns the loss and its gradient at ``point`` (default: the present parameter values).
@@ -151,8 +156,7 @@ class Sweeps(Shares, ABC):
                     delivery = Delivery(
                         self.packing, self.parameters, lambda k, found: arrive(k, self._unscaled(found)), early=early
                     )
-                    with delivery:
-                        share = self._backward(micro, inspect)
+                    share = self._backward(micro, inspect, delivery)
                     delivery.finish()
                     is_reached = delivery.has_any
                 loss, reached = loss + share.to(loss), reached or is_reached
@@ -168,7 +172,7 @@ class Sweeps(Shares, ABC):
     ) -> tuple[Tensor, bool]:
         """Takes the mean of one micro-batch over replicas: hands on its gradient, and returns its loss."""
         with self.replicas.apart():
-            share = float(self._backward(micro, inspect))
+            share = float(self._backward(micro, inspect, nullcontext()))
             reached = any(p.grad is not None for p in self.parameters)
             part = self._unscaled([take_gradient(p) for p in self.parameters])
         share, part = self.replicas.average(share, part)

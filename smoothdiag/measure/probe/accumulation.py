@@ -201,7 +201,7 @@ class Accumulation:
         if not all(g is None or (g.layout is torch.strided and not vectors.is_sharded(g)) for g in present):
             return begun
         if begun.is_marked:
-            scale = self._backward.scale()
+            scale = self._backward.scale(begun.start)
             if not math.isfinite(scale) or scale == 0:
                 return begun
             found = _or_zeros(present, self._parameters)

@@ -13,6 +13,7 @@ from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.memory import retried
 from smoothdiag.packing import Packing
+from smoothdiag.vectors import Vector
 
 SCALED = 1e-5
 """Largest relative difference of the squared lengths of tensors that were all multiplied by one number."""
@@ -96,35 +97,37 @@ class Backward:
         differ = torch.stack([(a != b).any().to(device) for pair in pairs for a, b in vectors.chunks(*pair)])
         return not collectives.read([differ.any().reshape(1)], {}).any()
 
-    def scale(self) -> float:
-        """Returns what marked gradients have been multiplied by since: 1 if they are untouched.
+    def scale(self, start: Vector) -> float:
+        """Returns the positive number that marked gradients have been multiplied by since: 1 if they are untouched.
 
         NaN if they have changed in another way, or if they were not marked.
+
+        Args:
+            start: The parameters as they were when backward ended.
         """
         if self._packing is None or self._marks is None or self.was_rewritten or self.fault is not None:
             return math.nan
         if any((p in self._left) == (p.grad is None) for p in self._parameters):
             return math.nan
-        now = self._marks_now(self._packing)
+        now = self._marks_now(self._packing, start)
         if now.shape != self._marks.shape:
             return math.nan
         then, found = collectives.read([self._marks.reshape(-1), now.reshape(-1)], {}).reshape(2, *now.shape)
         if (then == found).all():
             return 1.0
-        then, found = then[0], found[0]
         counted = then > 0
         ratios = found[counted] / then[counted]
         if not ratios.size or (found[~counted] != 0).any() or not np.ptp(ratios) <= SCALED * ratios.max():
             return math.nan
         return math.sqrt(float(ratios.mean()))
 
-    def _marks_now(self, packing: Packing) -> Tensor:
-        """Returns squares of g and of g + x for each tensor with a gradient, in which any change shows."""
+    def _marks_now(self, packing: Packing, x: Vector) -> Tensor:
+        """Returns two sums for each tensor of the gradient, in which changes show; both grow with its square."""
         found = []
         for k, piece in enumerate(packing.pieces):
             held = packing.take(k, self._parameters)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in held]
-            both = piece.squares(_with_place, piece.of(gradients), piece.of(held))
+            both = piece.squares(_with_place, piece.of(gradients), packing.piece(k, x))
             found.append(torch.stack(both).to(held[0].device))
         return torch.cat([sums.to(found[0].device) for sums in found], dim=1)
 
@@ -170,7 +173,7 @@ class Backward:
             self._left = {p: (p.grad, p.grad._version) for p in self._parameters if p.grad is not None}
             if self._packing is not None and not self._num_open:
                 packing = self._packing
-                self._marks = retried(lambda: self._marks_now(packing))
+                self._marks = retried(lambda: self._marks_now(packing, self._parameters))
         except Exception as error:
             self.fault = error
 
@@ -189,5 +192,7 @@ class Backward:
 
 
 def _with_place(gradient: Tensor, x: Tensor) -> list[Tensor]:
+    # Lengths do not show turned signs, nor entries that have changed places.
     gradient = vectors.wide(gradient)
-    return [gradient, gradient + vectors.wide(x)]
+    positive = gradient.clamp(min=0)
+    return [gradient, positive.addcmul_(positive, vectors.wide(x))]

@@ -88,6 +88,23 @@ def test_gradient_that_arrives_in_two_parts_is_whole() -> None:
     assert (before, loss.num_grads) == (2, 3)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
+def test_loss_may_read_gradients_of_a_backward_pass_of_its_own() -> None:
+    model, x = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()), torch.randn(4, WIDTH)
+
+    def penalised(model: nn.Module, x: Tensor) -> Tensor:
+        value = squared(model, x)
+        value.backward(create_graph=True)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        for p in model.parameters():
+            p.grad = None
+        return value + sum(g.square().sum() for g in gradients)
+
+    loss, state = objective(model, penalised, [x])
+    assert equal(loss.evaluate().gradient, autograd(model, penalised(model, x)))
+    assert state.hands_on
+
+
 def test_ordinary_checkpoints_do_not_cost_a_second_pass() -> None:
     model, x = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()), torch.randn(4, WIDTH, requires_grad=True)
 

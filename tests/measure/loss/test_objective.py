@@ -75,6 +75,17 @@ def test_an_evaluation_elsewhere_leaves_no_trace() -> None:
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
 
 
+def test_estimators_may_write_to_the_ends_of_a_step() -> None:
+    model = nn.Sequential(nn.Linear(8, 200), nn.Linear(200, 200), nn.Linear(200, 5))
+    batch = torch.randn(4, 8), torch.zeros(4, dtype=torch.long)
+    loss = objective_of(model, batch, widen_half=True)
+    before = state_of(model)
+    with loss.isolated():
+        for x in loss.end:
+            x.zero_()
+    assert_identical(before, state_of(model))
+
+
 def test_an_error_in_the_loss_leaves_no_trace_either() -> None:
     def failing(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         model.eval()

@@ -1,14 +1,17 @@
 """measure.probe, packing: a due step holds hardly more copies of the parameters than its rows need."""
 
 import dataclasses
+import gc
 import sys
 from typing import Any
 
 import pytest
 import torch
+from losses import cross_entropy
+from networks import mlp
 from places import REPOSITORY
 
-from smoothdiag import LocalSmoothness, PathSmoothness
+from smoothdiag import LocalSmoothness, PathSmoothness, Probe, every
 from smoothdiag.packing import SMALL
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
@@ -51,3 +54,25 @@ def test_tensors_are_small_beside_the_whole() -> None:
     sizes = [p.numel() for p in Loop(DEEP, torch.device("cpu")).model.parameters()]
     assert max(sizes) < sum(sizes) / 20
     assert sizes[0] >= SMALL  # it is a piece of its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_of_small_tensors_stays_between_due_steps(dtype: torch.dtype) -> None:
+    model, batch = mlp(8, *[64] * 12, 5).to(dtype), (torch.randn(4, 8, dtype=dtype), torch.zeros(4, dtype=torch.long))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    size = sum(p.nbytes for p in model.parameters())
+    before = _memory_of_tensors()
+    with Probe(model, optimizer, cross_entropy, schedule=every(2)) as probe:
+        for _ in range(2):
+            probe.observe(batch)
+            cross_entropy(model, batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert len(probe.trace) == 2
+        assert _memory_of_tensors() - before < 0.1 * size
+
+
+def _memory_of_tensors() -> int:
+    gc.collect()
+    held = [x.untyped_storage() for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())

@@ -231,6 +231,29 @@ def test_the_training_gradient_is_not_used_where_it_must_not_be(kind: Callable[[
     assert bool(sum(extra)) == (isinstance(kind, partial) and kind.args == ("relu",))
 
 
+def turned(g: Tensor) -> Tensor:
+    return g * (-1.0) ** torch.arange(g.numel()).view(g.shape)
+
+
+EDITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "negative": torch.neg,
+    "some signs": turned,
+    "other places": lambda g: g.flip(0),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_gradients_with_other_signs_or_places_are_not_taken_for_those_of_backward(edit: Any) -> None:
+    class Edited(Run):
+        def between(self) -> None:
+            for p in self.model.parameters():
+                assert p.grad is not None
+                p.grad.copy_(edit(p.grad))
+
+    rows = Edited().rows(3)
+    assert {row["status"] for row in rows} == {"ok"}
+
+
 def test_kinks_end_the_attempts_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def make() -> Run:
         return Run("relu", estimators=DEFAULT[:1])
