@@ -27,8 +27,8 @@ from smoothdiag.fits.intervals import (
     line_dependence,
     line_intervals,
     percentile_interval,
-    stationary_counts,
 )
+from smoothdiag.fits.resamples import stationary_counts
 
 L0, L1 = 1.0, 2.0
 NUM_BOOT = 400
