@@ -52,8 +52,11 @@ class Stretch(Mapping[str, Tensor]):
 
     @property
     def gradient(self) -> Tensor:
-        """The gradient."""
-        return self.flat([p.grad for p in self.owners if p.grad is not None])
+        """The gradient; a KeyError if a hook after the step has removed it."""
+        found = [p.grad for p in self.owners if p.grad is not None]
+        if len(found) < len(self.owners):
+            raise KeyError("grad")
+        return self.flat(found)
 
     def flat(self, tensors: Sequence[Tensor]) -> Tensor:
         """Returns these numbers of one tensor for each parameter, as a view where they lie in one piece."""

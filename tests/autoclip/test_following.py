@@ -270,3 +270,16 @@ def test_a_step_that_a_grad_scaler_may_skip_is_copied() -> None:
     run.optimizer.found_inf, run.optimizer.grad_scale = torch.tensor(1.0), torch.tensor(1.0)
     assert copies(run, batches(1)) == [True]
     assert torch.equal(run.weights(), before)
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "NAdam", "Adagrad"])
+def test_where_a_hook_removes_the_gradients_copies_are_kept(name) -> None:
+    def made(m: nn.Module) -> torch.optim.Optimizer:
+        optimizer = of(name)(m)
+        optimizer.register_step_post_hook(lambda *_: optimizer.zero_grad())
+        return optimizer
+
+    removing, keeping = (Run(make, rule=BINDING) for make in (made, of(name)))
+    assert all(copies(removing, batches(6)))
+    keeping.over(batches(6))
+    assert_close(list(removing.model.parameters()), list(keeping.model.parameters()))
