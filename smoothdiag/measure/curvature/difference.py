@@ -68,7 +68,7 @@ class Difference:
     def gradient(self) -> list[Tensor]:
         """Returns the gradient at the point, evaluated at most once."""
         if self._gradient is None:
-            self._gradient = self._objective.evaluate(self._point).gradient
+            self._gradient = list(self._objective.evaluate(self._point).gradient)
         return self._gradient
 
     def __call__(self, v: Vector) -> list[Tensor]:

@@ -143,7 +143,9 @@ class Step:
 
         if self.training is not None:
             tally = self.objective.look(go)
-            return Evaluation(tally.total("loss"), list(self.training)), tally
+            # The loop still has these gradients, so whoever reads them gets copies.
+            lent = tally.packing.keep(self.training, lends=lambda x: True).guarded()
+            return Evaluation(tally.total("loss"), lent), tally
         tally = self.objective.sweep(go, keep)
         return Evaluation(tally.total("loss"), gradient, self.objective.variance(tally)), tally
 

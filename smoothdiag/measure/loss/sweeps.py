@@ -40,7 +40,7 @@ class Evaluation:
     """
 
     loss: float
-    gradient: list[Tensor] = field(repr=False)
+    gradient: Vector = field(repr=False)
     variance: float = math.nan
 
 

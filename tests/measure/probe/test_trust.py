@@ -13,7 +13,7 @@ from losses import classification
 from networks import VOCABULARY, Gpt, Point, mlp
 from torch import Tensor, nn
 
-from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, Step, every, objective
+from smoothdiag import AutoClip, Estimate, LocalSmoothness, PathSmoothness, Probe, Step, every, objective
 from smoothdiag.measure.estimators.base import Contradicted
 from smoothdiag.measure.estimators.secants import OFF
 from smoothdiag.measure.probe import trust
@@ -383,3 +383,18 @@ def test_an_error_is_seen_where_it_lies(estimator: Any) -> None:
     for factor in (1 - 1.1 * OFF, 1 + 1.1 * OFF):
         with pytest.raises(Contradicted):
             estimator(replace(step, training=[factor * right[0], right[1]]))
+
+
+def test_an_estimator_that_writes_to_the_gradient_leaves_that_of_the_loop_alone() -> None:
+    def spoil(step: Step) -> Estimate:
+        for g in step.at_start.gradient if step.index == 2 else ():
+            g.mul_(0.5)
+        return Estimate("spoil", math.nan, math.nan, math.nan, step.at_start.loss)
+
+    left: list[list[Tensor]] = []
+    for estimators in (DEFAULT[:1], (DEFAULT[0], spoil)):
+        run = Run(estimators=estimators)
+        rows = run.rows(3)
+        left.append([p.grad.clone() for p in run.model.parameters()])
+    assert gradients(rows, 3)[1:] == [2, 2]  # the training gradient has served
+    assert all(map(torch.equal, *left))
