@@ -47,7 +47,7 @@ def test_a_due_step_holds_few_copies(name: str, offload: str | None) -> None:
     task = in_bfloat16(DEEP) if "bfloat16" in name else DEEP
     copies = beyond(task, torch.device("cpu"), estimators, offload=offload, **options)
     assert copies <= (goal if offload is None else goal_offloaded)
-    assert copies > 0.8  # so that the peak is seen at all
+    assert copies > 0.4  # so that the peak is seen at all; a plain step has its own, which is taken off
 
 
 def test_tensors_are_small_beside_the_whole() -> None:
