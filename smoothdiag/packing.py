@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, overload
 
 import torch
@@ -41,6 +42,11 @@ class Piece:
     is_sharded: bool
     lengths: Tensor | None = None
     _buffers: dict[torch.dtype, tuple[Tensor, tuple[Tensor, ...]]] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Where the tensors begin and end in the piece: one number more than there are tensors."""
+        return [0, *itertools.accumulate(self.sizes)]
 
     def of(self, tensors: Sequence[Tensor]) -> Tensor:
         """Returns the piece from its tensors, local parts in their own dtype; a single one shares its memory."""
@@ -140,6 +146,11 @@ class Packing:
         """Returns the tensors of a vector that belong to piece ``k``."""
         return [vector[i] for i in self.pieces[k].indices]
 
+    def put(self, k: int, vector: list[Tensor], tensors: Sequence[Tensor]) -> None:
+        """Replaces the tensors of a vector that belong to piece ``k``."""
+        for i, x in zip(self.pieces[k].indices, tensors, strict=True):
+            vector[i] = x
+
     def keep(
         self, vector: Vector, *, host: Sequence[Tensor] | None = None, lends: Callable[[Tensor], bool] | None = None
     ) -> Kept:
@@ -218,8 +229,8 @@ class Kept(Sequence[Tensor]):
         k, j = self.packing.place[range(len(self))[index]]
         piece, found = self.packing.pieces[k], self._pieces[k]
         if piece.is_joined:
-            begin = sum(piece.sizes[:j])
-            found = found[begin : begin + piece.sizes[j]].view(vectors.local(like).shape)
+            begin, end = piece.ends[j : j + 2]
+            found = found[begin:end].view(vectors.local(like).shape)
         found = found.to(like.device, non_blocking=True, copy=self._copies)
         return vectors.as_part_of(found, like) if vectors.is_sharded(like) else vectors.widened(found)
 

@@ -126,8 +126,7 @@ class Difference:
 
         def take(tally: Tally, k: int, found: list[Tensor]) -> None:
             parts = vectors.sub(found, tally.packing.take(k, here))
-            for i, x in zip(tally.packing.pieces[k].indices, parts, strict=True):
-                change[i] = x
+            tally.packing.put(k, change, parts)
             _measure(tally, k, gradient=found, change=parts)
 
         tally = self._objective.sweep(partial(self._move, v, step), take)
@@ -139,8 +138,7 @@ class Difference:
         arrived = list[int]()
 
         def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
-            for i, x in zip(tally.packing.pieces[k].indices, found, strict=True):
-                change[i] = x
+            tally.packing.put(k, change, found)
             _measure(tally, k, gradient=found)
 
         def take(tally: Tally, k: int, found: list[Tensor]) -> None:

@@ -137,8 +137,7 @@ class Step:
                 self._add_gradient(tally, k, packing.piece(k, self.training))
 
         def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
-            for i, g in zip(tally.packing.pieces[k].indices, found, strict=True):
-                gradient[i] = g
+            tally.packing.put(k, gradient, found)
             self._add_gradient(tally, k, tally.packing.pieces[k].of(found))
 
         if self.training is not None:

@@ -138,7 +138,9 @@ class Ray:
             else:
                 place = into if into.dtype == x.dtype else torch.empty_like(x)
                 self.direction(v, x, place)
-                into.copy_(place.mul_(t).add_(x)) if place is not into else place.mul_(t).add_(x)
+                place.mul_(t).add_(x)
+                if place is not into:
+                    into.copy_(place)
             way = vectors.wide(into) - x  # a narrow dtype has rounded the point
             return [way, *(way * p.sqrt() for p in weights)]
 

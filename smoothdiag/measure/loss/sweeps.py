@@ -88,8 +88,7 @@ class Sweeps(Shares, ABC):
         gradient: list[Any] = [None] * len(self.parameters)
 
         def keep(tally: Tally, k: int, found: list[Tensor]) -> None:
-            for i, g in zip(tally.packing.pieces[k].indices, found, strict=True):
-                gradient[i] = g
+            tally.packing.put(k, gradient, found)
 
         tally = self.sweep(point, keep, inspect)
         return Evaluation(tally.total("loss"), gradient, self.variance(tally))
