@@ -9,6 +9,7 @@ import torch
 
 from smoothdiag.adapters.adam import Adam, NAdam
 from smoothdiag.adapters.adaptive import Adagrad, RmsProp
+from smoothdiag.adapters.joint import Joint, members, name_of
 from smoothdiag.adapters.line_search import LineSearch
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.muon import Muon
@@ -16,10 +17,23 @@ from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Group, StabilityLimit
 from smoothdiag.adapters.rate_free import RateFree
 from smoothdiag.adapters.sam import Sam
 from smoothdiag.adapters.schedule_free import ScheduleFree
+from smoothdiag.adapters.several import Several
 from smoothdiag.adapters.sgd import AveragedSgd, Sgd
+from smoothdiag.adapters.taken import stepping
 from smoothdiag.adapters.unknown import Unknown
 
-__all__ = ["UNKNOWN", "Adapter", "Group", "StabilityLimit", "Way", "adapter_of"]
+__all__ = [
+    "UNKNOWN",
+    "Adapter",
+    "Group",
+    "Joint",
+    "StabilityLimit",
+    "Way",
+    "adapter_of",
+    "members",
+    "name_of",
+    "stepping",
+]
 
 FAMILIES: tuple[type[Unknown], ...] = (
     *(LineSearch, Sgd, AveragedSgd, RateFree, ScheduleFree, Lookahead, Sam, Muon),
@@ -34,6 +48,8 @@ def adapter_of(optimizer: torch.optim.Optimizer) -> Adapter:
     Raises:
         ValueError: If an attribute of the optimizer hides one of the methods that answer.
     """
+    if isinstance(optimizer, Joint):
+        return Several(optimizer, [adapter_of(member) for member in optimizer.optimizers])
     if _answers_itself(optimizer):
         return optimizer
     return next(family(optimizer) for family in FAMILIES if family.matches(optimizer))

@@ -15,8 +15,9 @@ Group = Mapping[str, Any]
 State = Mapping[str, Any]
 """What an optimizer keeps for one parameter."""
 
-Way = Literal["gradients", "updates", "cap", "nothing"]
-"""What AutoClip may shorten: gradients before a step, the update after it, or the cap by which the optimizer clips."""
+Way = Literal["gradients", "updates", "cap", "nothing", "mixed"]
+"""What AutoClip may shorten: gradients before a step, the update after it, or the cap by which the optimizer clips.
+"mixed" stands for several optimizers of which some go by their gradients and others by their updates."""
 
 
 class StabilityLimit(NamedTuple):

@@ -6,19 +6,17 @@ from smoothdiag.adapters.derived import Derived
 
 
 class Sam(Derived):
-    """Describes SAM: the optimizer that SAM wraps takes the steps.
-
-    AutoClip refuses SAM in the first step, when SAM evaluates the closure at another point than the beginning of the
-    step.
+    """Describes SAM: the optimizer that SAM wraps takes the steps, so probe and AutoClip follow that one.
 
     Source: Foret, Kleiner, Mobahi, Neyshabur 2021 (ICLR), *Sharpness-aware minimization*.
     """
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:
-        """Returns whether the name of the class ends in SAM and the optimizer holds another optimizer for its steps."""
+        """Returns whether it has a ``first_step``, or is called SAM, and holds another optimizer for its steps."""
         held = getattr(optimizer, "base_optimizer", None)
-        return type(optimizer).__name__.lower().endswith("sam") and isinstance(held, torch.optim.Optimizer)
+        climbs = hasattr(optimizer, "first_step") or type(optimizer).__name__.lower().endswith("sam")
+        return climbs and isinstance(held, torch.optim.Optimizer)
 
     def stepping(self) -> torch.optim.Optimizer:
         """Returns the optimizer that it wraps."""

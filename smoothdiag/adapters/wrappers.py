@@ -1,4 +1,4 @@
-"""Optimizers that wrap other optimizers: which of them takes the steps, and whose hooks are called."""
+"""Optimizers that wrap other optimizers, and factors that wrappers leave in gradients."""
 
 import torch
 
@@ -13,19 +13,6 @@ def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def wrapped_in(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
     """Returns the optimizers that another one holds, by the name of the attribute."""
     return {name: value for name, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)}
-
-
-def check_step_hooks(optimizer: object) -> None:
-    """Makes sure that the step hooks of an optimizer are called when it steps.
-
-    Raises:
-        ValueError: If it is a wrapper without hooks, as ``accelerate.optimizer.AcceleratedOptimizer``.
-    """
-    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        raise ValueError(
-            "Parameter `optimizer` should be the torch.optim.Optimizer that takes the steps. Found "
-            f"{type(optimizer).__name__}, a wrapper without step hooks; pass `optimizer.optimizer`, which it wraps."
-        )
 
 
 def pending_scale(optimizer: torch.optim.Optimizer) -> torch.Tensor | None:

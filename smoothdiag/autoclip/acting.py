@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Adapter, Group, adapter_of
+from smoothdiag.adapters import Adapter, Group
 from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.autoclip.buckets import (
     Bucket,
@@ -92,15 +92,9 @@ class ScaleGradients:
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Scales the gradients."""
-        squares = []
-        for group, peak in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
-            if bucket := retried(partial(gradients, group)):
-                norm, reach = length_of(bucket), self.reach(group)
-                squares.append(retried(lambda norm=norm, rate=reach, peak=peak: (peak * rate * norm).square()))  # type: ignore[misc]
-        if not squares:
+        if (length := length_along(self._optimizer, self._peaks.values, self.reach)) is None:
             return
-        length = retried(lambda: torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt())
-        self._length = length = retried(partial(unscaled, self._optimizer, length))
+        self._length = length
         finite, scale = retried(lambda: (torch.isfinite(length), (longest / length).clamp(max=1.0)))
         retried(lambda: counts.add_gradient(finite, step))
         retried(lambda: counts.add_clipped((scale < 1) & finite))
@@ -126,6 +120,27 @@ class ScaleGradients:
         return self.reduction() * smaller(self._length, longest)
 
 
+def length_along(
+    optimizer: torch.optim.Optimizer, peaks: Sequence[Number], reach: Callable[[Group], float]
+) -> Tensor | None:
+    """Returns how long a step along the present gradients is [x]; ``None`` if there are no gradients.
+
+    Args:
+        optimizer: The optimizer.
+        peaks: The learning rate that each of its groups counts with [x^2/f].
+        reach: Returns how long a step of a group is, for a gradient norm of 1 and a rate of 1.
+    """
+    squares = []
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        if bucket := retried(partial(gradients, group)):
+            norm, rate = length_of(bucket), reach(group)
+            squares.append(retried(lambda norm=norm, rate=rate, peak=peak: (peak * rate * norm).square()))  # type: ignore[misc]
+    if not squares:
+        return None
+    length = retried(lambda: torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt())
+    return retried(partial(unscaled, optimizer, length))
+
+
 class ShortenUpdate:
     """Lets the optimizer step, and then moves the parameters back if the update was longer than the longest step.
 
@@ -145,34 +160,45 @@ class ShortenUpdate:
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Keeps a copy of the parameters, if the update will not follow from what the optimizer keeps."""
+        self.keep(step)
+        leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
+
+    def keep(self, step: int) -> None:
+        """Prepares to tell the update once the step has been taken."""
         self.drop()
         self._follows = self._following.begin(step)
         if not self._follows:
             self._start = retried(self._copies)
-        leave_out_non_finite(self._optimizer, counts, step, acts=self._acts)
 
     def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
         """Moves the parameters back by as much as the update was too long."""
+        scale = self.shortened(longest, step, measured=measured)
+        if scale is not None:
+            retried(lambda: counts.add_clipped(scale < 1))
+
+    def shortened(self, longest: Number, step: int, *, measured: bool) -> Tensor | None:
+        """Shortens the update, and returns by which factor; ``None`` if it was certainly short enough."""
         back, self._start = self._start, []
         if not back and not self._follows:
-            return
+            return None
         if self._follows and not measured and not is_in_progression(step):
             self._length = self._following.at_most(longest)
             if math.isfinite(self._length):
-                return
+                return None
         if not self._follows:
             _subtract(back)
         self._length = length = self._following.length() if self._follows else length_of(back)
         self._look_for_iterates(length, step)
         scale = retried(lambda: (longest / length).clamp(max=1.0).nan_to_num(1.0))  # a NaN stays where it is
-        retried(lambda: counts.add_clipped(scale < 1))
         if back:
             self._following.check(back, step, may_wait=measured or is_in_progression(step))
         if scale.device.type == "cpu":
             self._following.was_long = retried(lambda: bool(length > NEARLY * longest))
-        if not self._acts or retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):
-            return
-        rest = retried(lambda: 1 - scale)
+        if self._acts and not retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):
+            self._move_back(back, retried(lambda: 1 - scale))
+        return scale
+
+    def _move_back(self, back: Sequence[Bucket], rest: Tensor) -> None:
         if self._follows:
             self._following.take_back(rest)
         for start, owners in back:
@@ -267,30 +293,3 @@ class SetCap:
     def taken(self, longest: Number) -> Number:
         """Returns the length of a clipped step: AutoClip cannot see whether the optimizer has clipped."""
         return self.reduction() * longest
-
-
-def action_for(optimizer: torch.optim.Optimizer, mode: str, peaks: Peaks) -> Action:
-    """Returns the way to act on an optimizer.
-
-    Raises:
-        ValueError: If ``mode`` does not fit the optimizer, or if AutoClip must not act on it at all.
-    """
-    adapter, acts = adapter_of(optimizer), mode != "shadow"
-    clips_itself = adapter.way == "cap"
-    if clips_itself and mode == "clip":
-        raise ValueError(
-            'Parameter `mode` should be "set" for an optimizer that clips by itself. '
-            f'Found `mode = "clip"` with {type(optimizer).__name__}.'
-        )
-    if not clips_itself and mode == "set":
-        raise ValueError(
-            'Parameter `mode` should be "clip" for an optimizer that has no threshold of its own. '
-            f'Found `mode = "set"` with {type(optimizer).__name__}.'
-        )
-    if (acts or adapter.way != "updates") and (refused := adapter.refusal()):
-        raise ValueError(refused)
-    if clips_itself:
-        return SetCap(optimizer, adapter, peaks, acts=acts)
-    if adapter.way == "gradients":
-        return ScaleGradients(optimizer, adapter, peaks, acts=acts)
-    return ShortenUpdate(optimizer, adapter, acts=acts)

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from smoothdiag.adapters import adapter_of
+from smoothdiag.adapters import adapter_of, members, name_of, stepping
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule
 from smoothdiag.autoclip.history import Event
@@ -34,9 +34,11 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
     if not isinstance(probe, Probe):
         raise ValueError(f"Parameter `probe` should be a Probe. Found a {type(probe).__name__}.")
-    if probe.optimizer is not optimizer:
+    given, watched = members(stepping(optimizer)), members(probe.optimizer)
+    if set(map(id, given)) != set(map(id, watched)):
         raise ValueError(
-            "Parameter `probe` should watch the same optimizer as AutoClip. Found a probe of another optimizer."
+            "Parameter `probe` should watch the same optimizer as AutoClip. Found a probe of another optimizer: "
+            f"{name_of(probe.optimizer)}, while AutoClip was given {' + '.join(type(o).__name__ for o in given)}."
         )
     if probe.is_closed:
         raise ValueError("Parameter `probe` should be open. Found a closed probe, which measures nothing.")
@@ -63,7 +65,7 @@ def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shorten
     if shortens_updates or rule.multiple is None:
         raise ValueError(
             "AutoClip can suggest a learning rate only if it clips gradients, as under SGD, and if its rule measures. "
-            f"Found {type(optimizer).__name__} and `multiple = {rule.multiple}`."
+            f"Found {name_of(optimizer)} and `multiple = {rule.multiple}`."
         )
 
 

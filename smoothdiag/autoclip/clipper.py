@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smoothdiag.autoclip.acting import Action, action_for
+from smoothdiag.adapters import name_of
+from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
 from smoothdiag.autoclip.checks import VERSION, Mode, check, check_free_rate, check_schedule, check_state
@@ -16,6 +17,7 @@ from smoothdiag.autoclip.history import acted, explained, stage
 from smoothdiag.autoclip.rates import Peaks, shared, suggested
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.autoclip.step import Stepping, default_rule
+from smoothdiag.autoclip.ways import action_for
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
 
@@ -75,7 +77,7 @@ class AutoClip:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         probe: Probe,
         *,
         mode: Mode = "clip",
@@ -84,7 +86,7 @@ class AutoClip:
         estimator: Estimator | None = None,
     ) -> None:
         check(optimizer, probe, mode, rule, estimator, set_lr=set_lr)
-        self._optimizer, self._probe, self._mode = optimizer, probe, mode
+        self._optimizer, self._probe, self._mode = (optimizer := probe.optimizer), probe, mode
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
         self._measures, self._rule_is_given = ForClipping(estimator or ALONG_GRADIENT), rule is not None
@@ -111,7 +113,7 @@ class AutoClip:
     def __repr__(self) -> str:
         # It waits for no device.
         state = "" if self._stepping.attached else ", detached"
-        return f"<AutoClip of {type(self._optimizer).__name__}, mode {self._mode!r}{state}; `reason` says more>"
+        return f"<AutoClip of {name_of(self._optimizer)}, mode {self._mode!r}{state}; `reason` says more>"
 
     @property
     def longest_step(self) -> float:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
+from smoothdiag.adapters import name_of
+from smoothdiag.adapters.turns import Arguments
 from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.faults import Unfit
-from smoothdiag.measure.probe.closures import Arguments, after_closure
+from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.memory import retried
 
 _WAY_OUT = (
@@ -68,7 +70,7 @@ class Closures:
             raise Unfit(
                 RuntimeError(
                     "The closure of a step should be evaluated where the step begins: AutoClip measures updates from "
-                    f"there. Found that {type(self._optimizer).__name__} had moved the parameters before, as SAM does. "
+                    f"there. Found that {name_of(self._optimizer)} had moved the parameters before, as SAM does. "
                     f"{_WAY_OUT}"
                 )
             )
@@ -78,7 +80,7 @@ class Closures:
         if not self.has_begun:
             raise RuntimeError(
                 "The optimizer should evaluate the closure of its step: AutoClip acts right after that. Found that "
-                f"{type(self._optimizer).__name__} did not. Call backward before the step instead, and step without a "
+                f"{name_of(self._optimizer)} did not. Call backward before the step instead, and step without a "
                 "closure."
             )
 

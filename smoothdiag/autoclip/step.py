@@ -5,7 +5,6 @@ How the step is kept short is the business of `smoothdiag.autoclip.acting`, the 
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from smoothdiag.adapters import adapter_of
+from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.buckets import check_gradients, gradient_norm
@@ -25,7 +25,6 @@ from smoothdiag.autoclip.rates import Peaks, raise_rates, share_of_parameters, s
 from smoothdiag.autoclip.rows import Arrivals
 from smoothdiag.console import counted
 from smoothdiag.measure.probe import Probe
-from smoothdiag.measure.probe.closures import Arguments, Outermost
 from smoothdiag.rows import SmoothdiagWarning
 
 
@@ -65,20 +64,15 @@ class Stepping:
         self._optimizer, self._probe, self._action = optimizer, probe, action
         self._peaks, self._arrivals, self._books = peaks, arrivals, books
         self._rule_is_given, self._sets_lr, self._reason = rule_is_given, sets_lr, reason
-        self._closures, self._outermost = Closures(optimizer), Outermost()
+        self._closures = Closures(optimizer)
         self._has_started, self._is_resumed, self._is_measured = False, False, True
         self.attached, self.alone = True, False
         self.guard = Guard(books.note_fault)
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._turn = Turn(optimizer, self._before_step, self._after_step)
 
     # 1. The optimizer begins a step.
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
-        if not self._outermost.enter(sys._getframe(1)):
-            return None
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         self.guard.begin()
         self._action.drop()  # the step before may have ended in an error
         changed = None
@@ -156,9 +150,7 @@ class Stepping:
 
     # 4. The optimizer has moved the parameters.
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._outermost.leave(sys._getframe(1)):
-            return
+    def _after_step(self) -> None:
         books, counts = self._books, self._books.counts
         try:
             with self.guard.during(UNCLIPPED):
@@ -187,8 +179,7 @@ class Stepping:
     def detach(self) -> None:
         """Stops following the optimizer."""
         self.attached = False
-        for handle in self._handles:
-            handle.remove()
+        self._turn.stop()
         self._action.drop()
 
     def _check_resumed(self) -> None:

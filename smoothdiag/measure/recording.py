@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smoothdiag.adapters import adapter_of
+from smoothdiag.adapters import adapter_of, name_of
 from smoothdiag.measure.estimators import Estimate, Status, Step
 from smoothdiag.measure.loss.coordinates import common
 
@@ -60,7 +60,7 @@ def rows_of(
 def facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Returns the facts about a run for the header of a trace."""
     return {
-        "optimizer": type(optimizer).__name__,
+        "optimizer": name_of(optimizer),
         "follows_gradients": adapter_of(optimizer).follows_gradients,
         "model": type(model).__name__,
         "torch": torch.__version__,

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, get_args
 
-import torch
 from torch import nn
 
 from smoothdiag import arguments
-from smoothdiag.adapters.wrappers import check_step_hooks
+from smoothdiag.adapters import name_of
 from smoothdiag.console import counted
 from smoothdiag.measure.loss.objective import Reduction
 from smoothdiag.measure.probe.data import Kind
@@ -20,7 +19,6 @@ STATE_VERSION = 1
 
 def check_arguments(
     model: object,
-    optimizer: object,
     loss_fn: object,
     estimators: object,
     schedule: object,
@@ -36,9 +34,6 @@ def check_arguments(
     """
     if not isinstance(model, nn.Module):
         raise arguments.wrong("model", "a torch.nn.Module", model)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise arguments.wrong("optimizer", "a torch.optim.Optimizer", optimizer)
-    check_step_hooks(optimizer)
     arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
     check_estimators(estimators)
     check_schedule(schedule)
@@ -112,7 +107,7 @@ class Managed:
     def __repr__(self) -> str:
         probe: Any = self
         state = ", closed" if probe.is_closed else ""
-        names = f"{type(probe._model).__name__} and {type(probe.optimizer).__name__}"
+        names = f"{type(probe._model).__name__} and {name_of(probe.optimizer)}"
         return f"<Probe of {names}: {counted(len(probe.trace), 'row')} in {counted(probe.steps, 'step')}{state}>"
 
 

@@ -1,12 +1,11 @@
-"""Calls of a step: which of nested calls counts, and what to do after the optimizer has evaluated the closure."""
+"""Closures: what to do after the optimizer has evaluated the closure of a step."""
 
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from smoothdiag.adapters.turns import Arguments
 
 
 def after_closure(
@@ -44,37 +43,3 @@ def after_closure(
         if place > 0 and callable(value):
             return (*args[:place], followed(value), *args[place + 1 :]), dict(kwargs)
     return None
-
-
-class Outermost:
-    """Tells the outermost of nested calls from the inner ones.
-
-    If the step of a subclass calls super().step(), the hooks run twice, and only the outer pair counts. A step that
-    raised an error leaves its frame here, but that frame is no longer on the stack.
-    """
-
-    def __init__(self) -> None:
-        self._outer: FrameType | None = None
-
-    def enter(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost; to be asked before the call does its work."""
-        if self.is_open(frame):
-            return False
-        self._outer = frame
-        return True
-
-    def is_open(self, frame: FrameType) -> bool:
-        """Returns whether ``frame`` runs within the outermost call."""
-        below: FrameType | None = frame
-        while self._outer is not None and below is not None:
-            if below is self._outer:
-                return True
-            below = below.f_back
-        return False
-
-    def leave(self, frame: FrameType) -> bool:
-        """Returns whether the call of ``frame`` is the outermost; to be asked after the call has done its work."""
-        if self._outer is not frame:
-            return False
-        self._outer = None
-        return True

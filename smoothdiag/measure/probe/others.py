@@ -2,6 +2,8 @@
 
 import torch
 
+from smoothdiag.adapters import name_of
+from smoothdiag.adapters.turns import followers
 from smoothdiag.adapters.wrappers import wrapped_in
 
 
@@ -23,8 +25,7 @@ def unseen(optimizer: torch.optim.Optimizer, probe: object, *, has_fixed: bool =
         f"The optimizer stepped but the probe has seen no batch, {effect}. Iterate over probe.watch(loader), or call "
         "probe.observe(batch) before each forward pass."
     )
-    owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
-    if any(type(owner) is type(probe) and owner is not probe for owner in owners):
+    if any(type(owner) is type(probe) and owner is not probe for owner in followers(optimizer)):
         said += (
             " Another probe is attached to this optimizer. If you meant that one, as after running a cell of a "
             "notebook twice, close() this one."
@@ -35,7 +36,7 @@ def unseen(optimizer: torch.optim.Optimizer, probe: object, *, has_fixed: bool =
 def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
     """Returns the warning for parameters that moved between two batches without a step of ``optimizer``."""
     inner = list(wrapped_in(optimizer))
-    kind = type(optimizer).__name__
+    kind = name_of(optimizer)
     remedy = (
         f"Make the probe (and AutoClip) for `optimizer.{inner[0]}`, which it holds"
         if inner

@@ -1,6 +1,5 @@
 """Probe: watches a training loop and measures at chosen optimizer steps."""
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -12,6 +11,8 @@ import torch
 from torch import nn
 
 from smoothdiag import collectives, vectors
+from smoothdiag.adapters import Joint, stepping
+from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.batches import held_out
@@ -20,7 +21,7 @@ from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
 from smoothdiag.measure.probe.arguments import Managed, check_arguments
-from smoothdiag.measure.probe.closures import Arguments, Outermost, after_closure
+from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
 from smoothdiag.measure.probe.host import HostMemory, Where
 from smoothdiag.measure.probe.measuring import Measuring, Taken
@@ -88,7 +89,7 @@ class Probe(Managed):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         loss_fn: LossFn,
         *,
         estimators: Sequence[Estimator] = (PathSmoothness(), LocalSmoothness()),
@@ -101,8 +102,9 @@ class Probe(Managed):
         data: Kind = "fixed",
         offload: Where | None = None,
     ) -> None:
-        check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction, data, probe_batches, offload)
-        self._model, self.optimizer, self.estimators = model, optimizer, tuple(estimators)
+        check_arguments(model, loss_fn, estimators, schedule, reduction, data, probe_batches, offload)
+        self.optimizer = optimizer = stepping(optimizer)
+        self._model, self.estimators = model, tuple(estimators)
         self._group_by = group_by
         self._schedule = every(20) if schedule is None else schedule
         check_hooks(model)
@@ -128,9 +130,8 @@ class Probe(Managed):
         self._measuring = Measuring(
             model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
         )
-        self._outermost, self._stopwatch, self._host = Outermost(), Stopwatch(), HostMemory(offload)
-        self._handles = [optimizer.register_step_pre_hook(self._before_step)]
-        self._handles.append(optimizer.register_step_post_hook(self._after_step))
+        self._stopwatch, self._host = Stopwatch(), HostMemory(offload)
+        self._turn = Turn(optimizer, self._before_step, self._after_step)
 
     @property
     def self_test(self) -> SelfTest | None:
@@ -154,12 +155,13 @@ class Probe(Managed):
             weight: Weight of the batch's loss in the loss of the step; default: as ``reduction`` says.
         """
         self._stopwatch.start()
+        self._finish_turn()
         if self.due and self._data.needs_batches:
             with self._measuring.unharmed():
                 retried(partial(self._observe, batch, weight))
 
     def _observe(self, batch: Any, weight: float | None) -> None:
-        if self._begun is not None and self._outermost.is_open(sys._getframe(1)):
+        if self._begun is not None and self._turn.is_open():
             return  # the optimizer evaluates its closure again, at another point
         self._forget_failed_step()
         if not self._accumulation.has_observed:
@@ -186,21 +188,25 @@ class Probe(Managed):
         self.further = [(s, e) for s, e in self.further if s != schedule] + [(schedule, estimators)]
         if not self.is_closed:
             self._due = self._estimators_due()
-            self._handles.pop().remove()
-            self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
+            self._turn.move_last()
 
     def close(self) -> None:
         """Detaches from the optimizer; closes the trace's file if the probe opened it."""
-        for handle in self._handles:
-            handle.remove()
+        self._finish_turn()
+        self._turn.stop()
         self._accumulation.clear()
         self._data.forget()
         self._due, self.is_closed = NOTHING, True
         if self._owns_trace:
             self.trace.close()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Arguments | None:
-        if not (self._outermost.enter(sys._getframe(1)) and self.due):
+    def _finish_turn(self) -> None:
+        """Ends a step of several optimizers of which one has been left out."""
+        if isinstance(self.optimizer, Joint):
+            self.optimizer.finish()
+
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        if not self.due:
             return None
         self._forget_failed_step()
         start: list[Kept] = []
@@ -235,9 +241,7 @@ class Probe(Managed):
             self._measuring.warn_once(unseen(self.optimizer, self, has_fixed=self._data.has_fixed))
         return Beginning(start, lrs, is_seen=False) if begun is None and self._data.has_fixed else begun
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self._outermost.leave(sys._getframe(1)):
-            return
+    def _after_step(self) -> None:
         self._stopwatch.steps += 1
         try:
             if self.due and (outlook := self._outlook()) is not Outlook.MISSING:
