@@ -44,8 +44,12 @@ class KeepsIterate(Derived):
     @classmethod
     def matches(cls, optimizer: torch.optim.Optimizer) -> bool:
         """Returns whether the name of the class or an option says so."""
-        named = cls.name in type(optimizer).__name__.lower().replace("_", "")
-        return not is_of_torch(optimizer) and (named or bool(cls.options & first_options(optimizer)))
+        return not is_of_torch(optimizer) and (cls.is_named(optimizer) or bool(cls.options & first_options(optimizer)))
+
+    @classmethod
+    def is_named(cls, optimizer: object) -> bool:
+        """Returns whether the name of the class says so."""
+        return cls.name in type(optimizer).__name__.lower().replace("_", "")
 
     def refusal(self) -> str:
         """Returns the refusal: the optimizer keeps a copy of the parameters."""

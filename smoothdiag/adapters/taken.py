@@ -9,7 +9,9 @@ import torch
 
 from smoothdiag import arguments
 from smoothdiag.adapters.joint import Joint
+from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.sam import Sam
+from smoothdiag.adapters.schedule_free import ScheduleFree
 
 DEPTH = 4
 """Most wrappers, containers and lists within each other."""
@@ -69,9 +71,14 @@ def _stepping(optimizer: Any, given: Any, depth: int) -> Iterator[torch.optim.Op
 
 
 def _wrapped(wrapper: Any) -> Sequence[Any]:
-    """Returns what a wrapper without hooks calls its optimizer, or else all optimizers that it holds."""
-    inner = getattr(wrapper, "optimizer", None)
-    return [*_held(wrapper)] if inner is None or inner is wrapper else [inner]
+    """Returns what a wrapper without hooks calls its optimizer, or else the several optimizers that it holds.
+
+    A single one under another name may be moved further by a wrapper that nobody can follow.
+    """
+    if any(family.is_named(wrapper) for family in (Lookahead, ScheduleFree)):
+        return []
+    inner, held = getattr(wrapper, "optimizer", None), _held(wrapper)
+    return [inner] if inner is not None and inner is not wrapper else held if len(held) > 1 else []
 
 
 def _contained(container: torch.optim.Optimizer) -> Sequence[torch.optim.Optimizer]:

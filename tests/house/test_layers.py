@@ -100,6 +100,8 @@ WINGS = {
         "adapters.adam",
         "adapters.derived",
         "adapters.sam",
+        "adapters.lookahead",
+        "adapters.schedule_free",
         "adapters.joint",
         "adapters.*",
         "adapters",

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from lightning.fabric import Fabric
 from losses import cross_entropy
 from places import REPOSITORY
 from torch import nn
 
-from smoothdiag import LocalSmoothness, Probe, Trace, every
+from smoothdiag import Probe, Trace, every
 
 pytestmark = pytest.mark.thorough
 
@@ -51,15 +50,6 @@ def test_a_fabric_loop_is_unchanged_and_seen_as_it_is(precision) -> None:
     rows = [row for row in probe.trace if row["estimator"] == "local"]
     assert [row["grad_norm"] for row in rows] == pytest.approx(norms, rel=1e-12)
     assert probe.self_test.reproduced
-
-
-def test_the_wrapper_of_accelerate_is_refused_with_what_to_pass() -> None:
-    model = nn.Linear(2, 2)
-    optimizer = AcceleratedOptimizer.__new__(AcceleratedOptimizer)  # without the state that all of Accelerate shares
-    optimizer.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="Found AcceleratedOptimizer, .* pass `optimizer.optimizer`"):
-        Probe(model, optimizer, cross_entropy)
-    Probe(model, optimizer.optimizer, cross_entropy, estimators=[LocalSmoothness()])
 
 
 @pytest.mark.parametrize(

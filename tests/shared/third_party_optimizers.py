@@ -121,12 +121,11 @@ ROWS: dict[str, Row] = {
     "kozistr schedulefree sgd": Row(of("pytorch_optimizer.ScheduleFreeSGD", 1.0), refused=ITERATE),
     "kozistr prodigy": Row(of("pytorch_optimizer.Prodigy", 1.0), refused=ESTIMATES),
     "kozistr lookahead": Row(around("pytorch_optimizer.Lookahead", ADAMW), refused=ITERATE),
-    "kozistr sam": Row(sam(), "sam", refused=MOVED),
+    "kozistr sam": Row(sam(), "sam"),
     "kozistr sam by hand": Row(sam(), "two steps"),
     "kozistr wsam": Row(
         lambda m: pytest.importorskip("pytorch_optimizer").WSAM(m, m.parameters(), torch.optim.AdamW, lr=0.05),
         "sam",
-        refused=ONCE,
     ),
     "kozistr bsam": Row(
         lambda m: pytest.importorskip("pytorch_optimizer").BSAM(m.parameters(), num_data=512), "sam", refused=ONCE
@@ -148,7 +147,7 @@ ROWS: dict[str, Row] = {
     "kozistr accsgd": Row(of("pytorch_optimizer.AccSGD", 0.05), refused=ITERATE),
     "kozistr splus": Row(of("pytorch_optimizer.SPlus", 0.05), refused=ITERATE),
     "torch_optimizer lookahead": Row(
-        around("torch_optimizer.Lookahead", ADAMW), unwatched="a wrapper without step hooks"
+        around("torch_optimizer.Lookahead", ADAMW), unwatched="should be a torch.optim.Optimizer"
     ),
     "torch_optimizer lamb": Row(of("torch_optimizer.Lamb", 0.05), share=0.04),
     "torch_optimizer shampoo": Row(of("torch_optimizer.Shampoo", 0.3)),
