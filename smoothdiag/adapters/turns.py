@@ -60,6 +60,7 @@ class Turn:
         optimizer: The optimizer; a `Joint` for several.
         before: Called with the arguments of the optimizer that begins; may return others.
         after: Called when the step has ended.
+        between: Called after the step of each optimizer but the last, with those that have not stepped.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class Turn:
         optimizer: torch.optim.Optimizer,
         before: Callable[[tuple[Any, ...], dict[str, Any]], Arguments | None],
         after: Callable[[], None],
+        between: Callable[[list[torch.optim.Optimizer]], None] = lambda waiting: None,
     ) -> None:
-        self._optimizer, self._before, self._after = optimizer, before, after
+        self._optimizer, self._before, self._after, self._between = optimizer, before, after, between
         self._outermost = {id(member): Outermost() for member in members(optimizer)}
         self._stepped: set[int] = set()
         self._handles = [m.register_step_pre_hook(partial(self._begin, id(m))) for m in members(optimizer)]
@@ -114,7 +116,10 @@ class Turn:
         if not self._outermost[member].leave(sys._getframe(1)):
             return
         self._stepped.add(member)
-        if len(self._stepped) == len(self._outermost):
+        waiting = [m for m in members(self._optimizer) if id(m) not in self._stepped]
+        if waiting:
+            self._between(waiting)
+        else:
             self._stepped = set()
             self._after()
 

@@ -187,11 +187,11 @@ class ShortenUpdate:
                 return None
         if not self._follows:
             _subtract(back)
+            if self._following.check(back, step, may_wait=measured or is_in_progression(step)):
+                back, self._follows = [], True  # a resumed run compares where the whole run did not
         self._length = length = self._following.length() if self._follows else length_of(back)
         self._look_for_iterates(length, step)
         scale = retried(lambda: (longest / length).clamp(max=1.0).nan_to_num(1.0))  # a NaN stays where it is
-        if back:
-            self._following.check(back, step, may_wait=measured or is_in_progression(step))
         if scale.device.type == "cpu":
             self._following.was_long = retried(lambda: bool(length > NEARLY * longest))
         if self._acts and not retried(lambda: scale.device.type == "cpu" and bool(scale == 1)):

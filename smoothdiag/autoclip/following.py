@@ -146,18 +146,18 @@ class Following:
                 retried(partial(stretch.add_, back))
 
     @torch.no_grad()
-    def check(self, back: Sequence[Bucket], step: int, *, may_wait: bool) -> None:
-        """Compares the update with a copy, and so finds out whether the next ones can be worked out.
+    def check(self, back: Sequence[Bucket], step: int, *, may_wait: bool) -> bool:
+        """Compares the update with a copy, and returns whether this one and the next ones can be worked out.
 
         Args:
             back: Copies of the parameters, minus the parameters.
             step: Number of the step.
-            may_wait: Whether the step may wait for a device.
+            may_wait: Whether the step may wait for a device. The first comparison does so anyway.
         """
         if not self._parts or (self._num_checks >= FEW_CHECKS and not is_in_progression(step)):
-            return
-        if not may_wait and any(tensors[0].device.type != "cpu" for tensors, _ in back):
-            return
+            return False
+        if not may_wait and self._num_checks and any(tensors[0].device.type != "cpu" for tensors, _ in back):
+            return False
         self._num_checks += 1
         self._known, self._state, self._cut = None, self._optimizer.state, []
         ways = {id(p): way for tensors, owners in back for way, p in zip(tensors, owners, strict=True)}
@@ -167,6 +167,7 @@ class Following:
         except Exception as error:
             if not (is_out_of_memory(error) or isinstance(error, KeyError)):  # a subclass may keep other entries
                 raise
+        return self._known is not None
 
     def _may_follow(self) -> bool:
         optimizer, self._parts = self._optimizer, []

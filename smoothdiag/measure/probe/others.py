@@ -1,7 +1,12 @@
 """Others: warnings if something else moves the parameters, or if another probe watches the optimizer."""
 
-import torch
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from smoothdiag import vectors
 from smoothdiag.adapters import name_of
 from smoothdiag.adapters.turns import followers
 from smoothdiag.adapters.wrappers import wrapped_in
@@ -48,3 +53,39 @@ def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
         "another optimizer, the half steps of sharpness-aware minimisation (first_step, second_step), or the loop "
         f"itself. {remedy}: a probe measures what happens in the step() of its optimizer."
     )
+
+
+class Between:
+    """Notices in the first steps whether a backward pass runs between the steps of optimizers that are taken for one.
+
+    Attributes:
+        heard: The warning, once there was such a pass.
+    """
+
+    def __init__(self) -> None:
+        self.heard = ""
+        self._left = 3
+        self._handle: RemovableHandle | None = None
+
+    def listen(self, optimizer: torch.optim.Optimizer, waiting: Sequence[torch.optim.Optimizer]) -> None:
+        """Listens for a backward pass that reaches the parameters of those that have not stepped yet."""
+        self.stop()
+        held = [p for o in waiting for group in o.param_groups for p in group["params"] if p.requires_grad]
+        if self._left <= 0 or not held or any(map(vectors.is_sharded, held)):
+            return
+        self._left -= 1
+
+        def hear(gradient: Tensor) -> None:
+            self.heard = (
+                f"A backward pass ran between the steps of {name_of(optimizer)}, as if each of these optimizers had a "
+                "loss of its own. Optimizers in one list take one step on one loss. Make a probe for each of them, "
+                "with a loss_fn of its own: what the others move then counts as state of the model."
+            )
+
+        self._handle = torch.autograd.graph.register_multi_grad_hook(held, hear, mode="any")
+
+    def stop(self) -> None:
+        """Stops listening."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None

@@ -25,7 +25,7 @@ from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
 from smoothdiag.measure.probe.host import HostMemory, Where
 from smoothdiag.measure.probe.measuring import Measuring, Taken
-from smoothdiag.measure.probe.others import moved_by_others, unseen
+from smoothdiag.measure.probe.others import Between, moved_by_others, unseen
 from smoothdiag.measure.probe.ranks import Outlook, Ranks
 from smoothdiag.measure.probe.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.probe.unsupported import refuse_unsupported
@@ -131,7 +131,8 @@ class Probe(Managed):
             model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
         )
         self._stopwatch, self._host = Stopwatch(), HostMemory(offload)
-        self._turn = Turn(optimizer, self._before_step, self._after_step)
+        self._between = Between()
+        self._turn = Turn(optimizer, self._before_step, self._after_step, self._wait)
 
     @property
     def self_test(self) -> SelfTest | None:
@@ -241,7 +242,15 @@ class Probe(Managed):
             self._measuring.warn_once(unseen(self.optimizer, self, has_fixed=self._data.has_fixed))
         return Beginning(start, lrs, is_seen=False) if begun is None and self._data.has_fixed else begun
 
+    def _wait(self, waiting: list[torch.optim.Optimizer]) -> None:
+        if self._data.needs_batches and self.due:
+            with self._measuring.unharmed():
+                self._between.listen(self.optimizer, waiting)
+
     def _after_step(self) -> None:
+        self._between.stop()
+        if self._between.heard:
+            self._measuring.warn_once(self._between.heard)
         self._stopwatch.steps += 1
         try:
             if self.due and (outlook := self._outlook()) is not Outlook.MISSING:

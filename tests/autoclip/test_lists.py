@@ -1,0 +1,160 @@
+"""autoclip: one length for the step that several optimizers take together, each shortened in its own way."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from asserts import assert_identical, state_of
+from losses import cross_entropy
+from networks import mlp
+from torch import Tensor, nn
+
+from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule
+
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+KINDS: dict[str, tuple[Make, Make]] = {
+    "gradients": (lambda p: torch.optim.SGD(p, lr=3.0, momentum=0.9), lambda p: torch.optim.SGD(p, lr=1.0)),
+    "updates": (lambda p: torch.optim.Muon(p, lr=0.5), lambda p: torch.optim.AdamW(p, lr=0.3)),
+    "mixed": (lambda p: torch.optim.SGD(p, lr=3.0, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.3)),
+    "followed": (lambda p: torch.optim.AdamW(p, lr=0.3), lambda p: torch.optim.RMSprop(p, lr=0.3)),
+}
+
+
+def parts(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    held = list(model.parameters())
+    return [p for p in held if p.ndim == 2], [p for p in held if p.ndim != 2]
+
+
+class Run:
+    """Some steps of a small classifier.
+
+    Args:
+        optimizers: Makes the optimizers of matrices and of the rest; or one for both.
+        options: Options of AutoClip; ``None`` for a run without it.
+        turned: Whether the second optimizer steps first.
+    """
+
+    def __init__(self, *optimizers: Make, options: dict | None, turned: bool = False) -> None:
+        torch.manual_seed(0)
+        self.model = mlp(6, 16, 16, 3)
+        held = parts(self.model) if len(optimizers) > 1 else [[{"params": p} for p in parts(self.model)]]
+        self.optimizers = [make(p) for make, p in zip(optimizers, held, strict=True)]
+        self.turned, self.options = turned, options
+        self.lengths: list[float] = []
+        self.caps: list[float] = []
+        self.attach()
+
+    def attach(self) -> None:
+        self.probe = self.clipper = None
+        if self.options is not None:
+            self.probe = Probe(self.model, self.optimizers, cross_entropy, estimators=())
+            self.clipper = AutoClip(self.optimizers, self.probe, **self.options)
+
+    def over(self, steps: int) -> "Run":
+        for _ in range(steps):
+            batch = torch.randn(32, 6), torch.randint(3, (32,))
+            if self.probe is not None:
+                self.probe.observe(batch)
+            cross_entropy(self.model, batch).backward()
+            start = [p.detach().clone() for p in self.model.parameters()]
+            for optimizer in self.optimizers[:: -1 if self.turned else 1]:
+                optimizer.step()
+            moved = [(p.detach() - x).flatten() for p, x in zip(self.model.parameters(), start, strict=True)]
+            self.lengths.append(float(torch.cat(moved).double().norm()))
+            if self.clipper is not None:
+                self.caps.append(float(self.clipper._books.longest()))
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+        return self
+
+    def state(self) -> dict[str, Tensor]:
+        kept = [
+            f"{k} {i} {n}" for k, o in enumerate(self.optimizers) for i, s in enumerate(o.state.values()) for n in s
+        ]
+        values = [v for o in self.optimizers for s in o.state.values() for v in s.values()]
+        return state_of(self.model) | {
+            name: v.clone() if isinstance(v, Tensor) else v for name, v in zip(kept, values, strict=True)
+        }
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_of_both_together_is_longer_than_allowed(kind: str, turned: bool) -> None:
+    rule = {"rule": StepRule(None, 0.02)}
+    run = Run(*KINDS[kind], options=rule, turned=turned).over(8)
+    # SGD with momentum averages clipped gradients, so only the first step is bound by itself.
+    bound = 1 if kind == "gradients" else 8
+    assert all(found <= (1 + 1e-4) * cap for found, cap in zip(run.lengths[:bound], run.caps, strict=False))
+    free = Run(*KINDS[kind], options=None, turned=turned).over(1)
+    assert free.lengths[0] > 2 * run.caps[0]
+    assert run.clipper.clip_fraction == 1.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cap_that_never_binds_and_the_shadow_change_no_bit(kind: str) -> None:
+    expected = Run(*KINDS[kind], options=None).over(6).state()
+    for options in ({"rule": StepRule(None, 1e6)}, {"rule": StepRule(None, 0.02), "mode": "shadow"}):
+        run = Run(*KINDS[kind], options=options).over(6)
+        assert_identical(run.state(), expected)
+    assert run.clipper.clip_fraction == 1.0  # what the shadow would have done
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, lr=3.0, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.3)]
+)
+def test_two_optimizers_of_a_kind_step_as_one_with_two_groups(make: Make) -> None:
+    two, one = Run(make, make, options={}).over(20), Run(make, options={}).over(20)
+    for p, q in zip(two.model.parameters(), one.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert two.clipper.longest_step == one.clipper.longest_step
+    assert two.clipper.clip_fraction == one.clipper.clip_fraction > 0
+
+
+def test_neither_kind_stops_the_other() -> None:
+    plain = lambda p: torch.optim.SGD(p, lr=3.0)  # noqa: E731
+    run = Run(plain, KINDS["mixed"][1], options={"rule": StepRule(None, 0.02)})
+    matrices, others = parts(run.model)
+    for held in (matrices, others):
+        start = [p.detach().clone() for p in held]
+        run.over(1)
+        moved = torch.cat([(p.detach() - x).flatten() for p, x in zip(held, start, strict=True)]).norm()
+        assert moved >= 0.5 * run.caps[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_goes_on_exactly(kind: str) -> None:
+    expected = Run(*KINDS[kind], options={}).over(24)
+    run = Run(*KINDS[kind], options={}).over(12)
+    states = run.probe.state_dict(), run.clipper.state_dict()
+    kept = [o.state_dict() for o in run.optimizers]
+    run.probe.close(), run.clipper.detach()
+    for optimizer, state in zip(run.optimizers, kept, strict=True):
+        optimizer.load_state_dict(state)
+    run.attach()
+    run.probe.load_state_dict(states[0]), run.clipper.load_state_dict(states[1])
+    run.over(12)
+    assert_identical(run.state(), expected.state())
+    assert run.clipper.longest_step == expected.clipper.longest_step
+
+
+def test_an_optimizer_that_is_left_out_ends_the_step_at_the_next_batch() -> None:
+    run = Run(*KINDS["updates"], options={"rule": StepRule(None, 0.02)})
+    run.optimizers = run.optimizers[:1]
+    run.over(1)
+    start, (matrices, _) = run.lengths[0], parts(run.model)
+    before = [p.detach().clone() for p in matrices]
+    run.probe.observe((torch.randn(8, 6), torch.randint(3, (8,))))
+    back = torch.cat([(p.detach() - x).flatten() for p, x in zip(matrices, before, strict=True)]).norm()
+    assert start > 2 * run.caps[0]
+    assert start - float(back) == pytest.approx(run.caps[0], rel=1e-4)
+
+
+def test_what_clips_by_itself_is_refused_in_a_list() -> None:
+    model = mlp(6, 3)
+    optimizers = [ClippedMomentum([model[0].weight], 0.1, threshold=1.0), torch.optim.SGD([model[0].bias], lr=0.1)]
+    probe = Probe(model, optimizers, cross_entropy, estimators=())
+    for mode in ("clip", "set", "shadow"):
+        with pytest.raises(
+            ValueError, match=r"one optimizer alone if that clips by itself. Found ClippedMomentum \+ SGD"
+        ):
+            AutoClip(optimizers, probe, mode=mode)
