@@ -1,4 +1,4 @@
-"""adapters.joint, turns and taken: several optimizers are one, and wrappers give what steps for them."""
+"""adapters: several optimizers are one, and wrappers give what steps for them."""
 
 import sys
 from types import ModuleType
