@@ -12,6 +12,7 @@ from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, lasting, map_tensors, tensors_of
 from smoothdiag.measure.loss.state import ModuleState, parameters_of
 from smoothdiag.measure.probe.backward import Backward
+from smoothdiag.measure.probe.calls import Calls
 from smoothdiag.measure.probe.ranks import Outlook
 from smoothdiag.packing import Kept, Packing
 from smoothdiag.vectors import Vector
@@ -63,11 +64,13 @@ class Accumulation:
 
     Attributes:
         state: Knows what moves in the model besides x.
+        calls: Knows which micro-batches count, and how much, if they are calls of a model that returns its loss.
     """
 
     def __init__(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], loss_fn: Any = None, *, distributed: bool
     ) -> None:
+        self.calls: Calls | None = None
         self.state = ModuleState(model, loss_fn)
         self._distributed = distributed
         self._follows: Follows = "nothing"
@@ -100,6 +103,8 @@ class Accumulation:
     @property
     def micro_batches(self) -> list[MicroBatch]:
         """The micro-batches with a backward pass since gradients were last empty; all of them if there was no pass."""
+        if self.calls is not None:
+            return self.calls.weighted(self._observed)
         if not self._used:
             return self._observed
         return [self._observed[index] for index in dict.fromkeys(self._used)]
@@ -108,6 +113,15 @@ class Accumulation:
     def has_observed(self) -> bool:
         """Whether any micro-batch was added since the last step."""
         return bool(self._observed)
+
+    def has_gradients(self) -> bool:
+        """Whether there are gradients, be they zero."""
+        return any(p.grad is not None for p in self._parameters)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether there is a loss to measure now that the optimizer steps; a ValueError if the model returns none."""
+        return self.has_observed if self.calls is None else self.calls.begin(self._observed)
 
     def add(self, batch: Any, weight: float | None = None, *, copies: bool = False, follows: Follows = "copy") -> bool:
         """Adds a micro-batch with the random states and buffers that its forward pass starts from.
@@ -145,6 +159,8 @@ class Accumulation:
         self._backward.disarm()
         self._observed, self._used, self._versions = [], [], []
         self._place, self._norms = [], None
+        if self.calls is not None:
+            self.calls.clear()
 
     def outlook(self, begun: Beginning | None) -> Outlook:
         """Returns what is wrong with measuring a step: for one, a tensor of a batch was written to after ``add``."""
@@ -228,6 +244,8 @@ class Accumulation:
     def _on_backward(self, fresh: bool) -> None:
         if fresh:
             self._used = []
+            if self.calls is not None:
+                self.calls.forget_earlier()
         # Batches without a backward pass, which the loop skipped, do not count.
         self._used.append(len(self._observed) - 1)
 

@@ -39,7 +39,8 @@ def check_arguments(
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise arguments.wrong("optimizer", "a torch.optim.Optimizer", optimizer)
     check_step_hooks(optimizer)
-    arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
+    if loss_fn is not None:
+        arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
     check_estimators(estimators)
     check_schedule(schedule)
     arguments.choice("reduction", reduction, get_args(Reduction))
