@@ -21,6 +21,7 @@ from smoothdiag.measure.estimators import (
     Sharpness,
     Step,
 )
+from smoothdiag.measure.loss.calls import returned_loss
 from smoothdiag.measure.loss.coordinates import by_module
 from smoothdiag.measure.loss.fixed import objective
 from smoothdiag.measure.loss.objective import Objective
@@ -99,6 +100,7 @@ __all__ = [
     "hvp",
     "log_spaced",
     "objective",
+    "returned_loss",
     "scan",
     # record
     "SmoothdiagWarning",

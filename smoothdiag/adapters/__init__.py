@@ -9,7 +9,7 @@ import torch
 
 from smoothdiag.adapters.adam import Adam, NAdam
 from smoothdiag.adapters.adaptive import Adagrad, RmsProp
-from smoothdiag.adapters.joint import Joint, members, name_of
+from smoothdiag.adapters.joint import Joint, finish, members, name_of
 from smoothdiag.adapters.line_search import LineSearch
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.muon import Muon
@@ -30,6 +30,7 @@ __all__ = [
     "StabilityLimit",
     "Way",
     "adapter_of",
+    "finish",
     "members",
     "name_of",
     "stepping",

@@ -100,6 +100,12 @@ def name_of(optimizer: torch.optim.Optimizer) -> str:
     return " + ".join(type(member).__name__ for member in members(optimizer))
 
 
+def finish(optimizer: torch.optim.Optimizer) -> None:
+    """Ends a step of several optimizers if one has been left out; does nothing for one alone."""
+    if isinstance(optimizer, Joint):
+        optimizer.finish()
+
+
 class _States(Mapping[Tensor, Any]):
     """The states of several optimizers as one mapping, without a copy."""
 

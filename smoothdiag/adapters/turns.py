@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from smoothdiag.adapters.joint import Joint, members
+from smoothdiag.adapters.joint import Joint, finish, members
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of an optimizer's ``step``, the optimizer first."""
@@ -107,8 +107,8 @@ class Turn:
         outermost, frame = self._outermost[member], sys._getframe(1)
         if outermost.is_open(frame):
             return None
-        if member in self._stepped and isinstance(self._optimizer, Joint):
-            self._optimizer.finish()  # for everybody who follows, in their order
+        if member in self._stepped:
+            finish(self._optimizer)  # for everybody who follows, in their order
         outermost.enter(frame)
         return None if self._stepped else self._before(args, kwargs)
 

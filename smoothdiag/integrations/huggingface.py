@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.latest import Latest
-from smoothdiag.integrations.losses import Call, Factor, loss_of
+from smoothdiag.integrations.losses import Call, loss_of
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.bookkeeping import Books
+from smoothdiag.measure.loss.factors import Factor
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import Schedule

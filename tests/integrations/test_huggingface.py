@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback
 
 from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, SmoothdiagWarning, StepRule, Trace, every
 from smoothdiag.integrations.huggingface import STATE_FILE, SmoothnessCallback
-from smoothdiag.integrations.losses import Factor
+from smoothdiag.measure.loss.factors import Factor
 
 pytestmark = pytest.mark.thorough
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, lasting, map_tensors, tensors_of
-from smoothdiag.measure.loss.state import ModuleState, parameters_of
+from smoothdiag.measure.loss.replicas import Replicas
+from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.backward import Backward
+from smoothdiag.measure.probe.calls import Calls
 from smoothdiag.measure.probe.ranks import Outlook
 from smoothdiag.packing import Kept, Packing
 from smoothdiag.vectors import Vector
@@ -51,6 +53,14 @@ class Beginning:
     is_marked: bool = False
     is_complete: bool = False
 
+    @property
+    def multiplied(self) -> float:
+        """What the optimizer's gradient is, in lengths of the gradient that backward left; 1 if that is not known."""
+        if self.scale != 1 or self.training is None or not math.isfinite(self.arrived):
+            return self.scale
+        length = float(vectors.norm(self.training))
+        return self.arrived / length if length else 1.0
+
 
 class Accumulation:
     """Collects micro-batches, and the gradients that their backward passes leave, until the optimizer steps.
@@ -63,11 +73,13 @@ class Accumulation:
 
     Attributes:
         state: Knows what moves in the model besides x.
+        calls: Knows which micro-batches count, and how much, if they are calls of a model that returns its loss.
     """
 
     def __init__(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], loss_fn: Any = None, *, distributed: bool
     ) -> None:
+        self.calls: Calls | None = None
         self.state = ModuleState(model, loss_fn)
         self._distributed = distributed
         self._follows: Follows = "nothing"
@@ -104,10 +116,25 @@ class Accumulation:
             return self._observed
         return [self._observed[index] for index in dict.fromkeys(self._used)]
 
+    def measured(self, begun: Beginning, replicas: Replicas) -> list[MicroBatch]:
+        """Returns the micro-batches of a step that the optimizer has taken, with the weights of calls."""
+        if self.calls is None:
+            return self.micro_batches
+        return self.calls.weighted(self._observed, begun.multiplied, replicas)
+
     @property
     def has_observed(self) -> bool:
         """Whether any micro-batch was added since the last step."""
         return bool(self._observed)
+
+    def has_gradients(self) -> bool:
+        """Whether there are gradients, be they zero."""
+        return any(p.grad is not None for p in self._parameters)
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether there is a loss to measure now that the optimizer steps; a ValueError if the model returns none."""
+        return self.has_observed if self.calls is None else self.calls.begin(self._observed)
 
     def add(self, batch: Any, weight: float | None = None, *, copies: bool = False, follows: Follows = "copy") -> bool:
         """Adds a micro-batch with the random states and buffers that its forward pass starts from.
@@ -145,6 +172,8 @@ class Accumulation:
         self._backward.disarm()
         self._observed, self._used, self._versions = [], [], []
         self._place, self._norms = [], None
+        if self.calls is not None:
+            self.calls.clear()
 
     def outlook(self, begun: Beginning | None) -> Outlook:
         """Returns what is wrong with measuring a step: for one, a tensor of a batch was written to after ``add``."""
@@ -228,6 +257,8 @@ class Accumulation:
     def _on_backward(self, fresh: bool) -> None:
         if fresh:
             self._used = []
+            if self.calls is not None:
+                self.calls.forget_earlier()
         # Batches without a backward pass, which the loop skipped, do not count.
         self._used.append(len(self._observed) - 1)
 
@@ -261,21 +292,3 @@ def _length(parameters: Sequence[Tensor]) -> float:
     """Returns the norm of the present gradients; NaN if there are none."""
     gradients = [p.grad.detach().to_dense() for p in parameters if p.grad is not None]
     return float(vectors.norm(gradients)) if gradients else math.nan
-
-
-def check_hooks(model: nn.Module) -> None:
-    """Raises a ValueError if a parameter has hooks that run when its gradient is ready.
-
-    Optimizers that are fused into backward have such hooks: every gradient that the probe takes would then move the
-    parameters.
-    """
-    if not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters_of(model)):
-        return
-    for name, parameter in model.named_parameters():
-        hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-        if any(not isinstance(getattr(hook, "__self__", None), Backward) for hook in hooks.values()):
-            raise ValueError(
-                f"Parameter `model` should have no hooks that act when a gradient is ready. Found one on `{name}`. "
-                "Optimizers that step within backward register such hooks, which would also move the parameters during "
-                "measurements. Use an ordinary optimizer.step() in runs that you measure."
-            )

@@ -34,7 +34,8 @@ def check_arguments(
     """
     if not isinstance(model, nn.Module):
         raise arguments.wrong("model", "a torch.nn.Module", model)
-    arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
+    if loss_fn is not None:
+        arguments.called("loss_fn", loss_fn, "callable as loss_fn(model, batch)")
     check_estimators(estimators)
     check_schedule(schedule)
     arguments.choice("reduction", reduction, get_args(Reduction))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from smoothdiag.adapters import StabilityLimit, adapter_of
 from smoothdiag.measure.estimators import Estimator, Status, Step
+from smoothdiag.measure.loss.calls import returned_loss
 from smoothdiag.measure.loss.coordinates import common
 from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.loss.objective import Evaluation, LossFn, Objective, Reduction
@@ -96,6 +97,8 @@ class Measuring:
         self._num_untested = 0
         self._found: Status | None = None
         self._trust = Trust()
+        said = " Here loss_fn is what the model returned. If that is only a part of the loop's loss, pass a loss_fn."
+        self._remark = said if loss_fn is returned_loss else ""
 
     @property
     def is_test_due(self) -> bool:
@@ -278,7 +281,7 @@ class Measuring:
         if doubt is None:
             return None
         kind, message = doubt
-        self.warn_once(message, kind)
+        self.warn_once(message + self._remark, kind)
         return Status.NOT_REPRODUCED
 
     def _doubt(self, step: Step, begun: Beginning) -> tuple[Doubt, str] | None:

@@ -11,13 +11,19 @@ from smoothdiag.adapters import name_of
 from smoothdiag.adapters.turns import followers
 from smoothdiag.adapters.wrappers import wrapped_in
 
+SHOW = "no batch", "Iterate over probe.watch(loader), or call probe.observe(batch) before each forward pass."
+"""What a probe has missed in a step without batches, and the remedy."""
 
-def unseen(optimizer: torch.optim.Optimizer, probe: object, *, has_fixed: bool = False) -> str:
+
+def unseen(
+    optimizer: torch.optim.Optimizer, probe: object, missed: tuple[str, str] = SHOW, *, has_fixed: bool = False
+) -> str:
     """Returns the warning for a step whose batches ``probe`` has not seen.
 
     Args:
         optimizer: The optimizer that took it.
         probe: The probe.
+        missed: What the probe has missed, and the remedy.
         has_fixed: Whether the probe measures the step all the same, on batches that it has kept.
     """
     effect = "so it could not measure"
@@ -26,10 +32,8 @@ def unseen(optimizer: torch.optim.Optimizer, probe: object, *, has_fixed: bool =
             "so it measures on the fixed batches alone: nothing compares loss_fn with the training gradient any more, "
             "and what is measured on the step's own batch, as for AutoClip, gets no row"
         )
-    said = (
-        f"The optimizer stepped but the probe has seen no batch, {effect}. Iterate over probe.watch(loader), or call "
-        "probe.observe(batch) before each forward pass."
-    )
+    what, remedy = missed
+    said = f"The optimizer stepped but the probe has seen {what}, {effect}. {remedy}"
     if any(type(owner) is type(probe) and owner is not probe for owner in followers(optimizer)):
         said += (
             " Another probe is attached to this optimizer. If you meant that one, as after running a cell of a "

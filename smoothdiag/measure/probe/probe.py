@@ -11,25 +11,28 @@ import torch
 from torch import nn
 
 from smoothdiag import collectives, vectors
-from smoothdiag.adapters import Joint, stepping
+from smoothdiag.adapters import finish, stepping
 from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
 from smoothdiag.measure.loss.batches import held_out
+from smoothdiag.measure.loss.calls import returned_loss
 from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, moves_of, parameter_groups
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
-from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
+from smoothdiag.measure.probe.accumulation import Accumulation, Beginning
 from smoothdiag.measure.probe.arguments import Managed, check_arguments
+from smoothdiag.measure.probe.backward import check_hooks
+from smoothdiag.measure.probe.calls import UNSEEN, Calls
 from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
 from smoothdiag.measure.probe.host import HostMemory, Where
 from smoothdiag.measure.probe.measuring import Measuring, Taken
-from smoothdiag.measure.probe.others import Between, moved_by_others, unseen
+from smoothdiag.measure.probe.others import SHOW, Between, moved_by_others, unseen
 from smoothdiag.measure.probe.ranks import Outlook, Ranks
 from smoothdiag.measure.probe.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.probe.unsupported import refuse_unsupported
-from smoothdiag.measure.probe.watched import Watched
+from smoothdiag.measure.probe.watched import Watching
 from smoothdiag.measure.recording import facts
 from smoothdiag.memory import retried
 from smoothdiag.packing import Kept
@@ -38,7 +41,7 @@ from smoothdiag.trace import Trace
 T = TypeVar("T")
 
 
-class Probe(Managed):
+class Probe(Managed, Watching):
     """Measures local smoothness beside the gradient norm, without changing the run by one bit.
 
     The probe attaches to the optimizer by its step hooks. On the steps that ``schedule`` names it keeps the batches,
@@ -55,7 +58,9 @@ class Probe(Managed):
     Args:
         model: The model being trained.
         optimizer: Its optimizer; the coordinates x are the trainable parameters that the optimizer holds.
-        loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it.
+        loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it. Leave it
+            out if ``model(...)`` returns the loss that the loop trains (see `returned_loss`): then the probe watches
+            the calls of the model, and neither ``watch`` nor ``observe`` nor ``reduction`` is needed.
         estimators: What to measure at each due step; ``()`` measures only what ``also`` or an AutoClip adds.
         schedule: Which optimizer steps to measure.
         probe_batches: Held-out batches to measure on instead; nothing then compares ``loss_fn`` with the loop.
@@ -70,7 +75,7 @@ class Probe(Managed):
 
     Raises:
         ValueError: If the optimizer holds no trainable parameter of the model, or an argument is out of range. At the
-            first step, if a batch cannot be copied.
+            first step, if a batch cannot be copied, or if ``loss_fn`` is missing but the model returns no loss.
 
     Attributes:
         trace: The rows so far; under data parallelism only the first rank writes to a path.
@@ -90,7 +95,7 @@ class Probe(Managed):
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
-        loss_fn: LossFn,
+        loss_fn: LossFn | None = None,
         *,
         estimators: Sequence[Estimator] = (PathSmoothness(), LocalSmoothness()),
         schedule: Schedule | None = None,
@@ -112,7 +117,8 @@ class Probe(Managed):
         refuse_unsupported(model, self._parameters)
         self._distributed = is_distributed(model, self._parameters)
         self._ranks = Ranks(model, self._parameters)
-        self._accumulation = Accumulation(model, self._parameters, loss_fn, distributed=self._distributed)
+        loss_of = returned_loss if loss_fn is None else loss_fn
+        self._accumulation = Accumulation(model, self._parameters, loss_of, distributed=self._distributed)
         self._groups = parameter_groups(model, self._parameters, group_by)
         self._data = Data(data, None if probe_batches is None else held_out(probe_batches, seed, self._parameters))
         self._owns_trace = not isinstance(trace, Trace)
@@ -126,12 +132,16 @@ class Probe(Managed):
         self._due = self._estimators_due()
         self._begun: Beginning | None = None
         self._seen: list[tuple[int, bool]] = []
+        if loss_fn is None and probe_batches is None:
+            reduction = "mean"  # of calls whose weights are not known from backward passes
         state, spread = self._accumulation.state, self._distributed
         self._measuring = Measuring(
-            model, optimizer, loss_fn, self.trace, state, reduction=reduction, distributed=spread
+            model, optimizer, loss_of, self.trace, state, reduction=reduction, distributed=spread
         )
-        self._stopwatch, self._host = Stopwatch(), HostMemory(offload)
-        self._between = Between()
+        self._stopwatch, self._host, self._between = Stopwatch(), HostMemory(offload), Between()
+        if loss_fn is None:
+            says, has = self._measuring, self._accumulation.has_gradients
+            self._calls = self._accumulation.calls = Calls(model, self._show, says.unharmed, has, says.warn_once)
         self._turn = Turn(optimizer, self._before_step, self._after_step, self._wait)
 
     @property
@@ -144,26 +154,20 @@ class Probe(Managed):
         """What measures the next step."""
         return self._due[0] + self._due[1]
 
-    def watch(self, loader: Iterable[T]) -> Watched[T]:
-        """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works as for ``loader``."""
-        return Watched(self.observe, loader)
-
-    def observe(self, batch: Any, *, weight: float | None = None) -> None:
-        """Shows the probe one micro-batch, right before its forward pass.
-
-        Args:
-            batch: What ``loss_fn`` takes. The probe keeps it until the optimizer steps, and a copy of the first ones.
-            weight: Weight of the batch's loss in the loss of the step; default: as ``reduction`` says.
-        """
+    def _show(self, make: Callable[[], T], weight: float | None = None) -> T | None:
+        """Makes a micro-batch and adds it if it is needed; returns it if it was added."""
         self._stopwatch.start()
-        self._finish_turn()
+        finish(self.optimizer)
         if self.due and self._data.needs_batches:
             with self._measuring.unharmed():
-                retried(partial(self._observe, batch, weight))
+                batch = make()
+                if retried(partial(self._observe, batch, weight)):
+                    return batch
+        return None
 
-    def _observe(self, batch: Any, weight: float | None) -> None:
+    def _observe(self, batch: Any, weight: float | None) -> bool:
         if self._begun is not None and self._turn.is_open():
-            return  # the optimizer evaluates its closure again, at another point
+            return False  # the optimizer evaluates its closure again, at another point
         self._forget_failed_step()
         if not self._accumulation.has_observed:
             with suppress(ValueError):  # what is frozen now may be trainable when the optimizer steps
@@ -173,6 +177,7 @@ class Probe(Managed):
         follows = self._data.follows(self._due, is_test_due=is_test_due)
         if self._accumulation.add(batch, weight, copies=copies, follows=follows):
             self._measuring.warn_once(moved_by_others(self.optimizer))
+        return True
 
     def _forget_failed_step(self) -> None:
         if self._begun is not None:  # it ended in an error, after which no hook is called
@@ -193,18 +198,15 @@ class Probe(Managed):
 
     def close(self) -> None:
         """Detaches from the optimizer; closes the trace's file if the probe opened it."""
-        self._finish_turn()
+        finish(self.optimizer)
         self._turn.stop()
+        if self._calls is not None:
+            self._calls.remove()
         self._accumulation.clear()
         self._data.forget()
         self._due, self.is_closed = NOTHING, True
         if self._owns_trace:
             self.trace.close()
-
-    def _finish_turn(self) -> None:
-        """Ends a step of several optimizers of which one has been left out."""
-        if isinstance(self.optimizer, Joint):
-            self.optimizer.finish()
 
     def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if not self.due:
@@ -235,11 +237,12 @@ class Probe(Managed):
         if self._measuring.fault is not None:
             return None
         begun: Beginning | None = None
-        if self._accumulation.has_observed:
+        if self._accumulation.has_loss:
             is_scaled = pending_scale(self.optimizer) is not None  # fused ones take it out as they step
             begun = self._accumulation.beginning(start, lrs, by_closure=by_closure, is_scaled=is_scaled)
         else:
-            self._measuring.warn_once(unseen(self.optimizer, self, has_fixed=self._data.has_fixed))
+            missed = SHOW if self._calls is None else UNSEEN
+            self._measuring.warn_once(unseen(self.optimizer, self, missed, has_fixed=self._data.has_fixed))
         return Beginning(start, lrs, is_seen=False) if begun is None and self._data.has_fixed else begun
 
     def _wait(self, waiting: list[torch.optim.Optimizer]) -> None:
@@ -275,16 +278,17 @@ class Probe(Managed):
         begun = self._begun
         assert begun is not None
         is_test_due = self._measuring.count()
-        own = None if outlook is Outlook.UNSEEN else self._accumulation.micro_batches
-        parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
         vectors.synchronize(self._parameters)  # the step's own time does not count
         began = time.perf_counter()
         check_hooks(self._model)
         self._ranks.check_pending()
         exact = self._measuring.self_test is None
+        settled = retried(lambda: self._accumulation.settled(begun, exact=exact))
+        own = None if outlook is Outlook.UNSEEN else self._accumulation.measured(settled, self._ranks.replicas)
+        parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
         taken = Taken(
             index=self.steps,
-            begun=retried(lambda: self._accumulation.settled(begun, exact=exact)),
+            begun=settled,
             parameters=self._parameters,
             groups=self._groups,
             has_changed=outlook is Outlook.CHANGED,

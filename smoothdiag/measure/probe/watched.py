@@ -1,7 +1,10 @@
-"""Watched: a loader that shows its batches as it hands them out."""
+"""Watched: a loader that shows its batches as it hands them out, and the methods of a probe that see them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
+
+from smoothdiag.measure.probe.calls import Calls
 
 T = TypeVar("T")
 
@@ -35,3 +38,38 @@ class Watched(Iterator[T], Generic[T]):
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._loader, name)
+
+
+class Watching(ABC):
+    """The part of a probe that meets the batches of the loop."""
+
+    _calls: Calls | None = None
+    """The calls of a model that returns its loss, which take the place of batches."""
+
+    def watch(self, loader: Iterable[T]) -> Watched[T]:
+        """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works as for ``loader``.
+
+        A probe without ``loss_fn`` sees the calls of the model instead, so it only hands the batches on.
+        """
+        return Watched(self.observe if self._calls is None else lambda batch: None, loader)
+
+    def observe(self, batch: Any, *, weight: float | None = None) -> None:
+        """Shows the probe one micro-batch, right before its forward pass.
+
+        Args:
+            batch: What ``loss_fn`` takes. The probe keeps it until the optimizer steps, and a copy of the first ones.
+            weight: Weight of the batch's loss in the loss of the step; default: as ``reduction`` says.
+
+        Raises:
+            ValueError: If the probe has no ``loss_fn``.
+        """
+        if self._calls is not None:
+            raise ValueError(
+                "Parameter `loss_fn` is needed to show batches by observe(). Without it, the probe sees the calls of "
+                "the model by itself: leave out observe(), or pass loss_fn(model, batch) to the Probe."
+            )
+        self._show(lambda: batch, weight)
+
+    @abstractmethod
+    def _show(self, make: Callable[[], T], weight: float | None = None) -> T | None:
+        """Makes a micro-batch and adds it if it is needed; returns it if it was added."""

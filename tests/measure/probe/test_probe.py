@@ -342,8 +342,8 @@ def test_wrong_arguments() -> None:
     model, optimizer, _ = small_run()
     with pytest.raises(ValueError, match="Parameter `reduction` should be one of .* Found `reduction = 'max'`"):
         Probe(model, optimizer, regression, reduction="max")
-    with pytest.raises(ValueError, match="Parameter `loss_fn` should be callable as .* Found `loss_fn = None`"):
-        Probe(model, optimizer, None)
+    with pytest.raises(ValueError, match="Parameter `loss_fn` should be callable as .* Found `loss_fn = 3`"):
+        Probe(model, optimizer, 3)
     with pytest.raises(ValueError, match="Parameter `estimators` should be a sequence of instances"):
         Probe(model, optimizer, regression, estimators=[LocalSmoothness])
     with pytest.raises(ValueError, match="Parameter `probe_batches` should hold at least one batch"):
