@@ -75,6 +75,7 @@ WINGS = {
         "measure.probe.unsupported",
         "measure.probe.watched",
         "measure.probe.backward",
+        "measure.probe.partners",
         "measure.probe.accumulation",
         "measure.probe.schedule",
         "measure.probe.data",

@@ -262,7 +262,7 @@ class Probe(Managed):
         begun = self._begun
         assert begun is not None
         is_test_due = self._measuring.count()
-        own = None if outlook is Outlook.UNSEEN else self._accumulation.micro_batches
+        own = None if outlook is Outlook.UNSEEN else self._accumulation.settled_batches()
         parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
         vectors.synchronize(self._parameters)  # the step's own time does not count
         began = time.perf_counter()
@@ -279,7 +279,6 @@ class Probe(Managed):
             ranks=self._ranks,
             host=self._host.end(begun.start.packing),
         )
-        self._accumulation.notice()
         self._accumulation.clear()  # its hooks must not see the backward passes to come
         self._measuring.measure(taken, parts)
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):
