@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.loss.beside import modules_beside
+from smoothdiag.measure.loss.beside import Strays, modules_beside
 from smoothdiag.measure.loss.bookkeeping import Books
 
 Place = tuple[nn.Module, str]
@@ -61,6 +61,7 @@ class ModuleState:
         loss_fn: The loss, which may call other modules too; their buffers move as well.
 
     Attributes:
+        strays: The trainable tensors outside the model that losses have reached.
         hands_on: Whether each gradient is complete when backward first reaches its parameter, as far as is known.
         is_known: Whether a loss has been evaluated, which shows what forward passes move. Until then all parameters
             outside x count as moving, unless they take more memory than x.
@@ -71,6 +72,7 @@ class ModuleState:
         self._moving: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._marks: dict[Place, tuple[Any, ...]] = {}
         self._norms: dict[Place, Tensor] = {}
+        self.strays = Strays(model, loss_fn)
         self.is_known, self.hands_on = False, True
 
     def moves(self, module: nn.Module, name: str) -> bool:

@@ -19,7 +19,7 @@ from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, lea
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
-from smoothdiag.measure.probe.arguments import Managed, check_arguments
+from smoothdiag.measure.probe.arguments import Managed, as_module, check_arguments
 from smoothdiag.measure.probe.closures import Arguments, Outermost, after_closure
 from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
 from smoothdiag.measure.probe.host import HostMemory, Where
@@ -52,7 +52,8 @@ class Probe(Managed):
     the step's own batch with the gradient that ``backward`` left; the rows until the next test carry the result.
 
     Args:
-        model: The model being trained.
+        model: The model being trained, or a list of several that ``loss_fn`` uses, such as ``[G, D]`` of a GAN;
+            ``loss_fn`` then gets that list, and names of parameters begin with their number.
         optimizer: Its optimizer; the coordinates x are the trainable parameters that the optimizer holds.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it.
         estimators: What to measure at each due step; ``()`` measures only what ``also`` or an AutoClip adds.
@@ -87,7 +88,7 @@ class Probe(Managed):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Sequence[nn.Module],
         optimizer: torch.optim.Optimizer,
         loss_fn: LossFn,
         *,
@@ -101,6 +102,7 @@ class Probe(Managed):
         data: Kind = "fixed",
         offload: Where | None = None,
     ) -> None:
+        model = as_module(model)
         check_arguments(model, optimizer, loss_fn, estimators, schedule, reduction, data, probe_batches, offload)
         self._model, self.optimizer, self.estimators = model, optimizer, tuple(estimators)
         self._group_by = group_by
