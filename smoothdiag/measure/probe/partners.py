@@ -1,6 +1,7 @@
 """Partners: the parameters of a model that another optimizer trains, and the values that they had at a step."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,6 +61,8 @@ class Partners:
         self._coordinates: Sequence[Tensor] = ()
         self._has_warned = False
         self._handles: list[RemovableHandle] = []
+        # All optimizers of the process know this hook, and a loop may end between a batch and its step.
+        weakref.finalize(self, _remove, self._handles)
         self._sights: dict[int, Sight] = {}
         self._fault: Exception | None = None
         self._number: Callable[[], int] = lambda: 0
@@ -76,7 +79,8 @@ class Partners:
         ids = self._ids()
         if all(id(p) in ids for p in parameters_of(self._model)):
             return
-        self._handles.append(register_optimizer_step_pre_hook(self._before_step))
+        method = weakref.WeakMethod(self._before_step)
+        self._handles.append(register_optimizer_step_pre_hook(lambda *given: (call := method()) and call(*given)))
         watched = [p for p in parameters if p.requires_grad and p.is_leaf and not vectors.is_sharded(p)]
         if watched:
             hook = torch.autograd.graph.register_multi_grad_hook(watched, self._on_backward, mode="any")
@@ -88,9 +92,8 @@ class Partners:
 
     def disarm(self) -> None:
         """Removes the hooks and forgets all values."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._sights, self._fault = [], {}, None
+        _remove(self._handles)
+        self._sights, self._fault = {}, None
 
     def ids(self) -> set[int]:
         """Returns the identities of the partners at present."""
@@ -225,6 +228,11 @@ class Partners:
 
     def _ids(self) -> Collection[int]:
         return {id(p) for p in self._coordinates}
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
