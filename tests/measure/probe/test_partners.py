@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import optimizer as optimizers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from smoothdiag import Probe, SmoothdiagWarning, every
+from smoothdiag import DirectionalCurvature, Probe, SmoothdiagWarning, every
 
 Loss = Callable[[nn.Module, Any], Tensor]
 FINE = {"ok", "saturated", "kink_limited"}
@@ -262,6 +262,30 @@ def test_either_of_two_optimizers_can_be_measured_whichever_steps_first(wide, fi
                 assert_right(probe, norm)
         runs.append(state_of(model, pair[1]))
     assert_identical(*runs)
+
+
+@pytest.mark.parametrize("backend", ["retained", "rebuilt", "central"])
+def test_curvature_sees_every_micro_batch_with_the_body_it_met(backend) -> None:
+    model, body, head = halves(wide=False)
+    other, own = torch.optim.SGD(body.parameters(), lr=1.0), torch.optim.SGD(head.parameters(), lr=0.1)
+    along = DirectionalCurvature(backend=backend)
+    probe = Probe(model, own, cross_entropy, schedule=every(1), data="step", estimators=[along])
+    x, truth = torch.cat([p.detach().flatten() for p in head.parameters()]), 0.0
+    for micro in batches(2):
+        features = body(micro[0]).detach().tanh()
+
+        def loss(x: Tensor, features: Tensor = features, labels: Tensor = micro[1]) -> Tensor:
+            return F.cross_entropy(features @ x[:12].view(3, 4).T + x[12:], labels) / 2
+
+        truth = truth + torch.autograd.functional.hessian(loss, x)
+        probe.observe(micro)
+        (cross_entropy(model, micro) / 2).backward()
+        other.step()
+        other.zero_grad()
+    g = torch.cat([p.grad.flatten() for p in head.parameters()])
+    own.step()
+    (row,) = probe.trace
+    assert row["smoothness"] == pytest.approx(float(g @ truth @ g / (g @ g)), rel=1e-5)
 
 
 @pytest.mark.parametrize(("first", "copies"), [("other", 1), ("own", 0)])
