@@ -3,8 +3,12 @@
 import re
 
 import pytest
+import torch
+from networks import mlp
 from places import REPOSITORY
+from torch.nn import functional as F
 
+import smoothdiag as sd
 from smoothdiag import Status
 
 PAGE = (REPOSITORY / "docs" / "measuring.md").read_text(encoding="utf-8")
@@ -24,3 +28,16 @@ def test_scripts_exist(name) -> None:
 @pytest.mark.parametrize("link", re.findall(r"\]\((.*?)\)", PAGE))
 def test_links_lead_somewhere(link) -> None:
     assert (REPOSITORY / "docs" / link).is_file()
+
+
+def test_the_loop_of_a_gan_runs_as_it_stands() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    networks = mlp(8, 16, 4), mlp(4, 16, 1)
+    optimizers = [torch.optim.Adam(network.parameters(), lr=0.01) for network in networks]
+    names = dict(zip(("generator", "discriminator"), networks, strict=True))
+    names |= {f"{name}_optimizer": optimizer for name, optimizer in zip(names, optimizers, strict=True)}
+    names |= {"sd": sd, "torch": torch, "F": F, "loader": torch.randn(21, 8, 4)}
+    exec(example, names)
+    for probe in names["of_generator"], names["of_discriminator"]:
+        assert {row["step"] for row in probe.trace} == {0, 20}
+        assert {row["status"] for row in probe.trace} <= {"ok", "saturated", "kink_limited"}

@@ -78,6 +78,7 @@ WINGS = {
         "measure.probe.backward",
         "measure.probe.calls",
         "measure.probe.watched",
+        "measure.probe.partners",
         "measure.probe.accumulation",
         "measure.probe.schedule",
         "measure.probe.data",

@@ -150,7 +150,7 @@ def opened(
         products: Reverse | Difference
         if backend in ("retained", "rebuilt"):
             stack.enter_context(twice_differentiable(objective.model))
-            products = Reverse(objective, point, retain=backend == "retained")
+            products = Reverse(objective, point, retain=backend == "retained" and objective.is_one_function)
         else:
             error = gradient_error if gradient_error is not None else max(rounding(x.dtype) for x in point)
             one_sided = backend == "one_sided"

@@ -54,12 +54,15 @@ class MicroBatch:
         random_state: State of the random number generators before the forward pass.
         state: State of the model besides x before the forward pass; ``None`` takes the state at the measurement.
         weight: Weight of this batch's loss in the loss of the step; ``None`` leaves it to the reduction.
+        others: Parameters outside x and the values that they had for this batch, if another optimizer moved them
+            between the batches of the step.
     """
 
     batch: Any
     random_state: RandomState
     state: Snapshot | None = None
     weight: float | None = None
+    others: Sequence[tuple[Tensor, Tensor]] = ()
 
 
 def map_tensors(

@@ -1,11 +1,16 @@
-"""Beside: modules outside the model that a loss reaches, such as the other network of a GAN."""
+"""Beside: what a loss reaches outside the model, such as the other network of a GAN."""
 
-from collections.abc import Iterator
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
+
+from smoothdiag.console import counted
+from smoothdiag.rows import SmoothdiagWarning
 
 MOST = 1000
 """Largest number of objects to look at."""
@@ -43,6 +48,47 @@ def modules_beside(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
                 continue  # stand-ins for missing objects, as web frameworks use them, raise errors when looked at
         layer = following
     return list(found.values())
+
+
+class Strays:
+    """The trainable tensors outside the model that losses have reached; warns once if the run moves them.
+
+    Args:
+        model: The model.
+        loss_fn: The loss.
+    """
+
+    def __init__(self, model: nn.Module, loss_fn: Any) -> None:
+        self._model, self._loss_fn = model, loss_fn
+        self._met: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._has_warned = False
+
+    def meet(self, leaves: Iterable[Tensor]) -> None:
+        """Notes the tensors outside the model that one loss reaches, and looks which have moved since the last time."""
+        if self._has_warned:
+            return
+        moved = []
+        for leaf in leaves:
+            known, version = self._met.get(id(leaf), (None, 0))
+            if known is not None and known() is leaf and version != leaf._version:
+                moved.append(leaf)
+            self._met[id(leaf)] = weakref.ref(leaf), leaf._version
+        # Copies of tensors in a batch are met only once.
+        self._met = {key: (leaf, version) for key, (leaf, version) in self._met.items() if leaf() is not None}
+        if moved:
+            self._has_warned = True
+            warnings.warn(self._warning(moved), SmoothdiagWarning)
+
+    def _warning(self, moved: list[Tensor]) -> str:
+        ids = set(map(id, moved))
+        beside = modules_beside(self._model, self._loss_fn)
+        name = next((type(m).__name__ for m in beside if ids & set(map(id, m.parameters()))), "")
+        return (
+            f"loss_fn depends on {counted(len(moved), 'trainable tensor')} outside `model`"
+            f"{f' (module {name})' if name else ''}, which the run moves. The probe does not know the values that a "
+            "backward pass saw, so rows of a step in which they move belong to another loss than the one you train. "
+            "Pass all modules that loss_fn uses, as in Probe(model=[G, D], ...); loss_fn then gets that list."
+        )
 
 
 def _within(value: Any) -> Iterator[Any]:

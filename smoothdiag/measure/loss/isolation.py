@@ -74,9 +74,11 @@ def isolation(
         now = state.snapshot(coordinates)
         if start is not None:
             now.cover(start)
-        undo.callback(_notice, state, coordinates, now)
+        still = coordinates | (start.adopted if start is not None else set())
+        undo.callback(_notice, state, still, now)
         undo.callback(put_back, now.put_back, "buffers and modules")
-        state.mark(coordinates)
+        # Going to the start changes these, which says nothing about the loss.
+        state.mark(still)
         kept = keep()
         undo.callback(put_back, partial(kept.restore, parameters), "parameters")
         holders: list[Tensor] = vectors.unique(parameters, parameters_of(model))

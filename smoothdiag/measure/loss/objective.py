@@ -179,7 +179,9 @@ class Objective(Sweeps):
             self._traced.add(id(micro))
             held = {id(p) for p in self._isolated.holders}
             # Tensors that belong to another optimizer, or to the loss itself, get gradients too.
-            self._isolated.strays.update({leaf: leaf.grad for leaf in leaves_of(loss) if id(leaf) not in held})
+            strays = [leaf for leaf in leaves_of(loss) if id(leaf) not in held]
+            self._isolated.strays.update({leaf: leaf.grad for leaf in strays})
+            self._state.strays.meet(strays)
         for leaf in self._isolated.strays:
             leaf.grad = None
         with self.replicas.unseen(), within:

@@ -64,6 +64,11 @@ class Shares:
         return halves[0], halves[1]
 
     @property
+    def is_one_function(self) -> bool:
+        """Whether all micro-batches were met with the same parameters outside x."""
+        return not any(micro.others for micro in self._micro_batches)
+
+    @property
     def _is_widened(self) -> bool:
         """Whether float16 and bfloat16 tensors are float32 at present."""
         return False
@@ -71,6 +76,8 @@ class Shares:
     def _loss(self, micro: MicroBatch) -> Tensor:
         """Returns the share of one micro-batch in the loss."""
         micro.random_state.restore()
+        for tensor, value in micro.others:
+            vectors.assign_([tensor], [value])
         # A copy each time: loss_fn may write to tensors and take entries out of containers.
         batch = map_tensors(micro.batch, self._copy)
         try:

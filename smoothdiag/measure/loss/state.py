@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence, Set
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag import vectors
-from smoothdiag.measure.loss.beside import modules_beside
+from smoothdiag.measure.loss.beside import Strays, modules_beside
 from smoothdiag.measure.loss.bookkeeping import Books
 
 Place = tuple[nn.Module, str]
@@ -28,8 +28,30 @@ def parameters_of(model: nn.Module) -> list[nn.Parameter]:
     return found
 
 
+def mark_of(tensor: Tensor) -> tuple[int, int]:
+    """Returns what shows most writes to a tensor: how often it was written to, and where it lies."""
+    part = vectors.local(tensor)
+    # Only plain tensors lie in one place; quantised tensors, for example, do not.
+    return tensor._version, part.data_ptr() if _is_plain(part) else 0
+
+
+def norms_of(tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """Returns the norm of each tensor on its device, which shows writes through ``.data``; ``None`` if it has none."""
+    parts = {i: part for i, part in enumerate(map(vectors.local, tensors)) if _is_plain(part)}
+    parts = {i: part for i, part in parts.items() if part.dtype in _COMPARABLE and not part.is_meta}
+    norms = torch._foreach_norm(list(parts.values()), 2, dtype=torch.float64) if parts else []
+    found = dict(zip(parts, norms, strict=True))
+    return [found.get(i) for i in range(len(tensors))]
+
+
+def _is_plain(part: Tensor) -> bool:
+    return type(part) is Tensor and part.layout is torch.strided
+
+
 class ModuleState:
     """Knows what moves in a model besides x: buffers, and parameters that forward passes change (such as a teacher's).
+
+    What other optimizers train is no part of it: its value at a step is not that before the forward pass.
 
     The modules are listed anew each time, because models change in mid-run: modules come and go, buffers are replaced,
     resized, or filled when they are first needed.
@@ -39,9 +61,10 @@ class ModuleState:
         loss_fn: The loss, which may call other modules too; their buffers move as well.
 
     Attributes:
+        strays: The trainable tensors outside the model that losses have reached.
         hands_on: Whether each gradient is complete when backward first reaches its parameter, as far as is known.
-        is_known: Whether a loss has been evaluated, which shows what moves. Until then all parameters outside x count
-            as moving, unless they take more memory than x.
+        is_known: Whether a loss has been evaluated, which shows what forward passes move. Until then all parameters
+            outside x count as moving, unless they take more memory than x.
     """
 
     def __init__(self, model: nn.Module, loss_fn: Any = None) -> None:
@@ -49,18 +72,26 @@ class ModuleState:
         self._moving: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._marks: dict[Place, tuple[Any, ...]] = {}
         self._norms: dict[Place, Tensor] = {}
+        self.strays = Strays(model, loss_fn)
         self.is_known, self.hands_on = False, True
 
-    def snapshot(self, coordinates: Container[int]) -> Snapshot:
-        """Returns the model as it is now, without the values of parameters whose ids are in ``coordinates``."""
+    def moves(self, module: nn.Module, name: str) -> bool:
+        """Returns whether forward passes are known to change a parameter."""
+        return name in self._moving.get(module, ())
+
+    def snapshot(self, coordinates: Set[int], partners: Set[int] = frozenset()) -> Snapshot:
+        """Returns the model as it is now, without the values of x and of what other optimizers train, given by ids."""
         beside = modules_beside(self._model, self._loss_fn)
         if self.is_known:
-            return Snapshot(self._model, self._moving, coordinates, beside)
+            return Snapshot(self._model, self._moving, coordinates | partners, beside)
         sizes = [0, 0]
         for p in parameters_of(self._model):
-            sizes[id(p) in coordinates] += vectors.local(p).nbytes
-        moving = {module: set(module._parameters.keys()) for module in self._model.modules()}
-        return Snapshot(self._model, moving if sizes[False] <= sizes[True] else self._moving, coordinates, beside)
+            sizes[id(p) in coordinates] += 0 if id(p) in partners else vectors.local(p).nbytes
+        moving: Mapping[nn.Module, set[str]] = {
+            module: set(module._parameters.keys()) for module in self._model.modules()
+        }
+        moving = moving if sizes[False] <= sizes[True] else self._moving
+        return Snapshot(self._model, moving, coordinates | partners, beside)
 
     def mark(self, coordinates: Container[int]) -> None:
         """Remembers the content of the parameters outside x that are not known to move."""
@@ -85,20 +116,15 @@ class ModuleState:
 
     def _still(self, coordinates: Container[int]) -> tuple[dict[Place, tuple[Any, ...]], dict[Place, Tensor]]:
         """Returns, for each tensor outside x not known to move, how often it was written to, and its norm."""
-        marks: dict[Place, tuple[Any, ...]] = {}
         tensors: dict[Place, Tensor] = {}
         for module in self._model.modules():
             moving = self._moving.get(module, ())
             for name, tensor in module._parameters.items():
                 if tensor is not None and name not in moving and id(tensor) not in coordinates:
-                    part = vectors.local(tensor)
-                    # Only plain tensors have a norm; quantised tensors, for example, have none.
-                    plain = type(part) is Tensor and part.layout is torch.strided
-                    marks[module, name] = id(tensor), tensor._version, part.data_ptr() if plain else 0
-                    if plain and part.dtype in _COMPARABLE and not part.is_meta:
-                        tensors[module, name] = part
-        norms = torch._foreach_norm(list(tensors.values()), 2, dtype=torch.float64) if tensors else []
-        return marks, dict(zip(tensors, norms, strict=True))
+                    tensors[module, name] = tensor
+        norms = zip(tensors, norms_of(list(tensors.values())), strict=True)
+        marks = {place: (id(tensor), *mark_of(tensor)) for place, tensor in tensors.items()}
+        return marks, {place: norm for place, norm in norms if norm is not None}
 
 
 class Snapshot:
@@ -127,17 +153,31 @@ class Snapshot:
             for tensor in named:
                 if tensor is not None and id(tensor) not in coordinates and id(tensor) not in self._values:
                     self._values[id(tensor)] = tensor, tensor.detach().clone()
-        self._windows = self._values and _overlapping(
-            (tensor for tensor, _ in self._values.values()), (p for p, _ in self._needs_grad if id(p) in coordinates)
-        )
+        self.adopted: set[int] = set()
+        self._find_windows(p for p, _ in self._needs_grad if id(p) in coordinates)
 
     def holds(self, tensor: Tensor) -> bool:
         """Returns whether the snapshot can give a tensor its value back."""
         return id(tensor) in self._values
 
+    def adopt(self, values: Iterable[tuple[Tensor, Tensor | None]], coordinates: Iterable[Tensor]) -> None:
+        """Takes over values of parameters from another moment; ``None`` leaves a parameter as it will be found."""
+        for tensor, value in values:
+            self._values.pop(id(tensor), None)
+            if value is not None:
+                self._values[id(tensor)] = tensor, value
+                self.adopted.add(id(tensor))
+        self._find_windows(coordinates)
+
+    def _find_windows(self, coordinates: Iterable[Tensor]) -> None:
+        self._windows = self._values and _overlapping((tensor for tensor, _ in self._values.values()), coordinates)
+
     def cover(self, start: Snapshot) -> None:
-        """Prepares to put back what going to ``start`` changes in objects that the model has dropped since."""
+        """Prepares to put back what going to ``start`` changes, also in objects that the model has dropped since."""
         self._books.cover(start._books)
+        for key in start.adopted - self._values.keys():
+            tensor, _ = start._values[key]
+            self._values[key] = tensor, tensor.detach().clone()
         # What was not known to move at ``start`` begins with its present value.
         start._values = self._values | start._values
 

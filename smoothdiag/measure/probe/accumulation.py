@@ -14,6 +14,7 @@ from smoothdiag.measure.loss.replicas import Replicas
 from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.backward import Backward
 from smoothdiag.measure.probe.calls import Calls
+from smoothdiag.measure.probe.partners import Partners
 from smoothdiag.measure.probe.ranks import Outlook
 from smoothdiag.packing import Kept, Packing
 from smoothdiag.vectors import Vector
@@ -81,11 +82,13 @@ class Accumulation:
     ) -> None:
         self.calls: Calls | None = None
         self.state = ModuleState(model, loss_fn)
+        self._partners = Partners(model, self.state)
         self._distributed = distributed
         self._follows: Follows = "nothing"
         self._observed: list[MicroBatch] = []
         self._used: list[int] = []
         self._versions: list[tuple[Tensor, int]] = []
+        self._still: set[int] = set()
         self._take(parameters)
 
     def follow(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -96,6 +99,7 @@ class Accumulation:
 
     def _take(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters, self._ids = list(parameters), {id(p) for p in parameters}
+        self._partners.follow(parameters)
         self._devices = devices_of(self._parameters)
         self._backward = Backward(self._parameters, self._on_backward, averages=self._distributed)
         self._place: list[int] = []
@@ -109,18 +113,20 @@ class Accumulation:
             self._packing = Packing(self._parameters)
         return self._packing
 
-    @property
-    def micro_batches(self) -> list[MicroBatch]:
-        """The micro-batches with a backward pass since gradients were last empty; all of them if there was no pass."""
-        if not self._used:
-            return self._observed
-        return [self._observed[index] for index in dict.fromkeys(self._used)]
+    def _used_batches(self) -> dict[int, MicroBatch]:
+        """Returns the micro-batches with a backward pass since gradients were last empty; all if there was no pass."""
+        return {index: self._observed[index] for index in self._used or range(len(self._observed))}
 
     def measured(self, begun: Beginning, replicas: Replicas) -> list[MicroBatch]:
-        """Returns the micro-batches of a step that the optimizer has taken, with the weights of calls."""
-        if self.calls is None:
-            return self.micro_batches
-        return self.calls.weighted(self._observed, begun.multiplied, replicas)
+        """Returns the micro-batches of a step that the optimizer has taken, with the weights of calls.
+
+        It finds out what in the model the loop has moved since.
+        """
+        self.state.notice(self._still | self._partners.ids())
+        used = self._used_batches()
+        if self.calls is not None:
+            used = self.calls.weighted(self._observed, begun.multiplied, replicas)
+        return self._partners.settle(used)
 
     @property
     def has_observed(self) -> bool:
@@ -151,14 +157,17 @@ class Accumulation:
         """
         # The loop may take entries out of its containers, so the probe keeps containers of its own.
         kept = lasting(batch) if copies else map_tensors(batch, lambda tensor: tensor)
-        micro = MicroBatch(kept, RandomState.capture(self._devices), self.state.snapshot(self._ids), weight)
+        state = self.state.snapshot(self._ids, self._partners.ids())
+        micro = MicroBatch(kept, RandomState.capture(self._devices), state, weight)
         # Tensors made in inference mode do not count writes.
         versions = [(tensor, tensor._version) for tensor in tensors_of(batch) if not tensor.is_inference()]
         has_moved = self.has_observed and self._has_moved()
         if has_moved:
             self.clear()
         if not self._observed:
-            self.state.mark(self._ids)
+            self._partners.arm(self._parameters, lambda: len(self._observed) - 1)
+            self._still = self._ids | self._partners.ids()
+            self.state.mark(self._still)
             self._place = [p._version for p in self._parameters]
             self._follows = follows
             if follows != "nothing":
@@ -170,6 +179,7 @@ class Accumulation:
     def clear(self) -> None:
         """Forgets everything and removes the hooks; call it before any backward pass of a measurement."""
         self._backward.disarm()
+        self._partners.disarm()
         self._observed, self._used, self._versions = [], [], []
         self._place, self._norms = [], None
         if self.calls is not None:
@@ -183,10 +193,6 @@ class Accumulation:
             return Outlook.UNSEEN
         has_changed = any(tensor._version != version for tensor, version in self._versions)
         return Outlook.CHANGED if has_changed else Outlook.FINE
-
-    def notice(self) -> None:
-        """Finds out what else in the model the loop's own passes have moved."""
-        self.state.notice(self._ids)
 
     def beginning(self, start: Kept, lrs: list[float], *, by_closure: bool, is_scaled: bool) -> Beginning | None:
         """Returns the step from ``start`` with the present gradients, or ``None`` if a closure left no gradient.

@@ -49,6 +49,22 @@ def check_arguments(
         )
 
 
+def as_module(model: nn.Module | Sequence[nn.Module]) -> nn.Module:
+    """Returns several modules as one, which ``loss_fn`` can take apart, and anything else as it is.
+
+    Raises:
+        ValueError: If a list holds anything else, nothing, or the same module twice.
+    """
+    if not isinstance(model, list | tuple):
+        return model  # type: ignore[return-value]  # check_arguments refuses what is no module
+    requirement = "a torch.nn.Module, or a list of different ones, such as [generator, discriminator]"
+    if not model or not all(isinstance(module, nn.Module) for module in model):
+        raise arguments.wrong("model", requirement, model)
+    if len(set(map(id, model))) < len(model):
+        raise ValueError(f"Parameter `model` should be {requirement}. Found the same module twice.")
+    return nn.ModuleList(model)
+
+
 def check_estimators(estimators: object) -> None:
     """Raises a ValueError unless it is a sequence of estimators."""
     requirement = "a sequence of instances, such as [LocalSmoothness()]"

@@ -99,15 +99,16 @@ class Calls:
             raise needed(self._refusal)
         return bool(used)
 
-    def weighted(self, observed: Sequence[MicroBatch], multiplied: float, replicas: Replicas) -> list[MicroBatch]:
-        """Returns the micro-batches whose losses count in the step, with their weights; waits for the device.
+    def weighted(self, observed: Sequence[MicroBatch], multiplied: float, replicas: Replicas) -> dict[int, MicroBatch]:
+        """Returns the micro-batches whose losses count in the step by number, with weights; waits for the device.
 
         Args:
             observed: All micro-batches that the probe saw.
             multiplied: What the gradients have been multiplied by since backward.
             replicas: The ranks that average their gradients.
         """
-        used = [micro for micro in observed if micro.batch.factor.is_known]
+        numbers = [number for number, micro in enumerate(observed) if micro.batch.factor.is_known]
+        used = [observed[number] for number in numbers]
         factors = [micro.batch.factor.value.double().reshape(()) for micro in used]
         found = torch.stack([f.to(factors[0].device) for f in factors]).tolist()
         total = sum(found) / self._scale
@@ -121,7 +122,8 @@ class Calls:
         # A loop divides, and multiplying by the reciprocal would differ in the last bit of the loss.
         mean = float(1 / torch.tensor(float(len(used)), dtype=used[0].batch.factor.value.dtype))
         weights = [factor / scale for factor in found]
-        return [replace(m, weight=None if w == mean else w) for m, w in zip(used, weights, strict=True)]
+        weighted = (replace(m, weight=None if w == mean else w) for m, w in zip(used, weights, strict=True))
+        return dict(zip(numbers, weighted, strict=True))
 
     def clear(self) -> None:
         """Forgets the calls of a step."""

@@ -118,7 +118,7 @@ class Data:
         begins = bool(own and on_fixed and not self._fixed)
         if begins and own:
             # Snapshots of buffers belong to their step.
-            self._fixed, self._step = [replace(micro, state=None) for micro in own], step
+            self._fixed, self._step = [replace(micro, state=None, others=()) for micro in own], step
         self.is_untested = self.is_untested or is_test_due
         parts, compares = [], bool(own) and self.has_fixed and self.is_untested
         if own and (on_own or compares):

@@ -21,7 +21,7 @@ from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, lea
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
 from smoothdiag.measure.probe.accumulation import Accumulation, Beginning
-from smoothdiag.measure.probe.arguments import Managed, check_arguments
+from smoothdiag.measure.probe.arguments import Managed, as_module, check_arguments
 from smoothdiag.measure.probe.backward import check_hooks
 from smoothdiag.measure.probe.calls import UNSEEN, Calls
 from smoothdiag.measure.probe.closures import after_closure
@@ -56,7 +56,8 @@ class Probe(Managed, Watching):
     the step's own batch with the gradient that ``backward`` left; the rows until the next test carry the result.
 
     Args:
-        model: The model being trained.
+        model: The model being trained, or a list of several that ``loss_fn`` uses, such as ``[G, D]`` of a GAN;
+            ``loss_fn`` then gets that list, and names of parameters begin with their number.
         optimizer: Its optimizer; the coordinates x are the trainable parameters that the optimizer holds.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it. Leave it
             out if ``model(...)`` returns the loss that the loop trains (see `returned_loss`): then the probe watches
@@ -93,7 +94,7 @@ class Probe(Managed, Watching):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Sequence[nn.Module],
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         loss_fn: LossFn | None = None,
         *,
@@ -107,6 +108,7 @@ class Probe(Managed, Watching):
         data: Kind = "fixed",
         offload: Where | None = None,
     ) -> None:
+        model = as_module(model)
         check_arguments(model, loss_fn, estimators, schedule, reduction, data, probe_batches, offload)
         self.optimizer = optimizer = stepping(optimizer)
         self._model, self.estimators = model, tuple(estimators)
@@ -296,7 +298,6 @@ class Probe(Managed, Watching):
             ranks=self._ranks,
             host=self._host.end(begun.start.packing),
         )
-        self._accumulation.notice()
         self._accumulation.clear()  # its hooks must not see the backward passes to come
         self._measuring.measure(taken, parts)
         if isinstance(self._schedule, Adaptive) and self._schedule(self.steps):

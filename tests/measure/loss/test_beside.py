@@ -12,7 +12,7 @@ from networks import mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smoothdiag import AutoClip, Probe, StepRule, every
+from smoothdiag import AutoClip, Probe, SmoothdiagWarning, StepRule, every
 from smoothdiag.measure.loss.beside import modules_beside
 
 Loss = Callable[[nn.Module, Tensor], Tensor]
@@ -150,3 +150,27 @@ def test_what_cannot_be_looked_at_is_left_out() -> None:
         return other(batch) if absent is not None else batch.sum()
 
     assert [type(module) for module in modules_beside(nn.Linear(1, 1), loss_fn)] == [Centred, nn.BatchNorm1d]
+
+
+def adversary(*, moves: bool) -> Probe:
+    """Trains a generator against a critic outside the model."""
+    torch.manual_seed(0)
+    generator, critic = mlp(3, 4), mlp(4, 8, 1)
+    optimizer, other = (torch.optim.SGD(module.parameters(), lr=0.1) for module in (generator, critic))
+    probe = Probe(generator, optimizer, lambda model, z: critic(model(z)).mean(), schedule=every(1))
+    for z in probe.watch(torch.randn(4, 8, 3)):
+        optimizer.zero_grad()
+        critic(generator(z)).mean().backward()
+        optimizer.step()
+        if moves:
+            other.step()
+        other.zero_grad()
+    return probe
+
+
+def test_what_a_loss_reaches_outside_the_model_is_named_once_it_moves() -> None:
+    said = r"on 4 trainable tensors outside `model` \(module Sequential\), .* as in Probe\(model=\[G, D\]"
+    with pytest.warns(SmoothdiagWarning, match=said) as caught:
+        adversary(moves=True)
+    assert len(caught) == 1
+    adversary(moves=False)
