@@ -62,16 +62,20 @@ def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
 class Between:
     """Notices in the first steps whether a backward pass runs between the steps of optimizers that are taken for one.
 
+    Args:
+        optimizer: The optimizers.
+        is_on: Whether to listen at all.
+
     Attributes:
         heard: The warning, once there was such a pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, is_on: bool) -> None:
         self.heard = ""
-        self._left = 3
+        self._optimizer, self._left = optimizer, 3 if is_on else 0
         self._handle: RemovableHandle | None = None
 
-    def listen(self, optimizer: torch.optim.Optimizer, waiting: Sequence[torch.optim.Optimizer]) -> None:
+    def listen(self, waiting: Sequence[torch.optim.Optimizer]) -> None:
         """Listens for a backward pass that reaches the parameters of those that have not stepped yet."""
         self.stop()
         held = [p for o in waiting for group in o.param_groups for p in group["params"] if p.requires_grad]
@@ -81,7 +85,7 @@ class Between:
 
         def hear(gradient: Tensor) -> None:
             self.heard = (
-                f"A backward pass ran between the steps of {name_of(optimizer)}, as if each of these optimizers had a "
+                f"A backward pass ran between the steps of {name_of(self._optimizer)}, as if each of these optimizers had a "
                 "loss of its own. Optimizers in one list take one step on one loss. Make a probe for each of them, "
                 "with a loss_fn of its own: what the others move then counts as state of the model."
             )

@@ -140,11 +140,12 @@ class Probe(Managed, Watching):
         self._measuring = Measuring(
             model, optimizer, loss_of, self.trace, state, reduction=reduction, distributed=spread
         )
-        self._stopwatch, self._host, self._between = Stopwatch(), HostMemory(offload), Between()
+        self._stopwatch, self._host = Stopwatch(), HostMemory(offload)
         if loss_fn is None:
             says, has = self._measuring, self._accumulation.has_gradients
             self._calls = self._accumulation.calls = Calls(model, self._show, says.unharmed, has, says.warn_once)
-        self._turn = Turn(optimizer, self._before_step, self._after_step, self._wait)
+        self._between = Between(optimizer, is_on=self._data.needs_batches)
+        self._turn = Turn(optimizer, self._before_step, self._after_step, self._between.listen)
 
     @property
     def self_test(self) -> SelfTest | None:
@@ -246,11 +247,6 @@ class Probe(Managed, Watching):
             missed = SHOW if self._calls is None else UNSEEN
             self._measuring.warn_once(unseen(self.optimizer, self, missed, has_fixed=self._data.has_fixed))
         return Beginning(start, lrs, is_seen=False) if begun is None and self._data.has_fixed else begun
-
-    def _wait(self, waiting: list[torch.optim.Optimizer]) -> None:
-        if self._data.needs_batches and self.due:
-            with self._measuring.unharmed():
-                self._between.listen(self.optimizer, waiting)
 
     def _after_step(self) -> None:
         self._between.stop()
