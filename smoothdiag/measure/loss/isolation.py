@@ -74,11 +74,9 @@ def isolation(
         now = state.snapshot(coordinates)
         if start is not None:
             now.cover(start)
-        still = coordinates | (start.adopted if start is not None else set())
-        undo.callback(_notice, state, still, now)
+        undo.callback(_notice, state, coordinates, now)
         undo.callback(put_back, now.put_back, "buffers and modules")
-        # Going to the start changes these, which says nothing about the loss.
-        state.mark(still)
+        state.mark(coordinates)
         kept = keep()
         undo.callback(put_back, partial(kept.restore, parameters), "parameters")
         holders: list[Tensor] = vectors.unique(parameters, parameters_of(model))

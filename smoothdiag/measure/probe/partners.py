@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -23,14 +25,27 @@ from smoothdiag.rows import SmoothdiagWarning
 
 @dataclass
 class _Seen:
-    """A partner in one backward pass, and a copy of it; ``is_early`` if that was made before its optimizer stepped."""
+    """A partner in one backward pass.
+
+    Attributes:
+        place: Where it is in the model.
+        tensor: The partner.
+        mark: Shows whether it has been written to since.
+        norm: Its norm.
+        value: A copy of it; ``None`` if there is none.
+        kept: Norm of the copy.
+        is_early: Whether the copy was made before anybody was about to change the partner.
+        is_hidden: Whether it was written to through ``.data``.
+    """
 
     place: Place
     tensor: Tensor
     mark: tuple[int, int]
     norm: Tensor | None
     value: Tensor | None = None
+    kept: Tensor | None = None
     is_early: bool = False
+    is_hidden: bool = False
 
 
 Sight = dict[int, _Seen]
@@ -128,25 +143,36 @@ class Partners:
         return [replace(micro, others=list(each.values())) for micro, each in pairs]
 
     def _changed(self, sights: Sequence[Sight]) -> Iterator[_Seen]:
-        """Yields the partners that have other values now."""
+        """Yields the partners that have other values now, and drops copies of other values."""
         seen = [each for sight in sights for each in sight.values()]
-        quiet = [each for each in seen if each.mark == mark_of(each.tensor)]
-        yield from (each for each in seen if each.mark != mark_of(each.tensor))
+        differs = {id(each) for each in seen if each.mark != mark_of(each.tensor)}
         # Writing through `.data` shows only in the values.
-        norms = zip(quiet, norms_of([each.tensor for each in quiet]), strict=True)
-        pairs = [(each, each.norm, norm) for each, norm in norms if each.norm is not None and norm is not None]
-        if pairs:
-            device = pairs[0][1].device
-            both = [torch.stack([norm.to(device) for norm in part]) for part in list(zip(*pairs, strict=True))[1:]]
-            then, now = collectives.read(both, {}).reshape(2, -1)
-            yield from (each for (each, _, _), differs in zip(pairs, then != now, strict=True) if differs)
+        known = zip(seen, norms_of([each.tensor for each in seen]), strict=True)
+        triples = [
+            (each, (each.norm, now, each.norm if each.kept is None else each.kept))
+            for each, now in known
+            if each.norm is not None and now is not None
+        ]
+        if triples:
+            device = triples[0][1][0].device
+            rows = [
+                torch.stack([norm.to(device) for norm in row]) for row in zip(*(n for _, n in triples), strict=True)
+            ]
+            then, now, kept = collectives.read(rows, {}).reshape(3, -1)
+            for (each, _), has_moved, is_other in zip(triples, _apart(then, now), _apart(then, kept), strict=True):
+                each.is_hidden = is_other or (has_moved and id(each) not in differs)
+                if has_moved:
+                    differs.add(id(each))
+                if is_other:
+                    each.value = None
+        yield from (each for each in seen if id(each) in differs)
 
     def _note(self, by_hand: Sequence[_Seen]) -> None:
         """Remembers which partners the loop changes without an optimizer, and warns once if a value is lost."""
         for seen in by_hand:
             module, name = seen.place
             self._by_hand.setdefault(module, set()).add(name)
-            if seen.mark == mark_of(seen.tensor):
+            if seen.is_hidden:
                 self._unversioned.setdefault(module, set()).add(name)
         lost = [seen for seen in by_hand if seen.value is None]
         if lost and not self._has_warned:
@@ -186,9 +212,9 @@ class Partners:
             before, (module, name) = last.get(id(tensor)), place
             seen = _Seen(place, tensor, mark_of(tensor), norm)
             if before is not None and before.mark == seen.mark and name not in self._unversioned.get(module, ()):
-                seen.value, seen.is_early = before.value, before.is_early
+                seen.value, seen.kept, seen.is_early = before.value, before.kept, before.is_early
             elif name in self._by_hand.get(module, ()) or (is_first and id(tensor) not in held):
-                seen.value, seen.is_early = tensor.detach().clone(), True
+                seen.value, seen.kept, seen.is_early = tensor.detach().clone(), norm, True
             sight[id(tensor)] = seen
         self._sights[self._number()] = sight
 
@@ -205,9 +231,10 @@ class Partners:
             sights = [sight[id(p)] for sight in self._sights.values() if id(p) in sight]
             present = [seen for seen in sights if seen.mark == mark_of(p)]
             missing = [seen for seen in present if seen.value is None]
-            value = p.detach().clone() if missing else None
-            for seen in missing:
-                seen.value = value
+            if missing:
+                value, (norm,) = p.detach().clone(), norms_of([p])
+                for seen in missing:
+                    seen.value, seen.kept = value, norm
             for seen in present:
                 seen.is_early = False
 
@@ -228,6 +255,12 @@ class Partners:
 
     def _ids(self) -> Collection[int]:
         return {id(p) for p in self._coordinates}
+
+
+def _apart(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> list[bool]:
+    """Returns where two norms differ; the norms of two tensors with NaN do not."""
+    found: list[bool] = ((a != b) & ~(np.isnan(a) & np.isnan(b))).tolist()
+    return found
 
 
 def _remove(handles: list[RemovableHandle]) -> None:
