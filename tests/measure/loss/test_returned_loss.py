@@ -63,7 +63,7 @@ def test_a_missing_loss_is_an_error_that_says_what_was_found(found, shown) -> No
 
 def test_batches_become_arguments() -> None:
     class Model(nn.Module):
-        def forward(self, a: Tensor, b: Tensor = torch.tensor(1.0)) -> Tensor:
+        def forward(self, a: Tensor, b: float = 1.0) -> Tensor:
             return a - 10 * b
 
     one, two = torch.tensor(1.0), torch.tensor(2.0)

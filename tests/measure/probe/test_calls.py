@@ -5,8 +5,10 @@ import gc
 import io
 import math
 import pickle
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -110,6 +112,7 @@ def train(
 
 RUNS: dict[str, dict[str, Any]] = {
     "accumulated": {"accumulation": 3},
+    "accumulated five times": {"accumulation": 5},
     "on fixed batches": {"accumulation": 3, "data": "fixed"},
     "scaled": {"accumulation": 3, "scale": 512.0},
     "scaled on fixed batches": {"scale": 512.0, "data": "fixed"},
@@ -236,7 +239,7 @@ def test_a_skipped_step_leaves_nothing_behind() -> None:
     scaler, norms = torch.amp.GradScaler("cpu", init_scale=1024.0), []
     for number, (x, targets) in enumerate(batches(3)):
         x = x.float() / (number > 0)  # infinite at first
-        scaler.scale(loss_of(model(x, targets)) / 3).backward()
+        scaler.scale(loss_of(model(x, targets)) * 3).backward()
         scaler.unscale_(optimizer)
         norms.append(gradient_norm(model))
         scaler.step(optimizer)
@@ -246,29 +249,31 @@ def test_a_skipped_step_leaves_nothing_behind() -> None:
 
 
 def test_only_the_first_evaluation_of_a_closure_counts() -> None:
-    states = []
-    for probed in (False, True):
+    def train_by_closure(*, probed: bool) -> tuple[dict[str, Any], list[float], Probe | None]:
         torch.manual_seed(0)
         model = Net()
         optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
         probe = Probe(model, optimizer, estimators=[LOCAL], schedule=every(1), data="step") if probed else None
+        norms: list[float] = []
+
+        def evaluate(batch: tuple[Tensor, Tensor]) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model(*batch))
+            loss.backward()
+            norms.append(gradient_norm(model))
+            return loss
+
         firsts = []
         for batch in batches(2):
-            norms: list[float] = []
+            firsts.append(len(norms))
+            optimizer.step(partial(evaluate, batch))
+        assert len(norms) > 2
+        return state_of(model), [norms[first] for first in firsts], probe
 
-            def closure(batch=batch, norms=norms) -> Tensor:
-                optimizer.zero_grad()
-                loss = loss_of(model(*batch))
-                loss.backward()
-                norms.append(gradient_norm(model))
-                return loss
-
-            optimizer.step(closure)
-            assert len(norms) > 1
-            firsts.append(norms[0])
-        states.append(state_of(model))
-    assert_identical(*states)
-    assert [row["grad_norm"] for row in probe.trace] == pytest.approx(firsts, rel=1e-12)
+    bare, _, _ = train_by_closure(probed=False)
+    state, norms, probe = train_by_closure(probed=True)
+    assert_identical(state, bare)
+    assert [row["grad_norm"] for row in probe.trace] == pytest.approx(norms, rel=1e-12)
 
 
 def test_autoclip_acts_alike() -> None:
@@ -354,6 +359,17 @@ def test_a_step_without_a_call_names_the_cause() -> None:
         assert not len(probe.trace)
 
 
+def test_an_abandoned_loss_does_not_stand_in_for_another_one() -> None:
+    def abandoned(model: nn.Module, given: list[tuple[Tensor, Tensor]]) -> None:
+        losses(model, given)[0].backward()
+        model.zero_grad(set_to_none=False)
+        model.head.weight.square().sum().backward()
+
+    with pytest.warns(SmoothdiagWarning, match="has seen no call of `model"):
+        probe, _ = one(abandoned)
+    assert not len(probe.trace)
+
+
 def test_arguments_that_the_loop_writes_to_are_noticed() -> None:
     def written(model: nn.Module, given: list[tuple[Tensor, Tensor]]) -> None:
         loss_of(model(given[0][0], targets=given[0][1])).backward()
@@ -420,6 +436,9 @@ def test_hooks_stay_with_the_model_until_close(compiles) -> None:
     optimizer.step()
     assert rows_of(probe) == rows_of(other)
     assert len(probe.trace) == 1
+    with torch.compiler.set_stance("force_eager"):  # then hooks within a compiled model run
+        model(*batch)
+    assert len(probe._accumulation._observed) == 1
     probe.close()
     other.close()
     assert not model._forward_hooks
@@ -470,7 +489,9 @@ def test_no_call_is_kept_without_gradients_or_while_another_probe_measures() -> 
     batch = batches(1)[0]
     with torch.no_grad():
         model(*batch)
-    torch.jit.trace(model, batch, check_trace=False, strict=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        torch.jit.trace(model, batch, check_trace=False, strict=False)
     assert not probe._accumulation.has_observed
     other.observe(batch)
     loss_of(checkpoint(model, *batch, use_reentrant=False)).backward()  # calls the model again in backward
