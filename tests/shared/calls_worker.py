@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from asserts import state_of, without_cost
+from asserts import state_of, whole, without_cost
 from distributed_runs import OPTIMIZERS, WORLD, Case, Dropped, data_of, shares, wrapped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from smoothdiag import Probe, every
+from smoothdiag import LocalSmoothness, Probe, every
 
 CASES = [Case("returning", "adamw", wrap, 3) for wrap in ("ddp", "ddp_view", "ddp_unused", "fsdp2")]
 
@@ -48,6 +48,21 @@ def train(case: Case, rank: int, shows: str) -> tuple[dict[str, Any], list[dict[
     return state_of(model, optimizer), [without_cost(row) for probe in probes for row in probe.trace]
 
 
+def measure_after_an_abandoned_pass(rank: int) -> list[tuple[str, float, float]]:
+    """Returns the statuses under FSDP2, and the gradient norms as measured and as in the loop."""
+    torch.manual_seed(0)
+    model = wrapped(Returning(), "fsdp2").eval()  # no dropout
+    optimizer = OPTIMIZERS["momentum"](model.parameters())
+    probe = Probe(model, optimizer, estimators=[LocalSmoothness()], data="step")
+    first, second = (shares(batch, Case(), rank)[0] for batch in data_of(Case(), 2, seed=3))
+    model(*first)[1].backward()
+    optimizer.zero_grad()
+    model(*second)[1].backward()
+    norm = float(torch.cat([whole(p.grad).flatten() for p in model.parameters()]).norm())
+    optimizer.step()
+    return [(row["status"], row["grad_norm"], norm) for row in probe.trace]
+
+
 def measure_within(rank: int) -> str:
     """Returns the error of a probe for the module inside of the one that the loop calls."""
     inner = Returning()
@@ -66,7 +81,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=600))
-    found: dict[str, Any] = {"within": measure_within(rank)}
+    found: dict[str, Any] = {"within": measure_within(rank), "abandoned": measure_after_an_abandoned_pass(rank)}
     for case in CASES:
         found[case.wrap] = {shows: train(case, rank, shows) for shows in ("nothing", "calls", "batches")}
     torch.save(found, Path(folder) / f"rank{rank}.pt")

@@ -81,8 +81,14 @@ class Calls:
         """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
-        if self._model._compiled_call_impl == self._around:
+        outer: Any = self._model._compiled_call_impl
+        if outer == self._around:
             self._model._compiled_call_impl = self._compiled
+        # A probe that was made later stands around this one.
+        while isinstance(calls := getattr(outer, "__self__", None), Calls):
+            if calls._compiled == self._around:
+                calls._compiled = self._compiled
+            outer = calls._compiled
 
     def begin(self, observed: Sequence[MicroBatch]) -> bool:
         """Returns whether the step that the optimizer now takes has a loss that the model returned.
@@ -109,6 +115,8 @@ class Calls:
         """
         numbers = [number for number, micro in enumerate(observed) if micro.batch.factor.is_known]
         used = [observed[number] for number in numbers]
+        if not used:
+            return {}  # as on held-out batches
         factors = [micro.batch.factor.value.double().reshape(()) for micro in used]
         found = torch.stack([f.to(factors[0].device) for f in factors]).tolist()
         total = sum(found) / self._scale

@@ -28,3 +28,10 @@ def test_the_module_within_ddp_is_refused(found) -> None:
     for rank in found:
         assert "should be the DistributedDataParallel module that the loop calls" in rank["within"]
         assert "Found the Returning within it" in rank["within"]
+
+
+def test_an_abandoned_pass_does_not_count_under_fsdp2(found) -> None:
+    for rank in found:
+        ((status, measured, norm),) = rank["abandoned"]
+        assert status == "ok"
+        assert measured == pytest.approx(norm, rel=1e-5)
