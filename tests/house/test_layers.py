@@ -198,6 +198,11 @@ WINGS = {
     "integrations": (
         "integrations.losses",
         "integrations.latest",
+        "integrations.loggers.sink",
+        "integrations.loggers.figures",
+        "integrations.loggers.verdicts",
+        "integrations.loggers.writer",
+        "integrations.loggers.*",
         "integrations.loggers",
         "integrations.attached",
         "integrations.training_step",

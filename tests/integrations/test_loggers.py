@@ -99,7 +99,7 @@ def numbers_of(rows: list[dict[str, Any]]) -> Numbers:
     found = defaultdict(list)
     for row in rows:
         for name, value in row.items():
-            if not name.startswith(("_", "optimizer_step", "smoothness/figure")):
+            if not name.startswith("_") and "/figure" not in name and name != "optimizer_step":
                 found[name].append((row["optimizer_step"], value))
     return dict(found)
 
@@ -329,9 +329,10 @@ def test_wandb_holds_every_row_once_and_the_figure_offline(tmp_path, monkeypatch
     clipping = [found.pop(name) for name in CLIPPING]
     assert_same(found, expected(run.probe.trace))
     assert [step for step, _ in clipping[0]] == sorted({row["step"] for row in run.probe.trace})
-    assert (rows[-1]["smoothness/figure._type"], rows[-1]["optimizer_step"]) == ("image-file", 6)
-    (image,) = tmp_path.glob("wandb/offline-run-*/files/" + rows[-1]["smoothness/figure.path"])
-    assert image.read_bytes().startswith(b"\x89PNG")
+    for drawn, name in zip(rows[-2:], ("smoothness/figure", "clipping/figure"), strict=True):
+        assert (drawn[f"{name}._type"], drawn["optimizer_step"]) == ("image-file", rows[-3]["optimizer_step"])
+        (image,) = tmp_path.glob("wandb/offline-run-*/files/" + drawn[f"{name}.path"])
+        assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def test_wandb_keeps_a_run_of_the_users_open_and_their_values(tmp_path, own) -> None:
