@@ -32,6 +32,7 @@ class Verdicts:
         self._doublings = 0
         self._num_fitted = 0
         self._has_failed = False
+        self._refusal = ""
         self.fit: SmoothnessFit | None = None
 
     def passed_over(self, num_measured: int) -> None:
@@ -39,7 +40,7 @@ class Verdicts:
         self._doublings = _doublings(num_measured)
 
     def update(self, num_measured: int, *, is_last: bool = False) -> bool:
-        """Fits the trace if a verdict is due, and returns whether there is a new fit.
+        """Fits the trace if a verdict is due, and returns whether there is news.
 
         Args:
             num_measured: Number of steps with rows that a fit may use.
@@ -54,13 +55,13 @@ class Verdicts:
 
         try:
             self.fit = fit_smoothness(self._trace)
-        except ValueError:  # such as rows of several estimators, none of which is preferred
-            self.fit = None
+        except ValueError as error:  # such as rows of several estimators, none of which is preferred
+            self.fit, self._refusal = None, str(error)
         except Exception as error:
             self.fit, self._has_failed = None, True
             message = f"The log gets no further verdicts, because the fit failed: {error!r}. Rows are still logged."
             warnings.warn(message, SmoothdiagWarning)
-        return self.fit is not None
+        return not self._has_failed
 
     def scalars(self) -> dict[str, float]:
         """Returns 1 for the present verdict and 0 for the others, and the constants if the verdict allows their use.
@@ -77,9 +78,9 @@ class Verdicts:
         return found
 
     def text(self) -> str:
-        """Returns the verdict, what it means, and the reason."""
+        """Returns the verdict, what it means, and the reason; if the rows cannot be fitted, why not."""
         if self.fit is None:
-            return ""
+            return f"No verdict. {self._refusal}"
         verdict, rows = self.fit.verdict, self.fit.num_points
         return f"{verdict.name} after {rows} rows. {verdict.value} Reason: {self.fit.verdict_reason}"
 
