@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -17,6 +18,7 @@ from smoothdiag.integrations.latest import CLIPPING
 from smoothdiag.integrations.loggers.figures import pixels_of
 from smoothdiag.integrations.loggers.sink import Sink
 from smoothdiag.integrations.loggers.verdicts import Verdicts
+from smoothdiag.measure.loss.batches import RandomState
 from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
 from smoothdiag.trace import Trace
@@ -72,7 +74,8 @@ class TraceWriter:
         self._trace = source.trace if isinstance(source, Probe) else source
         self._autoclip = autoclip
         is_later_rank = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
-        self._sink = None if is_later_rank else sink()
+        with _same_draws():
+            self._sink = None if is_later_rank else sink()
         self._has_failed = False
         self._num_read = -1  # unknown before the first step: a resumed trace may still be loaded
         self._num_measured = 0
@@ -168,7 +171,8 @@ class TraceWriter:
     def _guarded(self, action: Callable[[Sink], None], sink: Sink) -> None:
         """Runs an action on the sink. If it fails, the writer gives up with one warning, and the run goes on."""
         try:
-            action(sink)
+            with _same_draws():
+                action(sink)
         except Exception as error:
             if self._handle is not None:
                 self._handle.remove()
@@ -176,6 +180,16 @@ class TraceWriter:
             if not has_warned:
                 message = f"Logging has stopped: {error!r}. Training continues, and the trace has all rows."
                 warnings.warn(message, SmoothdiagWarning)
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Leaves the random states as they were. MLflow, for one, draws the name of a run from Python's generator."""
+    before = RandomState.capture()
+    try:
+        yield
+    finally:
+        before.restore()
 
 
 def _write(sink: Sink, step: int, values: Mapping[str, float]) -> None:

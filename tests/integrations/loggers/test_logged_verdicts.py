@@ -1,7 +1,10 @@
 """integrations.loggers.verdicts, integrations.loggers.writer: the verdict so far is the fit of the rows so far."""
 
+import random
+
 import numpy as np
 import pytest
+import torch
 from logged_runs import Recorder, Run, law, row
 
 from smoothdiag import SmoothdiagWarning, Trace, Verdict, fit_smoothness
@@ -96,6 +99,30 @@ def test_a_sink_that_fails_anywhere_is_closed_after_one_warning(failing: str) ->
     assert len(caught) == 1
     assert len(sink.of(failing)) == 1
     assert sink.calls[-1] == ("close",)
+
+
+def test_a_sink_that_draws_random_numbers_changes_none_of_the_users() -> None:
+    class Drawing(Recorder):
+        def _keep(self, *call: object) -> None:
+            super()._keep(*call)
+            drawn()
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    def make() -> Drawing:
+        drawn()
+        return Drawing()
+
+    def after(writer: bool) -> tuple[float, float, float]:
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        trace = Trace()
+        trace.extend(law(range(3)))
+        if writer:
+            TraceWriter(trace, make).close()
+        return drawn()
+
+    assert after(writer=True) == after(writer=False)
 
 
 def test_the_figures_show_the_fit_and_the_clipping(monkeypatch) -> None:

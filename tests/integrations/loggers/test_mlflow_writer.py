@@ -1,6 +1,7 @@
 """integrations.loggers.mlflow: MLflow itself reads back what the writer leaves in its stores; needs ``mlflow``."""
 
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +20,22 @@ pytestmark = pytest.mark.slow
 mlflow = pytest.importorskip("mlflow")
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database, which takes MLflow seconds to make."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture(params=["sqlite", "file"], autouse=True)
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def store(
+    request: pytest.FixtureRequest, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """A database, which is MLflow's default, or a folder, which it still reads and writes on request."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    shutil.copy(database, tmp_path)
     earlier = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db" if request.param == "sqlite" else f"file:{tmp_path}/runs")
     mlflow.set_experiment("smoothdiag")
@@ -186,6 +198,7 @@ def test_where_the_store_breaks_the_run_goes_on(store: str, tmp_path: Path) -> N
     assert mlflow.active_run() is None
 
 
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 def test_the_example_of_the_page_runs() -> None:
     run = Run()
     names = {"probe": run.probe, "clipper": None, "train": lambda: run.train(4)}
