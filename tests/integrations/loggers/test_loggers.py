@@ -22,7 +22,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from smoothdiag import SmoothdiagWarning, Trace
-from smoothdiag.integrations.loggers import TensorBoardWriter, TraceWriter, WandbWriter
+from smoothdiag.integrations.loggers import (
+    MlflowWriter,
+    TensorBoardWriter,
+    TraceWriter,
+    TrackioWriter,
+    WandbWriter,
+)
 
 pytestmark = pytest.mark.thorough
 
@@ -303,11 +309,20 @@ def test_wandb_refuses_options_of_a_run_that_exists(own) -> None:
 @pytest.mark.parametrize(("made", "extra", "module"), [
     (TensorBoardWriter, "tensorboard", "torch.utils.tensorboard"),
     (WandbWriter, "wandb", "wandb"),
+    (MlflowWriter, "mlflow", "mlflow"),
+    (TrackioWriter, "trackio", "trackio"),
 ])  # fmt: skip
 def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch, made, extra, module) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'pip install "smoothdiag\[{extra}\]"'):
         made(Trace(), str(tmp_path))
+
+
+def test_importing_the_writers_imports_no_logger() -> None:
+    code = "import sys, smoothdiag.integrations.loggers; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "smoothdiag.integrations.loggers.mlflow" in loaded
+    assert not {"matplotlib", "mlflow", "pandas", "tensorboard", "trackio", "wandb"} & set(loaded)
 
 
 def test_what_is_no_source_is_refused_before_anything_is_made(tmp_path) -> None:
