@@ -15,7 +15,7 @@ import pytest
 import torch
 import wandb
 from asserts import assert_identical, state_of
-from logged_runs import CLIPPING, Numbers, Run, assert_same, expected, loss_fn, row
+from logged_runs import CLIPPING, Numbers, Run, assert_same, expected, law, loss_fn, row
 from places import REPOSITORY
 from ranks import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,6 +106,17 @@ def test_of_failed_rows_only_their_number_is_written(tmp_path) -> None:
         "status/below_noise_floor": [(2, 1.0)],
         "status/saturated": [(4, 1.0)],
     }
+
+
+def test_tensorboard_and_wandb_show_the_verdict_as_text(tmp_path, own) -> None:
+    trace = Trace()
+    trace.extend(law(range(20)))
+    TensorBoardWriter(trace, tmp_path / "runs").close()
+    WandbWriter(trace).close()
+    (event,) = events(tmp_path / "runs").Tensors("fit/verdict/text_summary")
+    (text,) = event.tensor_proto.string_val
+    assert text.decode().startswith("NOT_IDENTIFIED after 20 rows. These rows do not determine L0 and L1")
+    assert own.summary["fit/verdict"] == text.decode()
 
 
 def test_a_trace_without_a_drawable_row_gets_no_figure(tmp_path) -> None:
@@ -297,6 +308,29 @@ def test_wandb_keeps_a_run_of_the_users_open_and_their_values(tmp_path, own) -> 
     found = numbers_of([row for row in rows if "optimizer_step" in row])
     del found["mine"]
     assert_same(found, expected(run.probe.trace))
+
+
+def test_a_run_that_the_user_finishes_early_ends_the_logging_alone(own) -> None:
+    run = Run()
+    writer = WandbWriter(run.probe)
+    run.train(4)
+    own.finish()
+    with pytest.warns(SmoothdiagWarning, match="Logging has stopped: .*is finished") as caught:
+        run.train(4)
+        writer.close()
+    assert len([one for one in caught if one.category is SmoothdiagWarning]) == 1
+    assert run.probe.steps == 8
+
+
+def test_a_block_that_ends_by_an_exception_leaves_a_failed_run(tmp_path, monkeypatch) -> None:
+    codes = []
+    finish = wandb.Run.finish
+    monkeypatch.setattr(wandb, "finish", lambda exit_code=None: codes.append(exit_code) or finish(wandb.run, exit_code))
+    with pytest.raises(KeyboardInterrupt), WandbWriter(Trace(), **in_folder(tmp_path)):
+        raise KeyboardInterrupt
+    with WandbWriter(Trace(), **in_folder(tmp_path)):
+        pass
+    assert codes == [1, None]
 
 
 def test_wandb_refuses_options_of_a_run_that_exists(own) -> None:
