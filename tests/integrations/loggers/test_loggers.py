@@ -352,13 +352,6 @@ def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch, 
         made(Trace(), str(tmp_path))
 
 
-def test_importing_the_writers_imports_no_logger() -> None:
-    code = "import sys, smoothdiag.integrations.loggers; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "smoothdiag.integrations.loggers.mlflow" in loaded
-    assert not {"matplotlib", "mlflow", "pandas", "tensorboard", "trackio", "wandb"} & set(loaded)
-
-
 def test_what_is_no_source_is_refused_before_anything_is_made(tmp_path) -> None:
     with pytest.raises(ValueError, match="Parameter `source` should be a Probe or a Trace. Found `source = 'x'`"):
         TensorBoardWriter("x", tmp_path / "runs")
