@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-FRAMEWORKS = frozenset({"accelerate", "lightning", "pytorch_lightning", "tensorboard", "transformers", "wandb"})
+FRAMEWORKS = frozenset(
+    {"accelerate", "lightning", "mlflow", "pytorch_lightning", "tensorboard", "trackio", "transformers", "wandb"}
+)
 PROCESSES: tuple[tuple[Any, str], ...] = (
     (subprocess.Popen, "__init__"),
     (multiprocessing.process.BaseProcess, "start"),

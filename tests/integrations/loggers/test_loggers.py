@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,66 +15,22 @@ import pytest
 import torch
 import wandb
 from asserts import assert_identical, state_of
+from logged_runs import CLIPPING, Numbers, Run, assert_same, expected, law, loss_fn, row
 from places import REPOSITORY
 from ranks import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import nn
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from smoothdiag import AutoClip, Probe, SmoothdiagWarning, Trace, by_module, every
-from smoothdiag.integrations.loggers import TensorBoardWriter, TraceWriter, WandbWriter
+from smoothdiag import SmoothdiagWarning, Trace
+from smoothdiag.integrations.loggers import (
+    MlflowWriter,
+    TensorBoardWriter,
+    TraceWriter,
+    TrackioWriter,
+    WandbWriter,
+)
 
 pytestmark = pytest.mark.thorough
-
-Numbers = dict[str, list[tuple[int, float]]]
-
-CLIPPING = ("clipping/longest_step", "clipping/threshold", "clipping/clip_fraction")
-
-
-def loss_fn(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    return F.dropout(model(batch), 0.2).square().mean()
-
-
-class Run:
-    """A small training run with a probe that measures every third step, in two groups."""
-
-    def __init__(self, *, autoclip: bool = False, **options: Any) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2)).double()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        self.probe = Probe(self.model, self.optimizer, loss_fn, schedule=every(3), group_by=by_module(), **options)
-        self.clipper = AutoClip(self.optimizer, self.probe) if autoclip else None
-
-    def train(self, num_steps: int) -> None:
-        first = self.probe.steps
-        for step in range(first, first + num_steps):
-            batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step)).double()
-            self.probe.observe(batch)
-            self.optimizer.zero_grad()
-            loss_fn(self.model, batch).backward()
-            self.optimizer.step()
-
-
-def row(step: int, **values: Any) -> dict[str, Any]:
-    return {"step": step, "grad_norm": 2.0, "smoothness": 3.0, "saturation": 0.5, "estimator": "local", **values}
-
-
-def expected(trace: Trace) -> Numbers:
-    """The numbers of a trace by name, one after the other."""
-    found, counts = defaultdict(list), Counter()
-    for row in trace:
-        counts[row["status"]] += 1
-        if (name := f"status/{row['status']}") in found and found[name][-1][0] == row["step"]:
-            found[name].pop()
-        found[name].append((row["step"], counts[row["status"]]))
-        if row["status"] in ("ok", "saturated", "kink_limited", "not_reproduced"):
-            end = row["estimator"] + ("/" + row["group"] if row["group"] != "all" else "")
-            for name, column in (("smoothness", "smoothness"), ("gradient/norm", "grad_norm")):
-                found[f"{name}/{end}"].append((row["step"], row[column]))
-            if np.isfinite(row["saturation"]):
-                found[f"saturation/{end}"].append((row["step"], row["saturation"]))
-    return dict(found)
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -97,19 +53,11 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 def numbers_of(rows: list[dict[str, Any]]) -> Numbers:
     found = defaultdict(list)
-    for row in rows:
-        for name, value in row.items():
-            if not name.startswith(("_", "optimizer_step", "smoothness/figure")):
-                found[name].append((row["optimizer_step"], value))
+    for item in rows:
+        for name, value in item.items():
+            if not name.startswith("_") and "/figure" not in name and name != "optimizer_step":
+                found[name].append((item["optimizer_step"], value))
     return dict(found)
-
-
-def assert_same(found: Numbers, wanted: Numbers) -> None:
-    """Compares names, steps and values; float32, which TensorBoard keeps, has 24 bits."""
-    assert found.keys() == wanted.keys()
-    for name, pairs in wanted.items():
-        assert [step for step, _ in found[name]] == [step for step, _ in pairs], name
-        np.testing.assert_allclose([v for _, v in found[name]], [v for _, v in pairs], rtol=1e-7, err_msg=name)
 
 
 def test_tensorboard_holds_every_row_once_under_grouped_names(tmp_path) -> None:
@@ -158,6 +106,17 @@ def test_of_failed_rows_only_their_number_is_written(tmp_path) -> None:
         "status/below_noise_floor": [(2, 1.0)],
         "status/saturated": [(4, 1.0)],
     }
+
+
+def test_tensorboard_and_wandb_show_the_verdict_as_text(tmp_path, own) -> None:
+    trace = Trace()
+    trace.extend(law(range(20)))
+    TensorBoardWriter(trace, tmp_path / "runs").close()
+    WandbWriter(trace).close()
+    (event,) = events(tmp_path / "runs").Tensors("fit/verdict/text_summary")
+    (text,) = event.tensor_proto.string_val
+    assert text.decode().startswith("NOT_IDENTIFIED after 20 rows. These rows do not determine L0 and L1")
+    assert own.summary["fit/verdict"] == text.decode()
 
 
 def test_a_trace_without_a_drawable_row_gets_no_figure(tmp_path) -> None:
@@ -329,9 +288,10 @@ def test_wandb_holds_every_row_once_and_the_figure_offline(tmp_path, monkeypatch
     clipping = [found.pop(name) for name in CLIPPING]
     assert_same(found, expected(run.probe.trace))
     assert [step for step, _ in clipping[0]] == sorted({row["step"] for row in run.probe.trace})
-    assert (rows[-1]["smoothness/figure._type"], rows[-1]["optimizer_step"]) == ("image-file", 6)
-    (image,) = tmp_path.glob("wandb/offline-run-*/files/" + rows[-1]["smoothness/figure.path"])
-    assert image.read_bytes().startswith(b"\x89PNG")
+    for drawn, name in zip(rows[-2:], ("smoothness/figure", "clipping/figure"), strict=True):
+        assert (drawn[f"{name}._type"], drawn["optimizer_step"]) == ("image-file", rows[-3]["optimizer_step"])
+        (image,) = tmp_path.glob("wandb/offline-run-*/files/" + drawn[f"{name}.path"])
+        assert image.read_bytes().startswith(b"\x89PNG")
 
 
 def test_wandb_keeps_a_run_of_the_users_open_and_their_values(tmp_path, own) -> None:
@@ -350,6 +310,29 @@ def test_wandb_keeps_a_run_of_the_users_open_and_their_values(tmp_path, own) -> 
     assert_same(found, expected(run.probe.trace))
 
 
+def test_a_run_that_the_user_finishes_early_ends_the_logging_alone(own) -> None:
+    run = Run()
+    writer = WandbWriter(run.probe)
+    run.train(4)
+    own.finish()
+    with pytest.warns(SmoothdiagWarning, match="Logging has stopped: .*is finished") as caught:
+        run.train(4)
+        writer.close()
+    assert len([one for one in caught if one.category is SmoothdiagWarning]) == 1
+    assert run.probe.steps == 8
+
+
+def test_a_block_that_ends_by_an_exception_leaves_a_failed_run(tmp_path, monkeypatch) -> None:
+    codes = []
+    finish = wandb.Run.finish
+    monkeypatch.setattr(wandb, "finish", lambda exit_code=None: codes.append(exit_code) or finish(wandb.run, exit_code))
+    with pytest.raises(KeyboardInterrupt), WandbWriter(Trace(), **in_folder(tmp_path)):
+        raise KeyboardInterrupt
+    with WandbWriter(Trace(), **in_folder(tmp_path)):
+        pass
+    assert codes == [1, None]
+
+
 def test_wandb_refuses_options_of_a_run_that_exists(own) -> None:
     with pytest.raises(ValueError, match="Parameter `init` should be empty.*Found project, name"):
         WandbWriter(Trace(), project="p", name="n")
@@ -360,6 +343,8 @@ def test_wandb_refuses_options_of_a_run_that_exists(own) -> None:
 @pytest.mark.parametrize(("made", "extra", "module"), [
     (TensorBoardWriter, "tensorboard", "torch.utils.tensorboard"),
     (WandbWriter, "wandb", "wandb"),
+    (MlflowWriter, "mlflow", "mlflow"),
+    (TrackioWriter, "trackio", "trackio"),
 ])  # fmt: skip
 def test_what_is_not_installed_is_named_with_its_command(tmp_path, monkeypatch, made, extra, module) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -401,8 +386,11 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys) -> None:
     names = {"probe": run.probe, "clipper": run.clipper, "model": run.model, "optimizer": run.optimizer}
     names |= {"loss_fn": loss_fn, "loader": torch.randn(5, 8, 4).double()}
     page = (REPOSITORY / "docs" / "logs.md").read_text(encoding="utf-8")
-    writing, reading = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    writing, _mlflow, _trackio, calling, reading = blocks  # those of the packages are run by the tests of their writers
     exec(writing, names)
     assert [step for step, _ in numbers(Path("runs/1"))["smoothness/local"]] == [0, 3]
+    exec(calling, names | {"train": lambda: run.train(4)})
+    assert [step for step, _ in numbers(Path("logs/mine"))["smoothness/local"]] == [6]
     exec(reading, names)
     assert "2 gradient norms in steps 0 to 1" in capsys.readouterr().out
