@@ -67,7 +67,7 @@ class Turn:
         self,
         optimizer: torch.optim.Optimizer,
         before: Callable[[tuple[Any, ...], dict[str, Any]], Arguments | None],
-        after: Callable[[], None],
+        after: Callable[[], None] = lambda: None,
         between: Callable[[list[torch.optim.Optimizer]], None] = lambda waiting: None,
     ) -> None:
         self._optimizer, self._before, self._after, self._between = optimizer, before, after, between

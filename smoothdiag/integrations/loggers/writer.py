@@ -11,9 +11,9 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import torch
 import torch.distributed as dist
 
+from smoothdiag.adapters.turns import Turn
 from smoothdiag.integrations.latest import CLIPPING
 from smoothdiag.integrations.loggers.figures import pixels_of
 from smoothdiag.integrations.loggers.sink import Sink
@@ -24,8 +24,6 @@ from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
-
     from smoothdiag.autoclip import AutoClip
 
 Rows = Sequence[Mapping[str, Any]]
@@ -81,10 +79,10 @@ class TraceWriter:
         self._num_measured = 0
         self._counts: Counter[str] = Counter()
         self._verdicts = Verdicts(self._trace)
-        self._handle: RemovableHandle | None = None
+        self._turn: Turn | None = None
         if self._probe is not None and self._sink is not None:
             # Before a step, AutoClip has already read the rows of the last step, so reading its state changes nothing.
-            self._handle = self._probe.optimizer.register_step_pre_hook(self._before_step)
+            self._turn = Turn(self._probe.optimizer, self._before_step)
 
     def update(self) -> None:
         """Writes the rows that the trace has recorded since the last time."""
@@ -95,8 +93,8 @@ class TraceWriter:
         """Writes the remaining rows, the verdict and the figures, and removes the hook; a second call does nothing."""
         self.update()
         sink, self._sink = self._sink, None
-        if self._handle is not None:
-            self._handle.remove()
+        if self._turn is not None:
+            self._turn.stop()
         if sink is None:
             return
         if len(self._trace) and not self._has_failed:
@@ -109,7 +107,7 @@ class TraceWriter:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._num_read != len(self._trace):
             self.update()
 
@@ -174,8 +172,8 @@ class TraceWriter:
             with _same_draws():
                 action(sink)
         except Exception as error:
-            if self._handle is not None:
-                self._handle.remove()
+            if self._turn is not None:
+                self._turn.stop()
             has_warned, self._has_failed = self._has_failed, True
             if not has_warned:
                 message = f"Logging has stopped: {error!r}. Training continues, and the trace has all rows."

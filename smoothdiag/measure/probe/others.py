@@ -85,8 +85,8 @@ class Between:
 
         def hear(gradient: Tensor) -> None:
             self.heard = (
-                f"A backward pass ran between the steps of {name_of(self._optimizer)}, as if each of them had a loss of "
-                "its own. Optimizers in one list take one step on one loss. Make a probe for each of them, "
+                f"A backward pass ran between the steps of {name_of(self._optimizer)}, as if each had a loss of its "
+                "own. Optimizers in one list take one step on one loss. Make a probe for each of them, "
                 "with a loss_fn of its own: what the others move then counts as state of the model."
             )
 
