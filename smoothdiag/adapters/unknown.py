@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.adapters.iterates import equal_to_parameters, near_parameters
-from smoothdiag.adapters.protocol import UNKNOWN, Group, State, Way
+from smoothdiag.adapters.protocol import UNKNOWN, Group, Limits, State, Way
 from smoothdiag.adapters.updates import Formula
 from smoothdiag.adapters.wrappers import innermost
 
@@ -63,7 +63,7 @@ class Unknown:
         """Returns ``None``."""
         return None
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+    def stability_limit(self, parameters: Sequence[Tensor]) -> Limits:
         """Returns `UNKNOWN`."""
         return UNKNOWN
 

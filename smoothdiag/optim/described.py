@@ -55,9 +55,12 @@ class Described(Optimizer):
         """Returns ``None``: nothing is divided by a diagonal."""
         return None
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the largest stable curvature [f/x^2], and whether it is preconditioned; NaN if it is not known."""
-        return math.nan, False
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool, float]:
+        """Returns the largest stable curvature [f/x^2], whether it is preconditioned, and the one for small batches.
+
+        NaN if they are not known.
+        """
+        return math.nan, False, math.nan
 
     def evaluated(self, parameter: Tensor) -> Tensor:
         """Returns the parameter."""
