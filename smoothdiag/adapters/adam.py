@@ -1,6 +1,5 @@
 """Adam, AdamW and NAdam."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -1,6 +1,5 @@
 """Adaptive optimizers, which divide the gradient by a diagonal from their state; RMSprop and Adagrad."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from smoothdiag.adapters.updates import Formula
+from smoothdiag.geometry import LayerGeometry
 
 Group = Mapping[str, Any]
 """A parameter group of an optimizer."""
 
 State = Mapping[str, Any]
 """What an optimizer keeps for one parameter."""
+
+Ball = tuple[LayerGeometry, float]
+"""The norm of one parameter, and the length in this norm of a step with a learning rate of 1."""
 
 Way = Literal["gradients", "updates", "cap", "nothing"]
 """What AutoClip may shorten: gradients before a step, the update after it, or the cap by which the optimizer clips."""

@@ -194,7 +194,7 @@ def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_
         lines.append((small, name, black | {"linestyle": "--"}))
     if not any(_is_same(line, 2 / lr) for line, *_ in lines):
         name = "2/lr, limit of critical_step" if of_critical else "2/lr"
-        look = {"color": pink, "linewidth": 1.2, "alpha": 0.6, "zorder": 1.6, "linestyle": "-."}
+        look: dict[str, Any] = {"color": pink, "linewidth": 1.2, "alpha": 0.6, "zorder": 1.6, "linestyle": "-."}
         lines.append((2 / lr, name, look))
     worth = []
     low, high = near[0] / _LINE_REACH, near[1] * _LINE_REACH
