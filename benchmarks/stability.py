@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from sklearn.datasets import load_digits
@@ -140,7 +139,6 @@ def run(setting: Setting, seed: int, num_steps: int) -> dict[str, Any]:
         "full_limit": float(found["stability_limit"].iloc[0]),
         "small_limit": float(found["stability_limit_small_batch"].iloc[0]),
         "batch_sharpness": _weighted(found),
-        "batch_sharpness_halves": [_weighted(found.iloc[half]) for half in np.array_split(np.arange(len(found)), 2)],
         "mean_curvature": _weighted(mean),
         "sharpness": float(sharpness[sharpness["estimator"] == "sharpness" + suffix]["smoothness"].median()),
         "loss": float(found["loss"].mean()),
@@ -166,7 +164,9 @@ def table(runs: list[dict[str, Any]]) -> str:
         " batch sharpness / line | loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for _, of_setting in pd.DataFrame(runs).groupby(["setting", "batch"], sort=False, dropna=False):
+    levels = ["batch_sharpness", "mean_curvature", "sharpness", "loss"]
+    frame = pd.DataFrame(runs).astype(dict.fromkeys(levels, float))
+    for _, of_setting in frame.groupby(["setting", "batch"], sort=False, dropna=False):
         row = of_setting.iloc[0]
         full, small, b = row["full_limit"], row["small_limit"], row["momentum"]
         # The line between the limits was derived for heavy ball; averages have the rate (1 - b) lr there.
@@ -179,13 +179,15 @@ def table(runs: list[dict[str, Any]]) -> str:
             _cell(of_setting["sharpness"] / full),
             _cell(of_setting["batch_sharpness"] / small),
             _cell(of_setting["batch_sharpness"] / line) if is_known else "",
-            f"{of_setting['loss'].mean():.2g}",
+            "" if of_setting["loss"].isna().any() else f"{of_setting['loss'].mean():.2g}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _cell(values: pd.Series) -> str:
+    if values.isna().any():
+        return f"{values.isna().sum()} of {len(values)} diverged"
     low, middle, high = (f"{v:.2g}" for v in (values.min(), values.mean(), values.max()))
     return middle if len(values) == 1 else f"{middle} ({low} to {high})"
 
@@ -217,7 +219,9 @@ def main() -> None:
         runs = list(_runs(SETTINGS, 1 if args.quick else args.seeds, 0.25 if args.quick else 1.0))
     if args.out:
         environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": 1}
-        args.out.write_text(json.dumps({"environment": environment, "runs": runs}, indent=1) + "\n")
+        # JSON has no NaN: what diverged is null.
+        known = [{name: None if value != value else value for name, value in run.items()} for run in runs]
+        args.out.write_text(json.dumps({"environment": environment, "runs": known}, indent=1) + "\n")
     print(table(runs))
     if args.page:
         write_table(args.page, table(runs))
