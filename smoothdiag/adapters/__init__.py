@@ -3,9 +3,11 @@
 To add a family, write a file with a class that derives from `Unknown`, and name the class in ``FAMILIES``.
 """
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
+from torch import Tensor
 
 from smoothdiag.adapters.adam import Adam, NAdam
 from smoothdiag.adapters.adaptive import Adagrad, RmsProp
@@ -13,18 +15,20 @@ from smoothdiag.adapters.joint import Joint, finish, members, name_of
 from smoothdiag.adapters.line_search import LineSearch
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.muon import Muon
-from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Group, StabilityLimit, Way
+from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Ball, Group, StabilityLimit, Way
 from smoothdiag.adapters.rate_free import RateFree
 from smoothdiag.adapters.sam import Sam
 from smoothdiag.adapters.schedule_free import ScheduleFree
 from smoothdiag.adapters.several import Several
 from smoothdiag.adapters.sgd import AveragedSgd, Sgd
+from smoothdiag.adapters.sign import SignDescent
 from smoothdiag.adapters.taken import stepping
 from smoothdiag.adapters.unknown import Unknown
 
 __all__ = [
     "UNKNOWN",
     "Adapter",
+    "Ball",
     "Group",
     "Joint",
     "StabilityLimit",
@@ -34,10 +38,11 @@ __all__ = [
     "members",
     "name_of",
     "stepping",
+    "unit_balls",
 ]
 
 FAMILIES: tuple[type[Unknown], ...] = (
-    *(LineSearch, Sgd, AveragedSgd, RateFree, ScheduleFree, Lookahead, Sam, Muon),
+    *(LineSearch, Sgd, AveragedSgd, RateFree, ScheduleFree, Lookahead, Sam, Muon, SignDescent),
     *(Adam, NAdam, RmsProp, Adagrad, Unknown),
 )
 """The first family that matches answers. Families that AutoClip refuses come first: they may derive from others."""
@@ -54,6 +59,22 @@ def adapter_of(optimizer: torch.optim.Optimizer) -> Adapter:
     if _answers_itself(optimizer):
         return optimizer
     return next(family(optimizer) for family in FAMILIES if family.matches(optimizer))
+
+
+def unit_balls(adapter: Adapter, parameters: Sequence[Tensor]) -> Sequence[Ball | None]:
+    """Returns, for each parameter, the ball that an optimizer takes its steps from; ``None`` where it takes other ones.
+
+    Such an optimizer moves a parameter by its learning rate times a minimiser of <m, x> over a ball, with an average m
+    of gradients: Muon, Scion and sign descent do. The ball is a norm and a radius, so that one radius is one learning
+    rate. Weight decay, and what Newton-Schulz iterations are off by, do not count.
+
+    An optimizer that answers the questions of `Adapter` itself may leave out this one, a method ``unit_balls``.
+
+    Source: Pethick et al. 2025 (ICML), "Training Deep Learning Models with Norm-Constrained LMOs".
+    """
+    ask = getattr(type(adapter), "unit_balls", None)  # the class, as for the other questions
+    found: Sequence[Ball | None] = ask(adapter, parameters) if ask else [None] * len(parameters)
+    return found
 
 
 def _answers_itself(optimizer: torch.optim.Optimizer) -> TypeGuard[Adapter]:

@@ -1,6 +1,5 @@
 """Adam, AdamW and NAdam."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -40,12 +39,12 @@ class Adam(Adaptive):
         root: Tensor = (second / correction(group["betas"][1], step)).sqrt() + group["eps"]
         return root
 
-    def limit(self, group: Group, states: Sequence[State]) -> float:
-        """Returns (2 / lr) (1 + b) / (1 - b), with 2 / lr - w instead of 2 / lr if weight decay is decoupled."""
+    def limits(self, group: Group, states: Sequence[State]) -> limits.Pair:
+        """Returns (2 / lr) (1 + b) / (1 - b) and 2 / lr, with 2 / lr - w for 2 / lr if weight decay is decoupled."""
         if group["weight_decay"] and not self._decouples(group):
-            return math.nan
-        momentum = float(group["betas"][0])
-        return (limits.two_over(float(group["lr"])) - float(group["weight_decay"])) * (1 + momentum) / (1 - momentum)
+            return limits.NO_PAIR
+        momentum, limit = float(group["betas"][0]), limits.two_over(float(group["lr"])) - float(group["weight_decay"])
+        return limit * (1 + momentum) / (1 - momentum), limit
 
     def update(self, group: Group) -> Formula | None:
         """Returns how the last update follows from the state."""

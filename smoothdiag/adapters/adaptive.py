@@ -1,6 +1,5 @@
 """Adaptive optimizers, which divide the gradient by a diagonal from their state; RMSprop and Adagrad."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from smoothdiag.adapters import limits
 from smoothdiag.adapters.diagonals import Diagonals
-from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State
+from smoothdiag.adapters.protocol import UNKNOWN, Group, Limits, StabilityLimit, State
 from smoothdiag.adapters.unknown import Unknown, has_step_of
 from smoothdiag.adapters.updates import Formula, Stretch, Update, number
 
@@ -51,11 +50,12 @@ class Adaptive(Unknown, ABC):
         )
         return Diagonals(parameters, of) if is_shown else None
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+    def stability_limit(self, parameters: Sequence[Tensor]) -> Limits:
         """Returns the limit in the norm of P."""
         if not has_step_of(self.optimizer, self.kind):
             return UNKNOWN
-        return StabilityLimit(limits.common(self.optimizer, parameters, self.limit), preconditioned=True)
+        curvature, small_batch = limits.common(self.optimizer, parameters, self.limits)
+        return StabilityLimit(curvature, preconditioned=True, small_batch=small_batch)
 
     def update(self, group: Group) -> Formula | None:
         """Returns how the last update follows from the state."""
@@ -71,8 +71,8 @@ class Adaptive(Unknown, ABC):
         """Returns the diagonal of P for one parameter."""
 
     @abstractmethod
-    def limit(self, group: Group, states: Sequence[State]) -> float:
-        """Returns the limit of stability of one group."""
+    def limits(self, group: Group, states: Sequence[State]) -> limits.Pair:
+        """Returns the limits of stability of one group, for full batches and for small ones."""
 
     @abstractmethod
     def tells(self, group: Group) -> bool:
@@ -105,10 +105,12 @@ class RmsProp(Adaptive):
         root: Tensor = second.clamp(min=0).sqrt() + group["eps"]
         return root
 
-    def limit(self, group: Group, states: Sequence[State]) -> float:
-        """Returns (2 + 2b) / lr."""
-        limit = limits.two_over(float(group["lr"])) * (1 + float(group["momentum"]))
-        return limit if not group["weight_decay"] else math.nan
+    def limits(self, group: Group, states: Sequence[State]) -> limits.Pair:
+        """Returns (2 + 2b) / lr and (2 - 2b) / lr."""
+        if group["weight_decay"]:
+            return limits.NO_PAIR
+        limit, momentum = limits.two_over(float(group["lr"])), float(group["momentum"])
+        return limit * (1 + momentum), limit * (1 - momentum)
 
     def tells(self, group: Group) -> bool:
         """Returns whether momentum or no weight decay tells it: P^-1 w x alone would hide x."""
@@ -137,15 +139,15 @@ class Adagrad(Adaptive):
         root: Tensor = total.sqrt() + group["eps"]
         return root
 
-    def limit(self, group: Group, states: Sequence[State]) -> float:
-        """Returns 2 over the decayed rate; NaN if parameters have seen different numbers of steps."""
+    def limits(self, group: Group, states: Sequence[State]) -> limits.Pair:
+        """Returns 2 over the decayed rate, twice; NaN if parameters have seen different numbers of steps."""
         if group["weight_decay"]:
-            return math.nan
+            return limits.NO_PAIR
         rate, decay = float(group["lr"]), float(group["lr_decay"])
         if decay == 0:
-            return limits.two_over(rate)
+            return (limits.two_over(rate),) * 2
         found = {limits.two_over(rate / (1 + max(steps - 1, 0) * decay)) for steps in limits.step_counts(states)}
-        return found.pop() if len(found) == 1 else math.nan
+        return (found.pop(),) * 2 if len(found) == 1 else limits.NO_PAIR
 
     def tells(self, group: Group) -> bool:
         """Returns whether there is no weight decay: P^-1 w x would hide x."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smoothdiag.adapters.adam import Adam
 from smoothdiag.adapters.adaptive import Adagrad, Adaptive, RmsProp
-from smoothdiag.adapters.protocol import UNKNOWN
+from smoothdiag.adapters.protocol import UNKNOWN, Limits
 from smoothdiag.adapters.unknown import Unknown, first_options, is_of_torch, keeps_iterate
 
 _PARENTS: tuple[type[Adaptive], ...] = (Adam, RmsProp, Adagrad)
@@ -21,7 +21,7 @@ class Derived(Unknown):
         parent = self._parent()
         return parent.preconditioner(parameters) if parent else None
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+    def stability_limit(self, parameters: Sequence[Tensor]) -> Limits:
         """Returns the limit of the parent, where its step is taken as it is."""
         parent = self._parent()
         return parent.stability_limit(parameters) if parent else UNKNOWN

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.adapters.updates import Formula
+from smoothdiag.geometry import LayerGeometry
 
 Group = Mapping[str, Any]
 """A parameter group of an optimizer."""
@@ -15,24 +16,33 @@ Group = Mapping[str, Any]
 State = Mapping[str, Any]
 """What an optimizer keeps for one parameter."""
 
+Ball = tuple[LayerGeometry, float]
+"""The norm of one parameter, and the length in this norm of a step with a learning rate of 1."""
+
 Way = Literal["gradients", "updates", "cap", "nothing", "mixed"]
 """What AutoClip may shorten: gradients before a step, the update after it, or the cap by which the optimizer clips.
 "mixed" stands for several optimizers of which some go by their gradients and others by their updates."""
 
 
 class StabilityLimit(NamedTuple):
-    """A limit on curvature, and the norm in which that curvature is measured.
+    """Limits on curvature, and the norm in which that curvature is measured.
 
     Attributes:
         curvature: Largest eigenvalue [f/x^2] at which the optimizer does not diverge on a quadratic; NaN if there
             is no such number, or nobody knows it.
-        preconditioned: Whether the limit is for eigenvalues of P^-1/2 H P^-1/2, with the optimizer's preconditioner P.
-            Otherwise it is for eigenvalues of the Hessian H itself.
+        preconditioned: Whether the limits are for P^-1/2 H P^-1/2, with the optimizer's preconditioner P. Otherwise
+            they are for the Hessian H itself.
+        small_batch: Limit of the batch sharpness [f/x^2] where the batches differ so much that their noise decides
+            about stability; NaN as above. `smoothdiag.adapters.limits` derives it.
     """
 
     curvature: float
     preconditioned: bool
+    small_batch: float = math.nan
 
+
+Limits = tuple[float, bool] | tuple[float, bool, float]
+"""A `StabilityLimit`, or a plain tuple of its first two or of all three entries."""
 
 UNKNOWN = StabilityLimit(math.nan, preconditioned=False)
 
@@ -93,8 +103,11 @@ class Adapter(Protocol):
         """
         ...
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the `StabilityLimit` of all ``parameters`` together; waits for a device only if it holds a rate."""
+    def stability_limit(self, parameters: Sequence[Tensor]) -> Limits:
+        """Returns the `StabilityLimit` of all ``parameters`` together; waits for a device only if it holds a rate.
+
+        The third entry, the limit for small batches, may be left out.
+        """
         ...
 
     def evaluated(self, parameter: Tensor) -> Tensor:

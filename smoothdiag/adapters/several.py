@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from smoothdiag.adapters.diagonals import Diagonals
 from smoothdiag.adapters.joint import Joint, members
-from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Group, StabilityLimit, Way
+from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Ball, Group, Limits, StabilityLimit, Way
 from smoothdiag.adapters.unknown import Unknown
 from smoothdiag.adapters.updates import Formula
 
@@ -61,10 +62,22 @@ class Several(Unknown):
             found |= {id(p): lambda d=diagonal, i=i: d[i] for i, p in enumerate(held)}  # type: ignore[misc]
         return Diagonals(parameters, lambda p: found[id(p)]())
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the limit that all of them share."""
-        limits = {StabilityLimit(*adapter.stability_limit(held)) for adapter, held in self._held(parameters)}
-        return limits.pop() if len(limits) == 1 else UNKNOWN
+    def unit_balls(self, parameters: Sequence[Tensor]) -> Sequence[Ball | None]:
+        """Returns the ball that each optimizer tells for its parameters."""
+        found: dict[int, Ball | None] = {}
+        for adapter, held in self._held(parameters):
+            if hasattr(type(adapter), "unit_balls"):  # optimizers that answer themselves may leave it out
+                found |= zip(map(id, held), adapter.unit_balls(held), strict=True)  # type: ignore[attr-defined]
+        return [found.get(id(p)) for p in parameters]
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> Limits:
+        """Returns the limits that all of them share; NaN where they differ."""
+        found = [StabilityLimit(*adapter.stability_limit(held)) for adapter, held in self._held(parameters)]
+        if len({limit.preconditioned for limit in found}) != 1:
+            return UNKNOWN
+        curvatures, small = ({getattr(limit, name) for limit in found} for name in ("curvature", "small_batch"))
+        curvature, small_batch = (values.pop() if len(values) == 1 else math.nan for values in (curvatures, small))
+        return StabilityLimit(curvature, found[0].preconditioned, small_batch)
 
     def evaluated(self, parameter: Tensor) -> Tensor:
         """Returns the answer of the optimizer that holds the parameter."""

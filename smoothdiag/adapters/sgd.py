@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.adapters import limits
-from smoothdiag.adapters.protocol import UNKNOWN, Group, StabilityLimit, State, Way
+from smoothdiag.adapters.protocol import UNKNOWN, Group, Limits, StabilityLimit, State, Way
 from smoothdiag.adapters.unknown import Unknown, has_step_of, keeps_iterate
 from smoothdiag.momentum import gain, shortening
 
@@ -38,11 +38,15 @@ class Sgd(Unknown):
         """Returns sqrt((1 - momentum) / (1 + momentum))."""
         return shortening(self.momentum(group))
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns (2 + 2b) / ((1 - d) lr) - w, or (2 + 2b) / ((1 + 2b) lr) - w with Nesterov's momentum."""
+    def stability_limit(self, parameters: Sequence[Tensor]) -> Limits:
+        """Returns (2 + 2b) / ((1 - d) lr) - w, or (2 + 2b) / ((1 + 2b) lr) - w with Nesterov's momentum.
+
+        For small batches it is (2 - 2b) / ((1 - d) lr) - w, and (2 - 2b) / lr - w with Nesterov's momentum.
+        """
         if not self.follows_gradients:
             return UNKNOWN
-        return StabilityLimit(limits.common(self.optimizer, parameters, _limit), preconditioned=False)
+        curvature, small_batch = limits.common(self.optimizer, parameters, _limits)
+        return StabilityLimit(curvature, preconditioned=False, small_batch=small_batch)
 
     def refusal(self) -> str:
         """Returns no refusal, because AutoClip shortens the gradients and not the update."""
@@ -71,8 +75,10 @@ class AveragedSgd(Unknown):
         return keeps_iterate(type(self.optimizer).__name__)
 
 
-def _limit(group: Group, states: Sequence[State]) -> float:
-    momentum, weight = float(group["momentum"]), 1.0
-    if momentum != 0:  # without it dampening does nothing
-        weight = 1 + 2 * momentum if group["nesterov"] else 1 - float(group["dampening"])
-    return limits.two_over(weight * float(group["lr"])) * (1 + momentum) - float(group["weight_decay"])
+def _limits(group: Group, states: Sequence[State]) -> limits.Pair:
+    momentum, lr, decay = float(group["momentum"]), float(group["lr"]), float(group["weight_decay"])
+    # Without momentum dampening does nothing. Nesterov's momentum refuses it.
+    given = 1 - float(group["dampening"]) if momentum != 0 else 1.0
+    weight = 1 + 2 * momentum if momentum != 0 and group["nesterov"] else given
+    full, small = limits.two_over(weight * lr) * (1 + momentum), limits.two_over(given * lr) * (1 - momentum)
+    return full - decay, small - decay

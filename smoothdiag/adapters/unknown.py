@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.adapters.iterates import equal_to_parameters, near_parameters
-from smoothdiag.adapters.protocol import UNKNOWN, Group, State, Way
+from smoothdiag.adapters.protocol import UNKNOWN, Ball, Group, Limits, State, Way
 from smoothdiag.adapters.updates import Formula
 from smoothdiag.adapters.wrappers import innermost
 
@@ -63,7 +63,11 @@ class Unknown:
         """Returns ``None``."""
         return None
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
+    def unit_balls(self, parameters: Sequence[Tensor]) -> Sequence[Ball | None]:
+        """Returns ``None`` for every parameter."""
+        return [None] * len(parameters)
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> Limits:
         """Returns `UNKNOWN`."""
         return UNKNOWN
 

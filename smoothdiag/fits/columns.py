@@ -19,8 +19,8 @@ Labels = npt.NDArray[np.object_]
 PREFERRED = ("local", "path", "hessian_norm")
 # Chosen for the caller only if there is nothing else: they probe other directions, norms or moments.
 AUXILIARY = (
-    "_preconditioned", "debiased", "local_random", "local_update", "sharpness", "curvature_update", "critical_step",
-    CLIP_SUFFIX,
+    "_preconditioned", "_own", "debiased", "local_random", "local_update", "local_steepest", "sharpness",
+    "curvature_update", "critical_step", CLIP_SUFFIX,
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@
 """
 
 from smoothdiag.geometry.layer import RMS, Column, Frobenius, LayerGeometry, Row, Sign, describe
+from smoothdiag.geometry.parts import Part, Parts
 from smoothdiag.geometry.product import ByShape, Product
 from smoothdiag.geometry.spectral import Convolution, Spectral, newton_schulz
 from smoothdiag.geometry.vector import Diagonal, Euclidean, Geometry, check_geometry
@@ -19,6 +20,8 @@ __all__ = [
     "Frobenius",
     "Geometry",
     "LayerGeometry",
+    "Part",
+    "Parts",
     "Product",
     "Row",
     "Sign",

@@ -34,7 +34,7 @@ class Latest:
             name = row["estimator"]
             if row["group"] == "all" and row["status"] in USABLE_STATUSES and not name.endswith(CLIP_SUFFIX):
                 found[f"smoothdiag/{name}_smoothness"] = row["smoothness"]
-                if not name.endswith("_preconditioned"):
+                if not name.endswith(("_preconditioned", "_own")):
                     found["smoothdiag/grad_norm"] = row["grad_norm"]
         return _finite(found) | (self.clipping() if self._num_read > begin else {})
 

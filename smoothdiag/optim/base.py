@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from smoothdiag import vectors
+from smoothdiag.optim import arithmetic
 from smoothdiag.optim.described import Described
 
 Group = dict[str, Any]
@@ -248,6 +249,14 @@ def _check_gradient(optimizer: Optimizer, param: Tensor, grad: Tensor) -> None:
         )
     if vectors.is_sharded(param) and vectors.is_sharded(grad) and param.device_mesh != grad.device_mesh:
         raise RuntimeError("A gradient should lie on the device mesh of its parameter.")
+
+
+def step_length(group: Group, total: Tensor) -> Tensor:
+    """Returns lr * min{threshold, total} or min{longest_step, lr * total}, the length of a capped step."""
+    if group["longest_step"] is not None:
+        return torch.minimum(total * group["lr"], arithmetic.scalar(group["longest_step"], total))
+    step: Tensor = torch.minimum(total, arithmetic.scalar(group["threshold"], total)) * group["lr"]
+    return step
 
 
 def _local(x: Tensor) -> Tensor:

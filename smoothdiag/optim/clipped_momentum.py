@@ -174,18 +174,21 @@ class ClippedMomentum(CappedOptimizer):
         """Returns the length of steps over uncorrelated gradients, as a share of the length over equal gradients."""
         return shortening(self.momentum(group), float(group["nu"]))
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the largest curvature [f/x^2] at which steps that are not clipped do not diverge on a quadratic.
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool, float]:
+        """Returns the largest curvatures [f/x^2] at which steps that are not clipped do not diverge on a quadratic.
 
-        That is (2 / lr) / (1 - nu + nu (1 - b) / (1 + b)) with momentum b, past the bias correction. Weight decay in
-        the gradient is subtracted from it; decoupled weight decay w makes 2 / lr into 2 / lr - w. NaN if groups
-        differ, for ``maximize``, and for ``clip="normalize"``. It is never preconditioned.
+        With momentum b, past the bias correction, that is (2 / lr) / (1 - nu + nu (1 - b) / (1 + b)) for full batches
+        and 2 / lr for small ones, see `smoothdiag.adapters.limits`. Weight decay in the gradient is subtracted from it;
+        decoupled weight decay w makes 2 / lr into 2 / lr - w. NaN if groups differ, for ``maximize``, and for
+        ``clip="normalize"``. It is never preconditioned, which is the second entry.
 
-        Source: the eigenvalue -1 of the recurrence; tests/adapters/test_stability.py has spectral radii and real steps.
+        Source: the eigenvalue -1 of the recurrence, and 1 of that of second moments; tests/adapters/test_stability.py
+        has spectral radii and real steps.
         """
         counted = set(parameters)
-        found = {_limit(group) for group in self.param_groups if any(p in counted for p in group["params"])}
-        return (found.pop() if len(found) == 1 else math.nan), False
+        found = {_limits(group) for group in self.param_groups if any(p in counted for p in group["params"])}
+        curvature, small_batch = found.pop() if len(found) == 1 else (math.nan, math.nan)
+        return curvature, False, small_batch
 
     def refusal(self) -> str:
         """Returns why AutoClip must not act on this optimizer; empty if it may."""
@@ -222,13 +225,14 @@ class ClippedMomentum(CappedOptimizer):
                 _clip(own, own)
 
 
-def _limit(group: Mapping[str, Any]) -> float:
+def _limits(group: Mapping[str, Any]) -> tuple[float, float]:
     momentum, nu, lr = float(group["momentum"]), float(group["nu"]), float(group["lr"])
     if group["clip"] == "normalize" or group["maximize"] or momentum >= 1:
-        return math.nan  # steps of one length never settle, whatever the curvature
+        return math.nan, math.nan  # steps of one length never settle, whatever the curvature
     decay, gain = float(group["weight_decay"]), 1 - nu + nu * (1 - momentum) / (1 + momentum)
     limit = 2 / lr if lr > 0 else math.inf if lr == 0 else math.nan
-    return (limit - decay) / gain if group["decoupled_weight_decay"] else limit / gain - decay
+    full = (limit - decay) / gain if group["decoupled_weight_decay"] else limit / gain - decay
+    return full, limit - decay
 
 
 def _clip(moved: Sequence[Bucket], counted: Sequence[Bucket]) -> None:

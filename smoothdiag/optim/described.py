@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import Optimizer
 
+from smoothdiag.geometry import LayerGeometry
 from smoothdiag.momentum import shortening
 
 Group = Mapping[str, Any]
@@ -55,9 +56,16 @@ class Described(Optimizer):
         """Returns ``None``: nothing is divided by a diagonal."""
         return None
 
-    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool]:
-        """Returns the largest stable curvature [f/x^2], and whether it is preconditioned; NaN if it is not known."""
-        return math.nan, False
+    def unit_balls(self, parameters: Sequence[Tensor]) -> Sequence[tuple[LayerGeometry, float] | None]:
+        """Returns ``None`` for every parameter: steps are no minimisers over a ball."""
+        return [None] * len(parameters)
+
+    def stability_limit(self, parameters: Sequence[Tensor]) -> tuple[float, bool, float]:
+        """Returns the largest stable curvature [f/x^2], whether it is preconditioned, and the one for small batches.
+
+        NaN if they are not known.
+        """
+        return math.nan, False, math.nan
 
     def evaluated(self, parameter: Tensor) -> Tensor:
         """Returns the parameter."""

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from smoothdiag import vectors
 from smoothdiag.geometry import Euclidean, LayerGeometry, Product, describe
 from smoothdiag.optim import arithmetic
-from smoothdiag.optim.base import COMMON, NON_NEGATIVE, POSITIVE, Bucket, CappedOptimizer, Group, Option
+from smoothdiag.optim.base import COMMON, NON_NEGATIVE, POSITIVE, Bucket, CappedOptimizer, Group, Option, step_length
 
 ShortStep = Literal["bound", "norm"]
 
@@ -156,14 +156,23 @@ class GGNC(CappedOptimizer):
         Raises:
             ValueError: If a parameter is not the optimizer's, or its geometry is `Euclidean`.
         """
-        groups = {param: group for group in self.param_groups for param in group["params"]}
-        found = [groups.get(param, {}) for param in params]
+        found = self._groups_of(params)
         if not all(isinstance(group.get("geometry"), LayerGeometry) for group in found):
             raise ValueError(
                 "Parameter `params` should hold parameters of this optimizer that have the geometry of a layer. "
                 f"Found `geometry = {[group.get('geometry') for group in found]}`."
             )
         return Product(tuple(g["geometry"] for g in found), tuple(float(g["radius"]) for g in found))
+
+    def unit_balls(self, parameters: Sequence[Tensor]) -> Sequence[tuple[LayerGeometry, float] | None]:
+        """Returns geometry and radius of each parameter; ``None`` for `Euclidean`, which joins parameters."""
+        found = self._groups_of(parameters)
+        told = [isinstance(group.get("geometry"), LayerGeometry) for group in found]
+        return [(g["geometry"], float(g["radius"])) if tells else None for g, tells in zip(found, told, strict=True)]
+
+    def _groups_of(self, params: Iterable[Tensor]) -> list[Group]:
+        groups = {param: group for group in self.param_groups for param in group["params"]}
+        return [groups.get(param, {}) for param in params]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state, with geometries in words, so that any reader can load it."""
@@ -240,7 +249,7 @@ class GGNC(CappedOptimizer):
             total = total.clamp(min=0.0)
 
         for b, (directions, scale) in zip(buckets, minimisers, strict=True):
-            step = _step_length(b.group, total)
+            step = step_length(b.group, total)
             if b.group["weight_decay"] > 0:
                 arithmetic.multiply_(b.params, 1 - step * b.group["weight_decay"], foreach=b.foreach)
             arithmetic.subtract_scaled_(b.params, directions, step * -scale, foreach=b.foreach)
@@ -269,7 +278,7 @@ class GGNC(CappedOptimizer):
         for b in buckets:
             factor = -b.group["weight_decay"] if b.group["maximize"] else b.group["weight_decay"]
             pairs = zip(b.states["momentum_buffer"], b.params, strict=True)
-            products = [(_wide(d) * _wide(x)).sum() * factor for d, x in pairs]
+            products = [(vectors.wide(d) * vectors.wide(x)).sum() * factor for d, x in pairs]
             parts.append((products, b.owners))
         return vectors.total(parts)
 
@@ -281,7 +290,9 @@ class GGNC(CappedOptimizer):
         for b, (directions, scale) in zip(buckets, minimisers, strict=True):
             geometry, radius, decay = b.group["geometry"], b.group["radius"], b.group["weight_decay"]
             for owner, x, direction in zip(b.owners, b.params, directions, strict=True):
-                u = (_wide(x) * decay - _wide(direction) * scale.to(x.device).to(_wide(x).dtype)) / radius
+                u = (
+                    vectors.wide(x) * decay - vectors.wide(direction) * scale.to(x.device).to(vectors.wide(x).dtype)
+                ) / radius
                 if isinstance(geometry, Euclidean):
                     squares.append(([arithmetic.lengths([u])[0].square()], [owner]))
                 else:
@@ -306,15 +317,3 @@ def _joint_length(buckets: Sequence[Bucket]) -> Tensor:
         return vectors.total(parts).sqrt()
     device = buckets[0].params[0].device
     return torch.zeros((), dtype=vectors.widest(device), device=device)
-
-
-def _step_length(group: Group, total: Tensor) -> Tensor:
-    """Returns lr * min{threshold, total}, the length of the step in the norm of the geometry."""
-    if group["longest_step"] is not None:
-        return torch.minimum(total * group["lr"], arithmetic.scalar(group["longest_step"], total))
-    step: Tensor = torch.minimum(total, arithmetic.scalar(group["threshold"], total)) * group["lr"]
-    return step
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -127,7 +127,7 @@ def rows_of_group(data: Trace | pd.DataFrame, group: str) -> pd.DataFrame:
     if frame.empty:
         raise ValueError("Parameter `data` should have rows. Found none.")
     defaults: dict[str, Any] = {"step": range(len(frame))}
-    defaults |= dict.fromkeys(("loss", "lr", "saturation", "stability_limit"), np.nan)
+    defaults |= dict.fromkeys(("loss", "lr", "saturation", "stability_limit", "stability_limit_small_batch"), np.nan)
     frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame.columns})
     names = {name: found for name, found in labels(frame).items() if name in ("estimator", "group", "status")}
     return _only(frame.assign(**names), "group", str(group))

@@ -61,8 +61,10 @@ def plot_sharpness(
 
     The limit is the column ``stability_limit``: the largest eigenvalue at which the optimizer does not diverge on a
     quadratic at the learning rate of that step. It is 2/lr for gradient descent, (2 + 2 beta)/lr with momentum, and
-    38/lr for Adam with beta1 = 0.9 in the norm that Adam divides by. If the limit differs from 2/lr, a faint line shows
-    2/lr as well: the critical step depends on the update alone, so its limit is 2/lr with any momentum.
+    38/lr for Adam with beta1 = 0.9 in the norm that Adam divides by. That limit holds for full batches, and for the
+    sharpness. With momentum a dashed line shows the column ``stability_limit_small_batch``, (2 - 2 beta)/lr: compare
+    the batch sharpness of small batches with it. If both limits differ from 2/lr, a faint line shows 2/lr as well: the
+    critical step depends on the update alone, so its limit is 2/lr with any momentum.
 
     Rows that fits may not use are hollow. Rows that a logarithmic axis cannot show, such as negative curvature, are
     counted in a note above the axes.
@@ -174,23 +176,26 @@ def _choose(frame: pd.DataFrame, estimators: str | Sequence[str] | None, group: 
 
 
 def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_critical: bool) -> list[Array]:
-    """Draws the limit of stability over the steps, and 2/lr if it differs; returns the heights near the points."""
+    """Draws the limits of stability over the steps, and 2/lr if it differs; returns the heights near the points."""
     import seaborn as sns
 
     pink = sns.color_palette("colorblind")[4]  # the colour of 2/lr in the other figures
     # Rows without a limit of their own share the limit of their step.
-    columns = {name: floats(rows, name) for name in ("stability_limit", "lr")}
+    columns = {name: floats(rows, name) for name in ("stability_limit", "stability_limit_small_batch", "lr")}
     by_step = rows[["step"]].assign(**columns).groupby("step").first()
-    step, limit, lr = floats(by_step.reset_index(), "step"), *(floats(by_step, name) for name in columns)
-    lr = np.where(positive(lr), lr, np.nan)
-    limit = np.where(positive(limit), limit, np.nan)
-    name, factor = "stability limit", (limit * lr)[np.isfinite(limit * lr)]
-    if factor.size and np.ptp(factor) < 1e-3 * factor[0]:
-        name += f", {factor[0]:.3g}/lr"
-    lines: list[tuple[Array, str, dict[str, Any]]] = [(limit, name, {"color": "black", "linewidth": 1.2, "zorder": 3})]
-    if not np.allclose(limit, 2 / lr, rtol=_SAME, atol=0, equal_nan=True):
+    step, *found = floats(by_step.reset_index(), "step"), *(floats(by_step, name) for name in columns)
+    limit, small, lr = (np.where(positive(line), line, np.nan) for line in found)
+    black: dict[str, Any] = {"color": "black", "linewidth": 1.2, "zorder": 3, "linestyle": "-."}
+    lines: list[tuple[Array, str, dict[str, Any]]] = [(limit, "stability limit" + _factor(limit, lr), black)]
+    if np.isfinite(small).any() and not _is_same(small, limit):
+        also = " and critical_step" if of_critical and _is_same(small, 2 / lr) else ""
+        name = f"stability limit of small batches, for batch_sharpness{also}{_factor(small, lr)}"
+        lines = [(limit, "stability limit of full batches" + _factor(limit, lr), black)]
+        lines.append((small, name, black | {"linestyle": "--"}))
+    if not any(_is_same(line, 2 / lr) for line, *_ in lines):
         name = "2/lr, limit of critical_step" if of_critical else "2/lr"
-        lines.append((2 / lr, name, {"color": pink, "linewidth": 1.2, "alpha": 0.6, "zorder": 1.6}))
+        look: dict[str, Any] = {"color": pink, "linewidth": 1.2, "alpha": 0.6, "zorder": 1.6, "linestyle": "-."}
+        lines.append((2 / lr, name, look))
     worth = []
     low, high = near[0] / _LINE_REACH, near[1] * _LINE_REACH
     for height, label, look in lines:
@@ -198,6 +203,16 @@ def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_
         if there.size:
             far = ", far above" if there.min() > high else ", far below" if there.max() < low else ""
             marker = "_" if len(step) == 1 else ""  # A line needs two steps.
-            ax.step(step, height, where="post", linestyle="-.", marker=marker, label=label + far, **look)
+            ax.step(step, height, where="post", marker=marker, label=label + far, **look)
             worth.append(there[(low <= there) & (there <= high)])
     return worth
+
+
+def _is_same(line: Array, other: Array) -> bool:
+    return bool(np.allclose(line, other, rtol=_SAME, atol=0, equal_nan=True))
+
+
+def _factor(line: Array, lr: Array) -> str:
+    """Returns what a line times the rate is, for the legend; nothing if that changes from step to step."""
+    factor = (line * lr)[np.isfinite(line * lr)]
+    return f", {factor[0]:.3g}/lr" if factor.size and np.ptp(factor) < 1e-3 * factor[0] else ""

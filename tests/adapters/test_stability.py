@@ -199,6 +199,54 @@ def test_the_limit_is_the_closed_form(case) -> None:
     assert stability_limit(make([x]), [x]).curvature == pytest.approx(expected, rel=1e-12)
 
 
+SMALL_BATCH = {
+    **dict.fromkeys(("sgd", "dampening alone", "adagrad", "rmsprop"), 2 / LR),
+    **dict.fromkeys(("momentum", "nesterov", "rmsprop momentum"), 0.2 / LR),
+    "dampening": 0.4 / 0.7 / LR,
+    **dict.fromkeys(("clipped sgd", "averaged momentum", "mixture", "bias correction", "soft clipping"), 2 / LR),
+    **dict.fromkeys(("adam", "amsgrad"), 2 / LR),
+    **{"coupled decay": 0.2 / LR - 5, "nesterov and decay": 0.2 / LR - 5},
+    **dict.fromkeys(("mixture and decay", "mixture and coupled decay", "adamw"), 2 / LR - 5),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_limit_of_small_batches_is_the_closed_form(name) -> None:
+    x = torch.nn.Parameter(torch.ones(1))
+    assert stability_limit(CASES[name][0]([x]), [x]).small_batch == pytest.approx(SMALL_BATCH[name], rel=1e-12)
+
+
+def excess(recurrence, share: float, sharpness: float) -> float:
+    """Returns the growth of second moments where a share of the batches has all the curvature: less than 0 is stable.
+
+    The batch sharpness E[H^2] / E[H] is that of these batches, and the mean curvature E[H] is share * sharpness.
+    """
+    flat, steep = (np.array([recurrence(1.0, 0.0, h), recurrence(0.0, 1.0, h)]).T for h in (0.0, sharpness))
+    moments = (1 - share) * np.kron(flat, flat) + share * np.kron(steep, steep)
+    return max(abs(np.linalg.eigvals(moments))) - 1
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "decay" not in name and name != "adamw"])
+def test_second_moments_grow_beyond_the_limit_of_small_batches_if_noise_rules(name) -> None:
+    make, recurrence, _ = CASES[name]
+    x = torch.nn.Parameter(torch.ones(1))
+    limit = stability_limit(make([x]), [x]).small_batch
+    assert excess(recurrence, 1e-5, limit * 0.999) < 0 < excess(recurrence, 1e-5, limit * 1.001)
+
+
+@pytest.mark.parametrize("share", [1e-3, 0.1, 0.5, 0.9, 1.0])
+def test_heavy_ball_has_its_limit_between_the_two_on_a_line_in_the_mean_curvature(share) -> None:
+    _, recurrence, _ = CASES["momentum"]
+    # S = (2 - 2b) / lr + 2b / (1 + b) h, with h = share * S
+    limit = 0.2 / LR / (1 - 1.8 / 1.9 * share)
+    assert excess(recurrence, share, limit * (1 - 1e-6)) < 0 < excess(recurrence, share, limit * (1 + 1e-6))
+    assert limit == pytest.approx(3.8 / LR) or share < 1
+
+
+def test_adapters_of_others_may_leave_out_the_limit_of_small_batches() -> None:
+    assert math.isnan(StabilityLimit(*(3.0, True)).small_batch)
+
+
 def test_adagrad_counts_the_decay_of_its_rate() -> None:
     x = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
     optimizer = Adagrad([x], LR, lr_decay=0.5)
@@ -261,7 +309,9 @@ class Signed(SGD):
 )
 def test_where_there_is_no_one_limit_it_is_nan(make) -> None:
     x = torch.nn.Parameter(torch.ones(1))
-    assert math.isnan(stability_limit(make([x]), [x]).curvature)
+    limit = stability_limit(make([x]), [x])
+    assert math.isnan(limit.curvature)
+    assert math.isnan(limit.small_batch)
 
 
 def test_a_subclass_that_changes_nothing_is_known() -> None:

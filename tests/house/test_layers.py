@@ -18,8 +18,8 @@ LAYERS = (
     ("demo",),
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
-    ("plots", "clipping", "adapters", "geometry", "packing"),
-    ("collectives", "layout"),
+    ("plots", "clipping", "adapters", "packing"),
+    ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
     ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum"),
 )
@@ -60,6 +60,7 @@ WINGS = {
         "measure.curvature.quadrature",
         "measure.curvature",
         "measure.estimators.base",
+        "measure.estimators.rays",
         "measure.estimators.secants",
         "measure.estimators.blocks",
         "measure.estimators.*",
@@ -170,7 +171,10 @@ WINGS = {
         "trace",
     ),
     "logs": ("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs"),
-    "geometry": ("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry"),
+    "geometry": (
+        *("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry.parts"),
+        "geometry",
+    ),
     "autoclip": (
         "autoclip.calibration",
         "autoclip.rates",

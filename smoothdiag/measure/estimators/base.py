@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import UNKNOWN, StabilityLimit
-from smoothdiag.geometry import Euclidean, Geometry
+from smoothdiag.adapters import UNKNOWN, Ball, StabilityLimit
+from smoothdiag.geometry import Diagonal, Euclidean, Geometry, Part, Parts, Product
 from smoothdiag.geometry.vector import whitened
 from smoothdiag.measure.loss.objective import Evaluation, Objective
 from smoothdiag.packing import Packing
@@ -24,6 +24,13 @@ EUCLIDEAN = Euclidean()
 
 PRECONDITIONED = "_preconditioned"
 """Suffix of the estimator's name in rows that are measured in the optimizer's own norm."""
+
+
+OWN = "_own"
+"""Suffix of the estimator's name in rows of ``geometry="optimizer"``."""
+
+OWN_PART = "own norm"
+"""Group of a row in the optimizer's own norm, if that is not a norm of all parameters."""
 
 
 class Contradicted(Exception):
@@ -50,6 +57,7 @@ class Step:
         training: The gradient that the training loop had at ``start``. Estimators with the attribute ``checks_start``
             take it for that of the loss, which costs a forward pass instead of a gradient, and raise `Contradicted` if
             their own gradients do not go with it.
+        balls: For each parameter, the ball that its optimizer takes steps from, see `smoothdiag.adapters.unit_balls`.
         full_precision: Whether ``known_start`` was evaluated without autocast, as products with the Hessian are. These
             may then use its gradient.
 
@@ -74,6 +82,7 @@ class Step:
     stability_limit: StabilityLimit = UNKNOWN
     training: Vector | None = field(default=None, repr=False)
     full_precision: bool = False
+    balls: Sequence[Ball | None] = field(default=(), repr=False)
     _norms: dict[Geometry, dict[tuple[str, str], float]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -94,6 +103,8 @@ class Step:
 
     def block(self, group: str) -> Sequence[int]:
         """Returns the indices of the parameters of a group, or of "all"."""
+        if group == OWN_PART and group not in self.groups:
+            return self.own.parts[0].indices
         return range(len(self.start)) if group == "all" else self.groups[group]
 
     def norm_of_start(self, group: str = "all") -> float:
@@ -102,6 +113,9 @@ class Step:
 
     def norms_of_gradient(self, geometry: Geometry = EUCLIDEAN) -> dict[tuple[str, str], float]:
         """Returns the dual norm of the gradient at ``start`` by (suffix of the estimator's name, group) [f/x]."""
+        if isinstance(geometry, Parts) and geometry not in self._norms:
+            gradient = self.at_start.gradient
+            self._norms[geometry] = {(OWN, part.name): part.dual_norm(gradient) for part in geometry.parts}
         if geometry not in self._norms:
             self._norms[geometry] = {
                 (suffix, group): math.sqrt(self._gradient_sums.total("gradient" + suffix, self.block(group)))
@@ -110,6 +124,41 @@ class Step:
                 for suffix, group in self.keys
             }
         return self._norms[geometry]
+
+    @cached_property
+    def own(self) -> Parts:
+        """The norm in which the optimizer steps: of all parameters, or of those that have one, and of the groups.
+
+        It is the largest of the norms of tensors, each in units of the radius, where steps come from `balls`. It is the
+        norm of P for an optimizer with a preconditioner. A group has a norm if all of its parameters do.
+
+        Raises:
+            ValueError: If the optimizer does not tell any such norm.
+        """
+        told = tuple(i for i, ball in enumerate(self.balls) if ball is not None)
+        if not told and self.preconditioner is None:
+            raise ValueError(
+                "Parameter `geometry` should be a norm, because this optimizer is not known to step in a norm other "
+                'than the Euclidean one; Muon, Lion, ClippedScion and Adam are. Found `geometry = "optimizer"`.'
+            )
+        every = tuple(range(len(self.start)))
+        wanted = {"all": every, **{name: tuple(indices) for name, indices in self.groups.items()}}
+        if told and told != every:
+            wanted = {OWN_PART: told, **wanted}
+        return Parts(
+            tuple(
+                Part(name, indices, self._own_norm_of(indices))
+                for name, indices in wanted.items()
+                if indices and (not told or set(indices) <= set(told))
+            )
+        )
+
+    def _own_norm_of(self, indices: Sequence[int]) -> Geometry:
+        balls = [ball for ball in (self.balls[i] for i in indices if self.balls) if ball is not None]
+        if balls:
+            return Product(tuple(layer for layer, _ in balls), tuple(radius for _, radius in balls))
+        assert self.preconditioner is not None
+        return Diagonal(tuple(self.preconditioner[i] for i in indices))
 
     @property
     def keys(self) -> list[tuple[str, str]]:

@@ -67,7 +67,10 @@ class Block:
             step_norm=math.nan,
             loss=self.step.at_start.loss,
             group=self.group,
-            extra={"stability_limit": limit.curvature if applies else math.nan},
+            extra={
+                "stability_limit": limit.curvature if applies else math.nan,
+                "stability_limit_small_batch": limit.small_batch if applies else math.nan,
+            },
         )
 
     def _scaled(self, index: int, x: Tensor) -> Tensor:

@@ -44,6 +44,11 @@ class CriticalStep:
     reported one. It begins at the critical rate of the last measured step, or at the step itself. It reuses loss and
     gradient at the start if another estimator has evaluated them; otherwise ``grad_norm`` is NaN.
 
+    Muon and sign methods take steps of a fixed length lr in a norm of their own. For them too the loss falls iff lr is
+    below the critical rate, which is 2 g'u / u'Hu if the loss is quadratic along the step; along the steepest direction
+    g'u is the dual norm of g. There is no limit of curvature alone: such steps never grow, and the gradient shrinks
+    until they are too long.
+
     If the loss rises, falls and rises again, the row reports the first crossing that the search met.
 
     The step lowers the loss of the batch that it was taken on, and hardly that of another one. A probe therefore

@@ -153,7 +153,8 @@ class Sharpness(HessianNorm):
 
     Rows are named "sharpness", and "sharpness_preconditioned" for P^-1/2 H P^-1/2, whose sharpness is what limits Adam
     and other adaptive optimizers. The column ``stability_limit`` holds the value above which the optimizer diverges on
-    a quadratic: 2 / lr for gradient descent. ``HessianNorm`` explains the arguments and the other columns.
+    a quadratic: 2 / lr for gradient descent; `DirectionalCurvature` explains ``stability_limit_small_batch``, and
+    ``HessianNorm`` the arguments and the other columns.
 
     Units: smoothness [f/x^2].
     Source: Cohen, Kaur, Li, Kolter, Talwalkar 2021 (ICLR); Cohen et al. 2022 for adaptive optimizers.
@@ -177,12 +178,12 @@ class Sharpness(HessianNorm):
 class DirectionalCurvature:
     """Curvature v'Hv / ||v||^2 at x_k along the gradient or the update, of either sign, by one product.
 
-    Along the gradient it is the batch sharpness, which settles at 2 / lr in training with minibatches. Rows are named
-    "batch_sharpness" and "curvature_update". Rows with the suffix "_preconditioned" hold the same quotient of
-    P^-1/2 H P^-1/2 along P^-1/2 g or P^1/2 d.
+    Along the gradient it is the batch sharpness, whose limit for small batches is ``stability_limit_small_batch``:
+    2 / lr for SGD, (2 - 2b) / lr with momentum b. Rows are named "batch_sharpness" and "curvature_update". Rows with
+    the suffix "_preconditioned" hold the same quotient of P^-1/2 H P^-1/2 along P^-1/2 g or P^1/2 d.
 
-    What settles at 2 / lr is the curvature that a step meets on its own batch, averaged over steps. A probe therefore
-    measures this estimator on the step's own batch, also if ``data="fixed"``, unless it has ``probe_batches``.
+    What counts is the curvature that a step meets on its own batch. A probe therefore measures this estimator there,
+    also if ``data="fixed"``, unless it has ``probe_batches``.
 
     Args:
         direction: ``"gradient"``, or ``"update"`` for x_{k+1} - x_k.
@@ -195,7 +196,7 @@ class DirectionalCurvature:
     Units: smoothness [f/x^2]. Extra columns: ``curvature_norm``, ||Hv|| / ||v|| [f/x^2]; ``slope``, <g, v> / ||v||
     [f/x], so that -slope / smoothness is the length of the best step along v if the loss is quadratic; ``num_hvps``,
     ``hvp`` and ``hvp_reason`` as for ``HessianNorm``.
-    Source: Andreyev, Beneventano 2024, *Edge of stochastic stability*, for batch sharpness.
+    Source: Andreyev, Beneventano 2024, *Edge of stochastic stability*; Andreyev et al. 2026 for momentum.
 
     Examples:
         At x = (0, 2) the gradient of (x_1^2 + 3 x_2^2) / 2 is (0, 6), an eigenvector of the eigenvalue 3:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.geometry import Diagonal, Euclidean, Geometry
+from smoothdiag.geometry import Diagonal, Euclidean, Geometry, Parts
 from smoothdiag.geometry.vector import whitened
-from smoothdiag.measure.estimators.base import Contradicted, Estimate, Status, Step, noise_columns
+from smoothdiag.measure.estimators.base import OWN, Contradicted, Estimate, Status, Step, noise_columns
+from smoothdiag.measure.estimators.rays import Ray
 from smoothdiag.tally import Tally
 from smoothdiag.vectors import Vector
 
@@ -91,62 +91,8 @@ class Secants:
 
     @property
     def whole(self) -> Secant:
-        """The secant of all parameters in the estimator's own geometry."""
-        return self.by_part["", "all"]
-
-
-@dataclass(frozen=True)
-class Ray:
-    """The points x + t v on a line from the start x of a step.
-
-    Attributes:
-        step: The step.
-        source: What v is made of, tensors shaped like the parameters.
-        direction: Writes v, made of ``source`` and x entry by entry, into a third tensor.
-        end: The point at t = 1, if it is known exactly.
-    """
-
-    step: Step
-    source: Vector
-    direction: Callable[[Tensor, Tensor, Tensor], object]
-    end: Vector | None = None
-
-    def point(self, t: float) -> list[Tensor]:
-        """Returns x + t v, tensors shaped like the parameters."""
-        if t == 1 and self.end is not None:
-            return list(self.end)
-        return vectors.add_scaled(self.step.start, self.made(), t)
-
-    def made(self) -> list[Tensor]:
-        """Returns v, tensors shaped like the parameters."""
-        found = []
-        for v, x in zip(self.source, self.step.start, strict=True):
-            found.append(torch.empty_like(vectors.wide(x)))
-            self.direction(vectors.wide(v), vectors.wide(x), found[-1])
-        return found
-
-    def go(self, t: float, tally: Tally, k: int, targets: list[Tensor]) -> None:
-        """Moves the parameters of a piece to x + t v, and adds the squares of the way."""
-        packing, piece = tally.packing, tally.packing.pieces[k]
-        end = self.end if t == 1 else None
-        weights = self.step.weights(packing, k)
-
-        def move(into: Tensor, x: Tensor, v: Tensor, *weights: Tensor) -> list[Tensor]:
-            x, v = vectors.wide(x), vectors.wide(v)
-            if end is not None:
-                into.copy_(v)
-            else:
-                place = into if into.dtype == x.dtype else torch.empty_like(x)
-                self.direction(v, x, place)
-                place.mul_(t).add_(x)
-                if place is not into:
-                    into.copy_(place)
-            way = vectors.wide(into) - x  # a narrow dtype has rounded the point
-            return [way, *(way * p.sqrt() for p in weights)]
-
-        x, source = packing.piece(k, self.step.start), packing.piece(k, self.source if end is None else end)
-        with piece.writing(targets) as into:
-            tally.squares(k, ["way" + suffix for suffix in self.step.suffixes], move, into, x, source, *weights)
+        """The secant of all parameters, or of those with a norm, in the estimator's own geometry."""
+        return next(iter(self.by_part.values()))
 
 
 def _off(there: Tensor, start: Tensor, change: Tensor, *weights: Tensor) -> list[Tensor]:
@@ -169,16 +115,6 @@ def check_start(step: Step, fine: Secants | None) -> None:
     """
     if step.training is not None and (fine is None or not fine.residue <= OFF):
         raise Contradicted
-
-
-def along_update(step: Step) -> Ray:
-    """Returns the line from x_k to x_{k+1}, which it reaches at t = 1."""
-    return Ray(step, step.end, lambda y, x, out: torch.sub(y, x, out=out), end=step.end)
-
-
-def along_gradient(step: Step) -> Ray:
-    """Returns the line from x_k down the gradient."""
-    return Ray(step, step.at_start.gradient, lambda g, x, out: torch.neg(g, out=out))
 
 
 def secants(ray: Ray, t: float, geometry: Geometry, *, beyond: Secants | None = None) -> Secants | None:
@@ -238,23 +174,27 @@ def _residue(step: Step, tally: Tally, beyond: Secants) -> float:
 
 def _whole_secants(step: Step, point: Vector, geometry: Geometry) -> Secants | None:
     """Returns secants in a geometry that has to see whole vectors."""
+    parts = {part.name: part for part in geometry.parts} if isinstance(geometry, Parts) else {}
+    keys = [(OWN, name) for name in parts] or step.keys
 
     def norm(vector: Vector, key: tuple[str, str], *, dual: bool) -> float:
         suffix, group = key
+        if part := parts.get(group):
+            return part.dual_norm(vector) if dual else part.norm(vector)
         chosen, used = [vector[i] for i in step.block(group)], geometry
         if suffix and step.preconditioner is not None:
             used = Diagonal(tuple(step.preconditioner[i] for i in step.block(group)))
         return float(used.dual_norm(chosen) if dual else used.norm(chosen))
 
     way = vectors.sub(point, step.start)
-    lengths = {key: norm(way, key, dual=False) for key in step.keys}
+    lengths = {key: norm(way, key, dual=False) for key in keys}
     del way  # saves one copy of the parameters while the loss is evaluated
-    if lengths["", "all"] == 0:
+    if lengths[keys[0]] == 0:
         return None
     here, there = step.at_start, step.objective.evaluate(point)
     norms_here, change = step.norms_of_gradient(geometry), vectors.sub(there.gradient, here.gradient)
     by_part = {}
-    for key in step.keys:
+    for key in keys:
         ends = (norm(change, key, dual=True), norms_here[key], norm(there.gradient, key, dual=True))
         by_part[key] = Secant(lengths[key], *ends)
     return Secants(by_part, there.loss)
@@ -277,20 +217,50 @@ def conclude(
         empty = Estimate(name + suffix, math.nan, grad_norm, math.nan, step.at_start.loss, group=group)
         known = [(s.by_part[suffix, group], s.finite) for s in found]
         quarter = None if fine is None else fine.by_part[suffix, group]
-        estimates.append(_estimate(empty, step, known, quarter))
+        error = gradient_error(step, geometry, (suffix, group))
+        estimates.append(_estimate(empty, step, known, quarter, error))
     here = step.at_start
-    noise = noise_columns(here.variance, estimates[0].grad_norm ** 2 - here.variance)
+    # The variance is of the Euclidean norm.
+    length = estimates[0].grad_norm if type(geometry) is Euclidean else step.norms_of_gradient()["", "all"]
+    noise = noise_columns(here.variance, length**2 - here.variance)
     return replace(estimates[0], parts=tuple(estimates[1:]), extra=noise)
 
 
-def _estimate(empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]], quarter: Secant | None) -> Estimate:
+def gradient_error(step: Step, geometry: Geometry, key: tuple[str, str]) -> float:
+    """Returns the relative error of a gradient in a dual norm, which noise fills more than most gradients do.
+
+    A gradient of few directions has a small nuclear norm beside its Euclidean one, and noise, which has all of them, a
+    large one. So the error of the Euclidean norm is multiplied by the ratio of the two norms for a random vector, and
+    divided by that ratio for the gradient.
+
+    Args:
+        step: The step, with the relative error of the Euclidean norm.
+        geometry: The estimator's own geometry.
+        key: Suffix of the estimator's name, and group.
+    """
+    suffix, group = key
+    parts = {part.name: part.geometry for part in geometry.parts} if isinstance(geometry, Parts) else {}
+    used = parts.get(group, geometry)
+    if step.gradient_error == 0 or suffix not in ("", OWN) or isinstance(used, Euclidean | Diagonal):
+        return step.gradient_error
+    here = [step.at_start.gradient[i] for i in step.block(group)]
+    if (kept := ("noise", used, group)) not in step.memory:
+        noise = vectors.random_like(here, seed=0)
+        step.memory[kept] = float(used.dual_norm(noise)) / float(vectors.norm(noise))
+    full, norm = float(vectors.norm(here)), step.norms_of_gradient(geometry)[key]
+    return step.gradient_error * max(1.0, step.memory[kept] * full / norm if norm else 1.0)
+
+
+def _estimate(
+    empty: Estimate, step: Step, known: Sequence[tuple[Secant, bool]], quarter: Secant | None, error: float
+) -> Estimate:
     moved = [(secant, finite) for secant, finite in known if secant.displacement != 0]
     if not step.starts_finite or not all(finite and math.isfinite(s.smoothness) for s, finite in moved):
         return replace(empty, status=Status.NON_FINITE)
     if not moved:
         return replace(empty, step_norm=0.0, status=Status.ZERO_STEP)
     steepest = max((secant for secant, _ in moved), key=lambda secant: secant.smoothness)
-    noise_floor = steepest.noise_floor(step.gradient_error)
+    noise_floor = steepest.noise_floor(error)
     two_scale = math.nan
     if quarter is not None and moved[-1][0].change > 0:
         two_scale = quarter.smoothness / moved[-1][0].smoothness

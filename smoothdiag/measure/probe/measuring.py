@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from smoothdiag.adapters import StabilityLimit, adapter_of
+from smoothdiag.adapters import StabilityLimit, adapter_of, unit_balls
 from smoothdiag.measure.estimators import Estimator, Status, Step
 from smoothdiag.measure.loss.calls import returned_loss
 from smoothdiag.measure.loss.coordinates import common
@@ -228,6 +228,7 @@ class Measuring:
             known_start=known,
             memory=self.memory[part.data],
             stability_limit=StabilityLimit(*adapter.stability_limit(taken.parameters)),
+            balls=unit_balls(adapter, taken.parameters),
         )
 
     def _tested(self, objective: Objective, taken: Taken) -> Evaluation | None:
