@@ -51,7 +51,7 @@ def modules_beside(model: nn.Module, loss_fn: Any) -> list[nn.Module]:
 
 
 class Strays:
-    """The trainable tensors outside the model that losses have reached; warns once if the run moves them.
+    """The parameters outside the model that losses have reached; warns once if the run moves them.
 
     Args:
         model: The model.
@@ -64,16 +64,15 @@ class Strays:
         self._has_warned = False
 
     def meet(self, leaves: Iterable[Tensor]) -> None:
-        """Notes the tensors outside the model that one loss reaches, and looks which have moved since the last time."""
+        """Notes the parameters outside the model that one loss reaches, and looks which have moved since last time."""
         if self._has_warned:
             return
-        moved = []
-        for leaf in leaves:
+        moved: list[Tensor] = []
+        for leaf in (leaf for leaf in leaves if isinstance(leaf, nn.Parameter)):  # other tensors belong to no module
             known, version = self._met.get(id(leaf), (None, 0))
             if known is not None and known() is leaf and version != leaf._version:
                 moved.append(leaf)
             self._met[id(leaf)] = weakref.ref(leaf), leaf._version
-        # Copies of tensors in a batch are met only once.
         self._met = {key: (leaf, version) for key, (leaf, version) in self._met.items() if leaf() is not None}
         if moved:
             self._has_warned = True
@@ -84,7 +83,7 @@ class Strays:
         beside = modules_beside(self._model, self._loss_fn)
         name = next((type(m).__name__ for m in beside if ids & set(map(id, m.parameters()))), "")
         return (
-            f"loss_fn depends on {counted(len(moved), 'trainable tensor')} outside `model`"
+            f"loss_fn depends on {counted(len(moved), 'trainable parameter')} outside `model`"
             f"{f' (module {name})' if name else ''}, which the run moves. The probe does not know the values that a "
             "backward pass saw, so rows of a step in which they move belong to another loss than the one you train. "
             "Pass all modules that loss_fn uses, as in Probe(model=[G, D], ...); loss_fn then gets that list."

@@ -61,7 +61,7 @@ class ModuleState:
         loss_fn: The loss, which may call other modules too; their buffers move as well.
 
     Attributes:
-        strays: The trainable tensors outside the model that losses have reached.
+        strays: The parameters outside the model that losses have reached.
         hands_on: Whether each gradient is complete when backward first reaches its parameter, as far as is known.
         is_known: Whether a loss has been evaluated, which shows what forward passes move. Until then all parameters
             outside x count as moving, unless they take more memory than x.

@@ -169,7 +169,7 @@ def adversary(*, moves: bool) -> Probe:
 
 
 def test_what_a_loss_reaches_outside_the_model_is_named_once_it_moves() -> None:
-    said = r"on 4 trainable tensors outside `model` \(module Sequential\), .* as in Probe\(model=\[G, D\]"
+    said = r"on 4 trainable parameters outside `model` \(module Sequential\), .* as in Probe\(model=\[G, D\]"
     with pytest.warns(SmoothdiagWarning, match=said) as caught:
         adversary(moves=True)
     assert len(caught) == 1
