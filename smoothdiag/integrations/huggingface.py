@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from smoothdiag.adapters import stepping
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, loss_of
@@ -25,7 +26,6 @@ from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 with installed_by("hf"):
-    from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
@@ -245,7 +245,7 @@ class _Bound:
 
 
 def _unwrapped(trainer: Trainer) -> torch.optim.Optimizer:
-    """Returns the torch optimizer of a trainer, whose hooks fire when it steps.
+    """Returns the optimizer of a trainer whose hooks are called when it steps; a `Joint` for a container of several.
 
     Raises:
         ValueError: If no torch optimizer takes the steps.
@@ -254,9 +254,4 @@ def _unwrapped(trainer: Trainer) -> torch.optim.Optimizer:
         raise ValueError(
             "Parameter `trainer` should not use DeepSpeed: its engine takes the steps, and no hook sees them."
         )
-    optimizer = trainer.optimizer
-    while isinstance(optimizer, AcceleratedOptimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"Parameter `trainer` should use a torch.optim.Optimizer. Found {type(optimizer).__name__}.")
-    return optimizer
+    return stepping(trainer.optimizer)

@@ -69,7 +69,8 @@ def check_run(trainer: Any, module: Any) -> None:
         raise ValueError(
             "Parameter `automatic_optimization` should be True under SmoothnessCallback. Found False in "
             f"{type(module).__name__}: its training_step moves the parameters itself, so it cannot be called again to "
-            "measure. Use smoothdiag.Probe in that training_step instead, one for each optimizer."
+            "measure. Use smoothdiag.Probe in that training_step instead: one with a list of all optimizers that step "
+            "on the same loss, and one for each optimizer with a loss of its own."
         )
     if len(trainer.optimizers) != 1:
         raise ValueError(

@@ -55,7 +55,9 @@ def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
         f"The parameters moved between two batches without a call of {kind}.step(). The probe drops the earlier "
         "batches, because it can no longer measure them where they were met. Something else moves the parameters: "
         "another optimizer, the half steps of sharpness-aware minimisation (first_step, second_step), or the loop "
-        f"itself. {remedy}: a probe measures what happens in the step() of its optimizer."
+        f"itself. {remedy}: a probe measures what happens in the step() of its optimizer. If the loop has replaced the "
+        "optimizer, close this probe and make one for the new optimizer, with `trace=probe.trace`; "
+        "`load_state_dict(probe.state_dict())` goes on counting its steps."
     )
 
 

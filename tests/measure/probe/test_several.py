@@ -191,3 +191,38 @@ def test_estimators_and_also_measure_after_the_last() -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert probe.trace.to_frame().step.tolist() == [0, 0, 1]
+
+
+def test_an_optimizer_that_replaces_another_is_noticed_and_can_be_followed() -> None:
+    """AWD-LSTM changes from SGD to ASGD in mid-run."""
+    torch.manual_seed(0)
+    model = mlp(4, 16, 3)
+    sgd, asgd = (kind(model.parameters(), lr=0.1) for kind in (torch.optim.SGD, torch.optim.ASGD))
+    probe = Probe(model, sgd, loss_fn, schedule=every(1), data="step")
+
+    def steps(optimizer: torch.optim.Optimizer, number: int) -> list[float]:
+        norms = []
+        for _ in range(number):
+            batch = torch.randn(8, 4), torch.randint(3, (8,))
+            probe.observe(batch)
+            loss_fn(model, batch).backward()
+            norms.append(float(nn.utils.get_total_norm([p.grad for p in model.parameters()])))
+            optimizer.step()
+            optimizer.zero_grad()
+        return norms
+
+    norms = steps(sgd, 2)
+    with pytest.warns(
+        SmoothdiagWarning, match=r"without a call of SGD.step\(\).*replaced the optimizer, close"
+    ) as said:
+        steps(asgd, 3)
+    assert len(said) == 1
+    before, counted = probe.trace, probe.state_dict()
+    assert counted["steps"] == 2
+    probe.close()
+    probe = Probe(model, asgd, loss_fn, schedule=every(1), data="step", trace=before)
+    probe.load_state_dict(counted)
+    norms += steps(asgd, 2)
+    rows = before.to_frame().query("estimator == 'path'")
+    assert rows.step.tolist() == [0, 1, 2, 3]
+    assert rows.grad_norm.tolist() == pytest.approx(norms, rel=1e-5)
