@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from smoothdiag import collectives, vectors
 from smoothdiag.console import counted
 from smoothdiag.measure.loss.batches import MicroBatch
+from smoothdiag.measure.loss.coordinates import fully_sharded
 from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.measure.loss.state import ModuleState, Place, mark_of, norms_of, parameters_of
 from smoothdiag.memory import retried
@@ -220,7 +221,7 @@ class Partners:
 
     def _keep(self, optimizer: torch.optim.Optimizer, *, has_closure: bool) -> None:
         """Copies what an optimizer is about to move."""
-        if not self._sights:
+        if not self._sights and any(p.grad is not None for p in self._coordinates):
             self._see()  # the hooks do not reach sharded gradients
         held, ids = _parameters(optimizer), self._ids()
         if not any(id(p) in ids for p in held):
@@ -241,12 +242,13 @@ class Partners:
     def _present(self) -> Iterator[tuple[Place, Tensor]]:
         ids = self._ids()
         held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
-        found = set[int]()
+        found, shards = set[int](), fully_sharded(self._model)
         for module in self._model.modules():
             for name, p in module._parameters.items():
                 if p is None or id(p) in ids or id(p) in found or self._state.moves(module, name):
                     continue
-                if p.requires_grad or id(p) in held:
+                # Beside shards, whole tensors are gathered weights, whose memory goes with the next reshard.
+                if (p.requires_grad or id(p) in held) and (not shards or vectors.is_sharded(p)):
                     found.add(id(p))
                     yield (module, name), p
 
