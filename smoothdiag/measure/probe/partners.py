@@ -75,6 +75,7 @@ class Partners:
         self._by_hand: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._unversioned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._coordinates: Sequence[Tensor] = ()
+        self._stale: list[tuple[int, int] | None] = []
         self._has_warned = False
         self._handles: list[RemovableHandle] = []
         # All optimizers of the process know this hook, and a loop may end between a batch and its step.
@@ -92,6 +93,7 @@ class Partners:
         """
         self.disarm()
         self._coordinates, self._number = parameters, number
+        self._stale = self._gradients()
         ids = self._ids()
         if all(id(p) in ids for p in parameters_of(self._model)):
             return
@@ -221,7 +223,7 @@ class Partners:
 
     def _keep(self, optimizer: torch.optim.Optimizer, *, has_closure: bool) -> None:
         """Copies what an optimizer is about to move."""
-        if not self._sights and any(p.grad is not None for p in self._coordinates):
+        if not self._sights and self._gradients() != self._stale:
             self._see()  # the hooks do not reach sharded gradients
         held, ids = _parameters(optimizer), self._ids()
         if not any(id(p) in ids for p in held):
@@ -251,6 +253,10 @@ class Partners:
                 if (p.requires_grad or id(p) in held) and (not shards or vectors.is_sharded(p)):
                     found.add(id(p))
                     yield (module, name), p
+
+    def _gradients(self) -> list[tuple[int, int] | None]:
+        """Returns which gradients x has, and how often they were written to."""
+        return [None if p.grad is None else (id(p.grad), p.grad._version) for p in self._coordinates]
 
     def _latest(self) -> Sight:
         return self._sights[max(self._sights)] if self._sights else {}
