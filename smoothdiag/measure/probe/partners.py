@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from smoothdiag import collectives, vectors
 from smoothdiag.console import counted
 from smoothdiag.measure.loss.batches import MicroBatch
+from smoothdiag.measure.loss.coordinates import fully_sharded
 from smoothdiag.measure.loss.objective import Objective
 from smoothdiag.measure.loss.state import ModuleState, Place, mark_of, norms_of, parameters_of
 from smoothdiag.memory import retried
@@ -74,6 +75,7 @@ class Partners:
         self._by_hand: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._unversioned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
         self._coordinates: Sequence[Tensor] = ()
+        self._stale: list[tuple[int, int] | None] = []
         self._has_warned = False
         self._handles: list[RemovableHandle] = []
         # All optimizers of the process know this hook, and a loop may end between a batch and its step.
@@ -91,6 +93,7 @@ class Partners:
         """
         self.disarm()
         self._coordinates, self._number = parameters, number
+        self._stale = self._gradients()
         ids = self._ids()
         if all(id(p) in ids for p in parameters_of(self._model)):
             return
@@ -220,7 +223,7 @@ class Partners:
 
     def _keep(self, optimizer: torch.optim.Optimizer, *, has_closure: bool) -> None:
         """Copies what an optimizer is about to move."""
-        if not self._sights:
+        if not self._sights and self._gradients() != self._stale:
             self._see()  # the hooks do not reach sharded gradients
         held, ids = _parameters(optimizer), self._ids()
         if not any(id(p) in ids for p in held):
@@ -241,14 +244,19 @@ class Partners:
     def _present(self) -> Iterator[tuple[Place, Tensor]]:
         ids = self._ids()
         held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
-        found = set[int]()
+        found, shards = set[int](), fully_sharded(self._model)
         for module in self._model.modules():
             for name, p in module._parameters.items():
                 if p is None or id(p) in ids or id(p) in found or self._state.moves(module, name):
                     continue
-                if p.requires_grad or id(p) in held:
+                # Beside shards, whole tensors are gathered weights, whose memory goes with the next reshard.
+                if (p.requires_grad or id(p) in held) and (not shards or vectors.is_sharded(p)):
                     found.add(id(p))
                     yield (module, name), p
+
+    def _gradients(self) -> list[tuple[int, int] | None]:
+        """Returns which gradients x has, and how often they were written to."""
+        return [None if p.grad is None else (id(p.grad), p.grad._version) for p in self._coordinates]
 
     def _latest(self) -> Sight:
         return self._sights[max(self._sights)] if self._sights else {}
