@@ -139,6 +139,7 @@ def run(setting: Setting, seed: int, num_steps: int) -> dict[str, Any]:
         "full_limit": float(found["stability_limit"].iloc[0]),
         "small_limit": float(found["stability_limit_small_batch"].iloc[0]),
         "batch_sharpness": _weighted(found),
+        "batch_sharpness_halves": [_weighted(half) for half in (found[: len(found) // 2], found[len(found) // 2 :])],
         "mean_curvature": _weighted(mean),
         "sharpness": float(sharpness[sharpness["estimator"] == "sharpness" + suffix]["smoothness"].median()),
         "loss": float(found["loss"].mean()),
@@ -220,8 +221,8 @@ def main() -> None:
     if args.out:
         environment = {"torch": torch.__version__, "python": platform.python_version(), "threads": 1}
         # JSON has no NaN: what diverged is null.
-        known = [{name: None if value != value else value for name, value in run.items()} for run in runs]
-        args.out.write_text(json.dumps({"environment": environment, "runs": known}, indent=1) + "\n")
+        known = {"environment": environment, "runs": runs}
+        args.out.write_text(json.dumps(known, indent=1).replace("NaN", "null") + "\n")
     print(table(runs))
     if args.page:
         write_table(args.page, table(runs))

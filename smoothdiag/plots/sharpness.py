@@ -61,10 +61,10 @@ def plot_sharpness(
 
     The limit is the column ``stability_limit``: the largest eigenvalue at which the optimizer does not diverge on a
     quadratic at the learning rate of that step. It is 2/lr for gradient descent, (2 + 2 beta)/lr with momentum, and
-    38/lr for Adam with beta1 = 0.9 in the norm that Adam divides by. That limit holds for full batches, and for the
-    sharpness. With momentum a dashed line shows the column ``stability_limit_small_batch``, (2 - 2 beta)/lr: compare
-    the batch sharpness of small batches with it. If both limits differ from 2/lr, a faint line shows 2/lr as well: the
-    critical step depends on the update alone, so its limit is 2/lr with any momentum.
+    38/lr for Adam with beta1 = 0.9 in the norm that Adam divides by. That limit is for the sharpness under full
+    batches. With momentum a dashed line, the small-batch limit, shows ``stability_limit_small_batch``, (2 - 2 beta)/lr:
+    compare the batch sharpness of small batches with it. If the limit differs from 2/lr, a faint line shows 2/lr as
+    well: the critical step depends on the update alone, so its limit is 2/lr with any momentum.
 
     Rows that fits may not use are hollow. Rows that a logarithmic axis cannot show, such as negative curvature, are
     counted in a note above the axes.
@@ -188,11 +188,10 @@ def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_
     black: dict[str, Any] = {"color": "black", "linewidth": 1.2, "zorder": 3, "linestyle": "-."}
     lines: list[tuple[Array, str, dict[str, Any]]] = [(limit, "stability limit" + _factor(limit, lr), black)]
     if np.isfinite(small).any() and not _is_same(small, limit):
-        also = " and critical_step" if of_critical and _is_same(small, 2 / lr) else ""
-        name = f"stability limit of small batches, for batch_sharpness{also}{_factor(small, lr)}"
-        lines = [(limit, "stability limit of full batches" + _factor(limit, lr), black)]
-        lines.append((small, name, black | {"linestyle": "--"}))
-    if not any(_is_same(line, 2 / lr) for line, *_ in lines):
+        lines = [(limit, "full-batch limit" + _factor(limit, lr), black)]
+        lines.append((small, "small-batch limit" + _factor(small, lr), black | {"linestyle": "--"}))
+    seen = [line for line, *_ in lines]
+    if not any(_is_same(line, 2 / lr) for line in (seen[:1] if of_critical else seen)):
         name = "2/lr, limit of critical_step" if of_critical else "2/lr"
         look: dict[str, Any] = {"color": pink, "linewidth": 1.2, "alpha": 0.6, "zorder": 1.6, "linestyle": "-."}
         lines.append((2 / lr, name, look))

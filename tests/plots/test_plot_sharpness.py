@@ -267,10 +267,12 @@ def test_probe_records_what_the_figure_draws(name: str) -> None:
             loss_fn(model, batch).backward()
             optimizer.step()
     ax = sd.plot_sharpness(probe.trace, ax=axes())
-    suffix, batches, factor = ("", "", 2) if name == "SGD" else ("_preconditioned", " of full batches", 38)
+    suffix, limit, factor = ("", "stability", 2) if name == "SGD" else ("_preconditioned", "full-batch", 38)
     assert f"sharpness{suffix}" in labels(ax)
-    assert_allclose(starting(ax, f"stability limit{batches}, {factor}/lr").get_ydata(), factor / 0.01)
-    drawn = {label for label in labels(ax) if not label.startswith(("stability", "2/lr", "not usable"))}
+    assert_allclose(starting(ax, f"{limit} limit, {factor}/lr").get_ydata(), factor / 0.01)
+    drawn = {
+        label for label in labels(ax) if not label.startswith(("stability", "full-", "small-", "2/lr", "not usable"))
+    }
     recorded = probe.trace.to_frame().query("smoothness > 0")["estimator"]
     assert drawn == {n for n in recorded if n.endswith(suffix) or n == "critical_step"}
 
@@ -278,23 +280,22 @@ def test_probe_records_what_the_figure_draws(name: str) -> None:
 @pytest.mark.parametrize(
     ("full", "small", "others", "expected"),
     [
-        (3.8, 0.2, [], ["of full batches, 3.8/lr", "of small batches, for batch_sharpness, 0.2/lr", "2/lr"]),
-        (38.0, 2.0, [], ["of full batches, 38/lr", "of small batches, for batch_sharpness, 2/lr"]),
+        (3.8, 0.2, [], ["full-batch limit, 3.8/lr", "small-batch limit, 0.2/lr", "2/lr"]),
+        (38.0, 2.0, [], ["full-batch limit, 38/lr", "small-batch limit, 2/lr"]),
         (
             *(38.0, 2.0, ["critical_step"]),
-            ["of full batches, 38/lr", "of small batches, for batch_sharpness and critical_step, 2/lr"],
+            ["full-batch limit, 38/lr", "small-batch limit, 2/lr", "2/lr, limit of critical_step"],
         ),
-        (2.0, 2.0, [], [", 2/lr"]),
+        (2.0, 2.0, [], ["stability limit, 2/lr"]),
     ],
 )
 def test_small_batches_have_a_line_of_their_own_where_their_limit_differs(full, small, others, expected) -> None:
     limits = {"stability_limit": full / LR, "stability_limit_small_batch": small / LR}
     frame = pd.concat([rows(name, **limits) for name in ("batch_sharpness", *others)], ignore_index=True)
     ax = plot_sharpness(frame, ax=axes())
-    prefixed = [name.removeprefix("stability limit").strip() for name in labels(ax)[1 + len(others) :]]
-    assert prefixed == expected
+    assert labels(ax)[1 + len(others) :] == expected
     if full != small:
-        assert_allclose(starting(ax, "stability limit of full batches").get_ydata(), full / LR)
-        line = starting(ax, "stability limit of small batches")
+        assert_allclose(starting(ax, "full-batch limit").get_ydata(), full / LR)
+        line = starting(ax, "small-batch limit")
         assert_allclose(line.get_ydata(), small / LR)
         assert line.get_linestyle() == "--"
