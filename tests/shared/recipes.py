@@ -1,24 +1,26 @@
 """Recipes of docs/ecosystem.md, as the page prints them, and what their tests compare."""
 
+import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from asserts import assert_identical, state_of
 from places import REPOSITORY
-from torch import nn
+from torch import Tensor, nn
 
 import smoothdiag as sd
+from smoothdiag.measure.loss.objective import Objective
 
 PAGE = (REPOSITORY / "docs" / "ecosystem.md").read_text(encoding="utf-8")
 LONGEST = 10
 """Most lines of a recipe."""
 
-USABLE = {"ok", "saturated", "kink_limited"}
-"""Statuses of rows that may be used as they are."""
+FINE = frozenset({"ok", "saturated", "kink_limited", "rounding_limited"})
+"""Statuses of a loss that is the loop's; at a kink of a tiny network, rounding may hide the value."""
 
 
 def recipe(title: str) -> str:
@@ -68,16 +70,52 @@ def bare(code: str) -> str:
     return code
 
 
-class Norms:
-    """Gradient norms that an optimizer gets, in float64, before anything that runs in its step hooks."""
+class Watch:
+    """Keeps what a loop computed, step by step, without the measurements in between.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.values: list[float] = []
+    Attributes:
+        norms: Gradient norms that the optimizer got, in float64.
+        losses: The latest loss before each step.
+    """
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.losses: list[float] = []
+        self._loss, self._norm = float("nan"), None
+
+    def steps(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follows an optimizer; call it after everything that acts in the hooks of its steps was made."""
         optimizer.register_step_pre_hook(self._take)
 
-    def _take(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def calls(self, model: nn.Module) -> None:
+        """Follows a model that returns its loss."""
+        model.register_forward_hook(lambda module, args, found: self.loss(getattr(found, "loss", found)) and None)
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """Keeps a loss, unless it was computed to measure, and returns it."""
+        if not Objective.num_isolated:
+            self._loss = float(loss.detach())
+        return loss
+
+    def left(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keeps the gradient norm of a step right after backward, if something clips before the optimizer steps."""
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.values.append(sum(float(g.double().square().sum()) for g in grads) ** 0.5)
+        self._norm = sum(float(g.double().square().sum()) for g in grads) ** 0.5
+
+    def _take(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._norm is None:
+            self.left(optimizer)
+        assert self._norm is not None
+        self.norms.append(self._norm)
+        self.losses.append(self._loss)
+        self._norm = None
+
+
+def watched(code: str) -> str:
+    """Returns a recipe that begins its loop with ``watch(model, optimizer)``."""
+    found, number = re.subn(r"^for ", "watch(model, optimizer)\nfor ", code, flags=re.MULTILINE)
+    assert number == 1
+    return found
 
 
 def assert_same_run(one: Mapping[str, nn.Module], other: Mapping[str, nn.Module]) -> None:
@@ -90,7 +128,7 @@ def states(modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     return {f"{name}: {key}": value for name, module in modules.items() for key, value in state_of(module).items()}
 
 
-def assert_rows(trace: sd.Trace, norms: Sequence[float], statuses: set[str] = USABLE, rel: float = 1e-5) -> None:
+def assert_rows(trace: sd.Trace, norms: Sequence[float], statuses: Set[str] = FINE, rel: float = 1e-5) -> None:
     """Compares the rows of every step on its own batch with the gradient norms of the loop."""
     rows = [row for row in trace if row["estimator"] == "local"]
     assert [row["step"] for row in rows] == list(range(len(norms)))
@@ -115,7 +153,5 @@ def mean_of_last(losses: Sequence[float], share: float = 0.25) -> float:
     """Returns the mean of the last losses; infinite if one is not finite."""
     last = losses[-max(1, int(share * len(losses))) :]
     mean = sum(last) / len(last)
-    return mean if mean == mean else float("inf")
+    return mean if math.isfinite(mean) else math.inf
 
-
-Run = Callable[[str], dict[str, Any]]
