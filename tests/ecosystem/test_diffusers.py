@@ -4,7 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from recipes import Watch, assert_rows, assert_same_run, bare, each_step, mean_of_last, off, recipe, shadow, warned, watched
+from recipes import (
+    Watch,
+    assert_rows,
+    assert_same_run,
+    bare,
+    each_step,
+    mean_of_last,
+    off,
+    recipe,
+    shadow,
+    warned,
+    watched,
+)
 from torch.nn import functional as F
 
 import smoothdiag as sd
@@ -102,14 +114,14 @@ def test_noise_of_the_loop_belongs_to_the_batch() -> None:
 
 
 def test_noise_that_a_measurement_cannot_draw_again_is_noticed() -> None:
-    with warned("so loss_fn does not repeat itself") as said:
+    with warned("so loss_fn does not repeat itself"):
         found = in_the_loop(shown=False, generator=True)
     assert {row["status"] for row in found["probe"].trace} <= {"below_noise_floor", "not_reproduced"}
-    assert said is None
 
 
 def test_auto_clip_helps_at_a_rate_that_is_too_large() -> None:
-    fair = [mean_of_last(run(bare(CODE), lr=lr, steps=150)["seen"].losses) for lr in (1e-2, 3e-2, 1e-1)]
+    fair = [mean_of_last(run(bare(CODE), lr=lr, steps=150)["seen"].losses) for lr in (3e-2, 1e-1)]
     without = mean_of_last(run(bare(CODE), lr=3.0, steps=150)["seen"].losses)
     clipped = run(CODE, lr=3.0, steps=150)
-    print("ENDS", fair, without, mean_of_last(clipped["seen"].losses), clipped["clipper"].reason)
+    assert mean_of_last(clipped["seen"].losses) < 1.1 * min(fair)
+    assert without > 5 * max(fair)

@@ -113,7 +113,7 @@ class Watch:
 
 def watched(code: str) -> str:
     """Returns a recipe that begins its loop with ``watch(model, optimizer)``."""
-    found, number = re.subn(r"^for ", "watch(model, optimizer)\nfor ", code, flags=re.MULTILINE)
+    found, number = re.subn(r"^( *)for ", r"\1watch(model, optimizer)\n\1for ", code, flags=re.MULTILINE)
     assert number == 1
     return found
 
