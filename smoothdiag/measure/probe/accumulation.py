@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.batches import MicroBatch, RandomState, devices_of, lasting, map_tensors, tensors_of
-from smoothdiag.measure.loss.state import ModuleState, parameters_of
+from smoothdiag.measure.loss.replicas import Replicas
+from smoothdiag.measure.loss.state import ModuleState
 from smoothdiag.measure.probe.backward import Backward
 from smoothdiag.measure.probe.calls import Calls
 from smoothdiag.measure.probe.ranks import Outlook
@@ -51,6 +52,14 @@ class Beginning:
     scale: float = 1.0
     is_marked: bool = False
     is_complete: bool = False
+
+    @property
+    def multiplied(self) -> float:
+        """What the optimizer's gradient is, in lengths of the gradient that backward left; 1 if that is not known."""
+        if self.scale != 1 or self.training is None or not math.isfinite(self.arrived):
+            return self.scale
+        length = float(vectors.norm(self.training))
+        return self.arrived / length if length else 1.0
 
 
 class Accumulation:
@@ -103,11 +112,15 @@ class Accumulation:
     @property
     def micro_batches(self) -> list[MicroBatch]:
         """The micro-batches with a backward pass since gradients were last empty; all of them if there was no pass."""
-        if self.calls is not None:
-            return self.calls.weighted(self._observed)
         if not self._used:
             return self._observed
         return [self._observed[index] for index in dict.fromkeys(self._used)]
+
+    def measured(self, begun: Beginning, replicas: Replicas) -> list[MicroBatch]:
+        """Returns the micro-batches of a step that the optimizer has taken, with the weights of calls."""
+        if self.calls is None:
+            return self.micro_batches
+        return self.calls.weighted(self._observed, begun.multiplied, replicas)
 
     @property
     def has_observed(self) -> bool:
@@ -279,21 +292,3 @@ def _length(parameters: Sequence[Tensor]) -> float:
     """Returns the norm of the present gradients; NaN if there are none."""
     gradients = [p.grad.detach().to_dense() for p in parameters if p.grad is not None]
     return float(vectors.norm(gradients)) if gradients else math.nan
-
-
-def check_hooks(model: nn.Module) -> None:
-    """Raises a ValueError if a parameter has hooks that run when its gradient is ready.
-
-    Optimizers that are fused into backward have such hooks: every gradient that the probe takes would then move the
-    parameters.
-    """
-    if not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters_of(model)):
-        return
-    for name, parameter in model.named_parameters():
-        hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-        if any(not isinstance(getattr(hook, "__self__", None), Backward) for hook in hooks.values()):
-            raise ValueError(
-                f"Parameter `model` should have no hooks that act when a gradient is ready. Found one on `{name}`. "
-                "Optimizers that step within backward register such hooks, which would also move the parameters during "
-                "measurements. Use an ordinary optimizer.step() in runs that you measure."
-            )

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from smoothdiag import collectives, vectors
 from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.measure.loss.state import parameters_of
 from smoothdiag.memory import retried
 from smoothdiag.packing import Packing
 from smoothdiag.vectors import Vector
@@ -196,3 +197,21 @@ def _with_place(gradient: Tensor, x: Tensor) -> list[Tensor]:
     gradient = vectors.wide(gradient)
     positive = gradient.clamp(min=0)
     return [gradient, positive.addcmul_(positive, vectors.wide(x))]
+
+
+def check_hooks(model: nn.Module) -> None:
+    """Raises a ValueError if a parameter has hooks that run when its gradient is ready.
+
+    Optimizers that are fused into backward have such hooks: every gradient that the probe takes would then move the
+    parameters.
+    """
+    if not any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters_of(model)):
+        return
+    for name, parameter in model.named_parameters():
+        hooks = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+        if any(not isinstance(getattr(hook, "__self__", None), Backward) for hook in hooks.values()):
+            raise ValueError(
+                f"Parameter `model` should have no hooks that act when a gradient is ready. Found one on `{name}`. "
+                "Optimizers that step within backward register such hooks, which would also move the parameters during "
+                "measurements. Use an ordinary optimizer.step() in runs that you measure."
+            )

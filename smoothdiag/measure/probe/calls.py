@@ -15,15 +15,27 @@ from smoothdiag.measure.loss.batches import MicroBatch
 from smoothdiag.measure.loss.calls import Call, loss_in, needed, no_loss
 from smoothdiag.measure.loss.factors import Factor
 from smoothdiag.measure.loss.objective import Objective
+from smoothdiag.measure.loss.replicas import Replicas
 from smoothdiag.measure.probe.sharded import Shards
 
 UNSEEN = (
     "no call of `model(...)` whose loss took part in a backward pass",
     "Let the loop call the module that the probe was made for, by `model(...)`, and call backward on the loss that it "
-    "returns. The probe does not see calls of `model.module(...)`, `model.forward(...)`, another wrapper of the same "
-    "model, or a function that torch.compile compiles around it. For all other loops pass `loss_fn` to the Probe.",
+    "returns. The probe does not see calls of `model.module(...)`, `model.forward(...)` or another wrapper of it, nor "
+    "calls within what torch.compile compiles: make the probe for `torch.compile(model)` itself, or after "
+    "`model.compile()`. In all other loops pass `loss_fn` to the Probe.",
 )
 """What a probe has missed if it has seen no call, and the remedy."""
+
+SUMMED = (
+    "The losses of the step's micro-batches count {total:.6g} times in all, and the loop changed the gradients between "
+    "backward and the step. If it only clipped them, all is well. If it also divided them, then the gradient norms, L0 "
+    "and thresholds of this probe are {total:.6g} times too large: divide the loss instead of the gradients."
+)
+"""Warning for a loop that may divide gradients before it clips them."""
+
+EQUAL = 1e-5
+"""Relative distance of a length, in float32, from the length that rounding explains."""
 
 
 class Calls:
@@ -36,6 +48,7 @@ class Calls:
         show: Shows a call to the probe, if a step that is due needs it; returns it if the probe keeps it.
         unharmed: Keeps errors until the step ends.
         has_gradients: Whether the coordinates hold gradients.
+        warn: Warns, unless there was a warning of this kind before.
     """
 
     def __init__(
@@ -44,11 +57,12 @@ class Calls:
         show: Callable[[Callable[[], Call]], Call | None],
         unharmed: Callable[[], AbstractContextManager[None]],
         has_gradients: Callable[[], bool],
+        warn: Callable[[str, str], None],
     ) -> None:
         if isinstance(model, nn.ModuleList | nn.ModuleDict):
             raise needed(f"a {type(model).__name__} cannot be called, so it returns no loss")
         self._model, self._show, self._unharmed = model, show, unharmed
-        self._has_gradients, self._shards = has_gradients, Shards(model)
+        self._has_gradients, self._shards, self._warn = has_gradients, Shards(model), warn
         self._call: Call | None = None  # the one that is running
         self._is_inside = False
         self._passes: dict[Factor, int] = {}  # the latest backward pass that each factor comes from
@@ -67,8 +81,14 @@ class Calls:
         """Removes the hooks."""
         for handle in self._handles:
             handle.remove()
-        if self._model._compiled_call_impl == self._around:
+        outer: Any = self._model._compiled_call_impl
+        if outer == self._around:
             self._model._compiled_call_impl = self._compiled
+        # A probe that was made later stands around this one.
+        while isinstance(calls := getattr(outer, "__self__", None), Calls):
+            if calls._compiled == self._around:
+                calls._compiled = self._compiled
+            outer = calls._compiled
 
     def begin(self, observed: Sequence[MicroBatch]) -> bool:
         """Returns whether the step that the optimizer now takes has a loss that the model returned.
@@ -85,15 +105,30 @@ class Calls:
             raise needed(self._refusal)
         return bool(used)
 
-    def weighted(self, observed: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """Returns the micro-batches whose losses count in the step, with their weights; waits for the device."""
+    def weighted(self, observed: Sequence[MicroBatch], multiplied: float, replicas: Replicas) -> list[MicroBatch]:
+        """Returns the micro-batches whose losses count in the step, with their weights; waits for the device.
+
+        Args:
+            observed: All micro-batches that the probe saw.
+            multiplied: What the gradients have been multiplied by since backward.
+            replicas: The ranks that average their gradients.
+        """
         used = [micro for micro in observed if micro.batch.factor.is_known]
         if not used:
-            return []
+            return []  # as on held-out batches
         factors = [micro.batch.factor.value.double().reshape(()) for micro in used]
-        weights = [w / self._scale for w in torch.stack([f.to(factors[0].device) for f in factors]).tolist()]
+        found = torch.stack([f.to(factors[0].device) for f in factors]).tolist()
+        total = sum(found) / self._scale
+        total = replicas.mean(total) if replicas else total
+        scale = self._scale
+        multiplied *= 1 if multiplied == 1 else scale  # the scaler has divided them
+        if abs(total * multiplied - 1) < EQUAL and abs(multiplied - 1) > EQUAL:
+            scale /= multiplied  # losses are summed or scaled, and gradients divided to make up for it
+        elif total > 2 - EQUAL and abs(multiplied - 1) > EQUAL:
+            self._warn(SUMMED.format(total=total), "summed")
         # A loop divides, and multiplying by the reciprocal would differ in the last bit of the loss.
         mean = float(1 / torch.tensor(float(len(used)), dtype=used[0].batch.factor.value.dtype))
+        weights = [factor / scale for factor in found]
         return [replace(m, weight=None if w == mean else w) for m, w in zip(used, weights, strict=True)]
 
     def clear(self) -> None:

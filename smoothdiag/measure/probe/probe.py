@@ -19,8 +19,9 @@ from smoothdiag.measure.loss.calls import returned_loss
 from smoothdiag.measure.loss.coordinates import coordinates, is_distributed, learning_rates, moves_of, parameter_groups
 from smoothdiag.measure.loss.objective import LossFn, Reduction
 from smoothdiag.measure.loss.selftest import SelfTest
-from smoothdiag.measure.probe.accumulation import Accumulation, Beginning, check_hooks
+from smoothdiag.measure.probe.accumulation import Accumulation, Beginning
 from smoothdiag.measure.probe.arguments import Managed, check_arguments
+from smoothdiag.measure.probe.backward import check_hooks
 from smoothdiag.measure.probe.calls import UNSEEN, Calls
 from smoothdiag.measure.probe.closures import Arguments, Outermost, after_closure
 from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
@@ -138,8 +139,8 @@ class Probe(Managed, Watching):
         self._outermost, self._stopwatch, self._host = Outermost(), Stopwatch(), HostMemory(offload)
         self._handles: list[Any] = []
         if loss_fn is None:
-            self._calls = Calls(model, self._show, self._measuring.unharmed, self._accumulation.has_gradients)
-            self._accumulation.calls = self._calls
+            says, has = self._measuring, self._accumulation.has_gradients
+            self._calls = self._accumulation.calls = Calls(model, self._show, says.unharmed, has, says.warn_once)
             self._handles.append(self._calls)
         self._handles.append(optimizer.register_step_pre_hook(self._before_step))
         self._handles.append(optimizer.register_step_post_hook(self._after_step))
@@ -270,16 +271,17 @@ class Probe(Managed, Watching):
         begun = self._begun
         assert begun is not None
         is_test_due = self._measuring.count()
-        own = None if outlook is Outlook.UNSEEN else self._accumulation.micro_batches
-        parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
         vectors.synchronize(self._parameters)  # the step's own time does not count
         began = time.perf_counter()
         check_hooks(self._model)
         self._ranks.check_pending()
         exact = self._measuring.self_test is None
+        settled = retried(lambda: self._accumulation.settled(begun, exact=exact))
+        own = None if outlook is Outlook.UNSEEN else self._accumulation.measured(settled, self._ranks.replicas)
+        parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)
         taken = Taken(
             index=self.steps,
-            begun=retried(lambda: self._accumulation.settled(begun, exact=exact)),
+            begun=settled,
             parameters=self._parameters,
             groups=self._groups,
             has_changed=outlook is Outlook.CHANGED,
