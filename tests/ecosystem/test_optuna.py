@@ -1,4 +1,4 @@
-"""docs/ecosystem.md: Optuna searches for the longest step, which holds at other learning rates where max_norm does not."""
+"""docs/ecosystem.md: Optuna searches for the longest step, which holds at other learning rates; max_norm does not."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,7 +38,10 @@ def batches(number: int = 120) -> Iterator[Any]:
 
 
 def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, probe: Any = None, clip: Callable[[nn.Module], Any] | None = None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    probe: Any = None,
+    clip: Callable[[nn.Module], Any] | None = None,
 ) -> float:
     """Returns the mean of the last thirty losses."""
     losses = []

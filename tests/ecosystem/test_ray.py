@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from places import REPOSITORY
-from recipes import assert_rows, mean_of_last, recipe, warned  # noqa: F401
+from recipes import assert_rows, mean_of_last, recipe
 
 import smoothdiag as sd
 
@@ -34,41 +34,41 @@ def _cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(code: str, folder: Path, workers: int, *, lr: float = 0.05, number: int = 6) -> list[dict[str, Any]]:
-    """Trains by the recipe, or a variant of it, and returns what each rank left."""
+def run(runs: dict[str, tuple[str, float]], folder: Path, workers: int, number: int) -> tuple[list[Any], Any]:
+    """Trains by variants of the recipe at learning rates; returns what each rank left of them, and the last report."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray_worker import work
 
-    folder.mkdir()
-    config = {"code": code, "folder": str(folder), "trace": str(folder / "trace.jsonl"), "lr": lr, "number": number}
     trainer = TorchTrainer(
         work,
-        train_loop_config=config,
+        train_loop_config={"runs": runs, "folder": str(folder), "trace": str(folder / "trace.jsonl"), "number": number},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=False),
         run_config=RunConfig(storage_path=str(folder / "ray"), name="run"),
     )
     result = trainer.fit()
-    ranks = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(workers)]
-    assert {rank["size"] for rank in ranks} == {workers}
-    return [rank | {"metrics": result.metrics} for rank in ranks]
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(workers)]
+    assert [rank["size"] for rank in ranks] == [workers] * workers
+    return ranks, result.metrics
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_training_is_the_same_and_rows_are_those_of_the_workers(workers: int, tmp_path: Path) -> None:
     from asserts import assert_identical
 
-    expected = run(BARE, tmp_path / "bare", workers)
-    for name, code in (("probed", OFF), ("shadow", SHADOW)):
-        for rank, plain in zip(run(code, tmp_path / name, workers), expected, strict=True):
-            assert_identical(rank["state"], plain["state"])
-            assert rank["norms"] == plain["norms"]
-    assert_rows(sd.Trace.read(tmp_path / "probed" / "trace.jsonl"), expected[0]["norms"])
+    runs = {"bare": (BARE, 0.05), "shadow": (SHADOW, 0.05), "probed": (OFF, 0.05)}
+    ranks, _ = run(runs, tmp_path, workers, number=6)
+    for rank in ranks:
+        assert len(rank["bare"]["losses"]) == 12 / workers
+        for name in ("shadow", "probed"):
+            assert_identical(rank[name]["state"], rank["bare"]["state"])
+            assert rank[name]["norms"] == rank["bare"]["norms"]
+    assert_rows(sd.Trace.read(max(tmp_path.glob("trace*.jsonl"))), ranks[0]["probed"]["norms"])
 
 
 def test_auto_clip_helps_at_a_rate_that_is_too_large(tmp_path: Path) -> None:
-    fair = mean_of_last(run(BARE, tmp_path / "fair", 2, lr=0.05, number=60)[0]["losses"])
-    without = mean_of_last(run(BARE, tmp_path / "without", 2, lr=10.0, number=60)[0]["losses"])
-    found = run(CODE, tmp_path / "clipped", 2, lr=10.0, number=60)[0]
-    print("ENDS", fair, without, mean_of_last(found["losses"]), found["metrics"])
-    assert math.isfinite(found["metrics"]["longest_step"])
+    runs = {"fair": (BARE, 0.05), "without": (BARE, 10.0), "clipped": (CODE, 10.0)}
+    ranks, report = run(runs, tmp_path, 2, number=60)
+    fair, without, clipped = (mean_of_last(ranks[0][name]["losses"]) for name in runs)
+    print("ENDS", fair, without, clipped, report, list(tmp_path.glob("*")))
+    assert 0 < report["longest_step"] < math.inf

@@ -65,11 +65,11 @@ def test_training_and_logs_are_the_same_and_rows_are_those_of_the_optimizer(name
     from callbacks import assert_only_watches
 
     loss, options = LOSSES[name]
-    callback = assert_only_watches(
-        lambda: trainer_of(tmp_path, loss, max_steps=6, learning_rate=1e-3, **options), CODE
-    )
+    callback = assert_only_watches(lambda: trainer_of(tmp_path, loss, max_steps=6, learning_rate=1e-3, **options), CODE)
     # A loss may have weights of its own, which the trainer's gradient norm leaves out but the optimizer moves.
-    own = sum(p.numel() for p in callback.probe._parameters) - sum(p.numel() for p in callback._bound.trainer.model.parameters())
+    own = sum(p.numel() for p in callback.probe._parameters) - sum(
+        p.numel() for p in callback._bound.trainer.model.parameters()
+    )
     assert own == (3 * (3 * 16 + 1) if name == "softmax" else 0)
 
 

@@ -31,7 +31,9 @@ def dpo(folder: Path, *, lora: bool = False, **options: Any) -> Any:
     from tiny import llama, text, tokenizer
 
     draw = random.Random(0)
-    rows = [{"prompt": text(draw, 4), "chosen": " " + text(draw, 5), "rejected": " " + text(draw, 6)} for _ in range(96)]
+    rows = [
+        {"prompt": text(draw, 4), "chosen": " " + text(draw, 5), "rejected": " " + text(draw, 6)} for _ in range(96)
+    ]
     if lora:
         from peft import LoraConfig
 

@@ -82,7 +82,9 @@ def assert_only_watches(make: Make, code: str) -> Any:
     return found
 
 
-def ends(make: Make, code: str, rate: float, rates: tuple[float, ...], name: str = "loss") -> tuple[list[float], float, float]:
+def ends(
+    make: Make, code: str, rate: float, rates: tuple[float, ...], name: str = "loss"
+) -> tuple[list[float], float, float]:
     """Returns a mean of the last steps: at each of ``rates`` without the callback, and at ``rate`` without and with it.
 
     Args:

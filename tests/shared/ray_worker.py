@@ -34,11 +34,21 @@ def make_loader(number: int) -> torch.utils.data.DataLoader[Any]:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Executes the code in ``config`` as the recipe's function, and saves what it left for each rank."""
+    """Trains by each of the codes in ``config``, one after the other, and saves what they left for each rank.
+
+    Starting the workers takes much longer than training.
+    """
     import ray.train
     import ray.train.torch
 
     torch.set_num_threads(1)
+    context = ray.train.get_context()
+    results = {name: train(code, ray, config | {"lr": lr}) for name, (code, lr) in config["runs"].items()}
+    torch.save(results | {"size": context.get_world_size()}, Path(config["folder"]) / f"{context.get_world_rank()}.pt")
+
+
+def train(code: str, ray: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Executes a code and calls the function that it defines; returns the state of the model, norms and losses."""
     random.seed(0)
     np.random.seed(0)
     seen, kept = Watch(), dict[str, Any]()
@@ -49,8 +59,6 @@ def work(config: dict[str, Any]) -> None:
 
     names: dict[str, Any] = {"torch": torch, "sd": sd, "ray": ray, "loss_fn": loss_of(seen), "watch": watch}
     names |= {"make_model": make_model, "make_loader": lambda: make_loader(config["number"])}
-    exec(watched(config["code"]), names)
+    exec(watched(code), names)
     names["train_loop_per_worker"](config)
-    context = ray.train.get_context()
-    result = {"state": state_of(kept["model"]), "norms": seen.norms, "losses": seen.losses, "size": context.get_world_size()}
-    torch.save(result, Path(config["folder"]) / f"rank-{context.get_world_rank()}.pt")
+    return {"state": state_of(kept["model"]), "norms": seen.norms, "losses": seen.losses}

@@ -55,7 +55,9 @@ def shadow(code: str) -> str:
 
 def each_step(code: str) -> str:
     """Returns a recipe that measures every step on its own batch."""
-    found, number = re.subn(r"Probe\((model, optimizer[^)\n]*)\)", r'Probe(\1, schedule=sd.every(1), data="step")', code)
+    found, number = re.subn(
+        r"Probe\((model, optimizer[^)\n]*)\)", r'Probe(\1, schedule=sd.every(1), data="step")', code
+    )
     assert number == 1
     return found
 
@@ -154,4 +156,3 @@ def mean_of_last(losses: Sequence[float], share: float = 0.25) -> float:
     last = losses[-max(1, int(share * len(losses))) :]
     mean = sum(last) / len(last)
     return mean if math.isfinite(mean) else math.inf
-

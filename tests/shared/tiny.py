@@ -17,9 +17,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     numbers = {word: number for number, word in enumerate(SPECIAL + WORDS)}
     made = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def text(draw: random.Random, number: int) -> str:
@@ -54,7 +52,9 @@ def encoder(folder: Path) -> str:
     """Writes a BERT of 6,000 parameters and its tokenizer to a folder, which sentence-transformers reads them from."""
     set_seed(1)
     sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=32, intermediate_size=32, max_position_embeddings=32, **sizes)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=32, intermediate_size=32, max_position_embeddings=32, **sizes)).save_pretrained(
+        folder
+    )
     tokenizer().save_pretrained(folder)
     return str(folder)
 
