@@ -1,6 +1,5 @@
 """docs/ecosystem.md: the worker's loop of Ray Train on one machine, with one worker and with two."""
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,22 +33,22 @@ def _cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def run(runs: dict[str, tuple[str, float]], folder: Path, workers: int, number: int) -> tuple[list[Any], Any]:
-    """Trains by variants of the recipe at learning rates; returns what each rank left of them, and the last report."""
+def run(runs: dict[str, tuple[str, float]], folder: Path, workers: int, number: int) -> list[Any]:
+    """Trains by variants of the recipe at learning rates; returns what each rank left of them."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray_worker import work
 
     trainer = TorchTrainer(
         work,
-        train_loop_config={"runs": runs, "folder": str(folder), "trace": str(folder / "trace.jsonl"), "number": number},
+        train_loop_config={"runs": runs, "folder": str(folder), "number": number},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=False),
         run_config=RunConfig(storage_path=str(folder / "ray"), name="run"),
     )
-    result = trainer.fit()
+    trainer.fit()
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(workers)]
     assert [rank["size"] for rank in ranks] == [workers] * workers
-    return ranks, result.metrics
+    return ranks
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -57,18 +56,18 @@ def test_training_is_the_same_and_rows_are_those_of_the_workers(workers: int, tm
     from asserts import assert_identical
 
     runs = {"bare": (BARE, 0.05), "shadow": (SHADOW, 0.05), "probed": (OFF, 0.05)}
-    ranks, _ = run(runs, tmp_path, workers, number=6)
+    ranks = run(runs, tmp_path, workers, number=6)
     for rank in ranks:
         assert len(rank["bare"]["losses"]) == 12 / workers
         for name in ("shadow", "probed"):
             assert_identical(rank[name]["state"], rank["bare"]["state"])
             assert rank[name]["norms"] == rank["bare"]["norms"]
-    assert_rows(sd.Trace.read(max(tmp_path.glob("trace*.jsonl"))), ranks[0]["probed"]["norms"])
+    assert_rows(sd.Trace.read(tmp_path / "probed.jsonl"), ranks[0]["probed"]["norms"])
 
 
 def test_auto_clip_helps_at_a_rate_that_is_too_large(tmp_path: Path) -> None:
     runs = {"fair": (BARE, 0.05), "without": (BARE, 10.0), "clipped": (CODE, 10.0)}
-    ranks, report = run(runs, tmp_path, 2, number=60)
+    ranks = run(runs, tmp_path, 2, number=60)
     fair, without, clipped = (mean_of_last(ranks[0][name]["losses"]) for name in runs)
-    print("ENDS", fair, without, clipped, report, list(tmp_path.glob("*")))
-    assert 0 < report["longest_step"] < math.inf
+    assert clipped < 1.3 * fair
+    assert without > 10 * fair

@@ -1,5 +1,6 @@
 """docs/ecosystem.md: TRL's trainers train and log the same with the callback, and AutoClip keeps their steps short."""
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def dpo(folder: Path, *, lora: bool = False, **options: Any) -> Any:
 def reward(completions: list[str], **_: Any) -> list[float]:
     """Rewards words that follow from the one before."""
     numbers = [[int(word[1:]) for word in completion.split() if word[1:].isdigit()] for completion in completions]
-    return [sum(b == (a + 1) % 29 for a, b in zip(n, n[1:], strict=False)) + 0.1 * len(set(n)) for n in numbers]
+    return [sum(b == (a + 1) % 29 for a, b in itertools.pairwise(n)) + 0.1 * len(set(n)) for n in numbers]
 
 
 def grpo(folder: Path, **options: Any) -> Any:

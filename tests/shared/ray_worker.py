@@ -1,4 +1,4 @@
-"""What a worker of Ray Train runs: executes the recipe of docs/ecosystem.md, or a variant of it, and keeps its result."""
+"""What a worker of Ray Train runs: executes variants of the recipe of docs/ecosystem.md."""
 
 import random
 from pathlib import Path
@@ -43,8 +43,10 @@ def work(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     context = ray.train.get_context()
-    results = {name: train(code, ray, config | {"lr": lr}) for name, (code, lr) in config["runs"].items()}
-    torch.save(results | {"size": context.get_world_size()}, Path(config["folder"]) / f"{context.get_world_rank()}.pt")
+    folder, results = Path(config["folder"]), dict[str, Any]()
+    for name, (code, lr) in config["runs"].items():
+        results[name] = train(code, ray, config | {"lr": lr, "trace": str(folder / f"{name}.jsonl")})
+    torch.save(results | {"size": context.get_world_size()}, folder / f"{context.get_world_rank()}.pt")
 
 
 def train(code: str, ray: Any, config: dict[str, Any]) -> dict[str, Any]:

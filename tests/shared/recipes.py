@@ -17,7 +17,7 @@ from smoothdiag.measure.loss.objective import Objective
 
 PAGE = (REPOSITORY / "docs" / "ecosystem.md").read_text(encoding="utf-8")
 LONGEST = 10
-"""Most lines of a recipe."""
+"""Most lines of a recipe, without empty ones."""
 
 FINE = frozenset({"ok", "saturated", "kink_limited", "rounding_limited"})
 """Statuses of a loss that is the loop's; at a kink of a tiny network, rounding may hide the value."""
@@ -27,7 +27,7 @@ def recipe(title: str) -> str:
     """Returns the one block of code under a heading of the page."""
     section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
     (found,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(found.splitlines()) <= LONGEST
+    assert sum(bool(line.strip()) for line in found.splitlines()) <= LONGEST
     return found
 
 
