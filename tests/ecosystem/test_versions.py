@@ -1,4 +1,4 @@
-"""docs/ecosystem.md: the table names every library of the extra `ecosystem`, at the version that constraints.txt pins."""
+"""docs/ecosystem.md: the table names each library of the extra, at the version that constraints.txt pins."""
 
 import importlib.metadata
 import re
