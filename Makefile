@@ -42,7 +42,7 @@ same: .venv/.installed-test  ## Compare seeded runs with those of another commit
 	@$(BIN)/python benchmarks/same/compare.py $(REV) $(ARGS)
 
 # One process: Ray starts workers of its own, and the trainers keep settings in the environment of the process.
-ecosystem: $(ECOSYSTEM)/.installed  ## Run the recipes of docs/ecosystem.md beside their libraries, in some ten minutes.
+ecosystem: $(ECOSYSTEM)/.installed  ## Run the recipes of docs/ecosystem.md beside their libraries, in some four minutes.
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ECOSYSTEM)/bin/python -m pytest -n 0 -m slow tests/ecosystem $(ARGS)
 
 clean:  ## Remove the environments, the caches and the results of the demo.
