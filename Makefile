@@ -12,13 +12,15 @@ PYTHON ?=
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+QUIET := -m pip --disable-pip-version-check --no-input -qq
+PIP := $(BIN)/python $(QUIET)
+ECOSYSTEM := .venv-ecosystem
 
-.PHONY: help demo quick test lint same clean
+.PHONY: help demo quick test lint same ecosystem clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.installed-test  ## Train a small language model with a probe attached; results go to demo/.
 	@$(BIN)/smoothdiag demo --out demo $(ARGS)
@@ -39,8 +41,12 @@ lint: .venv/.installed-dev  ## Run the linter, the format check and the strict t
 same: .venv/.installed-test  ## Compare seeded runs with those of another commit, bit for bit: make same REV=HEAD~1.
 	@$(BIN)/python benchmarks/same/compare.py $(REV) $(ARGS)
 
-clean:  ## Remove the environment, the caches and the results of the demo.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache dist demo
+# One process: Ray starts workers of its own, and the trainers keep settings in the environment of the process.
+ecosystem: $(ECOSYSTEM)/.installed  ## Run the recipes of docs/ecosystem.md beside their libraries, in some four minutes.
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ECOSYSTEM)/bin/python -m pytest -n 0 -m slow tests/ecosystem $(ARGS)
+
+clean:  ## Remove the environments, the caches and the results of the demo.
+	rm -rf .venv $(ECOSYSTEM) .pytest_cache .mypy_cache .ruff_cache dist demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps make an unchanged environment cost nothing. `dev` contains `test`, so it refreshes both stamps.
@@ -55,6 +61,17 @@ clean:  ## Remove the environment, the caches and the results of the demo.
 	@$(PIP) install torch
 	@$(PIP) install -e '.[dev]'
 	@touch .venv/.installed-test $@
+
+# PyPI's torchvision loads only beside PyPI's torch. One that does not load keeps transformers from loading as well.
+$(ECOSYSTEM)/.installed: pyproject.toml constraints.txt | .venv/.created
+	@echo "Installing smoothdiag and the libraries of docs/ecosystem.md into $(ECOSYSTEM) (a few minutes)"
+	@$(BIN)/python -m venv $(ECOSYSTEM)
+	@$(ECOSYSTEM)/bin/python $(QUIET) install torch
+	@$(ECOSYSTEM)/bin/python $(QUIET) install -e '.[ecosystem]'
+	@$(ECOSYSTEM)/bin/python -c 'import torchvision' 2>/dev/null || { \
+		echo "torchvision does not fit this build of torch, so timm, which needs it, is not tested" >&2; \
+		$(ECOSYSTEM)/bin/python $(QUIET) uninstall -y torchvision timm; }
+	@touch $@
 
 .venv/.created:
 	@for python in $(PYTHON) python3.11 python3; do \

@@ -10,7 +10,7 @@ from typing import Any
 
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
-from smoothdiag.measure.loss.selftest import SLACK
+from smoothdiag.measure.loss.selftest import SLACK, SelfTest
 from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
 
@@ -103,7 +103,7 @@ class Arrivals:
         """Warns, once, if a gradient was shorter than its measurement by more than rounding."""
         if self._probe is None or self._norm is None or row["step"] != self._step or row.get("data") != "step":
             return
-        error = math.inf if self._probe.self_test is None else self._probe.self_test.gradient_error
+        error = _error(self._probe.self_test)
         arrived, measured = float(self._norm), row["grad_norm"]
         if arrived < measured * (1 - 10 * SLACK - 10 * error):
             self._probe = None
@@ -117,6 +117,17 @@ class Arrivals:
                 f"gradients, and clip_fraction is too low. {advice if self._acts else 'The longest step is right.'}",
                 SmoothdiagWarning,
             )
+
+
+def _error(test: SelfTest | None) -> float:
+    """Returns the relative error of a measured gradient norm beside that of the loop.
+
+    A gradient computed in a narrow dtype may be mostly rounding, but the measurement repeats this rounding. So the
+    distance that the self-test has seen between the two counts, if there is one.
+    """
+    if test is None:
+        return math.inf
+    return test.angle if math.isfinite(test.angle) else test.gradient_error
 
 
 def _is_ours(estimator: str) -> bool:

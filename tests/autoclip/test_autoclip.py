@@ -2,7 +2,9 @@
 
 import copy
 import math
+from contextlib import nullcontext
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +26,9 @@ from smoothdiag import (
     SmoothdiagWarning,
     StepRule,
 )
+from smoothdiag.autoclip.rows import Arrivals
 from smoothdiag.geometry import Euclidean, Sign
+from smoothdiag.measure.loss.selftest import SelfTest
 
 FIXED = StepRule(multiple=None, relative=0.02)
 
@@ -505,3 +509,13 @@ def test_updates_are_capped_by_lengths_along_the_gradient_whatever_the_momentum(
 def test_no_schedule_of_its_own_where_nothing_is_measured() -> None:
     run = Run(adamw(), schedule=never, rule=FIXED).over(batches(10))
     assert len(run.probe.trace) == 0
+
+
+@pytest.mark.parametrize(("angle", "is_noticed"), [(0.0, True), (math.nan, False)])
+def test_clipping_before_is_noticed_where_gradients_are_mostly_rounding(angle: float, is_noticed: bool) -> None:
+    # A gradient in bfloat16 is off by a tenth, but its repetition is off by the same tenth.
+    test = SelfTest(gradient_error=0.11, angle=angle)
+    arrivals = Arrivals(SimpleNamespace(self_test=test), acts=True)
+    arrivals.take(0, 0.5)
+    with pytest.warns(SmoothdiagWarning, match="Something else seems to clip") if is_noticed else nullcontext():
+        arrivals.check({"step": 0, "data": "step", "grad_norm": 1.0})

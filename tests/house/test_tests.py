@@ -17,7 +17,7 @@ ELSEWHERE = {
     "tests": {"house"},
     "smoothdiag": {".", "house", "docs"},
     "README.md": {"docs"},
-    "docs": {"docs"},
+    "docs": {"docs", "ecosystem"},
     "benchmarks": {"benchmarks"},
     "examples": {"integrations"},
 }
