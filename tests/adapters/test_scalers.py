@@ -1,4 +1,4 @@
-"""smoothdiag.adapters.scalers: the factor of the GradScaler that takes a step."""
+"""adapters.scalers: the factor of the GradScaler that takes a step."""
 
 import sys
 

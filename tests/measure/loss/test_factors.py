@@ -1,4 +1,4 @@
-"""smoothdiag.measure.loss.factors: how much a loss counts, read off the backward pass."""
+"""measure.loss.factors: how much a loss counts, read off the backward pass."""
 
 import threading
 from collections.abc import Callable

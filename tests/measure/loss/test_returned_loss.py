@@ -1,4 +1,4 @@
-"""smoothdiag.measure.loss.calls: the loss in what a model returns, and calls that are repeated."""
+"""measure.loss.calls: the loss in what a model returns, and calls that are repeated."""
 
 from collections import namedtuple
 from types import SimpleNamespace

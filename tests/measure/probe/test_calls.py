@@ -1,4 +1,4 @@
-"""smoothdiag.measure.probe.calls: a probe without loss_fn watches a model that returns its loss."""
+"""measure.probe.calls: a probe without loss_fn watches a model that returns its loss."""
 
 import copy
 import gc

@@ -1,4 +1,4 @@
-"""smoothdiag.measure.probe.calls: models that return their loss are measured alike under DDP and FSDP2."""
+"""measure.probe.calls: models that return their loss are measured alike under DDP and FSDP2."""
 
 import pytest
 from asserts import assert_identical
