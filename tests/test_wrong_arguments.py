@@ -69,7 +69,7 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], str, list[Any]]] = [
     (sd.CriticalStep, {}, "max_values", [*NO_WHOLE, 2]),
     (sd.Probe, {"optimizer": OPTIMIZER, "loss_fn": loss_fn}, "model", [None, OPTIMIZER, nn.Linear, "model", loss_fn]),
     (sd.Probe, {"model": MODEL, "loss_fn": loss_fn}, "optimizer", [None, MODEL, torch.optim.SGD, "SGD", loss_fn]),
-    (sd.Probe, {"model": MODEL, "optimizer": OPTIMIZER}, "loss_fn", NO_FUNCTION),
+    (sd.Probe, {"model": MODEL, "optimizer": OPTIMIZER}, "loss_fn", NO_FUNCTION[1:]),
     (
         sd.Probe,
         {"model": MODEL, "optimizer": OPTIMIZER, "loss_fn": loss_fn},

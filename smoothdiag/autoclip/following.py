@@ -152,11 +152,11 @@ class Following:
         Args:
             back: Copies of the parameters, minus the parameters.
             step: Number of the step.
-            may_wait: Whether the step may wait for a device. The first comparison does so anyway.
+            may_wait: Whether the step may wait for a device.
         """
         if not self._parts or (self._num_checks >= FEW_CHECKS and not is_in_progression(step)):
             return False
-        if not may_wait and self._num_checks and any(tensors[0].device.type != "cpu" for tensors, _ in back):
+        if not may_wait and any(tensors[0].device.type != "cpu" for tensors, _ in back):
             return False
         self._num_checks += 1
         self._known, self._state, self._cut = None, self._optimizer.state, []
