@@ -39,6 +39,8 @@ class AutoClip:
           max_norm = S / (largest rate so far * gain of the momentum).
         * `ClippedMomentum` and `GGNC`, with ``mode="set"``: it writes their ``longest_step`` or ``threshold``.
         * Any other: it lets the optimizer step, and shortens the update to S if it was longer.
+        * A list of optimizers: S is the length of the step that all of them take together. Gradients are scaled before
+          the first of them steps, and updates shortened after the last.
 
     A gradient that is not finite counts as zero, before anything averages it.
 
@@ -50,7 +52,7 @@ class AutoClip:
         * To resume, load the states of model, optimizer, probe and AutoClip, in any order.
 
     Args:
-        optimizer: The optimizer that the probe watches.
+        optimizer: The optimizer that the probe watches, or the list of optimizers that step on one loss.
         probe: A probe of that optimizer. It may measure whatever else you like, or nothing.
         mode: ``"clip"`` acts on gradients or updates. ``"set"`` writes the cap of an optimizer that clips by itself.
             ``"shadow"`` changes nothing, and only records what it would have done.

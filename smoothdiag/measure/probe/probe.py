@@ -58,7 +58,8 @@ class Probe(Managed, Watching):
     Args:
         model: The model being trained, or a list of several that ``loss_fn`` uses, such as ``[G, D]`` of a GAN;
             ``loss_fn`` then gets that list, and names of parameters begin with their number.
-        optimizer: Its optimizer; the coordinates x are the trainable parameters that the optimizer holds.
+        optimizer: Its optimizer, or a list of those that step on one loss, such as ``[muon, adamw]``; the coordinates x
+            are the trainable parameters that they hold. A step begins before the first and ends after the last.
         loss_fn: ``loss_fn(model, batch)`` returns the scalar loss of one micro-batch, as the loop computes it. Leave it
             out if ``model(...)`` returns the loss that the loop trains (see `returned_loss`): then the probe watches
             the calls of the model, and neither ``watch`` nor ``observe`` nor ``reduction`` is needed.
