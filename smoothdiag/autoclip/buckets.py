@@ -6,6 +6,7 @@ which they failed, so that no tensor is changed twice.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group
+from smoothdiag.adapters import Group, members
+from smoothdiag.adapters.scalers import still_scaled
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.autoclip.history import Counts
 from smoothdiag.memory import retried
@@ -41,6 +43,21 @@ def check_gradients(optimizer: torch.optim.Optimizer) -> None:
     for grad in [] if are_plain(grads) else grads:
         if vectors.is_sharded(grad) and any(placement.is_partial() for placement in grad.placements):
             raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
+
+
+def check_unscaled(optimizer: torch.optim.Optimizer) -> None:
+    """Raises a RuntimeError if a GradScaler would unscale the gradients of some optimizers of a list later than others.
+
+    One that steps fused takes out the factor by itself.
+    """
+    first, *others = members(optimizer)
+    waiting = still_scaled(sys._getframe(), [first, *others]) if others else []
+    if waiting := [o for o in waiting if not getattr(o, "_step_supports_amp_scaling", False)]:
+        raise RuntimeError(
+            "Gradients of all optimizers in a list should be unscaled before the first of them steps, because AutoClip "
+            f"keeps one length for all. Found those of {type(waiting[0]).__name__} still scaled: call "
+            "`scaler.unscale_(optimizer)` for each optimizer before the first `scaler.step`."
+        )
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:

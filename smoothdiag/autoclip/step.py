@@ -15,7 +15,7 @@ from smoothdiag.adapters import adapter_of
 from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
-from smoothdiag.autoclip.buckets import check_gradients, gradient_norm
+from smoothdiag.autoclip.buckets import check_gradients, check_unscaled, gradient_norm
 from smoothdiag.autoclip.calibration import StepRule, is_in_progression
 from smoothdiag.autoclip.checks import check_schedule
 from smoothdiag.autoclip.closures import Closures, second_evaluation
@@ -105,6 +105,8 @@ class Stepping:
             self._follow_probe()
             self._books.read()
         with self.guard.during(UNCLIPPED):
+            if self.guard.is_first:
+                check_unscaled(self._optimizer)
             check_gradients(self._optimizer)
             self._bring_up_to_date()
             if self._acts:

@@ -158,3 +158,37 @@ def test_what_clips_by_itself_is_refused_in_a_list() -> None:
             ValueError, match=r"one optimizer alone if that clips by itself. Found ClippedMomentum \+ SGD"
         ):
             AutoClip(optimizers, probe, mode=mode)
+
+
+@pytest.mark.parametrize("unscales", [False, True])
+def test_gradients_that_are_still_scaled_are_refused(unscales: bool) -> None:
+    """A GradScaler unscales the gradients of each optimizer in its own step, if nobody has asked for it before."""
+
+    def norms(*, scaled: bool) -> list[float]:
+        torch.manual_seed(0)
+        model = mlp(6, 3)
+        optimizers = [torch.optim.SGD([p], lr=1.0) for p in model.parameters()]
+        probe = Probe(model, optimizers, cross_entropy, estimators=())
+        AutoClip(optimizers, probe, rule=StepRule(None, 0.02))
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        found = []
+        for _ in range(3):
+            batch = torch.randn(8, 6), torch.randint(3, (8,))
+            probe.observe(batch)
+            start = [p.detach().clone() for p in model.parameters()]
+            scaler.scale(cross_entropy(model, batch)).backward()
+            for optimizer in optimizers if unscales else ():
+                scaler.unscale_(optimizer)
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+            scaler.update()
+            moved = [(p.detach() - x).flatten() for p, x in zip(model.parameters(), start, strict=True)]
+            found.append(float(torch.cat(moved).norm()))
+            model.zero_grad()
+        return found
+
+    if unscales:
+        assert norms(scaled=True) == pytest.approx(norms(scaled=False), rel=1e-5)
+    else:
+        with pytest.raises(RuntimeError, match=r"Found those of SGD still scaled: call `scaler.unscale_"):
+            norms(scaled=True)
