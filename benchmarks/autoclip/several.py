@@ -130,14 +130,15 @@ def table(runs: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="file for the raw results")
-    parser.add_argument("--read", type=Path, help="print the table of this file, and train nothing")
+    parser.add_argument("--read", type=Path, nargs="+", help="print the table of these files, and train nothing")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of weights and batches")
     parser.add_argument("--quick", action="store_true", help="one seed, two factors")
     options = parser.parse_args()
     if options.read:
-        print(table(json.loads(options.read.read_text())["runs"]))
+        print(table([run for path in options.read for run in json.loads(path.read_text())["runs"]]))
         return
     torch.set_num_threads(1)
-    factors, seeds = ((1.0, 64.0), (0,)) if options.quick else (FACTORS, SEEDS)
+    factors, seeds = ((1.0, 64.0), (0,)) if options.quick else (FACTORS, options.seeds)
     cases = [(arm, factor, seed) for seed in seeds for factor in factors for arm in ARMS]
     runs = []
     for case in tqdm(cases):
