@@ -250,6 +250,15 @@ def test_what_cannot_be_followed_is_refused_by_name(monkeypatch: pytest.MonkeyPa
             stepping(wrapped)
 
 
+def test_a_list_with_an_optimizer_that_clipping_would_spoil_is_refused() -> None:
+    model = nn.Linear(2, 1)
+    optimizers = [torch.optim.SGD([model.weight], lr=0.1), torch.optim.ASGD([model.bias], lr=0.1)]
+    probe = Probe(model, optimizers, lambda model, x: model(x).square().mean(), estimators=())
+    with pytest.raises(ValueError, match="should keep no copy.*Found ASGD"):
+        AutoClip(optimizers, probe)
+    AutoClip(optimizers, probe, mode="shadow")
+
+
 def test_autoclip_wants_the_optimizers_of_the_probe() -> None:
     model = nn.Linear(2, 1)
     a, b = torch.optim.SGD([model.weight], lr=0.1), torch.optim.AdamW([model.bias], lr=0.1)
