@@ -1,4 +1,4 @@
-"""docs/loops.md: loops in the style of well-known ones take a probe in few lines, and stay the same bit for bit."""
+"""integrations: loops in the style of well-known ones take a probe in few lines, and stay the same bit for bit."""
 
 import inspect
 import math
