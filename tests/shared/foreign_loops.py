@@ -75,7 +75,7 @@ def nanogpt(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
 
 
 def mingpt(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
-    """A trainer class with callbacks; it clears gradients before backward and clips them by norm."""
+    """A trainer class with callbacks; it clears gradients before backward."""
 
     class Trainer:
         def __init__(self, model: nn.Module) -> None:
@@ -277,7 +277,7 @@ def lbfgs(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
 
 
 def timm(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
-    """An image model with mixed labels, a schedule, a clipper by norm in the loop, and averaged weights in a copy."""
+    """An image model with mixed labels, a schedule, and averaged weights in a copy."""
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
     averaged, criterion = copy.deepcopy(model), nn.CrossEntropyLoss(label_smoothing=0.1)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True)
