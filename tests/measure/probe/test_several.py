@@ -90,7 +90,7 @@ def test_all_parameters_are_one_x_and_the_run_stays_the_same(options: dict) -> N
     assert len(rows) == 10
     for step, (start, end) in enumerate(run.ends):
         for row in rows[rows.step == step].itertuples():
-            assert row.grad_norm == pytest.approx(gradient_norm(run.model, start, run.batches[step]), rel=1e-5)
+            assert row.grad_norm == pytest.approx(gradient_norm(run.model, start, run.batches[step]), rel=1e-6)
         moved = torch.cat([(b - a).flatten() for a, b in zip(start, end, strict=True)]).double().norm()
         (path,) = rows[(rows.step == step) & (rows.estimator == "path")].itertuples()
         assert path.step_norm == pytest.approx(float(moved), rel=1e-6)
@@ -109,7 +109,7 @@ def test_a_step_without_one_of_them_ends_at_the_next_batch() -> None:
         moved = torch.cat([(b - a).flatten() for a, b in zip(start, end, strict=True)]).double().norm()
         assert row.step_norm == pytest.approx(float(moved), rel=1e-6)
         expected = gradient_norm(run.model, start, run.batches[row.step])
-        assert row.grad_norm == pytest.approx(expected, rel=1e-5)
+        assert row.grad_norm == pytest.approx(expected, rel=1e-6)
 
 
 def test_groups_of_one_optimizer_and_two_optimizers_give_the_same_rows() -> None:
@@ -225,4 +225,4 @@ def test_an_optimizer_that_replaces_another_is_noticed_and_can_be_followed() -> 
     norms += steps(asgd, 2)
     rows = before.to_frame().query("estimator == 'path'")
     assert rows.step.tolist() == [0, 1, 2, 3]
-    assert rows.grad_norm.tolist() == pytest.approx(norms, rel=1e-5)
+    assert rows.grad_norm.tolist() == pytest.approx(norms, rel=1e-6)
