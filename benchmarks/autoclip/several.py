@@ -74,7 +74,7 @@ def train(arm: str, factor: float, seed: int) -> dict[str, float | str | bool]:
         for probe in probes:
             probe.observe(batch)
         loss = class_loss(model, batch)
-        losses.append(float(loss))
+        losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break
         loss.backward()
