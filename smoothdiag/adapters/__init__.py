@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smoothdiag.adapters.adam import Adam, NAdam
 from smoothdiag.adapters.adaptive import Adagrad, RmsProp
-from smoothdiag.adapters.joint import Joint, finish, members, name_of
+from smoothdiag.adapters.joint import Joint, finish, members, moved_by, name_of
 from smoothdiag.adapters.line_search import LineSearch
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.muon import Muon
@@ -36,6 +36,7 @@ __all__ = [
     "adapter_of",
     "finish",
     "members",
+    "moved_by",
     "name_of",
     "stepping",
     "unit_balls",

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from smoothdiag import vectors
 
 
 class Follower(Protocol):
@@ -37,7 +39,7 @@ class Joint(torch.optim.Optimizer):
         self._states: _States | None = None
         owners: dict[int, torch.optim.Optimizer] = {}
         for optimizer in self.optimizers:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            for parameter in moved_by(optimizer):
                 if owners.setdefault(id(parameter), optimizer) is not optimizer:
                     raise ValueError(
                         "Parameter `optimizer` should be a list of optimizers that move different parameters. Found "
@@ -88,6 +90,12 @@ class Joint(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return f"<{name_of(self)}>"
+
+
+def moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """Returns the parameters of an optimizer, each once."""
+    found: list[nn.Parameter] = vectors.unique(*(group["params"] for group in optimizer.param_groups))
+    return found
 
 
 def members(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from smoothdiag.adapters.diagonals import Diagonals
-from smoothdiag.adapters.joint import Joint, members
+from smoothdiag.adapters.joint import Joint, members, moved_by
 from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Ball, Group, Limits, StabilityLimit, Way
 from smoothdiag.adapters.unknown import Unknown
 from smoothdiag.adapters.updates import Formula
@@ -100,7 +100,7 @@ class Several(Unknown):
         """Returns each adapter with those of the parameters that its optimizer holds, if there are any."""
         found = []
         for optimizer, adapter in zip(members(self.optimizer), self.adapters, strict=True):
-            mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            mine = set(map(id, moved_by(optimizer)))
             if held := [p for p in parameters if id(p) in mine]:
                 found.append((adapter, held))
         return found

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from smoothdiag import arguments
-from smoothdiag.adapters.joint import Joint
+from smoothdiag.adapters.joint import Joint, moved_by
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.sam import Sam
 from smoothdiag.adapters.schedule_free import ScheduleFree
@@ -89,8 +89,8 @@ def _contained(container: torch.optim.Optimizer) -> Sequence[torch.optim.Optimiz
     """
     held = _held(container)
     listed = any(not isinstance(value, torch.optim.Optimizer) and _among(value) for value in vars(container).values())
-    inside = {id(p) for o in held for group in o.param_groups for p in group["params"]}
-    own = {id(p) for group in container.param_groups for p in group["params"]}
+    inside = {id(p) for optimizer in held for p in moved_by(optimizer)}
+    own = {id(p) for p in moved_by(container)}
     return held if (len(held) > 1 or listed) and own <= inside else []
 
 

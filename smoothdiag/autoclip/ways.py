@@ -58,8 +58,7 @@ class ShortenBoth:
 
     def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
         """Shortens the update of the second kind."""
-        left = retried(lambda: (longest**2 - self._part**2).clamp(min=0.0).sqrt())
-        scale = self._others.shortened(left, step, measured=measured)
+        scale = self._others.shortened(retried(lambda: self._left(longest)), step, measured=measured)
         was_scaled = retried(lambda: self._scale < 1)
         retried(lambda: counts.add_clipped(was_scaled if scale is None else was_scaled | _on(scale < 1, was_scaled)))
 
@@ -77,9 +76,12 @@ class ShortenBoth:
 
     def taken(self, longest: Number) -> Number:
         """Returns the length of the step after it was shortened."""
-        left = (longest**2 - self._part**2).clamp(min=0.0).sqrt()
-        others = self._others.taken(left)
+        others = self._others.taken(self._left(longest))
         return (self._part**2 + _on(torch.as_tensor(others), self._part) ** 2).sqrt()
+
+    def _left(self, longest: Number) -> Tensor:
+        """Returns how long the update of the second kind may be."""
+        return (longest**2 - self._part**2).clamp(min=0.0).sqrt()
 
 
 def _on(value: Tensor, other: Tensor) -> Tensor:

@@ -71,7 +71,6 @@ def sam(**options: Any) -> Make:
 
 
 ITERATE = "keep no copy of the parameters"
-MOVED = "evaluated where the step begins"
 ESTIMATES = "should not estimate its rate"
 ONCE = "once.*: AutoClip acts on one gradient"
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trainers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import BertConfig, BertModel, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 WORDS = [f"w{number}" for number in range(29)]
@@ -31,21 +32,8 @@ def text(draw: random.Random, number: int) -> str:
 
 def llama(dropout: float = 0.1) -> LlamaForCausalLM:
     """Returns a Llama of 5,000 parameters that knows where its tokens end."""
-    set_seed(1)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        attention_dropout=dropout,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+    ends: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    return trainers.llama(dropout, max_position_embeddings=64, **ends)
 
 
 def encoder(folder: Path) -> str:

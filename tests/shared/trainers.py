@@ -36,20 +36,19 @@ def settings_of_the_process() -> Iterator[None]:
         os.environ.update(before)
 
 
-def llama(dropout: float = 0.1) -> LlamaForCausalLM:
-    """Returns a Llama of 5,000 parameters that draws random numbers in training."""
+def llama(dropout: float = 0.1, **options: Any) -> LlamaForCausalLM:
+    """Returns a Llama of 5,000 parameters that draws random numbers in training, with further options of its config."""
     set_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-        attention_dropout=dropout,
-    )
-    return LlamaForCausalLM(config)
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 16,
+    }
+    return LlamaForCausalLM(LlamaConfig(**(sizes | {"attention_dropout": dropout} | options)))
 
 
 def texts(number: int, seed: int = 0) -> list[dict[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from smoothdiag.integrations.loggers.sink import Pixels, is_failing
+from smoothdiag.integrations.loggers.sink import Pixels, check_new, is_failing
 from smoothdiag.integrations.loggers.writer import TraceWriter
 from smoothdiag.measure.probe import Probe
 from smoothdiag.requirements import installed_by
@@ -62,11 +62,7 @@ class _Mlflow:
             self._mlflow: Any = importlib.import_module("mlflow")
         active = self._mlflow.active_run()
         self._owns = run is None and active is None
-        if start and not self._owns:
-            raise ValueError(
-                f"Parameter `start` should be empty if there is a run already. Found {', '.join(start)}. "
-                "Pass these arguments to the `mlflow.start_run` that makes the run."
-            )
+        check_new("start", start, "mlflow.start_run", is_new=self._owns)
         if self._owns:
             run = self._mlflow.start_run(**start)
         run = active if run is None else run

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,25 @@ class Sink(Protocol):
     def close(self) -> None:
         """Writes the rest and closes; also called once at the end if an earlier call has failed."""
         ...
+
+
+def check_new(name: str, options: Mapping[str, Any], make: str, *, is_new: bool) -> None:
+    """Makes sure that options for a new run are given only where one is made.
+
+    Args:
+        name: Name of the parameter that holds the options.
+        options: The options.
+        make: The function that makes a run.
+        is_new: Whether a run is made.
+
+    Raises:
+        ValueError: If there are options for a run that is there already.
+    """
+    if options and not is_new:
+        raise ValueError(
+            f"Parameter `{name}` should be empty if there is a run already. Found {', '.join(options)}. "
+            f"Pass these arguments to the `{make}` that makes the run."
+        )
 
 
 def is_failing() -> bool:

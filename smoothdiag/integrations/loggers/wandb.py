@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from smoothdiag.integrations.loggers.sink import Pixels, is_failing
+from smoothdiag.integrations.loggers.sink import Pixels, check_new, is_failing
 from smoothdiag.integrations.loggers.writer import TraceWriter
 from smoothdiag.measure.probe import Probe
 from smoothdiag.requirements import installed_by
@@ -97,11 +97,7 @@ class _Wandb:
         self._module, active = module, _active(module)
         self._owns = run is None and active is None
         self._is_wandb = module.__name__ == "wandb"
-        if init and not self._owns:
-            raise ValueError(
-                f"Parameter `init` should be empty if there is a run already. Found {', '.join(init)}. "
-                f"Pass these arguments to the `{module.__name__}.init` that makes the run."
-            )
+        check_new("init", init, f"{module.__name__}.init", is_new=self._owns)
         if self._owns:
             offline = {"mode": os.environ.get("WANDB_MODE", "offline")} if self._is_wandb else {}
             run = module.init(**{**offline, **init})

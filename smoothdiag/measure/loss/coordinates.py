@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smoothdiag import arguments, vectors
+from smoothdiag.adapters import moved_by
 from smoothdiag.measure.loss.state import parameters_of
 
 if TYPE_CHECKING:
@@ -43,12 +44,6 @@ def coordinates(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.P
         )
     # The order of the model, then parameters of the loss itself that the optimizer moves too.
     found: list[nn.Parameter] = vectors.unique(shared, held)
-    return found
-
-
-def moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """Returns the parameters of an optimizer, each once."""
-    found: list[nn.Parameter] = vectors.unique(*(group["params"] for group in optimizer.param_groups))
     return found
 
 

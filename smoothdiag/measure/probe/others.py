@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from smoothdiag import vectors
-from smoothdiag.adapters import name_of
+from smoothdiag.adapters import moved_by, name_of
 from smoothdiag.adapters.turns import followers
 from smoothdiag.adapters.wrappers import wrapped_in
 
@@ -80,7 +80,7 @@ class Between:
     def listen(self, waiting: Sequence[torch.optim.Optimizer]) -> None:
         """Listens for a backward pass that reaches the parameters of those that have not stepped yet."""
         self.stop()
-        held = [p for o in waiting for group in o.param_groups for p in group["params"] if p.requires_grad]
+        held = [p for optimizer in waiting for p in moved_by(optimizer) if p.requires_grad]
         if self._left <= 0 or not held or any(map(vectors.is_sharded, held)):
             return
         self._left -= 1

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from smoothdiag import collectives, vectors
+from smoothdiag.adapters import moved_by
 from smoothdiag.console import counted
 from smoothdiag.measure.loss.batches import MicroBatch
 from smoothdiag.measure.loss.coordinates import fully_sharded
@@ -208,7 +209,7 @@ class Partners:
         """Notes the partners as they are."""
         present, last = list(self._present()), self._latest()
         sizes = [sum(vectors.local(p).nbytes for p in part) for part in ([t for _, t in present], self._coordinates)]
-        held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
+        held = {id(p) for optimizer in self._optimizers for p in moved_by(optimizer)}
         is_first = not self._state.is_known and sizes[0] <= sizes[1]
         sight: Sight = {}
         for (place, tensor), norm in zip(present, norms_of([tensor for _, tensor in present]), strict=True):
@@ -225,7 +226,7 @@ class Partners:
         """Copies what an optimizer is about to move."""
         if not self._sights and self._gradients() != self._stale:
             self._see()  # the hooks do not reach sharded gradients
-        held, ids = _parameters(optimizer), self._ids()
+        held, ids = moved_by(optimizer), self._ids()
         if not any(id(p) in ids for p in held):
             self._optimizers.add(optimizer)
         for p in held:
@@ -243,7 +244,7 @@ class Partners:
 
     def _present(self) -> Iterator[tuple[Place, Tensor]]:
         ids = self._ids()
-        held = {id(p) for optimizer in self._optimizers for p in _parameters(optimizer)}
+        held = {id(p) for optimizer in self._optimizers for p in moved_by(optimizer)}
         found, shards = set[int](), fully_sharded(self._model)
         for module in self._model.modules():
             for name, p in module._parameters.items():
@@ -274,10 +275,6 @@ def _apart(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> list[bool]
 def _remove(handles: list[RemovableHandle]) -> None:
     while handles:
         handles.pop().remove()
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _values(sights: Sequence[Sight], moved: Collection[int]) -> list[list[tuple[Tensor, Tensor | None]]]:
