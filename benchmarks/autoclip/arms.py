@@ -18,6 +18,8 @@ from measured import (
     scaled,
     shuffled,
 )
+from rivals import AdaGC, SkipStep, Spectral, prodigy, schedule_free, stable
+from torch import nn
 from training import Arm, Clipper, Loop, typical_step
 from workloads import Workload
 
@@ -39,19 +41,20 @@ def fixed(loop: Loop, exponent: int) -> Clipper:
     return StepCap(loop, lambda: longest)
 
 
-def normalized(workload: Workload, parameters: Any, lr: float) -> torch.optim.Optimizer:
+def normalized(workload: Workload, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Steps of the length that a gradient of norm 1 would lead to."""
-    return ClippedMomentum.nsgd_m(parameters, lr * workload.gain, momentum=workload.momentum)
+    return [ClippedMomentum.nsgd_m(model.parameters(), lr * workload.gain, momentum=workload.momentum)]
 
 
-def mixture(workload: Workload, parameters: Any, lr: float) -> torch.optim.Optimizer:
+def mixture(workload: Workload, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """An optimizer that averages gradients while SGD adds them up, so its rate is larger by the gain."""
     longest = workload.published_step
-    return ClippedMomentum.mix_clip(parameters, lr * workload.gain, longest_step=longest, clip="soft")
+    return [ClippedMomentum.mix_clip(model.parameters(), lr * workload.gain, longest_step=longest, clip="soft")]
 
 
-def averaged(workload: Workload, parameters: Any, lr: float) -> torch.optim.Optimizer:
-    return ClippedMomentum(parameters, lr * workload.gain, longest_step=math.inf, momentum=workload.momentum)
+def averaged(workload: Workload, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    longest, momentum = math.inf, workload.momentum
+    return [ClippedMomentum(model.parameters(), lr * workload.gain, longest_step=longest, momentum=momentum)]
 
 
 def half(workload: Workload) -> StepRule:
@@ -76,9 +79,16 @@ BASELINES = {
     "percentile_10": Arm(partial(Percentile, percent=10.0)),
     "zclip": Arm(ZClip),
     "agc": Arm(AdaptiveGradientClipping),
+    "adagc": Arm(AdaGC),
+    "spectral": Arm(Spectral),
+    "skip_step": Arm(SkipStep),
+    "stable_adamw": Arm(nothing, stable, ("adamw",)),
     "normalized": Arm(nothing, normalized, SGD),
     "mixclip": Arm(nothing, mixture, SGD),
 }
+
+FREE = {"prodigy": Arm(nothing, prodigy), "schedule_free": Arm(nothing, schedule_free)}
+"""Optimizers without a rate, which say nothing of clipping."""
 
 AUTOCLIP = {"autoclip": Arm(autoclip()), "autoclip_set": Arm(autoclip(mode="set"), averaged, SGD)}
 
@@ -107,6 +117,7 @@ CONTROLS = {
 GROUPS = {
     "oracle": ORACLE,
     "baselines": BASELINES,
+    "free": FREE,
     "rules": AUTOCLIP,
     "doses": DOSES,
     "set_doses": SET_DOSES,

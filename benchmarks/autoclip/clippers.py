@@ -109,7 +109,7 @@ def _unit_norms(x: Tensor) -> Tensor:
 
 
 class StepCap(Clipper):
-    """Keeps steps within a length: under SGD the step that equal gradients add up to, under AdamW the update itself."""
+    """Keeps steps within a length: under SGD the step that equal gradients add up to, otherwise the update itself."""
 
     def __init__(self, loop: Loop, longest: Callable[[], float]) -> None:
         self.loop, self.longest = loop, longest
@@ -117,7 +117,7 @@ class StepCap(Clipper):
 
     def before(self) -> None:
         self.longest_step = self.longest()
-        if self.loop.workload.kind == "adamw":
+        if self.loop.workload.kind != "sgd":
             self.start = [p.detach().clone() for p in self.loop.parameters]
             return
         length = self.loop.steady_rate * float(get_total_norm(self.loop.gradients))

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from tasks import Batch
 from torch.nn.utils import get_total_norm
 from training import Arm, Clipper, Loop, data_of, train
-from workloads import Batch, Workload
+from workloads import Workload
 
 import smoothdiag as sd
 from smoothdiag.autoclip import AutoClip, StepRule
@@ -26,8 +27,9 @@ class Measured(Clipper):
     def __init__(self, loop: Loop, **options: Any) -> None:
         warnings.simplefilter("ignore", sd.SmoothdiagWarning)
         self.loop = loop
-        self.probe = sd.Probe(loop.model, loop.optimizer, loop.workload.loss_fn, schedule=lambda step: False)
-        self.clip = AutoClip(loop.optimizer, self.probe, **options)
+        loss_fn = loop.workload.task.loss_fn
+        self.probe = sd.Probe(loop.model, loop.optimizers, loss_fn, schedule=lambda step: False)
+        self.clip = AutoClip(loop.optimizers, self.probe, **options)
 
     def observe(self, batch: Batch) -> None:
         self.probe.observe(batch)
@@ -99,7 +101,7 @@ def other_batch(loop: Loop) -> Callable[[Step], Estimate]:
     others = data_of(loop.workload).batches(loop.seed + 10_001)
 
     def measure(step: Step) -> Estimate:
-        there = sd.objective(loop.model, loop.workload.loss_fn, [next(others)]).evaluate(step.end).gradient
+        there = sd.objective(loop.model, loop.workload.task.loss_fn, [next(others)]).evaluate(step.end).gradient
         estimate = sd.PathSmoothness(two_scale=False)(step)
         change = get_total_norm([a - b for a, b in zip(there, step.at_start.gradient, strict=True)])
         return replace(estimate, smoothness=float(change) / estimate.step_norm)

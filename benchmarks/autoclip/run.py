@@ -1,11 +1,11 @@
-"""Trains every workload at every rate under every way of clipping; skips runs that are in the results already."""
+"""Trains the workloads of a part of the pool under every way of clipping; skips runs that are in the results."""
 
 import argparse
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,33 @@ from arms import ARMS, CAPS, ORACLE, named
 from results import Case, append, done, mend, remaining
 from tqdm import tqdm
 from training import data_of, train
-from workloads import SET_ASIDE, WORKLOADS
+from workloads import pool, workload
 
-FIRST_LOOK = (*ORACLE, *CAPS, "max_norm_1", "percentile_10", "autoclip")
-QUICK = {"workloads": ["gpt-shakespeare"], "arms": ["none", "fixed4", "max_norm_1", "relative_0.03", "autoclip"]}
+USUAL = (*ORACLE, *CAPS, "max_norm_1", "autoclip")
+QUICK = {
+    "parts": [],
+    "workloads": ["gpt-shakespeare/momentum/constant"],
+    "rates": [16],
+    "arms": ("none", "fixed4", "max_norm_1", "relative_0.03", "autoclip"),
+}
 
 
 def cases(
-    workloads: Sequence[str], arms: Sequence[str], seeds: Sequence[int], steps: int, rates: Sequence[int]
+    workloads: Iterable[tuple[str, float]], arms: Sequence[str], seeds: Sequence[int], steps: int
 ) -> Iterator[Case]:
-    """Yields the runs, with all arms of one seed and rate close together."""
-    for name in workloads:
-        workload = WORKLOADS[name]
+    """Yields the runs of workloads at rates [safe rates], with all arms of one seed and rate close together."""
+    for name, rate in workloads:
+        found = workload(name)
         for seed in seeds:
-            for i in rates:
-                for arm in arms:
-                    if workload.kind in ARMS[arm].kinds:
-                        yield Case(name, workload.rates[i], seed, arm, steps)
+            for arm in arms:
+                if found.kind in ARMS[arm].kinds:
+                    yield Case(name, rate * found.safe_rate, seed, arm, steps)
 
 
 def work(case: Case) -> dict[str, Any]:
-    workload = WORKLOADS[case.workload]
-    found = train(workload, case.lr, case.seed, ARMS[case.arm], case.steps)
-    return {**case._asdict(), "kind": workload.kind, **found}
+    of = workload(case.workload)
+    found = train(of, case.lr, case.seed, ARMS[case.arm], case.steps)
+    return {**case._asdict(), "kind": of.kind, **found}
 
 
 def prepare() -> None:
@@ -47,28 +51,31 @@ def prepare() -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def check_workloads(names: Sequence[str], *, final: bool) -> None:
-    """Raises a ValueError for a workload that does not exist or is set aside."""
-    for name in names:
-        if name not in WORKLOADS:
-            raise ValueError(f"Parameter `workloads` should be among {', '.join(WORKLOADS)}. Found `{name}`.")
-        if name in SET_ASIDE and not final:
-            raise ValueError(
-                f"Workload `{name}` is set aside: run it once, with --final, when the defaults are frozen."
-            )
+def chosen(parts: Sequence[str], names: Sequence[str], rates: Sequence[float], *, final: bool) -> list:
+    """Returns workloads with their rates [safe rates]: those of the parts, and those that are named, at these rates.
+
+    Raises:
+        ValueError: If a name is unknown, or if a workload belongs to the part that is run once and ``final`` is false.
+    """
+    found = [each for part in parts for each in pool(part)]
+    found += [(name, rate) for name in names for rate in rates]
+    for name, _ in found:
+        if workload(name).task.part == "final" and not final:
+            raise ValueError(f"Workload `{name}` is set aside: run it once, with --final, when the rule is fixed.")
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__)
-    usual = [name for name in WORKLOADS if name not in SET_ASIDE and WORKLOADS[name].shape is None]
-    result.add_argument("--workloads", nargs="+", default=usual, metavar="NAME", help=", ".join(WORKLOADS))
-    result.add_argument("--arms", nargs="+", default=list(FIRST_LOOK), metavar="NAME", help="arms, or groups of them")
+    result.add_argument("--parts", nargs="*", default=["think"], choices=["think", "choose", "final"])
+    result.add_argument("--workloads", nargs="*", default=[], metavar="NAME", help="task/optimizer/schedule")
+    result.add_argument("--rates", nargs="+", type=float, default=[16], help="of these workloads [safe rates]")
+    result.add_argument("--arms", nargs="+", default=list(USUAL), metavar="NAME", help="arms, or groups of them")
     result.add_argument("--seeds", nargs="+", type=int, default=[0])
-    result.add_argument("--rates", nargs="+", type=int, default=[0, 1, 2, 3], help="0: safe; 3: 64 times as large")
     result.add_argument("--steps", type=int, default=300)
     result.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     result.add_argument("--quick", action="store_true", help="one workload, one rate, one seed, five arms")
-    result.add_argument("--final", action="store_true", help="allow the workload that is set aside")
+    result.add_argument("--final", action="store_true", help="allow the part that is set aside")
     result.add_argument("--out", type=Path, required=True, help="CSV that results are added to")
     return result
 
@@ -76,14 +83,14 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     if args.quick:
-        args.workloads, args.arms, args.seeds, args.rates = QUICK["workloads"], QUICK["arms"], [0], [2]
+        vars(args).update(QUICK)
     try:
-        check_workloads(args.workloads, final=args.final)
+        workloads = chosen(args.parts, args.workloads, args.rates, final=args.final)
         arms = named(args.arms)
-        for name in args.workloads:
-            data_of(WORKLOADS[name])  # what is missing should be said before hours of work
+        for name, _ in workloads:
+            data_of(workload(name))  # what is missing should be said before hours of work
         mend(args.out)
-        todo = remaining(cases(args.workloads, arms, args.seeds, args.steps, args.rates), done(args.out))
+        todo = remaining(cases(workloads, arms, args.seeds, args.steps), done(args.out))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     failures = 0

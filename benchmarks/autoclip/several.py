@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 from nets import GPT
+from tasks import SHAKESPEARE, class_loss
 from torch import nn
 from tqdm import tqdm
-from workloads import SHAKESPEARE, class_loss
 
 import smoothdiag as sd
 

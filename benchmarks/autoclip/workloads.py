@@ -1,178 +1,145 @@
-"""What is trained: a network, its batches, its loss, and learning rates from safe to 64 times as large."""
+"""Workloads: a task with an optimizer and a schedule, at rates around one that is safe without clipping."""
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
 
-import sources
 import torch
-from nets import GPT, Logistic, ResNet, WordLSTM
-from torch import Tensor, nn
-from torch.nn import functional as F
+from tasks import TASKS, Task
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-Batch = tuple[Tensor, Tensor]
-Kind = Literal["sgd", "adamw"]
+Kind = Literal["sgd", "adamw", "muon"]
 
-RATES = 4
-"""Rates of a workload, each four times the one before: the last is 64 times the first."""
+RATES = (1, 4, 16, 64)
+"""Rates of a workload, in safe ones."""
+
+SAFE_RATES = Path(__file__).with_name("safe_rates.json")
+
+ADAMW_SHARE = 0.2
+"""Rate of AdamW beside Muon, as a share of Muon's."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """Batches to train on and to validate with.
+OPTIMIZERS: dict[str, tuple[Kind, float]] = {
+    "momentum": ("sgd", 0.9),
+    "plain": ("sgd", 0.0),
+    "adamw": ("adamw", 0.0),
+    "muon": ("muon", 0.0),
+}
 
-    Attributes:
-        batches: Endless batches for a seed; the same seed gives the same batches.
-        validation: One batch that is never trained on.
-    """
 
-    batches: Callable[[int], Iterator[Batch]]
-    validation: Batch
+def cosine(share: float) -> float:
+    """A straight line up for a tenth of the run, then half a cosine down to zero."""
+    return share / 0.1 if share < 0.1 else 0.5 * (1 + math.cos(math.pi * (share - 0.1) / 0.9))
+
+
+SCHEDULES = ("constant", "cosine", "onecycle")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One task with one optimizer.
+    """One task with one optimizer and one schedule.
 
     Attributes:
-        name: Name in the results.
-        model: Makes the network; initial weights come from torch's global generator.
-        data: Reads the data.
-        loss_fn: Mean loss of a batch.
-        kind: ``"sgd"`` with momentum, or ``"adamw"``.
-        safe_rate: The smallest learning rate: it trains without clipping.
-        published_step: The longest step that MixClip was published with for this kind of network [x].
-        momentum: Momentum of SGD.
-        weight_decay: Weight decay of AdamW.
-        shape: Rate over its peak, as a function of the share of the run that is done; None keeps the rate constant.
+        name: Task, optimizer and schedule, with strokes between.
+        task: What is to be learnt.
+        optimizer_name: Key of ``OPTIMIZERS``.
+        schedule: Key of ``SCHEDULES``.
+        published_step: The longest step that MixClip was published with [x].
     """
 
     name: str
-    model: Callable[[], nn.Module]
-    data: Callable[[], Data]
-    loss_fn: Callable[[nn.Module, Any], Tensor]
-    kind: Kind
-    safe_rate: float
+    task: Task
+    optimizer_name: str
+    schedule: str
     published_step: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 0.01
-    shape: Callable[[float], float] | None = None
 
     @property
-    def rates(self) -> tuple[float, ...]:
-        return tuple(self.safe_rate * 4**i for i in range(RATES))
+    def kind(self) -> Kind:
+        return OPTIMIZERS[self.optimizer_name][0]
+
+    @property
+    def momentum(self) -> float:
+        return OPTIMIZERS[self.optimizer_name][1]
+
+    def schedulers(self, optimizers: list[torch.optim.Optimizer], steps: int) -> list[LRScheduler]:
+        """Returns torch's own schedules, one for each optimizer."""
+        if self.schedule == "cosine":
+            return [LambdaLR(optimizer, lambda taken: cosine((taken + 1) / steps)) for optimizer in optimizers]
+        if self.schedule == "onecycle":
+            peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+            return [
+                OneCycleLR(optimizer, peak, total_steps=steps, cycle_momentum=False)
+                for optimizer, peak in zip(optimizers, peaks, strict=True)
+            ]
+        return []
+
+    @property
+    def safe_rate(self) -> float:
+        """A quarter of the constant rate that ended best without clipping, from ``rates.py``."""
+        return safe_rates()[f"{self.task.name}/{self.optimizer_name}"]
 
     @property
     def gain(self) -> float:
-        """Length of a step under a constant gradient [steps of SGD without momentum]; 1 for AdamW, which averages."""
-        return 1 / (1 - self.momentum) if self.kind == "sgd" else 1.0
+        """Length of a step under a constant gradient [steps of SGD without momentum]; 1 where updates are averages."""
+        return 1 / (1 - self.momentum)
 
-    def optimizer(self, parameters: Any, lr: float) -> torch.optim.Optimizer:
+    def optimizers(self, model: torch.nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+        """Returns the optimizers that step in turn."""
         if self.kind == "sgd":
-            return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum)
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay)
+            return [torch.optim.SGD(model.parameters(), lr=lr, momentum=self.momentum)]
+        if self.kind == "adamw":
+            return [torch.optim.AdamW(model.parameters(), lr=lr)]
+        outer = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+        matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in outer]
+        others = [p for p in model.parameters() if p.ndim != 2 or id(p) in outer]
+        found: list[torch.optim.Optimizer] = [torch.optim.Muon(matrices, lr=lr, weight_decay=0.0)]
+        return [*found, torch.optim.AdamW(others, lr=ADAMW_SHARE * lr)] if others else found
 
 
-def class_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy [nats] of classes or of next tokens."""
-    return F.cross_entropy(model(batch[0]).flatten(0, -2), batch[1].flatten())
+@cache
+def safe_rates() -> dict[str, float]:
+    return dict(json.loads(SAFE_RATES.read_text(encoding="utf-8")))
 
 
-def binary_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean logistic loss [nats]."""
-    return F.binary_cross_entropy_with_logits(model(batch[0]), batch[1])
+def workload(name: str) -> Workload:
+    """Returns the workload of a name such as ``"lstm-ptb/adamw/cosine"``.
+
+    Raises:
+        ValueError: If a part of the name is unknown.
+    """
+    parts = name.split("/")
+    if len(parts) != 3 or parts[0] not in TASKS or parts[1] not in OPTIMIZERS or parts[2] not in SCHEDULES:
+        raise ValueError(
+            f"Workloads are named task/optimizer/schedule, of {', '.join(TASKS)}; {', '.join(OPTIMIZERS)}; "
+            f"{', '.join(SCHEDULES)}. Found `{name}`."
+        )
+    return Workload(name, TASKS[parts[0]], parts[1], parts[2])
 
 
-def text(read: Callable[[], tuple[Tensor, Tensor]], length: int, size: int, held_out: int) -> Data:
-    """Windows of a text at random places; evenly spaced windows for validation."""
-    train, valid = read()
-    places = torch.linspace(0, len(valid) - length - 1, held_out).long()
-
-    def windows(codes: Tensor, starts: Tensor) -> Batch:
-        cut = codes[starts[:, None] + torch.arange(length + 1)]
-        return cut[:, :-1], cut[:, 1:]
-
-    def batches(seed: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            yield windows(train, torch.randint(len(train) - length, (size,), generator=generator))
-
-    return Data(batches, windows(valid, places))
-
-
-def table(read: Callable[[], tuple[Batch, Batch]], size: int, held_out: int) -> Data:
-    """Rows of a table in an order that is drawn anew for each pass; evenly spaced rows for validation."""
-    (x, y), (x_valid, y_valid) = read()
-    places = torch.linspace(0, len(y_valid) - 1, held_out).long()
-
-    def batches(seed: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            for rows in torch.randperm(len(y), generator=generator).split(size)[: len(y) // size]:
-                yield x[rows], y[rows]
-
-    return Data(batches, (x_valid[places], y_valid[places]))
-
-
-def warm_up_and_cosine(share: float) -> float:
-    """Returns the rate over its peak: a straight line up for a tenth of the run, then half a cosine down to zero."""
-    return share / 0.1 if share < 0.1 else 0.5 * (1 + math.cos(math.pi * (share - 0.1) / 0.9))
-
-
-WORDS = 2000
-"""Vocabulary of the word models; with a full vocabulary, the last layer would take most of the time."""
-
-SHAKESPEARE = partial(text, sources.tiny_shakespeare, length=32, size=16, held_out=256)
-
-PENN = partial(text, partial(sources.penn_treebank, WORDS), length=25, size=16, held_out=128)
-
-WIKITEXT = partial(text, partial(sources.wikitext2, WORDS), length=32, size=16, held_out=128)
-
-_CONSTANT = (
-    Workload("lstm-ptb", lambda: WordLSTM(WORDS), PENN, class_loss, "sgd", safe_rate=0.5, published_step=5.0),
-    Workload(
-        "lstm-ptb-plain",
-        model=lambda: WordLSTM(WORDS),
-        data=PENN,
-        loss_fn=class_loss,
-        kind="sgd",
-        safe_rate=5.0,
-        published_step=5.0,
-        momentum=0.0,
-    ),
-    Workload("lstm-ptb-adamw", lambda: WordLSTM(WORDS), PENN, class_loss, "adamw", safe_rate=0.002),
-    Workload("gpt-shakespeare", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "sgd", safe_rate=0.02),
-    Workload("gpt-shakespeare-plain", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "sgd", safe_rate=0.2, momentum=0.0),
-    Workload("gpt-shakespeare-adamw", lambda: GPT(65, 32), SHAKESPEARE, class_loss, "adamw", safe_rate=0.002),
-    Workload(
-        "resnet-cifar",
-        model=lambda: ResNet(8),
-        data=lambda: table(sources.cifar10, size=32, held_out=500),
-        loss_fn=class_loss,
-        kind="sgd",
-        safe_rate=0.02,
-    ),
-    Workload(
-        "logistic-a9a",
-        model=lambda: Logistic(123),
-        data=lambda: table(sources.a9a, size=256, held_out=4000),
-        loss_fn=binary_loss,
-        kind="sgd",
-        safe_rate=0.02,
-    ),
-    Workload("gpt-wikitext2", lambda: GPT(WORDS, 32), WIKITEXT, class_loss, "sgd", safe_rate=0.02),
-    Workload("gpt-wikitext2-adamw", lambda: GPT(WORDS, 32), WIKITEXT, class_loss, "adamw", safe_rate=0.002),
+CELLS = (
+    ("momentum/constant", "adamw/cosine", "muon/constant"),
+    ("plain/constant", "momentum/cosine", "adamw/constant"),
+    ("momentum/onecycle", "adamw/constant", "plain/cosine"),
+    ("adamw/onecycle", "muon/cosine", "momentum/constant"),
 )
+"""Three cells of a task; tasks take them in turn."""
 
-_SCHEDULED = tuple(
-    replace(workload, name=f"{workload.name}-cosine", shape=warm_up_and_cosine)
-    for workload in _CONSTANT
-    if workload.name in ("lstm-ptb", "gpt-shakespeare", "gpt-shakespeare-adamw")
-)
+CELL_RATES = ((1, 16), (4, 64), (16, 64))
+"""Two rates for each of the three cells [safe rates]; every next task begins with the next pair."""
 
-SET_ASIDE = frozenset({"gpt-wikitext2", "gpt-wikitext2-adamw"})
-"""Workloads that no rule is chosen on: they are run once, when the defaults are frozen."""
+HAS_MATRICES = {name for name in TASKS if name not in ("logistic-a9a", "skipgram-ptb")}
+"""Tasks that Muon is for."""
 
-WORKLOADS = {workload.name: workload for workload in (*_CONSTANT, *_SCHEDULED)}
+
+def pool(part: str) -> list[tuple[str, int]]:
+    """Returns the workloads of a part with their rates [safe rates]."""
+    found = []
+    for number, task in enumerate(task for task in TASKS.values() if task.part == part):
+        for k, cell in enumerate(CELLS[number % len(CELLS)]):
+            if cell.startswith("muon") and task.name not in HAS_MATRICES:
+                cell = cell.replace("muon", "plain")
+            found += [(f"{task.name}/{cell}", rate) for rate in CELL_RATES[(k + number) % len(CELL_RATES)]]
+    return found
