@@ -16,7 +16,7 @@ from training import Arm, Clipper, train
 from workloads import OPTIMIZERS, SAFE_RATES, Workload, pool, safe_rates
 
 FIRST = {"momentum": 4.0**-2, "plain": 4.0**-1, "adamw": 4.0**-4, "muon": 4.0**-3}
-STEPS, SEED = 300, 0
+STEPS, SEED = 150, 0
 
 
 def best_rate(workload: Workload) -> float:
