@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
 from smoothdiag.adapters import Group, adapter_of
-from smoothdiag.autoclip.calibration import FEWEST, Calibration
+from smoothdiag.autoclip.calibration import FEWEST, PHASE, Calibration
 from smoothdiag.memory import retried
 
 Number = float | Tensor
@@ -20,16 +21,61 @@ Number = float | Tensor
 RISEN = 1.001
 """A rate this many times its peak at the last rise has risen again."""
 
+LONGEST_WARM_UP = 100_000
+"""Steps of the longest warm-up that is believed: published ones have a few thousand."""
+
+
+class WarmUp(NamedTuple):
+    """What is known of the way of a learning rate up to the peak that its schedule left in the group.
+
+    The planned peak is believed until the rate falls before it, or has not risen for thirty steps. While the rate rises
+    so slowly that it would need 100,000 steps, the peak is doubted: some schedules multiply a rate of 1 that is never
+    reached.
+
+    Attributes:
+        rate: Rate of the last step [x^2/f]; NaN before the first.
+        highest: Largest rate so far [x^2/f].
+        still: Steps since it rose.
+        believed: Whether the planned peak may be reached.
+        slow: Whether the rate rises too slowly for it.
+    """
+
+    rate: float = math.nan
+    highest: float = 0.0
+    still: int = 0
+    believed: bool = True
+    slow: bool = False
+
+    def after(self, rate: float, group: Group) -> WarmUp:
+        """Returns what is known after a step at ``rate``."""
+        rise, way = rate - self.rate, planned(group) - rate
+        fell, still = rate < self.rate, 0 if rate > self.highest else self.still + 1
+        believed = self.believed and not (way > 0 and (fell or still >= PHASE))
+        # A cycle says its peak; it may begin as slowly as it likes.
+        slow = self.slow if rise == 0 else way > LONGEST_WARM_UP * rise and "max_lr" not in group
+        return WarmUp(rate, max(rate, self.highest), still, believed, slow)
+
+    def peak(self, group: Group) -> float:
+        """Returns the rate to count with."""
+        return max(self.highest, planned(group)) if self.believed and not self.slow else self.highest
+
+
+def planned(group: Group) -> float:
+    """Returns the largest rate that a schedule of torch plans for a group; 0 without a schedule, or on a device."""
+    found = [group[name] for name in ("initial_lr", "max_lr") if name in group]
+    return max((float(rate) for rate in map(plain, found) if not isinstance(rate, Tensor)), default=0.0)
+
 
 class Peaks:
-    """The largest learning rate that each group has had so far.
+    """The learning rate that each group counts with: the largest so far, or the one that a warm-up leads to.
 
     A rate that is a tensor on a GPU is compared there. Whether it rose cannot be known without waiting.
 
     Attributes:
-        values: Largest rate of each group so far [x^2/f].
-        share: Present rate over its peak, the largest of all groups.
+        values: Rate that each group counts with [x^2/f].
+        share: Present rate over that rate, the largest of all groups.
         counted: Peak of each group when a rise was last reported [x^2/f]. So slow rises add up.
+        warm_ups: What is known of the schedule of each group.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -37,37 +83,42 @@ class Peaks:
         self.values: list[Number] = [0.0 for _ in optimizer.param_groups]
         self.share: Number = 1.0
         self.counted: list[float] = [0.0 for _ in optimizer.param_groups]
+        self.warm_ups = [WarmUp() for _ in optimizer.param_groups]
         self._first = _first_of_each(optimizer)
 
     def update(self) -> bool:
         """Reads the present rates; returns whether one has risen above its peak since a rise was last reported."""
-        rose, self.values, self.counted, self.share = retried(self._updated)
+        rose, self.values, self.counted, self.warm_ups, self.share = retried(self._updated)
         self._first = _first_of_each(self._optimizer)
         return rose
 
-    def _updated(self) -> tuple[bool, list[Number], list[float], Number]:
-        values, counted = list(self.values), list(self.counted)
+    def _updated(self) -> tuple[bool, list[Number], list[float], list[WarmUp], Number]:
+        values, counted, warm_ups = list(self.values), list(self.counted), list(self.warm_ups)
         present = _first_of_each(self._optimizer)
         if len(present) < len(values):  # a group was taken out: the others keep their peaks
             known = {first: i for i, first in enumerate(self._first)}
             places = [known.get(first, i) for i, first in enumerate(present)]
             values, counted = [values[i] for i in places], [counted[i] for i in places]
+            warm_ups = [warm_ups[i] for i in places]
         missing = len(present) - len(values)
         values += [0.0] * missing
         counted += [0.0] * missing
+        warm_ups += [WarmUp()] * missing
         rose = False
         shares: list[Number] = []
         for i, group in enumerate(self._optimizer.param_groups):
-            rate, peak = plain(group["lr"]), values[i]
+            rate = plain(group["lr"])
             if isinstance(rate, Tensor):
-                values[i] = highest = rate.clamp(min=peak)
+                values[i] = highest = rate.clamp(min=values[i])
                 shares.append((rate / highest).nan_to_num(1.0))
             else:
-                if rate > RISEN * counted[i]:
-                    rose, counted[i] = True, rate
-                values[i] = max(rate, float(peak))
-                shares.append(ratio(rate, values[i]))
-        return rose, values, counted, largest(shares)
+                warm_ups[i] = warm_ups[i].after(rate, group)
+                values[i] = peak = warm_ups[i].peak(group)
+                rose = rose or peak > RISEN * counted[i]
+                if not counted[i] / RISEN <= peak <= RISEN * counted[i]:
+                    counted[i] = peak
+                shares.append(ratio(rate, peak))
+        return rose, values, counted, warm_ups, largest(shares)
 
     def times(self, reach: Callable[[Group], float]) -> Number:
         """Returns the peak times ``reach`` of its group; NaN if groups differ."""
