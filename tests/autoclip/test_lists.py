@@ -100,13 +100,17 @@ def test_a_cap_that_never_binds_and_the_shadow_change_no_bit(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda p: torch.optim.SGD(p, lr=3.0, momentum=0.9), lambda p: torch.optim.AdamW(p, lr=0.3)]
+    ("make", "rounding"),
+    [
+        (lambda p: torch.optim.SGD(p, lr=3.0, momentum=0.9), 0.0),
+        (lambda p: torch.optim.AdamW(p, lr=0.3), 1e-4),  # lists keep copies, one optimizer alone mostly needs none
+    ],
 )
-def test_two_optimizers_of_a_kind_step_as_one_with_two_groups(make: Make) -> None:
+def test_two_optimizers_of_a_kind_step_as_one_with_two_groups(make: Make, rounding: float) -> None:
     two, one = Run(make, make, options={}).over(20), Run(make, options={}).over(20)
     for p, q in zip(two.model.parameters(), one.model.parameters(), strict=True):
-        assert torch.equal(p, q)
-    assert two.clipper.longest_step == one.clipper.longest_step
+        torch.testing.assert_close(p, q, rtol=rounding, atol=rounding)
+    assert two.clipper.longest_step == pytest.approx(one.clipper.longest_step, rel=rounding)
     assert two.clipper.clip_fraction == one.clipper.clip_fraction > 0
 
 
@@ -137,16 +141,19 @@ def test_a_resumed_run_goes_on_exactly(kind: str) -> None:
     assert run.clipper.longest_step == expected.clipper.longest_step
 
 
-def test_an_optimizer_that_is_left_out_ends_the_step_at_the_next_batch() -> None:
-    run = Run(*KINDS["updates"], options={"rule": StepRule(None, 0.02)})
-    run.optimizers = run.optimizers[:1]
+@pytest.mark.parametrize("left_out", [0, 1])
+@pytest.mark.parametrize("kind", ["updates", "mixed", "followed"])
+def test_an_optimizer_that_is_left_out_rests_and_the_step_ends_at_the_next_batch(kind: str, left_out: int) -> None:
+    run = Run(*KINDS[kind], options={"rule": StepRule(None, 0.02)}).over(4)
+    both, resting = run.optimizers, parts(run.model)[left_out]
+    run.optimizers = [both[1 - left_out]]
+    start, still = ([p.detach().clone() for p in held] for held in (run.model.parameters(), resting))
     run.over(1)
-    start, (matrices, _) = run.lengths[0], parts(run.model)
-    before = [p.detach().clone() for p in matrices]
+    run.model.zero_grad()
     run.probe.observe((torch.randn(8, 6), torch.randint(3, (8,))))
-    back = torch.cat([(p.detach() - x).flatten() for p, x in zip(matrices, before, strict=True)]).norm()
-    assert start > 2 * run.caps[0]
-    assert start - float(back) == pytest.approx(run.caps[0], rel=1e-4)
+    moved = [(p.detach() - x).flatten() for p, x in zip(run.model.parameters(), start, strict=True)]
+    assert 0 < float(torch.cat(moved).norm()) <= (1 + 1e-4) * run.caps[-1]
+    assert all(map(torch.equal, resting, still))
 
 
 def test_what_clips_by_itself_is_refused_in_a_list() -> None:
