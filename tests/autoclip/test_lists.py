@@ -156,6 +156,36 @@ def test_an_optimizer_that_is_left_out_rests_and_the_step_ends_at_the_next_batch
     assert all(map(torch.equal, resting, still))
 
 
+@pytest.mark.parametrize("ask", ["probe", "clipper", "detach"])
+def test_a_step_without_one_of_them_ends_before_it_is_saved(ask: str) -> None:
+    run = Run(*KINDS["updates"], options={"rule": StepRule(None, 0.02)})
+    run.optimizers = run.optimizers[:1]
+    start = [p.detach().clone() for p in run.model.parameters()]
+    run.over(1)
+    if ask == "detach":
+        run.clipper.detach()
+    else:
+        assert getattr(run, ask).state_dict()["steps"] == 1
+    moved = [(p.detach() - x).flatten() for p, x in zip(run.model.parameters(), start, strict=True)]
+    assert float(torch.cat(moved).norm()) == pytest.approx(run.caps[0], rel=1e-4)
+
+
+def test_a_run_resumed_with_the_list_in_another_order_goes_on() -> None:
+    expected = Run(*KINDS["updates"], options={}).over(12)
+    run = Run(*KINDS["updates"], options={}).over(6)
+    states = run.probe.state_dict(), run.clipper.state_dict()
+    run.probe.close(), run.clipper.detach()
+    run.optimizers = run.optimizers[::-1]
+    run.attach()
+    run.probe.load_state_dict(states[0]), run.clipper.load_state_dict(states[1])
+    run.turned = True
+    run.over(6)
+    for p, q in zip(run.model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+    assert run.clipper.longest_step == pytest.approx(expected.clipper.longest_step, rel=1e-4)
+    assert "rate rose" not in set(run.clipper.history["event"])
+
+
 def test_what_clips_by_itself_is_refused_in_a_list() -> None:
     model = mlp(6, 3)
     optimizers = [ClippedMomentum([model[0].weight], 0.1, threshold=1.0), torch.optim.SGD([model[0].bias], lr=0.1)]
