@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Adapter, Group
+from smoothdiag.adapters import Adapter, Group, moved_by
 from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.autoclip.buckets import (
     Bucket,
@@ -224,7 +224,7 @@ class ShortenUpdate:
         return smaller(self._length, longest)
 
     def _copies(self) -> list[Bucket]:
-        held = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        held = [p for p in moved_by(self._optimizer) if p.requires_grad]
         return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
 
     def _look_for_iterates(self, moved: Tensor, step: int) -> None:

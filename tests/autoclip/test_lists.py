@@ -156,6 +156,14 @@ def test_an_optimizer_that_is_left_out_rests_and_the_step_ends_at_the_next_batch
     assert all(map(torch.equal, resting, still))
 
 
+def test_a_parameter_that_two_of_them_move_counts_once() -> None:
+    """Lists that share one are refused, but groups may be added later."""
+    run = Run(*KINDS["updates"], options={"rule": StepRule(None, 0.02)}).over(2)
+    run.optimizers[1].add_param_group({"params": [run.model[0].weight]})
+    run.over(2)
+    assert all(found <= (1 + 1e-4) * cap for found, cap in zip(run.lengths, run.caps, strict=True))
+
+
 @pytest.mark.parametrize("ask", ["probe", "clipper", "detach"])
 def test_a_step_without_one_of_them_ends_before_it_is_saved(ask: str) -> None:
     run = Run(*KINDS["updates"], options={"rule": StepRule(None, 0.02)})
