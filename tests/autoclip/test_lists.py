@@ -178,6 +178,14 @@ def test_a_step_without_one_of_them_ends_before_it_is_saved(ask: str) -> None:
     assert float(torch.cat(moved).norm()) == pytest.approx(run.caps[0], rel=1e-4)
 
 
+def test_a_step_that_still_waits_for_one_of_them_is_not_counted_yet() -> None:
+    run = Run(*KINDS["gradients"], options={"rule": StepRule(None, 1e-3)}).over(2)
+    run.optimizers = run.optimizers[:1]
+    run.over(1)
+    assert run.clipper.clip_fraction == 1.0
+    assert "; 100% of steps clipped so far" in run.clipper.reason
+
+
 def test_a_run_resumed_with_the_list_in_another_order_goes_on() -> None:
     expected = Run(*KINDS["updates"], options={}).over(12)
     run = Run(*KINDS["updates"], options={}).over(6)
