@@ -116,8 +116,7 @@ class Books:
             "steps": self.steps,
             "last_row": self._rows.last,
             "relative": float(self.relative),
-            "peaks": [float(peak) for peak in self._peaks.values],
-            "counted": list(self._peaks.counted),
+            **self._peaks.state_dict(),
             "calibration": self.calibration.state_dict(),
             **self.history.state_dict(),
         }
@@ -126,7 +125,7 @@ class Books:
         """Goes on from ``state``."""
         self.steps, self._rows.last = int(state["steps"]), int(state["last_row"])
         self.relative = float(state["relative"])
-        self._peaks.values, self._peaks.counted = list(state["peaks"]), list(state["counted"])
+        self._peaks.load_state_dict(state)
         self.calibration.load_state_dict(state["calibration"])
         self.history.load_state_dict(state)
 

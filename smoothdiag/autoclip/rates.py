@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group, adapter_of
+from smoothdiag.adapters import Group, adapter_of, members
 from smoothdiag.autoclip.calibration import FEWEST, Calibration
 from smoothdiag.memory import retried
 
@@ -68,6 +69,27 @@ class Peaks:
                 values[i] = max(rate, float(peak))
                 shares.append(ratio(rate, values[i]))
         return rose, values, counted, largest(shares)
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        """Returns the peaks as numbers, and what tells the groups apart."""
+        return {"peaks": [float(peak) for peak in self.values], "counted": list(self.counted), "groups": self._names()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state``, also if a list holds the same optimizers in another order now."""
+        saved, present = list(state["groups"]), self._names()
+        places = list(range(len(state["peaks"])))
+        if sorted(saved) == sorted(present):
+            alike = {name: [i for i in places if saved[i] == name] for name in saved}
+            places = [alike[name].pop(0) for name in present]
+        self.values, self.counted = [state["peaks"][i] for i in places], [state["counted"][i] for i in places]
+
+    def _names(self) -> list[str]:
+        held = [
+            (type(member).__name__, group["params"])
+            for member in members(self._optimizer)
+            for group in member.param_groups
+        ]
+        return [f"{kind}: {sum(p.numel() for p in params)} numbers in {len(params)} tensors" for kind, params in held]
 
     def times(self, reach: Callable[[Group], float]) -> Number:
         """Returns the peak times ``reach`` of its group; NaN if groups differ."""

@@ -1,5 +1,7 @@
 """adapters: several optimizers are one, and wrappers give what steps for them."""
 
+import copy
+import pickle
 import sys
 from types import ModuleType
 from typing import Any
@@ -53,6 +55,18 @@ def test_a_step_without_one_of_them_ends_on_request_or_with_the_next() -> None:
     a.step()
     b.step()
     assert events == ["begin", "end", "begin", "end", "begin", "end"]
+
+
+def test_a_copy_holds_copies_and_follows_nobody() -> None:
+    joint = Joint(pair())
+    events: list[str] = []
+    Recorded(joint, events)
+    for found in (copy.deepcopy(joint), pickle.loads(pickle.dumps(joint))):
+        assert [len(group["params"]) for group in found.param_groups] == [1, 1]
+        for optimizer in found.optimizers:
+            optimizer.step()
+        found.finish()
+    assert events == []
 
 
 def test_whoever_came_last_ends_a_step_last() -> None:
