@@ -255,6 +255,8 @@ def test_balls_of_muon_fold_its_scale_into_the_radius() -> None:
     ball = unit_balls(adapter_of(auxiliary), [kernel])[0]
     assert ball is not None
     assert ball[1] == pytest.approx(0.2 * math.sqrt(27) * other)
+    unknown = Muon([{"params": [matrix], "adjust_lr_fn": "spectral_unclamped"}])
+    assert unit_balls(adapter_of(unknown), [matrix]) == [None]
 
 
 def test_an_optimizer_that_answers_itself_may_leave_the_question_out() -> None:
