@@ -185,7 +185,7 @@ class Wrapper:
 
 
 class Container(torch.optim.Optimizer):
-    """A container as torchtitan 0.3.0 has it: it holds the parameters of all in one group without options."""
+    """A container as torchtitan 0.2.2 has it: it holds the parameters of all in one group without options."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers, self.model_parts = list(optimizers), [nn.Linear(1, 1)]
