@@ -107,6 +107,7 @@ WINGS = {
         "adapters.sam",
         "adapters.lookahead",
         "adapters.schedule_free",
+        "adapters.zero",
         "adapters.joint",
         "adapters.*",
         "adapters",
