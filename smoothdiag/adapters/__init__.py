@@ -24,6 +24,7 @@ from smoothdiag.adapters.sgd import AveragedSgd, Sgd
 from smoothdiag.adapters.sign import SignDescent
 from smoothdiag.adapters.taken import stepping
 from smoothdiag.adapters.unknown import Unknown
+from smoothdiag.adapters.zero import Zero
 
 __all__ = [
     "UNKNOWN",
@@ -57,6 +58,8 @@ def adapter_of(optimizer: torch.optim.Optimizer) -> Adapter:
     """
     if isinstance(optimizer, Joint):
         return Several(optimizer, [adapter_of(member) for member in optimizer.optimizers])
+    if Zero.matches(optimizer):
+        return Zero(optimizer, adapter_of(optimizer.optim))  # type: ignore[attr-defined]
     if _answers_itself(optimizer):
         return optimizer
     return next(family(optimizer) for family in FAMILIES if family.matches(optimizer))

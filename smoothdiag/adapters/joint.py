@@ -84,6 +84,9 @@ class Joint(torch.optim.Optimizer):
         for follower in self._followers:
             follower.finish()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.optimizers,)  # copies follow nobody: hooks stay with the optimizers too
+
     def step(self, closure: Any = None) -> Any:
         """Raises a RuntimeError: each of the optimizers steps by itself."""
         raise RuntimeError(f"{name_of(self)} should step one by one. Found a call of `step` of all of them.")

@@ -33,13 +33,15 @@ class Muon(Derived):
         """Returns the spectral norm for matrices, with the factor by which Muon multiplies the rate for a shape.
 
         That factor is sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns)) where options say so. A kernel of a
-        convolution is a matrix with a row for each output. ``None`` for vectors, and with ``use_muon=False``.
+        convolution is a matrix with a row for each output. ``None`` for vectors, with ``use_muon=False``, and for
+        factors of other names.
         """
         return [_ball(p.shape, self.group_of(p)) for p in parameters]
 
 
 def _ball(shape: torch.Size, group: Group) -> Ball | None:
-    if len(shape) < 2 or not group or not group.get("use_muon", True):
+    known = group.get("adjust_lr_fn") in (None, "original", "match_rms_adamw")
+    if len(shape) < 2 or not group or not group.get("use_muon", True) or not known:
         return None
     outputs, inputs, positions = (max(n, 1) for n in (*shape[:2], math.prod(shape[2:])))
     if group.get("adjust_lr_fn") == "match_rms_adamw" or group.get("use_adjusted_lr"):

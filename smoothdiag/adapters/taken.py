@@ -12,6 +12,7 @@ from smoothdiag.adapters.joint import Joint, moved_by
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.sam import Sam
 from smoothdiag.adapters.schedule_free import ScheduleFree
+from smoothdiag.adapters.zero import is_zero
 
 DEPTH = 4
 """Most wrappers, containers and lists within each other."""
@@ -55,6 +56,11 @@ def _stepping(optimizer: Any, given: Any, depth: int) -> Iterator[torch.optim.Op
     engine = "deepspeed" if "deepspeed" in type(optimizer).__name__.lower() else package
     if engine in _ENGINES:
         raise ValueError(f"{_REQUIREMENT} Found {type(optimizer).__name__}: {_ENGINES[engine]}.")
+    if is_zero(optimizer) and getattr(optimizer, "_overlap_with_ddp", False):
+        raise ValueError(
+            f"{_REQUIREMENT} Found {type(optimizer).__name__} with `overlap_with_ddp=True`: it steps within backward, "
+            "so no hook sees its steps. Leave that option out, and call `step()` after backward."
+        )
     if isinstance(optimizer, list | tuple):
         inner: Sequence[Any] = optimizer
     elif not hasattr(optimizer, "_optimizer_step_pre_hooks"):

@@ -16,6 +16,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of an optimizer's ``step``, the optimizer first."""
 
 
+STATE_MAKERS = frozenset({"_init_optim_state", "init_optim_state"})
+"""Functions of torch.distributed.checkpoint and torchtitan that let an optimizer create its state before it is saved or
+loaded, by a step with zero gradients at rate 0. Under SGD, which keeps none, they do so for every checkpoint."""
+
+DEPTH = 4
+"""Most functions between such a function and the hooks of a step: a schedule, for one, wraps ``step``."""
+
+
 class Outermost:
     """Tells the outermost of nested calls from the inner ones.
 
@@ -105,7 +113,7 @@ class Turn:
 
     def _begin(self, member: int, optimizer: Any, args: Any, kwargs: Any) -> Arguments | None:
         outermost, frame = self._outermost[member], sys._getframe(1)
-        if outermost.is_open(frame):
+        if outermost.is_open(frame) or _only_makes_state(frame):
             return None
         if member in self._stepped:
             finish(self._optimizer)  # for everybody who follows, in their order
@@ -122,6 +130,15 @@ class Turn:
         else:
             self._stepped = set()
             self._after()
+
+
+def _only_makes_state(frame: FrameType | None) -> bool:
+    """Returns whether the call of ``frame`` is no step of training, because it only creates the optimizer's state."""
+    for _ in range(DEPTH):
+        frame = frame and frame.f_back
+        if frame is not None and frame.f_code.co_name in STATE_MAKERS:
+            return True
+    return False
 
 
 def followers(optimizer: torch.optim.Optimizer) -> list[Any]:

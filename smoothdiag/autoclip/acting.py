@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Adapter, Group
+from smoothdiag.adapters import Adapter, Group, moved_by
 from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.autoclip.buckets import (
     Bucket,
@@ -89,6 +89,7 @@ class ScaleGradients:
         self._optimizer, self._adapter, self._peaks, self._acts = optimizer, adapter, peaks, acts
         # Of steps whose gradients are all equal to the last gradient, at the largest rate so far.
         self._length: Number = math.inf
+        self._is_clipped: Tensor | None = None  # whether the step that has begun is
 
     def before(self, longest: Number, counts: Counts, step: int) -> None:
         """Scales the gradients."""
@@ -97,15 +98,18 @@ class ScaleGradients:
         self._length = length
         finite, scale = retried(lambda: (torch.isfinite(length), (longest / length).clamp(max=1.0)))
         retried(lambda: counts.add_gradient(finite, step))
-        retried(lambda: counts.add_clipped((scale < 1) & finite))
+        self._is_clipped = retried(lambda: (scale < 1) & finite)
         if self._acts:
             multiply_gradients(self._optimizer, scale, finite)
 
     def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
-        """Does nothing."""
+        """Counts the step."""
+        if (clipped := self._is_clipped) is not None:
+            retried(lambda: counts.add_clipped(clipped))
 
     def drop(self) -> None:
-        """Does nothing."""
+        """Forgets whether the step was clipped."""
+        self._is_clipped = None
 
     def reach(self, group: Group) -> float:
         """Returns how many times longer momentum makes steps of a constant gradient."""
@@ -224,7 +228,7 @@ class ShortenUpdate:
         return smaller(self._length, longest)
 
     def _copies(self) -> list[Bucket]:
-        held = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
+        held = [p for p in moved_by(self._optimizer) if p.requires_grad]
         return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
 
     def _look_for_iterates(self, moved: Tensor, step: int) -> None:

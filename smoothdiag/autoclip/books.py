@@ -12,7 +12,7 @@ from torch import Tensor
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression
 from smoothdiag.autoclip.history import NOT_FINITE, Counts, History, explained
-from smoothdiag.autoclip.rates import Number, Peaks, WarmUp, shared, smaller
+from smoothdiag.autoclip.rates import Number, Peaks, shared, smaller
 from smoothdiag.autoclip.rows import Arrivals, Rows
 from smoothdiag.memory import is_out_of_memory, retried
 from smoothdiag.rows import SmoothdiagWarning
@@ -116,9 +116,7 @@ class Books:
             "steps": self.steps,
             "last_row": self._rows.last,
             "relative": float(self.relative),
-            "peaks": [float(peak) for peak in self._peaks.values],
-            "counted": list(self._peaks.counted),
-            "warm_ups": [tuple(warm_up) for warm_up in self._peaks.warm_ups],
+            **self._peaks.state_dict(),
             "calibration": self.calibration.state_dict(),
             **self.history.state_dict(),
         }
@@ -127,10 +125,7 @@ class Books:
         """Goes on from ``state``."""
         self.steps, self._rows.last = int(state["steps"]), int(state["last_row"])
         self.relative = float(state["relative"])
-        self._peaks.values, self._peaks.counted = list(state["peaks"]), list(state["counted"])
-        # Runs of earlier versions knew the largest rate so far alone, and go on by it.
-        known = [WarmUp(highest=float(peak), believed=False) for peak in state["peaks"]]
-        self._peaks.warm_ups = [WarmUp(*each) for each in state["warm_ups"]] or known
+        self._peaks.load_state_dict(state)
         self.calibration.load_state_dict(state["calibration"])
         self.history.load_state_dict(state)
 

@@ -19,7 +19,7 @@ Mode = Literal["clip", "set", "shadow"]
 VERSION = 1
 """Version of the states that this version writes; a state without a version has version 0."""
 
-_SINCE = {"stopped": "", "num_faults": 0, "warm_ups": ()}
+_SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": ()}
 """Entries that earlier versions did not write, with the values that runs of that time had."""
 
 _ENTRIES = (

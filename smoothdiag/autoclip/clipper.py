@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smoothdiag.adapters import name_of
+from smoothdiag.adapters import finish, name_of
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
@@ -191,7 +191,11 @@ class AutoClip:
         return suggested(self._calibration, self._optimizer, multiple)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to go on exactly; waits for the device."""
+        """Returns what a resumed run needs to go on exactly; waits for the device.
+
+        If an optimizer of a list has been left out of the last step, the step ends here.
+        """
+        finish(self._optimizer)
         self._books.read()
         self._books.note_skipped()
         return {
@@ -217,5 +221,6 @@ class AutoClip:
 
     def detach(self) -> None:
         """Stops acting and measuring. An optimizer that clips by itself keeps the last cap that AutoClip wrote."""
+        finish(self._optimizer)
         self._stepping.detach()
         self._probe.also(self._stepping.is_due)  # with nothing

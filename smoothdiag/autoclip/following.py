@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Adapter
+from smoothdiag.adapters import Adapter, Joint
 from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.adapters.updates import Formula, Stretch, Update
 from smoothdiag.adapters.wrappers import pending_scale
@@ -171,6 +171,8 @@ class Following:
 
     def _may_follow(self) -> bool:
         optimizer, self._parts = self._optimizer, []
+        if isinstance(optimizer, Joint):
+            return False  # one of them may be left out of a step, and what it keeps tells its last update again
         if pending_scale(optimizer) is not None or getattr(optimizer, "found_inf", None) is not None:
             return False  # a GradScaler may skip the step
         for group in optimizer.param_groups:

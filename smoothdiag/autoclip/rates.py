@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group, adapter_of
-from smoothdiag.autoclip.calibration import FEWEST, PHASE, Calibration
+from smoothdiag.adapters import Group, adapter_of, members
+from smoothdiag.autoclip.calibration import FEWEST, Calibration
+from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.memory import retried
 
 Number = float | Tensor
@@ -20,50 +21,6 @@ Number = float | Tensor
 
 RISEN = 1.001
 """A rate this many times its peak at the last rise has risen again."""
-
-LONGEST_WARM_UP = 100_000
-"""Steps of the longest warm-up that is believed: published ones have a few thousand."""
-
-
-class WarmUp(NamedTuple):
-    """What is known of the way of a learning rate up to the peak that its schedule left in the group.
-
-    The planned peak is believed until the rate falls before it, or has not risen for thirty steps. While the rate rises
-    so slowly that it would need 100,000 steps, the peak is doubted: some schedules multiply a rate of 1 that is never
-    reached.
-
-    Attributes:
-        rate: Rate of the last step [x^2/f]; NaN before the first.
-        highest: Largest rate so far [x^2/f].
-        still: Steps since it rose.
-        believed: Whether the planned peak may be reached.
-        slow: Whether the rate rises too slowly for it.
-    """
-
-    rate: float = math.nan
-    highest: float = 0.0
-    still: int = 0
-    believed: bool = True
-    slow: bool = False
-
-    def after(self, rate: float, group: Group) -> WarmUp:
-        """Returns what is known after a step at ``rate``."""
-        rise, way = rate - self.rate, planned(group) - rate
-        fell, still = rate < self.rate, 0 if rate > self.highest else self.still + 1
-        believed = self.believed and not (way > 0 and (fell or still >= PHASE))
-        # A cycle says its peak; it may begin as slowly as it likes.
-        slow = self.slow if rise == 0 else way > LONGEST_WARM_UP * rise and "max_lr" not in group
-        return WarmUp(rate, max(rate, self.highest), still, believed, slow)
-
-    def peak(self, group: Group) -> float:
-        """Returns the rate to count with."""
-        return max(self.highest, planned(group)) if self.believed and not self.slow else self.highest
-
-
-def planned(group: Group) -> float:
-    """Returns the largest rate that a schedule of torch plans for a group; 0 without a schedule, or on a device."""
-    found = [group[name] for name in ("initial_lr", "max_lr") if name in group]
-    return max((float(rate) for rate in map(plain, found) if not isinstance(rate, Tensor)), default=0.0)
 
 
 class Peaks:
@@ -119,6 +76,33 @@ class Peaks:
                     counted[i] = peak
                 shares.append(ratio(rate, peak))
         return rose, values, counted, warm_ups, largest(shares)
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        """Returns the peaks as numbers, and what tells the groups apart."""
+        warm_ups = [tuple(warm_up) for warm_up in self.warm_ups]
+        peaks = [float(peak) for peak in self.values]
+        return {"peaks": peaks, "counted": list(self.counted), "warm_ups": warm_ups, "groups": self._names()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from ``state``, also if a list holds the same optimizers in another order now."""
+        saved, present = list(state["groups"]), self._names()
+        places = list(range(len(state["peaks"])))
+        if sorted(saved) == sorted(present):
+            alike = {name: [i for i in places if saved[i] == name] for name in saved}
+            places = [alike[name].pop(0) for name in present]
+        self.values, self.counted = [state["peaks"][i] for i in places], [state["counted"][i] for i in places]
+        # Runs of earlier versions knew the largest rate so far alone, and go on by it.
+        known = [WarmUp(*each) for each in state["warm_ups"]]
+        known = known or [WarmUp(highest=float(peak), believed=False) for peak in state["peaks"]]
+        self.warm_ups = [known[i] for i in places]
+
+    def _names(self) -> list[str]:
+        held = [
+            (type(member).__name__, group["params"])
+            for member in members(self._optimizer)
+            for group in member.param_groups
+        ]
+        return [f"{kind}: {sum(p.numel() for p in params)} numbers in {len(params)} tensors" for kind, params in held]
 
     def times(self, reach: Callable[[Group], float]) -> Number:
         """Returns the peak times ``reach`` of its group; NaN if groups differ."""

@@ -1,6 +1,9 @@
 """adapters: several optimizers are one, and wrappers give what steps for them."""
 
+import copy
+import pickle
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +58,18 @@ def test_a_step_without_one_of_them_ends_on_request_or_with_the_next() -> None:
     assert events == ["begin", "end", "begin", "end", "begin", "end"]
 
 
+def test_a_copy_holds_copies_and_follows_nobody() -> None:
+    joint = Joint(pair())
+    events: list[str] = []
+    Recorded(joint, events)
+    for found in (copy.deepcopy(joint), pickle.loads(pickle.dumps(joint))):
+        assert [len(group["params"]) for group in found.param_groups] == [1, 1]
+        for optimizer in found.optimizers:
+            optimizer.step()
+        found.finish()
+    assert events == []
+
+
 def test_whoever_came_last_ends_a_step_last() -> None:
     events: list[str] = []
     a, b = pair()
@@ -85,6 +100,29 @@ def test_a_failed_step_begins_again_and_does_not_end() -> None:
     a.step()
     b.step()
     assert events == ["begin", "begin", "end"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("is_scheduled", [False, True])
+def test_a_step_that_only_creates_the_state_for_a_checkpoint_is_none(is_scheduled: bool) -> None:
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    model = nn.Linear(2, 1)
+    a, b = torch.optim.SGD([model.weight], lr=0.1), torch.optim.AdamW([model.bias], lr=0.1)
+    events: list[str] = []
+    Recorded(Joint([a, b]), events)
+    steps: list[None] = []
+    a.register_step_pre_hook(lambda *given: steps.append(None))
+    if is_scheduled:
+        for optimizer in (a, b):
+            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    for number in (1, 2):  # SGD keeps no state, so each checkpoint takes a step of it
+        checkpoint.get_optimizer_state_dict(model, [a, b])
+        assert len(steps) == number
+        assert events == []
+    model(torch.ones(1, 2)).backward()
+    a.step()
+    b.step()
+    assert events == ["begin", "end"]
 
 
 def test_nested_steps_count_once_and_nothing_ends_within_a_step() -> None:
@@ -161,11 +199,17 @@ class Wrapper:
 
 
 class Container(torch.optim.Optimizer):
-    """A container as torchtitan has it: it holds the parameters of all in one group without options."""
+    """A container as torchtitan 0.2.2 has it: it holds the parameters of all in one group without options."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
-        self.optimizers = list(optimizers)
+        self.optimizers, self.model_parts = list(optimizers), [nn.Linear(1, 1)]
         super().__init__([p for o in optimizers for group in o.param_groups for p in group["params"]], {})
+
+    def __iter__(self) -> Iterator[torch.optim.Optimizer]:
+        return iter(self.optimizers)
+
+    def __len__(self) -> int:
+        return len(self.optimizers)
 
     def step(self, closure: Any = None) -> None:
         for optimizer in self.optimizers:

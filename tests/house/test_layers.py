@@ -107,6 +107,7 @@ WINGS = {
         "adapters.sam",
         "adapters.lookahead",
         "adapters.schedule_free",
+        "adapters.zero",
         "adapters.joint",
         "adapters.*",
         "adapters",
@@ -177,6 +178,7 @@ WINGS = {
     ),
     "autoclip": (
         "autoclip.calibration",
+        "autoclip.warm_ups",
         "autoclip.rates",
         "autoclip.rows",
         "autoclip.history",

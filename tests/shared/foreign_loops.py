@@ -1,7 +1,8 @@
 """Training loops in the style of well-known ones, small; lines that end in "# smoothdiag" attach a probe.
 
-Each function takes a learning rate and options of AutoClip, and returns what the loop has left. The tests run it also
-without the marked lines. Lines that end in "# clip" add an AutoClip.
+Each function takes a learning rate and returns what the loop has left. If the loop clips gradients by itself, it also
+takes `max_norm`. Lines that end in "# clip" add an AutoClip, those with "# clip D" one of the discriminator. The tests
+run each loop without the marked lines too.
 """
 
 import copy
@@ -43,20 +44,19 @@ def text(size: int = 8) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def length(model: nn.Module | list[nn.Parameter]) -> float:
+def length(model: nn.Module) -> float:
     """Returns the norm of the gradients, as loops log it."""
-    held = list(model.parameters()) if isinstance(model, nn.Module) else model
-    return float(torch.cat([p.grad.flatten() for p in held if p.grad is not None]).double().norm())
+    return float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double().norm())
 
 
-def nanogpt(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def nanogpt(lr: float, max_norm: float = 1.0) -> SimpleNamespace:
     """Accumulation under autocast and a GradScaler; the next batch is read while the model computes."""
     model = LanguageModel()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    losses, norms, accumulation = [], [], 4
+    losses, norms, accumulation = [], [], 2
     probe = sd.Probe(model, optimizer, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizer, probe)  # clip
     x, y = text()
     for _ in range(STEPS):
         for _ in range(accumulation):
@@ -66,15 +66,15 @@ def nanogpt(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
             x, y = text()
             scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        norms.append(length(model))
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses.append(loss.item() * accumulation)
     return SimpleNamespace(**locals())
 
 
-def mingpt(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def mingpt(lr: float, max_norm: float = 1.0) -> SimpleNamespace:
     """A trainer class with callbacks; it clears gradients before backward."""
 
     class Trainer:
@@ -90,21 +90,22 @@ def mingpt(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
                 _, self.loss = self.model(*batch)
                 self.model.zero_grad(set_to_none=True)
                 self.loss.backward()
+                self.norm = nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
+                self.optimizer.step()
                 for callback in self.callbacks:
                     callback(self)
-                self.optimizer.step()
 
     model = LanguageModel()
     trainer = Trainer(model)
     optimizer, losses, norms = trainer.optimizer, [], []
-    trainer.callbacks.append(lambda t: (losses.append(t.loss.item()), norms.append(length(t.model))))
+    trainer.callbacks.append(lambda t: (losses.append(t.loss.item()), norms.append(t.norm.item())))
     probe = sd.Probe(trainer.model, trainer.optimizer, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(trainer.optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(trainer.optimizer, probe)  # clip
     trainer.run()
     return SimpleNamespace(**locals())
 
 
-def word_lm(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def word_lm(lr: float, max_norm: float = 0.2) -> SimpleNamespace:
     """A recurrent language model whose hidden state goes from batch to batch; the loss is computed in the loop."""
 
     class Words(nn.Module):
@@ -126,7 +127,7 @@ def word_lm(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     losses, norms = [], []
     hidden = torch.zeros(1, 4, 16), torch.zeros(1, 4, 16)
     probe = sd.Probe(model, optimizer, loss_fn, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizer, probe)  # clip
     for _ in range(STEPS):
         data, targets = (t.T for t in text(4))
         targets = targets.flatten()
@@ -136,13 +137,13 @@ def word_lm(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
         output, hidden = model(data, hidden)
         loss = criterion(output, targets)
         loss.backward()
-        norms.append(length(model))
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
         optimizer.step()
         losses.append(loss.item())
     return SimpleNamespace(**locals())
 
 
-def two_optimizers(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def two_optimizers(lr: float) -> SimpleNamespace:
     """Muon on matrices, AdamW on the rest, as in the races for the fastest GPT."""
     model = LanguageModel()
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and "head" not in name]
@@ -150,7 +151,7 @@ def two_optimizers(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     optimizers = [torch.optim.AdamW(rest, lr=lr), torch.optim.Muon(hidden, lr=lr)]
     losses, norms = [], []
     probe = sd.Probe(model, optimizers, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizers, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizers, probe)  # clip
     for _ in range(STEPS):
         _, loss = model(*text())
         loss.backward()
@@ -162,33 +163,38 @@ def two_optimizers(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def dcgan(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
-    """A discriminator and a generator with batch normalisation, each with an optimizer; the generator is probed."""
+def dcgan(lr: float) -> SimpleNamespace:
+    """A discriminator and a generator with batch normalisation, each with an optimizer and an AutoClip of its own."""
     generator = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 6), nn.Tanh())
     critic = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.LeakyReLU(0.2), nn.Linear(16, 1), nn.Flatten(0))
-    optimizer_d = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.5, 0.999))
+    optimizer_d = torch.optim.Adam(critic.parameters(), lr=lr, betas=(0.5, 0.999))
     optimizer_g = torch.optim.Adam(generator.parameters(), lr=lr, betas=(0.5, 0.999))
-    model, optimizers, criterion = (
-        nn.ModuleList([generator, critic]),
-        [optimizer_d, optimizer_g],
-        nn.BCEWithLogitsLoss(),
-    )
-    losses, norms = [], []
+    model, criterion = nn.ModuleList([generator, critic]), nn.BCEWithLogitsLoss()
+    losses, losses_g, norms = [], [], []
 
-    def loss_fn(models: Any, noise: Tensor) -> Tensor:  # smoothdiag
+    def loss_g(models: Any, noise: Tensor) -> Tensor:  # smoothdiag
         output = models[1](models[0](noise))  # smoothdiag
         return criterion(output, torch.ones_like(output))  # smoothdiag
 
-    probe = sd.Probe([generator, critic], optimizer_g, loss_fn, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer_g, probe, **clip)  # clip
+    def loss_d(models: Any, batch: tuple[Tensor, Tensor]) -> Tensor:  # clip D
+        output, fooled = models[0](batch[0]), models[0](models[1](batch[1]).detach())  # clip D
+        return criterion(output, torch.ones_like(output)) + criterion(fooled, torch.zeros_like(fooled))  # clip D
+
+    probe = sd.Probe([generator, critic], optimizer_g, loss_g, schedule=sd.every(1), data="step")  # smoothdiag
+    clipper = sd.AutoClip(optimizer_g, probe)  # clip
+    probe_d = sd.Probe([critic, generator], optimizer_d, loss_d, data="step")  # clip D
+    clipper_d = sd.AutoClip(optimizer_d, probe_d)  # clip D
     for _ in range(STEPS):
         real, noise = torch.randn(8, 6), torch.randn(8, 4)
+        probe_d.observe((real, noise))  # clip D
         critic.zero_grad()
         output = critic(real)
-        criterion(output, torch.ones_like(output)).backward()
+        loss_real = criterion(output, torch.ones_like(output))
+        loss_real.backward()
         fake = generator(noise)
         output = critic(fake.detach())
-        criterion(output, torch.zeros_like(output)).backward()
+        loss_fake = criterion(output, torch.zeros_like(output))
+        loss_fake.backward()
         optimizer_d.step()
         generator.zero_grad()
         probe.observe(noise)  # smoothdiag
@@ -197,11 +203,12 @@ def dcgan(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
         loss.backward()
         norms.append(length(generator))
         optimizer_g.step()
-        losses.append(loss.item())
+        losses.append((loss_real + loss_fake).item())
+        losses_g.append(loss.item())
     return SimpleNamespace(**locals())
 
 
-def ppo(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def ppo(lr: float, max_norm: float = 0.5) -> SimpleNamespace:
     """Proximal policy optimisation: several epochs of minibatches over one rollout, actor and critic in one module."""
 
     class Agent(nn.Module):
@@ -225,7 +232,7 @@ def ppo(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, eps=1e-5)
     losses, norms = [], []
     probe = sd.Probe(model, optimizer, loss_of, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizer, probe)  # clip
     for _ in range(STEPS // 3):
         seen, advantage, returned = torch.randn(24, 5), torch.randn(24), torch.randn(24)
         with torch.no_grad():
@@ -238,13 +245,13 @@ def ppo(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
             loss = loss_of(model, batch)
             optimizer.zero_grad()
             loss.backward()
-            norms.append(length(model))
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
             optimizer.step()
             losses.append(loss.item())
     return SimpleNamespace(**locals())
 
 
-def lbfgs(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def lbfgs(lr: float) -> SimpleNamespace:
     """A closure that the optimizer evaluates as often as it likes, on all of the data."""
     model, criterion = mlp(2, 8, 1), nn.MSELoss()
     x = torch.rand(32, 2)
@@ -256,7 +263,7 @@ def lbfgs(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
         return criterion(model(batch[0]), batch[1])  # smoothdiag
 
     probe = sd.Probe(model, optimizer, loss_fn, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizer, probe)  # clip
     for _ in range(STEPS):
         is_first = True
 
@@ -276,7 +283,7 @@ def lbfgs(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def timm(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def timm(lr: float) -> SimpleNamespace:
     """An image model with mixed labels, a schedule, and averaged weights in a copy."""
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
     averaged, criterion = copy.deepcopy(model), nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -288,7 +295,7 @@ def timm(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
         return criterion(model(batch[0]), batch[1])  # smoothdiag
 
     probe = sd.Probe(model, optimizer, loss_fn, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizer, probe)  # clip
     loader = [(torch.randn(8, 1, 8, 8), torch.randint(5, (8,))) for _ in range(STEPS)]
     model.train()
     for image, target in loader:
@@ -309,7 +316,7 @@ def timm(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**locals())
 
 
-def accelerate(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def accelerate(lr: float, max_norm: float = 1.0) -> SimpleNamespace:
     """A causal language model of Transformers under Accelerate, with accumulation."""
     from accelerate import Accelerator
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -319,7 +326,7 @@ def accelerate(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     model, optimizer = accelerator.prepare(net, torch.optim.AdamW(net.parameters(), lr=lr))
     losses, norms = [], []
     probe = sd.Probe(model, optimizer, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizer, probe)  # clip
     model.train()
     for _ in range(2 * STEPS):
         with accelerator.accumulate(model):
@@ -327,14 +334,14 @@ def accelerate(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
             loss = model(input_ids=tokens, labels=tokens).loss
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                norms.append(length(model))
+                norms.append(accelerator.clip_grad_norm_(model.parameters(), max_norm).item())
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.item())
     return SimpleNamespace(**locals())
 
 
-def x_transformers(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
+def x_transformers(lr: float, max_norm: float = 0.5) -> SimpleNamespace:
     """A wrapper that shifts the tokens itself and returns the loss; gradients are accumulated by hand."""
 
     class Wrapper(nn.Module):
@@ -350,13 +357,13 @@ def x_transformers(lr: float, clip: dict[str, Any]) -> SimpleNamespace:
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     losses, norms = [], []
     probe = sd.Probe(model, optimizer, schedule=sd.every(1), data="step")  # smoothdiag
-    clipper = sd.AutoClip(optimizer, probe, **clip)  # clip
+    clipper = sd.AutoClip(optimizer, probe)  # clip
     for _ in range(STEPS):
         model.train()
         for _ in range(2):
             loss = model(text()[0])
             (loss / 2).backward()
-        norms.append(length(model))
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), max_norm).item())
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -368,7 +375,7 @@ LOOPS = {
     "minGPT": (mingpt, 3e-3, 3.0),
     "word language model": (word_lm, 0.5, 500.0),
     "GPT with Muon and AdamW": (two_optimizers, 3e-3, 3.0),
-    "DCGAN": (dcgan, 2e-3, 3.0),
+    "DCGAN": (dcgan, 2e-3, 30.0),
     "PPO": (ppo, 3e-3, 3.0),
     "LBFGS": (lbfgs, 0.3, 0.3),
     "timm": (timm, 0.05, 50.0),

@@ -101,6 +101,12 @@ class Step:
             if name in other.__dict__:
                 self.__dict__.setdefault(name, other.__dict__[name])
 
+    def forget_start(self) -> None:
+        """Forgets loss and gradient at the start, so that they are evaluated when they are asked for."""
+        for name in ("at_start", "starts_finite", "_begun", "_gradient_sums", "_point_sums"):
+            self.__dict__.pop(name, None)
+        self._norms.clear()
+
     def block(self, group: str) -> Sequence[int]:
         """Returns the indices of the parameters of a group, or of "all"."""
         if group == OWN_PART and group not in self.groups:

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -116,13 +116,15 @@ class Place:
                 after[node] = number
                 ends += [following for following, _ in node.next_functions]
         above: set[Any] = set()
+        own: list[Any] = []
         for node in sorted(after, key=lambda node: after[node]):
             if self._is_here(node):
                 continue
             leads = [self._is_it(*edge) or edge[0] in above for edge in node.next_functions]
+            own = own or [edge[0] for edge in node.next_functions if self._is_it(*edge)]
             if any(leads):
                 above.add(node)
-                if not _is_linear(node.name(), leads):
+                if not _is_linear(node.name(), leads) or _depends_alike(node, leads, own):
                     return str(node.name())
         if any(self._is_it(*edge) or edge[0] in above for edge in edges):
             return ""
@@ -155,11 +157,40 @@ def _number(node: Any) -> int:
     return int(node._sequence_nr())
 
 
+def _kind(name: str) -> str:
+    return re.sub(r"Backward\d*$", "", name)
+
+
 def _is_linear(name: str, leads: Sequence[bool]) -> bool:
     """Returns whether a function is linear in those of its tensors that ``leads`` names."""
-    kind = re.sub(r"Backward\d*$", "", name)
+    kind = _kind(name)
     if _BILINEAR.fullmatch(kind):
         return sum(leads) == 1
     if kind == "Div":
         return not any(leads[1:])
     return _LINEAR.fullmatch(kind) is not None
+
+
+def _depends_alike(node: Any, leads: Sequence[bool], loss: Sequence[Any]) -> bool:
+    """Returns whether a product or quotient has a factor that depends on what the loss depends on.
+
+    The factors of a product of two losses are right for its gradient, and wrong for its second derivative.
+    """
+    if _LINEAR.fullmatch(_kind(node.name())) is not None:
+        return False
+    others = [
+        edge[0] for edge, lead in zip(node.next_functions, leads, strict=True) if edge[0] is not None and not lead
+    ]
+    return bool(others) and not _leaves(others).isdisjoint(_leaves(loss))
+
+
+def _leaves(nodes: Iterable[Any]) -> set[int]:
+    """Returns the identities of the tensors that gradients are accumulated in by a pass through some functions."""
+    seen: set[Any] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}

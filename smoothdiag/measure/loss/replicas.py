@@ -47,6 +47,8 @@ class Replicas:
                 if name not in module.parameters_to_ignore:
                     managed.setdefault(parameter, {})[module.process_group] = None
         self._managed = list(managed)
+        held = set(map(id, parameters))
+        self._own = [m for m in self.modules if any(id(p) in held for p in m.parameters())]
         self._groups = [tuple(managed.get(parameter, ())) for parameter in parameters]
         self._told: Exception | None = None
         # Allocated now, because there may be no memory when it is needed.
@@ -231,9 +233,11 @@ class Replicas:
         for module in self.modules:
             if not module._has_rebuilt_buckets and module.reducer._rebuild_buckets():
                 module._has_rebuilt_buckets = True
-            # A forward pass without a backward pass leaves a reducer waiting for the parameters that the pass used; it
-            # fails if a measurement on other data uses others. Reducers that look for unused ones keep their buckets.
-            if module.find_unused_parameters and not module.static_graph:
+            # A forward pass without a backward pass leaves a reducer waiting for gradients. It would take those of a
+            # measurement for them, and after a fault it would wait for ever. Where x does not lie, the loop may still
+            # call backward on such a pass, as a GAN does that trains the generator through an earlier output.
+            is_settled = module._has_rebuilt_buckets or module.find_unused_parameters
+            if module in self._own and is_settled and not module.static_graph:
                 module.reducer._reset_state()
 
     def _tell(self, error: Exception) -> None:

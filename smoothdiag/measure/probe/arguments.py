@@ -6,7 +6,7 @@ from typing import Any, Self, get_args
 from torch import nn
 
 from smoothdiag import arguments
-from smoothdiag.adapters import name_of
+from smoothdiag.adapters import finish, name_of
 from smoothdiag.console import counted
 from smoothdiag.measure.loss.objective import Reduction
 from smoothdiag.measure.probe.data import Kind
@@ -96,8 +96,12 @@ class Managed:
         probe.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a resumed run needs to measure at the same steps; batches are no part of it."""
+        """Returns what a resumed run needs to measure at the same steps; batches are no part of it.
+
+        If an optimizer of a list has been left out of the last step, the step ends here.
+        """
         probe: Any = self
+        finish(probe.optimizer)
         following = probe._schedule.next if isinstance(probe._schedule, Adaptive) else None
         return {"version": STATE_VERSION, "steps": probe.steps, "next": following}
 

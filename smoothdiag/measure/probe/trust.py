@@ -44,17 +44,26 @@ class Trust:
         return replace(step, training=begun.training)
 
     def estimate(self, step: Step, trusting: Step | None, estimator: Estimator) -> Estimate:
-        """Returns the estimate; the step then knows loss and gradient at its start."""
-        if trusting is None or not getattr(estimator, "checks_start", False) or "at_start" in step.__dict__:
+        """Returns the estimate; the step then knows loss and gradient at its start.
+
+        A gradient that one estimator has checked may be too far off for another one, over a shorter way: each of those
+        that can checks it. Those whose ``checks_start`` is false have it evaluated, and all others take what is known.
+        """
+        checks = getattr(estimator, "checks_start", None)
+        is_lent = trusting is not None and step.__dict__.get("at_start", step) is trusting.__dict__.get("at_start")
+        if trusting is None or checks is None or ("at_start" in step.__dict__ and not is_lent):
             return estimator(step)
         record = self._records[id(estimator)]
-        if record.left > 0:
+        if checks and record.left == 0:
+            try:
+                estimate = estimator(trusting)
+            except Contradicted:
+                record.left = record.pause = 2 * record.pause or PAUSE
+            else:
+                step.learn(trusting)  # for the other estimators
+                return estimate
+        elif checks:
             record.left -= 1
-            return estimator(step)
-        try:
-            estimate = estimator(trusting)
-        except Contradicted:
-            record.left = record.pause = 2 * record.pause or PAUSE
-            return estimator(step)
-        step.learn(trusting)  # for the other estimators
-        return estimate
+        if is_lent:
+            step.forget_start()
+        return estimator(step)

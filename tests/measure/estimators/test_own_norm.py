@@ -5,6 +5,8 @@ import math
 import lion_pytorch
 import pytest
 import torch
+from losses import cross_entropy
+from networks import mlp
 from torch import Tensor, nn
 
 import smoothdiag as sd
@@ -92,6 +94,63 @@ def test_rows_of_muon_are_those_of_a_slow_decomposition(options) -> None:
     assert row["grad_norm"] == pytest.approx(dual([h * x for h, x in zip(steep, x0, strict=True)]), rel=1e-12)
     change = dual([h * d for h, d in zip(steep, way, strict=True)])
     assert row["smoothness"] == pytest.approx(change / length, rel=1e-12)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_of_muon_beside_adamw_are_those_of_a_slow_decomposition(turned: bool) -> None:
+    torch.manual_seed(0)
+    model, options = mlp(4, 6, 3).double(), {"adjust_lr_fn": "match_rms_adamw"}
+    matrices, others = ([p for p in model.parameters() if (p.ndim == 2) == wanted] for wanted in (True, False))
+    muon, adamw = torch.optim.Muon(matrices, lr=0.1, **options), torch.optim.AdamW(others, lr=0.05)
+    batches = [(torch.randn(16, 4).double(), torch.randint(3, (16,))) for _ in range(4)]
+    starts, ends = [], []
+    probe = sd.Probe(
+        *(model, [muon, adamw], cross_entropy), estimators=[PATH, STEEPEST], schedule=sd.every(1), data="step",
+        group_by=str,
+    )  # fmt: skip
+    for batch in probe.watch(batches):
+        model.zero_grad()
+        cross_entropy(model, batch).backward()
+        starts.append([p.detach().clone() for p in model.parameters()])
+        for optimizer in (adamw, muon) if turned else (muon, adamw):
+            optimizer.step()
+        ends.append([p.detach().clone() for p in model.parameters()])
+    twin = mlp(4, 6, 3).double()
+    names = [name for name, p in twin.named_parameters() if p.ndim == 2]
+    factors = {name: muon_factor(p.shape, options) for name, p in twin.named_parameters() if p.ndim == 2}
+
+    def gradient(x: list[Tensor], batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            for p, value in zip(twin.parameters(), x, strict=True):
+                p.copy_(value)
+        found = torch.autograd.grad(cross_entropy(twin, batch), list(twin.parameters()))
+        return dict(zip(dict(twin.named_parameters()), found, strict=True))
+
+    def dual(g: dict[str, Tensor], among: list[str]) -> float:
+        return sum(float(torch.linalg.svdvals(g[name]).sum()) * factors[name] for name in among)
+
+    rows = list(probe.trace)
+    assert len(rows) == 4 * 2 * 3, "biases have no norm of Muon"
+    for row in rows:
+        step = row["step"]
+        x, batch = starts[step], batches[step]
+        here, among = gradient(x, batch), names if row["group"] == OWN_PART else [row["group"]]
+        if row["estimator"] == "path_own":
+            y = ends[step]
+        else:
+            assert row["estimator"] == "local_steepest_own"
+            y = [t.clone() for t in x]
+            for (name, _), t in zip(twin.named_parameters(), y, strict=True):
+                if name in names:
+                    u, _, v = torch.linalg.svd(here[name], full_matrices=False)
+                    t.sub_(u @ v, alpha=row["step_norm"] * factors[name])
+        way = {name: b - a for (name, _), a, b in zip(twin.named_parameters(), x, y, strict=True)}
+        length = max(float(torch.linalg.svdvals(way[name]).max()) / factors[name] for name in among)
+        there = gradient(y, batch)
+        change = dual({name: there[name] - here[name] for name in names}, among)
+        assert row["grad_norm"] == pytest.approx(dual(here, among), rel=1e-10)
+        assert row["step_norm"] == pytest.approx(length, rel=1e-10)
+        assert row["smoothness"] == pytest.approx(change / length, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
@@ -255,6 +314,8 @@ def test_balls_of_muon_fold_its_scale_into_the_radius() -> None:
     ball = unit_balls(adapter_of(auxiliary), [kernel])[0]
     assert ball is not None
     assert ball[1] == pytest.approx(0.2 * math.sqrt(27) * other)
+    unknown = Muon([{"params": [matrix], "adjust_lr_fn": "spectral_unclamped"}])
+    assert unit_balls(adapter_of(unknown), [matrix]) == [None]
 
 
 def test_an_optimizer_that_answers_itself_may_leave_the_question_out() -> None:

@@ -1,5 +1,6 @@
 """measure.loss.factors: how much a loss counts, read off the backward pass."""
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -59,6 +60,16 @@ def test_what_is_not_linear_is_named(name) -> None:
     (factor,) = factors_of(BENT[name])
     assert factor.is_known
     assert factor.bend.startswith(f"{name}Backward")
+
+
+def test_a_product_with_what_depends_on_the_same_weights_is_bent_and_with_others_is_none() -> None:
+    """The gradient of a product of losses is the weighted sum of theirs, but its second derivative is not."""
+    for combine in (lambda a, b: a * b, lambda a, b: torch.stack([a, 2 * a]).mean() * b.sqrt(), lambda a, b: a / b):
+        assert all(factor.bend for factor in factors_of(combine, 2))
+    other = torch.tensor(3.0, requires_grad=True)  # a multiplier that another optimizer trains
+    (factor,) = factors_of(lambda a: other.exp() * a / other)
+    assert factor.bend == ""
+    assert factor.value.item() == pytest.approx(math.exp(3) / 3)
 
 
 def test_a_function_beside_the_loss_may_bend() -> None:

@@ -276,6 +276,19 @@ def test_rows_of_an_autoclip_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> N
     assert gradients(trusting, 4) == gradients(evaluated, 4) == [1, 2, 2, 2]
 
 
+@pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")
+def test_a_gradient_that_one_row_has_checked_is_checked_or_evaluated_by_the_others(monkeypatch: Any) -> None:
+    # A small penalty that the loss lacks hardly shows over the whole step, and is 15% of the change over a short way.
+    monkeypatch.setattr(Run, "begins", 1)
+    for local in (LocalSmoothness(), LocalSmoothness(two_scale=False)):
+        make = partial(Penalised, 1e-4, estimators=(PathSmoothness(), local))
+        trusting, evaluated = both(monkeypatch, make, 2)
+        (path, *rows), (_, *exact) = ([row for row in rows if row["step"] == 1] for rows in (trusting, evaluated))
+        assert path["num_grads"] == 2  # it does without the one at the start
+        for row, other in zip(rows, exact, strict=True):
+            assert (row["smoothness"], row["grad_norm"]) == (other["smoothness"], other["grad_norm"])
+
+
 class Weighted(Run):
     def __init__(self, weight: float, *args: Any, **options: Any) -> None:
         self.weight = weight
