@@ -106,13 +106,12 @@ class Pairs(nn.Module):
 
 
 def heavy_tailed(number: int, seed: int, noise: float, features: int = 20) -> tuple[Tensor, Tensor]:
-    """Returns inputs, and a smooth function of them with ``noise`` times a noise that has no variance."""
+    """Returns inputs, and a smooth function of them with ``noise`` times Student's t of 2 degrees, without variance."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(number, features, generator=generator)
     y = (x[:, 0] * x[:, 1]).tanh() + x[:, 2:5].sum(1).sin()
-    normal = torch.randn(4, number, generator=generator)
-    # Student's t with 1.5 degrees lies between Cauchy's, the quotient of two normals, and that of two degrees.
-    return x, y + noise * normal[0] / normal[1:3].square().mean(0).pow(0.67)
+    normal = torch.randn(3, number, generator=generator)
+    return x, y + noise * normal[0] / normal[1:].square().mean(0).sqrt()
 
 
 def moons(number: int, seed: int) -> Tensor:

@@ -164,7 +164,7 @@ def field() -> tuple[Batch, Batch]:
 
 def noisy() -> tuple[Batch, Batch]:
     """Returns 4,000 training examples with heavy-tailed noise, and 1,000 others without noise."""
-    return others.heavy_tailed(4000, seed=0, noise=0.5), others.heavy_tailed(1000, seed=1, noise=0.0)
+    return others.heavy_tailed(4000, seed=0, noise=0.3), others.heavy_tailed(1000, seed=1, noise=0.0)
 
 
 @cache

@@ -136,11 +136,14 @@ class Books:
         if isinstance(found, str):
             self.calibration.count_invalid(found)
         else:
-            last = retried(lambda: [float(value) for value in self.last])
-            if self.calibration.add(Measurement(row["step"], *found, *last)):
+            taken, reduction = retried(lambda: [float(value) for value in self.last])
+            signal, saturated = float(row.get("signal", math.nan)), row["status"] == "saturated"
+            measurement = Measurement(row["step"], *found, taken, reduction, signal, saturated)
+            if changed := self.calibration.add(measurement):
                 said = f"from {before:.3g} to {self.calibration.longest:.3g}: {explained(self.calibration)}"
-                self.note("lowered", said)
-                warnings.warn(f"AutoClip lowered the longest step {said}.", SmoothdiagWarning)
+                self.note(changed, said)
+                if changed == "lowered":
+                    warnings.warn(f"AutoClip lowered the longest step {said}.", SmoothdiagWarning)
         if self.calibration.is_measured and not was_measured:
             self.note("measured", explained(self.calibration))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 PHASE = 30
@@ -23,6 +23,9 @@ FEWEST = 5
 MULTIPLE = 1.2
 """Longest step without momentum, as a multiple of the median measured length."""
 
+USUAL_SIGNAL, LEAST_SIGNAL = 0.5, 0.05
+"""Share of the squared gradient that is signal: what the multiple is for, and the least that counts."""
+
 LONGEST_GAP = 200
 """Most steps between two measurements. If they became ever rarer, nothing would watch over the later run."""
 
@@ -34,26 +37,36 @@ scatter."""
 LOWER_BY = 2.0
 """All of these rows have to be short by this factor. Then the longest step falls to the largest of them."""
 
+RAISING, RAISE_BY, AT_CAP = 2, 2.0, 0.9
+"""So many rows in a row have to be long by this factor, each of a step that was nearly as long as allowed. Then the
+longest step rises to the smallest of them."""
+
+MOST_RISE = 10.0
+"""Largest factor of a single rise."""
+
 
 @dataclass(frozen=True)
 class StepRule:
     """How long a step may be, from measurements of gradient norm over smoothness.
 
-    The longest step is S = multiple * median(length). A length is the step to the lowest point of a quadratic with the
-    measured curvature, ||g|| / L along the gradient. With fewer than five valid measurements S is relative * ||x||, or
-    the measured length if that is smaller. If ``bounded``, S never exceeds relative * ||x||.
+    The longest step is S = multiple * median(length) * (signal / 0.5)^noise. A length is the step to the lowest point
+    of a quadratic with the measured curvature, ||g|| / L along the gradient. The signal is the share of ||g||^2 that
+    two halves of a batch have in common; where it is not known, the last factor is 1. With fewer than five valid
+    measurements S is relative * ||x||, or the measured length if that is smaller. If ``bounded``, S never exceeds
+    relative * ||x||.
 
     Attributes:
         multiple: Factor on the median length. None: S is relative * ||x||, and nothing is measured.
         relative: Share of the length ||x|| of the parameters.
         bounded: Whether relative * ||x|| limits S for the whole run.
+        noise: Power of the signal share; 0 leaves the noise of batches out of account, and saves its measurement.
 
     Raises:
-        ValueError: If a factor is not positive and finite.
+        ValueError: If a factor is not positive and finite, or if ``noise`` is negative.
 
     Examples:
         >>> sd.StepRule(multiple=None, relative=0.01)  # one hundredth of ||x||, without measurements
-        StepRule(multiple=None, relative=0.01, bounded=False)
+        StepRule(multiple=None, relative=0.01, bounded=False, noise=0.5)
         >>> round(sd.StepRule.for_momentum(0.9).multiple, 2)
         2.51
     """
@@ -61,6 +74,7 @@ class StepRule:
     multiple: float | None = MULTIPLE
     relative: float = 0.03
     bounded: bool = False
+    noise: float = 0.5
 
     @classmethod
     def for_momentum(cls, momentum: float) -> StepRule:
@@ -84,6 +98,8 @@ class StepRule:
                 continue
             if not 0 < value < math.inf:
                 raise ValueError(f"Parameter `{name}` should be positive and finite. Found `{name} = {value!r}`.")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"Parameter `noise` should be at least 0 and finite. Found `noise = {self.noise!r}`.")
 
 
 def progression() -> Iterator[int]:
@@ -112,6 +128,8 @@ class Measurement:
         rate: Learning rate of that step without momentum [x^2/f]; NaN if a slope was measured.
         taken: Length of the step that the optimizer took [x], as far as it is known.
         reduction: Length of clipped steps at that time, as a share of the longest step.
+        signal: Share of ||g||^2 that two halves of the batch have in common, in [-1, 1]; NaN if it is not known.
+        saturated: Whether the gradient turned over within the measured distance.
     """
 
     step: int
@@ -119,6 +137,8 @@ class Measurement:
     rate: float
     taken: float = math.inf
     reduction: float = 1.0
+    signal: float = math.nan
+    saturated: bool = False
 
 
 @dataclass
@@ -127,7 +147,9 @@ class Calibration:
 
     The first measurements set the longest step. After thirty steps it is held, whatever the learning rate does: from
     then on curvature adapts to the steps taken, and a longest step that adapts to curvature would drift. Later
-    measurements can only lower it, if three in a row say that the steps taken were more than twice too long.
+    measurements lower it if three in a row say that the steps taken were more than twice too long. Where gradients are
+    clipped, they raise it if two in a row, of steps at the cap, would allow more than twice as much: where curvature
+    has adapted to the steps, it does not allow that.
 
     Attributes:
         rule: Turns measurements into a longest step.
@@ -138,6 +160,8 @@ class Calibration:
         longest: S from measurements alone [x]; NaN without measurements.
         held_at: Step from which S is held, or -1.
         lowered_at: Step at which S was last lowered, or -1.
+        raised_at: Step at which S was last raised, or -1.
+        rises: Whether S may rise: where gradients are clipped, so that lengths along the gradient are those of steps.
     """
 
     rule: StepRule
@@ -148,6 +172,8 @@ class Calibration:
     longest: float = math.nan
     held_at: int = -1
     lowered_at: int = -1
+    raised_at: int = -1
+    rises: bool = False
 
     def due(self, step: int) -> bool:
         """Returns whether to measure optimizer step ``step``."""
@@ -167,24 +193,34 @@ class Calibration:
         """Counts a row that gives no length."""
         self.invalid[status] = self.invalid.get(status, 0) + 1
 
-    def add(self, found: Measurement) -> bool:
-        """Adds a measurement; returns whether it has lowered a longest step that was held.
+    def add(self, found: Measurement) -> str:
+        """Adds a measurement; returns ``"lowered"`` or ``"raised"`` if it has changed a longest step that was held.
 
         Curvature adapts to the steps taken. These are shorter than S if the rate has decayed, if gradients have become
         small, or if momentum averages them. So a measured length is compared with the step that was taken.
         """
-        multiple = self.rule.multiple
-        if multiple is None:
-            return False
+        if self.rule.multiple is None:
+            return ""
         self.measurements.append(found)
         if self.held_at < 0:
-            self.longest = multiple * median(self.lengths)
-            return False
-        later = [m for m in self.measurements if m.step >= self.held_at and m.step > self.lowered_at][-LATER:]
-        if len(later) < LATER or any(not multiple * m.length < m.taken / LOWER_BY for m in later):
-            return False
-        self.longest, self.lowered_at = multiple * max(m.length / m.reduction for m in later), found.step
-        return True
+            self.longest = self.factor * median(self.lengths)
+            return ""
+        since = max(self.held_at, self.lowered_at + 1, self.raised_at + 1)
+        later = [m for m in self.measurements if m.step >= since][-LATER:]
+        if len(later) == LATER and all(self.factor * m.length < m.taken / LOWER_BY for m in later):
+            self.longest, self.lowered_at = self.factor * max(m.length / m.reduction for m in later), found.step
+            return "lowered"
+        later = later[-RAISING:]
+        if self.rises and len(later) == RAISING and all(map(self._is_held_back, later)):
+            longest = self.factor * min(m.length for m in later)
+            self.longest, self.raised_at = min(longest, MOST_RISE * self.longest), found.step
+            return "raised"
+        return ""
+
+    def _is_held_back(self, found: Measurement) -> bool:
+        """Returns whether a step was at the cap, while its measurement would have allowed a much longer one."""
+        at_cap = found.taken >= AT_CAP * found.reduction * self.longest
+        return at_cap and self.factor * found.length > RAISE_BY * self.longest
 
     def advance(self, step: int) -> bool:
         """Holds the longest step from ``step`` on, if it is time; returns whether that has just happened."""
@@ -194,9 +230,10 @@ class Calibration:
         return True
 
     @property
-    def lowering(self) -> list[Measurement]:
-        """The measurements that last lowered S."""
-        return [m for m in self.measurements if m.step <= self.lowered_at][-LATER:]
+    def changing(self) -> list[Measurement]:
+        """The measurements that last lowered or raised S."""
+        at, number = max((self.lowered_at, LATER), (self.raised_at, RAISING))
+        return [m for m in self.measurements if m.step <= at][-number:]
 
     @property
     def early(self) -> list[Measurement]:
@@ -207,6 +244,22 @@ class Calibration:
     def lengths(self) -> list[float]:
         """Lengths of the early measurements [x]."""
         return [m.length for m in self.early]
+
+    @property
+    def signal(self) -> float:
+        """Mean signal share of the early gradients; NaN if it is not known."""
+        known = [m.signal for m in self.early if not math.isnan(m.signal)]
+        return fmean(known) if known else math.nan
+
+    @property
+    def factor(self) -> float:
+        """The longest step in median lengths."""
+        signal = USUAL_SIGNAL if math.isnan(self.signal) else max(self.signal, LEAST_SIGNAL)
+        return float((self.rule.multiple or math.nan) * (signal / USUAL_SIGNAL) ** self.rule.noise)
+
+    def wants_signal(self, step: int) -> bool:
+        """Returns whether the signal share should be measured at a step, too."""
+        return self.rule.noise > 0 and self.held_at < 0 and self.due(step)
 
     @property
     def is_measured(self) -> bool:

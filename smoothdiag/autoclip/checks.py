@@ -1,7 +1,8 @@
 """Checks of what an AutoClip is given: arguments, and states that other versions have saved."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,8 +17,9 @@ from smoothdiag.measure.probe import Probe
 Mode = Literal["clip", "set", "shadow"]
 
 
-VERSION = 1
-"""Version of the states that this version writes; a state without a version has version 0."""
+VERSION = 2
+"""Version of the states that this version writes; a state without a version has version 0. Version 2 knows the noise of
+gradients."""
 
 _SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": ()}
 """Entries that earlier versions did not write, with the values that runs of that time had."""
@@ -96,6 +98,8 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
     state = {**_SINCE, **state}
     _require(state, _ENTRIES, "")
     calibration = state["calibration"]
+    if version < 2 and isinstance(calibration, Mapping):
+        calibration = state["calibration"] = _of_version_1(calibration)
     _require(calibration, [f.name for f in fields(Calibration)], "calibration")
     _require(calibration["rule"], [f.name for f in fields(StepRule)], "calibration.rule")
     for event in state["events"]:
@@ -111,9 +115,20 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
             f"the state of an AutoClip that acts by {state['action']}; this one acts by {type(action).__name__}."
         )
     made_with = StepRule(**calibration["rule"])
+    if version < 2 and rule is not None:
+        rule = replace(rule, noise=0.0)
     if rule is not None and rule != made_with:
         raise ValueError(f"Parameter `state` should have been made with the given rule, {rule}. Found {made_with}.")
     return state
+
+
+def _of_version_1(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of a calibration that knew nothing of noise, and never rose, in the form of this version."""
+    found = {**calibration, "raised_at": -1, "rises": False}
+    if isinstance(rule := found.get("rule"), Mapping):
+        found["rule"] = {**rule, "noise": 0.0}
+    found["measurements"] = [(*each, math.nan, False) for each in found.get("measurements", ())]
+    return found
 
 
 def _require(found: Any, names: Any, where: str) -> None:

@@ -91,8 +91,13 @@ class AutoClip:
         self._optimizer, self._probe, self._mode = (optimizer := probe.optimizer), probe, mode
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
-        self._measures, self._rule_is_given = ForClipping(estimator or ALONG_GRADIENT), rule is not None
-        self._calibration = Calibration(rule or default_rule(optimizer, self._action), joined_at=probe.steps)
+        self._calibration = Calibration(
+            rule or default_rule(optimizer, self._action),
+            joined_at=probe.steps,
+            rises=self._action.counts_steps and not self._action.shortens_updates,
+        )
+        self._measures = ForClipping(estimator or ALONG_GRADIENT, self._calibration.wants_signal)
+        self._rule_is_given = rule is not None
         arrivals = Arrivals(None if estimator else probe, acts=mode != "shadow")
         self._books = Books(self._action, self._peaks, self._calibration, Rows(probe), arrivals, steps=probe.steps)
         self._history = self._books.history
@@ -153,7 +158,8 @@ class AutoClip:
         said = f"longest step {'' if math.isnan(longest) else f'{longest:.3g} '}from {explained(self._calibration)}"
         if math.isfinite(threshold):
             name = "max_norm" if self._action.counts_steps else "a threshold on the averaged gradient of"
-            said += f"; at lr {lr:.3g} this is {name} {threshold:.3g}"
+            peak = ", the peak that the schedule plans," if self._peaks.is_ahead else ""
+            said += f"; at lr {lr:.3g}{peak} this is {name} {threshold:.3g}"
         if self._stepping.alone:
             said += "; the probe has stopped, so it will not change any more"
         if self._stepping.guard.stopped:

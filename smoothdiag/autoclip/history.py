@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from smoothdiag.autoclip.calibration import FEWEST, Calibration, median_interval
+from smoothdiag.autoclip.calibration import FEWEST, LEAST_SIGNAL, USUAL_SIGNAL, Calibration, median_interval
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.console import counted
 
@@ -161,12 +161,14 @@ def explained(calibration: Calibration) -> str:
         return f"{at_most}because AutoClip has {number} of the {FEWEST} valid measurements that it needs" + _unusable(
             calibration
         )
-    said = f"{_measured(found)}, times {rule.multiple:.3g}"
-    if calibration.lowered_at >= 0:
-        later = calibration.lowering
-        steps, lengths = [m.step for m in later], [m.length for m in later]
-        most = f"||g||/L was at most {max(lengths):.3g}, but the steps taken were at least "
-        most += f"{min(m.taken for m in later):.3g} long"
+    said = f"{_measured(found)}, times {rule.multiple:.3g}{_noise(calibration)}"
+    if (changed := calibration.changing) and max(calibration.lowered_at, calibration.raised_at) >= 0:
+        steps, lengths = [m.step for m in changed], [m.length for m in changed]
+        if calibration.raised_at > calibration.lowered_at:
+            most = f"||g||/L was at least {min(lengths):.3g}, and the steps were as long as allowed"
+        else:
+            most = f"||g||/L was at most {max(lengths):.3g}, but the steps taken were at least "
+            most += f"{min(m.taken for m in changed):.3g} long"
         said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
 
@@ -175,10 +177,11 @@ def stage(calibration: Calibration) -> str:
     """Returns how far the calibration has come, in words that end with a semicolon."""
     if calibration.rule.multiple is None:
         return ""
-    held, lowered = calibration.held_at, calibration.lowered_at
+    held, lowered, raised = calibration.held_at, calibration.lowered_at, calibration.raised_at
     if held < 0:
         return "still calibrating; "
-    return f"held since step {held}{'' if lowered < 0 else f', lowered at step {lowered}'}; "
+    changed = f", raised at step {raised}" if raised > lowered else f", lowered at step {lowered}"
+    return f"held since step {held}{changed if max(lowered, raised) >= 0 else ''}; "
 
 
 def acted(history: History, mode: str) -> str:
@@ -199,7 +202,20 @@ def _measured(measurements: Sequence[Any]) -> str:
     low, high = median_interval(lengths)
     interval = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
     said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}"
+    if saturated := sum(m.saturated for m in measurements):
+        said += f" ({saturated} saturated: the gradient turned over within the measured distance)"
     return f"{said}: median ||g||/L {median(lengths):.3g}{interval}"
+
+
+def _noise(calibration: Calibration) -> str:
+    """Returns the factor for noise, in words."""
+    power, signal = calibration.rule.noise, calibration.signal
+    if power == 0 or math.isnan(signal):
+        return ""
+    raised = "" if power == 1 else f"^{power:g}"
+    least = f", counted as {LEAST_SIGNAL:g}" if signal < LEAST_SIGNAL else ""
+    share = f"halves of a batch share {signal:.2g} of the squared gradient{least}"
+    return f" and ({max(signal, LEAST_SIGNAL):.2g} / {USUAL_SIGNAL:g}){raised}, because {share}"
 
 
 def _unusable(calibration: Calibration) -> str:

@@ -77,6 +77,12 @@ class Peaks:
                 shares.append(ratio(rate, peak))
         return rose, values, counted, warm_ups, largest(shares)
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether a peak counts that the rate has not reached yet."""
+        groups = self._optimizer.param_groups
+        return any(w.peak(group) > w.highest for w, group in zip(self.warm_ups, groups, strict=False))
+
     def state_dict(self) -> dict[str, list[Any]]:
         """Returns the peaks as numbers, and what tells the groups apart."""
         warm_ups = [tuple(warm_up) for warm_up in self.warm_ups]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from smoothdiag import vectors
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
 from smoothdiag.measure.loss.selftest import SLACK, SelfTest
@@ -27,14 +28,37 @@ class ForClipping:
 
     Attributes:
         estimator: The estimator that measures.
+        wants_signal: Says at which steps the signal share of the gradient is measured, too.
     """
 
     estimator: Estimator
+    wants_signal: Callable[[int], bool]
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns the estimate for all parameters, with a suffix to its name."""
+        """Returns the estimate for all parameters, with a suffix to its name; the column ``signal`` comes with it."""
         estimate = self.estimator(step)
-        return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=())
+        found: dict[str, float | str] = dict(estimate.extra)
+        if self.wants_signal(step.index) and estimate.status.usable:
+            found |= signal_of(step)
+        return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=(), extra=found)
+
+
+def signal_of(step: Step) -> dict[str, float]:
+    """Returns the share of ||g||^2 that two halves of the data have in common, in [-1, 1], as a column of a row.
+
+    <g_A, g_B> of independent halves estimates the squared norm of the expected gradient without bias; ||g||^2 is that
+    of their mean. The column is missing where the data cannot be halved, or where the loss fails on a half.
+
+    Units: none. It costs two gradients on half of the data.
+    """
+    try:
+        a, b = (half.evaluate(step.start).gradient for half in step.objective.halves())
+        step.objective.num_grads += 1
+    except Exception:  # a loss may want batches of one size; the length is measured without it
+        return {}
+    common = float(vectors.dot(a, b))
+    squared = (float(vectors.norm(a)) ** 2 + float(vectors.norm(b)) ** 2 + 2 * common) / 4
+    return {"signal": max(-1.0, min(1.0, common / squared))} if 0 < squared < math.inf else {}
 
 
 class Rows:

@@ -490,8 +490,9 @@ def test_measurements_along_updates_set_the_cap_too() -> None:
     run = Run(adamw(0.1), rule=StepRule(0.5), estimator=DirectionalCurvature("update")).over(batches(34))
     rows = run.probe.trace.to_frame().query("estimator == 'curvature_update_clip' and step < 30")
     lengths = -rows["slope"] / rows["smoothness"]
-    lengths = lengths[lengths > 0][-13:]
-    assert run.clipper.longest_step == pytest.approx(0.5 * lengths.median(), rel=1e-12)
+    rows = rows[lengths > 0][-13:]
+    expected = 0.5 * lengths[rows.index].median() * math.sqrt(rows["signal"].mean() / 0.5)
+    assert run.clipper.longest_step == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("make", [adamw(0.1), lambda m: torch.optim.RMSprop(m.parameters(), lr=0.1, momentum=0.9)])
@@ -499,7 +500,8 @@ def test_updates_are_capped_by_lengths_along_the_gradient_whatever_the_momentum(
     run = Run(make).over(batches(34))
     rows = run.probe.trace.to_frame().query("estimator == 'local_clip' and step < 30")
     lengths = rows["grad_norm"] / rows["smoothness"]
-    assert run.clipper.longest_step == pytest.approx(1.2 * lengths.median(), rel=1e-12)
+    expected = 1.2 * lengths.median() * math.sqrt(rows["signal"].mean() / 0.5)
+    assert run.clipper.longest_step == pytest.approx(expected, rel=1e-12)
     before = run.weights()
     run.over(batches(1))
     assert float((run.weights() - before).norm()) <= run.clipper.longest_step * (1 + 1e-5)

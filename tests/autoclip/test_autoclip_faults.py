@@ -406,7 +406,7 @@ DAMAGED = {
     "events of another version": (lambda s: without(s, "events", 0, "note"), "Found no `note` in its `events`"),
     "measurements of another version": (
         lambda s: s["calibration"].update(measurements=[(1, 2.0)]) or s,
-        "measurements of 5 numbers each",
+        "measurements of 7 numbers each",
     ),
     "state of a probe": (lambda s: {"steps": 3, "next": None}, "Found no `action`, `alone`,"),
     "empty": (lambda s: {}, "Found no `action`,"),
@@ -426,12 +426,16 @@ def test_a_state_of_another_version_is_refused_by_what_is_missing(name) -> None:
 
 def test_a_state_without_a_version_goes_on() -> None:
     state = states()
-    for name in ("version", "stopped", "num_faults"):
+    for name in ("version", "stopped", "num_faults", "groups", "warm_ups"):
         del state[name]
-    run = Run(sgd(3.0))
+    calibration = state["calibration"]
+    del calibration["rule"]["noise"]
+    calibration["measurements"] = [each[:5] for each in calibration["measurements"]]
+    run = Run(sgd(3.0), rule=StepRule())
     run.clipper.load_state_dict(state)
+    assert run.clipper.state_dict()["calibration"]["rule"]["noise"] == 0.0, "a run goes on by the rule it began with"
     assert run.clipper.state_dict()["steps"] == 8
-    assert run.clipper.state_dict()["version"] == 1
+    assert run.clipper.state_dict()["version"] == 2
 
 
 def test_a_closed_file_of_optimizers_is_told_by_class() -> None:
