@@ -1,4 +1,4 @@
-"""What people do instead of AutoClip: clipping per tensor, clipping of spectra, skipped steps, optimizers without rates."""
+"""What people do instead: clipping per tensor, clipping of spectra, skipped steps, optimizers without rates."""
 
 from collections import deque
 from collections.abc import Callable

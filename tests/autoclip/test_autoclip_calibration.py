@@ -158,7 +158,7 @@ def test_the_signal_share_is_that_of_a_slow_twin() -> None:
         optimizer.step()
     (row,) = probe.trace
     assert row["signal"] == pytest.approx(max(-1.0, min(1.0, expected)), rel=1e-9)
-    assert row["num_grads"] == 3, "one of the training, one along it, two on half of the data"
+    assert row["num_grads"] == 2, "one along the gradient, and two on half of the data"
 
 
 def test_a_held_length_follows_down_by_a_factor_of_two() -> None:
