@@ -17,6 +17,9 @@ from measured import (
     path,
     scaled,
     shuffled,
+    without_noise,
+    without_rise,
+    without_schedule,
 )
 from rivals import AdaGC, SkipStep, Spectral, prodigy, schedule_free, stable
 from torch import nn
@@ -92,6 +95,13 @@ FREE = {"prodigy": Arm(nothing, prodigy), "schedule_free": Arm(nothing, schedule
 
 AUTOCLIP = {"autoclip": Arm(autoclip()), "autoclip_set": Arm(autoclip(mode="set"), averaged, SGD)}
 
+ABLATIONS = {
+    "without_noise": Arm(autoclip(without_noise)),
+    "without_schedule": Arm(without_schedule),
+    "without_rise": Arm(without_rise, kinds=SGD),
+}
+"""AutoClip with a part of its rule left out."""
+
 DOSES = {f"autoclip_x{factor:g}": Arm(autoclip(scaled(factor))) for factor in FACTORS}
 
 SET_DOSES = {f"set_x{factor:g}": Arm(autoclip(scaled(factor), mode="set"), averaged, SGD) for factor in FACTORS}
@@ -119,6 +129,7 @@ GROUPS = {
     "baselines": BASELINES,
     "free": FREE,
     "rules": AUTOCLIP,
+    "ablations": ABLATIONS,
     "doses": DOSES,
     "set_doses": SET_DOSES,
     "tried": TRIED,

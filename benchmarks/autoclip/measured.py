@@ -15,6 +15,7 @@ from workloads import Workload
 import smoothdiag as sd
 from smoothdiag.autoclip import AutoClip, StepRule
 from smoothdiag.autoclip.rows import ALONG_GRADIENT
+from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.measure.estimators import Estimate, Step
 
 SELF_TEST = 2
@@ -80,6 +81,26 @@ def scaled(factor: float) -> Callable[[Workload], StepRule]:
         return replace(own, multiple=factor * own.multiple)
 
     return rule
+
+
+def without_noise(workload: Workload) -> StepRule:
+    """AutoClip's own rule as it would be if the noise of batches did not count."""
+    return replace(scaled(1.0)(workload), noise=0.0)
+
+
+def without_schedule(loop: Loop) -> Measured:
+    """AutoClip as it would be if it did not know which peak a schedule has planned."""
+    found = Measured(loop)
+    peaks = found.clip._peaks
+    peaks.warm_ups = [WarmUp(believed=False) for _ in peaks.warm_ups]
+    return found
+
+
+def without_rise(loop: Loop) -> Measured:
+    """AutoClip as it would be if a longest step that is held could only fall."""
+    found = Measured(loop)
+    found.clip._calibration.rises = False
+    return found
 
 
 def bounded(workload: Workload) -> StepRule:

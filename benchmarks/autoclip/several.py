@@ -129,7 +129,7 @@ def table(runs: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="file for the raw results")
+    parser.add_argument("--out", type=Path, help="file for the raw results; goes on with one that exists")
     parser.add_argument("--read", type=Path, nargs="+", help="print the table of these files, and train nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of weights and batches")
     parser.add_argument("--quick", action="store_true", help="one seed, two factors")
@@ -140,8 +140,9 @@ def main() -> None:
     torch.set_num_threads(1)
     factors, seeds = ((1.0, 64.0), (0,)) if options.quick else (FACTORS, options.seeds)
     cases = [(arm, factor, seed) for seed in seeds for factor in factors for arm in ARMS]
-    runs = []
-    for case in tqdm(cases):
+    runs = json.loads(options.out.read_text())["runs"] if options.out and options.out.exists() else []
+    done = {(run["arm"], run["factor"], run["seed"]) for run in runs}
+    for case in tqdm([case for case in cases if case not in done]):
         runs.append(train(*case))
         if options.out:
             options.out.write_text(json.dumps({"torch": torch.__version__, "steps": STEPS, "runs": runs}, indent=1))

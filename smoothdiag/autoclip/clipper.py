@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 class AutoClip:
     """Keeps every step within a length S that it measures in the first steps of the run, and then holds.
 
-    AutoClip sets S = multiple * median(||g|| / L) from measurements in the first thirty steps. Until it has five of
-    them, a share of ||x|| limits the steps as well. Afterwards S stays. It is lowered if three measurements in a row
-    say that the step taken was more than twice too long. It is never raised.
+    AutoClip sets S = multiple * median(||g|| / L) * (signal / 0.5)^(1/2) from measurements in the first thirty steps;
+    the signal is the share of ||g||^2 that two halves of a batch have in common. Until it has five measurements, a
+    share of ||x|| limits the steps as well. Afterwards S stays. It is lowered if three measurements in a row say that
+    the step taken was more than twice too long. Where gradients are clipped, it is raised if two in a row, of steps as
+    long as S, would allow more than twice as much.
 
     How AutoClip acts depends on the optimizer:
         * `torch.optim.SGD`: it scales the gradients before the step, as `clip_grad_norm_` does with
-          max_norm = S / (largest rate so far * gain of the momentum).
+          max_norm = S / (peak of the learning rate * gain of the momentum). During a warm-up, the peak is the one that
+          the schedule has left in the optimizer, otherwise the largest rate so far.
         * `ClippedMomentum` and `GGNC`, with ``mode="set"``: it writes their ``longest_step`` or ``threshold``.
         * Any other: it lets the optimizer step, and shortens the update to S if it was longer.
         * A list of optimizers: S is the length of the step that all of them take together. Gradients are scaled before
@@ -45,9 +48,11 @@ class AutoClip:
     A gradient that is not finite counts as zero, before anything averages it.
 
     Things to know:
-        * It measures thirteen of the first thirty steps, then at least one in 200. Each takes two gradients.
+        * It measures thirteen of the first thirty steps, then at least one in 200. Each takes two gradients, and one
+          more in the first thirty steps, for the halves of the batch.
         * Make the probe first, and clip nowhere else. AutoClip cannot measure a gradient that something has clipped.
-        * If the learning rate decays, the longest step shrinks with it. If it rises, S stays and the threshold falls.
+        * If gradients are clipped, steps shrink with a learning rate that decays. If it rises above the planned peak, S
+          stays and the threshold falls.
         * Only measured steps wait for the device.
         * To resume, load the states of model, optimizer, probe and AutoClip, in any order.
 

@@ -22,24 +22,31 @@ ReLU layers shorten the lengths of a residual network five times."""
 ALONG_GRADIENT = LocalSmoothness(radius=RADIUS, two_scale=False)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ForClipping:
     """An estimator that writes rows for AutoClip, under a name that no estimator of the probe has.
 
     Attributes:
         estimator: The estimator that measures.
         wants_signal: Says at which steps the signal share of the gradient is measured, too.
+        halves: Whether the data can be halved, and the loss evaluated on a half, as far as is known.
     """
 
     estimator: Estimator
     wants_signal: Callable[[int], bool]
+    halves: bool = True
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate for all parameters, with a suffix to its name; the column ``signal`` comes with it."""
         estimate = self.estimator(step)
         found: dict[str, float | str] = dict(estimate.extra)
-        if self.wants_signal(step.index) and estimate.status.usable:
-            found |= signal_of(step)
+        if self.halves and self.wants_signal(step.index) and estimate.status.usable:
+            try:
+                found |= signal_of(step)
+            except Exception:  # a loss may want batches of one size; lengths are measured without the signal
+                self.halves = False
+                if step.objective.distributed:  # the other ranks wait in the same evaluation, and have to hear of it
+                    raise
         return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=(), extra=found)
 
 
@@ -47,15 +54,13 @@ def signal_of(step: Step) -> dict[str, float]:
     """Returns the share of ||g||^2 that two halves of the data have in common, in [-1, 1], as a column of a row.
 
     <g_A, g_B> of independent halves estimates the squared norm of the expected gradient without bias; ||g||^2 is that
-    of their mean. The column is missing where the data cannot be halved, or where the loss fails on a half.
+    of their mean. Without a gradient there is no column. It costs two gradients on half of the data.
 
-    Units: none. It costs two gradients on half of the data.
+    Raises:
+        ValueError: If the data cannot be halved.
     """
-    try:
-        a, b = (half.evaluate(step.start).gradient for half in step.objective.halves())
-        step.objective.num_grads += 1
-    except Exception:  # a loss may want batches of one size; the length is measured without it
-        return {}
+    a, b = (half.evaluate(step.start).gradient for half in step.objective.halves())
+    step.objective.num_grads += 1
     common = float(vectors.dot(a, b))
     squared = (float(vectors.norm(a)) ** 2 + float(vectors.norm(b)) ** 2 + 2 * common) / 4
     return {"signal": max(-1.0, min(1.0, common / squared))} if 0 < squared < math.inf else {}

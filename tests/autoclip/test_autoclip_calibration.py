@@ -201,6 +201,26 @@ def test_a_state_goes_through_numbers() -> None:
     assert other != state, "a copy of its own"
 
 
+def test_a_loss_that_wants_whole_batches_is_measured_without_a_signal() -> None:
+    def loss_fn(model, batch):
+        if len(batch) != 8:
+            raise ValueError("eight examples")
+        return model(batch).square().mean()
+
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Probe(model, optimizer, loss_fn, estimators=())
+    clipper = AutoClip(optimizer, probe)
+    for batch in probe.watch([torch.randn(8, 3)] * 7):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+    assert clipper.reason.startswith("longest step")
+    assert {"signal"}.isdisjoint(probe.trace.to_frame().columns)
+    assert [row["status"] for row in probe.trace] == ["ok"] * 7
+    assert "halves" not in clipper.reason
+
+
 def descend(value, x0, lr, steps=120, **options):
     """Descends on a landscape under AutoClip; returns the clipper, gradient norms, and longest steps by step."""
     module = nn.Module()
