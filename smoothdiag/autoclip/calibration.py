@@ -23,7 +23,7 @@ FEWEST = 5
 MULTIPLE = 1.2
 """Longest step without momentum, as a multiple of the median measured length."""
 
-USUAL_SIGNAL, LEAST_SIGNAL = 0.5, 0.05
+USUAL_SIGNAL, LEAST_SIGNAL = 0.5, 0.2
 """Share of the squared gradient that is signal: what the multiple is for, and the least that counts."""
 
 LONGEST_GAP = 200
