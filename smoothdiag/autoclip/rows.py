@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from smoothdiag import vectors
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
@@ -33,7 +35,7 @@ class ForClipping:
     """
 
     estimator: Estimator
-    wants_signal: Callable[[int], bool]
+    wants_signal: Callable[[int], bool] = lambda step: False
     halves: bool = True
 
     def __call__(self, step: Step) -> Estimate:
@@ -61,8 +63,9 @@ def signal_of(step: Step) -> dict[str, float]:
     """
     a, b = (half.evaluate(step.start).gradient for half in step.objective.halves())
     step.objective.num_grads += 1
-    common = float(vectors.dot(a, b))
-    squared = (float(vectors.norm(a)) ** 2 + float(vectors.norm(b)) ** 2 + 2 * common) / 4
+    found = torch.stack([vectors.dot(a, b), vectors.norm(a).square(), vectors.norm(b).square()])
+    common, *squares = found.tolist()  # one wait for the device
+    squared = (sum(squares) + 2 * common) / 4
     return {"signal": max(-1.0, min(1.0, common / squared))} if 0 < squared < math.inf else {}
 
 

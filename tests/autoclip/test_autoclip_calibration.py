@@ -102,7 +102,8 @@ def held(rises=True, **options) -> Calibration:
 
 
 def test_noise_shortens_the_longest_step_by_a_power_of_the_signal_share() -> None:
-    for noise, mean, factor in ((0.5, 0.25, math.sqrt(0.5)), (1.0, 0.25, 0.5), (0.0, 0.1, 1.0), (0.5, -0.3, math.sqrt(0.4))):
+    half = math.sqrt(0.5)
+    for noise, mean, factor in ((0.5, 0.25, half), (1.0, 0.25, 0.5), (0.0, 0.1, 1.0), (0.5, -0.3, math.sqrt(0.4))):
         state = Calibration(StepRule(noise=noise))
         for step, difference in zip(FIRST, itertools.cycle((0.2, -0.2)), strict=False):
             signal = mean + difference if step else mean

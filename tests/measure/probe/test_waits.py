@@ -114,10 +114,10 @@ def test_the_row_of_a_clipper_waits_hardly_more_often() -> None:
     loop = Loop((), data="step")
     AutoClip(loop.optimizer, loop.probe)
     waits, gradients = loop.third()
-    assert gradients <= 2
+    assert gradients <= 3, "one of them is that of two halves"
     # On a CPU AutoClip itself reads numbers where on a GPU it does not, so only the measurement counts.
     measuring = {line: n for line, n in waits.reads.items() if not line.startswith("autoclip/")}
-    assert sum(measuring.values()) <= 6, measuring
+    assert sum(measuring.values()) <= 8, f"one for the loss of each half: {measuring}"
 
 
 def test_a_hessian_norm_waits_once_for_each_product() -> None:
