@@ -59,8 +59,8 @@ DOSES = {"autoclip_x": ("autoclip", "o-", "AutoClip"), "set_x": ("autoclip_set",
 BLOCK = re.compile(r"(<!-- begin: (\w+ \w+) by report\.py -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
-def read(path: Path) -> pd.DataFrame:
-    """Returns the runs with the columns task, part, optimizer, schedule and rate [safe rates].
+def read(path: Path, steps: int = 300) -> pd.DataFrame:
+    """Returns the runs of this length with the columns task, part, optimizer, schedule and rate [safe rates].
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -69,7 +69,7 @@ def read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise FileNotFoundError(f"There are no results at `{path}`.")
     runs = pd.read_csv(io.StringIO(read_whole(path)))
-    runs["diverged"] = runs["diverged"].astype(str) == "True"
+    runs = runs[runs["steps"] == steps]
     known = {name: workload(name) for name in runs["workload"].unique()}
     columns = {
         "task": {name: each.task.name for name, each in known.items()},
@@ -78,6 +78,7 @@ def read(path: Path) -> pd.DataFrame:
         "schedule": {name: each.schedule for name, each in known.items()},
     }
     runs = runs.assign(**{column: runs["workload"].map(found) for column, found in columns.items()})
+    runs["diverged"] = runs["diverged"].astype(str) == "True"
     runs["rate"] = runs["lr"] / runs["workload"].map({name: each.safe_rate for name, each in known.items()})
     order = {name: i for i, name in enumerate(ARMS)}
     return runs.sort_values("arm", key=lambda arm: arm.map(order), kind="stable")
@@ -118,17 +119,12 @@ def arms_table(runs: pd.DataFrame) -> str:
     """Returns regret by arm; rows from the lowest mean over tasks to the highest."""
     found = summary(runs[~runs["arm"].isin(set(ORACLE) - {"none"})]).sort_values("mean_task", kind="stable")
     head = ["arm", "median", "mean", "worst", "diverged", "mean over tasks (90%)", "cases", "tasks"]
-    rows = [
-        [
-            label(str(arm)),
-            *percent([row["median"], row["mean"], row["worst"]]),
-            int(row["diverged"]),
-            said(row["mean_task"], row["low"], row["high"]),
-            int(row["cases"]),
-            int(row["tasks"]),
-        ]
-        for arm, row in found.iterrows()
-    ]
+    rows = []
+    for arm, row in found.iterrows():
+        means = said(row["mean_task"], row["low"], row["high"])
+        counts = row[["diverged", "cases", "tasks"]].astype(int)
+        shares = percent([row["median"], row["mean"], row["worst"]])
+        rows.append([label(str(arm)), *shares, counts["diverged"], means, counts["cases"], counts["tasks"]])
     return markdown(head, rows)
 
 
@@ -225,16 +221,20 @@ def blocks(page: str) -> list[str]:
 
 
 def notes(runs: pd.DataFrame, loss: str) -> str:
-    """Returns what the tables leave out, and where in its grid the oracle was best."""
+    """Returns what the tables leave out, where in its grid the oracle was best, and what AutoClip did and cost."""
     oracle = oracle_of(runs)
     rated = runs[~runs["arm"].isin(FREE)]
     cases = with_regret(common(rated, oracle), oracle, loss)
     number, whole = rated.groupby(list(CASE)).ngroups, cases.groupby(list(CASE))["rescued"].first()
     best = ", ".join(f"{name} {count}" for name, count in at_edge(cases, oracle).items())
-    return (
-        f"Cases with the whole oracle: {len(whole)} of {number}; in {(~whole).sum()} of them no fixed threshold "
-        f"survived.\nBest member of the oracle, how often: {best}."
-    )
+    lines = [
+        f"Cases with the whole oracle: {len(whole)} of {number}; in {(~whole).sum()} of them nothing of it survived.",
+        f"Best member of the oracle, how often: {best}.",
+    ]
+    if OWN in set(cases.loc[cases["rescued"], "arm"]):
+        clipped, probing = percent(summary(cases).loc[OWN, ["clipped", "probing"]])
+        lines.append(f"AutoClip shortened {clipped}% of the steps; its probe took {probing}% more gradients.")
+    return "\n".join(lines)
 
 
 def draw_regrets(runs: pd.DataFrame, ax: Axes) -> None:
@@ -295,10 +295,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between the markers of a page")
     args = parser.parse_args()
     try:
-        runs = read(args.results)
+        runs = read(args.results, args.steps)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    runs = runs[runs["steps"] == args.steps]
     found = tables(runs, args.loss, args.parts)
     for name, table in found.items():
         print(f"{name}\n\n{table}\n")
@@ -308,6 +307,8 @@ def main() -> None:
     if args.write is not None:
         page = args.write.read_text(encoding="utf-8")
         args.write.write_text(written(page, found), encoding="utf-8")
+        left = [name for name in blocks(page) if name not in found]
+        print(f"Tables of {args.write} that are new: {len(blocks(page)) - len(left)}; not in the results: {left}")
     if args.figure is not None:
         by_part = {part: compared(runs[runs["part"] == part], args.loss) for part in args.parts}
         figure({part: cases for part, cases in by_part.items() if not cases.empty}, args.figure)
