@@ -192,6 +192,26 @@ def test_a_page_gets_the_tables_that_it_has_places_for(bench) -> None:
     assert bench.report.written(page, {}) == page
 
 
+def test_the_script_reads_runs_of_one_length_and_writes_the_page(bench, tmp_path, monkeypatch, capsys) -> None:
+    path, page = tmp_path / "runs.csv", tmp_path / "page.md"
+    found = bench.report.tables(stored(bench, path, ["fixed1", "autoclip", "agc", "none"]), "tail", ["think"])
+    page.write_text("<!-- begin: think pairs by report.py -->\n<!-- end -->\n", encoding="utf-8")
+    longer = pd.read_csv(path).assign(steps=2000, tail=2.9)
+    longer.to_csv(path, mode="a", header=False, index=False)
+    monkeypatch.setattr("sys.argv", ["report.py", str(path), "--write", str(page)])
+    bench.report.main()
+    assert found["think pairs"] in page.read_text(encoding="utf-8")
+    assert found["think arms"] in capsys.readouterr().out
+
+
+def test_results_of_another_pool_are_refused(bench, tmp_path, monkeypatch) -> None:
+    path = tmp_path / "runs.csv"
+    runs_of([("lstm-ptb", 1.0, 0, 300, "none", 10.0, 4.0, False)]).to_csv(path, index=False)
+    monkeypatch.setattr("sys.argv", ["report.py", str(path)])
+    with pytest.raises(SystemExit, match="Found `lstm-ptb`"):
+        bench.report.main()
+
+
 @pytest.mark.filterwarnings("ignore:vert")
 def test_a_figure_has_a_panel_for_each_part(bench, tmp_path) -> None:
     runs = bench.report.compared(stored(bench, tmp_path / "runs.csv", ["fixed1", "autoclip", "autoclip_x4"]), "tail")
