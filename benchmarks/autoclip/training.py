@@ -129,10 +129,14 @@ def step(loop: Loop, clipper: Clipper, batch: Batch) -> float:
 
 
 def validate(loop: Loop) -> float:
-    loop.model.eval()
+    # A schedule-free optimizer trains at other weights than those that it offers for use.
+    switched = [loop.model, *(optimizer for optimizer in loop.optimizers if hasattr(optimizer, "eval"))]
+    for each in switched:
+        each.eval()
     with torch.no_grad():
         loss = float(loop.workload.task.loss_fn(loop.model, data_of(loop.workload).validation))
-    loop.model.train()
+    for each in switched:
+        each.train()
     return loss
 
 
