@@ -78,7 +78,7 @@ class Spectral(Clipper):
 
 
 class SkipStep(Clipper):
-    """Skips a step whose loss or gradient norm lies six deviations above the last 128.
+    """Skips a step whose loss or gradient norm lies six deviations away from the last 128.
 
     Source: OLMo-core's `SkipStepOptimizer`, with its settings: the rule begins when half of the window is full. A
     skipped step leaves parameters and the state of the optimizer as they were.
@@ -95,10 +95,10 @@ class SkipStep(Clipper):
     def before(self) -> None:
         self.start = []
         values = (self.loop.loss, float(get_total_norm(self.loop.gradients)))
-        if all(len(seen) >= self.WINDOW // 2 for seen in self.seen):
+        if len(self.seen[0]) + 1 >= self.WINDOW // 2:
             for seen, value in zip(self.seen, values, strict=True):
                 past = torch.tensor(seen, dtype=torch.float64)
-                if not value - float(past.mean()) <= self.SIGMAS * float(past.std()):
+                if not abs(value - float(past.mean())) <= self.SIGMAS * float(past.std()):
                     self.start = [p.detach().clone() for p in self.loop.parameters]
                     self.kept = [
                         {

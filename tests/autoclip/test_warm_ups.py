@@ -1,4 +1,4 @@
-"""autoclip.warm_ups, rates: the peak of a schedule counts from the first step, unless it is never reached."""
+"""autoclip.warm_ups: the peak of a schedule counts from the first step, unless it is never reached."""
 
 import math
 
