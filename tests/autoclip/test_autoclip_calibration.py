@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -94,74 +93,6 @@ def lowered(state, steps, length, taken, reduction=1.0) -> list[bool]:
     return [state.add(Measurement(step, length, 1.0, taken, reduction)) == "lowered" for step in steps]
 
 
-def held(rises=True, **options) -> Calibration:
-    state = calibrated([1.0] * 13, FIRST, StepRule(**options))
-    state.advance(30)
-    state.rises = rises
-    return state
-
-
-def test_noise_shortens_the_longest_step_by_a_power_of_the_signal_share() -> None:
-    half = math.sqrt(0.5)
-    for noise, mean, factor in ((0.5, 0.25, half), (1.0, 0.25, 0.5), (0.0, 0.1, 1.0), (0.5, -0.3, math.sqrt(0.4))):
-        state = Calibration(StepRule(noise=noise))
-        for step, difference in zip(FIRST, itertools.cycle((0.2, -0.2)), strict=False):
-            signal = mean + difference if step else mean
-            state.add(Measurement(step, 2.0, 1.0, signal=signal))
-        assert state.longest == pytest.approx(1.2 * 2.0 * factor)
-    unknown = calibrated([2.0] * 13, FIRST)
-    assert unknown.longest == pytest.approx(2.4), "without halves, noise is left out"
-
-
-def test_a_longest_step_rises_where_two_steps_at_the_cap_were_far_too_short() -> None:
-    state = held()
-    long = Measurement(64, 3.0, 1.0, taken=1.2)
-    assert state.add(long) == ""
-    assert state.add(replace(long, step=141, length=2.5)) == "raised"
-    assert state.longest == pytest.approx(1.2 * 2.5)
-    assert state.raised_at == 141
-    assert state.add(replace(long, step=200, length=9.0, taken=3.0)) == "", "a rise needs two new rows"
-    state.add(replace(long, step=300, length=90.0, taken=3.0))
-    assert state.longest == pytest.approx(1.2 * 9.0)
-    state.add(replace(long, step=400, length=900.0, taken=10.8))
-    state.add(replace(long, step=500, length=900.0, taken=10.8))
-    assert state.longest == pytest.approx(1.2 * 90.0), "at most tenfold"
-
-
-@pytest.mark.parametrize(
-    ("rises", "length", "taken"),
-    [(True, 1.99, 1.2), (True, 9.0, 1.0), (False, 9.0, 1.2)],
-    ids=["curvature has adapted", "below the cap", "updates are shortened"],
-)
-def test_otherwise_it_never_rises(rises, length, taken) -> None:
-    state = held(rises)
-    found = [state.add(Measurement(step, length, 1.0, taken=taken)) for step in range(40, 60)]
-    assert set(found) == {""}
-    assert state.longest == 1.2
-
-
-def test_the_signal_share_is_that_of_a_slow_twin() -> None:
-    torch.manual_seed(0)
-    model = nn.Linear(3, 1).double()
-    x, y = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 1, dtype=torch.float64)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = Probe(model, optimizer, lambda m, b: (m(b[0]) - b[1]).square().mean(), estimators=())
-    AutoClip(optimizer, probe)
-
-    def gradient(rows):
-        loss = (model(x[rows]) - y[rows]).square().mean()
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-
-    a, b = gradient(slice(0, 4)), gradient(slice(4, 8))
-    expected = float(a @ b / ((a + b) / 2).square().sum())
-    for _ in probe.watch([(x, y)]):
-        (model(x) - y).square().mean().backward()
-        optimizer.step()
-    (row,) = probe.trace
-    assert row["signal"] == pytest.approx(max(-1.0, min(1.0, expected)), rel=1e-9)
-    assert row["num_grads"] == 2, "one along the gradient, and two on half of the data"
-
-
 def test_a_held_length_follows_down_by_a_factor_of_two() -> None:
     state = calibrated([1.0] * 13, FIRST)
     state.advance(30)
@@ -200,26 +131,6 @@ def test_a_state_goes_through_numbers() -> None:
     assert other == state
     other.add(Measurement(60, 1.0, 1.0))
     assert other != state, "a copy of its own"
-
-
-def test_a_loss_that_wants_whole_batches_is_measured_without_a_signal() -> None:
-    def loss_fn(model, batch):
-        if len(batch) != 8:
-            raise ValueError("eight examples")
-        return model(batch).square().mean()
-
-    model = nn.Linear(3, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    probe = Probe(model, optimizer, loss_fn, estimators=())
-    clipper = AutoClip(optimizer, probe)
-    for batch in probe.watch([torch.randn(8, 3)] * 7):
-        optimizer.zero_grad()
-        loss_fn(model, batch).backward()
-        optimizer.step()
-    assert clipper.reason.startswith("longest step")
-    assert {"signal"}.isdisjoint(probe.trace.to_frame().columns)
-    assert [row["status"] for row in probe.trace] == ["ok"] * 7
-    assert "halves" not in clipper.reason
 
 
 def descend(value, x0, lr, steps=120, **options):
