@@ -13,6 +13,7 @@ import torch
 from smoothdiag import vectors
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
+from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.loss.selftest import SLACK, SelfTest
 from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
@@ -43,12 +44,15 @@ class ForClipping:
         estimate = self.estimator(step)
         found: dict[str, float | str] = dict(estimate.extra)
         if self.halves and self.wants_signal(step.index) and estimate.status.usable:
+            replicas = step.objective.replicas
+            replicas.meet()
             try:
-                found |= signal_of(step)
+                with replicas.in_step():  # if one rank cannot evaluate a half, all ranks go on without
+                    found |= signal_of(step)
+            except NotPutBack:
+                raise
             except Exception:  # a loss may want batches of one size; lengths are measured without the signal
                 self.halves = False
-                if step.objective.distributed:  # the other ranks wait in the same evaluation, and have to hear of it
-                    raise
         return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=(), extra=found)
 
 

@@ -36,3 +36,14 @@ def test_ranks_agree_with_each_other_and_with_one_process(found, name, wrap) -> 
     assert first["history"]["clipped"] == second["history"]["clipped"] == alone["history"]["clipped"]
     assert first["history"]["step"][-1] == BAD
     assert math.isfinite(sum(float(w.sum()) for w in first["weights"]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_rank_that_cannot_halve_its_batch_keeps_the_others_in_step(found) -> None:
+    first, second = (rank["sgd", "halves fail"] for rank in found)
+    assert first["longest_step"] == second["longest_step"] > 0
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)
+    measured = first["state"]["calibration"]["measurements"]
+    assert len(measured) == 13, "no row is lost"
+    assert all(math.isnan(signal) for *_, signal, _ in measured)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from asserts import whole
 from autoclip_runs import batches, network, never
 from losses import cross_entropy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule
@@ -24,7 +24,22 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 STEPS, BAD = 36, 33
 
 
-def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, Any]:
+def parted(batch: tuple[Tensor, Tensor], rank: int | None) -> tuple[Tensor, ...]:
+    """Returns the part of a rank; for one process all parts, in an order in which halves are those of all ranks."""
+    parts = [t.chunk(WORLD) for t in batch]
+    if rank is not None:
+        return tuple(part[rank] for part in parts)
+    return tuple(torch.cat([part.chunk(2)[half] for half in range(2) for part in found]) for found in parts)
+
+
+def wants_whole_batches(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    """A loss that the second of two ranks cannot evaluate on a half."""
+    if dist.get_rank() == 1 and len(batch[1]) < 16 // WORLD:
+        raise ValueError("Half a batch is no batch.")
+    return cross_entropy(model, batch)
+
+
+def train(name: str, wrap: str = "alone", rank: int | None = None, loss_fn: Any = cross_entropy) -> dict[str, Any]:
     make, options = CASES[name]
     model: nn.Module = network(dtype=torch.float64)
     if wrap == "ddp":
@@ -33,11 +48,10 @@ def train(name: str, wrap: str = "alone", rank: int | None = None) -> dict[str, 
         for part in (model[0], model[2], model):
             fully_shard(part)
     optimizer = make(model.parameters())
-    probe = Probe(model, optimizer, cross_entropy, schedule=never)
+    probe = Probe(model, optimizer, loss_fn, schedule=never)
     clipper = AutoClip(optimizer, probe, **options)
     for k, batch in enumerate(batches(STEPS, dtype=torch.float64)):
-        if rank is not None:
-            batch = tuple(t.chunk(WORLD)[rank] for t in batch)
+        batch = parted(batch, rank)
         probe.observe(batch)
         optimizer.zero_grad()
         cross_entropy(model, batch).backward()
@@ -61,5 +75,6 @@ def work(rank: int, folder: str) -> None:
     store = dist.FileStore(f"{folder}/store", WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD, timeout=timedelta(seconds=600))
     found = {(name, wrap): train(name, wrap, rank) for name in CASES for wrap in ("ddp", "fsdp2")}
+    found["sgd", "halves fail"] = train("sgd", "ddp", rank, wants_whole_batches)
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

@@ -265,7 +265,7 @@ def test_kinks_end_the_attempts_to_use_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_rows_of_an_autoclip_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    # They have one gradient besides that at the start, and the losses do not see an error across the line.
+    # Their gradients are at the start, along it, and on two halves; losses do not see an error across the line.
     def make() -> Run:
         run = Run(estimators=())
         AutoClip(run.optimizer, run.probe)
@@ -273,7 +273,7 @@ def test_rows_of_an_autoclip_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> N
 
     trusting, evaluated = both(monkeypatch, make, 4)
     assert without_cost(trusting) == without_cost(evaluated)
-    assert gradients(trusting, 4) == gradients(evaluated, 4) == [1, 2, 2, 2]
+    assert gradients(trusting, 4) == gradients(evaluated, 4) == [2, 3, 3, 3]
 
 
 @pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")
