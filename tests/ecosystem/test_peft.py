@@ -68,5 +68,5 @@ def test_auto_clip_helps_at_a_rate_that_is_too_large() -> None:
     best = min(mean_of_last(run(bare(CODE), lr=lr, steps=100)["seen"].losses) for lr in (1e-2, 3e-2, 1e-1, 3e-1))
     without = mean_of_last(run(bare(CODE), lr=10.0, steps=100)["seen"].losses)
     clipped = run(CODE, lr=10.0, steps=100)
-    assert mean_of_last(clipped["seen"].losses) < best + 0.01 < without - 0.05
+    assert mean_of_last(clipped["seen"].losses) < best + 0.02 < without - 0.05
     assert clipped["clipper"].clip_fraction > 0.9
