@@ -257,9 +257,9 @@ class Calibration:
         signal = USUAL_SIGNAL if math.isnan(self.signal) else max(self.signal, LEAST_SIGNAL)
         return float((self.rule.multiple or math.nan) * (signal / USUAL_SIGNAL) ** self.rule.noise)
 
-    def wants_signal(self, step: int) -> bool:
-        """Returns whether the signal share should be measured at a step, too."""
-        return self.rule.noise > 0 and self.held_at < 0 and self.due(step)
+    def wants_signal(self) -> bool:
+        """Returns whether a measurement should include the signal share."""
+        return self.rule.noise > 0 and self.held_at < 0
 
     @property
     def is_measured(self) -> bool:

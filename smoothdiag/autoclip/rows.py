@@ -13,6 +13,7 @@ import torch
 from smoothdiag import vectors
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
+from smoothdiag.measure.estimators.halves import on_halves
 from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.loss.selftest import SLACK, SelfTest
 from smoothdiag.measure.probe import Probe
@@ -31,19 +32,19 @@ class ForClipping:
 
     Attributes:
         estimator: The estimator that measures.
-        wants_signal: Says at which steps the signal share of the gradient is measured, too.
+        wants_signal: Says whether the signal share of the gradient is measured now, too.
         halves: Whether the data can be halved, and the loss evaluated on a half, as far as is known.
     """
 
     estimator: Estimator
-    wants_signal: Callable[[int], bool] = lambda step: False
+    wants_signal: Callable[[], bool] = lambda: False
     halves: bool = True
 
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate for all parameters, with a suffix to its name; the column ``signal`` comes with it."""
         estimate = self.estimator(step)
         found: dict[str, float | str] = dict(estimate.extra)
-        if self.halves and self.wants_signal(step.index) and estimate.status.usable:
+        if self.halves and self.wants_signal() and estimate.status.usable:
             replicas = step.objective.replicas
             replicas.meet()
             try:
@@ -65,8 +66,7 @@ def signal_of(step: Step) -> dict[str, float]:
     Raises:
         ValueError: If the data cannot be halved.
     """
-    a, b = (half.evaluate(step.start).gradient for half in step.objective.halves())
-    step.objective.num_grads += 1
+    a, b = (half.gradient for half in on_halves(step, step.start))
     found = torch.stack([vectors.dot(a, b), vectors.norm(a).square(), vectors.norm(b).square()])
     common, *squares = found.tolist()  # one wait for the device
     squared = (sum(squares) + 2 * common) / 4

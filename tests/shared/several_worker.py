@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from asserts import state_of, whole, without_cost
 from autoclip_runs import batches
-from losses import cross_entropy
+from losses import bce, critic_loss, cross_entropy, generator_loss
 from networks import mlp
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -138,20 +138,6 @@ def train(case: Case, rank: int | None, shows: str) -> dict[str, Any]:
 
 
 # Generative adversarial networks
-
-
-def bce(y: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(y, torch.full_like(y, target))
-
-
-def generator_loss(models: nn.Module, z: Tensor) -> Tensor:
-    generator, critic = models
-    return bce(critic(generator(z)), 1.0)
-
-
-def critic_loss(models: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    generator, critic = models
-    return bce(critic(batch[0]), 1.0) + bce(critic(generator(batch[1]).detach()), 0.0)
 
 
 def play(rank: int | None, *, probed: bool, looks_for_unused: bool = False) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 from smoothdiag import vectors
 from smoothdiag.measure.estimators.base import Estimate, Status, Step, noise_columns
+from smoothdiag.measure.loss.objective import Evaluation
+from smoothdiag.vectors import Vector
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class DebiasedSmoothness:
     def __call__(self, step: Step) -> Estimate:
         """Returns the estimate; ``grad_variance`` and ``noise_scale`` come with it."""
         displacement = float(vectors.norm(vectors.sub(step.end, step.start)))
-        here = [half.evaluate(step.start) for half in step.objective.halves()]
-        step.objective.num_grads += 1
+        here = on_halves(step, step.start)
         loss = (here[0].loss + here[1].loss) / 2
         squared_norm = float(vectors.dot(here[0].gradient, here[1].gradient))
         estimate = Estimate("debiased", math.nan, _root(squared_norm), displacement, loss)
@@ -54,8 +55,7 @@ class DebiasedSmoothness:
         estimate = replace(estimate, extra=noise_columns(variance, squared_norm))
         if displacement == 0:
             return replace(estimate, status=Status.ZERO_STEP)
-        there = [half.evaluate(step.end) for half in step.objective.halves()]
-        step.objective.num_grads += 1
+        there = on_halves(step, step.end)
         changes = [vectors.sub(b.gradient, a.gradient) for a, b in zip(here, there, strict=True)]
         squared = float(vectors.dot(*changes)) / displacement**2
         if not math.isfinite(squared):
@@ -70,6 +70,17 @@ class DebiasedSmoothness:
             status=Status.OK if squared > 0 and squared_norm > 0 else Status.HALVES_DISAGREE,
             extra={**estimate.extra, "smoothness_squared": squared},
         )
+
+
+def on_halves(step: Step, point: Vector) -> list[Evaluation]:
+    """Returns losses and gradients on two disjoint halves of the data; together they count as one gradient.
+
+    Raises:
+        ValueError: If the data cannot be divided into halves.
+    """
+    found = [half.evaluate(point) for half in step.objective.halves()]
+    step.objective.num_grads += 1
+    return found
 
 
 def _root(squared: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from asserts import assert_identical, state_of
-from losses import cross_entropy
+from losses import bce, critic_loss, cross_entropy, generator_loss
 from networks import mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,20 +58,6 @@ def show(probe: Probe | None, *batches: Any) -> None:
 
 
 # Generative adversarial networks
-
-
-def bce(y: Tensor, target: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(y, torch.full_like(y, target))
-
-
-def generator_loss(models: nn.Module, z: Tensor) -> Tensor:
-    generator, critic = models
-    return bce(critic(generator(z)), 1.0)
-
-
-def critic_loss(models: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    generator, critic = models
-    return bce(critic(batch[0]), 1.0) + bce(critic(generator(batch[1]).detach()), 0.0)
 
 
 def networks() -> nn.ModuleList:
