@@ -9,6 +9,7 @@ import torch.distributed as dist
 from asserts import whole
 from autoclip_runs import batches, network, never
 from losses import cross_entropy
+from ranks import parted
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -22,14 +23,6 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "set": (lambda p: ClippedMomentum(p, lr=9.0, longest_step=1.0), {"mode": "set"}),
 }
 STEPS, BAD = 36, 33
-
-
-def parted(batch: tuple[Tensor, Tensor], rank: int | None) -> tuple[Tensor, ...]:
-    """Returns the part of a rank; for one process all parts, in an order in which halves are those of all ranks."""
-    parts = [t.chunk(WORLD) for t in batch]
-    if rank is not None:
-        return tuple(part[rank] for part in parts)
-    return tuple(torch.cat([part.chunk(2)[half] for half in range(2) for part in found]) for found in parts)
 
 
 def wants_whole_batches(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -51,7 +44,7 @@ def train(name: str, wrap: str = "alone", rank: int | None = None, loss_fn: Any 
     probe = Probe(model, optimizer, loss_fn, schedule=never)
     clipper = AutoClip(optimizer, probe, **options)
     for k, batch in enumerate(batches(STEPS, dtype=torch.float64)):
-        batch = parted(batch, rank)
+        batch = parted(batch, rank, WORLD)
         probe.observe(batch)
         optimizer.zero_grad()
         cross_entropy(model, batch).backward()

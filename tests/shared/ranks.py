@@ -1,12 +1,13 @@
 """Processes that work on one problem together, each as one rank."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def run_ranks(
@@ -25,6 +26,17 @@ def run_ranks(
         for rank in ranks:
             rank.kill()
     return [torch.load(folder / f"rank{rank}.pt", weights_only=weights_only) for rank in range(world)]
+
+
+def parted(tensors: Iterable[Tensor], rank: int | None, world: int) -> tuple[Tensor, ...]:
+    """Returns a rank's part of a batch; for one process all parts, in an order in which halves are those of all ranks.
+
+    Measurements of noise cut a batch in halves, and every rank cuts its own part.
+    """
+    parts = [t.chunk(world) for t in tensors]
+    if rank is not None:
+        return tuple(part[rank] for part in parts)
+    return tuple(torch.cat([part.chunk(2)[half] for half in range(2) for part in found]) for found in parts)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from asserts import state_of, whole, without_cost
 from autoclip_runs import batches
 from losses import bce, critic_loss, cross_entropy, generator_loss
 from networks import mlp
+from ranks import parted
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -114,7 +115,7 @@ def train(case: Case, rank: int | None, shows: str) -> dict[str, Any]:
         clipper = AutoClip(optimizers, probe, mode="shadow" if shows == "shadow" else "clip")
     starts = []
     for batch in batches(STEPS, dtype=torch.float64):
-        mine = [t if rank is None else t.chunk(WORLD)[rank] for t in batch]
+        mine = parted(batch, rank, WORLD)
         micro = list(zip(*(t.chunk(case.micro_batches) for t in mine), strict=True))
         for optimizer in optimizers:
             optimizer.zero_grad()
