@@ -12,8 +12,11 @@ import torch
 
 from smoothdiag import vectors
 from smoothdiag.autoclip.rates import Number
+from smoothdiag.geometry import Euclidean
 from smoothdiag.measure.estimators import Estimate, Estimator, LocalSmoothness, Step
+from smoothdiag.measure.estimators.base import Contradicted
 from smoothdiag.measure.estimators.halves import on_halves
+from smoothdiag.measure.estimators.secants import OFF
 from smoothdiag.measure.loss.faults import NotPutBack
 from smoothdiag.measure.loss.selftest import SLACK, SelfTest
 from smoothdiag.measure.probe import Probe
@@ -34,43 +37,67 @@ class ForClipping:
         estimator: The estimator that measures.
         wants_signal: Says whether the signal share of the gradient is measured now, too.
         halves: Whether the data can be halved, and the loss evaluated on a half, as far as is known.
+        is_mean: Whether the gradient is the mean of those on halves, as far as is known. It is not with normalisation
+            over the batch, or with dropout.
     """
 
     estimator: Estimator
     wants_signal: Callable[[], bool] = lambda: False
     halves: bool = True
+    is_mean: bool = True
+
+    @property
+    def checks_start(self) -> bool | None:
+        """Whether the estimate checks the training gradient that may stand in for one to evaluate."""
+        is_euclidean = isinstance(self.estimator, LocalSmoothness) and type(self.estimator.geometry) is Euclidean
+        return is_euclidean and self.halves and self.is_mean and self.wants_signal()
 
     def __call__(self, step: Step) -> Estimate:
-        """Returns the estimate for all parameters, with a suffix to its name; the column ``signal`` comes with it."""
+        """Returns the estimate for all parameters, with a suffix to its name; the column ``signal`` comes with it.
+
+        Raises:
+            Contradicted: If the training gradient stands in for one to evaluate, and is not that of two halves.
+        """
         estimate = self.estimator(step)
         found: dict[str, float | str] = dict(estimate.extra)
+        is_checked = False
         if self.halves and self.wants_signal() and estimate.status.usable:
             replicas = step.objective.replicas
             replicas.meet()
             try:
                 with replicas.in_step():  # if one rank cannot evaluate a half, all ranks go on without
-                    found |= signal_of(step)
+                    signal, residue = signal_of(step)
+                    is_checked = residue <= OFF * estimate.smoothness * estimate.step_norm
+                    found |= signal
             except NotPutBack:
                 raise
             except Exception:  # a loss may want batches of one size; lengths are measured without the signal
                 self.halves = False
+        if step.training is not None and not is_checked:
+            self.is_mean = False  # to find that out again at every step would cost more than it saves
+            raise Contradicted
         return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=(), extra=found)
 
 
-def signal_of(step: Step) -> dict[str, float]:
+def signal_of(step: Step) -> tuple[dict[str, float], float]:
     """Returns the share of ||g||^2 that two halves of the data have in common, in [-1, 1], as a column of a row.
 
     <g_A, g_B> of independent halves estimates the squared norm of the expected gradient without bias; ||g||^2 is that
-    of their mean. Without a gradient there is no column. It costs two gradients on half of the data.
+    of their mean. Without a gradient there is no column. It costs two gradients on half of the data. The second value
+    is how far the mean of the halves is from the training gradient [f/x]; NaN if that stands in for nothing.
 
     Raises:
         ValueError: If the data cannot be halved.
     """
     a, b = (half.gradient for half in on_halves(step, step.start))
-    found = torch.stack([vectors.dot(a, b), vectors.norm(a).square(), vectors.norm(b).square()])
-    common, *squares = found.tolist()  # one wait for the device
+    sums = [vectors.dot(a, b), vectors.norm(a).square(), vectors.norm(b).square()]
+    if step.training is not None:
+        mean = torch._foreach_lerp(list(a), list(b), 0.5)
+        sums.append(vectors.norm(vectors.sub(mean, step.training)))
+    common, *squares = torch.stack(sums).tolist()  # one wait for the device
+    residue = squares.pop() if step.training is not None else math.nan
     squared = (sum(squares) + 2 * common) / 4
-    return {"signal": max(-1.0, min(1.0, common / squared))} if 0 < squared < math.inf else {}
+    return {"signal": max(-1.0, min(1.0, common / squared))} if 0 < squared < math.inf else {}, residue
 
 
 class Rows:

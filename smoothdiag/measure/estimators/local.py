@@ -134,7 +134,8 @@ class LocalSmoothness:
         if found is None:
             return conclude(self._name, step, [], geometry)
         fine = secants(ray, radius / 4 / length, geometry, beyond=found) if self.two_scale else None
-        check_start(step, fine)
+        if self.checks_start:  # otherwise whoever asked for a step with a training gradient does
+            check_start(step, fine)
         return conclude(self._name, step, [found], geometry, fine)
 
     @property

@@ -87,7 +87,8 @@ class Data:
         """Returns what to do with the gradients of the next step's backward passes."""
         own, further = due
         on_own = self.kind == "step" or bool(further) or any(map(_is_of_step, own))
-        if is_test_due or (self.kind == "fixed" and (self.is_untested or not self._fixed)):
+        begins = self.kind == "fixed" and (self.is_untested or not self._fixed)
+        if is_test_due or begins or any(map(checks_start, further)):  # AutoClip may clip the gradients of this step
             return "copy"
         return "mark" if on_own else "nothing"
 
@@ -137,6 +138,11 @@ class Data:
         """Returns the fixed micro-batches, to be evaluated from the buffers that the step's forward pass began with."""
         first, *others = self._fixed
         return [replace(first, state=own[0].state if own else None), *others]
+
+
+def checks_start(estimator: Estimator) -> bool:
+    """Returns whether an estimator checks the training gradient, and so may take it for that of the loss."""
+    return bool(getattr(estimator, "checks_start", False))
 
 
 def _is_of_step(estimator: Estimator) -> bool:

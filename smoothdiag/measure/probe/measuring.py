@@ -151,7 +151,7 @@ class Measuring:
                 self._retried(lambda: self._compare(step, taken))
             trusting = None
             if part.data == "step" and not taken.has_changed and not self._distributed:
-                trusting = self._trust.step(step, taken.begun, self.self_test)
+                trusting = self._trust.step(step, taken.begun, self.self_test, is_test_due=taken.is_test_due)
             for estimator in part.estimators:
                 taken.ranks.meet()
                 name = self._record(step, trusting, estimator, taken, part)

@@ -25,7 +25,7 @@ from smoothdiag.measure.probe.arguments import Managed, as_module, check_argumen
 from smoothdiag.measure.probe.backward import check_hooks
 from smoothdiag.measure.probe.calls import UNSEEN, Calls
 from smoothdiag.measure.probe.closures import after_closure
-from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind
+from smoothdiag.measure.probe.data import NOTHING, Data, Due, Kind, checks_start
 from smoothdiag.measure.probe.host import HostMemory, Where
 from smoothdiag.measure.probe.measuring import Measuring, Taken
 from smoothdiag.measure.probe.others import SHOW, Between, moved_by_others, unseen
@@ -281,7 +281,7 @@ class Probe(Managed, Watching):
         began = time.perf_counter()
         check_hooks(self._model)
         self._ranks.check_pending()
-        exact = self._measuring.self_test is None
+        exact = self._measuring.self_test is None or any(map(checks_start, self._due[1]))
         settled = retried(lambda: self._accumulation.settled(begun, exact=exact))
         own = None if outlook is Outlook.UNSEEN else self._accumulation.measured(settled, self._ranks.replicas)
         parts = self._data.parts(self.steps, own, *self._due, is_test_due=is_test_due)

@@ -29,13 +29,13 @@ class Trust:
     def __init__(self) -> None:
         self._records: defaultdict[int, _Record] = defaultdict(_Record)
 
-    def step(self, step: Step, begun: Beginning, test: SelfTest | None) -> Step | None:
+    def step(self, step: Step, begun: Beginning, test: SelfTest | None, *, is_test_due: bool) -> Step | None:
         """Returns a step with the gradient of the training loop in place of one to evaluate, where that is safe.
 
-        That gradient has to be what backward left, of a loss that is known to repeat it bit for bit. Now and then the
-        gradient is evaluated all the same, and compared.
+        That gradient has to be what backward left, of a loss that is known to repeat it bit for bit. Where a test is
+        due, the gradient is evaluated all the same, and compared.
         """
-        is_left = begun.is_marked and begun.is_complete and begun.scale == 1
+        is_left = begun.is_complete and begun.scale == 1 and not is_test_due
         if not is_left or begun.training is None or test is None or not test.reproduced or test.loss_scale != 1:
             return None
         # Measurements in another precision than training have another gradient; several micro-batches show its noise.

@@ -13,7 +13,7 @@ from losses import classification
 from networks import VOCABULARY, Gpt, Point, mlp
 from torch import Tensor, nn
 
-from smoothdiag import AutoClip, Estimate, LocalSmoothness, PathSmoothness, Probe, Step, every, objective
+from smoothdiag import AutoClip, Estimate, LocalSmoothness, PathSmoothness, Probe, Step, StepRule, every, objective
 from smoothdiag.measure.estimators.base import Contradicted
 from smoothdiag.measure.estimators.secants import OFF
 from smoothdiag.measure.probe import trust
@@ -122,7 +122,7 @@ def gradients(rows: Sequence[dict[str, Any]], steps: int) -> list[int]:
 def both(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Run], steps: int) -> tuple[list, list]:
     """Returns the rows with the training gradient, tried at every step, and the rows that are all evaluated."""
     found = []
-    for changed in ((trust, "PAUSE", 0), (trust.Trust, "step", lambda *args: None)):
+    for changed in ((trust, "PAUSE", 0), (trust.Trust, "step", lambda *args, **options: None)):
         with monkeypatch.context() as patch:
             patch.setattr(*changed)
             run = make()
@@ -264,16 +264,27 @@ def test_kinks_end_the_attempts_to_use_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert extra == [0, 2, 0, 0, 2, 0, 0, 0]  # pauses of two rows and of four
 
 
-def test_rows_of_an_autoclip_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Their gradients are at the start, along it, and on two halves; losses do not see an error across the line.
-    def make() -> Run:
-        run = Run(estimators=())
-        AutoClip(run.optimizer, run.probe)
-        return run
+class Capped(Run):
+    """Under AutoClip, which clips all gradients after the first steps."""
 
-    trusting, evaluated = both(monkeypatch, make, 4)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, estimators=(), **options)
+        AutoClip(self.optimizer, self.probe, rule=StepRule(multiple=0.01))
+
+
+@pytest.mark.parametrize(
+    ("name", "adaptive", "expected"),
+    [("mlp", False, [0, 1, 1, 1, 1, 1]), ("lstm", True, [0, 1, 1, 1, 1, 1]), ("dropout", False, [0, -2, 0, 0, 0, 0])],
+    ids=["gradients are clipped", "updates are shortened", "halves have other masks"],
+)
+def test_halves_check_the_training_gradient_for_an_autoclip(
+    name: str, adaptive: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusting, evaluated = both(monkeypatch, partial(Capped, name, adaptive), 6)
     assert without_cost(trusting) == without_cost(evaluated)
-    assert gradients(trusting, 4) == gradients(evaluated, 4) == [2, 3, 3, 3]
+    assert {row["estimator"] for row in trusting} == {"local_clip"}
+    saved = [b - a for a, b in zip(gradients(trusting, 6), gradients(evaluated, 6), strict=True)]
+    assert saved == expected
 
 
 @pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")
@@ -309,6 +320,20 @@ class Penalised(Weighted):
         held = list(self.model.parameters())
         held = [p for p in held if p.dim() == 2][-1:] if self.of_last else held
         return classification(self.model, batch) + self.weight * torch.stack([p.square().sum() for p in held]).sum()
+
+
+@pytest.mark.filterwarnings("ignore::smoothdiag.SmoothdiagWarning")
+def test_an_autoclip_finds_out_that_the_training_gradient_is_of_another_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(Penalised):
+        begins = 1
+
+        def __init__(self) -> None:
+            super().__init__(0.1, estimators=())
+            AutoClip(self.optimizer, self.probe)
+
+    trusting, evaluated = both(monkeypatch, Other, 3)
+    assert without_cost(trusting) == without_cost(evaluated)
+    assert gradients(trusting, 3)[1] == gradients(evaluated, 3)[1] + 2
 
 
 class Masked(Run):
