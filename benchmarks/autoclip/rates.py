@@ -8,9 +8,10 @@ side.
 
 import json
 import math
+from typing import get_args
 
 import torch
-from tasks import TASKS
+from tasks import TASKS, Part
 from tqdm import tqdm
 from training import Arm, Clipper, train
 from workloads import OPTIMIZERS, SAFE_RATES, Workload, pool, safe_rates
@@ -38,7 +39,7 @@ def best_rate(workload: Workload) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     known = safe_rates() if SAFE_RATES.exists() else {}
-    names = dict.fromkeys(tuple(name.split("/")[:2]) for part in ("think", "choose", "final") for name, _ in pool(part))
+    names = dict.fromkeys(tuple(name.split("/")[:2]) for part in get_args(Part) for name, _ in pool(part))
     for task, optimizer in tqdm(names):
         if f"{task}/{optimizer}" not in known:
             assert optimizer in OPTIMIZERS

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib as mpl
 import pandas as pd
@@ -23,9 +23,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from regret import ANY_RATE, CASE, at_edge, common, doses, interval, paired, summary, task_means, with_regret
 from results import read_whole
+from tasks import Part
 from workloads import OPTIMIZERS, RATES, SCHEDULES, workload
 
-PARTS = ("think", "choose", "final")
+PARTS = get_args(Part)
 
 OWN = "autoclip"
 

@@ -8,11 +8,12 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from arms import ARMS, CAPS, ORACLE, named
 from results import Case, append, done, mend, remaining
+from tasks import Part
 from tqdm import tqdm
 from training import data_of, train
 from workloads import pool, workload
@@ -55,19 +56,19 @@ def chosen(parts: Sequence[str], names: Sequence[str], rates: Sequence[float], *
     """Returns workloads with their rates [safe rates]: those of the parts, and those that are named, at these rates.
 
     Raises:
-        ValueError: If a name is unknown, or if a workload belongs to the part that is run once and ``final`` is false.
+        ValueError: If a name is unknown, or if a workload belongs to a part that is run once and ``final`` is false.
     """
     found = [each for part in parts for each in pool(part)]
     found += [(name, rate) for name in names for rate in rates]
     for name, _ in found:
-        if workload(name).task.part == "final" and not final:
+        if workload(name).task.part in ("final", "further") and not final:
             raise ValueError(f"Workload `{name}` is set aside: run it once, with --final, when the rule is fixed.")
     return found
 
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__)
-    result.add_argument("--parts", nargs="*", default=["think"], choices=["think", "choose", "final"])
+    result.add_argument("--parts", nargs="*", default=["think"], choices=get_args(Part))
     result.add_argument("--workloads", nargs="*", default=[], metavar="NAME", help="task/optimizer/schedule")
     result.add_argument("--rates", nargs="+", type=float, default=[16], help="of these workloads [safe rates]")
     result.add_argument("--arms", nargs="+", default=list(USUAL), metavar="NAME", help="arms, or groups of them")
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--steps", type=int, default=300)
     result.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     result.add_argument("--quick", action="store_true", help="one workload, one rate, one seed, five arms")
-    result.add_argument("--final", action="store_true", help="allow the part that is set aside")
+    result.add_argument("--final", action="store_true", help="allow the parts that are set aside")
     result.add_argument("--out", type=Path, required=True, help="CSV that results are added to")
     return result
 

@@ -1,14 +1,16 @@
-"""Tasks: a network, its data and its loss, sorted by kind into three parts of which the last is run once."""
+"""Tasks: a network, its data and its loss, sorted by kind into four parts of which the last two are run once."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal
 
+import further
 import others
 import sources
 import torch
+from batching import Batch, Data, drawn, masked, pairs, table, text
 from images import (
     Autoencoder,
     Contrast,
@@ -25,21 +27,7 @@ from others import Field, Flow, Graph, Logistic, Pairs, Poisson
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Batch = Any
-Part = Literal["think", "choose", "final"]
-
-
-@dataclass(frozen=True)
-class Data:
-    """Batches to train on and to validate with.
-
-    Attributes:
-        batches: Endless batches for a seed; the same seed gives the same batches.
-        validation: One batch that is never trained on.
-    """
-
-    batches: Callable[[int], Iterator[Batch]]
-    validation: Batch
+Part = Literal["think", "choose", "final", "further"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +38,7 @@ class Task:
         name: Name in the results.
         kind: Kind of network or of data; all tasks of a kind belong to one part.
         part: ``"think"``: rules are made up on it; ``"choose"``: parts of rules are kept or dropped by it; ``"final"``:
-            run once, with the rule as it is.
+            run once, with the rule as it was; ``"further"``: run once, with the rule as it is since.
         model: Makes the network; initial weights come from torch's global generator.
         data: Reads or draws the data.
         loss_fn: Mean loss of a batch.
@@ -88,69 +76,6 @@ def rebuilt_loss(model: nn.Module, batch: Batch) -> Tensor:
 def own_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The loss that the network returns for its inputs."""
     return model(batch[0])
-
-
-def text(read: Callable[[], tuple[Tensor, Tensor]], length: int, size: int, held_out: int) -> Data:
-    """Windows of a text at random places; evenly spaced windows for validation."""
-    train, valid = read()
-    places = torch.linspace(0, len(valid) - length - 1, held_out).long()
-
-    def windows(codes: Tensor, starts: Tensor) -> Batch:
-        cut = codes[starts[:, None] + torch.arange(length + 1)]
-        return cut[:, :-1], cut[:, 1:]
-
-    def batches(seed: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            yield windows(train, torch.randint(len(train) - length, (size,), generator=generator))
-
-    return Data(batches, windows(valid, places))
-
-
-def table(read: Callable[[], tuple[Batch, Batch]], size: int, held_out: int) -> Data:
-    """Rows of a table in an order that is drawn anew for each pass; evenly spaced rows for validation."""
-    (x, y), (x_valid, y_valid) = read()
-    places = torch.linspace(0, len(y_valid) - 1, held_out).long()
-
-    def batches(seed: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            for rows in torch.randperm(len(y), generator=generator).split(size)[: len(y) // size]:
-                yield x[rows], y[rows]
-
-    return Data(batches, (x_valid[places], y_valid[places]))
-
-
-def drawn(draw: Callable[[int, int], Any], size: int, held_out: int) -> Data:
-    """Batches that are drawn anew each time: ``draw(number, seed)`` returns a tensor, or inputs and targets."""
-
-    def batch(number: int, seed: int) -> Batch:
-        found = draw(number, seed)
-        return found if isinstance(found, tuple) else (found,)
-
-    def batches(seed: int) -> Iterator[Batch]:
-        return (batch(size, 1_000_003 * (seed + 1) + k) for k in itertools.count())
-
-    return Data(batches, batch(held_out, 1))
-
-
-def pairs(vocabulary: int, size: int = 256, held_out: int = 2048, negatives: int = 5) -> Data:
-    """A word, another within two places of it, and drawn words."""
-    train, valid = sources.penn_treebank(vocabulary)
-
-    def draw(words: Tensor, number: int, generator: torch.Generator) -> Batch:
-        places = torch.randint(2, len(words) - 2, (number,), generator=generator)
-        offset = torch.randint(4, (number,), generator=generator)
-        near = words[places + torch.tensor([-2, -1, 1, 2])[offset]]
-        others = words[torch.randint(len(words), (number, negatives), generator=generator)]
-        return (torch.cat([words[places][:, None], near[:, None], others], dim=1),)
-
-    def batches(seed: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            yield draw(train, size, generator)
-
-    return Data(batches, draw(valid, held_out, torch.Generator().manual_seed(0)))
 
 
 def field() -> tuple[Batch, Batch]:
@@ -297,6 +222,46 @@ _ALL = (
         model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10)),
         data=partial(table, partial(small, sources.mnist, 512), size=32, held_out=1000),
         loss_fn=class_loss,
+    ),
+    Task(
+        "factors-ratings",
+        kind="recommender",
+        part="further",
+        model=lambda: further.Factors(400, 200),
+        data=partial(drawn, further.ratings, size=256, held_out=2000),
+        loss_fn=squared_loss,
+    ),
+    Task(
+        "masked-ptb",
+        kind="masked words",
+        part="further",
+        model=lambda: further.Masked(WORDS, 24),
+        data=partial(masked, WORDS, 24),
+        loss_fn=own_loss,
+    ),
+    Task(
+        "authors-characters",
+        kind="convolutions over text",
+        part="further",
+        model=lambda: further.Reader(65),
+        data=partial(drawn, further.authors, size=64, held_out=1000),
+        loss_fn=binary_loss,
+    ),
+    Task(
+        "outline-discs",
+        kind="segmentation",
+        part="further",
+        model=further.Outline,
+        data=partial(drawn, further.discs, size=16, held_out=200),
+        loss_fn=binary_loss,
+    ),
+    Task(
+        "policy-games",
+        kind="policy gradient",
+        part="further",
+        model=lambda: further.Policy(8, further.ACTIONS),
+        data=partial(drawn, further.games, size=128, held_out=5000),
+        loss_fn=own_loss,
     ),
 )
 

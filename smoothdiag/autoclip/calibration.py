@@ -37,12 +37,16 @@ scatter."""
 LOWER_BY = 2.0
 """All of these rows have to be short by this factor. Then the longest step falls to the largest of them."""
 
-RAISING, RAISE_BY, AT_CAP = 2, 2.0, 0.9
+RAISING, RAISE_BY, RAISE_UPDATES_BY, AT_CAP = 2, 2.0, 4.0, 0.9
 """So many rows in a row have to be long by this factor, each of a step that was nearly as long as allowed. Then the
-longest step rises to the smallest of them."""
+longest step rises to the smallest of them. A length along the gradient says less about updates in another direction,
+so they need a larger factor."""
 
 MOST_RISE = 10.0
 """Largest factor of a single rise."""
+
+CONFIRM_GAP = 50
+"""Most steps from a row that says that S should change to the next one, which confirms it or does not."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,9 @@ class Calibration:
 
     The first measurements set the longest step. After thirty steps it is held, whatever the learning rate does: from
     then on curvature adapts to the steps taken, and a longest step that adapts to curvature would drift. Later
-    measurements lower it if three in a row say that the steps taken were more than twice too long. Where gradients are
-    clipped, they raise it if two in a row, of steps at the cap, would allow more than twice as much: where curvature
-    has adapted to the steps, it does not allow that.
+    measurements lower it if three in a row say that the steps taken were more than twice too long. They raise it if two
+    in a row, of steps at the cap, would allow more than ``raise_by`` times as much: where curvature has adapted to the
+    steps, it does not allow that.
 
     Attributes:
         rule: Turns measurements into a longest step.
@@ -161,7 +165,8 @@ class Calibration:
         held_at: Step from which S is held, or -1.
         lowered_at: Step at which S was last lowered, or -1.
         raised_at: Step at which S was last raised, or -1.
-        rises: Whether S may rise: where gradients are clipped, so that lengths along the gradient are those of steps.
+        raise_by: How many times longer than S steps have to be allowed for it to rise; infinite where it never rises.
+        confirms: Whether a row that says that S should change is soon followed by the next one.
     """
 
     rule: StepRule
@@ -173,7 +178,8 @@ class Calibration:
     held_at: int = -1
     lowered_at: int = -1
     raised_at: int = -1
-    rises: bool = False
+    raise_by: float = math.inf
+    confirms: bool = True
 
     def due(self, step: int) -> bool:
         """Returns whether to measure optimizer step ``step``."""
@@ -181,7 +187,9 @@ class Calibration:
             return False
         if self.held_at < 0:
             return step >= self.joined_at and is_in_progression(step - self.joined_at)
-        return step % LONGEST_GAP == 0 or is_in_progression(step, LATER)
+        if step % LONGEST_GAP == 0 or is_in_progression(step, LATER):
+            return True
+        return (step % CONFIRM_GAP == 0 or is_in_progression(step)) and self._has_to_confirm(step)
 
     def rise(self, step: int) -> bool:
         """Notes that the rate has risen before ``step``; returns whether this is a new rise or still the last one."""
@@ -207,20 +215,32 @@ class Calibration:
             return ""
         since = max(self.held_at, self.lowered_at + 1, self.raised_at + 1)
         later = [m for m in self.measurements if m.step >= since][-LATER:]
-        if len(later) == LATER and all(self.factor * m.length < m.taken / LOWER_BY for m in later):
+        if len(later) == LATER and all(map(self._is_too_long, later)):
             self.longest, self.lowered_at = self.factor * max(m.length / m.reduction for m in later), found.step
             return "lowered"
         later = later[-RAISING:]
-        if self.rises and len(later) == RAISING and all(map(self._is_held_back, later)):
+        if len(later) == RAISING and all(map(self._is_held_back, later)):
             longest = self.factor * min(m.length for m in later)
             self.longest, self.raised_at = min(longest, MOST_RISE * self.longest), found.step
             return "raised"
         return ""
 
+    def _is_too_long(self, found: Measurement) -> bool:
+        """Returns whether a step was much longer than its measurement allowed."""
+        return self.factor * found.length < found.taken / LOWER_BY
+
     def _is_held_back(self, found: Measurement) -> bool:
         """Returns whether a step was at the cap, while its measurement would have allowed a much longer one."""
         at_cap = found.taken >= AT_CAP * found.reduction * self.longest
-        return at_cap and self.factor * found.length > RAISE_BY * self.longest
+        return at_cap and self.factor * found.length > self.raise_by * self.longest
+
+    def _has_to_confirm(self, step: int) -> bool:
+        """Returns whether the last row says that S should change; what the step before said is not known yet."""
+        since = max(self.held_at, self.lowered_at + 1, self.raised_at + 1)
+        last = next((m for m in reversed(self.measurements) if m.step < step - 1), None)
+        if not self.confirms or last is None or last.step < since:
+            return False
+        return self._is_too_long(last) or self._is_held_back(last)
 
     def advance(self, step: int) -> bool:
         """Holds the longest step from ``step`` on, if it is time; returns whether that has just happened."""

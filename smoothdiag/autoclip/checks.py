@@ -9,7 +9,7 @@ import torch
 
 from smoothdiag.adapters import adapter_of, members, name_of, stepping
 from smoothdiag.autoclip.acting import Action
-from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule
+from smoothdiag.autoclip.calibration import RAISE_BY, Calibration, Measurement, StepRule
 from smoothdiag.autoclip.history import Event
 from smoothdiag.autoclip.rows import ForClipping
 from smoothdiag.measure.probe import Probe
@@ -17,9 +17,9 @@ from smoothdiag.measure.probe import Probe
 Mode = Literal["clip", "set", "shadow"]
 
 
-VERSION = 2
+VERSION = 3
 """Version of the states that this version writes; a state without a version has version 0. Version 2 knows the noise of
-gradients."""
+gradients, version 3 rises where updates are shortened, and confirms what a row says."""
 
 _SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": ()}
 """Entries that earlier versions did not write, with the values that runs of that time had."""
@@ -99,7 +99,9 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
     _require(state, _ENTRIES, "")
     calibration = state["calibration"]
     if version < 2 and isinstance(calibration, Mapping):
-        calibration = state["calibration"] = _of_version_1(calibration)
+        calibration = _of_version_1(calibration)
+    if version < 3 and isinstance(calibration, Mapping):
+        calibration = state["calibration"] = _of_version_2(calibration)
     _require(calibration, [f.name for f in fields(Calibration)], "calibration")
     _require(calibration["rule"], [f.name for f in fields(StepRule)], "calibration.rule")
     for event in state["events"]:
@@ -129,6 +131,13 @@ def _of_version_1(calibration: Mapping[str, Any]) -> dict[str, Any]:
         found["rule"] = {**rule, "noise": 0.0}
     found["measurements"] = [(*each, math.nan, False) for each in found.get("measurements", ())]
     return found
+
+
+def _of_version_2(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of a calibration that rose only where gradients are clipped, in the form of this version."""
+    found = dict(calibration)
+    raise_by = RAISE_BY if found.pop("rises", False) else math.inf
+    return {**found, "raise_by": raise_by, "confirms": False}
 
 
 def _require(found: Any, names: Any, where: str) -> None:

@@ -16,7 +16,7 @@ from smoothdiag.autoclip.checks import VERSION, Mode, check, check_free_rate, ch
 from smoothdiag.autoclip.history import acted, explained, stage
 from smoothdiag.autoclip.rates import Peaks, shared, suggested
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
-from smoothdiag.autoclip.step import Stepping, default_rule
+from smoothdiag.autoclip.step import Stepping, default_rule, raise_by
 from smoothdiag.autoclip.ways import action_for
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
@@ -99,7 +99,7 @@ class AutoClip:
         self._calibration = Calibration(
             rule or default_rule(optimizer, self._action),
             joined_at=probe.steps,
-            rises=self._action.counts_steps and not self._action.shortens_updates,
+            raise_by=raise_by(self._action),
         )
         self._measures = ForClipping(estimator or ALONG_GRADIENT, self._calibration.wants_signal)
         self._rule_is_given = rule is not None

@@ -5,6 +5,7 @@ How the step is kept short is the business of `smoothdiag.autoclip.acting`, the 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.buckets import check_gradients, check_unscaled, gradient_norm
-from smoothdiag.autoclip.calibration import StepRule, is_in_progression
+from smoothdiag.autoclip.calibration import RAISE_BY, RAISE_UPDATES_BY, StepRule, is_in_progression
 from smoothdiag.autoclip.checks import check_schedule
 from smoothdiag.autoclip.closures import Closures, second_evaluation
 from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
@@ -206,3 +207,10 @@ def default_rule(optimizer: torch.optim.Optimizer, action: Action) -> StepRule:
     if action.shortens_updates:
         return StepRule.for_momentum(0.0)
     return StepRule.for_momentum(max(map(adapter_of(optimizer).momentum, optimizer.param_groups)))
+
+
+def raise_by(action: Action) -> float:
+    """Returns how much longer than S steps have to be allowed for it to rise; infinite for an optimizer that clips."""
+    if action.shortens_updates:
+        return RAISE_UPDATES_BY
+    return RAISE_BY if action.counts_steps else math.inf
