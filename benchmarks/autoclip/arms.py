@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from clippers import AdaptiveGradientClipping, MaxNorm, Percentile, StepCap, ZClip, relative_cap
 from measured import (
+    as_judged,
     autoclip,
     bounded,
     clip_percentage,
@@ -98,7 +99,8 @@ AUTOCLIP = {"autoclip": Arm(autoclip()), "autoclip_set": Arm(autoclip(mode="set"
 ABLATIONS = {
     "without_noise": Arm(autoclip(without_noise)),
     "without_schedule": Arm(without_schedule),
-    "without_rise": Arm(without_rise, kinds=SGD),
+    "without_rise": Arm(without_rise),
+    "as_judged": Arm(as_judged),
 }
 """AutoClip with a part of its rule left out."""
 

@@ -1,6 +1,7 @@
 """AutoClip in the loop, and the rows that the controls feed it with."""
 
 import itertools
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -99,7 +100,16 @@ def without_schedule(loop: Loop) -> Measured:
 def without_rise(loop: Loop) -> Measured:
     """AutoClip as it would be if a longest step that is held could only fall."""
     found = Measured(loop)
-    found.clip._calibration.rises = False
+    found.clip._calibration.raise_by = math.inf
+    return found
+
+
+def as_judged(loop: Loop) -> Measured:
+    """AutoClip as the final part judged it: shortened updates never rise, and nothing is confirmed sooner."""
+    found = Measured(loop)
+    found.clip._calibration.confirms = False
+    if loop.workload.kind != "sgd":
+        found.clip._calibration.raise_by = math.inf
     return found
 
 

@@ -46,7 +46,8 @@ MOST_RISE = 10.0
 """Largest factor of a single rise."""
 
 CONFIRM_GAP = 50
-"""Most steps from a row that says that S should change to the next one, which confirms it or does not."""
+"""Most steps from a row that says that S should rise to the next one, which confirms it or does not. Rows that would
+lower S are left as far apart as they are: so close together they share the low end of the scatter."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Calibration:
         lowered_at: Step at which S was last lowered, or -1.
         raised_at: Step at which S was last raised, or -1.
         raise_by: How many times longer than S steps have to be allowed for it to rise; infinite where it never rises.
-        confirms: Whether a row that says that S should change is soon followed by the next one.
+        confirms: Whether a row that says that S should rise is soon followed by the next one.
     """
 
     rule: StepRule
@@ -215,7 +216,7 @@ class Calibration:
             return ""
         since = max(self.held_at, self.lowered_at + 1, self.raised_at + 1)
         later = [m for m in self.measurements if m.step >= since][-LATER:]
-        if len(later) == LATER and all(map(self._is_too_long, later)):
+        if len(later) == LATER and all(self.factor * m.length < m.taken / LOWER_BY for m in later):
             self.longest, self.lowered_at = self.factor * max(m.length / m.reduction for m in later), found.step
             return "lowered"
         later = later[-RAISING:]
@@ -225,22 +226,16 @@ class Calibration:
             return "raised"
         return ""
 
-    def _is_too_long(self, found: Measurement) -> bool:
-        """Returns whether a step was much longer than its measurement allowed."""
-        return self.factor * found.length < found.taken / LOWER_BY
-
     def _is_held_back(self, found: Measurement) -> bool:
         """Returns whether a step was at the cap, while its measurement would have allowed a much longer one."""
         at_cap = found.taken >= AT_CAP * found.reduction * self.longest
         return at_cap and self.factor * found.length > self.raise_by * self.longest
 
     def _has_to_confirm(self, step: int) -> bool:
-        """Returns whether the last row says that S should change; what the step before said is not known yet."""
+        """Returns whether the last row says that S should rise; what the step before said is not known yet."""
         since = max(self.held_at, self.lowered_at + 1, self.raised_at + 1)
         last = next((m for m in reversed(self.measurements) if m.step < step - 1), None)
-        if not self.confirms or last is None or last.step < since:
-            return False
-        return self._is_too_long(last) or self._is_held_back(last)
+        return self.confirms and last is not None and last.step >= since and self._is_held_back(last)
 
     def advance(self, step: int) -> bool:
         """Holds the longest step from ``step`` on, if it is time; returns whether that has just happened."""

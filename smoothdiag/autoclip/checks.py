@@ -19,7 +19,7 @@ Mode = Literal["clip", "set", "shadow"]
 
 VERSION = 3
 """Version of the states that this version writes; a state without a version has version 0. Version 2 knows the noise of
-gradients, version 3 rises where updates are shortened, and confirms what a row says."""
+gradients, version 3 rises where updates are shortened, and soon confirms what a row says."""
 
 _SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": ()}
 """Entries that earlier versions did not write, with the values that runs of that time had."""
