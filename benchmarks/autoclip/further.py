@@ -123,7 +123,7 @@ def authors(number: int, seed: int, length: int = 40) -> tuple[Tensor, Tensor]:
 
 
 def discs(number: int, seed: int, pixels: int = 24) -> tuple[Tensor, Tensor]:
-    """Returns noisy images of three discs, of which the brightest is to be marked, shape (number, 1, pixels, pixels)."""
+    """Returns noisy images of three discs, shape (number, 1, pixels, pixels), and where the brightest of them is."""
     generator = torch.Generator().manual_seed(seed)
     axis = torch.arange(pixels, dtype=torch.float32)
     centre = pixels * torch.rand(number, 3, 2, 1, 1, generator=generator)
