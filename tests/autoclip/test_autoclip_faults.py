@@ -429,13 +429,26 @@ def test_a_state_without_a_version_goes_on() -> None:
     for name in ("version", "stopped", "num_faults", "groups", "warm_ups"):
         del state[name]
     calibration = state["calibration"]
-    del calibration["rule"]["noise"]
+    del calibration["rule"]["noise"], calibration["raised_at"], calibration["raise_by"], calibration["confirms"]
     calibration["measurements"] = [each[:5] for each in calibration["measurements"]]
     run = Run(sgd(3.0), rule=StepRule())
     run.clipper.load_state_dict(state)
     assert run.clipper.state_dict()["calibration"]["rule"]["noise"] == 0.0, "a run goes on by the rule it began with"
     assert run.clipper.state_dict()["steps"] == 8
-    assert run.clipper.state_dict()["version"] == 2
+    assert run.clipper.state_dict()["version"] == 3
+
+
+@pytest.mark.parametrize(("rises", "expected"), [(True, 2.0), (False, math.inf)])
+def test_a_state_of_version_2_goes_on_by_its_rule(rises, expected) -> None:
+    state = states()
+    state["version"] = 2
+    calibration = state["calibration"]
+    del calibration["raise_by"], calibration["confirms"]
+    calibration["rises"] = rises
+    run = Run(sgd(3.0))
+    run.clipper.load_state_dict(state)
+    found = run.clipper.state_dict()["calibration"]
+    assert (found["raise_by"], found["confirms"]) == (expected, False)
 
 
 def test_a_closed_file_of_optimizers_is_told_by_class() -> None:

@@ -21,10 +21,10 @@ def calibrated(length: float, rule: StepRule) -> Calibration:
     return state
 
 
-def held(rises=True, **options) -> Calibration:
+def held(raise_by=2.0, **options) -> Calibration:
     state = calibrated(1.0, StepRule(**options))
     state.advance(30)
-    state.rises = rises
+    state.raise_by = raise_by
     return state
 
 
@@ -56,15 +56,56 @@ def test_a_longest_step_rises_where_two_steps_at_the_cap_were_far_too_short() ->
 
 
 @pytest.mark.parametrize(
-    ("rises", "length", "taken"),
-    [(True, 1.99, 1.2), (True, 9.0, 1.0), (False, 9.0, 1.2)],
-    ids=["curvature has adapted", "below the cap", "updates are shortened"],
+    ("raise_by", "length", "taken"),
+    [(2.0, 1.99, 1.2), (2.0, 9.0, 1.0), (4.0, 3.99, 1.2), (math.inf, 9.0, 1.2)],
+    ids=["curvature has adapted", "below the cap", "updates need more", "the optimizer clips"],
 )
-def test_otherwise_it_never_rises(rises, length, taken) -> None:
-    state = held(rises)
+def test_otherwise_it_never_rises(raise_by, length, taken) -> None:
+    state = held(raise_by)
     found = [state.add(Measurement(step, length, 1.0, taken=taken)) for step in range(40, 60)]
     assert set(found) == {""}
     assert state.longest == 1.2
+
+
+def test_a_row_that_would_raise_it_is_confirmed_soon() -> None:
+    state = held()
+    assert [step for step in range(64, 251) if state.due(step)] == [64, 140, 200]
+    state.add(Measurement(64, 9.0, 1.0, taken=1.2))
+    assert [step for step in range(66, 251) if state.due(step)] == [83, 100, 108, 140, 150, 182, 200, 237, 250]
+    assert not state.due(65), "the probe asks before the row of the step before is read"
+    state.add(Measurement(83, 1.5, 1.0, taken=1.2))
+    assert not state.due(100), "it was not confirmed"
+    state.confirms = False
+    state.add(Measurement(140, 9.0, 1.0, taken=1.2))
+    assert not state.due(150)
+
+
+def test_rows_that_would_lower_it_stay_far_apart() -> None:
+    state = held()
+    state.add(Measurement(64, 0.1, 1.0, taken=1.2))
+    assert [step for step in range(66, 251) if state.due(step)] == [140, 200]
+
+
+def test_shortened_updates_rise_where_they_are_far_too_short() -> None:
+    module = nn.Module()
+    module.x = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e3)
+    probe = Probe(module, optimizer, lambda model, target: 0.5 * (model.x - target).square().sum(), estimators=())
+    clipper = AutoClip(optimizer, probe)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(150):
+        # ||g||/L of this loss is the distance from the minimum, which jumps ahead of the run for ever.
+        far = (1.0 if step < 60 else 100.0) * torch.randn(3, dtype=torch.float64, generator=generator)
+        target = module.x.detach() + far
+        probe.observe(target)
+        optimizer.zero_grad()
+        (0.5 * (module.x - target).square().sum()).backward()
+        optimizer.step()
+    found = clipper.history
+    raised = found[found["event"] == "raised"]
+    assert list(raised["step"]) == [84], "the second row is read at the step after it"
+    held_at = found.loc[found["event"] == "held", "longest_step"].item()
+    assert raised["longest_step"].item() == pytest.approx(10 * held_at)
 
 
 def test_the_signal_share_is_that_of_a_slow_twin() -> None:
