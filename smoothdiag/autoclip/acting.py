@@ -35,6 +35,8 @@ from smoothdiag.autoclip.history import Counts
 from smoothdiag.autoclip.rates import Number, Peaks, plain, ratio, smaller
 from smoothdiag.memory import retried
 
+TINY = torch.finfo(torch.float32).tiny
+
 NEARLY = 0.9
 """An update of this share of the longest step is so long that a bound on the next one would not help."""
 
@@ -276,7 +278,9 @@ class SetCap:
         for group, peak in zip(self._optimizer.param_groups, self._peaks.values, strict=True):
             cap = longest / self.reach(group)
             if group["longest_step"] is not None:
-                group["longest_step"] = cap * ratio(plain(group["lr"]), peak)
+                found = cap * ratio(plain(group["lr"]), peak)
+                # A schedule may end at the rate zero, and an optimizer wants a positive length.
+                group["longest_step"] = found.clamp(min=TINY) if isinstance(found, Tensor) else max(found, TINY)
             elif isinstance(peak, Tensor) or peak > 0:
                 group["threshold"] = cap / peak
 

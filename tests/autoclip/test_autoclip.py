@@ -209,6 +209,21 @@ CAPS = {
 }
 
 
+@pytest.mark.parametrize("clip", ["hard", "soft", "normalize"])
+@pytest.mark.parametrize("kind", [float, torch.tensor], ids=["number", "tensor"])
+def test_a_schedule_may_end_at_the_rate_zero(clip, kind) -> None:
+    def make(model):
+        return ClippedMomentum(model.parameters(), lr=kind(4.0), longest_step=7.0, clip=clip)
+
+    run = Run(make, mode="set", rule=FIXED)
+    group = run.optimizer.param_groups[0]
+    for rate in (4.0, 0.0, 2.0, 0.0):
+        group["lr"] = kind(rate)
+        before = run.weights()
+        run.over(batches(1))
+        assert bool((run.weights() != before).any()) == (rate > 0)
+
+
 @pytest.mark.parametrize("name", CAPS)
 def test_set_writes_the_cap_of_the_average(name) -> None:
     run = Run(CAPS[name], mode="set", rule=FIXED, dtype=torch.float64)
