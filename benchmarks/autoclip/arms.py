@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from clippers import AdaptiveGradientClipping, MaxNorm, Percentile, StepCap, ZClip, relative_cap
+from law import ByRun, ByScan
 from measured import (
     autoclip,
     bounded,
@@ -95,6 +96,9 @@ FREE = {"prodigy": Arm(nothing, prodigy), "schedule_free": Arm(nothing, schedule
 
 AUTOCLIP = {"autoclip": Arm(autoclip()), "autoclip_set": Arm(autoclip(mode="set"), averaged, SGD)}
 
+LAW = {"law_scan": Arm(ByScan, averaged, SGD), "law_run": Arm(ByRun, averaged, SGD)}
+"""Thresholds from fitted L0 and L1."""
+
 ABLATIONS = {
     "without_noise": Arm(autoclip(without_noise)),
     "without_schedule": Arm(without_schedule),
@@ -129,6 +133,7 @@ GROUPS = {
     "baselines": BASELINES,
     "free": FREE,
     "rules": AUTOCLIP,
+    "law": LAW,
     "ablations": ABLATIONS,
     "doses": DOSES,
     "set_doses": SET_DOSES,
