@@ -61,7 +61,7 @@ class ByLaw(Measured):
     said = "NO_FIT: AutoClip"
     follows = False
     shortened = scan_gradients = 0
-    largest_rate = math.inf
+    threshold = largest_rate = math.inf
     rate: sd.StepRate | sd.LawRate | None = None
 
     def __init__(self, loop: Loop, **options: Any) -> None:
@@ -74,25 +74,35 @@ class ByLaw(Measured):
         if isinstance(fit, str):
             self.said = f"NO_FIT: AutoClip; {fit}"
             return
-        threshold, momentum = math.inf, self.loop.workload.momentum
-        does, verdict = "AutoClip", fit.verdict
-        if verdict is Verdict.CONSTANT:
-            self.largest_rate = float(sd.step_rate(fit)(0.0))
-            does = f"rate at most {self.largest_rate:.4g}"
-        elif verdict is Verdict.POWER and power_of(fit).exponent > 1:
-            self.rate = sd.step_rate(fit)
-            does = "rate by the norm"
-        elif verdict in (Verdict.L0L1, Verdict.POWER):
-            # The rate of an optimizer that averages is larger by the gain of the momentum, which it does not have.
-            rule = sd.clip_rule(fit, lr=self.loop.steady_rate, momentum=momentum, dampening=momentum)
-            if rule.source == "fit":
-                threshold = rule.threshold
-                does = f"threshold {threshold:.4g}"
-        self.follows = does != "AutoClip"
-        self.said = f"{verdict.name}: {does} from step {step}; {described(fit)}"
+        try:
+            does = self.advised(fit)
+        except ValueError as error:
+            does = f"AutoClip, because of an error ({error})"
+        self.follows = not does.startswith("AutoClip")
+        self.said = f"{fit.verdict.name}: {does} from step {step}; {described(fit)}"
         if self.follows:
             self.clip.detach()
-            self.group.update(threshold=threshold, longest_step=None)
+            self.group.update(threshold=self.threshold, longest_step=None)
+
+    def advised(self, fit: SmoothnessFit) -> str:
+        """Takes threshold, rate or largest rate from the fit, and returns which of them it was.
+
+        Raises:
+            ValueError: If nothing can rest on the constants of the fit, such as an L0 of zero.
+        """
+        momentum = self.loop.workload.momentum
+        if fit.verdict is Verdict.CONSTANT:
+            self.largest_rate = float(sd.step_rate(fit)(0.0))
+            return f"rate at most {self.largest_rate:.4g}"
+        if fit.verdict is Verdict.POWER and power_of(fit).exponent > 1:
+            self.rate = sd.step_rate(fit)
+            return "rate by the norm"
+        if fit.verdict in (Verdict.L0L1, Verdict.POWER):
+            rule = sd.clip_rule(fit, lr=self.loop.steady_rate, momentum=momentum, dampening=momentum)
+            if rule.source == "fit":
+                self.threshold = rule.threshold
+                return f"threshold {self.threshold:.4g}"
+        return "AutoClip"
 
     def before(self) -> None:
         self.group["lr"] = lr = min(self.group["lr"], self.largest_rate)
@@ -115,7 +125,7 @@ class ByLaw(Measured):
         self.clipped = self.shortened
         self.probe_gradients += self.scan_gradients
         if self.follows:
-            self.longest_step = self.loop.steady_rate * self.group["threshold"]
+            self.longest_step = self.loop.steady_rate * self.threshold
         self.reason = self.said if self.follows else f"{self.said}; {self.reason}"
 
 
