@@ -57,8 +57,9 @@ def mixture(workload: Workload, model: nn.Module, lr: float) -> list[torch.optim
 
 
 def averaged(workload: Workload, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    longest, momentum = math.inf, workload.momentum
-    return [ClippedMomentum(model.parameters(), lr * workload.gain, longest_step=longest, momentum=momentum)]
+    """A threshold and no longest step, which AutoClip would set to zero, a value that is refused, at a rate of zero."""
+    threshold, momentum = math.inf, workload.momentum
+    return [ClippedMomentum(model.parameters(), lr * workload.gain, threshold=threshold, momentum=momentum)]
 
 
 def half(workload: Workload) -> StepRule:

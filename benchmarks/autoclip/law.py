@@ -82,7 +82,7 @@ class ByLaw(Measured):
         self.said = f"{fit.verdict.name}: {does} from step {step}; {described(fit)}"
         if self.follows:
             self.clip.detach()
-            self.group.update(threshold=self.threshold, longest_step=None)
+            self.group["threshold"] = self.threshold
 
     def advised(self, fit: SmoothnessFit) -> str:
         """Takes threshold, rate or largest rate from the fit, and returns which of them it was.
@@ -115,10 +115,7 @@ class ByLaw(Measured):
 
     def after(self) -> None:
         average = float(get_total_norm([state["momentum_buffer"] for state in self.optimizer.state.values()]))
-        if self.group["longest_step"] is None:
-            self.shortened += average > self.group["threshold"]
-        else:
-            self.shortened += self.group["lr"] * average > self.group["longest_step"]
+        self.shortened += average > self.group["threshold"]
 
     def finish(self) -> None:
         super().finish()
