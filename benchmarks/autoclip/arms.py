@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from clippers import AdaptiveGradientClipping, MaxNorm, Percentile, StepCap, ZClip, relative_cap
+from law import ByRun, ByScan
 from measured import (
     as_judged,
     autoclip,
@@ -57,8 +58,9 @@ def mixture(workload: Workload, model: nn.Module, lr: float) -> list[torch.optim
 
 
 def averaged(workload: Workload, model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    longest, momentum = math.inf, workload.momentum
-    return [ClippedMomentum(model.parameters(), lr * workload.gain, longest_step=longest, momentum=momentum)]
+    """A threshold and no longest step, which AutoClip would set to zero, a value that is refused, at a rate of zero."""
+    threshold, momentum = math.inf, workload.momentum
+    return [ClippedMomentum(model.parameters(), lr * workload.gain, threshold=threshold, momentum=momentum)]
 
 
 def half(workload: Workload) -> StepRule:
@@ -96,6 +98,9 @@ FREE = {"prodigy": Arm(nothing, prodigy), "schedule_free": Arm(nothing, schedule
 
 AUTOCLIP = {"autoclip": Arm(autoclip()), "autoclip_set": Arm(autoclip(mode="set"), averaged, SGD)}
 
+LAW = {"law_scan": Arm(ByScan, averaged, SGD), "law_run": Arm(ByRun, averaged, SGD)}
+"""Thresholds from fitted L0 and L1."""
+
 ABLATIONS = {
     "without_noise": Arm(autoclip(without_noise)),
     "without_schedule": Arm(without_schedule),
@@ -131,6 +136,7 @@ GROUPS = {
     "baselines": BASELINES,
     "free": FREE,
     "rules": AUTOCLIP,
+    "law": LAW,
     "ablations": ABLATIONS,
     "doses": DOSES,
     "set_doses": SET_DOSES,

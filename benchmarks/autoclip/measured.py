@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,18 +19,21 @@ from smoothdiag.autoclip.rows import ALONG_GRADIENT
 from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.measure.estimators import Estimate, Step
 
+NOTHING: Mapping[str, Any] = {"schedule": lambda step: False}
+"""Options of a probe that measures nothing by itself."""
+
 SELF_TEST = 2
 """Number of gradients of the probe's self-test, which no row counts."""
 
 
 class Measured(Clipper):
-    """AutoClip with a probe that measures only what AutoClip asks for."""
+    """AutoClip with a probe that measures only what AutoClip asks for, unless ``probing`` has other options for it."""
 
-    def __init__(self, loop: Loop, **options: Any) -> None:
+    def __init__(self, loop: Loop, *, probing: Mapping[str, Any] = NOTHING, **options: Any) -> None:
         warnings.simplefilter("ignore", sd.SmoothdiagWarning)
         self.loop = loop
         loss_fn = loop.workload.task.loss_fn
-        self.probe = sd.Probe(loop.model, loop.optimizers, loss_fn, schedule=lambda step: False)
+        self.probe = sd.Probe(loop.model, loop.optimizers, loss_fn, **probing)
         self.clip = AutoClip(loop.optimizers, self.probe, **options)
 
     def observe(self, batch: Batch) -> None:

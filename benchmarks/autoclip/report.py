@@ -4,55 +4,30 @@
     python benchmarks/autoclip/report.py benchmarks/autoclip/results.csv --write docs/autoclip.md
 
 A page holds a table between the lines ``<!-- begin: final arms by report.py -->`` and ``<!-- end -->``, with the part
-of the pool and the name of the table: arms, tasks, cells, pairs, free. Regrets are in %.
+of the pool and the name of the table: arms, tasks, cells, pairs, free, law. Regrets are in %.
 """
 
 import argparse
 import io
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
-from arms import ARMS, BASELINES, FREE, ORACLE
+from arms import ARMS, FREE, LAW, ORACLE
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from regret import ANY_RATE, CASE, at_edge, common, doses, interval, paired, summary, task_means, with_regret
+from regret import CASE, at_edge, common, doses, summary, with_regret
 from results import read_whole
+from tables import OWN, arms_table, cells_table, free_table, law_table, pairs_table, percent, tasks_table
 from tasks import Part
-from workloads import OPTIMIZERS, RATES, SCHEDULES, workload
+from workloads import workload
 
 PARTS = get_args(Part)
-
-OWN = "autoclip"
-
-SHOWN_RIVALS = 3
-"""So many rivals, the best by the mean over tasks, stand beside AutoClip in tables by task and by cell."""
-
-LABELS = {
-    "autoclip": "**AutoClip**",
-    "autoclip_set": '**AutoClip**, `"set"`',
-    "none": "no clipping",
-    "max_norm_1": "max_norm = 1",
-    "relative_0.01": "steps within .01 of the parameters",
-    "relative_0.03": "steps within .03 of the parameters",
-    "percentile_10": "10th percentile",
-    "zclip": "ZClip",
-    "agc": "AGC",
-    "adagc": "AdaGC",
-    "spectral": "SPECTRA",
-    "skip_step": "skip-step",
-    "stable_adamw": "StableAdamW",
-    "normalized": "normalised momentum",
-    "mixclip": "MixClip",
-    "prodigy": "Prodigy",
-    "schedule_free": "schedule-free AdamW",
-}
-"""Names of arms on a page; other arms go by their names in the results."""
 
 DOSES = {"autoclip_x": ("autoclip", "o-", "AutoClip"), "set_x": ("autoclip_set", "s--", "AutoClip, set")}
 """Beginnings of the names of arms that end in a dose: the arm of dose 1, how to draw them, and what they are."""
@@ -97,102 +72,6 @@ def compared(runs: pd.DataFrame, loss: str) -> pd.DataFrame:
     return found[found["rescued"]]
 
 
-def percent(values: Iterable[float]) -> list[str]:
-    return ["–" if pd.isna(value) else f"{100 * value + 0.0:.1f}" for value in values]
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    first, *lines = (f"| {' | '.join(map(str, line))} |" for line in [head, *rows])
-    return "\n".join([first, f"|{'---|' * len(head)}", *lines])
-
-
-def label(arm: str) -> str:
-    return LABELS.get(arm, f"`{arm}`")
-
-
-def said(mean: float, low: float, high: float) -> str:
-    """Returns a mean with its interval, in %."""
-    shown = percent([mean, low, high])
-    return shown[0] if "–" in shown else f"{shown[0]} ({shown[1]} to {shown[2]})"
-
-
-def arms_table(runs: pd.DataFrame) -> str:
-    """Returns regret by arm; rows from the lowest mean over tasks to the highest."""
-    found = summary(runs[~runs["arm"].isin(set(ORACLE) - {"none"})]).sort_values("mean_task", kind="stable")
-    head = ["arm", "median", "mean", "worst", "diverged", "mean over tasks (90%)", "cases", "tasks"]
-    rows = []
-    for arm, row in found.iterrows():
-        means = said(row["mean_task"], row["low"], row["high"])
-        counts = row[["diverged", "cases", "tasks"]].astype(int)
-        shares = percent([row["median"], row["mean"], row["worst"]])
-        rows.append([label(str(arm)), *shares, counts["diverged"], means, counts["cases"], counts["tasks"]])
-    return markdown(head, rows)
-
-
-def best_rivals(runs: pd.DataFrame) -> list[str]:
-    """Returns the rivals that do best beside AutoClip, of those that apply to every kind of optimizer."""
-    kinds = set(runs["kind"])
-    rivals = [arm for arm in runs["arm"].unique() if arm in BASELINES and kinds <= set(ARMS[arm].kinds)]
-    lead = {arm: paired(runs, arm, OWN).mean() for arm in rivals}
-    return sorted(lead, key=lambda arm: lead[arm])[:SHOWN_RIVALS]
-
-
-def beside_rivals(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Returns AutoClip, the best rivals and no clipping, and the cases that all of them were run in."""
-    arms = [OWN, *best_rivals(runs), "none"]
-    return common(runs[runs["arm"].isin(arms)], arms), arms
-
-
-def tasks_table(runs: pd.DataFrame) -> str:
-    """Returns mean and worst regret over the cases of each task."""
-    runs, arms = beside_rivals(runs)
-    groups = {task: runs[runs["task"] == task] for task in sorted(runs["task"].unique())}
-    return sliced("task", groups, arms)
-
-
-def cells_table(runs: pd.DataFrame) -> str:
-    """Returns mean and worst regret by schedule, by optimizer and by rate."""
-    runs, arms = beside_rivals(runs)
-    groups = {name: runs[runs["schedule"] == name] for name in SCHEDULES}
-    groups |= {name: runs[runs["optimizer"] == name] for name in OPTIMIZERS}
-    groups |= {f"{rate} x safe": runs[(runs["rate"] / rate - 1).abs() < 1e-6] for rate in RATES}
-    return sliced("cases of", groups, arms)
-
-
-def sliced(first: str, groups: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> str:
-    """Returns the mean over tasks and the worst regret of each group of runs."""
-    rows = []
-    for name, group in groups.items():
-        if not group.empty:
-            means, worst = task_means(group).mean(), group.groupby("arm")["regret"].max()
-            cells = [" / ".join(percent([means[arm], worst[arm]])) for arm in arms]
-            rows.append([name, *cells, int((group["arm"] == OWN).sum())])
-    return markdown([first, *map(label, arms), "cases"], rows)
-
-
-def pairs_table(runs: pd.DataFrame) -> str:
-    """Returns AutoClip's regret minus that of each other arm, over the cases that both were run in."""
-    rows = []
-    for arm in runs["arm"].unique():
-        if arm in set(ORACLE) - {"none"} or arm == OWN:
-            continue
-        found = paired(runs, OWN, arm)
-        if not found.empty:
-            shown = said(found.mean(), *interval(found))
-            rows.append([label(arm), shown, f"{(found < 0).sum()} of {len(found)}"])
-    return markdown(["rival", "AutoClip minus rival (90%)", "tasks on which AutoClip is better"], rows)
-
-
-def free_table(runs: pd.DataFrame, loss: str) -> str:
-    """Returns how far runs end above the best of all arms, rates, optimizers and schedules on the same task.
-
-    Optimizers without a rate stand beside AutoClip, max_norm = 1 and no clipping at all rates of the pool.
-    """
-    free = [name for name in FREE if name in set(runs["arm"])]
-    runs = with_regret(common(runs, free, ANY_RATE), set(ARMS), loss, ANY_RATE)
-    return arms_table(runs[runs["arm"].isin({*free, OWN, "max_norm_1", "none"})])
-
-
 def tables(runs: pd.DataFrame, loss: str, parts: Collection[str]) -> dict[str, str]:
     """Returns the Markdown tables by name, such as ``"final arms"``."""
     found = {}
@@ -206,6 +85,8 @@ def tables(runs: pd.DataFrame, loss: str, parts: Collection[str]) -> dict[str, s
             found[f"{part} tasks"] = tasks_table(cases)
             found[f"{part} cells"] = cells_table(cases)
             found[f"{part} pairs"] = pairs_table(cases)
+        if set(LAW) & set(cases["arm"]):
+            found[f"{part} law"] = law_table(cases)
         if set(FREE) & set(own["arm"]):
             found[f"{part} free"] = free_table(own, loss)
     return found

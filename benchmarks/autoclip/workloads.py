@@ -130,7 +130,9 @@ CELLS = (
 CELL_RATES = ((1, 16), (4, 64), (16, 64))
 """Two rates for each of the three cells [safe rates]; every next task begins with the next pair."""
 
-HAS_MATRICES = {name for name in TASKS if name not in ("logistic-a9a", "skipgram-ptb", "factors-ratings", "outline-discs")}
+HAS_MATRICES = {
+    name for name in TASKS if name not in ("logistic-a9a", "skipgram-ptb", "factors-ratings", "outline-discs")
+}
 """Tasks that Muon is for."""
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.thorough
 
 @pytest.fixture(scope="module")
 def bench():
-    return modules("regret", "report", "workloads")
+    return modules("regret", "report", "tables", "workloads")
 
 
 def runs_of(rows, task="t"):
@@ -121,13 +121,13 @@ def test_a_rival_is_compared_in_the_cases_that_both_were_run_in(bench) -> None:
         ("b", 1, "autoclip", 0.5), ("b", 1, "agc", 0.2), ("c", 1, "autoclip", 0.0), ("d", 1, "agc", 0.0),
     ])  # fmt: skip
     assert bench.regret.paired(runs, "autoclip", "agc").to_dict() == pytest.approx({"a": -0.1, "b": 0.3})
-    assert "| AGC | 10.0 (-10.0 to 30.0) | 1 of 2 |" in bench.report.pairs_table(runs)
+    assert "| AGC | 10.0 (-10.0 to 30.0) | 1 of 2 |" in bench.tables.pairs_table(runs)
 
 
 def test_the_best_rivals_are_those_for_every_optimizer(bench) -> None:
     levels = {"autoclip": 0.1, "agc": 0.4, "zclip": 0.2, "spectral": 0.3, "adagc": 0.5, "stable_adamw": 0.0}
     runs = regrets([(task, 1, arm, level) for arm, level in levels.items() for task in "ab"])
-    assert bench.report.best_rivals(runs) == ["zclip", "spectral", "agc"]
+    assert bench.tables.best_rivals(runs) == ["zclip", "spectral", "agc"]
 
 
 # Tables and pages
@@ -162,6 +162,22 @@ def test_tables_by_part(bench, tmp_path) -> None:
     assert "Prodigy" not in found["think arms"]
 
 
+def test_the_law_is_compared_by_verdict_and_by_what_was_done(bench) -> None:
+    runs = regrets([
+        ("a", 1, "law_scan", 0.1), ("a", 1, "autoclip", 0.2), ("a", 1, "none", 0.3),
+        ("b", 1, "law_scan", 0.5), ("b", 1, "autoclip", 0.4), ("b", 1, "none", 1.0),
+        ("b", 2, "law_scan", 0.0), ("b", 2, "autoclip", 0.1), ("b", 2, "none", 0.7),
+        ("c", 1, "law_scan", 0.9), ("c", 1, "autoclip", 0.9),
+    ])  # fmt: skip
+    reasons = ["L0L1: threshold 2 from step 0", "L0L1: threshold 3", "CONSTANT: rate at most 2", "L0L1: threshold 1"]
+    runs["reason"] = None
+    runs.loc[runs["arm"] == "law_scan", "reason"] = reasons
+    assert bench.tables.law_table(runs).splitlines()[2:] == [
+        "| the law, from a scan | `CONSTANT` | rate of 1/L0 at most | 0.0 / 0.0 | 10.0 / 10.0 | 70.0 / 70.0 | 1 | 1 |",
+        "| the law, from a scan | `L0L1` | threshold | 30.0 / 50.0 | 30.0 / 40.0 | 65.0 / 100.0 | 2 | 2 |",
+    ]
+
+
 def test_free_optimizers_are_behind_the_best_of_any_rate(bench) -> None:
     rows = [("t/adamw/constant", 1.0, 0, 9, "fixed1", 5.0, 1.0, False)]
     rows += [
@@ -169,7 +185,7 @@ def test_free_optimizers_are_behind_the_best_of_any_rate(bench) -> None:
     ]
     rows += [("u/plain/cosine", 4.0, 0, 9, "autoclip", 5.0, 2.0, False)]
     runs = runs_of(rows).assign(task=["t", "t", "t", "u"])
-    shown = bench.report.free_table(runs, "tail").splitlines()[2:]
+    shown = bench.tables.free_table(runs, "tail").splitlines()[2:]
     assert [line.split(" | ")[:2] for line in shown] == [["| **AutoClip**", "25.0"], ["| Prodigy", "50.0"]]
 
 

@@ -10,7 +10,19 @@ from torch import nn
 
 FOLDER = REPOSITORY / "benchmarks" / "autoclip"
 
-MODULES = ("arms", "clippers", "measured", "results", "rivals", "run", "sources", "tasks", "training", "workloads")
+MODULES = (
+    "arms",
+    "clippers",
+    "law",
+    "measured",
+    "results",
+    "rivals",
+    "run",
+    "sources",
+    "tasks",
+    "training",
+    "workloads",
+)
 
 
 def modules(*names: str) -> SimpleNamespace:
