@@ -15,6 +15,7 @@ from measured import (
     mean_scale,
     other_batch,
     path,
+    raised,
     scaled,
     shuffled,
     without_noise,
@@ -116,6 +117,13 @@ TRIED = {
     "tried_quotient": Arm(autoclip(half, estimator=DirectionalCurvature("update")), kinds=("adamw",)),
 }
 
+RAISING = {
+    "set_lr": Arm(autoclip(set_lr=True)),
+    "set_lr_half": Arm(raised(0.5)),
+    "set_lr_late": Arm(raised(late=True)),
+}
+"""AutoClip that raises a rate that is too small, half as far, and not before its longest step is held."""
+
 CONTROLS = {
     "control_shuffled": Arm(fed_with(shuffled), kinds=SGD),
     "control_path": Arm(fed_with(path), kinds=SGD),
@@ -134,6 +142,7 @@ GROUPS = {
     "set_doses": SET_DOSES,
     "tried": TRIED,
     "controls": CONTROLS,
+    "raising": RAISING,
 }
 
 ARMS = {name: arm for group in GROUPS.values() for name, arm in group.items()}

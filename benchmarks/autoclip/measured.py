@@ -14,6 +14,7 @@ from workloads import Workload
 
 import smoothdiag as sd
 from smoothdiag.autoclip import AutoClip, StepRule
+from smoothdiag.autoclip.rates import raise_rates
 from smoothdiag.autoclip.rows import ALONG_GRADIENT
 from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.measure.estimators import Estimate, Step
@@ -101,6 +102,24 @@ def without_rise(loop: Loop) -> Measured:
     found = Measured(loop)
     found.clip._calibration.rises = False
     return found
+
+
+def raised(share: float = 1.0, *, late: bool = False) -> Callable[[Loop], Measured]:
+    """Returns a function that attaches AutoClip with ``set_lr``, but other rates: a share of its own, or later."""
+
+    def attach(loop: Loop) -> Measured:
+        found = Measured(loop, set_lr=True)
+        clip, calibration = found.clip, found.clip._calibration
+
+        def set_lr() -> None:
+            if not late or calibration.held_at >= 0:
+                raise_rates(found.probe.optimizer, clip.suggest_lr(share * calibration.factor))
+                clip._peaks.update()
+
+        clip._stepping._set_lr = set_lr
+        return found
+
+    return attach
 
 
 def bounded(workload: Workload) -> StepRule:

@@ -138,7 +138,10 @@ class Books:
         else:
             taken, reduction = retried(lambda: [float(value) for value in self.last])
             signal, saturated = float(row.get("signal", math.nan)), row["status"] == "saturated"
-            measurement = Measurement(row["step"], *found, taken, reduction, signal, saturated)
+            length, rate = found
+            if self._action.shortens_updates:
+                rate = retried(lambda: self._rate_of(length))
+            measurement = Measurement(row["step"], length, rate, taken, reduction, signal, saturated)
             if changed := self.calibration.add(measurement):
                 said = f"from {before:.3g} to {self.calibration.longest:.3g}: {explained(self.calibration)}"
                 self.note(changed, said)
@@ -146,6 +149,11 @@ class Books:
                     warnings.warn(f"AutoClip lowered the longest step {said}.", SmoothdiagWarning)
         if self.calibration.is_measured and not was_measured:
             self.note("measured", explained(self.calibration))
+
+    def _rate_of(self, length: float) -> float:
+        """Returns the rate at which the last update would have had this length; NaN if it did not move."""
+        moved = float(self._action.unclipped())
+        return float(self._peaks.rate) * length / moved if 0 < moved < math.inf else math.nan
 
     def _threshold(self) -> Number:
         rate = self._peaks.times(self._action.reach)

@@ -125,7 +125,8 @@ class Measurement:
     Attributes:
         step: Optimizer step.
         length: Step to the lowest point of a quadratic with the measured curvature [x], positive and finite.
-        rate: Learning rate of that step without momentum [x^2/f]; NaN if a slope was measured.
+        rate: Learning rate of that step [x^2/f]: without momentum, or for an update with all that the optimizer does to
+            a gradient; NaN if it is not known.
         taken: Length of the step that the optimizer took [x], as far as it is known.
         reduction: Length of clipped steps at that time, as a share of the longest step.
         signal: Share of ||g||^2 that two halves of the batch have in common, in [-1, 1]; NaN if it is not known.
@@ -239,6 +240,11 @@ class Calibration:
     def early(self) -> list[Measurement]:
         """The last measurements of the calibration, which the median is made of."""
         return [m for m in self.measurements if self.held_at < 0 or m.step < self.held_at][-WINDOW:]
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last measurement, or -1."""
+        return self.measurements[-1].step if self.measurements else -1
 
     @property
     def lengths(self) -> list[float]:

@@ -17,9 +17,9 @@ from smoothdiag.measure.probe import Probe
 Mode = Literal["clip", "set", "shadow"]
 
 
-VERSION = 2
+VERSION = 3
 """Version of the states that this version writes; a state without a version has version 0. Version 2 knows the noise of
-gradients."""
+gradients, version 3 the rates of updates."""
 
 _SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": ()}
 """Entries that earlier versions did not write, with the values that runs of that time had."""
@@ -62,12 +62,12 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         )
 
 
-def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shortens_updates: bool) -> None:
-    """Raises a ValueError if no learning rate follows from the measurements."""
-    if shortens_updates or rule.multiple is None:
+def check_free_rate(rule: StepRule) -> None:
+    """Raises a ValueError if no learning rate follows from a rule, because it measures nothing."""
+    if rule.multiple is None:
         raise ValueError(
-            "AutoClip can suggest a learning rate only if it clips gradients, as under SGD, and if its rule measures. "
-            f"Found {name_of(optimizer)} and `multiple = {rule.multiple}`."
+            "AutoClip can suggest a learning rate only if its rule measures. Found `multiple = None` in its StepRule: "
+            "give it a multiple."
         )
 
 
@@ -100,6 +100,8 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
     calibration = state["calibration"]
     if version < 2 and isinstance(calibration, Mapping):
         calibration = state["calibration"] = _of_version_1(calibration)
+    if version < 3 and action.shortens_updates and isinstance(calibration, Mapping) and "measurements" in calibration:
+        calibration = state["calibration"] = _of_version_2(calibration)
     _require(calibration, [f.name for f in fields(Calibration)], "calibration")
     _require(calibration["rule"], [f.name for f in fields(StepRule)], "calibration.rule")
     for event in state["events"]:
@@ -129,6 +131,12 @@ def _of_version_1(calibration: Mapping[str, Any]) -> dict[str, Any]:
         found["rule"] = {**rule, "noise": 0.0}
     found["measurements"] = [(*each, math.nan, False) for each in found.get("measurements", ())]
     return found
+
+
+def _of_version_2(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of a calibration that knew no rates of updates, and kept 1/L in their place."""
+    found = [(*each[:2], math.nan, *each[3:]) for each in calibration["measurements"]]
+    return {**calibration, "measurements": found}
 
 
 def _require(found: Any, names: Any, where: str) -> None:

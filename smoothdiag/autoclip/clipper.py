@@ -108,7 +108,7 @@ class AutoClip:
         self._history = self._books.history
         if set_lr:
             check_schedule(optimizer)
-            check_free_rate(optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
+            check_free_rate(self._calibration.rule)
         self._stepping = Stepping(
             optimizer,
             probe,
@@ -197,9 +197,10 @@ class AutoClip:
 
         Units: [x^2/f].
         """
-        check_free_rate(self._optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
+        check_free_rate(self._calibration.rule)
         self._books.read()
-        return suggested(self._calibration, self._optimizer, multiple)
+        of_updates = self._action.shortens_updates
+        return suggested(self._calibration, self._optimizer, multiple, shortens_updates=of_updates)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on exactly; waits for the device.
