@@ -66,7 +66,7 @@ def wanted(of: Iterable[str], arms: Sequence[str], rates: Sequence[float]) -> It
 
 
 def compared(paths: Iterable[Path]) -> pd.DataFrame:
-    """Returns the runs with the regret behind the best of any rate, of workloads that have all runs it is taken from."""
+    """Returns the runs with the regret behind the best of any rate, of workloads where all of ``BEST`` was run."""
     runs = pd.concat([read(path) for path in paths]).drop_duplicates(["workload", "lr", "seed", "arm"])
     runs = runs[(runs["schedule"] == "constant") & runs["optimizer"].isin(OPTIMIZERS) & (runs["seed"] == 0)]
     fair = [(arm, rate) for arm, rates in BEST.items() for rate in rates]
@@ -121,7 +121,7 @@ def main() -> None:
         for name in of:
             data_of(workload(name))
         mend(args.out)
-        todo = remaining(wanted(of, args.arms, args.rates), done(args.out) | done(OTHERS))
+        todo = remaining(dict.fromkeys(wanted(of, args.arms, args.rates)), done(args.out) | done(OTHERS))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     if todo and (failures := run_all(todo, args.out, args.jobs)):
