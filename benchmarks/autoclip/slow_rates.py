@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 from arms import RAISING
-from regret import interval, with_regret
+from regret import common, interval, with_regret
 from report import OWN, PARTS, label, markdown, percent, read, said
 from results import Case, done, mend, remaining
 from run import cases, chosen, run_all
@@ -41,7 +41,6 @@ BEST = {"none": (1, 4, 16), OWN: (16, 64)}
 ANY_RATE = ("workload", "seed", "steps")
 """Columns that must agree for runs to be compared with the best of any rate."""
 
-SHOWN = ("none", OWN, "set_lr", *(name for name in RAISING if name != "set_lr"))
 LABELS = {
     "set_lr": "**`set_lr=True`**",
     "set_lr_half": "to half of that rate",
@@ -77,25 +76,30 @@ def compared(paths: Iterable[Path]) -> pd.DataFrame:
 
 
 def tables(runs: pd.DataFrame) -> dict[str, str]:
-    """Returns the Markdown tables of the parts that were run, and of rates that are not too small, by name."""
+    """Returns the Markdown tables by name: of each part at slow rates, of other ways to raise them, and of fair rates.
+
+    Arms of a table are compared over the same cases.
+    """
     slow, fair = runs[runs["rate"].isin(SLOW)], runs[runs["rate"].isin(FAIR)]
-    found = {part: table(slow[slow["part"] == part]) for part in PARTS if part in set(slow["part"])}
-    return {**found, "fair": table(fair[fair["workload"].isin(fair.loc[fair["arm"] == "set_lr", "workload"])])}
+    found = {part: table(slow[slow["part"] == part], ("none", OWN, "set_lr")) for part in PARTS}
+    found |= {"ways": table(slow, tuple(RAISING)), "fair": table(fair, ("none", "set_lr"))}
+    return {name: shown for name, shown in found.items() if shown}
 
 
-def table(runs: pd.DataFrame) -> str:
-    """Returns median, mean and worst regret of each arm by optimizer, and the mean over tasks."""
+def table(runs: pd.DataFrame, arms: Sequence[str]) -> str:
+    """Returns median, mean and worst regret of the arms by optimizer, and the mean over tasks; nothing without cases."""
+    runs = common(runs[runs["arm"].isin(arms)], arms)
     rows = []
     for optimizer in OPTIMIZERS:
-        for arm in SHOWN:
+        for arm in arms:
             own = runs[(runs["optimizer"] == optimizer) & (runs["arm"] == arm)]
-            if own.empty:
-                continue
-            means = own.groupby("task")["regret"].mean()
-            shares = percent([own["regret"].median(), own["regret"].mean(), own["regret"].max()])
-            shown = said(means.mean(), *interval(means))
-            rows.append([optimizer, LABELS.get(arm, label(arm)), *shares, shown, len(own), len(means)])
-    return markdown(["optimizer", "arm", "median", "mean", "worst", "mean over tasks (90%)", "cases", "tasks"], rows)
+            if not own.empty:
+                means = own.groupby("task")["regret"].mean()
+                shares = percent([own["regret"].median(), own["regret"].mean(), own["regret"].max()])
+                shown = said(means.mean(), *interval(means))
+                rows.append([optimizer, LABELS.get(arm, label(arm)), *shares, shown, len(own), len(means)])
+    head = ["optimizer", "arm", "median", "mean", "worst", "mean over tasks (90%)", "cases", "tasks"]
+    return markdown(head, rows) if rows else ""
 
 
 def written(page: str, found: Mapping[str, str]) -> str:

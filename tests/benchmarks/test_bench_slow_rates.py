@@ -30,16 +30,23 @@ BEST = {("none", 1): 2.0, ("none", 4): 1.5, ("none", 16): math.inf, ("autoclip",
 
 
 def test_regret_is_behind_the_best_of_any_rate(bench, tmp_path) -> None:
-    slow = {("none", 1 / 16): 3.0, ("none", 1 / 128): 4.0, ("set_lr", 1 / 16): 0.8, ("set_lr", 1 / 128): 1.4}
+    slow = {(arm, rate): loss for arm in ("none", "autoclip") for rate, loss in ((1 / 16, 3.0), (1 / 128, 4.0))}
+    slow |= {("set_lr", 1 / 16): 0.8, ("set_lr", 1 / 128): 1.4, ("set_lr", 1): 1.8}
     found = stored(bench, tmp_path / "runs.csv", {**BEST, **slow})
     assert dict(zip(zip(found["arm"], found["rate"], strict=True), found["regret"], strict=True)) == pytest.approx(
         {arm: min((loss - 1) / 4, 1.0) for arm, loss in {**BEST, **slow}.items()}
     )
-    lines = bench.slow_rates.tables(found)["think"].splitlines()[2:]
-    assert lines == [
+    tables = bench.slow_rates.tables(found)
+    assert tables["think"].splitlines()[2:] == [
         "| adamw | no clipping | 62.5 | 62.5 | 75.0 | 62.5 | 2 | 1 |",
+        "| adamw | **AutoClip** | 62.5 | 62.5 | 75.0 | 62.5 | 2 | 1 |",
         "| adamw | **`set_lr=True`** | 2.5 | 2.5 | 10.0 | 2.5 | 2 | 1 |",
     ]
+    assert tables["fair"].splitlines()[2:] == [
+        "| adamw | no clipping | 25.0 | 25.0 | 25.0 | 25.0 | 1 | 1 |",
+        "| adamw | **`set_lr=True`** | 20.0 | 20.0 | 20.0 | 20.0 | 1 | 1 |",
+    ]
+    assert set(tables) == {"think", "fair"}, "nothing was raised in other ways"
 
 
 def test_workloads_without_the_whole_comparison_are_left_out(bench, tmp_path) -> None:
@@ -65,5 +72,5 @@ def test_tables_on_the_page_are_those_of_the_stored_runs(bench) -> None:
     script = bench.slow_rates
     page = (REPOSITORY / "docs" / "autoclip.md").read_text(encoding="utf-8")
     found = script.tables(script.compared([script.STORED, script.OTHERS]))
-    assert {name for _, name, _, _ in script.BLOCK.findall(page)} == {"think", "choose", "fair"}
+    assert {name for _, name, _, _ in script.BLOCK.findall(page)} == {"think", "choose", "ways", "fair"}
     assert script.written(page, found) == page
