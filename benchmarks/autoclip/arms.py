@@ -29,6 +29,7 @@ from workloads import Workload
 
 from smoothdiag import ClippedMomentum, DirectionalCurvature, LocalSmoothness
 from smoothdiag.autoclip import StepRule
+from smoothdiag.autoclip.calibration import PHASE
 
 EXPONENTS, RATIO = range(-3, 4), 3.0
 """The oracle's longest steps: the typical first step at the smallest rate times these powers."""
@@ -119,10 +120,11 @@ TRIED = {
 
 RAISING = {
     "set_lr": Arm(autoclip(set_lr=True)),
-    "set_lr_half": Arm(raised(0.5)),
-    "set_lr_late": Arm(raised(late=True)),
+    "set_lr_half": Arm(raised(lambda step: 0.5)),
+    "set_lr_line": Arm(raised(lambda step: min(1.0, (step + 1) / PHASE))),
+    "set_lr_late": Arm(raised(lambda step: float(step >= PHASE))),
 }
-"""AutoClip that raises a rate that is too small, half as far, and not before its longest step is held."""
+"""AutoClip that raises a rate that is too small, half as far, along a straight line, and when its calibration ends."""
 
 CONTROLS = {
     "control_shuffled": Arm(fed_with(shuffled), kinds=SGD),

@@ -104,16 +104,16 @@ def without_rise(loop: Loop) -> Measured:
     return found
 
 
-def raised(share: float = 1.0, *, late: bool = False) -> Callable[[Loop], Measured]:
-    """Returns a function that attaches AutoClip with ``set_lr``, but other rates: a share of its own, or later."""
+def raised(share: Callable[[int], float]) -> Callable[[Loop], Measured]:
+    """Returns a function that attaches AutoClip with ``set_lr``, but a share of its own rate, given the step."""
 
     def attach(loop: Loop) -> Measured:
         found = Measured(loop, set_lr=True)
         clip, calibration = found.clip, found.clip._calibration
 
         def set_lr() -> None:
-            if not late or calibration.held_at >= 0:
-                raise_rates(found.probe.optimizer, clip.suggest_lr(share * calibration.factor))
+            if (now := share(clip._books.steps)) > 0:
+                raise_rates(found.probe.optimizer, clip.suggest_lr(now * calibration.factor))
                 clip._peaks.update()
 
         clip._stepping._set_lr = set_lr

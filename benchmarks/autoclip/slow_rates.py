@@ -44,6 +44,7 @@ ANY_RATE = ("workload", "seed", "steps")
 LABELS = {
     "set_lr": "**`set_lr=True`**",
     "set_lr_half": "to half of that rate",
+    "set_lr_line": "in a straight line to step 30",
     "set_lr_late": "at step 30",
 }
 
@@ -82,12 +83,13 @@ def tables(runs: pd.DataFrame) -> dict[str, str]:
     """
     slow, fair = runs[runs["rate"].isin(SLOW)], runs[runs["rate"].isin(FAIR)]
     found = {part: table(slow[slow["part"] == part], ("none", OWN, "set_lr")) for part in PARTS}
-    found |= {"ways": table(slow, tuple(RAISING)), "fair": table(fair, ("none", "set_lr"))}
+    found["ways"] = table(slow, [arm for arm in RAISING if arm in set(slow["arm"])])
+    found["fair"] = table(fair, ("none", "set_lr"))
     return {name: shown for name, shown in found.items() if shown}
 
 
 def table(runs: pd.DataFrame, arms: Sequence[str]) -> str:
-    """Returns median, mean and worst regret of the arms by optimizer, and the mean over tasks; nothing without cases."""
+    """Returns median, mean and worst regret by optimizer and arm, and the mean over tasks; nothing without cases."""
     runs = common(runs[runs["arm"].isin(arms)], arms)
     rows = []
     for optimizer in OPTIMIZERS:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smoothdiag.adapters import finish, name_of
+from smoothdiag.adapters import adapter_of, finish, name_of
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
@@ -202,8 +202,9 @@ class AutoClip:
         """
         check_free_rate(self._calibration.rule)
         self._books.read()
-        of_updates = self._action.shortens_updates
-        return suggested(self._calibration, self._optimizer, multiple, shortens_updates=of_updates)
+        # An optimizer that clips by itself averages gradients; how its cap is shortened does not matter here.
+        gain = self._action.reach if self._action.counts_steps else adapter_of(self._optimizer).gain
+        return suggested(self._calibration, self._optimizer, multiple, gain)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on exactly; waits for the device.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group, adapter_of, members
+from smoothdiag.adapters import Group, members
 from smoothdiag.autoclip.calibration import FEWEST, Calibration
 from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.memory import retried
@@ -174,11 +174,11 @@ def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Numbe
 
 
 def suggested(
-    calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float, *, shortens_updates: bool
+    calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float, gain: Callable[[Group], float]
 ) -> float:
-    """Returns a multiple of the rate at which an early step is as long as ||g||/L at the median [x^2/f].
+    """Returns multiple * median(rate) / gain of the early measurements [x^2/f].
 
-    That is median(1/L) / gain if gradients are clipped. NaN with too few measurements, or if gains of groups differ.
+    NaN with too few measurements, or if gains of groups differ.
 
     Raises:
         ValueError: If ``multiple`` is not positive and finite.
@@ -188,9 +188,7 @@ def suggested(
     rates = [m.rate for m in calibration.early if not math.isnan(m.rate)]
     if len(rates) < FEWEST:
         return math.nan
-    # The lengths of updates were measured with all that an optimizer does to a gradient.
-    gains = [1.0 if shortens_updates else adapter_of(optimizer).gain(group) for group in optimizer.param_groups]
-    return multiple * median(rates) / float(shared(gains))
+    return multiple * median(rates) / float(shared([gain(group) for group in optimizer.param_groups]))
 
 
 def raise_rates(optimizer: torch.optim.Optimizer, lr: float) -> bool:

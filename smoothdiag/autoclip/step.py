@@ -147,8 +147,8 @@ class Stepping:
         return self.attached and self._books.calibration.due(step)
 
     def _set_lr(self) -> None:
-        calibration, of_updates = self._books.calibration, self._action.shortens_updates
-        lr = suggested(calibration, self._optimizer, calibration.factor, shortens_updates=of_updates)
+        calibration = self._books.calibration
+        lr = suggested(calibration, self._optimizer, calibration.factor, self._action.reach)
         if raise_rates(self._optimizer, lr):
             self._books.note("set lr", f"to {lr:.3g}, at which half of the early steps are as long as S, or longer")
             self._peaks.update()

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from smoothdiag import AutoClip, Probe, StepRule, problems
+from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule, problems
 from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression, median_interval, progression
 from smoothdiag.autoclip.rows import Rows
 
@@ -242,10 +242,18 @@ def test_the_suggested_rate_of_updates_leads_to_the_minimum() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:AutoClip lowered")
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_rate_of_sgd_is_set_to_where_equal_gradients_add_up_to_s(momentum) -> None:
-    values = torch.tensor([5.0, 5.0], dtype=torch.float64)
-    make, x0 = partial(torch.optim.SGD, momentum=momentum), torch.ones(2, dtype=torch.float64)
-    clipper, *_ = descend(lambda x: 0.5 * (values * x * x).sum(), x0, 1e-4, 6, make, set_lr=True)
-    lr = clipper._optimizer.param_groups[0]["lr"]
-    assert lr == pytest.approx(StepRule.for_momentum(momentum).multiple * (1 - momentum) / 5, rel=1e-6)
+@pytest.mark.parametrize(
+    ("make", "options", "multiple"),
+    [
+        (torch.optim.SGD, {}, 1.2),
+        # S is 1.2 * 19^(1/4) lengths; equal gradients add up to ten of them.
+        (partial(torch.optim.SGD, momentum=0.9), {}, 1.2 * 19**0.25 / 10),
+        # An average of equal gradients is one of them; its cap is S / 19^(1/2).
+        (partial(ClippedMomentum, momentum=0.9, longest_step=1.0), {"mode": "set"}, 1.2 / 19**0.25),
+    ],
+)
+def test_the_rate_is_set_to_where_half_of_the_early_gradients_are_clipped(make, options, multiple) -> None:
+    x0 = torch.ones(2, dtype=torch.float64)
+    clipper, norms, _ = descend(lambda x: 2.5 * (x * x).sum(), x0, 1e-4, 6, make, set_lr=True, **options)
+    assert clipper._optimizer.param_groups[0]["lr"] == pytest.approx(multiple / 5, rel=1e-6)
+    assert clipper.threshold == pytest.approx(np.median(norms), rel=1e-6)
