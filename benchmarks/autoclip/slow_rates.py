@@ -83,7 +83,8 @@ def tables(runs: pd.DataFrame) -> dict[str, str]:
     """
     slow, fair = runs[runs["rate"].isin(SLOW)], runs[runs["rate"].isin(FAIR)]
     found = {part: table(slow[slow["part"] == part], ("none", OWN, "set_lr")) for part in PARTS}
-    found["ways"] = table(slow, [arm for arm in RAISING if arm in set(slow["arm"])])
+    if len(ways := [arm for arm in RAISING if arm in set(slow["arm"])]) > 1:
+        found["ways"] = table(slow, ways)
     found["fair"] = table(fair, ("none", "set_lr"))
     return {name: shown for name, shown in found.items() if shown}
 
