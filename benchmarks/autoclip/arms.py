@@ -17,6 +17,7 @@ from measured import (
     mean_scale,
     other_batch,
     path,
+    raised,
     scaled,
     shuffled,
     without_noise,
@@ -30,6 +31,7 @@ from workloads import Workload
 
 from smoothdiag import ClippedMomentum, DirectionalCurvature, LocalSmoothness
 from smoothdiag.autoclip import StepRule
+from smoothdiag.autoclip.calibration import PHASE
 
 EXPONENTS, RATIO = range(-3, 4), 3.0
 """The oracle's longest steps: the typical first step at the smallest rate times these powers."""
@@ -123,6 +125,14 @@ TRIED = {
     "tried_quotient": Arm(autoclip(half, estimator=DirectionalCurvature("update")), kinds=("adamw",)),
 }
 
+RAISING = {
+    "set_lr": Arm(autoclip(set_lr=True)),
+    "set_lr_half": Arm(raised(lambda step: 0.5)),
+    "set_lr_line": Arm(raised(lambda step: min(1.0, (step + 1) / PHASE))),
+    "set_lr_late": Arm(raised(lambda step: float(step >= PHASE))),
+}
+"""AutoClip that raises a rate that is too small, half as far, along a straight line, and when its calibration ends."""
+
 CONTROLS = {
     "control_shuffled": Arm(fed_with(shuffled), kinds=SGD),
     "control_path": Arm(fed_with(path), kinds=SGD),
@@ -142,6 +152,7 @@ GROUPS = {
     "set_doses": SET_DOSES,
     "tried": TRIED,
     "controls": CONTROLS,
+    "raising": RAISING,
 }
 
 ARMS = {name: arm for group in GROUPS.values() for name, arm in group.items()}

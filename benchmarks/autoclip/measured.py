@@ -15,6 +15,7 @@ from workloads import Workload
 
 import smoothdiag as sd
 from smoothdiag.autoclip import AutoClip, StepRule
+from smoothdiag.autoclip.rates import raise_rates
 from smoothdiag.autoclip.rows import ALONG_GRADIENT
 from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.measure.estimators import Estimate, Step
@@ -114,6 +115,24 @@ def as_judged(loop: Loop) -> Measured:
     if loop.workload.kind != "sgd":
         found.clip._calibration.raise_by = math.inf
     return found
+
+
+def raised(share: Callable[[int], float]) -> Callable[[Loop], Measured]:
+    """Returns a function that attaches AutoClip with ``set_lr``, but a share of its own rate, given the step."""
+
+    def attach(loop: Loop) -> Measured:
+        found = Measured(loop, set_lr=True)
+        clip, calibration = found.clip, found.clip._calibration
+
+        def set_lr() -> None:
+            if (now := share(clip._books.steps)) > 0:
+                raise_rates(found.probe.optimizer, clip.suggest_lr(now * calibration.factor))
+                clip._peaks.update()
+
+        clip._stepping._set_lr = set_lr
+        return found
+
+    return attach
 
 
 def bounded(workload: Workload) -> StepRule:

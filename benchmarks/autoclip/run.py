@@ -52,6 +52,23 @@ def prepare() -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def run_all(todo: Sequence[Case], out: Path, jobs: int) -> int:
+    """Makes the runs, adds each to the file when it ends, and returns how many failed."""
+    failures = 0
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"  # the workers load torch after this
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=prepare) as pool:
+        waiting = {pool.submit(work, case): case for case in todo}
+        for future in tqdm(as_completed(waiting), total=len(waiting), unit="run"):
+            try:
+                append(out, future.result())
+            except Exception as error:  # one that fails should not keep the others from being run
+                failures += 1
+                tqdm.write(f"{waiting[future]} failed: {error!r}", file=sys.stderr)
+    return failures
+
+
 def chosen(parts: Sequence[str], names: Sequence[str], rates: Sequence[float], *, final: bool) -> list:
     """Returns workloads with their rates [safe rates]: those of the parts, and those that are named, at these rates.
 
@@ -94,19 +111,7 @@ def main() -> None:
         todo = remaining(cases(workloads, arms, args.seeds, args.steps), done(args.out))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    failures = 0
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"  # the workers load torch after this
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=prepare) as pool:
-        waiting = {pool.submit(work, case): case for case in todo}
-        for future in tqdm(as_completed(waiting), total=len(waiting), unit="run"):
-            try:
-                append(args.out, future.result())
-            except Exception as error:  # one that fails should not keep the others from being run
-                failures += 1
-                tqdm.write(f"{waiting[future]} failed: {error!r}", file=sys.stderr)
-    sys.exit(f"{failures} runs failed." if failures else 0)
+    sys.exit(f"{failures} runs failed." if (failures := run_all(todo, args.out, args.jobs)) else 0)
 
 
 if __name__ == "__main__":

@@ -276,13 +276,13 @@ def plans() -> Iterator[tuple[str, Plan]]:
             yield f"{name}, fixed", Plan(make, lambda: all_estimators(data="fixed"), clipping(), accumulation=2)
     free = clipping(set_lr=True)
     yield "sgd, rate set", Plan(of("SGD", 1e-4), probed(estimators=()), free)
+    yield "adamw, rate set", Plan(ADAMW, probed(estimators=()), free)
     yield (
         "clipped momentum, rate set",
         Plan(of("smoothdiag.ClippedMomentum", 1e-4, longest_step=1.0), probed(), clipping(set_lr=True, mode="set")),
     )
     wrong: dict[str, dict[str, Any]] = {
         "set without cap": {"mode": "set"},
-        "rate of updates": {"set_lr": True},
         "shadow rate": {"set_lr": True, "mode": "shadow"},
     }
     for name, options in wrong.items():

@@ -28,10 +28,10 @@ from smoothdiag.autoclip.buckets import (
     unscaled,
     wide,
 )
-from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.faults import Unfit
 from smoothdiag.autoclip.following import Following
 from smoothdiag.autoclip.history import Counts
+from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.autoclip.rates import Number, Peaks, plain, ratio, smaller
 from smoothdiag.memory import retried
 
@@ -74,6 +74,10 @@ class Action(Protocol):
 
     def taken(self, longest: Number) -> Number:
         """Returns how long the last step was, as far as it is known: at most as long as a clipped one."""
+        ...
+
+    def unclipped(self) -> Number:
+        """Returns how long the last step would have been without AutoClip; infinite if that is not known."""
         ...
 
 
@@ -124,6 +128,10 @@ class ScaleGradients:
     def taken(self, longest: Number) -> Number:
         """Returns the length of a clipped step, or less if the gradient was too small to be clipped."""
         return self.reduction() * smaller(self._length, longest)
+
+    def unclipped(self) -> Number:
+        """Returns the length of steps whose gradients are all equal to the last one, at the largest rate so far."""
+        return self._length
 
 
 def length_along(
@@ -229,6 +237,10 @@ class ShortenUpdate:
         """Returns the length of the update after it was shortened."""
         return smaller(self._length, longest)
 
+    def unclipped(self) -> Number:
+        """Returns the length of the update before it was shortened; of a step that is not measured, perhaps a bound."""
+        return self._length
+
     def _copies(self) -> list[Bucket]:
         held = [p for p in moved_by(self._optimizer) if p.requires_grad]
         return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
@@ -301,3 +313,7 @@ class SetCap:
     def taken(self, longest: Number) -> Number:
         """Returns the length of a clipped step: AutoClip cannot see whether the optimizer has clipped."""
         return self.reduction() * longest
+
+    def unclipped(self) -> Number:
+        """Returns infinity: AutoClip does not see the average that the optimizer clips."""
+        return math.inf

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from smoothdiag.autoclip.acting import Action
-from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression
+from smoothdiag.autoclip.calibration import Calibration, Measurement
 from smoothdiag.autoclip.history import NOT_FINITE, Counts, History, explained
+from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.autoclip.rates import Number, Peaks, shared, smaller
 from smoothdiag.autoclip.rows import Arrivals, Rows
 from smoothdiag.memory import is_out_of_memory, retried
@@ -138,7 +139,10 @@ class Books:
         else:
             taken, reduction = retried(lambda: [float(value) for value in self.last])
             signal, saturated = float(row.get("signal", math.nan)), row["status"] == "saturated"
-            measurement = Measurement(row["step"], *found, taken, reduction, signal, saturated)
+            length, rate = found
+            if self._action.shortens_updates:
+                rate = retried(lambda: self._rate_of(length))
+            measurement = Measurement(row["step"], length, rate, taken, reduction, signal, saturated)
             if changed := self.calibration.add(measurement):
                 said = f"from {before:.3g} to {self.calibration.longest:.3g}: {explained(self.calibration)}"
                 self.note(changed, said)
@@ -146,6 +150,11 @@ class Books:
                     warnings.warn(f"AutoClip lowered the longest step {said}.", SmoothdiagWarning)
         if self.calibration.is_measured and not was_measured:
             self.note("measured", explained(self.calibration))
+
+    def _rate_of(self, length: float) -> float:
+        """Returns the rate at which the last update would have had this length; NaN if it did not move."""
+        moved = float(self._action.unclipped())
+        return float(self._peaks.rate) * length / moved if 0 < moved < math.inf else math.nan
 
     def _threshold(self) -> Number:
         rate = self._peaks.times(self._action.reach)

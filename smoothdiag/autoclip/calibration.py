@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
+from smoothdiag.autoclip.progression import is_in_progression
+
 PHASE = 30
 """Steps of the calibration: later, curvature has adapted to the step."""
-
-GROWTH = 1.3
-"""Ratio of one measured step number to the one before."""
 
 WINDOW = 13
 """Number of measurements in a median: as many as the first thirty steps have."""
@@ -107,22 +106,6 @@ class StepRule:
             raise ValueError(f"Parameter `noise` should be at least 0 and finite. Found `noise = {self.noise!r}`.")
 
 
-def progression() -> Iterator[int]:
-    """Yields the steps to measure: 0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29, 38, ..."""
-    step = 0
-    while True:
-        yield step
-        step = max(step + 1, round(GROWTH * step))
-
-
-def is_in_progression(step: int, every: int = 1) -> bool:
-    """Returns whether ``step`` is in the progression, or among every second, third, ... of its steps."""
-    for number, found in enumerate(progression()):
-        if found >= step:
-            return found == step and number % every == 0
-    raise AssertionError
-
-
 @dataclass(frozen=True)
 class Measurement:
     """One valid measurement.
@@ -130,7 +113,8 @@ class Measurement:
     Attributes:
         step: Optimizer step.
         length: Step to the lowest point of a quadratic with the measured curvature [x], positive and finite.
-        rate: Learning rate of that step without momentum [x^2/f]; NaN if a slope was measured.
+        rate: Learning rate of that step [x^2/f]: without momentum, or for an update with all that the optimizer does to
+            a gradient; NaN if it is not known.
         taken: Length of the step that the optimizer took [x], as far as it is known.
         reduction: Length of clipped steps at that time, as a share of the longest step.
         signal: Share of ||g||^2 that two halves of the batch have in common, in [-1, 1]; NaN if it is not known.
@@ -254,6 +238,11 @@ class Calibration:
     def early(self) -> list[Measurement]:
         """The last measurements of the calibration, which the median is made of."""
         return [m for m in self.measurements if self.held_at < 0 or m.step < self.held_at][-WINDOW:]
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last measurement, or -1."""
+        return self.measurements[-1].step if self.measurements else -1
 
     @property
     def lengths(self) -> list[float]:

@@ -19,7 +19,7 @@ Mode = Literal["clip", "set", "shadow"]
 
 VERSION = 3
 """Version of the states that this version writes; a state without a version has version 0. Version 2 knows the noise of
-gradients, version 3 rises where updates are shortened, and soon confirms what a row says."""
+gradients; version 3 knows the rates of updates, lets S rise where updates are shortened, and soon confirms a rise."""
 
 _SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": ()}
 """Entries that earlier versions did not write, with the values that runs of that time had."""
@@ -62,12 +62,12 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         )
 
 
-def check_free_rate(optimizer: torch.optim.Optimizer, rule: StepRule, *, shortens_updates: bool) -> None:
-    """Raises a ValueError if no learning rate follows from the measurements."""
-    if shortens_updates or rule.multiple is None:
+def check_free_rate(rule: StepRule) -> None:
+    """Raises a ValueError if no learning rate follows from a rule, because it measures nothing."""
+    if rule.multiple is None:
         raise ValueError(
-            "AutoClip can suggest a learning rate only if it clips gradients, as under SGD, and if its rule measures. "
-            f"Found {name_of(optimizer)} and `multiple = {rule.multiple}`."
+            "AutoClip can suggest a learning rate only if its rule measures. Found `multiple = None` in its StepRule: "
+            "give it a multiple."
         )
 
 
@@ -101,7 +101,7 @@ def check_state(state: Mapping[str, Any], action: Action, rule: StepRule | None)
     if version < 2 and isinstance(calibration, Mapping):
         calibration = _of_version_1(calibration)
     if version < 3 and isinstance(calibration, Mapping):
-        calibration = state["calibration"] = _of_version_2(calibration)
+        calibration = state["calibration"] = _of_version_2(calibration, shortens_updates=action.shortens_updates)
     _require(calibration, [f.name for f in fields(Calibration)], "calibration")
     _require(calibration["rule"], [f.name for f in fields(StepRule)], "calibration.rule")
     for event in state["events"]:
@@ -133,10 +133,12 @@ def _of_version_1(calibration: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _of_version_2(calibration: Mapping[str, Any]) -> dict[str, Any]:
+def _of_version_2(calibration: Mapping[str, Any], *, shortens_updates: bool) -> dict[str, Any]:
     """Returns the state of a calibration that rose only where gradients are clipped, in the form of this version."""
     found = dict(calibration)
     raise_by = RAISE_BY if found.pop("rises", False) else math.inf
+    if shortens_updates:  # the rates of updates were not known, and 1/L stood in their place
+        found["measurements"] = [(*each[:2], math.nan, *each[3:]) for each in found.get("measurements", ())]
     return {**found, "raise_by": raise_by, "confirms": False}
 
 

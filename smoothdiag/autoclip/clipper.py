@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smoothdiag.adapters import finish, name_of
+from smoothdiag.adapters import adapter_of, finish, name_of
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
@@ -63,7 +63,8 @@ class AutoClip:
             ``"shadow"`` changes nothing, and only records what it would have done.
         rule: How long a step may be. Default: ``StepRule.for_momentum`` with the optimizer's momentum, or with 0 if
             AutoClip shortens updates.
-        set_lr: Whether to raise the learning rate to ``suggest_lr()`` at the step from which S is held.
+        set_lr: Whether to raise the learning rate, from the fifth measurement on and until S is held, to the rate at
+            which half of the early steps are as long as S, or longer. It is never lowered.
         estimator: What measures L. Default: secants over a hundredth of ||x|| along the gradient.
 
     Raises:
@@ -108,7 +109,7 @@ class AutoClip:
         self._history = self._books.history
         if set_lr:
             check_schedule(optimizer)
-            check_free_rate(optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
+            check_free_rate(self._calibration.rule)
         self._stepping = Stepping(
             optimizer,
             probe,
@@ -181,25 +182,29 @@ class AutoClip:
     def suggest_lr(self, multiple: float = 1.0) -> float:
         """Returns a learning rate that makes steps as long as the measured curvature allows.
 
-        Clipping can shorten steps, but it cannot make up for a rate that is too small. The suggestion is
-        multiple * median(1/L) / gain over the early measurements. With a multiple of 1, a step along the gradient is
-        the best one on the measured batch. With the rule's multiple or more, S limits such a step. The early steps do
-        not tell which multiple ends best.
+        Clipping can shorten steps, but it cannot make up for a rate that is too small. The suggestion is a multiple of
+        the rate at which an early step of median length is as long as ||g||/L. If AutoClip clips gradients, that is
+        multiple * median(1/L) / gain. With a multiple of 1, a step along the gradient is the best one on the measured
+        batch. If AutoClip shortens updates, as under AdamW, it is multiple * median(rate * ||g||/L / length of the
+        update). With the multiple of ||g||/L that S is, S begins to limit such steps; ``set_lr`` takes that one.
 
         Args:
-            multiple: Factor on 1/L.
+            multiple: Length of the step in units of ||g||/L.
 
         Returns:
-            The rate, in the convention of the optimizer; NaN with fewer than five measurements.
+            The rate of the group with the largest one, in the convention of the optimizer; NaN with fewer than five
+            measurements.
 
         Raises:
-            ValueError: If AutoClip shortens updates: their length is not the rate times a gradient.
+            ValueError: If the rule measures nothing, or if ``multiple`` is not positive and finite.
 
         Units: [x^2/f].
         """
-        check_free_rate(self._optimizer, self._calibration.rule, shortens_updates=self._action.shortens_updates)
+        check_free_rate(self._calibration.rule)
         self._books.read()
-        return suggested(self._calibration, self._optimizer, multiple)
+        # An optimizer that clips by itself averages gradients; how its cap is shortened does not matter here.
+        gain = self._action.reach if self._action.counts_steps else adapter_of(self._optimizer).gain
+        return suggested(self._calibration, self._optimizer, multiple, gain)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to go on exactly; waits for the device.

@@ -11,8 +11,8 @@ from torch import Tensor
 from smoothdiag import vectors
 from smoothdiag.adapters import name_of
 from smoothdiag.adapters.turns import Arguments
-from smoothdiag.autoclip.calibration import is_in_progression
 from smoothdiag.autoclip.faults import Unfit
+from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.memory import retried
 

@@ -22,7 +22,7 @@ from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.adapters.updates import Formula, Stretch, Update
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.autoclip.buckets import Bucket, buckets
-from smoothdiag.autoclip.calibration import is_in_progression
+from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.autoclip.stretches import cut, is_on_device
 from smoothdiag.memory import is_out_of_memory, retried

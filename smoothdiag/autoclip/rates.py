@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group, adapter_of, members
+from smoothdiag.adapters import Group, members
 from smoothdiag.autoclip.calibration import FEWEST, Calibration
 from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.memory import retried
@@ -30,6 +30,7 @@ class Peaks:
 
     Attributes:
         values: Rate that each group counts with [x^2/f].
+        rate: Present rate, the largest of all groups [x^2/f].
         share: Present rate over that rate, the largest of all groups.
         counted: Peak of each group when a rise was last reported [x^2/f]. So slow rises add up.
         warm_ups: What is known of the schedule of each group.
@@ -38,6 +39,7 @@ class Peaks:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self.values: list[Number] = [0.0 for _ in optimizer.param_groups]
+        self.rate: Number = 0.0
         self.share: Number = 1.0
         self.counted: list[float] = [0.0 for _ in optimizer.param_groups]
         self.warm_ups = [WarmUp() for _ in optimizer.param_groups]
@@ -45,11 +47,11 @@ class Peaks:
 
     def update(self) -> bool:
         """Reads the present rates; returns whether one has risen above its peak since a rise was last reported."""
-        rose, self.values, self.counted, self.warm_ups, self.share = retried(self._updated)
+        rose, self.values, self.counted, self.warm_ups, self.rate, self.share = retried(self._updated)
         self._first = _first_of_each(self._optimizer)
         return rose
 
-    def _updated(self) -> tuple[bool, list[Number], list[float], list[WarmUp], Number]:
+    def _updated(self) -> tuple[bool, list[Number], list[float], list[WarmUp], Number, Number]:
         values, counted, warm_ups = list(self.values), list(self.counted), list(self.warm_ups)
         present = _first_of_each(self._optimizer)
         if len(present) < len(values):  # a group was taken out: the others keep their peaks
@@ -62,9 +64,10 @@ class Peaks:
         counted += [0.0] * missing
         warm_ups += [WarmUp()] * missing
         rose = False
+        rates: list[Number] = []
         shares: list[Number] = []
         for i, group in enumerate(self._optimizer.param_groups):
-            rate = plain(group["lr"])
+            rates.append(rate := plain(group["lr"]))
             if isinstance(rate, Tensor):
                 values[i] = highest = rate.clamp(min=values[i])
                 shares.append((rate / highest).nan_to_num(1.0))
@@ -75,7 +78,7 @@ class Peaks:
                 if not counted[i] / RISEN <= peak <= RISEN * counted[i]:
                     counted[i] = peak
                 shares.append(ratio(rate, peak))
-        return rose, values, counted, warm_ups, largest(shares)
+        return rose, values, counted, warm_ups, largest(rates), largest(shares)
 
     @property
     def is_ahead(self) -> bool:
@@ -170,18 +173,22 @@ def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Numbe
     return retried(lambda: plain((share * length).masked_fill(length == 0, math.inf)))
 
 
-def suggested(calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float) -> float:
-    """Returns multiple * median(1/L) / gain [x^2/f]; NaN with too few measurements, or if gains of groups differ.
+def suggested(
+    calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float, gain: Callable[[Group], float]
+) -> float:
+    """Returns multiple * median(rate) / gain of the early measurements [x^2/f].
+
+    NaN with too few measurements, or if gains of groups differ.
 
     Raises:
         ValueError: If ``multiple`` is not positive and finite.
     """
     if not 0 < multiple < math.inf:
         raise ValueError(f"Parameter `multiple` should be positive and finite. Found `multiple = {multiple!r}`.")
-    if len(calibration.early) < FEWEST:
+    rates = [m.rate for m in calibration.early if not math.isnan(m.rate)]
+    if len(rates) < FEWEST:
         return math.nan
-    gains = float(shared([adapter_of(optimizer).gain(group) for group in optimizer.param_groups]))
-    return multiple * median(m.rate for m in calibration.early) / gains
+    return multiple * median(rates) / float(shared([gain(group) for group in optimizer.param_groups]))
 
 
 def raise_rates(optimizer: torch.optim.Optimizer, lr: float) -> bool:

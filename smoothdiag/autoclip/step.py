@@ -17,11 +17,12 @@ from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.buckets import check_gradients, check_unscaled, gradient_norm
-from smoothdiag.autoclip.calibration import RAISE_BY, RAISE_UPDATES_BY, StepRule, is_in_progression
+from smoothdiag.autoclip.calibration import RAISE_BY, RAISE_UPDATES_BY, StepRule
 from smoothdiag.autoclip.checks import check_schedule
 from smoothdiag.autoclip.closures import Closures, second_evaluation
 from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
 from smoothdiag.autoclip.history import ROSE, explained
+from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.autoclip.rates import Peaks, raise_rates, share_of_parameters, suggested
 from smoothdiag.autoclip.rows import Arrivals
 from smoothdiag.console import counted
@@ -40,7 +41,7 @@ class Stepping:
         arrivals: Compares gradients with their measurements.
         books: What is known so far.
         rule_is_given: Whether the user gave the rule; otherwise it follows the momentum of the first step.
-        sets_lr: Whether to raise the learning rate when the longest step is held.
+        sets_lr: Whether to raise the learning rate until the longest step is held.
         reason: Returns where the longest step comes from, in words.
 
     Attributes:
@@ -136,19 +137,22 @@ class Stepping:
             books.note("started", explained(calibration))
         elif rose and calibration.rise(books.steps):
             books.note(ROSE, "the threshold falls as the rate rises; the longest step stays")
+        is_early = calibration.held_at < 0
         if calibration.advance(books.steps):
             books.note("held", explained(calibration))
-            if self._sets_lr:
-                self._set_lr()
+        # Rates are read only right after a measurement: reading one may wait for the device.
+        if self._sets_lr and is_early and books.steps in (calibration.held_at, calibration.last_step + 1):
+            self._set_lr()
 
     def is_due(self, step: int) -> bool:
         """Returns whether the probe should measure a step for the calibration."""
         return self.attached and self._books.calibration.due(step)
 
     def _set_lr(self) -> None:
-        lr = suggested(self._books.calibration, self._optimizer, 1.0)
+        calibration = self._books.calibration
+        lr = suggested(calibration, self._optimizer, calibration.factor, self._action.reach)
         if raise_rates(self._optimizer, lr):
-            self._books.note("set lr", f"to {lr:.3g}, the best for a single step along the gradient")
+            self._books.note("set lr", f"to {lr:.3g}, at which half of the early steps are as long as S, or longer")
             self._peaks.update()
 
     # 4. The optimizer has moved the parameters.

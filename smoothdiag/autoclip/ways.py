@@ -79,6 +79,11 @@ class ShortenBoth:
         others = self._others.taken(self._left(longest))
         return (self._part**2 + _on(torch.as_tensor(others), self._part) ** 2).sqrt()
 
+    def unclipped(self) -> Number:
+        """Returns the length of the step as both kinds would have taken it."""
+        others = torch.as_tensor(self._others.unclipped())
+        return ((self._part / self._scale) ** 2 + _on(others, self._part) ** 2).sqrt()
+
     def _left(self, longest: Number) -> Tensor:
         """Returns how long the update of the second kind may be."""
         return (longest**2 - self._part**2).clamp(min=0.0).sqrt()

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from smoothdiag import AutoClip, Probe, StepRule, problems
+from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule, problems
 from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression, median_interval, progression
 from smoothdiag.autoclip.rows import Rows
 
@@ -133,11 +134,11 @@ def test_a_state_goes_through_numbers() -> None:
     assert other != state, "a copy of its own"
 
 
-def descend(value, x0, lr, steps=120, **options):
+def descend(value, x0, lr, steps=120, make=torch.optim.SGD, **options):
     """Descends on a landscape under AutoClip; returns the clipper, gradient norms, and longest steps by step."""
     module = nn.Module()
     module.x = nn.Parameter(x0.clone())
-    optimizer = torch.optim.SGD([module.x], lr=lr)
+    optimizer = make([module.x], lr=lr)
 
     def loss(model, _):
         return value(model.x)
@@ -220,3 +221,39 @@ def test_the_suggested_rate_is_the_inverse_curvature() -> None:
     assert clipper.suggest_lr(4.0) == pytest.approx(4 / 5, rel=1e-6)
     with pytest.raises(ValueError, match="Parameter `multiple` should be positive"):
         clipper.suggest_lr(-1.0)
+
+
+@pytest.mark.filterwarnings("ignore:AutoClip lowered")
+def test_the_suggested_rate_of_updates_leads_to_the_minimum() -> None:
+    """Adam without averages moves each entry by the rate. From (z, ..., z) on a bowl, a rate of z ends at its bottom.
+
+    ||g||/L is the distance sqrt(d) z to the bottom, and the update is sqrt(d) times the rate long.
+    """
+    start, rate = 2.0, 0.01
+    signs = partial(torch.optim.Adam, betas=(0.0, 0.0), eps=0.0)
+    x0, bowl = torch.full((7,), start, dtype=torch.float64), lambda x: 1.5 * (x * x).sum()
+    clipper, *_ = descend(bowl, x0, rate, steps=31, make=signs)
+    assert clipper.suggest_lr() == pytest.approx(start - rate * median(FIRST), rel=1e-6)
+    # Measured five times, the updates of the rate that is set are as long as S.
+    raised, _, longest = descend(bowl, x0, rate, steps=6, make=signs, set_lr=True)
+    lr = 1.2 * (start - rate * median(FIRST[:5]))
+    assert raised._optimizer.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-6)
+    assert longest[5] == pytest.approx(lr * math.sqrt(7), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:AutoClip lowered")
+@pytest.mark.parametrize(
+    ("make", "options", "multiple"),
+    [
+        (torch.optim.SGD, {}, 1.2),
+        # S is 1.2 * 19^(1/4) lengths; equal gradients add up to ten of them.
+        (partial(torch.optim.SGD, momentum=0.9), {}, 1.2 * 19**0.25 / 10),
+        # An average of equal gradients is one of them; its cap is S / 19^(1/2).
+        (partial(ClippedMomentum, momentum=0.9, longest_step=1.0), {"mode": "set"}, 1.2 / 19**0.25),
+    ],
+)
+def test_the_rate_is_set_to_where_half_of_the_early_gradients_are_clipped(make, options, multiple) -> None:
+    x0 = torch.ones(2, dtype=torch.float64)
+    clipper, norms, _ = descend(lambda x: 2.5 * (x * x).sum(), x0, 1e-4, 6, make, set_lr=True, **options)
+    assert clipper._optimizer.param_groups[0]["lr"] == pytest.approx(multiple / 5, rel=1e-6)
+    assert clipper.threshold == pytest.approx(np.median(norms), rel=1e-6)

@@ -451,6 +451,16 @@ def test_a_state_of_version_2_goes_on_by_its_rule(rises, expected) -> None:
     assert (found["raise_by"], found["confirms"]) == (expected, False)
 
 
+def test_rates_of_updates_are_unknown_where_an_earlier_version_kept_the_curvature() -> None:
+    state = Run(adamw(1e-3)).over(batches(8)).clipper.state_dict()
+    old, new = Run(adamw(1e-3)), Run(adamw(1e-3))
+    old.clipper.load_state_dict({**state, "version": 2})
+    new.clipper.load_state_dict(state)
+    assert math.isnan(old.clipper.suggest_lr())
+    assert new.clipper.suggest_lr() > 0
+    assert old.clipper.longest_step == new.clipper.longest_step
+
+
 def test_a_closed_file_of_optimizers_is_told_by_class() -> None:
     model = network()
     optimizer = torch.optim.ASGD(model.parameters())

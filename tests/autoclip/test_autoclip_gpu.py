@@ -7,7 +7,7 @@ from losses import cross_entropy
 from torch.testing import assert_close
 
 from smoothdiag import ClippedMomentum, StepRule
-from smoothdiag.autoclip.calibration import is_in_progression
+from smoothdiag.autoclip.progression import is_in_progression
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

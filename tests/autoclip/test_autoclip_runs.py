@@ -27,6 +27,7 @@ from smoothdiag import (
     by_module,
     every,
 )
+from smoothdiag.autoclip.calibration import Calibration
 
 
 def saved(*objects):
@@ -339,20 +340,50 @@ def test_rows_of_other_estimators_and_groups_do_not_count() -> None:
     assert grouped.over(batches(40)).clipper.reason == runs[1].clipper.reason
 
 
-def test_set_lr_raises_a_rate_that_is_too_small() -> None:
-    run = Run(sgd(1e-3, 0.9), set_lr=True).over(batches(60))
-    expected = run.clipper.suggest_lr()
-    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(expected, rel=1e-12)
-    measured = [m.rate for m in run.clipper._calibration.early]
-    assert expected == pytest.approx(median(measured) * (1 - 0.9), rel=1e-12)
+@pytest.mark.parametrize(("make", "gain"), [(sgd(1e-3, 0.9), 10.0), (adamw(1e-5), 1.0)])
+def test_set_lr_raises_a_rate_that_is_too_small(make, gain) -> None:
+    run, rates = Run(make, set_lr=True), []
+    for batch in batches(60):
+        run.step(batch)
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    calibration, first = run.clipper._calibration, rates[0]
+    known = Calibration(calibration.rule)
+    expected = []
+    for found in calibration.early:
+        known.add(found)
+        reached = known.factor * median(m.rate for m in known.early) / gain
+        expected.append(max([first, *expected[-1:], reached if len(known.measurements) >= 5 else first]))
+    assert rates[:5] == [first] * 5, "four measurements are too few"
+    assert rates[5] > 10 * first
+    assert rates[30:] == [rates[30]] * 30, "it is held when S is"
+    assert [rates[m.step + 1] for m in calibration.early] == pytest.approx(expected, rel=1e-12)
     assert "set lr" in set(run.clipper.history["event"])
-    small = Run(sgd(1e-3, 0.9)).over(batches(60))
+    small = Run(make).over(batches(60))
     assert median(run.losses[-10:]) < 0.7 * median(small.losses[-10:])
-    large = Run(sgd(100.0, 0.9), set_lr=True).over(batches(40))
-    assert large.optimizer.param_groups[0]["lr"] == 100.0, "it is never lowered"
 
 
-def test_a_rate_is_not_set_under_a_schedule_or_for_updates() -> None:
+@pytest.mark.parametrize("make", [sgd(100.0, 0.9), adamw(10.0)])
+def test_set_lr_never_lowers_a_rate(make) -> None:
+    run = Run(make, set_lr=True)
+    before = run.optimizer.param_groups[0]["lr"]
+    assert run.over(batches(40)).optimizer.param_groups[0]["lr"] == before
+
+
+@pytest.mark.parametrize("stop", [3, 9])
+def test_a_resumed_run_goes_on_raising_its_rate(stop) -> None:
+    loader = batches(35, seed=11)
+    whole = Run(adamw(1e-5), set_lr=True).over(loader)
+    first, second = (Run(adamw(1e-5), set_lr=True) for _ in range(2))
+    first.over(loader[:stop])
+    states = saved(first.model, first.optimizer, first.probe, first.clipper)
+    for part, state in zip([second.model, second.optimizer, second.probe, second.clipper], states, strict=True):
+        part.load_state_dict(state)
+    second.over(loader[stop:])
+    assert_identical(state_of(second.model, second.optimizer), state_of(whole.model, whole.optimizer))
+    assert second.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+def test_a_rate_is_not_set_under_a_schedule_or_without_measurements() -> None:
     def scheduled(model):
         optimizer = sgd()(model)
         LambdaLR(optimizer, lambda k: 1.0)
@@ -364,8 +395,8 @@ def test_a_rate_is_not_set_under_a_schedule_or_for_updates() -> None:
     LambdaLR(late.optimizer, lambda k: 1.0)
     with pytest.raises(ValueError, match="Parameter `set_lr` should be False under a schedule"):
         late.over(batches(1))
-    with pytest.raises(ValueError, match="only if it clips gradients, as under SGD, and if its rule measures"):
-        Run(adamw(), set_lr=True)
+    with pytest.raises(ValueError, match="only if its rule measures"):
+        Run(adamw(), set_lr=True, rule=StepRule(multiple=None))
     assert math.isnan(Run(sgd()).clipper.suggest_lr())
 
 

@@ -177,6 +177,7 @@ WINGS = {
         "geometry",
     ),
     "autoclip": (
+        "autoclip.progression",
         "autoclip.calibration",
         "autoclip.warm_ups",
         "autoclip.rates",
