@@ -9,6 +9,7 @@ of the pool and the name of the table: arms, tasks, cells, pairs, free, law. Reg
 
 import argparse
 import io
+import math
 import re
 import sys
 from collections.abc import Collection, Mapping
@@ -23,7 +24,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from regret import CASE, at_edge, common, doses, summary, with_regret
 from results import read_whole
-from tables import OWN, arms_table, cells_table, free_table, law_table, pairs_table, percent, tasks_table
+from tables import OWN, arms_table, cells_table, free_table, label, law_table, pairs_table, percent, tasks_table
 from tasks import Part
 from workloads import workload
 
@@ -123,11 +124,14 @@ def draw_regrets(runs: pd.DataFrame, ax: Axes) -> None:
     """Draws every case as a point with the colour of its task, one line per arm."""
     shown = [arm for arm in ARMS if arm in set(runs["arm"]) and arm not in set(ORACLE) - {"none"}]
     shown = [arm for arm in shown if not arm.startswith(tuple(DOSES))]
+    names = [label(arm).strip("*`") for arm in shown]
     data = runs[runs["arm"].isin(shown)].assign(regret=lambda d: 100 * d["regret"])
-    sns.boxplot(data, y="arm", x="regret", order=shown, color="0.92", fliersize=0, width=0.6, ax=ax)
-    sns.stripplot(data, y="arm", x="regret", order=shown, hue="task", palette=colours(runs), size=3.5, ax=ax)
+    data["arm"] = data["arm"].map(dict(zip(shown, names, strict=True)))
+    sns.boxplot(data, y="arm", x="regret", order=names, color="0.92", fliersize=0, width=0.6, ax=ax)
+    sns.stripplot(data, y="arm", x="regret", order=names, hue="task", palette=colours(runs), size=3.5, ax=ax)
     ax.set_xscale("symlog", linthresh=1)
-    ax.set(xlabel="regret to the best fixed threshold at the same rate [%]", ylabel="")
+    ax.set_xlim(-100, 110)
+    ax.set(xlabel="regret to the best threshold by hand [%]", ylabel="")
     ax.axvline(0, color="0.5", lw=0.8, zorder=0)
     sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1.06), ncol=2, title=None, fontsize="small", frameon=False)
 
@@ -152,18 +156,20 @@ def colours(runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def figure(by_part: Mapping[str, pd.DataFrame], path: Path) -> None:
-    """Saves a panel of regrets for each part; a second row where arms of doses were run."""
+    """Saves a panel of regrets for each part, two beside each other; further panels where arms of doses were run."""
     mpl.use("Agg")
-    dosed = any(runs["arm"].str.startswith(tuple(DOSES)).any() for runs in by_part.values())
+    panels = [(draw_regrets, part) for part in by_part]
+    panels += [(draw_doses, part) for part, runs in by_part.items() if runs["arm"].str.startswith(tuple(DOSES)).any()]
     height = 2.5 + 0.24 * max(runs["arm"].nunique() for runs in by_part.values())
-    size = (6 * len(by_part), height + 3.5 * dosed)
-    fig, axes = plt.subplots(1 + dosed, len(by_part), figsize=size, layout="constrained", squeeze=False)
-    for (part, runs), column in zip(by_part.items(), axes.T, strict=True):
-        draw_regrets(runs, column[0])
-        column[0].set_title(part, loc="left")
-        if dosed:
-            draw_doses(runs, column[1])
-    fig.savefig(path, dpi=150)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(6 * columns, height * rows), layout="constrained", squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    for (draw, part), ax in zip(panels, axes.flat, strict=False):
+        draw(by_part[part], ax)
+        ax.set_title(part, loc="left")
+    fig.savefig(path, dpi=120)
     plt.close(fig)
 
 

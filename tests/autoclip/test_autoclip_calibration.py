@@ -12,7 +12,8 @@ from scipy.stats import binom
 from torch import nn
 
 from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule, problems
-from smoothdiag.autoclip.calibration import Calibration, Measurement, is_in_progression, median_interval, progression
+from smoothdiag.autoclip.calibration import Calibration, Measurement, median_interval
+from smoothdiag.autoclip.progression import is_in_progression, progression
 from smoothdiag.autoclip.rows import Rows
 
 FIRST = [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29]

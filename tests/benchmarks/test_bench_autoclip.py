@@ -13,7 +13,7 @@ from smoothdiag import StepRule
 
 pytestmark = pytest.mark.thorough
 
-PARTS = ("think", "choose", "final")
+PARTS = ("think", "choose", "final", "further")
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +112,9 @@ def test_the_dose_of_an_update_knows_no_momentum(bench) -> None:
 
 def test_probing_is_counted_in_gradients(bench) -> None:
     row = bench.training.train(quadratic(bench), 0.01, 0, bench.arms.ARMS["autoclip"], 40)
-    # Thirteen rows in the first thirty steps, of two gradients and one for the signal share; the first start is that of
-    # the self-test's two.
-    assert row["probe_gradients"] == 13 * 3 - 1 + 2
+    # Thirteen rows in the first thirty steps, of a gradient and one on halves; the start of the eleventh after the
+    # self-test's two is evaluated as well.
+    assert row["probe_gradients"] == 13 * 2 + 1 + 2
     assert "longest step" in row["reason"]
 
 
