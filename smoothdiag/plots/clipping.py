@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from smoothdiag import arguments
-from smoothdiag.plots.common import (
-    HOLLOW,
-    NORM,
-    Array,
-    as_table,
-    check_axes,
-    current_axes,
-    extent,
-    floats,
-    legend_below,
-    log_axis,
-    note,
-    positive,
-    select,
-)
+from smoothdiag.plots.common import Array, as_table, check_axes, floats, positive, select
+from smoothdiag.plots.density import DENSE, draw_hollow, draw_series
+from smoothdiag.plots.looks import NORM, current_axes, extent, head, legend_below, limits, log_axis, outside
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -66,7 +54,7 @@ def plot_clipping(
     Raises:
         ValueError: If there is no history, or the trace has no rows to draw.
 
-    Units: lengths [x].
+    Units: lengths [parameter].
 
     Examples:
         >>> import pandas as pd, matplotlib.pyplot as plt
@@ -87,12 +75,19 @@ def plot_clipping(
         raise arguments.wrong("history", "the `history` of an AutoClip, a DataFrame", history)
     frame = as_table(data)
     if history is None or history.empty:
-        raise ValueError("Parameter `history` should be the history of an AutoClip that has taken a step. Found none.")
+        raise ValueError(
+            "Parameter `history` should be the history of an AutoClip that has taken a step, as `clipper.history` is. "
+            f"Found {'none' if history is None else 'an empty table'}."
+        )
+    if missing := [name for name in ("step", "longest_step", "threshold", "lr") if name not in history]:
+        raise ValueError(
+            f"Parameter `history` should have the columns of an AutoClip's. Missing: {', '.join(missing)}."
+        )
     names = sorted({name for name in frame.get("estimator", ()) if str(name).endswith(CLIP_SUFFIX)})
     if len(names) != 1:
         raise ValueError(
-            f"Parameter `data` should have rows that one AutoClip asked for, named with `{CLIP_SUFFIX}` at the end. "
-            f"Found {names or 'none'}."
+            "Parameter `data` should have rows that one AutoClip asked for, of an estimator such as "
+            f"`local{CLIP_SUFFIX}`. Found rows of {names or sorted(map(str, set(frame.get('estimator', ()))))}."
         )
     rows = select(frame, names[0], "all").sort_values("step", kind="stable")
 
@@ -107,22 +102,25 @@ def plot_clipping(
     shown, usable = positive(length), rows["status"].isin(USABLE_STATUSES).to_numpy()
     name = "best step along the direction" if has_slope else rf"measured length {NORM}$/L$"
     good, bad = shown & usable, shown & ~usable
-    ax.plot(step[good], length[good], linestyle="none", marker="o", markersize=3.5, color=colors[0], label=name)
-    if bad.any():
-        ax.scatter(step[bad], length[bad], 14, label="not usable", **HOLLOW)
+    dots: dict[str, Any] = {"color": colors[0], "marker": "o", "markersize": 3.5}
+    draw_series(
+        ax, step[good], length[good], label=name, **dots | ({} if good.sum() > DENSE else {"linestyle": "none"})
+    )
+    draw_hollow(ax, step, length, bad, 14, "not usable")
 
     last = float(np.nanmax([*step, floats(history, "step").max()]))
     at, longest = _held(history, "longest_step", last)
     ax.step(at, longest, where="post", color="black", linewidth=1.6, label="longest step $S$")
-    reach = [length[shown], longest]
+    reach = [np.array(limits(length[shown])), longest] if shown.any() else [longest]
     sustained = _sustained(history, step, floats(rows, "lr"), norm)
     if (drawn := positive(sustained)).any():
         name = rf"unclipped step lr $\times$ gain $\times$ {NORM}"
-        ax.plot(step[drawn], sustained[drawn], color=colors[1], linewidth=1, linestyle="--", label=name)
-        reach.append(sustained[drawn])
+        draw_series(ax, step[drawn], sustained[drawn], label=name, color=colors[1], linewidth=1, linestyle="--")
+        reach.append(np.array(limits(sustained[drawn])))
     log_axis(ax, "y", *extent(reach))
-    ax.set(xlabel="step", ylabel="length of a step [x]")
-    note(ax, int((~shown).sum()))
+    ax.set(xlabel="step", ylabel="length of a step [parameter]")
+    beyond = outside(ax, step, length, shown)
+    head(ax, "Steps, and the longest that AutoClip allows", log=int((~shown).sum()), beyond=beyond)
     sns.despine(ax=ax)
     legend_below(ax, None)
     return ax
