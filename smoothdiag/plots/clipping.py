@@ -45,7 +45,9 @@ def plot_clipping(
 
     Args:
         data: An AutoClip, or the trace of its probe.
-        history: The ``history`` of the AutoClip; needed if ``data`` is a trace.
+        history: The ``history`` of the AutoClip, which has every event. None takes the one of an AutoClip, or of a
+            trace the longest step at each measurement, if its rows have the columns longest_step, threshold and
+            peak_lr.
         ax: Axes to draw on; None takes the current axes.
 
     Returns:
@@ -74,6 +76,7 @@ def plot_clipping(
     if history is not None and not isinstance(history, pd.DataFrame):
         raise arguments.wrong("history", "the `history` of an AutoClip, a DataFrame", history)
     frame = as_table(data)
+    history = _recorded(frame) if history is None else history
     if history is None or history.empty:
         raise ValueError(
             "Parameter `history` should be the history of an AutoClip that has taken a step, as `clipper.history` is. "
@@ -124,6 +127,16 @@ def plot_clipping(
     sns.despine(ax=ax)
     legend_below(ax, None)
     return ax
+
+
+def _recorded(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """Returns what AutoClip held at each of its measurements; None if the rows do not tell."""
+    columns = ["step", "longest_step", "threshold", "peak_lr"]
+    if not {"estimator", *columns} <= set(frame.columns):
+        return None
+    rows = frame[frame["estimator"].astype(str).str.endswith(CLIP_SUFFIX) & frame["longest_step"].notna()]
+    found: pd.DataFrame = rows[columns].rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
+    return found
 
 
 def _held(history: pd.DataFrame, column: str, last: float) -> tuple[Array, Array]:
