@@ -27,11 +27,11 @@ SUFFIXES: Final[Mapping[str, str]] = {
 
 VERDICTS: Final[Mapping[str, str]] = {
     "L0L1": "L0 and L1 can be used",
-    "CONSTANT": "one constant bounds smoothness",
+    "CONSTANT": "one constant is enough",
     "POWER": "a power, not a line",
     "LOSS_GAP": "smoothness follows the loss",
     "NOT_IDENTIFIED": "do not use L0 and L1",
-    "ARTEFACT": "measured wrongly, do not use L0 and L1",
+    "ARTEFACT": "do not use L0 and L1",
 }
 """What each verdict means, short enough for a figure."""
 

@@ -132,7 +132,7 @@ def _draw_residuals(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> 
     """Draws smoothness over the line, and the quantile of this ratio in ranges of the gradient norm."""
     import seaborn as sns
 
-    ax.set(xlabel=GRAD_NORM, ylabel="smoothness / line")
+    ax.set(xlabel=_in_two_lines(GRAD_NORM), ylabel="smoothness / line")
     if rows is None:
         head(ax, _RESIDUALS)
         _say(ax, "residuals need the rows:\nplot_fit(fit, data)")
@@ -213,7 +213,7 @@ def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None
         ax.plot(grid, line, color="black", linewidth=1.8, label=f"{fitted}, fitted", zorder=3)
     if (between := band(fit, grid)) is not None:
         ax.fill_between(grid, *between, color="0.5", alpha=0.3, linewidth=0, zorder=1.2, label="its interval")
-    ax.set(xlabel=GRAD_NORM, ylabel=SMOOTHNESS)
+    ax.set(xlabel=_in_two_lines(GRAD_NORM), ylabel=_in_two_lines(SMOOTHNESS))
     log_axis(ax, "x", *ends)
     if reach:
         # Lines with a zero intercept fall as far as the gradient norms do; four decades are enough.
@@ -298,6 +298,11 @@ def _draw_rivals(ax: Axes, fit: SmoothnessFit) -> None:
     )
     ax.set_yticks(range(len(names)), names)
     head(ax, "Rival models")
+
+
+def _in_two_lines(label: str) -> str:
+    """Returns a label with its unit below, because these panels are small."""
+    return label.replace(" [", "\n[")
 
 
 def _say(ax: Axes, text: str) -> None:

@@ -253,6 +253,7 @@ def plot_constants(
         panels = np.asarray(axes, dtype=object).ravel()
     colors = sns.color_palette("colorblind")
     names = list(fits)
+    side_by_side = panels[0].get_position().y0 == panels[1].get_position().y0
     titles = "$L_0$, the floor", "$L_1$, the slope"
     for panel, constant, label, title in zip(panels, ("L0", "L1"), (L0_LABEL, L1_LABEL), titles, strict=True):
         values = np.array([getattr(fit, constant) for fit in fits.values()], dtype=np.float64)
@@ -264,7 +265,8 @@ def plot_constants(
             # One entry in the legend stands for all fits with the same verdict.
             first = name not in [other.verdict.name for other in list(fits.values())[:place]]
             look: dict[str, Any] = {"marker": marker, "color": colors[color]}
-            look["label"] = verdict(fit) if first else f"_{name}"
+            said = verdict(fit) if side_by_side else verdict(fit).replace(": ", ":\n")  # a narrow figure
+            look["label"] = said if first else f"_{name}"
             value, filled = float(values[place]), name == "L0L1"
             draw_intervals(panel, place, value, intervals[place], limits, filled=filled, **look)
         if limits[0] > 0:
@@ -277,7 +279,6 @@ def plot_constants(
         panel.set_axisbelow(True)
         sns.despine(ax=panel)
         head(panel, title)
-    side_by_side = panels[0].get_position().y0 == panels[1].get_position().y0
     legend_below(panels[0 if side_by_side else 1], None, ncols=1)
     return np.asarray(panels, dtype=object)
 

@@ -158,7 +158,8 @@ def legend_below(ax: Axes, title: str | None, *, ncols: int = 2) -> None:
     from matplotlib.transforms import ScaledTranslation
 
     texts = (ax.xaxis.label, ax.xaxis.get_major_ticks(1)[0].label1)
-    depth = 15 + sum(1.1 * text.get_fontproperties().get_size_in_points() for text in texts)  # 15: ticks and pads
+    lines = [(1 + text.get_text().count("\n")) * text.get_fontproperties().get_size_in_points() for text in texts]
+    depth = 15 + 1.1 * sum(lines)  # 15: ticks and pads
     legend = ax.legend(
         loc="upper left",
         bbox_to_anchor=(0, 0),

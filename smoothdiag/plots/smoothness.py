@@ -188,7 +188,7 @@ def _draw_nulls(ax: Axes, x: Array, ceiling: Array, lr: Array, near: tuple[float
     if (known := positive(ceiling)).any():
         at, ceiling = thinned(x[known], ceiling[known])
         far = ", far above" if ceiling.min() > high else ""
-        label = f"ceiling by step length ({NULL}{far})"
+        label = f"ceiling ({NULL}{far})"
         dashes = ax.scatter(at, ceiling, 18, color=colors[3], marker="_", alpha=0.6, zorder=1.5)
         dashes.set(label=label, linewidths=0.8 if len(at) < 500 else 0.5)
         worth.append(ceiling)
