@@ -27,6 +27,10 @@ L1_LABEL: Final = "$L_1$ [1 / parameter]"
 NULL: Final = "artefact line"
 """What the legend says of lines that measurements can follow whatever the loss is."""
 
+NULL_REACH: Final = 10.0
+"""Factor by which a null line may stretch an axis beyond the points. If a ceiling lies three decades above them, a
+label says so just as well, and the points are not squeezed into a stripe."""
+
 SERIES: Final = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"), ((0, (6, 2)), "P"))
 """Dashes and marker of each line of a panel, in the order of the palette."""
 

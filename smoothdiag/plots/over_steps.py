@@ -20,7 +20,7 @@ from smoothdiag.plots.common import (
     select,
 )
 from smoothdiag.plots.density import draw_hollow, draw_series
-from smoothdiag.plots.looks import NORM, NULL, SERIES, extent, head, legend_below, limits, log_axis
+from smoothdiag.plots.looks import NORM, NULL, NULL_REACH, SERIES, extent, head, legend_below, limits, log_axis
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -128,15 +128,15 @@ def _draw_panel(ax: Axes, runs: Mapping[str, pd.DataFrame], column: str) -> None
     low, high = np.concatenate(reach).min(), np.concatenate(reach).max()
     if is_log or (low > 0 and high > _LOG_LOSS * low):
         if column == "smoothness" and len(runs) == 1:
-            low, high = extent([np.array([low, high]), _draw_rate(ax, *runs.values())])
+            low, high = extent([np.array([low, high]), _draw_rate(ax, *runs.values(), near=(low, high))])
         log_axis(ax, "y", low, high)
     else:
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         ax.set_ylim(low - margin, high + margin)
 
 
-def _draw_rate(ax: Axes, rows: pd.DataFrame) -> Array:
-    """Draws 2/lr, and returns its heights."""
+def _draw_rate(ax: Axes, rows: pd.DataFrame, *, near: tuple[float, float]) -> Array:
+    """Draws 2/lr, and returns its heights near the rows: at rates near zero it would squeeze them."""
     import seaborn as sns
 
     if not (stable := positive(lr := floats(rows, "lr"))).any():
@@ -144,8 +144,10 @@ def _draw_rate(ax: Axes, rows: pd.DataFrame) -> Array:
     # Rows without a positive rate have no line, rather than a line at infinity.
     line = np.where(stable, 2 / np.where(stable, lr, 1), np.nan)
     look: dict[str, Any] = {"color": sns.color_palette("colorblind")[4], "linestyle": "-.", "linewidth": 1.2}
-    ax.step(floats(rows, "step"), line, where="post", label=f"2/lr ({NULL})", **look)
-    return line[stable]
+    low, high = near[0] / NULL_REACH, near[1] * NULL_REACH
+    far = ", far above" if line[stable].min() > high else ", far below" if line[stable].max() < low else ""
+    ax.step(floats(rows, "step"), line, where="post", label=f"2/lr ({NULL}{far})", **look)
+    return line[(line >= low) & (line <= high)]
 
 
 def _left_out(ax: Axes, runs: Mapping[str, pd.DataFrame], column: str) -> tuple[int, int]:

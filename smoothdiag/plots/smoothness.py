@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from smoothdiag.plots.looks import (
     GRAD_NORM,
     NORM,
     NULL,
+    NULL_REACH,
     SMOOTHNESS,
     current_axes,
     extent,
@@ -46,10 +47,6 @@ if TYPE_CHECKING:
 
     from smoothdiag.fits.base import SmoothnessFit
     from smoothdiag.trace import Trace
-
-_NULL_REACH: Final = 10.0
-"""Factor by which a null line may stretch an axis beyond the points. If a ceiling lies three decades above them, a
-label says so just as well, and the points are not squeezed into a stripe."""
 
 
 def plot_smoothness(
@@ -183,7 +180,7 @@ def _draw_nulls(ax: Axes, x: Array, ceiling: Array, lr: Array, near: tuple[float
     import seaborn as sns
 
     colors = sns.color_palette("colorblind")
-    low, high = near[0] / _NULL_REACH, near[1] * _NULL_REACH
+    low, high = near[0] / NULL_REACH, near[1] * NULL_REACH
     worth = []
     if (known := positive(ceiling)).any():
         at, ceiling = thinned(x[known], ceiling[known])

@@ -59,7 +59,7 @@ def test_every_figure_of_many_rows_is_small(tmp_path) -> None:
     frame = rows()
     history = pd.DataFrame({"step": [1], "longest_step": [0.9], "threshold": [0.9], "lr": [0.1]})
     drawn = {
-        "groups": plot_groups(pd.concat([frame, frame.assign(group="head")]))[0],
+        "groups": plot_groups(pd.concat([frame.assign(group=name) for name in ("all", "head")]))[0],
         "sharpness": plot_sharpness(frame.assign(estimator="sharpness"), ax=axes()),
         "clipping": plot_clipping(frame.assign(estimator="local_clip"), history=history, ax=axes()),
         "trace": plot_trace(frame)[0],

@@ -371,6 +371,12 @@ def test_runs_of_a_trace_have_names_dashes_and_markers_of_their_own() -> None:
     assert labels(plot_trace([rows(), rows()])[0]) == ["run 1", "run 2"]
 
 
+def test_rates_near_zero_do_not_squeeze_the_smoothness() -> None:
+    panel = plot_trace(rows(lr=np.geomspace(1e-9, 0.1, NUM_ROWS)))[2]
+    assert panel.get_ylim()[1] < 1000
+    assert "2/lr (artefact line, far above)" in labels(plot_trace(rows(lr=1e-6))[2])
+
+
 def test_loss_that_explodes_has_a_logarithmic_axis_and_one_outlier_none() -> None:
     assert plot_trace(rows(loss=np.geomspace(1, 1e6, NUM_ROWS)))[0].get_yscale() == "log"
     panel = plot_trace(rows(loss=[1e9, *np.linspace(3, 1, NUM_ROWS - 1)]))[0]
