@@ -34,6 +34,9 @@ label says so just as well, and the points are not squeezed into a stripe."""
 SERIES: Final = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"), ((0, (6, 2)), "P"))
 """Dashes and marker of each line of a panel, in the order of the palette."""
 
+_WIDEST: Final = 0.8
+"""Share of the figure beyond which a legend would not fit beside the labels of the y axis, so that entries are broken."""
+
 _FEW: Final = 20
 """Rows below which none counts as an outlier."""
 
@@ -182,3 +185,6 @@ def legend_below(ax: Axes, title: str | None, *, ncols: int = 2) -> None:
     )
     if ncols > 1 and legend.get_window_extent().width > 1.08 * ax.get_window_extent().width:
         legend_below(ax, title, ncols=1)
+    elif legend.get_window_extent().width > _WIDEST * ax.figure.bbox.width:
+        for text in legend.get_texts():
+            text.set_text(text.get_text().replace(", ", ",\n"))
