@@ -35,7 +35,7 @@ SERIES: Final = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1
 """Dashes and marker of each line of a panel, in the order of the palette."""
 
 _WIDEST: Final = 0.8
-"""Share of the figure beyond which a legend would not fit beside the labels of the y axis, so that entries are broken."""
+"""Share of the figure beyond which a legend does not fit beside the labels of the y axis, so its entries are broken."""
 
 _FEW: Final = 20
 """Rows below which none counts as an outlier."""
