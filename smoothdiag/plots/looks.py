@@ -35,7 +35,7 @@ SERIES: Final = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1
 """Dashes and marker of each line of a panel, in the order of the palette."""
 
 _WIDEST: Final = 0.8
-"""Share of the figure beyond which a legend does not fit beside the labels of the y axis, so its entries are broken."""
+"""Share of the figure beyond which a legend does not fit beside the labels; its widest entry is broken."""
 
 _FEW: Final = 20
 """Rows below which none counts as an outlier."""
@@ -186,5 +186,5 @@ def legend_below(ax: Axes, title: str | None, *, ncols: int = 2) -> None:
     if ncols > 1 and legend.get_window_extent().width > 1.08 * ax.get_window_extent().width:
         legend_below(ax, title, ncols=1)
     elif legend.get_window_extent().width > _WIDEST * ax.figure.bbox.width:
-        for text in legend.get_texts():
-            text.set_text(text.get_text().replace(", ", ",\n"))
+        widest = max(legend.get_texts(), key=lambda text: text.get_window_extent().width)
+        widest.set_text(widest.get_text().replace(", ", ",\n"))

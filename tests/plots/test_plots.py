@@ -313,7 +313,7 @@ def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
         assert box.x0 >= frame_box.x0 - 1
         assert box.y0 >= frame_box.y0 - 1
         assert box.x1 <= frame_box.x1 + 1
-    assert ax.get_window_extent().height > 0.4 * frame_box.height, "the legend takes the room of the points"
+    assert ax.get_window_extent().height > 0.3 * frame_box.height, "the legend takes the room of the points"
     smallest = min(text.get_fontsize() for text in (*legend.get_texts(), *ax.texts, *ax.get_xticklabels()))
     assert smallest >= 8
 
