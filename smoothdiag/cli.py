@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from smoothdiag import console
 from smoothdiag.doctor import command as doctor
 from smoothdiag.measure.scan import command as scan
+from smoothdiag.plots import command as plot
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
@@ -97,48 +98,6 @@ def _fit(arguments: argparse.Namespace) -> None:
         print(json.dumps(fit.to_dict(), indent=2) if arguments.json else fit.summary())
 
 
-def _plot(arguments: argparse.Namespace) -> None:
-    from matplotlib.figure import Figure
-
-    from smoothdiag import plots
-
-    kind, group = arguments.kind, "all" if arguments.by_group else _one(arguments, "group") or "all"
-    kind = "groups" if arguments.by_group else kind
-    out = arguments.out or arguments.traces[0].with_suffix(f".{kind}.png")
-    if not out.suffix:
-        out = out.with_suffix(".png")
-    figure = Figure(figsize=(6.4, 6.4 if kind == "trace" else 4.8), layout="constrained")
-    figures = {out: figure}
-    if kind in ("sharpness", "trace"):
-        trace = Trace.read(_one(arguments, "traces"))
-        if kind == "sharpness":
-            plots.plot_sharpness(trace, estimators=arguments.estimator, group=group, ax=figure.subplots())
-        else:
-            panels = figure.subplots(3, sharex=True)
-            plots.plot_trace(trace, estimator=_one(arguments, "estimator"), group=group, ax=panels)
-    elif kind == "groups":
-        fits = _fitted_groups(arguments)
-        figures[out] = plots.plot_groups(_data(arguments), fits=fits)[0].figure
-        beside = _beside(out, kind, "constants")
-        figures[beside] = Figure(figsize=(6.4, max(2.9, 1.5 + 0.3 * len(fits))), layout="constrained")
-        plots.plot_constants(fits, axes=figures[beside].subplots(1, 2, sharey=True))
-    else:
-        data, fit = _data(arguments), _fitted(arguments)
-        plots.plot_smoothness(data, fit=fit, group=group, ax=figure.subplots())
-        beside = _beside(out, kind, "fit")
-        figures[beside] = Figure(figsize=(6.4, 7.7), layout="constrained")
-        plots.plot_fit(fit, data, axes=figures[beside].subplots(2, 2))
-    for path, drawn in figures.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, dpi=150)
-        print(console.one_line(path))
-
-
-def _beside(out: Path, kind: str, other: str) -> Path:
-    """Returns the path of the second figure, beside the first."""
-    return out.with_name(f"{out.name.removesuffix(out.suffix).removesuffix(f'.{kind}')}.{other}{out.suffix}")
-
-
 def _clip(arguments: argparse.Namespace) -> None:
     from smoothdiag.clipping import clip_rule
 
@@ -192,7 +151,7 @@ def _write(trace: Trace, target: Trace) -> None:
 def _fitted(arguments: argparse.Namespace) -> "SmoothnessFit":
     from smoothdiag.fits import fit_smoothness
 
-    return fit_smoothness(_data(arguments), group=_one(arguments, "group") or "all", **_options(arguments))
+    return fit_smoothness(_data(arguments), group=console.once(arguments, "group") or "all", **_options(arguments))
 
 
 def _fitted_groups(arguments: argparse.Namespace) -> "GroupFits":
@@ -203,22 +162,13 @@ def _fitted_groups(arguments: argparse.Namespace) -> "GroupFits":
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = {name: getattr(arguments, name) for name in ("quantile", "num_boot", "seed")}
-    return {"estimator": _one(arguments, "estimator"), **options}
+    return {"estimator": console.once(arguments, "estimator"), **options}
 
 
 def _data(arguments: argparse.Namespace) -> Trace | list[Trace]:
     """Returns the trace, or a list of traces if several runs are given."""
     traces = [Trace.read(path) for path in arguments.traces]
     return traces if len(traces) > 1 else traces[0]
-
-
-def _one(arguments: argparse.Namespace, name: str) -> Any:
-    """Returns the value of a repeatable option that this command takes only once."""
-    values = getattr(arguments, name)
-    if values and len(values) > 1:
-        said = "TRACE" if name == "traces" else f"--{name}"
-        raise ValueError(f"Parameter `{said}` should be given only once here. Found {', '.join(map(str, values))}.")
-    return values[0] if values else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -250,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
         (
             "--estimator",
             "NAME",
-            "estimator to use (default: local, else path; of a scan hessian_norm); plot --sharpness takes several",
+            "estimator to use (default: local, else path; of a scan hessian_norm); plot --kind sharpness takes several",
         ),
         ("--group", "NAME", "parameter group to use (default: all); fit and plot take several with --by-group"),
     ):
@@ -264,17 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--by-group", action="store_true", help="fit every parameter group and print one table")
     fit.set_defaults(run=_fit)
 
-    plot = _add(commands, "plot", "draw smoothness against the gradient norm, and the fit", parents=[rows])
-    beside = "a figure of the fit goes beside it"
-    plot.add_argument("--out", type=Path, metavar="FILE", help=f"image (default: TRACE.smoothness.png); {beside}")
-    kinds = plot.add_mutually_exclusive_group()
-    for flag, kind, what in (
-        ("--over-steps", "trace", "loss, gradient norm and smoothness over the steps"),
-        ("--sharpness", "sharpness", "curvature over the steps, and the limit where the optimizer turns unstable"),
-    ):
-        kinds.add_argument(flag, dest="kind", action="store_const", const=kind, help=f"draw {what}")
-    kinds.add_argument("--by-group", action="store_true", help="draw every parameter group, and L0 and L1 of each")
-    plot.set_defaults(run=_plot, kind="smoothness")
+    plot.add_command(commands, rows, _fitted, _fitted_groups)
 
     clip = _add(commands, "clip", "derive a clipping threshold from a trace and say why", parents=[rows])
     clip.add_argument("--lr", type=float, help="learning rate of the run (default: the rule suggests one)")

@@ -1,10 +1,11 @@
 """Text for people: counts with their nouns, one line for an error, and nothing after the reader has left."""
 
+import argparse
 import os
 import select
 import sys
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 BROKEN_PIPE: Final = 141
 """Exit code after the reader of the output has left, as with `| head`: 128 + SIGPIPE, as shells report it."""
@@ -18,6 +19,18 @@ def counted(number: int, one: str, several: str = "") -> str:
 def one_line(text: object) -> str:
     """Returns a text in one line; characters that move the cursor or cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+
+
+def once(arguments: argparse.Namespace, name: str) -> Any:
+    """Returns the value of a repeatable option that a command takes only once; None if it was not given.
+
+    Raises:
+        ValueError: If it was given several times.
+    """
+    values = getattr(arguments, name)
+    if values and len(values) > 1:
+        raise ValueError(f"Parameter `--{name}` should be given only once here. Found {', '.join(map(str, values))}.")
+    return values[0] if values else None
 
 
 def flush() -> None:

@@ -161,7 +161,7 @@ WRONG = {
     "no such group among several": ["fit", "run.jsonl", "--by-group", "--group", "nobody"],
     "several groups for one fit": ["fit", "run.jsonl", "--group", "a", "--group", "b"],
     "several estimators for one fit": ["clip", "run.jsonl", "--estimator", "a", "--estimator", "b"],
-    "several traces over steps": ["plot", "run.jsonl", "run.jsonl", "--over-steps"],
+    "several groups over steps": ["plot", "run.jsonl", "--over-steps", "--group", "a", "--group", "b"],
     "too few resamples": ["fit", "run.jsonl", "--num-boot", "1"],
     "negative seed": ["clip", "run.jsonl", "--seed", "-1"],
     "quantile that is none": ["fit", "run.jsonl", "--quantile", "nan"],

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from smoothdiag import arguments
-from smoothdiag.plots.common import (
-    HOLLOW,
-    NORM,
-    Array,
-    as_table,
-    check_axes,
-    current_axes,
-    extent,
-    floats,
-    legend_below,
-    log_axis,
-    note,
-    positive,
-    select,
-)
+from smoothdiag.plots.common import Array, as_table, check_axes, floats, positive, select
+from smoothdiag.plots.density import DENSE, draw_hollow, draw_series
+from smoothdiag.plots.looks import NORM, current_axes, extent, head, legend_below, limits, log_axis, outside
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -57,7 +45,9 @@ def plot_clipping(
 
     Args:
         data: An AutoClip, or the trace of its probe.
-        history: The ``history`` of the AutoClip; needed if ``data`` is a trace.
+        history: The ``history`` of the AutoClip, which has every event. None takes the one of an AutoClip, or of a
+            trace the longest step at each measurement, if its rows have the columns longest_step, threshold and
+            peak_lr.
         ax: Axes to draw on; None takes the current axes.
 
     Returns:
@@ -66,7 +56,7 @@ def plot_clipping(
     Raises:
         ValueError: If there is no history, or the trace has no rows to draw.
 
-    Units: lengths [x].
+    Units: lengths [parameter].
 
     Examples:
         >>> import pandas as pd, matplotlib.pyplot as plt
@@ -86,13 +76,21 @@ def plot_clipping(
     if history is not None and not isinstance(history, pd.DataFrame):
         raise arguments.wrong("history", "the `history` of an AutoClip, a DataFrame", history)
     frame = as_table(data)
+    history = _recorded(frame) if history is None else history
     if history is None or history.empty:
-        raise ValueError("Parameter `history` should be the history of an AutoClip that has taken a step. Found none.")
+        raise ValueError(
+            "Parameter `history` should be the history of an AutoClip that has taken a step, as `clipper.history` is. "
+            f"Found {'none' if history is None else 'an empty table'}."
+        )
+    if missing := [name for name in ("step", "longest_step", "threshold", "lr") if name not in history]:
+        raise ValueError(
+            f"Parameter `history` should have the columns of an AutoClip's. Missing: {', '.join(missing)}."
+        )
     names = sorted({name for name in frame.get("estimator", ()) if str(name).endswith(CLIP_SUFFIX)})
     if len(names) != 1:
         raise ValueError(
-            f"Parameter `data` should have rows that one AutoClip asked for, named with `{CLIP_SUFFIX}` at the end. "
-            f"Found {names or 'none'}."
+            "Parameter `data` should have rows that one AutoClip asked for, of an estimator such as "
+            f"`local{CLIP_SUFFIX}`. Found rows of {names or sorted(map(str, set(frame.get('estimator', ()))))}."
         )
     rows = select(frame, names[0], "all").sort_values("step", kind="stable")
 
@@ -107,25 +105,38 @@ def plot_clipping(
     shown, usable = positive(length), rows["status"].isin(USABLE_STATUSES).to_numpy()
     name = "best step along the direction" if has_slope else rf"measured length {NORM}$/L$"
     good, bad = shown & usable, shown & ~usable
-    ax.plot(step[good], length[good], linestyle="none", marker="o", markersize=3.5, color=colors[0], label=name)
-    if bad.any():
-        ax.scatter(step[bad], length[bad], 14, label="not usable", **HOLLOW)
+    dots: dict[str, Any] = {"color": colors[0], "marker": "o", "markersize": 3.5}
+    draw_series(
+        ax, step[good], length[good], label=name, **dots | ({} if good.sum() > DENSE else {"linestyle": "none"})
+    )
+    draw_hollow(ax, step, length, bad, 14, "not usable")
 
     last = float(np.nanmax([*step, floats(history, "step").max()]))
     at, longest = _held(history, "longest_step", last)
     ax.step(at, longest, where="post", color="black", linewidth=1.6, label="longest step $S$")
-    reach = [length[shown], longest]
+    reach = [np.array(limits(length[shown])), longest] if shown.any() else [longest]
     sustained = _sustained(history, step, floats(rows, "lr"), norm)
     if (drawn := positive(sustained)).any():
         name = rf"unclipped step lr $\times$ gain $\times$ {NORM}"
-        ax.plot(step[drawn], sustained[drawn], color=colors[1], linewidth=1, linestyle="--", label=name)
-        reach.append(sustained[drawn])
+        draw_series(ax, step[drawn], sustained[drawn], label=name, color=colors[1], linewidth=1, linestyle="--")
+        reach.append(np.array(limits(sustained[drawn])))
     log_axis(ax, "y", *extent(reach))
-    ax.set(xlabel="step", ylabel="length of a step [x]")
-    note(ax, int((~shown).sum()))
+    ax.set(xlabel="step", ylabel="length of a step [parameter]")
+    beyond = outside(ax, step, length, shown)
+    head(ax, "Steps, and the longest that AutoClip allows", log=int((~shown).sum()), beyond=beyond)
     sns.despine(ax=ax)
     legend_below(ax, None)
     return ax
+
+
+def _recorded(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """Returns what AutoClip held at each of its measurements; None if the rows do not tell."""
+    columns = ["step", "longest_step", "threshold", "peak_lr"]
+    if not {"estimator", *columns} <= set(frame.columns):
+        return None
+    rows = frame[frame["estimator"].astype(str).str.endswith(CLIP_SUFFIX) & frame["longest_step"].notna()]
+    found: pd.DataFrame = rows[columns].rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
+    return found
 
 
 def _held(history: pd.DataFrame, column: str, last: float) -> tuple[Array, Array]:

@@ -1,31 +1,26 @@
-"""Helpers of all figures: choosing rows, logarithmic axes, the note above the axes, the legend below them."""
+"""Helpers of all figures: checks of arguments, the rows to draw, and the interval of a line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
-from smoothdiag.console import counted
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
-    from matplotlib.axes import Axes
 
-    from smoothdiag.fits.base import Interval, SmoothnessFit
+    from smoothdiag.fits.base import SmoothnessFit
     from smoothdiag.trace import Trace
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-
-HOLLOW: Final[dict[str, Any]] = {"facecolors": "none", "edgecolors": "0.5", "linewidths": 0.8}
-NORM: Final = r"$\|g\|$"
 
 
 def check_axes(name: str, axes: object, count: int | None = None) -> None:
@@ -125,7 +120,7 @@ def rows_of_group(data: Trace | pd.DataFrame, group: str) -> pd.DataFrame:
     if missing:
         raise ValueError(f"Parameter `data` should have the columns of a trace. Missing: {', '.join(missing)}.")
     if frame.empty:
-        raise ValueError("Parameter `data` should have rows. Found none.")
+        raise ValueError("Parameter `data` should have rows. Found none: the probe has not measured a step yet.")
     defaults: dict[str, Any] = {"step": range(len(frame))}
     defaults |= dict.fromkeys(("loss", "lr", "saturation", "stability_limit", "stability_limit_small_batch"), np.nan)
     frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame.columns})
@@ -159,6 +154,17 @@ def runs_together(data: Trace | pd.DataFrame | Sequence[Trace | pd.DataFrame]) -
     return cast("Trace | pd.DataFrame", data)
 
 
+def runs_by_name(data: Any) -> dict[str, Trace | pd.DataFrame]:
+    """Returns runs by name: those of a dict as they are, those of a list numbered, a single one as "run"."""
+    if isinstance(data, list | tuple):
+        data = {f"run {number}": run for number, run in enumerate(data, start=1)}
+    elif not isinstance(data, Mapping):
+        data = {"run": data}
+    if not data:
+        raise ValueError("Parameter `data` should hold at least one trace or table. Found none.")
+    return {str(name): as_table(run) for name, run in data.items()}
+
+
 def band(fit: SmoothnessFit, grid: Array) -> tuple[Array, Array] | None:
     """Returns the ends of the pointwise interval of the line; None if the fit has no resamples.
 
@@ -183,84 +189,3 @@ def in_fit(rows: pd.DataFrame) -> Mask:
 def positive(value: Array) -> Mask:
     """Returns which values a logarithmic axis can show."""
     return np.isfinite(value) & (value > 0)
-
-
-def extent(parts: Sequence[Array]) -> tuple[float, float]:
-    """Returns the smallest and the largest of the values that a logarithmic axis can show."""
-    values = np.concatenate([part[positive(part)] for part in parts])
-    return float(values.min()), float(values.max())
-
-
-def current_axes() -> Axes:
-    """Returns the current axes, or the axes of a new figure with room for a legend below them."""
-    from matplotlib import pyplot as plt
-
-    if not plt.get_fignums():
-        plt.figure(layout="constrained")
-    return plt.gca()
-
-
-def log_axis(ax: Axes, name: Literal["x", "y"], low: float, high: float) -> None:
-    """Makes an axis logarithmic over [low, high], with margins, few ticks and readable labels."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    # At least 2/3 of a decade, so that a cloud without range looks like one and the axis has two labels.
-    decades = float(np.log10(high / low))
-    margin = max(0.05 * decades, (2 / 3 - decades) / 2, 0.03)
-    ax.set(**{f"{name}scale": "log", f"{name}lim": (low / 10**margin, high * 10**margin)})
-    axis = ax.xaxis if name == "x" else ax.yaxis
-    powers = np.floor(np.log10(high) + margin) - np.ceil(np.log10(low) - margin) + 1
-    if decades < 1.5 or powers < 2:  # powers of ten alone would label one tick or none
-        subs = (1, 3) if decades > 1.5 else (1, 2, 5) if decades > 0.9 else (1, 1.5, 2, 3, 5, 7)
-        axis.set_major_locator(LogLocator(subs=subs))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def note(ax: Axes, num_left_out: int, why: str = "zero, < 0, inf, NaN") -> None:
-    """Says above the axes how many rows could not be drawn."""
-    if num_left_out:
-        text = f"{counted(num_left_out, 'row')} not shown ({why})"
-        ax.text(1, 1.01, text, transform=ax.transAxes, ha="right", va="bottom", fontsize="small", color="0.35")
-
-
-def draw_intervals(
-    ax: Axes, height: float, value: float, interval: Interval, limits: Interval, *, filled: bool = True, **look: Any
-) -> None:
-    """Draws an estimate and its interval on an axis that ends at `limits`, with a caret at an end that lies beyond."""
-    if not np.isfinite(value):
-        return
-    low, high = limits
-    ends = [float(np.clip(end, low, high)) for end in interval]
-    if not np.isnan(ends).any():
-        ax.plot(ends, [height, height], linewidth=1.4, solid_capstyle="butt", color=look["color"], zorder=2)
-        for end, edge, caret in ((interval[0], low, 4), (interval[1], high, 5)):  # 4, 5: carets with their tip there
-            if (end < edge) if edge == low else (end > edge):
-                ax.plot([edge], [height], linestyle="none", marker=caret, markersize=6, color=look["color"], zorder=2)
-    if low <= value <= high:
-        face = look["color"] if filled else "white"
-        ax.plot([value], [height], linestyle="none", markersize=5.5, markerfacecolor=face, zorder=3, **look)
-
-
-def legend_below(ax: Axes, title: str | None, *, ncols: int | None = None) -> None:
-    """Puts the legend below the label of the x axis, where it covers no point in a figure of any size."""
-    from matplotlib.transforms import ScaledTranslation
-
-    texts = (ax.xaxis.label, ax.xaxis.get_major_ticks(1)[0].label1)
-    depth = 15 + sum(1.1 * text.get_fontproperties().get_size_in_points() for text in texts)  # 15: ticks and pads
-    ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(0, 0),
-        bbox_transform=ax.transAxes + ScaledTranslation(0, -depth / 72, ax.figure.dpi_scale_trans),
-        ncols=ncols or (2 if ax.get_window_extent().width / ax.figure.dpi > 4 else 1),
-        title=title,
-        title_fontproperties={"weight": "bold", "size": "small"},
-        fontsize="small",
-        alignment="left",
-        frameon=False,
-        borderaxespad=0,
-        labelspacing=0.3,
-        columnspacing=1.2,
-        scatterpoints=3,
-        scatteryoffsets=[0.5],
-    )

@@ -8,23 +8,30 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag.plots.common import (
-    HOLLOW,
-    NORM,
     Array,
-    as_drawn,
     band,
     check_axes,
     check_fit,
-    draw_intervals,
-    extent,
     floats,
     in_fit,
-    legend_below,
-    log_axis,
-    note,
     positive,
     runs_together,
     select,
+)
+from smoothdiag.plots.density import DENSE, draw_density, draw_hollow
+from smoothdiag.plots.looks import (
+    GRAD_NORM,
+    L0_LABEL,
+    L1_LABEL,
+    SMOOTHNESS,
+    draw_intervals,
+    extent,
+    head,
+    legend_below,
+    limits,
+    log_axis,
+    outside,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +50,11 @@ _ROWS_BEYOND: Final = 2.0
 """Rows beyond the quantile that each bin should have: with fewer rows the quantile of a bin is its largest row."""
 
 _MAX_BINS: Final = 10
+
+_LINE_REACH: Final = 10.0
+"""Factor by which a line may stretch an axis beyond the rows and the fitted line."""
+
+_RESIDUALS: Final = "Residuals"
 
 
 def plot_fit(
@@ -74,7 +86,8 @@ def plot_fit(
     Raises:
         ValueError: If ``axes`` does not hold four axes, or ``data`` has no rows of the fit's estimator and group.
 
-    Units: gradient norm [f/x], smoothness and L0 [f/x^2], L1 [1/x]; residuals and skill have no unit.
+    Units: gradient norm [loss / parameter], smoothness and L0 [loss / parameter^2], L1 [1 / parameter]; residuals and
+    skill have no unit.
 
     Examples:
         >>> import pandas as pd
@@ -92,18 +105,20 @@ def plot_fit(
     import seaborn as sns
     from matplotlib import pyplot as plt
 
-    title = f"verdict: {fit.verdict.name}"
-    look = {"weight": "bold", "size": "medium"}
     if axes is None:
         width, height = plt.rcParams["figure.figsize"]
         columns = 2 if width > _NARROW else 1
         size = (width, 1.6 * height if columns == 2 else 3.8 * height)
         figure, grid = plt.subplots(4 // columns, columns, layout="constrained", figsize=size)
-        figure.suptitle(title, **look)
         panels = grid.ravel()
     else:
         panels = np.asarray(axes, dtype=object).ravel()
-        panels[0].set_title(title, loc="left", **look)
+        figure = panels[0].figure
+    owns = set(figure.axes) == set(panels) and not figure.get_suptitle()
+    if owns:
+        figure.suptitle(verdict(fit), weight="bold", size="medium")
+    else:  # other panels of the figure may belong to other fits
+        panels[0].set_title(f"{verdict(fit)}\n{_RESIDUALS}", size="medium")
     _draw_residuals(panels[0], fit, rows)
     _draw_lines(panels[1], fit, rows)
     _draw_frontier(panels[2], fit)
@@ -117,8 +132,9 @@ def _draw_residuals(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> 
     """Draws smoothness over the line, and the quantile of this ratio in ranges of the gradient norm."""
     import seaborn as sns
 
-    ax.set(xlabel=f"gradient norm {NORM} [f/x]", ylabel="smoothness / line")
+    ax.set(xlabel=_in_two_lines(GRAD_NORM), ylabel="smoothness / line")
     if rows is None:
+        head(ax, _RESIDUALS)
         _say(ax, "residuals need the rows:\nplot_fit(fit, data)")
         return
     colors = sns.color_palette("colorblind")
@@ -127,29 +143,24 @@ def _draw_residuals(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> 
     ratio = y / np.where(line > 0, line, np.nan)
     shown, usable = positive(x) & positive(ratio), in_fit(rows)
     if not shown.any():
+        head(ax, _RESIDUALS, log=len(rows))
         _say(ax, "no row can be shown\non logarithmic axes")
         return
     good, bad = shown & usable, shown & ~usable
-    size = 14 if len(rows) < 1000 else 6
-    ax.scatter(
-        x[good],
-        ratio[good],
-        size,
-        color=colors[0],
-        alpha=0.6,
-        linewidths=0,
-        label=f"{as_drawn(fit.estimator, in_legend=True)} rows",
-    )
-    if bad.any():
-        ax.scatter(x[bad], ratio[bad], size, label="not usable", **HOLLOW)
+    size, is_dense = 14 if len(rows) < 1000 else 6, good.sum() > DENSE
+    if not is_dense:
+        ax.scatter(x[good], ratio[good], size, color=colors[0], alpha=0.6, linewidths=0, label="rows")
+    draw_hollow(ax, x, ratio, bad, size, "not usable")
     centres, heights = _running_quantile(x[good], ratio[good], fit.quantile)
     if len(centres):
         label = f"their {fit.quantile:g} quantile"
         ax.plot(centres, heights, color=colors[3], marker="D", markersize=4, linewidth=1.2, label=label)
     ax.axhline(1, color="black", linewidth=1.2, label="where it should be", zorder=1.5)
-    log_axis(ax, "x", *extent([x[shown]]))
-    log_axis(ax, "y", *extent([ratio[shown], np.ones(1)]))
-    note(ax, int((~shown).sum()))
+    log_axis(ax, "x", *limits(x[shown]))
+    log_axis(ax, "y", *extent([np.array(limits(ratio[shown])), np.ones(1)]))
+    if is_dense:
+        draw_density(ax, x[good], ratio[good], cmap="Blues", vmin=0.3, zorder=1.1, label="rows, as density")
+    head(ax, _RESIDUALS, log=int((~shown).sum()), beyond=outside(ax, x, ratio, shown))
     legend_below(ax, None, ncols=1)
 
 
@@ -172,12 +183,13 @@ def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None
     shades = sns.color_palette("colorblind")
     ends = fit.grad_norm_quantiles[0], fit.grad_norm_quantiles[-1]
     grid = np.geomspace(ends[0], ends[1], 60)
-    reach, cloud = [], np.zeros(0)
+    x, y = np.zeros(0), np.zeros(0)
     if rows is not None:
         x, y = floats(rows, "grad_norm"), floats(rows, "smoothness")
         shown = positive(x) & positive(y) & in_fit(rows)
-        cloud = y[shown]
-        ax.scatter(x[shown], cloud, 6, color="0.75", linewidths=0, zorder=1)
+        x, y = x[shown], y[shown]
+        if len(x) <= DENSE:
+            ax.scatter(x, y, 6, color="0.75", linewidths=0, zorder=1)
     looks = {
         "mean": (shades[2], ":"),
         "0.5": (shades[9], (0, (1, 1))),
@@ -187,26 +199,29 @@ def _draw_lines(ax: Axes, fit: SmoothnessFit, rows: pd.DataFrame | None) -> None
         "hard": (shades[7], (0, (6, 2))),
     }
     fitted = f"{fit.quantile:g}"
+    line = fit.predict(grid)
+    reach = [part for part in (line, np.array(limits(y)) if len(y) else y) if len(part) and positive(part).all()]
+    far = _LINE_REACH * max((part.max() for part in reach), default=np.inf)
     for name, (L0, L1) in fit.lines.items():
         height = L0 + L1 * grid
         if name != fitted and positive(height).all():
             color, dashes = looks.get(name, (shades[5], "-"))
-            ax.plot(grid, height, color=color, linestyle=dashes, linewidth=1.3, label=name, zorder=2)
-            reach.append(height)
-    height = fit.predict(grid)
-    if positive(height).all():
-        ax.plot(grid, height, color="black", linewidth=1.8, label=f"{fitted}, fitted", zorder=3)
-        reach.append(height)
+            label = f"{name}, far above" if height.min() > far else name
+            ax.plot(grid, height, color=color, linestyle=dashes, linewidth=1.3, label=label, zorder=2)
+            reach.append(height[height <= far])
+    if positive(line).all():
+        ax.plot(grid, line, color="black", linewidth=1.8, label=f"{fitted}, fitted", zorder=3)
     if (between := band(fit, grid)) is not None:
         ax.fill_between(grid, *between, color="0.5", alpha=0.3, linewidth=0, zorder=1.2, label="its interval")
-    ax.set(xlabel=f"gradient norm {NORM} [f/x]", ylabel="smoothness $L$ [f/x$^2$]")
+    ax.set(xlabel=_in_two_lines(GRAD_NORM), ylabel=_in_two_lines(SMOOTHNESS))
     log_axis(ax, "x", *ends)
     if reach:
         # Lines with a zero intercept fall as far as the gradient norms do; four decades are enough.
         low, high = extent(reach)
         log_axis(ax, "y", max(low, high / 1e4), high)
-        bottom, top = ax.get_ylim()
-        note(ax, int(((cloud < bottom) | (cloud > top)).sum()), "beyond the axis")
+        if len(x) > DENSE:
+            draw_density(ax, x, y, cmap="Greys", alpha=0.45, zorder=1)
+    head(ax, "Lines at other quantiles", beyond=outside(ax, x, y, positive(y)) if reach else 0)
     legend_below(ax, None, ncols=2)
 
 
@@ -235,14 +250,20 @@ def _draw_frontier(ax: Axes, fit: SmoothnessFit) -> None:
     else:
         ax.plot([], [], linestyle="none", label=f"no {label}")
     look: dict[str, Any] = {"linestyle": "none", "zorder": 4, "clip_on": False}
-    ax.plot([hard[1]], [hard[0]], color=colors[3], marker="D", markersize=6, label="hard", **look)
+    inside = across[0] <= hard[1] <= across[1] and up[0] <= hard[0] <= up[1]
+    at = ([hard[1]], [hard[0]]) if inside else ([], [])
+    label = "hard" if inside else "hard, beyond the axes"
+    ax.plot(*at, color=colors[3], marker="D", markersize=6, label=label, **look)
     ax.plot([fit.L1], [fit.L0], color="black", marker="o", markersize=5, label="fitted", **look)
-    ax.set(xlim=across, ylim=up, xlabel="$L_1$ [1/x]", ylabel="$L_0$ [f/x$^2$]")
+    ax.set(xlim=across, ylim=up, xlabel=L1_LABEL, ylabel=L0_LABEL)
+    head(ax, "Pairs that cover every row")
     legend_below(ax, None, ncols=2)
 
 
 def _window(value: float, interval: Interval, hard: float) -> Interval:
     """Returns where an axis of constants begins and ends: around the fit, and at zero if zero is near."""
+    if value > 0 and hard > _LINE_REACH * value:  # it follows from a single row
+        hard = value
     largest = max(value, hard)
     if not largest > 0:
         largest = interval[1] if 0 < interval[1] < np.inf else 1.0
@@ -276,6 +297,12 @@ def _draw_rivals(ax: Axes, fit: SmoothnessFit) -> None:
         xlabel=f"skill on {'lines left out' if fit.num_scans else 'later steps'}\n(1: no loss, 0: as the constant)",
     )
     ax.set_yticks(range(len(names)), names)
+    head(ax, "Rival models")
+
+
+def _in_two_lines(label: str) -> str:
+    """Returns a label with its unit below, because these panels are small."""
+    return label.replace(" [", "\n[")
 
 
 def _say(ax: Axes, text: str) -> None:

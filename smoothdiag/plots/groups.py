@@ -11,23 +11,33 @@ import numpy.typing as npt
 
 from smoothdiag.console import counted
 from smoothdiag.plots.common import (
-    HOLLOW,
-    NORM,
     Array,
+    Mask,
     as_drawn,
     as_table,
     band,
     check_axes,
     check_fits,
-    draw_intervals,
-    extent,
     floats,
     in_fit,
-    legend_below,
-    log_axis,
     positive,
     runs_together,
     select,
+)
+from smoothdiag.plots.density import DENSE, draw_density, draw_hollow
+from smoothdiag.plots.looks import (
+    GRAD_NORM,
+    L0_LABEL,
+    L1_LABEL,
+    SMOOTHNESS,
+    draw_intervals,
+    extent,
+    head,
+    legend_below,
+    limits,
+    log_axis,
+    outside,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -67,8 +77,8 @@ def plot_groups(
 ) -> npt.NDArray[np.object_]:
     """Draws smoothness against the gradient norm for every parameter group, in small panels with shared axes.
 
-    Rows that fits may not use are hollow. Rows that a logarithmic axis cannot show are counted in the title of their
-    panel.
+    Rows that fits may not use are hollow. The title of a panel counts rows that a logarithmic axis cannot show, and
+    outliers that would squeeze all other rows. More than 5000 rows are drawn as density.
 
     Args:
         data: A trace, or its DataFrame; for several runs a list of these.
@@ -81,7 +91,7 @@ def plot_groups(
     Raises:
         ValueError: If ``data`` lacks a group of the fits, or has no row that a logarithmic axis can show.
 
-    Units: x axes [f/x], y axes [f/x^2].
+    Units: x axes [loss / parameter], y axes [loss / parameter^2].
 
     Examples:
         >>> import pandas as pd
@@ -113,22 +123,30 @@ def plot_groups(
         depth, columns, sharex=True, sharey=True, squeeze=False, layout="constrained", figsize=size
     )
     panels = grid.ravel()
-    lines = []
+    reach = []
     for panel, (group, rows) in zip(panels, parts.items(), strict=False):
         fit = fits.get(group) if fits is not None else None
-        lines.append(_draw_group(panel, rows, *clouds[group], shown[group], fit))
-        title = [as_drawn(group)] if fits is None else [as_drawn(group), "no fit" if fit is None else fit.verdict.name]
-        if left_out := int((~shown[group]).sum()):
-            title.append(f"{counted(left_out, 'row')} not shown")
-        panel.set_title("\n".join(title), loc="left", size="small")
+        reach.append(_draw_group(panel, rows, *clouds[group], shown[group], fit))
         sns.despine(ax=panel)
     for panel in panels[len(parts) :]:
         panel.remove()
         panels[np.flatnonzero(panels == panel)[0] - columns].xaxis.set_tick_params(labelbottom=True)
-    log_axis(panels[0], "x", *extent([x[shown[group]] for group, (x, _) in clouds.items()]))
-    log_axis(panels[0], "y", *extent([*(y[shown[group]] for group, (_, y) in clouds.items()), *lines]))
-    figure.supxlabel(f"gradient norm {NORM} [f/x]", size="medium")
-    figure.supylabel("smoothness $L$ [f/x$^2$]", size="medium")
+    for axis, ends in zip("xy", zip(*reach, strict=True), strict=True):
+        log_axis(panels[0], "x" if axis == "x" else "y", *extent(ends))
+    for panel, (group, rows) in zip(panels, parts.items(), strict=False):
+        (x, y), there, fit = clouds[group], shown[group], None if fits is None else fits.get(group)
+        if (good := there & in_fit(rows)).sum() > DENSE:
+            draw_density(panel, x[good], y[good], cmap="Blues", vmin=0.3, zorder=1.1, label="rows, as density")
+        title = [as_drawn(group)] if fits is None else [as_drawn(group), "no fit" if fit is None else fit.verdict.name]
+        if left_out := int((~there).sum()) + outside(panel, x, y, there):
+            title.append(f"{counted(left_out, 'row')} not shown")
+        panel.set_title("\n".join(title), loc="left", size="small")
+    handles = {
+        name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=4, fontsize="small", frameon=False)
+    figure.supxlabel(GRAD_NORM, size="medium")
+    figure.supylabel(SMOOTHNESS, size="medium")
     return np.asarray(panels[: len(parts)], dtype=object)
 
 
@@ -158,28 +176,33 @@ def _parts(
     return parts
 
 
-def _draw_group(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, shown: Any, fit: SmoothnessFit | None) -> Array:
-    """Draws the rows of a group and its line; returns the heights of the line."""
+def _draw_group(
+    ax: Axes, rows: pd.DataFrame, x: Array, y: Array, shown: Mask, fit: SmoothnessFit | None
+) -> tuple[Array, Array]:
+    """Draws the rows of a group and its line; returns how far both reach, across and up."""
     import seaborn as sns
 
     usable = in_fit(rows)
     good, bad = shown & usable, shown & ~usable
     size = 8 if len(rows) < 500 else 3
     color = sns.color_palette("colorblind")[0]
-    ax.scatter(x[good], y[good], size, color=color, alpha=0.6, linewidths=0, zorder=2, label="rows")
-    if bad.any():
-        ax.scatter(x[bad], y[bad], size, zorder=1.5, label="not usable", **HOLLOW)
     if not shown.any():
         ax.text(0.5, 0.5, "no rows to show", transform=ax.transAxes, ha="center", size="small", color="0.35")
-    if fit is None or not shown.any():
-        return np.zeros(0)
-    fitted = good if good.any() else shown
-    grid = np.geomspace(x[fitted].min(), x[fitted].max(), 60)
+        return np.zeros(0), np.zeros(0)
+    if good.sum() <= DENSE:
+        ax.scatter(x[good], y[good], size, color=color, alpha=0.6, linewidths=0, zorder=2, label="rows")
+    draw_hollow(ax, x, y, bad, size, "not usable", zorder=1.5)
+    across, up = np.array(limits(x[shown])), np.array(limits(y[shown]))
+    if fit is None:
+        return across, up
+    fitted = np.clip(x[good if good.any() else shown], *across)
+    grid = np.geomspace(fitted.min(), fitted.max(), 60)
     line = fit.predict(grid)
-    ax.plot(grid, line, color="black", linewidth=1.4, zorder=3, label="fit")
+    ax.plot(grid, line, color="black", linewidth=1.4, zorder=3, label="fitted line")
     if (ends := band(fit, grid)) is not None:
-        ax.fill_between(grid, *ends, color="0.5", alpha=0.3, linewidth=0, zorder=1.2, label="interval")
-    return line
+        name = f"its {fit.interval_level:.0%} interval"
+        ax.fill_between(grid, *ends, color="0.5", alpha=0.3, linewidth=0, zorder=1.2, label=name)
+    return across, np.concatenate([up, line])
 
 
 def plot_constants(
@@ -202,7 +225,7 @@ def plot_constants(
     Raises:
         ValueError: If there is no fit, or ``axes`` does not hold two axes.
 
-    Units: L0 [f/x^2], L1 [1/x].
+    Units: L0 [loss / parameter^2], L1 [1 / parameter].
 
     Examples:
         >>> import pandas as pd
@@ -230,18 +253,21 @@ def plot_constants(
         panels = np.asarray(axes, dtype=object).ravel()
     colors = sns.color_palette("colorblind")
     names = list(fits)
-    for panel, constant, label in zip(panels, ("L0", "L1"), ("$L_0$ [f/x$^2$]", "$L_1$ [1/x]"), strict=True):
+    side_by_side = panels[0].get_position().y0 == panels[1].get_position().y0
+    titles = "$L_0$, the floor", "$L_1$, the slope"
+    for panel, constant, label, title in zip(panels, ("L0", "L1"), (L0_LABEL, L1_LABEL), titles, strict=True):
         values = np.array([getattr(fit, constant) for fit in fits.values()], dtype=np.float64)
         intervals = [getattr(fit, f"{constant}_interval") for fit in fits.values()]
         limits = _limits(values, intervals)
         for place, fit in enumerate(fits.values()):
-            verdict = fit.verdict.name
-            color, marker = _LOOKS[verdict]
+            name = fit.verdict.name
+            color, marker = _LOOKS[name]
             # One entry in the legend stands for all fits with the same verdict.
-            first = verdict not in [other.verdict.name for other in list(fits.values())[:place]]
+            first = name not in [other.verdict.name for other in list(fits.values())[:place]]
             look: dict[str, Any] = {"marker": marker, "color": colors[color]}
-            look["label"] = verdict if first else f"_{verdict}"
-            value, filled = float(values[place]), verdict == "L0L1"
+            said = verdict(fit) if side_by_side else verdict(fit).replace(": ", ":\n")  # a narrow figure
+            look["label"] = said if first else f"_{name}"
+            value, filled = float(values[place]), name == "L0L1"
             draw_intervals(panel, place, value, intervals[place], limits, filled=filled, **look)
         if limits[0] > 0:
             log_axis(panel, "x", *limits)
@@ -252,7 +278,8 @@ def plot_constants(
         panel.grid(axis="y", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
         sns.despine(ax=panel)
-    legend_below(panels[1], None, ncols=1)
+        head(panel, title)
+    legend_below(panels[0 if side_by_side else 1], None, ncols=1)
     return np.asarray(panels, dtype=object)
 
 

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from smoothdiag.names import readable
 from smoothdiag.plots.common import (
-    HOLLOW,
-    NORM,
+    Array,
+    Mask,
     as_drawn,
     check_axes,
-    extent,
     floats,
-    legend_below,
-    log_axis,
-    note,
     positive,
+    runs_by_name,
     select,
 )
+from smoothdiag.plots.density import draw_hollow, draw_series
+from smoothdiag.plots.looks import NORM, NULL, NULL_REACH, SERIES, extent, head, legend_below, limits, log_axis
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
     from matplotlib.axes import Axes
 
     from smoothdiag.trace import Trace
 
+_COLUMNS = {
+    "loss": "loss",
+    "grad_norm": f"gradient norm {NORM}\n[loss / parameter]",
+    "smoothness": "smoothness $L$\n[loss / parameter$^2$]",
+}
+_LOG_LOSS = 300.0
+"""Largest loss over the smallest above which a linear axis would show only the largest ones."""
+
 
 def plot_trace(
-    data: Trace | pd.DataFrame,
+    data: Trace | pd.DataFrame | Mapping[str, Trace | pd.DataFrame] | Sequence[Trace | pd.DataFrame],
     *,
     estimator: str | None = None,
     group: str = "all",
@@ -40,11 +47,13 @@ def plot_trace(
 ) -> npt.NDArray[np.object_]:
     """Draws loss, gradient norm and smoothness over the steps, in three panels with one step axis.
 
-    The last panel also shows 2/lr, at which the smoothness of plain gradient descent settles. Rows that fits may not
-    use are hollow. Values that an axis cannot show are counted in a note above their panel.
+    Each run has dashes of its own. A single run also has 2/lr in the last panel, at which the smoothness of plain
+    gradient descent settles. Rows that fits may not use are hollow. A note above each panel counts the values that its
+    axis cannot show, and outliers that would squeeze all others. More than 5000 rows are drawn as the median and the
+    range of stretches of rows.
 
     Args:
-        data: A trace, or its DataFrame.
+        data: A trace, or its DataFrame; for several runs a list of these, or a dict of them by name.
         estimator: Name of the estimator whose rows to draw; None takes "local", else "path", else "hessian_norm", else
             the only one there is.
         group: Parameter group whose rows to draw.
@@ -56,7 +65,7 @@ def plot_trace(
     Raises:
         ValueError: If ``data`` has no such rows, or ``ax`` does not hold three axes.
 
-    Units: loss [f], gradient norm [f/x], smoothness and 2/lr [f/x^2].
+    Units: loss [loss], gradient norm [loss / parameter], smoothness and 2/lr [loss / parameter^2].
 
     Examples:
         >>> import pandas as pd
@@ -65,7 +74,10 @@ def plot_trace(
         >>> print([panel.get_ylabel().split()[0] for panel in panels])
         ['loss', 'gradient', 'smoothness']
     """
-    rows = select(data, estimator, group).sort_values("step", kind="stable")
+    runs = {
+        name: select(run, estimator, group).sort_values("step", kind="stable")
+        for name, run in runs_by_name(data).items()
+    }
     if ax is not None:
         check_axes("ax", ax, 3)
 
@@ -78,29 +90,78 @@ def plot_trace(
         figure.align_ylabels(panels)
     else:
         panels = np.asarray(ax, dtype=object).ravel()
-    colors = sns.color_palette("colorblind")
-    step, usable = floats(rows, "step"), rows["status"].isin(USABLE_STATUSES).to_numpy()
-    labels = ("loss [f]", f"gradient norm\n{NORM} [f/x]", "smoothness\n$L$ [f/x$^2$]")
-    for panel, column, label in zip(panels, ("loss", "grad_norm", "smoothness"), labels, strict=True):
-        value, log = floats(rows, column), column != "loss"
-        shown = positive(value) if log else np.isfinite(value)
-        good, bad = shown & usable, shown & ~usable
-        name = as_drawn(rows["estimator"].iloc[0], in_legend=True) if column == "smoothness" else None
-        marker = "." if len(rows) < 200 else ""
-        panel.plot(step[good], value[good], color=colors[0], linewidth=1, marker=marker, markersize=4, label=name)
-        if bad.any():
-            panel.scatter(step[bad], value[bad], 14, label="not usable", **HOLLOW)
-        panel.set_ylabel(label)
-        note(panel, int((~shown).sum()), "zero, < 0, inf, NaN" if log else "inf, NaN")
-        reach = [value[shown]]
-        if column == "smoothness" and (stable := positive(lr := floats(rows, "lr"))).any():
-            # Rows without a positive rate have no line, rather than a line at infinity.
-            line = np.where(stable, 2 / np.where(stable, lr, 1), np.nan)
-            panel.step(step, line, where="post", color=colors[4], linestyle="-.", linewidth=1.2, label="2/lr (null)")
-            reach.append(line[stable])
-        if log and shown.any():
-            log_axis(panel, "y", *extent(reach))
+    for panel, column in zip(panels, _COLUMNS, strict=True):
+        _draw_panel(panel, runs, column)
+        impossible, beyond = _left_out(panel, runs, column)
+        title = "Loss, gradient norm, smoothness" if panel is panels[0] else ""
+        is_log = column != "loss"
+        head(panel, title, group, log=impossible * is_log, linear=impossible * (not is_log), beyond=beyond)
         sns.despine(ax=panel)
     panels[-1].set_xlabel("step")
     legend_below(panels[-1], None)
     return np.asarray(panels, dtype=object)
+
+
+def _draw_panel(ax: Axes, runs: Mapping[str, pd.DataFrame], column: str) -> None:
+    """Draws a column of every run, with limits and a label for its axis."""
+    import seaborn as sns
+
+    colors, is_log, hollow = sns.color_palette("colorblind"), column != "loss", "not usable"
+    reach = []
+    for place, (name, rows) in enumerate(runs.items()):
+        step, value, shown = _values(rows, column)
+        usable = rows["status"].isin(USABLE_STATUSES).to_numpy()
+        dashes, marker = SERIES[place % len(SERIES)]
+        dots: dict[str, Any] = {"marker": "." if len(rows) < 200 else ""}
+        if len(runs) > 1:
+            dots = {"marker": marker, "markevery": max(1, len(rows) // 12)}
+        look: dict[str, Any] = {"color": colors[place % len(colors)], "linestyle": dashes, "linewidth": 1, **dots}
+        label = as_drawn(name if len(runs) > 1 else readable(rows["estimator"].iloc[0]), in_legend=True)
+        good = shown & usable
+        draw_series(ax, step[good], value[good], label=label, markersize=4, **look)
+        draw_hollow(ax, step, value, shown & ~usable, 14, hollow)
+        hollow = "_" + hollow.lstrip("_") if (shown & ~usable).any() else hollow  # one entry stands for all runs
+        reach += [np.array(limits(value[shown], is_log=is_log))] if shown.any() else []
+    ax.set_ylabel(_COLUMNS[column])
+    if not reach:
+        return
+    low, high = np.concatenate(reach).min(), np.concatenate(reach).max()
+    if is_log or (low > 0 and high > _LOG_LOSS * low):
+        if column == "smoothness" and len(runs) == 1:
+            low, high = extent([np.array([low, high]), _draw_rate(ax, *runs.values(), near=(low, high))])
+        log_axis(ax, "y", low, high)
+    else:
+        margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+        ax.set_ylim(low - margin, high + margin)
+
+
+def _draw_rate(ax: Axes, rows: pd.DataFrame, *, near: tuple[float, float]) -> Array:
+    """Draws 2/lr, and returns its heights near the rows: at rates near zero it would squeeze them."""
+    import seaborn as sns
+
+    if not (stable := positive(lr := floats(rows, "lr"))).any():
+        return np.zeros(0)
+    # Rows without a positive rate have no line, rather than a line at infinity.
+    line = np.where(stable, 2 / np.where(stable, lr, 1), np.nan)
+    look: dict[str, Any] = {"color": sns.color_palette("colorblind")[4], "linestyle": "-.", "linewidth": 1.2}
+    low, high = near[0] / NULL_REACH, near[1] * NULL_REACH
+    far = ", far above" if line[stable].min() > high else ", far below" if line[stable].max() < low else ""
+    ax.step(floats(rows, "step"), line, where="post", label=f"2/lr ({NULL}{far})", **look)
+    return line[(line >= low) & (line <= high)]
+
+
+def _left_out(ax: Axes, runs: Mapping[str, pd.DataFrame], column: str) -> tuple[int, int]:
+    """Returns how many values no limits could show, and how many lie outside the limits."""
+    impossible = beyond = 0
+    bottom, top = ax.get_ylim()
+    for rows in runs.values():
+        _, value, shown = _values(rows, column)
+        impossible += int((~shown).sum())
+        beyond += int((shown & ((value < bottom) | (value > top))).sum())
+    return impossible, beyond
+
+
+def _values(rows: pd.DataFrame, column: str) -> tuple[Array, Array, Mask]:
+    """Returns steps, values, and which of them an axis can show."""
+    step, value = floats(rows, "step"), floats(rows, column)
+    return step, value, positive(value) if column != "loss" else np.isfinite(value)

@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from smoothdiag.console import counted
-from smoothdiag.plots.common import (
-    HOLLOW,
-    Array,
-    check_axes,
-    current_axes,
-    extent,
-    floats,
-    legend_below,
-    log_axis,
-    note,
-    positive,
-    rows_of_group,
-)
+from smoothdiag.names import readable
+from smoothdiag.plots.common import Array, check_axes, floats, positive, rows_of_group
+from smoothdiag.plots.density import draw_hollow, draw_series
+from smoothdiag.plots.looks import current_axes, extent, head, legend_below, limits, log_axis, outside
 from smoothdiag.rows import USABLE_STATUSES
 
 if TYPE_CHECKING:
@@ -38,8 +29,14 @@ _RECORDED_BY: Final = {
     "critical_step": "CriticalStep()",
 }
 _PRECONDITIONED: Final = "_preconditioned"
-_LOOKS: Final = dict(zip(_RECORDED_BY, [(0, "o"), (9, "s"), (2, "^"), (3, "v"), (1, "D")], strict=True))
-"""Colour of the palette and marker."""
+_LOOKS: Final[dict[str, tuple[int, str, Any]]] = {
+    "sharpness": (0, "o", "-"),
+    "hessian_norm": (9, "s", (0, (6, 2))),
+    "batch_sharpness": (2, "^", "-"),
+    "curvature_update": (3, "v", ":"),
+    "critical_step": (1, "D", (0, (5, 1, 1, 1, 1, 1))),
+}
+"""Colour of the palette, marker and dashes."""
 
 _SAME: Final = 0.01
 """Relative difference of two lines below which they are drawn as one: the width of a line on an axis of three
@@ -66,8 +63,9 @@ def plot_sharpness(
     compare the batch sharpness of small batches with it. If the limit differs from 2/lr, a faint line shows 2/lr as
     well: the critical step depends on the update alone, so its limit is 2/lr with any momentum.
 
-    Rows that fits may not use are hollow. Rows that a logarithmic axis cannot show, such as negative curvature, are
-    counted in a note above the axes.
+    Rows that fits may not use are hollow. A note above the axes counts rows that a logarithmic axis cannot show, such
+    as negative curvature, and outliers that would squeeze all other rows. More than 5000 rows of an estimator are drawn
+    as the median and the range of stretches of rows.
 
     Args:
         data: A trace, or its DataFrame.
@@ -84,7 +82,8 @@ def plot_sharpness(
         ValueError: If ``data`` has no such rows, or none that a logarithmic axis can show, or if ``estimators`` mixes
             the plain Hessian with the preconditioned one.
 
-    Units: y axis [f/x^2]; [1/x] for preconditioned curvature, where P has the unit of a gradient.
+    Units: y axis [loss / parameter^2]; [1 / parameter] for preconditioned curvature, where P has the unit of a
+    gradient.
 
     Examples:
         >>> import pandas as pd, matplotlib.pyplot as plt
@@ -113,27 +112,29 @@ def plot_sharpness(
     for name in names:
         of_name = (rows["estimator"] == name).to_numpy()
         good, bad = of_name & shown & usable, of_name & shown & ~usable
-        color, marker = _LOOKS[name.removesuffix(_PRECONDITIONED)]
+        color, marker, dashes = _LOOKS[name.removesuffix(_PRECONDITIONED)]
         every = max(1, int(good.sum()) // 20)  # Enough markers to tell lines apart, but few enough to see the lines.
         look: dict[str, Any] = {
             "color": colors[color],
             "marker": marker,
             "markersize": 4,
             "markevery": every,
+            "linestyle": dashes,
             "linewidth": 1,
         }
-        ax.plot(step[good], value[good], label=name, alpha=0.85, **look)
+        draw_series(ax, step[good], value[good], label=readable(name), alpha=0.85, **look)
+        draw_hollow(ax, step, value, bad, 14, hollow_label, marker=marker)
         if bad.any():
-            ax.scatter(step[bad], value[bad], 14, marker=marker, label=hollow_label, **HOLLOW)
             hollow_label = "_" + hollow_label  # One entry in the legend stands for all.
-    reach = [value[shown]]
+    reach = [np.array(limits(value[shown]))]
     reach += _draw_limits(ax, rows, extent(reach), of_critical="critical_step" in names)
 
-    label = "preconditioned\ncurvature [1/x]" if rows["preconditioned"].iloc[0] else "curvature [f/x$^2$]"
+    unlike = rows["preconditioned"].iloc[0]
+    label = "preconditioned\ncurvature [1 / parameter]" if unlike else "curvature [loss / parameter$^2$]"
     ax.set(xlabel="step", ylabel=label)
     log_axis(ax, "y", *extent(reach))
     sns.despine(ax=ax)
-    note(ax, int((~shown).sum()))
+    head(ax, "Curvature over the steps", group, log=int((~shown).sum()), beyond=outside(ax, step, value, shown))
     legend_below(ax, None)
     return ax
 
@@ -192,7 +193,7 @@ def _draw_limits(ax: Axes, rows: pd.DataFrame, near: tuple[float, float], *, of_
         lines.append((small, "small-batch limit" + _factor(small, lr), black | {"linestyle": "--"}))
     seen = [line for line, *_ in lines]
     if not any(_is_same(line, 2 / lr) for line in (seen[:1] if of_critical else seen)):
-        name = "2/lr, limit of critical_step" if of_critical else "2/lr"
+        name = "2/lr, limit of the critical step" if of_critical else "2/lr"
         look: dict[str, Any] = {"color": pink, "linewidth": 1.2, "alpha": 0.6, "zorder": 1.6, "linestyle": "-."}
         lines.append((2 / lr, name, look))
     worth = []

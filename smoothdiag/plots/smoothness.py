@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from smoothdiag.console import counted
+from smoothdiag.names import readable
 from smoothdiag.plots.common import (
-    HOLLOW,
-    NORM,
     Array,
     Mask,
     as_drawn,
     band,
     check_axes,
     check_fit,
-    current_axes,
-    extent,
     floats,
     in_fit,
-    legend_below,
-    log_axis,
-    note,
     positive,
     runs_together,
     select,
+)
+from smoothdiag.plots.density import DENSE, draw_density, draw_hollow, thinned
+from smoothdiag.plots.looks import (
+    GRAD_NORM,
+    NORM,
+    NULL,
+    NULL_REACH,
+    SMOOTHNESS,
+    current_axes,
+    extent,
+    head,
+    is_log_spaced,
+    legend_below,
+    limits,
+    log_axis,
+    outside,
+    verdict,
 )
 
 if TYPE_CHECKING:
@@ -36,10 +47,6 @@ if TYPE_CHECKING:
 
     from smoothdiag.fits.base import SmoothnessFit
     from smoothdiag.trace import Trace
-
-_NULL_REACH: Final = 10.0
-"""Factor by which a null line may stretch an axis beyond the points. If a ceiling lies three decades above them, a
-label says so just as well, and the points are not squeezed into a stripe."""
 
 
 def plot_smoothness(
@@ -52,12 +59,13 @@ def plot_smoothness(
 ) -> Axes:
     """Draws smoothness against the gradient norm, one point per row, coloured by step.
 
-    The points of a scan are coloured by their distance from its start.
+    The points of a scan are coloured by their distance from its start. The scale of the colours is logarithmic if the
+    steps are log-spaced. More than 5000 rows are drawn as density: the number of rows in each hexagon.
 
     The figure also shows two lines that measurements can follow without any curvature behind them: 2/lr, and the
     largest smoothness that the displacement itself allows, (||g_0|| + ||g_1||) / ||d||. Points that crowd along one of
-    these lines tell about the step and not about the loss. Rows that fits may not use are hollow. Rows that a
-    logarithmic axis cannot show are counted in a note above the axes.
+    these lines tell about the step and not about the loss. Rows that fits may not use are hollow. A note above the
+    axes counts the rows that a logarithmic axis cannot show, and outliers that would squeeze all other rows.
 
     Args:
         data: A trace, or its DataFrame; for several runs a list of these.
@@ -73,7 +81,7 @@ def plot_smoothness(
     Raises:
         ValueError: If ``data`` has no such rows, or none that a logarithmic axis can show.
 
-    Units: x axis [f/x], y axis [f/x^2].
+    Units: x axis [loss / parameter], y axis [loss / parameter^2].
 
     Examples:
         >>> import pandas as pd
@@ -81,7 +89,7 @@ def plot_smoothness(
         >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
         >>> ax = sd.plot_smoothness(table, fit=sd.fit_smoothness(table, num_boot=50))
         >>> print(ax.get_legend().get_title().get_text())
-        verdict: L0L1
+        L0L1: L0 and L1 can be used
     """
     if fit is not None:
         check_fit(fit)
@@ -102,46 +110,58 @@ def plot_smoothness(
     import seaborn as sns
 
     ax = current_axes() if ax is None else ax
-    _draw_points(ax, rows, x, y, shown & usable, shown & ~usable)
-    reach = [y[shown]]
+    good, bad, size = shown & usable, shown & ~usable, 22 if len(rows) < 100 else 14 if len(rows) < 1000 else 6
+    across, reach = limits(x[shown]), [np.array(limits(y[shown]))]
+    name = as_drawn(readable(rows["estimator"].iloc[0]), in_legend=True)
+    label, is_dense = f"{name}, {counted(int(good.sum()), 'row')}", good.sum() > DENSE
+    if not is_dense:
+        _draw_points(ax, rows, x, y, good, size, label)
+    draw_hollow(ax, x, y, bad, size, zorder=2)
     if fit is not None:
         # The line covers only the range of the rows that it was fitted to, because it says nothing about other norms.
-        fitted = shown & usable if (shown & usable).any() else shown
-        reach.append(_draw_fit(ax, fit, np.geomspace(x[fitted].min(), x[fitted].max(), 200)))
+        fitted = np.clip(x[good if good.any() else shown], *across)
+        reach.append(_draw_fit(ax, fit, np.geomspace(fitted.min(), fitted.max(), 200)))
     saturation = floats(rows, "saturation")
     ceiling = y / np.where(saturation > 0, saturation, np.nan)
     reach += _draw_nulls(ax, x[shown], ceiling[shown], floats(rows, "lr"), extent(reach))
 
-    ax.set(xlabel=f"gradient norm {NORM} [f/x]", ylabel="smoothness $L$ [f/x$^2$]")
-    log_axis(ax, "x", *extent([x[shown]]))
+    ax.set(xlabel=GRAD_NORM, ylabel=SMOOTHNESS)
+    log_axis(ax, "x", *across)
     log_axis(ax, "y", *extent(reach))
+    if is_dense:
+        cloud = draw_density(ax, x[good], y[good], cmap="viridis", zorder=1.1, label=label)
+        _draw_bar(ax, cloud, "rows in a hexagon")
     sns.despine(ax=ax)
-    note(ax, int((~shown).sum()))
-    legend_below(ax, None if fit is None else f"verdict: {fit.verdict.name}")
+    head(ax, "Smoothness against gradient norm", group, log=int((~shown).sum()), beyond=outside(ax, x, y, shown))
+    legend_below(ax, None if fit is None else verdict(fit))
     return ax
 
 
-def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, bad: Mask) -> None:
-    """Draws the usable rows in the colour of their step or distance, with a colour bar, and the others hollow."""
+def _draw_points(ax: Axes, rows: pd.DataFrame, x: Array, y: Array, good: Mask, size: float, label: str) -> None:
+    """Draws the usable rows in the colour of their step or distance, with a colour bar."""
+    from matplotlib.colors import LogNorm
     from matplotlib.ticker import MaxNLocator
 
     is_scan = "scan" in rows.columns and "distance" in rows.columns and rows["scan"].notna().all()
-    shade, name = floats(rows, "distance" if is_scan else "step"), rows["estimator"].iloc[0]
-    size = 22 if len(rows) < 100 else 14 if len(rows) < 1000 else 6
-    many = len(rows) > 5000  # A vector file with one path per point opens slowly.
+    shade = floats(rows, "distance" if is_scan else "step")
     # The order is shuffled, because in order of time the late rows would hide the early ones.
     order = np.random.default_rng(0).permutation(np.flatnonzero(good))
-    points = ax.scatter(x[order], y[order], size, shade[order], cmap="viridis", alpha=0.85, linewidths=0, zorder=3)
-    points.set(label=f"{as_drawn(name, in_legend=True)}, {counted(len(order), 'row')}", rasterized=many)
-    if bad.any():
-        label = f"not usable, {counted(int(bad.sum()), 'row')}"
-        ax.scatter(x[bad], y[bad], size, zorder=2, rasterized=many, label=label, **HOLLOW)
+    is_log = is_log_spaced(shade[good]) and not is_scan
+    if is_log:  # a logarithmic scale has no colour for step 0
+        shade = np.maximum(shade, shade[good & (shade > 0)].min())
+    norm = LogNorm() if is_log else None
+    points = ax.scatter(x[order], y[order], size, shade[order], cmap="viridis", norm=norm, alpha=0.85, linewidths=0)
+    points.set(label=label, zorder=3)
     if len(np.unique(shade[good])) > 1:
-        # An inset takes no room from the axes, so a grid of axes stays a grid with any layout engine.
-        label = "distance from the start [x]" if is_scan else "step"
-        inset = ax.inset_axes((1.02, 0.0, 0.03, 1.0))
-        bar = ax.figure.colorbar(points, cax=inset, label=label, ticks=MaxNLocator(4, integer=not is_scan))
-        bar.outline.set_visible(False)
+        ticks = None if is_log else MaxNLocator(4, integer=not is_scan)
+        _draw_bar(ax, points, "distance from the start [parameter]" if is_scan else "step", ticks)
+
+
+def _draw_bar(ax: Axes, points: Any, label: str, ticks: Any = None) -> None:
+    """Draws a colour bar beside the axes: an inset takes no room from them, so a grid of axes stays a grid."""
+    inset = ax.inset_axes((1.02, 0.0, 0.03, 1.0))
+    bar = ax.figure.colorbar(points, cax=inset, label=label, ticks=ticks)
+    bar.outline.set_visible(False)
 
 
 def _draw_fit(ax: Axes, fit: SmoothnessFit, grid: Array) -> Array:
@@ -160,22 +180,24 @@ def _draw_nulls(ax: Axes, x: Array, ceiling: Array, lr: Array, near: tuple[float
     import seaborn as sns
 
     colors = sns.color_palette("colorblind")
-    low, high = near[0] / _NULL_REACH, near[1] * _NULL_REACH
+    low, high = near[0] / NULL_REACH, near[1] * NULL_REACH
     worth = []
     if (known := positive(ceiling)).any():
-        far = ", far above" if ceiling[known].min() > high else ""
-        label = rf"ceiling $(\|g_0\| + \|g_1\|)\,/\,\|d\|$ (null{far})"
-        dashes = ax.scatter(x[known], ceiling[known], 18, color=colors[3], marker="_", alpha=0.6, zorder=1.5)
-        dashes.set(label=label, linewidths=0.8 if known.sum() < 500 else 0.5)
-        worth.append(ceiling[known])
+        at, ceiling = thinned(x[known], ceiling[known])
+        far = ", far above" if ceiling.min() > high else ""
+        label = f"ceiling ({NULL}{far})"
+        dashes = ax.scatter(at, ceiling, 18, color=colors[3], marker="_", alpha=0.6, zorder=1.5)
+        dashes.set(label=label, linewidths=0.8 if len(at) < 500 else 0.5)
+        worth.append(ceiling)
     if (stable := positive(lr)).any():
         bottom, top = 2 / lr[stable].max(), 2 / lr[stable].min()
         far = ", far above" if bottom > high else ", far below" if top < low else ""
         if top > bottom:
-            label = f"2/lr = {bottom:.3g} to {top:.3g} (null{far})"
-            ax.axhspan(bottom, top, color=colors[4], alpha=0.2, linewidth=0, zorder=1, label=label)
+            label = f"2/lr = {bottom:.3g} to {top:.3g} ({NULL}{far})"
+            look: dict[str, Any] = {"facecolor": (*colors[4], 0.2), "edgecolor": (*colors[4], 0.5), "hatch": "//"}
+            ax.axhspan(bottom, top, linewidth=0, zorder=1, label=label, **look)
         else:
-            label = f"2/lr = {top:.3g} (null{far})"
+            label = f"2/lr = {top:.3g} ({NULL}{far})"
             ax.axhline(top, color=colors[4], linestyle="-.", linewidth=1.2, zorder=1.6, label=label)
         worth.append(np.array([bottom, top]))
     return [values[(low <= values) & (values <= high)] for values in worth]

@@ -21,7 +21,7 @@ LAYERS = (
     ("plots", "clipping", "adapters", "packing"),
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
-    ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum"),
+    ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum", "names"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -229,8 +229,12 @@ WINGS = {
     "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
     "plots": (
         "plots.common",
+        "plots.looks",
+        "plots.density",
+        "plots.saving",
         "plots.*",
         "plots",
+        "plots.command",
     ),
 }
 

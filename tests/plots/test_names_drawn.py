@@ -48,7 +48,6 @@ PLOTS = {
     "plot_smoothness": lambda trace, name: sd.plot_smoothness(trace, estimator=name, group=name),
     "plot_smoothness of a fit": lambda t, name: sd.plot_smoothness(t, fit=fit_of(t, name), group=name),
     "plot_trace": lambda trace, name: sd.plot_trace(trace, estimator=name, group=name),
-    "plot_fit": lambda trace, name: sd.plot_fit(fit_of(trace, name), trace),
     "plot_groups": lambda trace, name: sd.plot_groups(trace),
     "plot_groups of fits": lambda t, name: sd.plot_groups(t, fits=sd.fit_groups(t, estimator=name, num_boot=20)),
     "plot_constants": lambda t, name: sd.plot_constants(sd.fit_groups(t, estimator=name, num_boot=20)),

@@ -55,7 +55,7 @@ def test_updates_have_lengths_of_their_own_and_no_norm() -> None:
 
 def test_labels_have_units_and_stay_inside_a_narrow_figure(run) -> None:
     ax = plot_clipping(run.clipper, ax=axes(3.4))
-    assert ax.get_ylabel() == "length of a step [x]"
+    assert ax.get_ylabel() == "length of a step [parameter]"
     assert ax.get_xlabel() == "step"
     assert ax.get_yscale() == "log"
     figure = ax.figure

@@ -44,20 +44,27 @@ def fit() -> sd.SmoothnessFit:
 def test_four_panels_have_units_and_the_verdict_heads_them(fit: sd.SmoothnessFit) -> None:
     panels = plot_fit(fit, rows())
     assert panels.shape == (4,)
-    assert [ax.get_xlabel().split("[")[-1] for ax in panels[:3]] == ["f/x]", "f/x]", "1/x]"]
+    assert [ax.get_xlabel().split("[")[-1] for ax in panels[:3]] == [
+        "loss / parameter]",
+        "loss / parameter]",
+        "1 / parameter]",
+    ]
     assert [ax.get_ylabel() for ax in panels[:3]] == [
         "smoothness / line",
-        "smoothness $L$ [f/x$^2$]",
-        "$L_0$ [f/x$^2$]",
+        "smoothness $L$\n[loss / parameter$^2$]",
+        "$L_0$ [loss / parameter$^2$]",
     ]
     assert panels[3].get_xlabel().startswith("skill on later steps")
-    assert panels[0].figure.get_suptitle() == "verdict: L0L1"
+    assert panels[0].figure.get_suptitle() == "L0L1: L0 and L1 can be used"
+    assert [ax.get_title() for ax in panels] == [
+        *("Residuals", "Lines at other quantiles", "Pairs that cover every row", "Rival models")
+    ]
 
 
 def test_residuals_are_the_rows_over_the_line_and_their_quantile_stays_at_one(fit: sd.SmoothnessFit) -> None:
     frame = rows()
     ax = plot_fit(fit, frame)[0]
-    drawn = np.asarray(labelled(ax, "local rows").get_offsets())
+    drawn = np.asarray(labelled(ax, "rows").get_offsets())
     assert_allclose(drawn, np.stack([frame["grad_norm"], frame["smoothness"] / fit.predict(frame["grad_norm"])], 1))
     centres, heights = labelled(ax, "their 0.95 quantile").get_data()
     assert len(centres) == 6, "two rows beyond the quantile in each bin of forty"
@@ -85,7 +92,7 @@ def test_quantile_of_a_bin_is_that_of_its_rows(fit: sd.SmoothnessFit) -> None:
 
 
 def test_few_rows_have_no_quantile_of_their_own(fit: sd.SmoothnessFit) -> None:
-    assert labels(plot_fit(fit, rows(79))[0]) == ["local rows", "where it should be"]
+    assert labels(plot_fit(fit, rows(79))[0]) == ["rows", "where it should be"]
 
 
 def test_unusable_rows_are_hollow_and_rows_off_the_axes_counted(fit: sd.SmoothnessFit) -> None:
@@ -97,7 +104,7 @@ def test_unusable_rows_are_hollow_and_rows_off_the_axes_counted(fit: sd.Smoothne
     assert len(hollow.get_facecolors()) == 0
     assert ax.texts[0].get_text().startswith("3 rows not shown")
     empty = plot_fit(fit, frame.assign(smoothness=0.0))[0]
-    assert "no row can be shown" in empty.texts[0].get_text()
+    assert "no row can be shown" in empty.texts[1].get_text()
 
 
 def test_without_rows_the_first_panel_says_so(fit: sd.SmoothnessFit) -> None:
@@ -193,7 +200,7 @@ def test_constant_smoothness_can_be_drawn(value: float) -> None:
 def test_several_runs_and_the_group_of_the_fit_are_drawn() -> None:
     runs = [pd.concat([rows(seed=k), rows(9, group="head")]) for k in (0, 1)]
     together = sd.fit_smoothness(runs, num_boot=40)
-    assert len(labelled(plot_fit(together, runs)[0], "local rows").get_offsets()) == 2 * NUM_ROWS
+    assert len(labelled(plot_fit(together, runs)[0], "rows").get_offsets()) == 2 * NUM_ROWS
     with pytest.raises(ValueError, match="`group` should be one of"):
         plot_fit(replace(together, group="tail"), runs)
 
@@ -203,7 +210,9 @@ def test_given_axes_open_no_figure_and_settings_stay(fit: sd.SmoothnessFit) -> N
     given = Figure(layout="constrained").subplots(2, 2)
     panels = plot_fit(fit, rows(), axes=given)
     assert [*panels] == [*given.ravel()]
-    assert panels[0].get_title(loc="left") == "verdict: L0L1"
+    assert panels[0].figure.get_suptitle() == "L0L1: L0 and L1 can be used"
+    shared = plot_fit(fit, axes=[*Figure().subplots(3, 2).ravel()[:4]])
+    assert shared[0].get_title() == "L0L1: L0 and L1 can be used\nResiduals", "other panels may belong to other fits"
     assert not plt.get_fignums()
     assert mpl.rcParams == before
     with pytest.raises(ValueError, match=r"`axes` should hold four axes. Found 2"):
@@ -241,4 +250,4 @@ def test_rows_beyond_the_axis_of_the_lines_are_counted() -> None:
     smoothness[:7] *= 1e-5
     frame = pd.DataFrame({"grad_norm": norm, "smoothness": smoothness, "saturation": 0.1})
     panel = plot_fit(sd.fit_smoothness(frame, num_boot=20), frame)[1]
-    assert "7 rows not shown (beyond the axis)" in [text.get_text() for text in panel.texts]
+    assert "7 rows not shown (beyond the axes)" in [text.get_text() for text in panel.texts]

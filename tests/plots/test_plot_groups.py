@@ -7,7 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from figures import NARROW, WIDE, labelled, labels
+from figures import NARROW, WIDE, labelled, labels, starting
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
@@ -63,10 +63,10 @@ def test_every_group_has_a_panel_with_rows_line_and_verdict(trace: pd.DataFrame,
     for ax, (group, fit) in zip(panels, fits.items(), strict=False):
         frame = trace[trace["group"] == group]
         assert_allclose(labelled(ax, "rows").get_offsets(), frame[["grad_norm", "smoothness"]])
-        x, y = labelled(ax, "fit").get_data()
+        x, y = labelled(ax, "fitted line").get_data()
         assert_allclose(y, fit.predict(x))
         assert_allclose([x.min(), x.max()], [frame["grad_norm"].min(), frame["grad_norm"].max()])
-        assert "interval" in labels(ax)
+        assert "its 90% interval" in labels(ax)
 
 
 def test_groups_without_a_fit_have_a_panel_that_says_so(trace: pd.DataFrame, fits: sd.GroupFits) -> None:
@@ -82,8 +82,8 @@ def test_axes_are_shared_and_have_units(trace: pd.DataFrame, fits: sd.GroupFits)
     figure = panels[0].figure
     assert len({ax.get_xlim() for ax in panels}) == len({ax.get_ylim() for ax in panels}) == 1
     assert {(ax.get_xscale(), ax.get_yscale()) for ax in panels} == {("log", "log")}
-    assert figure.get_supxlabel().endswith("[f/x]")
-    assert figure.get_supylabel().endswith("[f/x$^2$]")
+    assert figure.get_supxlabel().endswith("[loss / parameter]")
+    assert figure.get_supylabel().endswith("[loss / parameter$^2$]")
     low, high = panels[0].get_xlim()
     shown = trace["grad_norm"]
     assert low < shown.min() < shown.max() < high
@@ -127,7 +127,7 @@ def test_wrong_rows_are_named(fits: sd.GroupFits, frame: pd.DataFrame, options: 
 
 def test_constants_stand_on_their_intervals(fits: sd.GroupFits) -> None:
     panels = plot_constants(fits)
-    assert [ax.get_xlabel() for ax in panels] == ["$L_0$ [f/x$^2$]", "$L_1$ [1/x]"]
+    assert [ax.get_xlabel() for ax in panels] == ["$L_0$ [loss / parameter$^2$]", "$L_1$ [1 / parameter]"]
     assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["all", "head", "embed"]
     assert panels[0].get_ylim()[0] > panels[0].get_ylim()[1], "the first fit is on top"
     for ax, name in zip(panels, ("L0", "L1"), strict=True):
@@ -141,8 +141,8 @@ def test_only_a_verdict_of_the_law_is_filled_and_each_has_a_look_of_its_own(fits
     some = fits["all"]
     named = {verdict.name: replace(some, verdict=verdict) for verdict in sd.Verdict}
     ax = plot_constants(named | {"again": some})[1]
-    assert labels(ax) == [*named], "one entry per verdict"
-    looks = {name: labelled(ax, name) for name in named}
+    assert [label.split(":")[0] for label in labels(ax)] == [*named], "one entry per verdict"
+    looks = {name: starting(ax, f"{name}:") for name in named}
     assert [name for name, dot in looks.items() if dot.get_markerfacecolor() != "white"] == ["L0L1"]
     assert len({dot.get_marker() for dot in looks.values()}) == len(named)
     assert len({dot.get_color() for dot in looks.values()}) == len(named)

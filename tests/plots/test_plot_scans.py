@@ -20,8 +20,8 @@ def test_points_have_the_colour_of_their_distance(fit: sd.SmoothnessFit) -> None
     shades = np.sort(np.concatenate([c.get_array() for c in ax.collections if c.get_array() is not None]))
     assert np.allclose(shades[-3:], np.sort(frame["distance"])[-3:])
     (bar,) = [one for one in ax.child_axes if one.get_ylabel()]
-    assert bar.get_ylabel() == "distance from the start [x]"
-    assert ax.get_legend().get_title().get_text() == "verdict: L0L1"
+    assert bar.get_ylabel() == "distance from the start [parameter]"
+    assert ax.get_legend().get_title().get_text() == "L0L1: L0 and L1 can be used"
 
 
 def test_rivals_are_scored_on_lines_left_out(fit: sd.SmoothnessFit) -> None:

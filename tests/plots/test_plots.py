@@ -12,6 +12,7 @@ import pytest
 from figures import NARROW, WIDE, axes, labels, starting
 from matplotlib import pyplot as plt
 from matplotlib.collections import PathCollection
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
 from traces import Recorded
@@ -72,18 +73,45 @@ def points(collection: PathCollection) -> np.ndarray:
 def test_points_are_the_rows_coloured_by_step_on_logarithmic_axes_with_units(wrap: Any) -> None:
     frame = rows()
     ax = plot_smoothness(wrap(frame), ax=axes())
-    drawn = starting(ax, "local, 60 rows")
+    drawn = starting(ax, "smoothness along the gradient, 60 rows")
     assert_allclose(points(drawn), frame[["grad_norm", "smoothness"]])
     assert sorted(drawn.get_array()) == frame["step"].tolist()
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-    assert ax.get_xlabel().endswith("[f/x]")
-    assert ax.get_ylabel().endswith("[f/x$^2$]")
+    assert ax.get_xlabel().endswith("[loss / parameter]")
+    assert ax.get_ylabel().endswith("[loss / parameter$^2$]")
     assert "step" in [inset.get_ylabel() for inset in ax.child_axes]
     assert frame.equals(rows()), "the caller's frame was changed"
 
 
+def test_log_spaced_steps_have_a_logarithmic_scale_of_colours_and_even_ones_a_linear_one() -> None:
+    spaced = np.concatenate([[0], np.unique(np.geomspace(1, 1e5, NUM_ROWS).round())])
+    drawn = starting(plot_smoothness(rows(len(spaced), step=spaced), ax=axes()), "smoothness")
+    assert isinstance(drawn.norm, LogNorm)
+    assert sorted(drawn.get_array())[:3] == [1, 1, 2], "step 0 has the colour of the first step"
+    even = starting(plot_smoothness(rows(step=20 * np.arange(NUM_ROWS)), ax=axes()), "smoothness")
+    assert not isinstance(even.norm, LogNorm)
+
+
+def test_outliers_stay_outside_and_are_counted() -> None:
+    frame = rows()
+    frame.loc[[5, 9], "smoothness"] = [1e9, 1e-9]
+    frame.loc[7, "grad_norm"] = 1e7
+    ax = plot_smoothness(frame.assign(lr=np.nan, saturation=np.nan), ax=axes())
+    assert ax.get_ylim()[1] < 100
+    assert ax.get_xlim()[1] < 100
+    assert [text.get_text() for text in ax.texts] == ["3 rows not shown (beyond the axes)"]
+
+
+def test_a_title_of_the_users_stays_and_a_group_is_named() -> None:
+    ax = axes()
+    ax.set_title("mine")
+    assert plot_smoothness(rows(), ax=ax).get_title() == "mine"
+    head = plot_smoothness(rows(group="head$"), group="head$", ax=axes())
+    assert head.get_title() == r"Smoothness against gradient norm: head\$"
+
+
 def test_colour_of_a_point_is_its_own_step() -> None:
-    drawn = starting(plot_smoothness(rows(), ax=axes()), "local")
+    drawn = starting(plot_smoothness(rows(), ax=axes()), "smoothness along the gradient")
     order = np.argsort(np.asarray(drawn.get_offsets())[:, 0])
     assert drawn.get_array()[order].tolist() == rows()["step"].tolist()
 
@@ -94,7 +122,7 @@ def test_unusable_rows_are_hollow_and_saturated_ones_are_not() -> None:
     hollow = starting(ax, "not usable, 2 rows")
     assert_allclose(points(hollow), rows()[["grad_norm", "smoothness"]][-2:])
     assert len(hollow.get_facecolors()) == 0
-    assert len(points(starting(ax, "local, 58 rows"))) == NUM_ROWS - 2
+    assert len(points(starting(ax, "smoothness along the gradient, 58 rows"))) == NUM_ROWS - 2
 
 
 def test_rows_without_a_step_are_hollow_because_no_fit_takes_them() -> None:
@@ -115,7 +143,7 @@ def test_rows_off_a_logarithmic_axis_are_left_out_and_counted(column: str, value
     frame = rows()
     frame.loc[[3, 7], column] = value
     ax = plot_smoothness(frame, ax=axes())
-    assert len(points(starting(ax, "local, 58 rows"))) == NUM_ROWS - 2
+    assert len(points(starting(ax, "smoothness along the gradient, 58 rows"))) == NUM_ROWS - 2
     assert [text.get_text().startswith("2 rows not shown") for text in ax.texts] == [True]
     assert np.isfinite([*ax.get_xlim(), *ax.get_ylim()]).all()
 
@@ -163,13 +191,13 @@ def test_no_band_without_resamples() -> None:
 
 def test_several_runs_are_drawn_together() -> None:
     ax = plot_smoothness([rows(), Recorded(rows(7))], ax=axes())
-    assert len(points(starting(ax, "local, 67 rows"))) == NUM_ROWS + 7
+    assert len(points(starting(ax, "smoothness along the gradient, 67 rows"))) == NUM_ROWS + 7
 
 
 def test_verdict_heads_the_legend() -> None:
     legend = plot_smoothness(rows(), fit=law(verdict=SimpleNamespace(name="ARTEFACT")), ax=axes()).get_legend()
     assert legend is not None
-    assert legend.get_title().get_text() == "verdict: ARTEFACT"
+    assert legend.get_title().get_text() == "ARTEFACT: do not use L0 and L1"
 
 
 def test_ceiling_is_what_the_displacement_allows() -> None:
@@ -188,12 +216,12 @@ def test_no_ceiling_without_saturation(saturation: float) -> None:
 
 def test_null_line_stands_at_two_over_the_rate() -> None:
     ax = plot_smoothness(rows(lr=0.1), ax=axes())
-    assert set(starting(ax, "2/lr = 20 (null)").get_ydata()) == {20.0}
+    assert set(starting(ax, "2/lr = 20 (artefact line)").get_ydata()) == {20.0}
 
 
 def test_varying_rates_make_a_band() -> None:
     lr = np.where(np.arange(NUM_ROWS) < 30, 0.1, 0.4)
-    band = starting(plot_smoothness(rows(lr=lr), ax=axes()), "2/lr = 5 to 20 (null)")
+    band = starting(plot_smoothness(rows(lr=lr), ax=axes()), "2/lr = 5 to 20 (artefact line)")
     assert_allclose([band.get_y(), band.get_y() + band.get_height()], [5, 20])
 
 
@@ -212,19 +240,17 @@ def test_far_null_line_does_not_squeeze_the_points(lr: float, where: str) -> Non
 
 def test_estimator_prefers_the_fit_then_local_then_path() -> None:
     frame = pd.concat([rows(5, estimator=name) for name in ("hessian", "path", "local")])
-    assert any(label.startswith("local,") for label in labels(plot_smoothness(frame, ax=axes())))
-    assert any(label.startswith("path,") for label in labels(plot_smoothness(frame[:10], ax=axes())))
-    assert any(label.startswith("hessian,") for label in labels(plot_smoothness(frame[:5], ax=axes())))
-    fitted = plot_smoothness(frame, fit=law(estimator="hessian"), ax=axes())
-    assert any(label.startswith("hessian,") for label in labels(fitted))
-    chosen = plot_smoothness(frame, fit=law(), estimator="path", ax=axes())
-    assert any(label.startswith("path,") for label in labels(chosen))
+    fitted, chosen = {"fit": law(estimator="hessian")}, {"fit": law(), "estimator": "path"}
+    drawn = [(frame, {}), (frame[:10], {}), (frame[:5], {}), (frame, fitted), (frame, chosen)]
+    names = [labels(plot_smoothness(table, ax=axes(), **options))[0].split(",")[0] for table, options in drawn]
+    along = "smoothness along the "
+    assert names == [f"{along}gradient", f"{along}step", "hessian", "hessian", f"{along}step"]
 
 
 def test_only_the_group_is_drawn() -> None:
     frame = pd.concat([rows(), rows(7, group="head")])
-    assert len(points(starting(plot_smoothness(frame, group="head", ax=axes()), "local"))) == 7
-    assert len(points(starting(plot_smoothness(frame, ax=axes()), "local"))) == NUM_ROWS
+    assert len(points(starting(plot_smoothness(frame, group="head", ax=axes()), "smoothness along the gradient"))) == 7
+    assert len(points(starting(plot_smoothness(frame, ax=axes()), "smoothness along the gradient"))) == NUM_ROWS
 
 
 def test_missing_columns_that_only_decorate_do_no_harm() -> None:
@@ -287,7 +313,7 @@ def test_nothing_overlaps_or_leaves_the_figure(width: float) -> None:
         assert box.x0 >= frame_box.x0 - 1
         assert box.y0 >= frame_box.y0 - 1
         assert box.x1 <= frame_box.x1 + 1
-    assert ax.get_window_extent().height > 0.4 * frame_box.height, "the legend takes the room of the points"
+    assert ax.get_window_extent().height > 0.3 * frame_box.height, "the legend takes the room of the points"
     smallest = min(text.get_fontsize() for text in (*legend.get_texts(), *ax.texts, *ax.get_xticklabels()))
     assert smallest >= 8
 
@@ -301,7 +327,9 @@ def test_trace_panels_hold_loss_gradient_norm_and_smoothness() -> None:
         assert_allclose(x, ordered["step"])
         assert_allclose(y, ordered[column])
     assert [panel.get_yscale() for panel in panels] == ["linear", "log", "log"]
-    assert [panel.get_ylabel().split("[")[1] for panel in panels] == ["f]", "f/x]", "f/x$^2$]"]
+    assert [panel.get_ylabel().split("\n")[-1] for panel in panels] == [
+        *("loss", "[loss / parameter]", "[loss / parameter$^2$]")
+    ]
     assert panels[-1].get_xlabel() == "step"
     assert panels[0].get_shared_x_axes().joined(panels[0], panels[2])
 
@@ -309,7 +337,7 @@ def test_trace_panels_hold_loss_gradient_norm_and_smoothness() -> None:
 def test_trace_shows_two_over_the_rate_of_every_step() -> None:
     lr = np.where(np.arange(NUM_ROWS) < 30, 0.1, 0.4)
     lr[-1] = 0.0
-    line = starting(plot_trace(rows(lr=lr))[2], "2/lr (null)").get_ydata()
+    line = starting(plot_trace(rows(lr=lr))[2], "2/lr (artefact line)").get_ydata()
     assert_allclose(line[:-1], 2 / lr[:-1])
     assert np.isnan(line[-1])
 
@@ -332,6 +360,29 @@ def test_trace_draws_a_loss_even_where_no_smoothness_can_be_shown() -> None:
     panels = plot_trace(rows(smoothness=np.nan, lr=np.nan))
     assert len(panels[0].lines[0].get_xdata()) == NUM_ROWS
     assert panels[2].texts[0].get_text().startswith("60 rows not shown")
+
+
+def test_runs_of_a_trace_have_names_dashes_and_markers_of_their_own() -> None:
+    runs = {"no clipping": rows(), "_AutoClip_": rows(30, loss=1.0)}
+    panels = plot_trace(runs)
+    assert labels(panels[2]) == ["no clipping", " _AutoClip_"], "2/lr is of a single run"
+    for panel in panels:
+        assert len({line.get_linestyle() for line in panel.lines}) == len({x.get_marker() for x in panel.lines}) == 2
+    assert labels(plot_trace([rows(), rows()])[0]) == ["run 1", "run 2"]
+
+
+def test_rates_near_zero_do_not_squeeze_the_smoothness() -> None:
+    panel = plot_trace(rows(lr=np.geomspace(1e-9, 0.1, NUM_ROWS)))[2]
+    assert panel.get_ylim()[1] < 1000
+    assert "2/lr (artefact line, far above)" in labels(plot_trace(rows(lr=1e-6))[2])
+
+
+def test_loss_that_explodes_has_a_logarithmic_axis_and_one_outlier_none() -> None:
+    assert plot_trace(rows(loss=np.geomspace(1, 1e6, NUM_ROWS)))[0].get_yscale() == "log"
+    panel = plot_trace(rows(loss=[1e9, *np.linspace(3, 1, NUM_ROWS - 1)]))[0]
+    assert panel.get_yscale() == "linear"
+    assert panel.get_ylim()[1] < 4
+    assert panel.texts[0].get_text() == "1 row not shown (beyond the axes)"
 
 
 def test_trace_draws_on_given_axes() -> None:
