@@ -66,9 +66,9 @@ def answer(fit: SmoothnessFit, rule: ClipRule | None, clipped: Clipped | None, l
         return Answer(_set(rule, lr), rule.reason, tuple(_after_threshold(fit, rule, lr)), rule.threshold)
     plan = fit.plan()
     if clipped is not None and clipped.acts:
-        return Answer(_kept(clipped), f"{_no_threshold(fit, plan)} {fit.verdict_reason}", (_KEEP, *_advice(fit, plan)))
-    because = fit.verdict_reason if rule is None else rule.reason
-    return Answer(_no_threshold(fit, plan), because, tuple(_advice(fit, plan)))
+        because = f"{_no_threshold(fit, plan)} {sentence(fit.verdict_reason)}"
+        return Answer(_kept(clipped), because, (_KEEP, *_advice(fit, plan)))
+    return Answer(_no_threshold(fit, plan), sentence(fit.verdict_reason), tuple(_advice(fit, plan)))
 
 
 def no_answer(refusal: str, statuses: dict[str, int], remedy: str, clipped: Clipped | None) -> Answer:
@@ -94,12 +94,19 @@ def short(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
+def sentence(text: str) -> str:
+    """Returns a text with a capital at its begin and a stop at its end."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def percent(share: float) -> str:
     """Returns a share in percent."""
     return f"{share:.0%}" if share >= 0.01 or share == 0 else f"{share:.1%}"
 
 
-_KEEP: Final = "Keep AutoClip in the loop, and clip nowhere else. `clipper.reason` says where its longest step comes from."
+_KEEP: Final = (
+    "Keep AutoClip in the loop, and clip nowhere else. `clipper.reason` says where its longest step comes from."
+)
 
 
 def _set(rule: ClipRule, lr: float) -> str:
@@ -115,7 +122,9 @@ def _set(rule: ClipRule, lr: float) -> str:
 
 
 def _kept(clipped: Clipped) -> str:
-    as_norm = "" if math.isnan(clipped.threshold) else f", which is max_grad_norm={short(clipped.threshold)} at this rate"
+    as_norm = (
+        "" if math.isnan(clipped.threshold) else f", which is max_grad_norm={short(clipped.threshold)} at this rate"
+    )
     return f"Nothing to set: AutoClip keeps steps within {short(clipped.longest_step)}{as_norm}."
 
 
@@ -182,7 +191,7 @@ def _advice(fit: SmoothnessFit, plan: Plan) -> Iterator[str]:
     elif fit.verdict is Verdict.POWER:
         yield "`sd.step_rate(fit)` gives a learning rate for every gradient norm."
     if plan.missing:
-        yield from (sentence[0].upper() + sentence[1:] for sentence in plan.advice)
+        yield from map(sentence, plan.advice)
     if fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.ARTEFACT) and may_follow_gradients(fit):
         yield f"If you want to train now, {_AUTOCLIP}: it needs no law."
 
@@ -190,4 +199,4 @@ def _advice(fit: SmoothnessFit, plan: Plan) -> Iterator[str]:
 def _time(minutes: float) -> str:
     if not math.isfinite(minutes):
         return ""
-    return f", {max(60 * minutes, 1):.0f} seconds" if minutes < 2 else f", {minutes:.0f} minutes"
+    return f", about {short(max(60 * minutes, 1))} seconds" if minutes < 2 else f", about {minutes:.0f} minutes"

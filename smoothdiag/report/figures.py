@@ -55,10 +55,10 @@ def _wanted(run: Run) -> Iterator[Wanted]:
     frame, fit = run.frame, run.fit
     estimator, group = (None, "all") if fit is None else (fit.estimator, fit.group)
     yield (
-        "scatter",
+        "measured",
         "Smoothness against the gradient norm",
-        "Each point is a measurement. If the law holds, the points rise along the black line. Points that crowd along a "
-        "line called null tell about the step, and not about the loss.",
+        "Each point is a measurement. If the law holds, the points rise along the black line. Points that crowd along "
+        "a line called null tell about the step, and not about the loss.",
         lambda name: draw(
             name,
             lambda figure: plots.plot_smoothness(
@@ -69,7 +69,7 @@ def _wanted(run: Run) -> Iterator[Wanted]:
     )
     if not run.is_scan:
         yield (
-            "series",
+            "measured",
             "Loss, gradient norm and smoothness over the steps",
             "The dashed line is 2 over the learning rate, where the smoothness of plain gradient descent settles.",
             lambda name: draw(
@@ -82,14 +82,14 @@ def _wanted(run: Run) -> Iterator[Wanted]:
         )
         if (rates := _rates(frame)) is not None:
             yield (
-                "series",
+                "measured",
                 "Learning rate over the steps",
                 "A schedule moves the rate; the threshold above is for the largest one.",
                 lambda name: draw(name, lambda figure: _draw_rates(figure, *rates), 0.45 * WIDTH),
             )
         if {_base(name) for name in frame["estimator"].unique()} & set(_CURVATURE):
             yield (
-                "series",
+                "measured",
                 "Curvature over the steps",
                 "Where the curvature stays above the limit, the optimizer is unstable.",
                 lambda name: draw(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from smoothdiag import arguments
 from smoothdiag.console import counted
-from smoothdiag.report.answer import short
+from smoothdiag.report.answer import sentence, short
 from smoothdiag.report.run import Options, read_run
 from smoothdiag.report.svg import WIDTH, Drawing, draw, greys
 from smoothdiag.report.views import View
@@ -93,16 +93,17 @@ def render(traces: Mapping[str, Trace], options: Options, refresh: int | None = 
         ValueError: If a trace has no rows, or an option is wrong.
     """
     views = [View(read_run(name, trace, options), f"run-{k}") for k, (name, trace) in enumerate(traces.items(), 1)]
-    page = {
+    constants = _constants(views)
+    page: dict[str, Any] = {
         "version": version("smoothdiag"),
         "title": f"{', '.join(traces)}: smoothdiag report",
         "headline": _headline(views),
         "views": views,
-        "constants": _constants(views),
+        "constants": constants,
         "refresh": refresh,
         "style": _markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
     }
-    drawings = [page["constants"], *(figure.drawing for view in views for figure in view.figures)]
+    drawings = [constants, *(figure.drawing for view in views for figure in view.figures)]
     used = greys("".join(drawing.svg for drawing in drawings))
     page["greys"] = [(grey, f"#{grey}{grey}{grey}") for grey in used]
     page["dark_greys"] = [(grey, f"#{_dark(grey) * 3}") for grey in used]
@@ -191,7 +192,7 @@ def _environment() -> Any:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(code=_code, visible=printable, labelled=_labelled, sentence=_sentence)
+    environment.filters.update(code=_code, visible=printable, labelled=_labelled, sentence=sentence)
     return environment
 
 
@@ -215,10 +216,6 @@ def _markup(text: str) -> Markup:
     from markupsafe import Markup
 
     return Markup(text)
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
 def _dark(grey: str) -> str:

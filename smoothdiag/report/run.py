@@ -170,8 +170,9 @@ def _momentum(meta: Mapping[str, Any], options: Options) -> tuple[float, float]:
 
 def _recorded(meta: Mapping[str, Any], name: str, default: float) -> float:
     value = meta.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number and (name != "momentum" or 0 <= value < 1) else default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return default
+    return float(value) if name != "momentum" or 0 <= value < 1 else default
 
 
 def _largest(frame: pd.DataFrame, fit: SmoothnessFit | None) -> float:
@@ -204,9 +205,9 @@ def _history(frame: pd.DataFrame) -> pd.DataFrame | None:
 
 def _clipped(frame: pd.DataFrame, history: pd.DataFrame) -> Clipped:
     last = history.iloc[-1]
-    modes = frame["clip_mode"].dropna() if "clip_mode" in frame.columns else []
-    values = (float(last[name]) for name in ("longest_step", "threshold", "clip_fraction"))
-    return Clipped(*values, acts=not len(modes) or modes.iloc[-1] != "shadow")
+    modes = frame["clip_mode"].dropna().tolist() if "clip_mode" in frame.columns else []
+    longest, threshold, fraction = (float(last[name]) for name in ("longest_step", "threshold", "clip_fraction"))
+    return Clipped(longest, threshold, fraction, acts="shadow" not in modes[-1:])
 
 
 def _kinds(frame: pd.DataFrame) -> tuple[Kind, ...]:

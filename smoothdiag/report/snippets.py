@@ -20,9 +20,7 @@ _WITH_THRESHOLD: Final = (
     Snippet("Lightning", "trainer = Trainer(..., gradient_clip_val={value})"),
     Snippet(
         "PyTorch",
-        "loss.backward()\n"
-        "torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={value})\n"
-        "optimizer.step()",
+        "loss.backward()\ntorch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={value})\noptimizer.step()",
     ),
     Snippet(
         "Accelerate",
@@ -34,7 +32,7 @@ _WITH_THRESHOLD: Final = (
 )
 
 _PROBE: Final = (
-    "probe = sd.Probe(model, {optimizer}, loss_fn, trace=\"run.jsonl\")\n"
+    'probe = sd.Probe(model, {optimizer}, loss_fn, trace="run.jsonl")\n'
     "clipper = sd.AutoClip({optimizer}, probe)\n"
     "for batch in probe.watch(loader):\n"
     "    ...  # your loop, without its own clipping"
@@ -54,7 +52,8 @@ _WITH_AUTOCLIP: Final = (
     Snippet("PyTorch", "import smoothdiag as sd\n\n" + _PROBE.format(optimizer="optimizer")),
     Snippet(
         "Accelerate",
-        "import smoothdiag as sd\n\n# after accelerator.prepare(...)\n" + _PROBE.format(optimizer="optimizer.optimizer"),
+        "import smoothdiag as sd\n\n# after accelerator.prepare(...)\n"
+        + _PROBE.format(optimizer="optimizer.optimizer"),
     ),
 )
 

@@ -35,7 +35,9 @@ _STYLE: Final = {
 }
 
 _COMMENT: Final = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<style[^>]*>.*?</style>", re.DOTALL)
-_SIZE: Final = re.compile(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"|(<svg[^>]*?) width="[^"]*"([^>]*?) height="[^"]*"')
+_SIZE: Final = re.compile(
+    r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"|(<svg[^>]*?) width="[^"]*"([^>]*?) height="[^"]*"'
+)
 _NAME: Final = re.compile(r'( id="|href="#|url\(#)')
 _GREY: Final = re.compile(r"(fill|stroke): #([0-9a-f]{2})\2\2(?![0-9a-f])")
 

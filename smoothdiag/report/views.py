@@ -107,7 +107,9 @@ class View:
         if clipped is None:
             return ""
         shortened = "would have shortened" if not clipped.acts else "shortened"
-        share = "" if math.isnan(clipped.fraction) else f" It {shortened} {percent(clipped.fraction)} of the steps so far."
+        share = (
+            "" if math.isnan(clipped.fraction) else f" It {shortened} {percent(clipped.fraction)} of the steps so far."
+        )
         shadow = "" if clipped.acts else " It was in shadow mode and changed nothing."
         return f"At its last measurement AutoClip held steps within {short(clipped.longest_step)} [x].{share}{shadow}"
 
@@ -163,7 +165,8 @@ class View:
             return ""
         where = "all parameters" if fit.group == "all" else f"group {fit.group}"
         worth = "" if math.isnan(fit.num_effective) else f", as informative as {fit.num_effective:.0f} independent ones"
-        return f"{counted(fit.num_points, 'row')} of estimator {fit.estimator}, {where}, on {_DATA.get(fit.data, fit.data)}{worth}."
+        data = _DATA.get(fit.data, fit.data)
+        return f"{counted(fit.num_points, 'row')} of estimator {fit.estimator}, {where}, on {data}{worth}."
 
     @property
     def problems(self) -> list[str]:
@@ -175,7 +178,9 @@ class View:
     @property
     def problems_said(self) -> str:
         """How many lines were left out, in words."""
-        return f"The file is damaged: {counted(len(self.run.trace.problems), 'problem')}. The page tells about the rest."
+        return (
+            f"The file is damaged: {counted(len(self.run.trace.problems), 'problem')}. The page tells about the rest."
+        )
 
 
 _DATA: Final = {
