@@ -226,6 +226,17 @@ WINGS = {
         "integrations",
     ),
     "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
+    "report": (
+        "report.svg",
+        "report.answer",
+        "report.snippets",
+        "report.run",
+        "report.figures",
+        "report.views",
+        "report.page",
+        "report.command",
+        "report",
+    ),
     "plots": (
         "plots.common",
         "plots.*",
@@ -244,6 +255,7 @@ FORBIDDEN = {
 }
 LAZY = {
     "plots": {"matplotlib", "seaborn", "mpl_toolkits"},
+    "report": {"matplotlib", "seaborn"},
     "integrations": {"matplotlib", "mlflow", "tensorboard", "torch.utils.tensorboard", "trackio", "wandb"},
 }
 
