@@ -101,7 +101,9 @@ class AutoClip:
             joined_at=probe.steps,
             rises=self._action.counts_steps and not self._action.shortens_updates,
         )
-        self._measures = ForClipping(estimator or ALONG_GRADIENT, self._calibration.wants_signal)
+        self._measures = ForClipping(
+            estimator or ALONG_GRADIENT, self._calibration.wants_signal, state=lambda: self._books.columns(mode)
+        )
         self._rule_is_given = rule is not None
         arrivals = Arrivals(None if estimator else probe, acts=mode != "shadow")
         self._books = Books(self._action, self._peaks, self._calibration, Rows(probe), arrivals, steps=probe.steps)

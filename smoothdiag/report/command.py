@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from smoothdiag import console
+from smoothdiag.report.paths import named_paths, page_path
 from smoothdiag.rows import SmoothdiagWarning
 
 EVERY: Final = 10
@@ -46,9 +47,7 @@ def add_command(commands: Any, rows: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.live is not None and arguments.live < 1:
         raise ValueError(f"Parameter `--live` should be at least 1 second. Found {arguments.live}.")
-    taken = {path.resolve() for path in arguments.traces}
-    if arguments.out.resolve() in taken:
-        raise ValueError(f"Parameter `--out` should be another file than the trace. Found {arguments.out}.")
+    page_path("--out", arguments.out)
     if arguments.live is None:
         _write(arguments, None)
         print(console.one_line(arguments.out))
@@ -75,7 +74,9 @@ def _follow(arguments: argparse.Namespace) -> None:
                 with _quiet():  # a line that is being written is no damage
                     _write(arguments, arguments.live)
                 if is_first:
-                    print(f"{console.one_line(arguments.out)}, again whenever a trace grows; Ctrl-C ends it", flush=True)
+                    print(
+                        f"{console.one_line(arguments.out)}, again whenever a trace grows; Ctrl-C ends it", flush=True
+                    )
         time.sleep(arguments.live)
 
 
@@ -93,7 +94,7 @@ def _are_begun(paths: list[Path]) -> bool:
 def _write(arguments: argparse.Namespace, refresh: int | None) -> None:
     if len(arguments.group or ()) > 1 or len(arguments.estimator or ()) > 1:
         raise ValueError("Parameters `--group` and `--estimator` should be given only once here.")
-    from smoothdiag.report.page import named_paths, write_report  # other commands need not load what draws
+    from smoothdiag.report.page import write_report  # other commands need not load what draws
 
     options = {name: getattr(arguments, name) for name in ("quantile", "num_boot", "seed")}
     write_report(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from smoothdiag import arguments
 from smoothdiag.console import counted
 from smoothdiag.report.answer import sentence, short
+from smoothdiag.report.paths import named_paths, page_path
 from smoothdiag.report.run import Options, read_run
 from smoothdiag.report.svg import WIDTH, Drawing, draw, greys
 from smoothdiag.report.views import View
@@ -72,9 +73,7 @@ def write_report(
         >>> print(sd.write_report("run.jsonl", "report.html", num_boot=20))
         report.html
     """
-    target = Path(path)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"Parameter `path` should end in .html. Found `{target}`.")
+    target = page_path("path", path)
     if lr is not None:
         lr = arguments.positive("lr", lr)
     for name, value in (("momentum", momentum), ("dampening", dampening)):
@@ -125,16 +124,6 @@ def replace_file(target: Path, text: str) -> None:
     except BaseException:
         Path(begun).unlink(missing_ok=True)
         raise
-
-
-def named_paths(paths: Sequence[Path]) -> dict[str, Path]:
-    """Returns paths by names that tell them apart: the shortest ends of the paths that do, without the suffix."""
-    parts = [path.with_suffix("").parts for path in paths]
-    for depth in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(names, paths, strict=True))
-    return {f"{path} ({number})": path for number, path in enumerate(paths, 1)}
 
 
 def _named(traces: Any) -> dict[str, Trace]:

@@ -20,13 +20,13 @@ _WITH_THRESHOLD: Final = (
     Snippet("Lightning", "trainer = Trainer(..., gradient_clip_val={value})"),
     Snippet(
         "PyTorch",
-        "loss.backward()\ntorch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={value})\noptimizer.step()",
+        "loss.backward()\ntorch.nn.utils.clip_grad_norm_(model.parameters(), {value})\noptimizer.step()",
     ),
     Snippet(
         "Accelerate",
         "accelerator.backward(loss)\n"
         "if accelerator.sync_gradients:\n"
-        "    accelerator.clip_grad_norm_(model.parameters(), max_norm={value})\n"
+        "    accelerator.clip_grad_norm_(model.parameters(), {value})\n"
         "optimizer.step()",
     ),
 )

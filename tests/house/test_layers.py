@@ -227,6 +227,7 @@ WINGS = {
     ),
     "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
     "report": (
+        "report.paths",
         "report.svg",
         "report.answer",
         "report.snippets",
