@@ -183,8 +183,10 @@ def _measure(fit: SmoothnessFit, plan: Plan) -> str:
 def _advice(fit: SmoothnessFit, plan: Plan) -> Iterator[str]:
     """What the plan says, and what does without measuring."""
     if not may_follow_gradients(fit):
-        yield f"{_AUTOCLIP[0].upper()}{_AUTOCLIP[1:]}: it shortens the updates of any optimizer."
-    elif fit.verdict is Verdict.CONSTANT and math.isfinite(fit.max_lr):
+        # What is missing would be measured for a threshold, and there is none to have.
+        yield f"{sentence(_AUTOCLIP)[:-1]}: it shortens the updates of any optimizer."
+        return
+    if fit.verdict is Verdict.CONSTANT and math.isfinite(fit.max_lr):
         yield f"Keep the learning rate, times what momentum adds to it, below 1/L0 = {short(fit.max_lr)}."
     elif fit.verdict is Verdict.LOSS_GAP:
         yield "Let `sd.LossGapWarmup(optimizer, fit)` raise the learning rate as the loss falls."
@@ -192,7 +194,7 @@ def _advice(fit: SmoothnessFit, plan: Plan) -> Iterator[str]:
         yield "`sd.step_rate(fit)` gives a learning rate for every gradient norm."
     if plan.missing:
         yield from map(sentence, plan.advice)
-    if fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.ARTEFACT) and may_follow_gradients(fit):
+    if fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.ARTEFACT):
         yield f"If you want to train now, {_AUTOCLIP}: it needs no law."
 
 

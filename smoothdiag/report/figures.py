@@ -84,7 +84,7 @@ def _wanted(run: Run) -> Iterator[Wanted]:
             yield (
                 "measured",
                 "Learning rate over the steps",
-                "A schedule moves the rate; the threshold above is for the largest one.",
+                "A threshold is for the largest rate.",
                 lambda name: draw(name, lambda figure: _draw_rates(figure, *rates), 0.45 * WIDTH),
             )
         if {_base(name) for name in frame["estimator"].unique()} & set(_CURVATURE):

@@ -9,7 +9,14 @@ from pages import Page, flat, lawful, recorded
 import smoothdiag as sd
 from smoothdiag import Trace, write_report
 
-HOSTILE = ("<script>alert(1)</script>", "\"'><img src=x onerror=alert(2)>", "a‮b", "שלום", "</style>", "`x` $y$ {{ 7*7 }}")
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(2)>",
+    "a‮b",
+    "שלום",
+    "</style>",
+    "`x` $y$ {{ 7*7 }}",
+)
 FEW = {"num_boot": 20}
 
 
