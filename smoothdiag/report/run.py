@@ -193,10 +193,12 @@ def _said(lr: float, momentum: float, dampening: float, *, is_known: bool) -> st
 def _history(frame: pd.DataFrame) -> pd.DataFrame | None:
     """Returns the state of an AutoClip at each of its measurements; None if the rows hold none."""
     ours = frame[frame["estimator"].str.endswith(CLIP_SUFFIX)]
-    if ours.empty or not set(_STATE) <= set(frame.columns):
+    if ours.empty or _STATE[0] not in frame.columns:
         return None
     import pandas as pd
 
+    # There is no threshold where updates are shortened, and no one rate where those of the groups differ.
+    ours = ours.assign(**{name: math.nan for name in _STATE if name not in frame.columns})
     columns = {name: pd.to_numeric(ours[name], errors="coerce") for name in _STATE}
     found = ours[["step"]].assign(**columns).rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
     found = found[found["longest_step"].notna()]

@@ -40,14 +40,14 @@ def test_header_has_momentum_and_gain_where_steps_follow_gradients(make, expecte
 def test_rows_of_autoclip_hold_its_state() -> None:
     run = Run(sgd(4.0, 0.9)).over(batches(60))
     found = read_run("run", run.probe.trace, Options({"num_boot": 20}))
-    events = run.clipper.history
     held = found.history
     assert len(held) >= 13
-    for row in held.to_dict("records"):
-        before = events[events["step"] <= row["step"]]
-        assert_allclose(row["threshold"], row["longest_step"] / (10 * row["lr"]))
-        assert row["lr"] == 4.0
-        assert row["longest_step"] in [*before["longest_step"], *events["longest_step"]]
+    assert_allclose(held["threshold"], held["longest_step"] / (10 * held["lr"]))
+    assert (held["lr"] == 4.0).all()
+    late = held[held["step"] > 30]["longest_step"]  # from there on the length is held
+    assert len(late)
+    assert_allclose(late, run.clipper.longest_step)
+    assert held["longest_step"].nunique() > 3
     assert found.clipped.acts
     assert found.clipped.longest_step == run.clipper.longest_step
     assert found.answer.headline.startswith("Nothing to set: AutoClip keeps steps within")
