@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from smoothdiag.fits.plan import Plan
 
 _AUTOCLIP: Final = "let `AutoClip` keep the steps short"
+_MEANWHILE: Final = f"If you want to train now, {_AUTOCLIP}: it needs no law."
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def answer(fit: SmoothnessFit, rule: ClipRule | None, clipped: Clipped | None, l
     plan = fit.plan()
     if clipped is not None and clipped.acts:
         because = f"{_no_threshold(fit, plan)} {sentence(fit.verdict_reason)}"
-        return Answer(_kept(clipped), because, (_KEEP, *_advice(fit, plan)))
+        return Answer(_kept(clipped), because, (_KEEP, *(step for step in _advice(fit, plan) if step != _MEANWHILE)))
     return Answer(_no_threshold(fit, plan), sentence(fit.verdict_reason), tuple(_advice(fit, plan)))
 
 
@@ -195,7 +196,7 @@ def _advice(fit: SmoothnessFit, plan: Plan) -> Iterator[str]:
     if plan.missing:
         yield from map(sentence, plan.advice)
     if fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.ARTEFACT):
-        yield f"If you want to train now, {_AUTOCLIP}: it needs no law."
+        yield _MEANWHILE
 
 
 def _time(minutes: float) -> str:

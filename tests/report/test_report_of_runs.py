@@ -38,7 +38,7 @@ def test_header_has_momentum_and_gain_where_steps_follow_gradients(make, expecte
 
 
 def test_rows_of_autoclip_hold_its_state() -> None:
-    run = Run(sgd(4.0, 0.9)).over(batches(60))
+    run = Run(sgd(4.0, 0.9)).over(batches(70))
     found = read_run("run", run.probe.trace, Options({"num_boot": 20}))
     held = found.history
     assert len(held) >= 13
@@ -62,7 +62,7 @@ def test_autoclip_in_shadow_mode_gives_no_answer() -> None:
 
 
 def test_updates_have_a_longest_step_and_no_threshold() -> None:
-    run = Run(adamw(0.5)).over(batches(30))
+    run = Run(adamw(0.5)).over(batches(70))
     clipped = read_run("run", run.probe.trace, Options({"num_boot": 20})).clipped
     assert math.isnan(clipped.threshold)
     assert clipped.longest_step == run.clipper.longest_step
