@@ -99,3 +99,13 @@ def test_hugging_face_trainer_leaves_a_page(tmp_path) -> None:
         SmoothnessCallback(report=tmp_path / "page.html").bind(trainer)
         trainer.train()
     assert "<h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.thorough
+def test_lightning_trainer_leaves_a_page(tmp_path) -> None:
+    from lightning_runs import fit
+
+    from smoothdiag.integrations.lightning import SmoothnessCallback
+
+    fit(SmoothnessCallback(report=tmp_path / "page.html"))
+    assert "<h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
