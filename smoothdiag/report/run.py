@@ -187,7 +187,7 @@ def _said(lr: float, momentum: float, dampening: float, *, is_known: bool) -> st
     rate = "a learning rate that the rule chose" if math.isnan(lr) else f"the learning rate {lr:.4g}"
     averaging = f" and dampening {dampening:.3g}" if momentum and dampening else ""
     said = f"{rate} and momentum {momentum:g}{averaging}" if momentum else f"{rate}, without momentum"
-    return said if is_known else f"{said}; the trace does not say whether there was momentum (`--momentum` does)"
+    return said if is_known else f"{said}; the trace does not say whether there was momentum, but `--momentum` can"
 
 
 def _history(frame: pd.DataFrame) -> pd.DataFrame | None:
