@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         plot_smoothness,
         plot_trace,
     )
+    from smoothdiag.report.page import write_report
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
@@ -76,6 +77,7 @@ _LAZY = {
     "read_log": "smoothdiag.logs",
     "review_log": "smoothdiag.logs",
     "step_rate": "smoothdiag.clipping",
+    "write_report": "smoothdiag.report.page",
 }
 
 __all__ = [
@@ -142,6 +144,7 @@ __all__ = [
     "plot_sharpness",
     "plot_smoothness",
     "plot_trace",
+    "write_report",
     # check the loop
     "doctor",
     # ground truth

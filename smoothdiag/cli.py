@@ -1,4 +1,4 @@
-"""The command line: ``smoothdiag demo | fit | plot | clip | import | scan | doctor``."""
+"""The command line: ``smoothdiag demo | fit | plot | clip | report | import | scan | doctor``."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ from smoothdiag import console
 from smoothdiag.doctor import command as doctor
 from smoothdiag.measure.scan import command as scan
 from smoothdiag.plots import command as plot
+from smoothdiag.report import command as report
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
@@ -187,9 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for trace and figures (default: demo)"
     )
-    demo.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train; auto prefers cuda"
-    )
+    demo.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where; auto prefers cuda")
     demo.set_defaults(run=_demo)
 
     rows = argparse.ArgumentParser(add_help=False)
@@ -225,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     clip.add_argument("--kappa", type=float, default=1.0, help="largest lr * smoothness, at most 2 (default: 1)")
     clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient norm")
     clip.set_defaults(run=_clip)
+    report.add_command(commands, rows)
 
     log = _add(commands, "import", "say what the log of an earlier run tells about clipping, and what it cannot tell")
     log.add_argument(

@@ -68,6 +68,19 @@ class Books:
         """Returns the gradient norm above which a step would be longer [f/x]; NaN if there is none."""
         return math.nan if self._action.shortens_updates else retried(self._threshold)
 
+    def columns(self, mode: str) -> dict[str, float | str]:
+        """Returns the state as columns of a row: what held at the step that is measured. It waits for the device.
+
+        A state that cannot be read costs these columns and nothing else.
+        """
+        state = {"longest_step": self.longest, "threshold": self.threshold, "peak_lr": self._peak}
+        try:
+            found: dict[str, float] = {name: float(value()) for name, value in state.items()}
+            found["clip_fraction"] = float(self.history.clip_fraction)
+        except Exception:  # such as for want of memory
+            return {}
+        return {"clip_mode": mode, **{name: value for name, value in found.items() if not math.isnan(value)}}
+
     def read(self) -> None:
         """Reads the rows that the probe has written since the last call."""
         rows = self._rows.new()
@@ -89,7 +102,7 @@ class Books:
 
     def note(self, event: str, note: str, step: int | None = None) -> None:
         """Adds an event to the history, with the state after it."""
-        state = (self.longest(), self.threshold(), shared(self._peaks.values))
+        state = (self.longest(), self.threshold(), self._peak())
         self.history.add(self.steps if step is None else step, event, *state, note=note)
 
     def note_fault(self, event: str, note: str) -> None:
@@ -155,6 +168,9 @@ class Books:
         """Returns the rate at which the last update would have had this length; NaN if it did not move."""
         moved = float(self._action.unclipped())
         return float(self._peaks.rate) * length / moved if 0 < moved < math.inf else math.nan
+
+    def _peak(self) -> Number:
+        return shared(self._peaks.values)
 
     def _threshold(self) -> Number:
         rate = self._peaks.times(self._action.reach)

@@ -102,7 +102,9 @@ class AutoClip:
             joined_at=probe.steps,
             raise_by=raise_by(self._action),
         )
-        self._measures = ForClipping(estimator or ALONG_GRADIENT, self._calibration.wants_signal)
+        self._measures = ForClipping(
+            estimator or ALONG_GRADIENT, self._calibration.wants_signal, state=lambda: self._books.columns(mode)
+        )
         self._rule_is_given = rule is not None
         arrivals = Arrivals(None if estimator else probe, acts=mode != "shadow")
         self._books = Books(self._action, self._peaks, self._calibration, Rows(probe), arrivals, steps=probe.steps)

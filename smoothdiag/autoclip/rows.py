@@ -36,6 +36,7 @@ class ForClipping:
     Attributes:
         estimator: The estimator that measures.
         wants_signal: Says whether the signal share of the gradient is measured now, too.
+        state: Returns what AutoClip holds now, as further columns of its rows: so a trace tells how it clipped.
         halves: Whether the data can be halved, and the loss evaluated on a half, as far as is known.
         is_mean: Whether the gradient is the mean of those on halves, as far as is known. It is not with normalisation
             over the batch, or with dropout.
@@ -43,6 +44,7 @@ class ForClipping:
 
     estimator: Estimator
     wants_signal: Callable[[], bool] = lambda: False
+    state: Callable[[], Mapping[str, float | str]] = dict
     halves: bool = True
     is_mean: bool = True
 
@@ -76,6 +78,7 @@ class ForClipping:
         if step.training is not None and not is_checked:
             self.is_mean = False  # to find that out again at every step would cost more than it saves
             raise Contradicted
+        found |= self.state()
         return replace(estimate, estimator=estimate.estimator + CLIP_SUFFIX, parts=(), extra=found)
 
 

@@ -3,9 +3,11 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
+import torch.distributed as dist
 
 from smoothdiag import arguments
 from smoothdiag.autoclip import AutoClip
@@ -14,6 +16,7 @@ from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import Schedule
+from smoothdiag.report.paths import page_path
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace import Trace
 
@@ -27,9 +30,10 @@ class Attached:
         group_by: Function from a parameter name to the label of its group.
         auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options.
         data: What to measure on: ``"fixed"`` or ``"step"``, as for `Probe`.
+        report: Page to write at the end of training, ``.html``; None writes none.
 
     Raises:
-        ValueError: If ``auto_clip`` is neither a bool nor a mapping of AutoClip's options.
+        ValueError: If ``auto_clip`` is neither a bool nor a mapping of AutoClip's options, or ``report`` is no page.
 
     Attributes:
         probe: The probe of the latest run; None before training.
@@ -43,6 +47,7 @@ class Attached:
         group_by: Callable[[str], str] | None,
         auto_clip: bool | Mapping[str, Any],
         data: Kind,
+        report: str | Path | None = None,
     ) -> None:
         if not isinstance(auto_clip, bool | Mapping):
             raise ValueError(
@@ -56,6 +61,7 @@ class Attached:
                 f"Found {', '.join(sorted(map(repr, unknown)))}."
             )
         arguments.choice("data", data, get_args(Kind))
+        self._report = None if report is None else page_path("report", report)
         self._options: dict[str, Any] = {
             "estimators": estimators,
             "schedule": schedule,
@@ -99,6 +105,19 @@ class Attached:
                 "continue with AutoClip, pass SmoothnessCallback(auto_clip=...).",
                 SmoothdiagWarning,
             )
+
+    def _write_report(self) -> None:
+        """Writes the page if one was asked for, on the first rank. A fault costs the page and nothing else."""
+        is_later_rank = dist.is_available() and dist.is_initialized() and dist.get_rank() > 0
+        if self._report is None or self.probe is None or is_later_rank:
+            return
+        try:
+            from smoothdiag.report.page import write_report  # only on request, because it loads what draws
+
+            write_report(self.probe.trace, self._report)
+        except Exception as error:
+            message = f"The report {self._report} could not be written: {error}. Training is not affected."
+            warnings.warn(message, SmoothdiagWarning)
 
     def _takes_over(self, name: str, found: float | None, off: str) -> bool:
         """Returns whether AutoClip clips instead of the framework, and warns if the framework was going to clip.

@@ -60,6 +60,8 @@ class SmoothnessCallback(Attached, TrainerCallback):
             ``args.max_grad_norm``, which is `NO_CLIPPING` as long as training runs, unless its mode is "shadow".
         data: ``"fixed"`` measures on the micro-batches of the first measured step, ``"step"`` on each step's own; see
             `Probe`. A resumed run keeps the micro-batches of its own first measured step.
+        report: Page to write at the end of training, such as ``"report.html"``; see `write_report`. A page that cannot
+            be written costs a warning, and nothing else.
 
     Raises:
         ValueError: If ``auto_clip`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the other arguments
@@ -81,8 +83,9 @@ class SmoothnessCallback(Attached, TrainerCallback):
         group_by: Callable[[str], str] | None = None,
         auto_clip: bool | Mapping[str, Any] = False,
         data: Kind = "fixed",
+        report: str | Path | None = None,
     ) -> None:
-        super().__init__(estimators, schedule, group_by, auto_clip, data)
+        super().__init__(estimators, schedule, group_by, auto_clip, data, report)
         self._trace = trace
         self._bound: _Bound | None = None
         self._checkpoint: str | None = None
@@ -193,9 +196,11 @@ class SmoothnessCallback(Attached, TrainerCallback):
         else:
             self._checkpoint = resume_from_checkpoint or None
         try:
-            return self._bound.train(resume_from_checkpoint, *args, **kwargs)
+            found = self._bound.train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._release()
+        self._write_report()
+        return found
 
     def _log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         assert self._bound is not None

@@ -45,6 +45,8 @@ class SmoothnessCallback(Attached, Callback):
             ``gradient_clip_val``, which is None as long as training runs, unless its mode is "shadow".
         data: ``"fixed"`` measures on the micro-batches of the first measured step, ``"step"`` on each step's own; see
             `Probe`. A resumed run keeps the micro-batches of its own first measured step.
+        report: Page to write at the end of training, such as ``"report.html"``; see `write_report`. A page that cannot
+            be written costs a warning, and nothing else.
         progress_bar: Whether the progress bar shows the latest smoothness, and AutoClip's longest step and threshold.
 
     Raises:
@@ -67,9 +69,10 @@ class SmoothnessCallback(Attached, Callback):
         group_by: Callable[[str], str] | None = None,
         auto_clip: bool | Mapping[str, Any] = False,
         data: Kind = "fixed",
+        report: str | Path | None = None,
         progress_bar: bool = True,
     ) -> None:
-        super().__init__(estimators, schedule, group_by, auto_clip, data)
+        super().__init__(estimators, schedule, group_by, auto_clip, data, report)
         self._path, self._progress_bar = trace, progress_bar
         self._stored: Mapping[str, Any] = {}
 
@@ -113,8 +116,9 @@ class SmoothnessCallback(Attached, Callback):
                     pl_module.log(name, value, prog_bar=True, logger=False, on_step=True, on_epoch=False)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Detaches from the optimizer and closes the file of the trace."""
+        """Detaches from the optimizer, closes the file of the trace, and writes the report if one was asked for."""
         self._release()
+        self._write_report()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Detaches from the optimizer and closes the file of the trace if a run ends early."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from smoothdiag.adapters import adapter_of, name_of
+from smoothdiag.adapters.protocol import Adapter
 from smoothdiag.measure.estimators import Estimate, Status, Step
 from smoothdiag.measure.loss.coordinates import common
 
@@ -59,12 +60,24 @@ def rows_of(
 
 def facts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Returns the facts about a run for the header of a trace."""
+    adapter = adapter_of(optimizer)
     return {
         "optimizer": name_of(optimizer),
-        "follows_gradients": adapter_of(optimizer).follows_gradients,
+        "follows_gradients": adapter.follows_gradients,
+        **(_averaging(adapter, optimizer) if adapter.follows_gradients else {}),
         "model": type(model).__name__,
         "torch": torch.__version__,
     }
+
+
+def _averaging(adapter: Adapter, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Returns momentum and gain of the optimizer; nothing if its groups differ, or if it holds no numbers."""
+    found = {(adapter.momentum(group), adapter.gain(group)) for group in optimizer.param_groups}
+    if len(found) != 1:
+        return {}
+    momentum, gain = found.pop()
+    known = isinstance(momentum, float | int) and isinstance(gain, float | int) and math.isfinite(gain)
+    return {"momentum": momentum, "gain": gain} if known else {}
 
 
 def failed_row(step: int, estimator: str, data: str) -> dict[str, Any]:

@@ -227,6 +227,18 @@ WINGS = {
         "integrations",
     ),
     "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
+    "report": (
+        "report.paths",
+        "report.svg",
+        "report.answer",
+        "report.snippets",
+        "report.run",
+        "report.figures",
+        "report.views",
+        "report.page",
+        "report.command",
+        "report",
+    ),
     "plots": (
         "plots.common",
         "plots.looks",
@@ -249,6 +261,7 @@ FORBIDDEN = {
 }
 LAZY = {
     "plots": {"matplotlib", "seaborn", "mpl_toolkits"},
+    "report": {"matplotlib", "seaborn"},
     "integrations": {"matplotlib", "mlflow", "tensorboard", "torch.utils.tensorboard", "trackio", "wandb"},
 }
 

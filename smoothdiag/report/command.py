@@ -1,0 +1,114 @@
+"""The subcommand ``smoothdiag report``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+from smoothdiag import console
+from smoothdiag.report.paths import named_paths, page_path
+from smoothdiag.rows import SmoothdiagWarning
+
+EVERY: Final = 10
+"""Seconds between two looks at a growing trace, unless the user says otherwise."""
+
+
+def add_command(commands: Any, rows: argparse.ArgumentParser) -> None:
+    """Adds the subcommand ``report``; ``rows`` holds the arguments of all commands that read traces."""
+    parser = commands.add_parser(
+        "report",
+        help="write one HTML page that says what traces mean for a run: answer, figures, evidence",
+        description="Write one HTML page that says what traces mean for a run: the answer first, then figures, verdict "
+        "and evidence. The page loads nothing from elsewhere. Several traces stand side by side.",
+        parents=[rows],
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help="page (default: report.html)"
+    )
+    parser.add_argument(
+        "--lr", type=float, help="learning rate that the threshold is for (default: the largest in the trace)"
+    )
+    for flag in ("--momentum", "--dampening"):
+        parser.add_argument(flag, type=float, help=f"{flag[2:]} of the optimizer (default: as in the trace, or 0)")
+    parser.add_argument(
+        "--live",
+        type=int,
+        nargs="?",
+        const=EVERY,
+        metavar="SECONDS",
+        help=f"write the page again while the traces grow, every {EVERY} seconds or as given, until Ctrl-C",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if arguments.live is not None and arguments.live < 1:
+        raise ValueError(f"Parameter `--live` should be at least 1 second. Found {arguments.live}.")
+    page_path("--out", arguments.out)
+    if arguments.live is None:
+        _write(arguments, None)
+        print(console.one_line(arguments.out))
+        return
+    try:
+        _follow(arguments)
+    except KeyboardInterrupt:
+        if _are_begun(arguments.traces):
+            with _quiet():
+                _write(arguments, None)  # without the line that makes browsers load it again
+            print(console.one_line(arguments.out))
+
+
+def _follow(arguments: argparse.Namespace) -> None:
+    """Writes the page whenever a trace has grown, for ever."""
+    before: list[tuple[int, int]] = []
+    while True:
+        if _are_begun(arguments.traces):
+            stats = [path.stat() for path in arguments.traces]
+            now = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+            if now != before:
+                is_first = not before
+                before = now
+                with _quiet():  # a line that is being written is no damage
+                    _write(arguments, arguments.live)
+                if is_first:
+                    print(
+                        f"{console.one_line(arguments.out)}, again whenever a trace grows; Ctrl-C ends it", flush=True
+                    )
+        time.sleep(arguments.live)
+
+
+def _are_begun(paths: list[Path]) -> bool:
+    """Whether every trace has a header and a row; a run may not have written them yet."""
+    for path in paths:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            if sum(1 for _, _ in zip(range(2), file, strict=False)) < 2:
+                return False
+    return True
+
+
+def _write(arguments: argparse.Namespace, refresh: int | None) -> None:
+    if len(arguments.group or ()) > 1 or len(arguments.estimator or ()) > 1:
+        raise ValueError("Parameters `--group` and `--estimator` should be given only once here.")
+    from smoothdiag.report.page import write_report  # other commands need not load what draws
+
+    options = {name: getattr(arguments, name) for name in ("quantile", "num_boot", "seed")}
+    write_report(
+        named_paths(arguments.traces),
+        arguments.out,
+        lr=arguments.lr,
+        momentum=arguments.momentum,
+        dampening=arguments.dampening,
+        refresh=refresh,
+        estimator=(arguments.estimator or [None])[0],
+        group=(arguments.group or ["all"])[0],
+        **options,
+    )
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    return warnings.catch_warnings(action="ignore", category=SmoothdiagWarning)

@@ -1,0 +1,231 @@
+"""run: what the report says of one trace, in numbers and words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from smoothdiag.clipping import ClipRule, clip_rule
+from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
+from smoothdiag.report.answer import Answer, Clipped, answer, no_answer
+from smoothdiag.report.snippets import Snippet, snippets
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from smoothdiag.trace import Trace
+
+MOST_FACT: Final = 400
+"""Characters of a fact about the run that the page shows."""
+
+_STATE: Final = ("longest_step", "threshold", "peak_lr", "clip_fraction")
+"""Columns by which an AutoClip leaves its state in the rows that it asked for."""
+
+
+class Options(NamedTuple):
+    """How to fit the rows, and what the trace does not say about the optimizer.
+
+    Attributes:
+        fit: options of `fit_smoothness`.
+        lr: learning rate [x^2/f]; None takes the largest one recorded.
+        momentum: momentum; None takes the recorded one, or 0.
+        dampening: dampening; None takes the recorded one, or 0.
+    """
+
+    fit: Mapping[str, Any]
+    lr: float | None = None
+    momentum: float | None = None
+    dampening: float | None = None
+
+
+class Kind(NamedTuple):
+    """Rows of one status: how many, whether fits use them, what happened, and what to change."""
+
+    status: str
+    number: int
+    is_used: bool
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trace, fitted.
+
+    Attributes:
+        name: name on the page.
+        trace: the trace.
+        frame: its rows.
+        fit: the fit; None if the rows cannot be fitted.
+        refusal: why they cannot; empty if they can.
+        rule: the clip rule; None without one.
+        said_of_rule: the learning rate and momentum that the rule is for, in words.
+        groups: the fits of the parameter groups; None if there are no groups.
+        history: the state of an AutoClip at its measurements; None without an AutoClip.
+        clipped: the last such state; None likewise.
+        answer: the answer.
+        kinds: the rows by status.
+    """
+
+    name: str
+    trace: Trace
+    frame: pd.DataFrame
+    fit: SmoothnessFit | None
+    refusal: str
+    rule: ClipRule | None
+    said_of_rule: str
+    groups: GroupFits | None
+    history: pd.DataFrame | None
+    clipped: Clipped | None
+    answer: Answer
+    kinds: tuple[Kind, ...]
+
+    @property
+    def snippets(self) -> tuple[Snippet, ...]:
+        """The lines to paste."""
+        return snippets(self.answer.threshold)
+
+    @property
+    def is_scan(self) -> bool:
+        """Whether the rows are points around one checkpoint, and not steps of a run."""
+        return "scan" in self.frame.columns
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The facts about the run in the header, as text."""
+        return {name: _shown(value) for name, value in self.trace.meta.items()}
+
+
+def read_run(name: str, trace: Trace, options: Options) -> Run:
+    """Returns a trace with all that the page says about it.
+
+    Raises:
+        ValueError: if the trace has no rows, or an option is wrong.
+    """
+    if not len(trace):
+        raise ValueError(f"Trace `{printable(name)}` should have rows. Found none.")
+    frame = trace.to_frame()
+    kinds = _kinds(frame)
+    fit, refusal = _fitted(frame, options)
+    history = _history(frame)
+    clipped = None if history is None else _clipped(frame, history)
+    lr = options.lr if options.lr is not None else _largest(frame, fit)
+    if fit is None:
+        statuses = {kind.status: kind.number for kind in kinds}
+        remedy = next((kind.remedy for kind in kinds if not kind.is_used), "")
+        found = no_answer(refusal, statuses, remedy, clipped)
+        return Run(name, trace, frame, None, refusal, None, "", None, history, clipped, found, kinds)
+    momentum, dampening = _momentum(trace.meta, options)
+    rule = _rule(fit, lr, momentum, dampening)
+    said = _said(lr, momentum, dampening, is_known=options.momentum is not None or "momentum" in trace.meta)
+    groups = _groups(frame, fit, options)
+    found = answer(fit, rule, clipped, lr)
+    return Run(name, trace, frame, fit, "", rule, said, groups, history, clipped, found, kinds)
+
+
+def _fitted(frame: pd.DataFrame, options: Options) -> tuple[SmoothnessFit | None, str]:
+    """Returns the fit, or None and why there is none; wrong options are errors."""
+    try:
+        return fit_smoothness(frame, **options.fit), ""
+    except ValueError as error:
+        asked = {"quantile", "num_boot", "seed"} | {n for n in ("estimator",) if options.fit.get(n) is not None}
+        asked |= {"group"} if options.fit.get("group", "all") != "all" else set()
+        if any(f"Parameter `{name}`" in str(error) for name in asked):
+            raise
+        return None, str(error)
+
+
+def _groups(frame: pd.DataFrame, fit: SmoothnessFit, options: Options) -> GroupFits | None:
+    """Returns the fits of all groups, to rows of the estimator of the whole; None if there are no groups."""
+    rows = frame[frame["estimator"] == fit.estimator]
+    if rows["group"].nunique() < 2 or "scan" in frame.columns:
+        return None
+    asked = {name: value for name, value in options.fit.items() if name != "group"}
+    return fit_groups(frame, **asked | {"estimator": fit.estimator})
+
+
+def _rule(fit: SmoothnessFit, lr: float, momentum: float, dampening: float) -> ClipRule | None:
+    try:
+        return clip_rule(fit, lr=None if math.isnan(lr) else lr, momentum=momentum, dampening=dampening)
+    except ValueError:  # a scan without constants to use has no steps either whose norms could serve
+        return None
+
+
+def _momentum(meta: Mapping[str, Any], options: Options) -> tuple[float, float]:
+    """Returns momentum and dampening: as given, else as recorded, else 0."""
+    momentum = options.momentum if options.momentum is not None else _recorded(meta, "momentum", 0.0)
+    gain = _recorded(meta, "gain", math.nan)
+    if options.dampening is not None:
+        return momentum, options.dampening
+    recorded = 0.0 if math.isnan(gain) else 1 - gain * (1 - momentum)
+    return momentum, recorded if 1e-9 < recorded < 1 and options.momentum is None else 0.0
+
+
+def _recorded(meta: Mapping[str, Any], name: str, default: float) -> float:
+    value = meta.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return default
+    return float(value) if name != "momentum" or 0 <= value < 1 else default
+
+
+def _largest(frame: pd.DataFrame, fit: SmoothnessFit | None) -> float:
+    """Returns the largest learning rate of the fitted rows: a schedule that moves the rate leaves the threshold."""
+    rows = frame if fit is None else frame[(frame["estimator"] == fit.estimator) & (frame["group"] == fit.group)]
+    rates = rows["lr"].to_numpy(dtype=np.float64)
+    rates = rates[np.isfinite(rates) & (rates > 0)]
+    return float(rates.max()) if rates.size else math.nan
+
+
+def _said(lr: float, momentum: float, dampening: float, *, is_known: bool) -> str:
+    rate = "a learning rate that the rule chose" if math.isnan(lr) else f"the learning rate {lr:.4g}"
+    averaging = f" and dampening {dampening:.3g}" if momentum and dampening else ""
+    said = f"{rate} and momentum {momentum:g}{averaging}" if momentum else f"{rate}, without momentum"
+    return said if is_known else f"{said}; the trace does not say whether there was momentum, but `--momentum` can"
+
+
+def _history(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """Returns the state of an AutoClip at each of its measurements; None if the rows hold none."""
+    ours = frame[frame["estimator"].str.endswith(CLIP_SUFFIX)]
+    if ours.empty or _STATE[0] not in frame.columns:
+        return None
+    import pandas as pd
+
+    # There is no threshold where updates are shortened, and no one rate where those of the groups differ.
+    ours = ours.assign(**{name: math.nan for name in _STATE if name not in frame.columns})
+    columns = {name: pd.to_numeric(ours[name], errors="coerce") for name in _STATE}
+    found = ours[["step"]].assign(**columns).rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
+    found = found[found["longest_step"].notna()]
+    return None if found.empty else found.reset_index(drop=True)
+
+
+def _clipped(frame: pd.DataFrame, history: pd.DataFrame) -> Clipped:
+    last = history.iloc[-1]
+    modes = frame["clip_mode"].dropna().tolist() if "clip_mode" in frame.columns else []
+    longest, threshold, fraction = (float(last[name]) for name in ("longest_step", "threshold", "clip_fraction"))
+    return Clipped(longest, threshold, fraction, acts="shadow" not in modes[-1:])
+
+
+def _kinds(frame: pd.DataFrame) -> tuple[Kind, ...]:
+    known = {status.name.lower(): status for status in Status}
+    found = []
+    for status, number in Counter(frame["status"].tolist()).most_common():
+        cause, _, remedy = known[status].value.partition(". ") if status in known else (_UNKNOWN, "", "")
+        cause = f"{cause[0].upper()}{cause[1:].rstrip('.')}."
+        found.append(Kind(status, number, status in USABLE_STATUSES, cause, remedy))
+    return tuple(found)
+
+
+_UNKNOWN: Final = "this version of smoothdiag does not know this status"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = printable(text)
+    return text if len(text) <= MOST_FACT else f"{text[:MOST_FACT]} … ({len(text)} characters)"
