@@ -17,7 +17,6 @@ from smoothdiag.clipping.trust import (
     check_momentum,
     distrust,
     doubt_about,
-    may_follow_gradients,
     note_on_scan,
     one_direction,
     over,
@@ -27,6 +26,7 @@ from smoothdiag.clipping.trust import (
 )
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
 from smoothdiag.fits.intervals import percentile_interval
+from smoothdiag.fits.wording import follows_gradients
 from smoothdiag.momentum import averaged
 from smoothdiag.momentum import gain as gain_of
 from smoothdiag.rows import SmoothdiagWarning
@@ -192,7 +192,7 @@ def clip_rule(
         reason += one_direction(fit)
     return ClipRule(
         threshold=threshold,
-        step_cap=choice.eta * threshold if may_follow_gradients(fit) else math.nan,
+        step_cap=choice.eta * threshold if follows_gradients(fit) else math.nan,
         max_lr=max_lr,
         clip_rate=clip_rate,
         reason=reason,

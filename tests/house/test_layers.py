@@ -116,6 +116,7 @@ WINGS = {
         "fits.text",
         "fits.plain",
         "fits.parts",
+        "fits.wording",
         "fits.needed",
         "fits.plan",
         "fits.summary",
