@@ -15,6 +15,7 @@ from smoothdiag.fits.columns import labels
 from smoothdiag.fits.plan import headline as headline_of
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
 from smoothdiag.fits.wording import GLOSSARY, Headline
+from smoothdiag.notebooks import as_html
 from smoothdiag.rows import printable
 
 WHOLE = "all"
@@ -66,6 +67,10 @@ class GroupFits(Mapping[str, SmoothnessFit]):
 
     def __str__(self) -> str:
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        reasons = [f"{name} has no fit: {reason}" for name, reason in self.failed.items()]
+        return as_html("\n".join([*headline(self), *reasons]), self.table())
 
     def __repr__(self) -> str:
         without = f", {counted(len(self.failed), 'group')} without a fit" if self.failed else ""
@@ -184,7 +189,8 @@ def _headline(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str]) -> H
     of["no fit"] = list(failed)
     said = "; ".join(f"{verdict} {len(names)} of {number}{_named(names)}" for verdict, names in of.items() if names)
     first = next(iter(fits))
-    return Headline(printable(f"VERDICTS: {said}."), printable(f"{headline_of(fits[first]).next} (group {first})"))
+    of_first = "" if first == WHOLE else f" ({first})"
+    return Headline(printable(f"VERDICTS: {said}."), printable(f"{headline_of(fits[first]).next}{of_first}"))
 
 
 def _named(names: Sequence[str]) -> str:

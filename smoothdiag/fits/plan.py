@@ -21,6 +21,7 @@ from smoothdiag.fits.needed import (
 from smoothdiag.fits.parts import Verdict
 from smoothdiag.fits.text import minutes, number, wrap
 from smoothdiag.fits.wording import OF_TIME, SCAN_GRADIENTS, Headline, blocking, next_step, verdict_of
+from smoothdiag.notebooks import as_html
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +102,9 @@ class Plan:
         for place, sentence in enumerate(self.advice, 1):
             lines += wrap(str(place), sentence)
         return "\n".join([*lines, *wrap("now", numbers)])
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
 
 def make_plan(fit: Any) -> Plan:

@@ -90,8 +90,9 @@ def _use(fit: Any) -> str:
     if fit.verdict is Verdict.LOSS_GAP:
         return "sd.LossGapWarmup(optimizer, fit) makes a rate"
     if fit.verdict is Verdict.POWER:
-        # Beyond an exponent of 1 no step length is safe at every gradient norm, so no threshold is.
-        return f"{'sd.step_rate(fit) makes a rate' if _exponent(fit) > 1 else 'sd.clip_rule(fit, lr=...) makes a threshold'}"
+        if _exponent(fit) > 1:  # No step length is safe at every gradient norm, so no threshold is.
+            return "sd.step_rate(fit) makes a rate"
+        return "sd.clip_rule(fit, lr=...) makes a threshold"
     return "do not clip; sd.step_rate(fit) makes a rate"
 
 

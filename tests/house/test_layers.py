@@ -21,6 +21,7 @@ LAYERS = (
     ("plots", "clipping", "adapters", "packing"),
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
+    ("notebooks",),
     ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -226,7 +227,7 @@ WINGS = {
         "integrations.huggingface",
         "integrations",
     ),
-    "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
+    "clipping": ("clipping.trust", "clipping.law", "clipping.result", "clipping.*", "clipping"),
     "plots": (
         "plots.common",
         "plots.*",
