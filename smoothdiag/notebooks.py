@@ -30,7 +30,11 @@ def as_html(text: str, *tables: pd.DataFrame) -> str:
         shown = table.tail(MOST_ROWS)
         if len(shown) < len(table):
             folded += f"<p>the last {len(shown)} of {len(table)} rows</p>"
-        # Numbers stay numbers; anything else may hold characters that a page or a terminal obeys.
-        shown = shown.map(lambda cell: printable(cell) if isinstance(cell, str) else cell)
+        shown = shown.map(_printed).rename(index=_printed, columns=_printed)
         folded += shown.to_html(escape=True, border=0, na_rep="")
     return said + (f"<details><summary>more</summary>{folded}</details>" if folded else "") + "</div>"
+
+
+def _printed(value: object) -> object:
+    """Returns a text without characters that a terminal would obey, and anything else as it is."""
+    return printable(value) if isinstance(value, str) else value

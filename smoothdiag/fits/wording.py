@@ -107,7 +107,7 @@ def _measure(fit: Any, missing: Sequence[str], *, more: float, gradients: float,
     for flag in flags:
         if flag.name == "few points":
             break
-        if not fit.num_scans and not flag.fatal and (flag.name == "range" or flag.name in OF_TIME):
+        if not fit.num_scans and not flag.fatal and flag.name in (*OF_TIME, "range", "rate"):
             return here
         return f"{_first_sentence(flag.remedy)}."
     if "rows" in missing:

@@ -14,8 +14,9 @@ MAX_LINES = 320
 # A module may import from the lines below its own, never sideways.
 LAYERS = (
     ("integrations", "__main__"),
-    ("autoclip", "cli"),
+    ("cli",),
     ("demo",),
+    ("autoclip",),
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
     ("plots", "clipping", "adapters", "packing"),
@@ -197,6 +198,7 @@ WINGS = {
         "autoclip.clipper",
         "autoclip",
     ),
+    "demo": ("demo.language", "demo.law", "demo.training", "demo.figures", "demo.story", "demo"),
     "doctor": (
         "doctor.patches",
         "doctor.sites",
