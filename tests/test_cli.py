@@ -56,7 +56,7 @@ def test_a_demo_killed_half_way_leaves_a_trace_that_fits(tmp_path, text, capsys)
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    path = out / "scan.jsonl"
+    path = out / "regression.jsonl"
     while process.poll() is None and not (path.exists() and len(path.read_bytes().splitlines()) > 20):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

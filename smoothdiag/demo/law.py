@@ -1,4 +1,4 @@
-"""The demo's scan of a Poisson regression, whose curvature follows the gradient norm, and what its verdict means."""
+"""The demo's scans: a landscape where the law is known, and a regression on text where it does not hold."""
 
 from __future__ import annotations
 
@@ -10,52 +10,66 @@ from smoothdiag.clipping import clip_rule, step_rate
 from smoothdiag.demo.language import Corpus
 from smoothdiag.fits import SmoothnessFit, Verdict, fit_smoothness
 from smoothdiag.measure.scan import scan
+from smoothdiag.problems import exponential
 from smoothdiag.trace import Trace
 
-PROBLEM = (
-    "A scan asks a small Poisson regression: how often does each character occur in the next 64, given the last 64?"
-)
-LENGTH = 64
-NUM_WINDOWS = 256
-STEPS = 100
+L0, L1 = 0.7, 2.0
+"""Constants of the landscape."""
+
+FAR = 3.0
+"""Distance of its checkpoint from the minimum: the gradient norm is e^6 L0/L1 there."""
+
+LENGTH, NUM_WINDOWS, STEPS = 64, 256, 100
 
 
-def count_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Returns the mean Poisson loss, exp(z) - count z, over windows and characters."""
-    features, counts = batch
-    return F.poisson_nll_loss(model(features), counts)
-
-
-def scanned(corpus: Corpus, trace: Trace) -> SmoothnessFit:
-    """Trains the regression for a hundred steps, scans it on 256 windows and fits the scan; on the CPU, from seed 0."""
+def scanned_landscape(trace: Trace) -> SmoothnessFit:
+    """Scans a landscape with ||H|| = L0 + L1 ||g|| at every point."""
     torch.manual_seed(0)
-    model = nn.Linear(corpus.vocabulary, corpus.vocabulary)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        count_loss(model, counts(corpus, 64, seed=step)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    scan(model, count_loss, [counts(corpus, NUM_WINDOWS, seed=STEPS)], trace=trace)
+    start = torch.randn(20, dtype=torch.float64)
+    model = exponential(L0, L1, dim=20).as_module(FAR * start / start.norm())
+    scan(model, lambda model, batch: model(), [None], budget=300, trace=trace)
     return fit_smoothness(trace)
 
 
-def counts(corpus: Corpus, num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns roots of character frequencies in random windows, and the counts in the windows that follow.
+def scanned_regression(corpus: Corpus, trace: Trace, seed: int = 0) -> SmoothnessFit:
+    """Trains a regression of the next character on the last 64 for a hundred steps, and scans it on 256 windows."""
+    torch.manual_seed(seed)
+    model = nn.Linear(corpus.vocabulary, corpus.vocabulary)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        regression_loss(model, windows(corpus, 64, seed=1000 * seed + step)).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    scan(model, regression_loss, [windows(corpus, NUM_WINDOWS, seed=1000 * seed + STEPS)], trace=trace)
+    return fit_smoothness(trace)
 
-    Both have the shape (num, vocabulary). The roots make all inputs vectors of length one.
+
+def regression_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns the mean cross-entropy of the next character [nats]."""
+    features, following = batch
+    return F.cross_entropy(model(features), following)
+
+
+def windows(corpus: Corpus, num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns roots of character frequencies in random windows, shape (num, vocabulary), and the next characters.
+
+    The roots make all inputs vectors of length one.
     """
-    train = corpus.codes[: len(corpus.codes) * 9 // 10]
-    starts = torch.randint(len(train) - 2 * LENGTH, (num,), generator=torch.Generator().manual_seed(seed))
-    windows = torch.stack([train[i : i + 2 * LENGTH] for i in starts])
-    before, after = (F.one_hot(part, corpus.vocabulary).sum(1).float() for part in windows.split(LENGTH, dim=1))
-    return (before / LENGTH).sqrt(), after
+    train = corpus.codes[: len(corpus.codes) * 9 // 10].cpu()
+    starts = torch.randint(len(train) - LENGTH, (num,), generator=torch.Generator().manual_seed(seed))
+    found = torch.stack([train[i : i + LENGTH + 1] for i in starts])
+    frequencies = F.one_hot(found[:, :LENGTH], corpus.vocabulary).sum(1).float() / LENGTH
+    return frequencies.sqrt(), found[:, LENGTH]
 
 
 def what_follows(fit: SmoothnessFit) -> str:
-    """Returns what the verdict means for a learning rate, a sentence or two."""
+    """Returns what the verdict means for clipping and the learning rate, in a sentence or two."""
     if fit.verdict is Verdict.L0L1:
         rule = clip_rule(fit)
-        return f"SO: a threshold of {rule.threshold:.3g} at the learning rate {rule.lr:.3g} keeps steps within the law."
+        return (
+            f"SO: the law is found. At the learning rate {rule.lr:.3g} a threshold of {rule.threshold:.3g} keeps every "
+            "step within it."
+        )
     if fit.verdict is Verdict.POWER:
         rate = step_rate(fit)
         low, high = fit.grad_norm_quantiles[10], fit.grad_norm_quantiles[90]
@@ -64,5 +78,7 @@ def what_follows(fit: SmoothnessFit) -> str:
             f"gradient norm {low:.3g} to {rate(high):.3g} at {high:.3g}."
         )
     if fit.verdict is Verdict.CONSTANT:
-        return f"SO: the law is refuted. A rate below 1/L0 = {fit.max_lr:.3g} needs no clipping here."
+        return (
+            f"SO: the law is refuted. Below the learning rate 1/L0 = {fit.max_lr:.3g} clipping has nothing to do here."
+        )
     return "SO: this scan decides nothing, and nothing follows from it but the next step above."

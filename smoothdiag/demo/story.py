@@ -14,7 +14,7 @@ from smoothdiag.clipping import clip_rule
 from smoothdiag.console import one_line
 from smoothdiag.demo.figures import save_curves, save_smoothness
 from smoothdiag.demo.language import Corpus, standard_library_text
-from smoothdiag.demo.law import PROBLEM, scanned, what_follows
+from smoothdiag.demo.law import L0, L1, scanned_landscape, scanned_regression, what_follows
 from smoothdiag.demo.training import AUTO, NOTHING, TAIL, USUAL, Run, train
 from smoothdiag.fits import fit_smoothness, headline
 from smoothdiag.trace import Trace
@@ -42,12 +42,21 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
         "Three parts: a scan, three training runs, a threshold. One to two minutes on two idle cores.",
         f"Text: {len(corpus.codes):,} characters, {corpus.vocabulary} different ones. Device: {device}.",
         "",
-        f"1. DOES SMOOTHNESS GROW WITH THE GRADIENT NORM? {PROBLEM}",
+        "1. DOES SMOOTHNESS GROW WITH THE GRADIENT NORM? A scan walks away from the weights and measures; it trains nothing.",
+        f"First where the answer is known: on the landscape of `problems.exponential`, L0 is {L0:g} and L1 is {L1:g}.",
     )
-    with Trace(out / "scan.jsonl", meta={"demo": "scan", "torch": torch.__version__}) as trace:
-        law = scanned(corpus, trace)
-    save_smoothness(trace, law, f"{law.verdict.name}: a scan of the Poisson regression", out / "scan.png")
-    tell(*headline(law), f"WHY: {law.verdict_reason}", what_follows(law), "")
+    with Trace(out / "landscape.jsonl", meta={"demo": "landscape"}) as known:
+        law = scanned_landscape(known)
+    save_smoothness(known, law, f"{law.verdict.name}: a landscape with the law", out / "landscape.png")
+    tell(
+        *headline(law),
+        what_follows(law),
+        "Then where it is not known: softmax regression.",
+    )
+    with Trace(out / "regression.jsonl", meta={"demo": "regression"}) as scanned:
+        other = scanned_regression(corpus, scanned)
+    save_smoothness(scanned, other, f"{other.verdict.name}: softmax regression", out / "regression.png")
+    tell(*headline(other), f"WHY: {other.verdict_reason}", what_follows(other), "")
     tell(
         f"2. A RATE THAT IS TOO LARGE. A character LSTM, plain SGD at lr = {lr:g}, {steps} steps from one seed, three "
         "ways to clip.",
@@ -64,21 +73,24 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
     save_smoothness(rows, fit, f"{fit.verdict.name}: the rows of the run with AutoClip", out / "training.png")
     tell("And the run itself, does it show a law? The probe measured smoothness beside it:", *headline(fit))
     tell(f"WHY: {fit.verdict_reason}", "")
-    files = ["scan.jsonl", "training.jsonl", "scan.png", "curves.png", "training.png", "summary.txt"]
-    files += write_page({"scan": out / "scan.jsonl", "training": out / "training.jsonl"}, out / "report.html", lr=lr)
-    details = ["", "THE SCAN", law.summary(), "", "THE RUN", fit.summary(), str(clip_rule(fit, lr=lr)), ""]
-    (out / "summary.txt").write_text("\n".join([*told, *details]), encoding="utf-8")
+    names = ("landscape", "regression", "training")
+    files = [*(f"{name}.jsonl" for name in names), *(f"{name}.png" for name in (*names, "curves")), "summary.txt"]
+    files += write_page({name: out / f"{name}.jsonl" for name in names}, out / "report.html", lr=lr)
+    details = [str(clip_rule(fit, lr=lr))]
+    for name, found in zip(names, (law, other, fit), strict=True):
+        details += ["", f"THE FIT OF {name}.jsonl", found.summary()]
+    (out / "summary.txt").write_text("\n".join([*told, *details, ""]), encoding="utf-8")
     seconds = time.perf_counter() - began
     print(f"Written to {one_line(out)}/ in {seconds:.0f} seconds: {', '.join(files)}. Begin with {files[-1]}.")
 
 
 def table(runs: Mapping[str, Run], vocabulary: int) -> list[str]:
     """Returns the losses of all runs, a line each, and what they do not show."""
-    head = f"{'clipping':<34}{f'loss, last {TAIL} steps':>22}{'held-out loss':>16}"
+    head = f"{'clipping':<44}{f'loss, last {TAIL} steps':>22}{'held-out loss':>16}"
     lines = [head]
     for name, run in runs.items():
         found = f"{name}, which found max_norm = {run.threshold:.3g}" if name == AUTO else name
-        lines.append(f"{found:<34}{run.last:>22.3f}{run.held_out:>16.3f}")
+        lines.append(f"{found:<44}{run.last:>22.3f}{run.held_out:>16.3f}")
     lines.append(f"In nats per character; guessing is {math.log(vocabulary):.2f}.")
     lines.append("One seed at one rate is no evidence: docs/autoclip.md has 90 runs, and where AutoClip does badly.")
     return lines

@@ -18,7 +18,7 @@ from smoothdiag.measure.probe.schedule import log_spaced
 from smoothdiag.trace import Trace
 
 NOTHING, USUAL, AUTO = "nothing", "max_norm = 1", "AutoClip"
-PROBES_PER_DECADE = 20
+PROBES_PER_DECADE = 60
 TAIL = 20
 """Steps at the end whose mean loss the table holds."""
 
