@@ -79,6 +79,7 @@ def what_follows(fit: SmoothnessFit) -> str:
         )
     if fit.verdict is Verdict.CONSTANT:
         return (
-            f"SO: the law is refuted. Below the learning rate 1/L0 = {fit.max_lr:.3g} clipping has nothing to do here."
+            "SO: L1 is as good as zero, so large gradients need no shorter steps. Below the learning rate 1/L0 = "
+            f"{fit.max_lr:.3g} there is nothing to clip."
         )
     return "SO: this scan decides nothing, and nothing follows from it but the next step above."

@@ -39,10 +39,10 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
         print("\n".join(lines), flush=True)
 
     tell(
-        "Three parts: a scan, three training runs, a threshold. One to two minutes on two idle cores.",
+        "Three parts: two scans, three training runs, a threshold. About a minute on two idle cores.",
         f"Text: {len(corpus.codes):,} characters, {corpus.vocabulary} different ones. Device: {device}.",
         "",
-        "1. DOES SMOOTHNESS GROW WITH THE GRADIENT NORM? A scan walks away from the weights and measures; it trains nothing.",
+        "1. DOES SMOOTHNESS GROW WITH THE GRADIENT NORM? A scan measures around the weights and trains nothing.",
         f"First where the answer is known: on the landscape of `problems.exponential`, L0 is {L0:g} and L1 is {L1:g}.",
     )
     with Trace(out / "landscape.jsonl", meta={"demo": "landscape"}) as known:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from smoothdiag.autoclip import AutoClip
 from smoothdiag.demo.language import CharacterLSTM, Corpus, next_character_loss
+from smoothdiag.measure.estimators import LocalSmoothness
 from smoothdiag.measure.probe import Probe
 from smoothdiag.measure.probe.schedule import log_spaced
 from smoothdiag.trace import Trace
 
 NOTHING, USUAL, AUTO = "nothing", "max_norm = 1", "AutoClip"
-PROBES_PER_DECADE = 60
+PROBES_PER_DECADE = 40
 TAIL = 20
 """Steps at the end whose mean loss the table holds."""
 
@@ -56,7 +57,14 @@ def train(corpus: Corpus, steps: int, device: torch.device, *, lr: float, arm: s
     if arm != AUTO:
         losses = _steps(model, optimizer, shown, 1.0 if arm == USUAL else math.inf)
         return Run(losses, _evaluated(model, held_out), 1.0 if arm == USUAL else math.nan)
-    probe = Probe(model, optimizer, next_character_loss, schedule=log_spaced(PROBES_PER_DECADE), trace=trace)
+    probe = Probe(
+        model,
+        optimizer,
+        next_character_loss,
+        estimators=[LocalSmoothness()],
+        schedule=log_spaced(PROBES_PER_DECADE),
+        trace=trace,
+    )
     with closing(probe):
         clipper = AutoClip(optimizer, probe)
         losses = _steps(model, optimizer, probe.watch(shown), math.inf)

@@ -49,7 +49,7 @@ def test_demo_leaves_its_files_and_keeps_an_earlier_trace(told) -> None:
     assert found - {"report.html"} == {*FILES, "training.1.jsonl"}
     assert Trace.read(told / "training.1.jsonl").meta == {"precious": True}
     rows = Trace.read(told / "training.jsonl").to_frame()
-    assert set(rows["estimator"]) == {"path", "local", "local_clip"}
+    assert set(rows["estimator"]) == {"local", "local_clip"}
     assert set(rows["lr"]) == {24.0}
     for name in NAMES[:2]:
         assert set(Trace.read(told / f"{name}.jsonl").to_frame()["estimator"]) == {"hessian_norm"}
