@@ -60,15 +60,14 @@ def test_summary_tells_the_story_in_its_order(told) -> None:
     text = (told / "summary.txt").read_text()
     parts = [
         "1. DOES SMOOTHNESS",
-        "VERDICT",
+        "VERDICT L0L1",
         "SO: ",
         "2. A RATE",
-        NOTHING,
-        USUAL,
-        AUTO,
-        "3. A THRESHOLD",
-        "WHY: longest",
+        f"\n{NOTHING}",
+        f"\n{USUAL}",
+        f"\n{AUTO}, which",
     ]
+    parts += ["3. A THRESHOLD", "WHY: longest", "THE FIT OF landscape", "THE FIT OF training"]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     (pasted,) = re.findall(r"clip_grad_norm_\(model.parameters\(\), max_norm=([\d.e-]+)\)", text)
