@@ -25,7 +25,7 @@ def as_html(text: str, *tables: pd.DataFrame) -> str:
     said = f"<div><b>{escape(head)}</b>"
     if rest:
         said += f"<br>{escape(rest[0])}"
-    folded = f"<pre>{escape(chr(10).join(rest[1:]))}</pre>" if rest[1:] else ""
+    folded = f"<pre style='white-space: pre-wrap'>{escape(chr(10).join(rest[1:]))}</pre>" if rest[1:] else ""
     for table in tables:
         shown = table.tail(MOST_ROWS)
         if len(shown) < len(table):

@@ -69,8 +69,9 @@ class GroupFits(Mapping[str, SmoothnessFit]):
         return self.summary()
 
     def _repr_html_(self) -> str:
-        reasons = [f"{name} has no fit: {reason}" for name, reason in self.failed.items()]
-        return as_html("\n".join([*headline(self), *reasons]), self.table())
+        reasons = [f"{name}: {fit.verdict_reason}" for name, fit in self.fits.items()]
+        reasons += [f"{name} has no fit: {reason}" for name, reason in self.failed.items()]
+        return as_html("\n".join([*headline(self), *reasons]), self.table().drop(columns="reason"))
 
     def __repr__(self) -> str:
         without = f", {counted(len(self.failed), 'group')} without a fit" if self.failed else ""
