@@ -19,11 +19,6 @@ from smoothdiag.demo.training import AUTO, NOTHING, TAIL, USUAL, Run, train
 from smoothdiag.fits import fit_smoothness, headline
 from smoothdiag.trace import Trace
 
-LR = 24.0
-"""Rate of the three runs: without clipping the loss ends above that of guessing."""
-
-STEPS = 250
-
 
 def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, lr: float) -> None:
     """Runs the demo and leaves traces, figures, summary.txt and, where reports can be made, report.html in ``out``."""
@@ -75,7 +70,7 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
     tell(f"WHY: {fit.verdict_reason}", "")
     names = ("landscape", "regression", "training")
     files = [*(f"{name}.jsonl" for name in names), *(f"{name}.png" for name in (*names, "curves")), "summary.txt"]
-    files += write_page({name: out / f"{name}.jsonl" for name in names}, out / "report.html", lr=lr)
+    files += write_page({name: out / f"{name}.jsonl" for name in names}, out / "report.html")
     details = [str(clip_rule(fit, lr=lr))]
     for name, found in zip(names, (law, other, fit), strict=True):
         details += ["", f"THE FIT OF {name}.jsonl", found.summary()]
@@ -111,11 +106,11 @@ def paste(run: Run, lr: float) -> list[str]:
     ]
 
 
-def write_page(traces: Mapping[str, Path], path: Path, *, lr: float) -> list[str]:
+def write_page(traces: Mapping[str, Path], path: Path) -> list[str]:
     """Writes the report of both traces and returns its name, or nothing where reports cannot be made."""
     try:
         page = importlib.import_module("smoothdiag.report.page")
     except ModuleNotFoundError:
         return []
-    page.write_report(traces, path, lr=lr)
+    page.write_report(traces, path)
     return [path.name]
