@@ -230,18 +230,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"smoothdiag {version('smoothdiag')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = _add(
-        commands, "demo", "scan a small model, train another with a rate too large three ways, and find a threshold"
-    )
+    demo = _add(commands, "demo", "scan, train at too large a rate three ways, find a threshold to paste")
     demo.add_argument("--text", type=Path, metavar="FILE", help="text to train on (default: Python's standard library)")
     demo.add_argument("--steps", type=int, default=250, metavar="N", help="optimizer steps of each run (default: 250)")
     demo.add_argument("--lr", type=float, default=24.0, help="learning rate of each run (default: 24)")
     demo.add_argument(
-        "--out",
-        type=Path,
-        default=Path("demo"),
-        metavar="DIR",
-        help="folder for the results (default: demo)",
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for results (default: demo)"
     )
     demo.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train; auto prefers cuda"
