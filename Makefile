@@ -22,7 +22,7 @@ ECOSYSTEM := .venv-ecosystem
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/.installed-test  ## Train a small language model with a probe attached; results go to demo/.
+demo: .venv/.installed-test  ## Scan a small model, train another three ways, find a threshold; results go to demo/.
 	@$(BIN)/smoothdiag demo --out demo $(ARGS)
 
 # One thread for each process, since they share the cores.

@@ -181,12 +181,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"smoothdiag {version('smoothdiag')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = _add(commands, "demo", "train a small language model while measuring it, then fit, plot and clip")
+    demo = _add(commands, "demo", "scan, train at too large a rate three ways, find a threshold to paste")
     demo.add_argument("--text", type=Path, metavar="FILE", help="text to train on (default: Python's standard library)")
-    demo.add_argument("--steps", type=int, default=800, metavar="N", help="optimizer steps of each run (default: 800)")
-    demo.add_argument("--lr", type=float, default=6.0, help="learning rate of each run (default: 6)")
+    demo.add_argument("--steps", type=int, default=250, metavar="N", help="optimizer steps of each run (default: 250)")
+    demo.add_argument("--lr", type=float, default=24.0, help="learning rate of each run (default: 24)")
     demo.add_argument(
-        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for trace and figures (default: demo)"
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for results (default: demo)"
     )
     demo.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where; auto prefers cuda")
     demo.set_defaults(run=_demo)

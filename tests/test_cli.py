@@ -48,33 +48,6 @@ def lawful(tmp_path) -> Path:
 
 
 @pytest.mark.thorough
-def test_demo_leaves_its_five_files_and_says_both_losses(tmp_path, text, capsys) -> None:
-    out = tmp_path / "out"
-    assert main(["demo", "--text", str(text), "--steps", "40", "--out", str(out), "--device", "cpu"]) == 0
-    names = ["fit.png", "smoothness.png", "summary.txt", "trace.jsonl", "trace.png"]
-    assert sorted(p.name for p in out.iterdir()) == names
-    summary = (out / "summary.txt").read_text()
-    assert "VERDICT" in summary
-    losses = [float(x) for x in re.findall(r"ClippedMomentum.* (\d+\.\d{4})$", summary, re.MULTILINE)]
-    assert len(losses) == 2
-    assert "bit-identical weights" in summary
-    printed = capsys.readouterr().out
-    assert all(line in printed for line in summary.splitlines())
-    frame = Trace.read(out / "trace.jsonl").to_frame()
-    assert set(frame["estimator"]) == {"path", "local"}
-    assert set(frame["lr"]) == {6.0}
-
-
-@pytest.mark.thorough
-def test_a_second_demo_keeps_the_first_trace(tmp_path, text) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "trace.jsonl").write_text('{"smoothdiag_trace": 1, "precious": true}\n')
-    assert main(["demo", "--text", str(text), "--steps", "30", "--out", str(out), "--device", "cpu"]) == 0
-    assert Trace.read(out / "trace.1.jsonl").meta == {"precious": True}
-
-
-@pytest.mark.thorough
 def test_a_demo_killed_half_way_leaves_a_trace_that_fits(tmp_path, text, capsys) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -83,8 +56,8 @@ def test_a_demo_killed_half_way_leaves_a_trace_that_fits(tmp_path, text, capsys)
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    path = out / "trace.jsonl"
-    while process.poll() is None and not (path.exists() and len(path.read_bytes().splitlines()) > 60):
+    path = out / "regression.jsonl"
+    while process.poll() is None and not (path.exists() and len(path.read_bytes().splitlines()) > 20):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -177,10 +150,12 @@ def test_clip_prints_a_threshold_and_a_reason(lawful, capsys) -> None:
     assert main(["clip", str(lawful), "--lr", "0.1"]) == 0
     printed = capsys.readouterr().out
     assert "clip gradients at norm" in printed
-    assert "from the fit" in printed
+    assert "NEXT: set max_norm=" in printed
 
 
-@pytest.mark.parametrize(("exponent", "words"), [(0.5, "from the fit"), (2.0, "`sd.step_rate` makes a learning rate")])
+@pytest.mark.parametrize(
+    ("exponent", "words"), [(0.5, "NEXT: set max_norm="), (2.0, "`sd.step_rate` makes a learning rate")]
+)
 def test_clip_on_a_power_gives_the_threshold_of_its_law_or_says_why_there_is_none(exponent, words, tmp_path, capsys):
     rng = np.random.default_rng(0)
     x = 10 ** rng.uniform(-1, 1, 200)

@@ -9,6 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 from smoothdiag.autoclip.progression import is_in_progression
+from smoothdiag.notebooks import as_html
 
 PHASE = 30
 """Steps of the calibration: later, curvature has adapted to the step."""
@@ -104,6 +105,12 @@ class StepRule:
                 raise ValueError(f"Parameter `{name}` should be positive and finite. Found `{name} = {value!r}`.")
         if not 0 <= self.noise < math.inf:
             raise ValueError(f"Parameter `noise` should be at least 0 and finite. Found `noise = {self.noise!r}`.")
+
+    def _repr_html_(self) -> str:
+        measured = f"at most {self.multiple:.3g} times the measured length" if self.multiple else "not measured"
+        least = f"at most {self.relative:g} of the length of the parameters"
+        head = f"{measured}; {least}" if self.bounded else measured if self.multiple else least
+        return as_html(f"StepRule: steps are {head}.\nNEXT: pass it as AutoClip(optimizer, probe, rule=...).\n{self!r}")
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
 from smoothdiag.autoclip.checks import VERSION, Mode, check, check_free_rate, check_schedule, check_state
-from smoothdiag.autoclip.history import acted, explained, stage
+from smoothdiag.autoclip.history import acted, explained, next_step, stage
 from smoothdiag.autoclip.rates import Peaks, shared, suggested
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.autoclip.step import Stepping, default_rule, raise_by
 from smoothdiag.autoclip.ways import action_for
 from smoothdiag.measure.estimators import Estimator
 from smoothdiag.measure.probe import Probe
+from smoothdiag.notebooks import as_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +122,7 @@ class AutoClip:
             self._books,
             rule_is_given=self._rule_is_given,
             sets_lr=set_lr,
-            reason=lambda: self.reason,
+            reason=lambda: self.reason.split("\n")[-1],
         )
         probe.also(self._stepping.is_due, self._measures)
 
@@ -129,6 +130,9 @@ class AutoClip:
         # It waits for no device.
         state = "" if self._stepping.attached else ", detached"
         return f"<AutoClip of {name_of(self._optimizer)}, mode {self._mode!r}{state}; `reason` says more>"
+
+    def _repr_html_(self) -> str:
+        return as_html(self.reason, self.history.drop(columns="note"))
 
     @property
     def longest_step(self) -> float:
@@ -161,8 +165,14 @@ class AutoClip:
 
     @property
     def reason(self) -> str:
-        """Where the longest step comes from, and how often it has shortened steps, in words."""
+        """What AutoClip does and what to do next, a line each; below, where the longest step comes from, in words."""
         longest, threshold, lr = self.longest_step, self.threshold, float(shared(self._peaks.values))
+        kept = "no step is limited yet" if math.isnan(longest) else f"no step is longer than {longest:.3g}"
+        if math.isfinite(threshold) and self._action.counts_steps:
+            kept += f", which is max_norm={threshold:.3g} at lr={lr:.3g}"
+        stopped = bool(self._stepping.guard.stopped) or not self._stepping.attached
+        todo = next_step(self._calibration, self._mode, stopped=stopped)
+        head = f"AutoClip: {kept}; {acted(self._history, self._mode)}.\nNEXT: {todo}\n"
         said = f"longest step {'' if math.isnan(longest) else f'{longest:.3g} '}from {explained(self._calibration)}"
         if math.isfinite(threshold):
             name = "max_norm" if self._action.counts_steps else "a threshold on the averaged gradient of"
@@ -172,7 +182,7 @@ class AutoClip:
             said += "; the probe has stopped, so it will not change any more"
         if self._stepping.guard.stopped:
             said += "; AutoClip has stopped acting, see `history`"
-        return f"{said}; {stage(self._calibration)}{acted(self._history, self._mode)}."
+        return f"{head}{said}; {stage(self._calibration)}{acted(self._history, self._mode)}."
 
     @property
     def history(self) -> pd.DataFrame:

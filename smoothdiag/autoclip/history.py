@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from smoothdiag.autoclip.calibration import FEWEST, LEAST_SIGNAL, USUAL_SIGNAL, Calibration, median_interval
+from smoothdiag.autoclip.calibration import FEWEST, LEAST_SIGNAL, PHASE, USUAL_SIGNAL, Calibration, median_interval
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.console import counted
 
@@ -147,6 +147,17 @@ class History:
         vars(self.counts).update({name: int(state[name]) for name in vars(self.counts)})
         self.num_noted, self.num_faults = int(state["num_noted"]), int(state["num_faults"])
         self.events = [Event(**event) for event in state["events"]]
+
+
+def next_step(calibration: Calibration, mode: str, *, stopped: bool) -> str:
+    """Returns what to do about AutoClip now, in a sentence."""
+    if stopped:
+        return "AutoClip acts no more; the last event of its `history` says why."
+    if calibration.rule.multiple is not None and calibration.held_at < 0:
+        return f"train on: it measures in the first {PHASE} steps and then holds the longest step."
+    if mode == "shadow":
+        return 'mode="clip" makes it act; in shadow mode it only counts.'
+    return "nothing to do; sd.plot_clipping(clipper) shows what it did."
 
 
 def explained(calibration: Calibration) -> str:

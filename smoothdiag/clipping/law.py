@@ -14,6 +14,7 @@ from smoothdiag import arguments
 from smoothdiag.clipping.trust import check_kappa, check_momentum
 from smoothdiag.fits.base import Interval
 from smoothdiag.momentum import gain as gain_of
+from smoothdiag.notebooks import as_html
 
 EVERYWHERE: Interval = (0.0, math.inf)
 # For L0 + L ||g||^rho with rho from .25 to 3 ten nodes are exact to 1e-12 (tests/clipping/test_law.py).
@@ -54,6 +55,18 @@ class Rate:
             return self.formula(grad_norm)
         inside = (grad_norm >= low) & (grad_norm <= high)
         return _masked(self.formula(grad_norm), ~inside)
+
+    def __str__(self) -> str:
+        reason: str = getattr(self, "reason", "")
+        low, high = self.valid
+        span = "any gradient norm" if self.valid == EVERYWHERE else f"gradient norms from {low:.4g} to {high:.4g}"
+        return (
+            f"{type(self).__name__}: a learning rate for {span}.\nNEXT: set lr = rate(grad_norm) before each step or, "
+            f"with momentum, scale gradients by rate.scale(grad_norm, lr).\n{reason}"
+        )
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def scale(self, grad_norm: Any, lr: float, *, momentum: float = 0.0, dampening: float = 0.0) -> Any:
         """Returns the factor, 1 at most, for the gradient of an optimizer with a fixed rate and momentum.
@@ -159,12 +172,13 @@ class LawRate(Rate):
 
 @dataclass(frozen=True)
 class Choice:
-    """A threshold before the noise can raise it: effective rate, threshold, their reason and their consequence."""
+    """A threshold before the noise can raise it: effective rate, threshold, reason, consequence, what to do instead."""
 
     eta: float
     threshold: float
     origin: str
     consequence: str = ""
+    next: str = ""
 
 
 def choose(rate: LawRate, eta: float, gain: float) -> Choice | None:
@@ -190,7 +204,8 @@ def choose(rate: LawRate, eta: float, gain: float) -> Choice | None:
         problem = f"No threshold makes this rate safe: the law allows at most {largest:.4g}. "
     else:
         problem = f"The effective rate {eta:.4g} is too large: the law would leave only uselessly short steps. "
-    return Choice(eta, longest / eta, problem + advice, f" The longest step is held at {longest:.4g}.")
+    lower = f"lower the learning rate to {half / gain:.4g}: this one is too large for any threshold."
+    return Choice(eta, longest / eta, problem + advice, f" The longest step is held at {longest:.4g}.", lower)
 
 
 def _inverse(smoothness: Any) -> Any:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
 from smoothdiag.clipping.law import Choice, LawRate, PowerLaw, choose
+from smoothdiag.clipping.result import ClipRule
 from smoothdiag.clipping.trust import (
     check,
     check_momentum,
     distrust,
     doubt_about,
-    may_follow_gradients,
     note_on_scan,
     one_direction,
     over,
@@ -27,6 +26,8 @@ from smoothdiag.clipping.trust import (
 )
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
 from smoothdiag.fits.intervals import percentile_interval
+from smoothdiag.fits.plan import make_plan
+from smoothdiag.fits.wording import follows_gradients
 from smoothdiag.momentum import averaged
 from smoothdiag.momentum import gain as gain_of
 from smoothdiag.rows import SmoothdiagWarning
@@ -36,60 +37,6 @@ FALLBACK_PERCENTILE = 90
 # Zhang et al., 2020, stochastic case: the threshold on minibatch gradients is 5 sigma.
 NOISE_MULTIPLE = 5.0
 NEARLY_NORMALISED = 0.9
-
-
-@dataclass(frozen=True)
-class ClipRule:
-    """A threshold on the gradient norm, and the reason for it.
-
-    Attributes:
-        threshold: clip gradients whose norm is larger than this.
-        step_cap: longest step that results, effective rate times threshold; NaN if no rate is known, and for Adam
-            and similar optimizers.
-        max_lr: largest learning rate that a small gradient allows, as the optimizer counts rates; NaN if the fit
-            cannot tell, for example because the interval of L0 reaches zero. If the rows measure one direction only,
-            it is a bound for that direction.
-        clip_rate: share of the recorded gradient norms above the threshold; NaN if the optimizer clips an average
-            of gradients, because the norms of averages were not recorded; NaN for a scan.
-        reason: reason for the threshold, in words.
-        lr: the optimizer's learning rate that the rule is meant for: the given one, or the one that the rule chose; NaN
-            if there is neither.
-        source: "fit", or "percentile" where the fit could not be used.
-        threshold_interval: interval of the threshold at this rate, at the level of the fit; NaN for a percentile.
-
-    Units: threshold [f/x], step_cap [x], rates [x^2/f].
-
-    Examples:
-        >>> import pandas as pd
-        >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
-        >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
-        >>> rule = sd.clip_rule(sd.fit_smoothness(table, num_boot=50), lr=0.1)
-        >>> print(rule.source, round(rule.threshold, 2), round(rule.step_cap, 2), round(rule.max_lr, 2))
-        fit 4.5 0.45 1.0
-    """
-
-    threshold: float
-    step_cap: float
-    max_lr: float
-    clip_rate: float
-    reason: str
-    lr: float
-    source: Literal["fit", "percentile"]
-    threshold_interval: Interval = (math.nan, math.nan)
-
-    def __str__(self) -> str:
-        share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"
-        if self.source == "fit":
-            head = f"clip gradients at norm {self.threshold:.4g} (from the fit; clips {share} of the recorded steps)"
-        else:
-            head = (
-                f"no threshold from this fit; clipping at norm {self.threshold:.4g} would only stop outliers (clips "
-                f"{share} of the recorded steps)"
-            )
-        return (
-            f"{head}\n  learning rate {_say(self.lr)}, at most {_say(self.max_lr)} for small gradients; "
-            f"longest step {_say(self.step_cap)}\n  {self.reason}"
-        )
 
 
 def clip_rule(
@@ -146,9 +93,10 @@ def clip_rule(
         >>> norms = 10 ** torch.arange(200.0).sin().double().numpy()
         >>> table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
         >>> print(sd.clip_rule(sd.fit_smoothness(table, num_boot=50), lr=0.1))
-        clip gradients at norm 4.5 (from the fit; clips 27.4% of the recorded steps)
-          learning rate 0.1, at most 1 for small gradients; longest step 0.45
-          At the effective rate 0.1 the product rate * (L0 + L1 * norm) reaches 1 at the gradient norm 4.5.
+        clip gradients at norm 4.5; it clips 27.4% of the recorded steps.
+        NEXT: set max_norm=4.5 at lr=0.1 (clip_grad_norm_, max_grad_norm, gradient_clip_val).
+        At the effective rate 0.1 the product rate * (L0 + L1 * norm) reaches 1 at the gradient norm 4.5.
+        learning rate 0.1, at most 1 for small gradients; longest step 0.45
     """
     check(fit, kappa)
     check_momentum(momentum, dampening)
@@ -192,13 +140,14 @@ def clip_rule(
         reason += one_direction(fit)
     return ClipRule(
         threshold=threshold,
-        step_cap=choice.eta * threshold if may_follow_gradients(fit) else math.nan,
+        step_cap=choice.eta * threshold if follows_gradients(fit) else math.nan,
         max_lr=max_lr,
         clip_rate=clip_rate,
         reason=reason,
         lr=choice.eta / gain,
         source="fit" if chosen else "percentile",
         threshold_interval=_interval(fit, choice, kappa, threshold) if chosen else (math.nan, math.nan),
+        next=choice.next or _paste(threshold, choice.eta / gain, averages=averages),
     )
 
 
@@ -243,10 +192,13 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choi
             "the largest safe rate is undetermined, and this rate was not tested."
         )
     recommended = over(kappa, 2 * fit.L0)
+    low = f"lower the learning rate to {recommended / gain:.4g}: this one is too large for any threshold."
     advice = f"use an effective rate of kappa/(2 L0) = {recommended:.4g}, a learning rate of {recommended / gain:.4g}"
     if eta * fit.L0 >= kappa:
         origin = f"{unsafe(fit, eta, kappa)} {advice[0].upper()}{advice[1:]}.{note}"
-        return Choice(eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.")
+        return Choice(
+            eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.", low
+        )
     if 2 * eta * fit.L0 > kappa:
         origin = (
             f"The effective rate {eta:.4g} is too large: to keep rate * (L0 + L1 * threshold) at {kappa:g}, steps "
@@ -256,13 +208,20 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choi
             f" The longest step is held at kappa/(2 L1) = {half_step:.4g}, where the product is "
             f"{eta * fit.L0 + kappa / 2:.3g}."
         )
-        return Choice(eta, half_step / eta, origin, consequence)
+        return Choice(eta, half_step / eta, origin, consequence, low)
     threshold = (kappa / eta - fit.L0) / fit.L1
     origin = (
         f"At the effective rate {eta:.4g} the product rate * (L0 + L1 * norm) reaches {kappa:g} at the gradient norm "
         f"{threshold:.4g}."
     )
     return Choice(eta, threshold, origin + note)
+
+
+def _paste(threshold: float, lr: float, *, averages: bool) -> str:
+    """Where a threshold goes."""
+    if averages:
+        return f"set threshold={threshold:.4g} at lr={lr:.4g} in an optimizer that clips its average (ClippedMomentum)."
+    return f"set max_norm={threshold:.4g} at lr={lr:.4g} (clip_grad_norm_, max_grad_norm, gradient_clip_val)."
 
 
 def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> Choice:
@@ -279,7 +238,8 @@ def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) ->
             f" The threshold is this percentile times {shrink:.2g}, because an average of uncorrelated gradients with "
             f"momentum {averaging:g} is shorter by this factor."
         )
-    return Choice(eta, threshold, origin)
+    advice = make_plan(fit).next
+    return Choice(eta, threshold, origin, next=advice)
 
 
 def _power(fit: SmoothnessFit) -> PowerLaw:
@@ -314,7 +274,3 @@ def _share_above(fit: SmoothnessFit, threshold: float) -> float:
     if threshold < quantiles[0]:
         return 1.0
     return float(1 - np.interp(threshold, quantiles, np.linspace(0, 1, len(quantiles))))
-
-
-def _say(value: float) -> str:
-    return "unknown" if math.isnan(value) else f"{value:.4g}"

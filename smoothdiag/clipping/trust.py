@@ -6,6 +6,7 @@ import math
 
 from smoothdiag import arguments
 from smoothdiag.fits.base import ModelScore, SmoothnessFit, Verdict
+from smoothdiag.fits.wording import follows_gradients, unchecked
 
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
@@ -18,7 +19,7 @@ def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
 
 def distrust(fit: SmoothnessFit, verdicts: tuple[Verdict, ...] = (Verdict.L0L1, Verdict.CONSTANT)) -> str:
     """Why the fit has no constants to use, or none by these verdicts; empty if it has."""
-    if not may_follow_gradients(fit):
+    if not follows_gradients(fit):
         said = "its rows come from" if fit.follows_gradients is False else "its rows do not say how steps are made by"
         return (
             f"{said} {fit.optimizer}. L0 and L1 bound the rate and the steps only if a step is the rate times the "
@@ -57,11 +58,6 @@ def one_direction(fit: SmoothnessFit) -> str:
         " The rows bound smoothness along the probed direction only. The largest curvature ||H|| may be larger, and "
         "then these steps are too long. Rows of `sd.HessianNorm()` beside them, or `sd.scan`, would settle it."
     )
-
-
-def may_follow_gradients(fit: SmoothnessFit) -> bool:
-    """Whether steps are the rate times an average of gradients, or nobody says which optimizer took them."""
-    return bool(fit.follows_gradients) or (fit.follows_gradients is None and not fit.optimizer)
 
 
 def untold(fit: SmoothnessFit) -> str:
@@ -110,11 +106,6 @@ def _doubt_about_power(fit: SmoothnessFit) -> str:
         f"its verdict is POWER with the exponent {exponent:.2f}. Smoothness grows faster than the gradient norm, so no "
         "step length is safe at every norm (`sd.step_rate` makes a learning rate that is)"
     )
-
-
-def unchecked(fit: SmoothnessFit) -> bool:
-    """Whether the check for artefacts could not run."""
-    return any(flag.name == "saturation unknown" for flag in fit.flags)
 
 
 def over(numerator: float, denominator: float) -> float:

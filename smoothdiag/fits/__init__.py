@@ -28,20 +28,23 @@ from smoothdiag.fits import (
 from smoothdiag.fits.base import Array, Flag, HessianCheck, Interval, ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.correlations import correlate, decades, loglog_slope
 from smoothdiag.fits.exponent import NOT_FOUND, exponent_interval
-from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each
+from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each, headline
 from smoothdiag.fits.lines import QuantileFit, Scale, quantile_fit
 from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, follows_gradients, optimizer_of, select_rows
 from smoothdiag.fits.verdict import decide
+from smoothdiag.fits.wording import Headline
 
 __all__ = [
     "Flag",
     "GroupFits",
+    "Headline",
     "ModelScore",
     "SmoothnessFit",
     "Verdict",
     "compare_runs",
     "fit_groups",
     "fit_smoothness",
+    "headline",
 ]
 
 PATH = (0.5, 0.9, 0.95, 0.99)

@@ -15,6 +15,7 @@ from smoothdiag.fits.parts import Array, Correction, Flag, HessianCheck, Interva
 from smoothdiag.fits.plain import decode, encode
 from smoothdiag.fits.plan import Plan, make_plan
 from smoothdiag.fits.summary import summarise
+from smoothdiag.notebooks import as_html
 
 __all__ = ["Array", "Correction", "Flag", "HessianCheck", "Interval", "ModelScore", "SmoothnessFit", "Verdict"]
 
@@ -193,6 +194,9 @@ class SmoothnessFit:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        return as_html(self.summary())
 
     def __repr__(self) -> str:
         constants = f"L0={self.L0:.4g}, L1={self.L1:.4g}"

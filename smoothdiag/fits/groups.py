@@ -10,12 +10,16 @@ from typing import Any
 import pandas as pd
 
 from smoothdiag.console import counted
-from smoothdiag.fits.base import SmoothnessFit
+from smoothdiag.fits.base import SmoothnessFit, Verdict
 from smoothdiag.fits.columns import labels
+from smoothdiag.fits.plan import headline as headline_of
 from smoothdiag.fits.text import RULE, THIN, fixed, interval, table, wrap
+from smoothdiag.fits.wording import GLOSSARY, Headline
+from smoothdiag.notebooks import as_html
 from smoothdiag.rows import printable
 
 WHOLE = "all"
+MOST_NAMED = 3  # Groups that the first line of a summary lists by name.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,9 +68,22 @@ class GroupFits(Mapping[str, SmoothnessFit]):
     def __str__(self) -> str:
         return self.summary()
 
+    def _repr_html_(self) -> str:
+        reasons = [f"{name}: {fit.verdict_reason}" for name, fit in self.fits.items()]
+        reasons += [f"{name} has no fit: {reason}" for name, reason in self.failed.items()]
+        return as_html("\n".join([*headline(self), *reasons]), self.table().drop(columns="reason"))
+
     def __repr__(self) -> str:
         without = f", {counted(len(self.failed), 'group')} without a fit" if self.failed else ""
         return f"<GroupFits of {counted(len(self.fits), 'group')}{without}; print it for all>"
+
+
+def headline(fit: SmoothnessFit | GroupFits) -> Headline:
+    """The verdict of a fit, or of the fits of several groups, and what to do next, a line each.
+
+    The summary begins with these two lines.
+    """
+    return headline_of(fit) if isinstance(fit, SmoothnessFit) else _headline(fit.fits, fit.failed)
 
 
 def compare_runs(fits: Mapping[str, SmoothnessFit]) -> pd.DataFrame:
@@ -166,6 +183,21 @@ def _row(fit: SmoothnessFit) -> dict[str, Any]:
     }
 
 
+def _headline(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str]) -> Headline:
+    """How many groups have which verdict, and the next step of the whole or, without it, of the first group."""
+    number = len(fits) + len(failed)
+    of = {verdict.name: [name for name, fit in fits.items() if fit.verdict is verdict] for verdict in Verdict}
+    of["no fit"] = list(failed)
+    said = "; ".join(f"{verdict} {len(names)} of {number}{_named(names)}" for verdict, names in of.items() if names)
+    first = next(iter(fits))
+    of_first = "" if first == WHOLE else f" ({first})"
+    return Headline(printable(f"VERDICTS: {said}."), printable(f"{headline_of(fits[first]).next}{of_first}"))
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if len(names) <= MOST_NAMED else ""
+
+
 def _summarise(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str], kind: str) -> str:
     """One line per fit, and for each group without a fit the reason."""
     some = next(iter(fits.values()))
@@ -188,9 +220,10 @@ def _summarise(fits: Mapping[str, SmoothnessFit], failed: Mapping[str, str], kin
     lines = table([head, *cells])
     width = max(len(lines[0]), len(RULE))
     rule, thin = RULE[0] * width, THIN[0] * width
-    out = [rule, f"smoothness <= L0 + L1 * gradient norm, quantile {some.quantile:g}, estimator {some.estimator}", thin]
+    out = [*_headline(fits, failed), rule]
+    out += [f"smoothness <= L0 + L1 * gradient norm, quantile {some.quantile:g}, estimator {some.estimator}", thin]
     out += [lines[0], thin, *lines[1:], thin]
     for name, reason in failed.items():
         out += wrap(f"{name} has no fit", reason)
     out.append("worth: independent rows with the same information; L0 [loss / parameter^2], L1 [1 / parameter]")
-    return "\n".join(map(printable, [*out, rule]))
+    return "\n".join(map(printable, [*out, GLOSSARY, rule]))

@@ -18,8 +18,10 @@ from smoothdiag.fits.needed import (
     rows_for_line,
     spread_allowed,
 )
-from smoothdiag.fits.parts import Flag, Verdict
-from smoothdiag.fits.text import number, wrap
+from smoothdiag.fits.parts import Verdict
+from smoothdiag.fits.text import minutes, number, wrap
+from smoothdiag.fits.wording import OF_TIME, SCAN_GRADIENTS, Headline, blocking, next_step, verdict_of
+from smoothdiag.notebooks import as_html
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +29,16 @@ if TYPE_CHECKING:
 LARGEST_EXPONENT = 3.0  # That the fit of a scan tries.
 ENOUGH = 0.6  # Width of the interval of an exponent that is told from .5 and 1.5.
 WIDER_DECADES = 1.5  # Range for which the plan states the number of rows where the recorded range is too short.
-SCAN_GRADIENTS = 500  # Default budget of `sd.scan`.
-OF_TIME = ("learning rate", "surrogates", "tied to time", "time trend")
+MISSING = {
+    "rows": "more independent rows",
+    "decades": "a wider range of gradient norms",
+    "noise": "rows with less noise",
+    "relation": "a gradient norm that explains more",
+    "directions": "other directions than the measured one",
+    "remedy": "another way to measure",
+    "lines": "more lines of the scan",
+}
+"""What each word of `Plan.missing` means."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Plan:
         gradients: gradients that the further rows, or a scan with enough lines, cost; NaN if unknown.
         minutes: minutes that they take; NaN if unknown.
         scan_minutes: minutes that a scan of `SCAN_GRADIENTS` gradients takes; NaN if unknown.
+        next: what to do first, one sentence.
         advice: what to do, one sentence or two for each thing that is missing.
 
     Source: standard errors of a quantile curve, Koenker and Bassett, 1978, for noise that is the same in the
@@ -74,20 +85,26 @@ class Plan:
     gradients: float
     minutes: float
     scan_minutes: float
+    next: str
     advice: tuple[str, ...]
 
     def __str__(self) -> str:
-        head = f"PLAN after {self.verdict}"
+        said = "nothing is missing for this verdict."
+        if self.missing:
+            said = f"missing: {', '.join(MISSING[name] for name in self.missing)}."
+        lines = [f"PLAN after {self.verdict}: {said}", f"NEXT: {self.next}"]
         if not self.missing:
-            return "\n".join(wrap(head, " ".join(self.advice)))
+            return "\n".join(lines)
         numbers = (
             f"{self.rows_now:.0f} independent rows, {self.decades:.2f} decades of gradient norms, noise "
             f"{number(self.spread)} in log smoothness, standard error of a free exponent {number(self.exponent_error)}"
         )
-        lines = [*wrap(head, f"missing: {', '.join(self.missing)}"), *wrap("now", numbers)]
         for place, sentence in enumerate(self.advice, 1):
             lines += wrap(str(place), sentence)
-        return "\n".join(lines)
+        return "\n".join([*lines, *wrap("now", numbers)])
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
 
 def make_plan(fit: Any) -> Plan:
@@ -115,18 +132,29 @@ def make_plan(fit: Any) -> Plan:
         gradients=_lines_cost(fit) if "lines" in missing else more * per_row,
         minutes=_lines_cost(fit) * seconds / per_row / 60 if "lines" in missing else more * seconds / 60,
         scan_minutes=SCAN_GRADIENTS * seconds / per_row / 60 if per_row > 0 else math.nan,
+        next="",
         advice=(),
     )
-    return replace(plan, advice=tuple(_advice(fit, plan, more, rows_for_line(over(norms, WIDER_DECADES), law))))
+    costs = {"more": more, "gradients": plan.gradients, "time": plan.minutes, "scan": plan.scan_minutes}
+    return replace(
+        plan,
+        next=next_step(fit, missing, **costs),
+        advice=tuple(_advice(fit, plan, more, rows_for_line(over(norms, WIDER_DECADES), law))),
+    )
 
 
-def _blocking(fit: Any) -> list[Flag]:
-    return [flag for flag in fit.flags if flag.fatal or flag.blocking]
+def headline(fit: Any) -> Headline:
+    """The verdict of a fit and what to do next, a line each; `summary()` begins with them.
+
+    Args:
+        fit: a SmoothnessFit.
+    """
+    return Headline(verdict_of(fit), f"NEXT: {make_plan(fit).next}")
 
 
 def _missing(fit: Any, rows: float) -> Iterator[str]:
     if fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.ARTEFACT):
-        names = {flag.name for flag in _blocking(fit)}
+        names = {flag.name for flag in blocking(fit)}
         if "range" in names:
             yield "decades"
         if fit.num_scans:
@@ -158,15 +186,15 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
     scanned = fit.num_scans > 0
     scan = f"`sd.scan(model, loss_fn, batches)` at {'another' if scanned else 'this'} checkpoint takes about " + (
         f"{SCAN_GRADIENTS} gradients"
-        + (f", here {_time(plan.scan_minutes)}" if math.isfinite(plan.scan_minutes) else "")
+        + (f", here {minutes(plan.scan_minutes)}" if math.isfinite(plan.scan_minutes) else "")
     )
     if not plan.missing:
         yield "nothing is missing for this verdict."
-    for flag in _blocking(fit) if "remedy" in plan.missing else ():
+    for flag in blocking(fit) if "remedy" in plan.missing else ():
         if flag.name in ("range", "few points"):
             continue
         yield f"Flag {flag.name}: {flag.remedy}. More rows of the same kind do not help."
-    if any(flag.name in OF_TIME for flag in _blocking(fit)):
+    if any(flag.name in OF_TIME for flag in blocking(fit)):
         yield f"A scan compares points around one checkpoint, so neither time nor rate can be the cause. {scan}."
     elif "decades" in plan.missing:
         yield (
@@ -209,7 +237,7 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
         if math.isfinite(plan.gradients):
             cost = f", about {plan.gradients:.0f} gradients"
         if math.isfinite(plan.minutes):
-            cost += f" and {_time(plan.minutes)}"
+            cost += f" and {minutes(plan.minutes)}"
         yield (
             f"Record {more:.0f} more rows like these{cost}. About {plan.rows:.0f} independent ones show a line in nine "
             "of ten repetitions, if it is as steep as it looks."
@@ -241,9 +269,3 @@ def _or_more(plan: Plan) -> str:
     if math.isfinite(plan.spread_allowed):
         ways.append(f"a noise of at most {plan.spread_allowed:.2f}")
     return " or ".join(ways) or "another experiment"
-
-
-def _time(minutes: float) -> str:
-    if 60 * minutes < 1:
-        return "less than a second"
-    return f"{minutes:.0f} minutes" if minutes >= 2 else f"{60 * minutes:.0f} seconds"

@@ -6,19 +6,29 @@ import math
 from typing import Any
 
 from smoothdiag.fits.parts import Interval
+from smoothdiag.fits.plan import headline
 from smoothdiag.fits.text import RULE, RUN, SCAN, THIN, cost, fixed, free_exponent, hessian_cost, interval, number, wrap
+from smoothdiag.fits.wording import GLOSSARY
 from smoothdiag.rows import printable
 
 _LINES = {"hard": "hard envelope", "mean": "mean"}
 
 
 def summarise(fit: Any) -> str:
-    """A SmoothnessFit as a table: constants with intervals, rows, diagnostics, rivals, flags and verdict."""
+    """A SmoothnessFit as a text: verdict and next step in two lines, then reason, flags, constants, rows and rivals."""
     level, words = f"{fit.interval_level:.0%} interval", SCAN if fit.num_scans else RUN
     single = "; the intervals say nothing about other seeds" * (fit.num_runs == 1)
     saturated = "; above 0.5 the step length sets the smoothness"
-    out = [
-        RULE,
+    out = [*headline(fit), RULE, *wrap("reason", fit.verdict_reason)]
+    for flag in fit.flags:
+        weight = " (fatal)" if flag.fatal else " (blocks the verdict)" if flag.blocking else ""
+        said = f"{flag.cause} ({flag.evidence})."
+        out += wrap(f"flag {flag.name}{weight}", "see the reason." if said == fit.verdict_reason else said)
+        out += wrap("    remedy", f"{flag.remedy}.")
+    if not fit.flags:
+        out.append("no flags")
+    out += [
+        THIN,
         f"smoothness <= L0 + L1 * gradient norm, for a share of {fit.quantile:g} of the rows",
         f"rows of estimator {fit.estimator}, group {fit.group}, data {fit.data}",
         THIN,
@@ -62,14 +72,7 @@ def summarise(fit: Any) -> str:
         f"  later loss: error on {words.unseen}; skill: share of the constant's later loss that is removed",
         THIN,
     ]
-    for flag in fit.flags:
-        weight = " (fatal)" if flag.fatal else " (blocks the verdict)" if flag.blocking else ""
-        out += wrap(f"flag {flag.name}{weight}", f"{flag.cause} ({flag.evidence}).")
-        out += wrap("    remedy", f"{flag.remedy}.")
-    if not fit.flags:
-        out.append("no flags")
-    out += [RULE, *wrap(f"VERDICT {fit.verdict.name}", f"{fit.verdict.value}"), *wrap("reason", fit.verdict_reason)]
-    out += wrap("next", "in Python, print(fit.plan()) says what to measure, in numbers")
+    out += [*wrap("next", "in Python, print(fit.plan()) says what to measure, in numbers"), GLOSSARY]
     return "\n".join(map(printable, [*out, RULE]))
 
 

@@ -64,6 +64,13 @@ def hessian_cost(row_cost: tuple[float, float]) -> str:
     return f"HessianNorm rows ({least} to {most} gradients{time} each) or a scan (sd.scan)"
 
 
+def minutes(time: float) -> str:
+    """A time in minutes, or in seconds below two minutes."""
+    if 60 * time < 1:
+        return "less than a second"
+    return f"{time:.0f} minutes" if time >= 2 else f"{60 * time:.0f} seconds"
+
+
 def wrap(head: str, text: str) -> list[str]:
     """A paragraph that begins with a head; lines after the first are indented."""
     return textwrap.wrap(f"{head}: {text}", WIDTH, subsequent_indent="    ")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smoothdiag.console import counted
+from smoothdiag.notebooks import as_html
 from smoothdiag.rows import COLUMNS, SmoothdiagWarning, clean_row, shown
 from smoothdiag.trace import file as files
 from smoothdiag.trace.lines import (
@@ -202,6 +203,15 @@ class Trace:
 
     def __repr__(self) -> str:
         return f"Trace({counted(len(self), 'row')}, path={str(self.path) if self.path else None!r})"
+
+    def _repr_html_(self) -> str:
+        steps = {row["step"] for row in self._rows}
+        kinds = sorted({str(row.get("estimator", "unnamed")) for row in self._rows})
+        span = f" of steps {min(steps)} to {max(steps)}, {', '.join(kinds)}" if steps else ""
+        todo = "sd.fit_smoothness(trace) fits them." if steps else "append rows, or give it to a Probe."
+        facts = [f"path {self.path}", *(f"{name}: {value}" for name, value in self.meta.items()), *self.problems]
+        text = "\n".join([f"Trace: {counted(len(self), 'row')}{span}", f"NEXT: {todo}", *facts])
+        return as_html(text, *([self.to_frame().dropna(axis="columns", how="all")] if steps else []))
 
     def _header(self) -> dict[str, Any]:
         return {HEADER: FORMAT_VERSION, **harmless(self.meta)}

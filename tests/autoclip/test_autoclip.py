@@ -169,7 +169,9 @@ def test_a_shadow_changes_no_bit(name) -> None:
 def test_a_shadow_counts_what_it_would_have_clipped() -> None:
     acting = Run(sgd(3.0), rule=FIXED).over(batches(1))
     shadow = Run(sgd(3.0), rule=FIXED, mode="shadow").over(batches(1))
-    assert acting.clipper.reason.replace("clipped so far", "would have been clipped so far") == shadow.clipper.reason
+    did, would = ([run.clipper.reason.split("\n")[place] for place in (0, 2)] for run in (acting, shadow))
+    assert [said.replace("clipped so far", "would have been clipped so far") for said in did] == would
+    assert 'mode="clip" makes it act' in shadow.clipper.reason
 
 
 def test_clip_fraction_is_the_share_of_steps_that_were_too_long() -> None:

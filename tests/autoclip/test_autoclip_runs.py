@@ -299,7 +299,9 @@ def test_the_reason_is_a_sentence_of_numbers() -> None:
     assert "no step taken yet" in run.clipper.reason
     assert "0.03 ||x||, because AutoClip has 0 of the 5 valid measurements that it needs" in run.clipper.reason
     run.over(batches(31))
-    reason = run.clipper.reason
+    head, todo, reason = run.clipper.reason.split("\n")
+    assert re.fullmatch(r"AutoClip: no step is longer than [\d.]+, which is max_norm=[\d.]+ at lr=4; \d+% of .*", head)
+    assert todo.startswith("NEXT: nothing to do")
     assert re.fullmatch(FORM.replace("1-29", r"\d-29"), reason), reason
     (share,) = re.findall(r"(\d+)% of steps", reason)
     assert int(share) == round(100 * int(run.clipper._history.counts.clipped) / 31)

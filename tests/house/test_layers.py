@@ -14,13 +14,15 @@ MAX_LINES = 320
 # A module may import from the lines below its own, never sideways.
 LAYERS = (
     ("integrations", "__main__"),
-    ("autoclip", "cli"),
+    ("cli",),
     ("demo",),
+    ("autoclip",),
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
     ("plots", "clipping", "adapters", "packing"),
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
+    ("notebooks",),
     ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum", "names"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -116,6 +118,7 @@ WINGS = {
         "fits.text",
         "fits.plain",
         "fits.parts",
+        "fits.wording",
         "fits.needed",
         "fits.plan",
         "fits.summary",
@@ -196,6 +199,7 @@ WINGS = {
         "autoclip.clipper",
         "autoclip",
     ),
+    "demo": ("demo.language", "demo.law", "demo.training", "demo.figures", "demo.story", "demo"),
     "doctor": (
         "doctor.patches",
         "doctor.sites",
@@ -226,7 +230,7 @@ WINGS = {
         "integrations.huggingface",
         "integrations",
     ),
-    "clipping": ("clipping.trust", "clipping.law", "clipping.*", "clipping"),
+    "clipping": ("clipping.trust", "clipping.law", "clipping.result", "clipping.*", "clipping"),
     "report": (
         "report.paths",
         "report.svg",

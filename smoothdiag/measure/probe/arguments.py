@@ -12,6 +12,7 @@ from smoothdiag.measure.loss.objective import Reduction
 from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.host import Where
 from smoothdiag.measure.probe.schedule import Adaptive, budget, every, log_spaced
+from smoothdiag.notebooks import as_html
 
 STATE_VERSION = 1
 """Version of what ``state_dict`` returns; states without a version are of version 0 and have the same content."""
@@ -130,6 +131,18 @@ class Managed:
         state = ", closed" if probe.is_closed else ""
         names = f"{type(probe._model).__name__} and {name_of(probe.optimizer)}"
         return f"<Probe of {names}: {counted(len(probe.trace), 'row')} in {counted(probe.steps, 'step')}{state}>"
+
+    def _repr_html_(self) -> str:
+        probe: Any = self
+        if len(probe.trace):
+            todo = "sd.fit_smoothness(probe.trace) fits the rows."
+        elif probe.is_closed:
+            todo = "make a new probe; this one was closed before it measured anything."
+        else:
+            todo = "train on; loop over probe.watch(loader), so that the probe sees the batches."
+        estimators = "\n".join(f"estimator {estimator!r}" for estimator in probe.estimators)
+        facts = f"{estimators}\ndata {probe._data.kind}\ntrace {probe.trace!r}"
+        return as_html(f"{repr(probe)[1:-1]}\nNEXT: {todo}\n{facts}")
 
 
 def check_state(state: object, latest: int) -> None:
