@@ -35,6 +35,18 @@ def test_links_lead_somewhere(link) -> None:
     assert not section or section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+def test_the_estimators_of_the_optimizers_own_norm_measure() -> None:
+    names = {"sd": sd}
+    exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0], names)
+    model = torch.nn.Linear(3, 2, bias=False)
+    optimizer = torch.optim.Muon(model.parameters(), lr=0.01)
+    probe = sd.Probe(model, optimizer, lambda m, x: m(x).square().mean(), estimators=names["estimators"])
+    for batch in probe.watch(torch.randn(1, 8, 3)):
+        model(batch).square().mean().backward()
+        optimizer.step()
+    assert [row["estimator"] for row in probe.trace] == ["path_own", "local_steepest_own"]
+
+
 def test_the_loop_of_a_gan_runs_as_it_stands() -> None:
     section = PAGE.partition("## Several networks")[2]
     example = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
