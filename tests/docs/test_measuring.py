@@ -1,4 +1,4 @@
-"""docs/measuring.md: the page lists every status as the code words it, and names files that exist."""
+"""docs/measuring.md: the page names files and sections that exist, and its code runs."""
 
 import re
 
@@ -9,15 +9,8 @@ from places import REPOSITORY
 from torch.nn import functional as F
 
 import smoothdiag as sd
-from smoothdiag import Status
 
 PAGE = (REPOSITORY / "docs" / "measuring.md").read_text(encoding="utf-8")
-
-
-def test_the_table_of_statuses_is_that_of_the_code() -> None:
-    listed = PAGE.partition("## Statuses")[2].splitlines()
-    rows = [f"| `{s.name.lower()}` | {'yes' if s.usable else 'no'} | {s.value} |" for s in Status]
-    assert [line for line in listed if line.startswith("| `")] == rows
 
 
 @pytest.mark.parametrize("name", re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`|docs/(\w+\.py)", PAGE))
