@@ -26,12 +26,11 @@ html_show_copyright = False
 html_copy_source = False
 html_show_sourcelink = False
 
-myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 
-# The cache beside the pages keeps a build after an edit of text quick; a change of the package needs `make clean`.
+# Never from a cache: what the notebook shows is what this version prints.
 nb_execution_mode = "force"
-nb_execution_timeout = 300
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
@@ -43,6 +42,7 @@ autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Units", "notes_style"), ("Source", "notes_style")]
 default_role = "code"
 add_module_names = False
@@ -50,19 +50,19 @@ python_use_unqualified_type_names = True
 
 # The page of the benchmarks lies beside its scripts, and the site shows it as one of its own.
 OUTSIDE = {"../benchmarks/README.md": "benchmarks.md", "../CHANGELOG.md": "changelog.md"}
+UP = re.compile(rf"\]\((?P<up>(?:\.\./)*)(?P<path>{'|'.join(map(re.escape, OUTSIDE))})")
 
 
 def with_pages_of_the_site(app: Any, page: str, source: list[str]) -> None:
     """Makes links that lead out of docs/ lead to the pages that show those files here."""
-    for path, name in OUTSIDE.items():
-        source[0] = source[0].replace(f"]({path}", f"]({name}")
+    source[0] = UP.sub(lambda found: f"]({found['up']}{OUTSIDE[found['path']]}", source[0])
 
 
 def as_restructured_text(app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Escapes what docstrings mean as mathematics and reStructuredText reads as markup, such as ||g||."""
     for number, line in enumerate(lines):
         parts = re.split(r"(``.*?``|`[^`]*`)", line)
-        lines[number] = "".join(part if place % 2 else part.replace("|", r"\|") for place, part in enumerate(parts))
+        lines[number] = "".join(part if place % 2 else part.replace("|", r"\|").replace("_*", r"_\*") for place, part in enumerate(parts))
 
 
 def setup(app: Any) -> None:
