@@ -51,6 +51,8 @@ python_use_unqualified_type_names = True
 # The page of the benchmarks lies beside its scripts, and the site shows it as one of its own.
 OUTSIDE = {"../benchmarks/README.md": "benchmarks.md", "../CHANGELOG.md": "changelog.md"}
 UP = re.compile(rf"\]\((?P<up>(?:\.\./)*)(?P<path>{'|'.join(map(re.escape, OUTSIDE))})")
+MARKS = re.compile(r"\||(?<=_)\*|(?<=[\s(,])\*(?=\w)")
+"""What mathematics writes and reStructuredText would obey: ||g||, ||g||_*, (rows, *shape)."""
 
 
 def with_pages_of_the_site(app: Any, page: str, source: list[str]) -> None:
@@ -62,7 +64,8 @@ def as_restructured_text(app: Any, kind: str, name: str, value: Any, options: An
     """Escapes what docstrings mean as mathematics and reStructuredText reads as markup, such as ||g||."""
     for number, line in enumerate(lines):
         parts = re.split(r"(``.*?``|`[^`]*`)", line)
-        lines[number] = "".join(part if place % 2 else part.replace("|", r"\|").replace("_*", r"_\*") for place, part in enumerate(parts))
+        escaped = (part if place % 2 else MARKS.sub(r"\\\g<0>", part) for place, part in enumerate(parts))
+        lines[number] = "".join(escaped)
 
 
 def setup(app: Any) -> None:

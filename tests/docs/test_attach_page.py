@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning_runs import Module, data
 from networks import mlp
-from pages import Block, blocks_of, run, text_of
+from blocks import Block, blocks_of, run, text_of
 from torch import nn
 from torch.nn import functional as F
 from trainers import settings_of_the_process, trainer_of

@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pytest
 import torch
 from networks import mlp
-from pages import blocks_of, pages, run
+from blocks import blocks_of, pages, run
 from places import REPOSITORY
 from torch import nn
 from torch.nn import functional as F

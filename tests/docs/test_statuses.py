@@ -1,6 +1,6 @@
 """docs/statuses.md: the table lists every status as the code words it, with its cause and its remedy apart."""
 
-from pages import text_of
+from blocks import text_of
 
 from smoothdiag import Status
 
