@@ -21,6 +21,7 @@ html_theme = "furo"
 html_title = f"smoothdiag {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_static/scorer.js"
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False

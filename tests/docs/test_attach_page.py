@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import Block, blocks_of, run, text_of
 from lightning.pytorch import LightningModule, Trainer
 from lightning_runs import Module, data
 from networks import mlp
-from blocks import Block, blocks_of, run, text_of
 from torch import nn
 from torch.nn import functional as F
 from trainers import settings_of_the_process, trainer_of

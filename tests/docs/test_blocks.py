@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 import torch
-from networks import mlp
 from blocks import blocks_of, pages, run
+from networks import mlp
 from places import REPOSITORY
 from torch import nn
 from torch.nn import functional as F

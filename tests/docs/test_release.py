@@ -26,7 +26,9 @@ Description-Content-Type: text/markdown
 """
 
 
-def wheel(folder: Path, version: str = "1.0", metadata: str = METADATA, shipped: tuple[str, ...] = CHECK.SHIPPED) -> str:
+def wheel(
+    folder: Path, version: str = "1.0", metadata: str = METADATA, shipped: tuple[str, ...] = CHECK.SHIPPED
+) -> str:
     path = folder / f"smoothdiag-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr(f"smoothdiag-{version}.dist-info/METADATA", metadata.format(version=version))

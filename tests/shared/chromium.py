@@ -1,6 +1,7 @@
 """Chromium without a window: what a page of a folder does in it, asked by a script beside the page."""
 
 import functools
+import html
 import json
 import re
 import shutil
@@ -17,6 +18,21 @@ QUIET = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-extensions"),
 )
+PAGE = """<!doctype html><meta charset="utf-8"><body><script>
+const open = (page, width) => new Promise(done => {
+    document.querySelectorAll("iframe").forEach(frame => frame.remove());
+    const frame = document.createElement("iframe");
+    frame.style = `width:${width}px;height:800px;border:0`;
+    frame.onload = () => setTimeout(() => done(frame.contentWindow), 50);
+    frame.src = page;
+    document.body.append(frame);
+});
+(async () => { SCRIPT })().catch(error => ({error: String(error)})).then(found => {
+    document.body.innerHTML = "<pre id=found></pre>";
+    document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script>
+"""
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -44,17 +60,7 @@ def asked(folder: Path, script: str, profile: Path, timeout: float = 300) -> Any
         timeout: Seconds that the browser may take.
     """
     page = folder / "_asked.html"
-    page.write_text(
-        "<!doctype html><meta charset=utf-8><body><script>"
-        "const open = (page, width) => new Promise(done => { document.querySelectorAll('iframe').forEach(f => f.remove());"
-        " const frame = document.createElement('iframe'); frame.style = `width:${width}px;height:800px;border:0`;"
-        " frame.onload = () => setTimeout(() => done(frame.contentWindow), 50);"
-        " frame.src = page; document.body.append(frame); });"
-        f"(async () => {{ {script} }})().catch(error => ({{error: String(error)}})).then(found =>"
-        " { document.body.innerHTML = '<pre id=found></pre>';"
-        " document.getElementById('found').textContent = JSON.stringify(found); });</script>",
-        encoding="utf-8",
-    )
+    page.write_text(PAGE.replace("SCRIPT", script), encoding="utf-8")
     assert CHROMIUM is not None
     try:
         with served(folder) as address:
@@ -65,5 +71,4 @@ def asked(folder: Path, script: str, profile: Path, timeout: float = 300) -> Any
         page.unlink()
     found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert found, dom[-2000:]
-    text = found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    return json.loads(text)
+    return json.loads(html.unescape(found[1]))
