@@ -7,8 +7,8 @@ from typing import Any
 
 import smoothdiag
 
-# Set before the notebook's kernel starts: figures are drawn without a screen, and small networks only wait on threads.
-os.environ.setdefault("MPLBACKEND", "agg")
+# Set before the notebook's kernel starts: its figures go into the page, and small networks only wait on threads.
+os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 project = "smoothdiag"

@@ -45,7 +45,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_sphinx
 def test_every_page_is_built(site: Path) -> None:
     assert [page for page in pages() if not (site / page).with_suffix(".html").is_file()] == []
-    assert "L0L1 with L0 = 1.00 and L1 = 2.00" in (site / "first_look.html").read_text(encoding="utf-8")
+    notebook = (site / "first_look.html").read_text(encoding="utf-8")
+    assert "L0L1 with L0 = 1.00 and L1 = 2.00" in notebook
+    assert notebook.count('<img alt="_images/') == 2
 
 
 @needs_sphinx
