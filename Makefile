@@ -16,7 +16,7 @@ QUIET := -m pip --disable-pip-version-check --no-input -qq
 PIP := $(BIN)/python $(QUIET)
 ECOSYSTEM := .venv-ecosystem
 
-.PHONY: help demo quick test lint same ecosystem clean
+.PHONY: help demo quick test lint same docs release ecosystem clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets.
@@ -41,15 +41,24 @@ lint: .venv/.installed-dev  ## Run the linter, the format check and the strict t
 same: .venv/.installed-test  ## Compare seeded runs with those of another commit, bit for bit: make same REV=HEAD~1.
 	@$(BIN)/python benchmarks/same/compare.py $(REV) $(ARGS)
 
+# Built anew each time: a build does not know that what the notebook prints has changed.
+docs: .venv/.installed-docs  ## Build the site into docs/_build/html, and run the notebook in it.
+	@rm -rf docs/_build
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html $(ARGS)
+	@echo "docs/_build/html/index.html"
+
+release: .venv/.installed-dev  ## Build and check the wheel, install it alone into an empty environment and run the demo there.
+	@.ci/release $(BIN) $(ARGS)
+
 # One process: Ray starts workers of its own, and the trainers keep settings in the environment of the process.
 ecosystem: $(ECOSYSTEM)/.installed  ## Run the recipes of docs/ecosystem.md beside their libraries, in some four minutes.
 	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(ECOSYSTEM)/bin/python -m pytest -n 0 -m slow tests/ecosystem $(ARGS)
 
 clean:  ## Remove the environments, the caches and the results of the demo.
-	rm -rf .venv $(ECOSYSTEM) .pytest_cache .mypy_cache .ruff_cache dist demo
+	rm -rf .venv $(ECOSYSTEM) .pytest_cache .mypy_cache .ruff_cache dist demo docs/_build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps make an unchanged environment cost nothing. `dev` contains `test`, so it refreshes both stamps.
+# The stamps make an unchanged environment cost nothing. `dev` and `docs` contain `test`, so they refresh its stamp.
 .venv/.installed-test: pyproject.toml constraints.txt | .venv/.created
 	@echo "Installing smoothdiag into .venv (a few minutes the first time)"
 	@$(PIP) install torch
@@ -60,6 +69,12 @@ clean:  ## Remove the environments, the caches and the results of the demo.
 	@echo "Installing smoothdiag and its developer tools into .venv (a few minutes the first time)"
 	@$(PIP) install torch
 	@$(PIP) install -e '.[dev]'
+	@touch .venv/.installed-test $@
+
+.venv/.installed-docs: pyproject.toml constraints.txt | .venv/.created
+	@echo "Installing smoothdiag and what builds its site into .venv (a few minutes the first time)"
+	@$(PIP) install torch
+	@$(PIP) install -e '.[docs]'
 	@touch .venv/.installed-test $@
 
 # PyPI's torchvision loads only beside PyPI's torch. One that does not load keeps transformers from loading as well.

@@ -134,7 +134,10 @@ class Status(Enum):
         "the loss did not rise however far the step was prolonged, so there is no critical rate. Measure "
         "LocalSmoothness instead."
     )
-    ZERO_STEP = "the two points coincide: the step was skipped, or the radius is smaller than rounding."
+    ZERO_STEP = (
+        "the two points coincide: the step was skipped, or the radius is smaller than rounding. Skipped steps need "
+        "nothing. Otherwise use a longer radius or a wider dtype."
+    )
     NOT_MEASURED = (
         "the row comes from a log, which holds gradient norms and losses but says nothing about smoothness. Attach a "
         "Probe to a run."

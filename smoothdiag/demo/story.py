@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from smoothdiag.demo.language import Corpus, standard_library_text
 from smoothdiag.demo.law import L0, L1, scanned_landscape, scanned_regression, what_follows
 from smoothdiag.demo.training import AUTO, NOTHING, TAIL, USUAL, Run, train
 from smoothdiag.fits import fit_smoothness, headline
+from smoothdiag.report.page import write_report
 from smoothdiag.trace import Trace
 
 
@@ -70,7 +70,8 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
     tell(f"WHY: {fit.verdict_reason}", "")
     names = ("landscape", "regression", "training")
     files = [*(f"{name}.jsonl" for name in names), *(f"{name}.png" for name in (*names, "curves")), "summary.txt"]
-    files += write_page({name: out / f"{name}.jsonl" for name in names}, out / "report.html")
+    write_report({name: out / f"{name}.jsonl" for name in names}, out / "report.html")
+    files.append("report.html")
     details = [str(clip_rule(fit, lr=lr))]
     for name, found in zip(names, (law, other, fit), strict=True):
         details += ["", f"THE FIT OF {name}.jsonl", found.summary()]
@@ -104,13 +105,3 @@ def paste(run: Run, lr: float) -> list[str]:
         f"  Trainer(gradient_clip_val={value})                  # Lightning",
         f"WHY: {lines[2]}",
     ]
-
-
-def write_page(traces: Mapping[str, Path], path: Path) -> list[str]:
-    """Writes the report of both traces and returns its name, or nothing where reports cannot be made."""
-    try:
-        page = importlib.import_module("smoothdiag.report.page")
-    except ModuleNotFoundError:
-        return []
-    page.write_report(traces, path)
-    return [path.name]

@@ -100,16 +100,17 @@ def scion_groups(
 ) -> list[dict[str, Any]]:
     """Sorts a model's parameters into groups by kind of layer, each with its geometry, for `ClippedScion`.
 
-    ========== ======================================================= ====================
-    kind       what                                                    geometry
-    ========== ======================================================= ====================
-    embedding  weights of embeddings                                   Sign()
-    hidden     matrices: linear, attention, recurrent                  Spectral()
-    convolution, transposed: weights of convolutions                   Convolution()
-    vector     biases, gains, all with less than two dimensions        RMS()
-    head       the weight of the last linear layer                     Sign(per_input=True)
-    tied       a weight that is embedding and head at once             Sign(per_input=True)
-    ========== ======================================================= ====================
+    =========== ================================================ ============================
+    kind        what                                             geometry
+    =========== ================================================ ============================
+    embedding   weights of embeddings                            Sign()
+    hidden      matrices: linear, attention, recurrent           Spectral()
+    convolution weights of convolutions                          Convolution()
+    transposed  weights of transposed convolutions               Convolution(transposed=True)
+    vector      biases, gains, all with less than two dimensions RMS()
+    head        the weight of the last linear layer              Sign(per_input=True)
+    tied        a weight that is embedding and head at once      Sign(per_input=True)
+    =========== ================================================ ============================
 
     Every group holds its kind and the names of its parameters. Check them once, because "last" means the module that
     was registered last. Parameters that need no gradient are left out.

@@ -1,4 +1,4 @@
-"""docs/measuring.md: the page lists every status as the code words it, and names files that exist."""
+"""docs/measuring.md: the page names files and sections that exist, and its code runs."""
 
 import re
 
@@ -9,15 +9,8 @@ from places import REPOSITORY
 from torch.nn import functional as F
 
 import smoothdiag as sd
-from smoothdiag import Status
 
 PAGE = (REPOSITORY / "docs" / "measuring.md").read_text(encoding="utf-8")
-
-
-def test_the_table_of_statuses_is_that_of_the_code() -> None:
-    listed = PAGE.partition("## Statuses")[2].splitlines()
-    rows = [f"| `{s.name.lower()}` | {'yes' if s.usable else 'no'} | {s.value} |" for s in Status]
-    assert [line for line in listed if line.startswith("| `")] == rows
 
 
 @pytest.mark.parametrize("name", re.findall(r"`((?:tests|benchmarks)/[\w/]+\.py)`|docs/(\w+\.py)", PAGE))
@@ -33,6 +26,18 @@ def test_links_lead_somewhere(link) -> None:
     assert page.is_file()
     # As the sites that show these pages make an anchor of a title.
     assert not section or section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_the_estimators_of_the_optimizers_own_norm_measure() -> None:
+    names = {"sd": sd}
+    exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0], names)
+    model = torch.nn.Linear(3, 2, bias=False)
+    optimizer = torch.optim.Muon(model.parameters(), lr=0.01)
+    probe = sd.Probe(model, optimizer, lambda m, x: m(x).square().mean(), estimators=names["estimators"])
+    for batch in probe.watch(torch.randn(1, 8, 3)):
+        model(batch).square().mean().backward()
+        optimizer.step()
+    assert [row["estimator"] for row in probe.trace] == ["path_own", "local_steepest_own"]
 
 
 def test_the_loop_of_a_gan_runs_as_it_stands() -> None:
