@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from smoothdiag.clipping.trust import may_follow_gradients, power_of
+from smoothdiag.clipping.trust import power_of
 from smoothdiag.fits import Verdict
-from smoothdiag.fits.plan import OF_TIME
+from smoothdiag.fits.wording import OF_TIME, follows_gradients
 
 if TYPE_CHECKING:
     from smoothdiag.clipping import ClipRule
@@ -144,7 +144,7 @@ def _after_threshold(fit: SmoothnessFit, rule: ClipRule, lr: float) -> Iterator[
 
 def _no_threshold(fit: SmoothnessFit, plan: Plan) -> str:
     """The sentence for a fit that makes no threshold."""
-    if not may_follow_gradients(fit):
+    if not follows_gradients(fit):
         if fit.follows_gradients is None:
             return f"No threshold follows from this: the rows do not say how {fit.optimizer} makes its steps."
         return (
@@ -183,7 +183,7 @@ def _measure(fit: SmoothnessFit, plan: Plan) -> str:
 
 def _advice(fit: SmoothnessFit, plan: Plan) -> Iterator[str]:
     """What the plan says, and what does without measuring."""
-    if not may_follow_gradients(fit):
+    if not follows_gradients(fit):
         # What is missing would be measured for a threshold, and there is none to have.
         yield f"{sentence(_AUTOCLIP)[:-1]}: it shortens the updates of any optimizer."
         return
