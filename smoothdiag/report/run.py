@@ -124,7 +124,7 @@ def read_run(name: str, trace: Trace, options: Options) -> Run:
         return Run(name, trace, frame, None, refusal, None, "", None, history, clipped, found, kinds)
     momentum, dampening = _momentum(trace.meta, options)
     rule = _rule(fit, lr, momentum, dampening)
-    said = _said(lr, momentum, dampening, is_known=options.momentum is not None or "momentum" in trace.meta)
+    said = _said(lr, momentum, dampening, is_known=options.momentum is not None or {"momentum"} <= set(trace.meta))
     groups = _groups(frame, fit, options)
     found = answer(fit, rule, clipped, lr)
     return Run(name, trace, frame, fit, "", rule, said, groups, history, clipped, found, kinds)
