@@ -88,7 +88,9 @@ def table(runs: Mapping[str, Run], vocabulary: int) -> list[str]:
         found = f"{name}, which found max_norm = {run.threshold:.3g}" if name == AUTO else name
         lines.append(f"{found:<44}{run.last:>22.3f}{run.held_out:>16.3f}")
     lines.append(f"In nats per character; guessing is {math.log(vocabulary):.2f}.")
-    lines.append("One seed at one rate is no evidence: docs/autoclip.md has 90 runs, and where AutoClip does badly.")
+    lines.append(
+        "One seed at one rate is no evidence: docs/autoclip.md has thirty tasks, and where AutoClip does badly."
+    )
     return lines
 
 
