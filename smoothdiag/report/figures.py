@@ -58,7 +58,7 @@ def _wanted(run: Run) -> Iterator[Wanted]:
         "measured",
         "Smoothness against the gradient norm",
         "Each point is a measurement. If the law holds, the points rise along the black line. Points that crowd along "
-        "a line called null tell about the step, and not about the loss.",
+        "an artefact line tell about the step, and not about the loss.",
         lambda name: draw(
             name,
             lambda figure: plots.plot_smoothness(
