@@ -15,7 +15,7 @@ from workloads import Workload
 
 import smoothdiag as sd
 from smoothdiag.autoclip import AutoClip, StepRule
-from smoothdiag.autoclip.rates import raise_rates
+from smoothdiag.autoclip.rates import raise_rates, suggested
 from smoothdiag.autoclip.rows import ALONG_GRADIENT
 from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.measure.estimators import Estimate, Step
@@ -42,7 +42,7 @@ class Measured(Clipper):
 
     def finish(self) -> None:
         self.clipped = self.clip.state_dict()["clipped"]
-        self.longest_step, self.reason = self.clip.longest_step, self.clip.reason
+        self.longest_step, self.reason = self.clip.longest_step, self.clip.reason.split("\n")[-1]
         rows = {(row["step"], row["estimator"]): row["num_grads"] + 2 * row["num_hvps"] for row in self.probe.trace}
         self.probe_gradients = sum(rows.values()) + (SELF_TEST if rows else 0)
 
@@ -122,11 +122,12 @@ def raised(share: Callable[[int], float]) -> Callable[[Loop], Measured]:
 
     def attach(loop: Loop) -> Measured:
         found = Measured(loop, set_lr=True)
-        clip, calibration = found.clip, found.clip._calibration
+        clip, optimizer = found.clip, found.probe.optimizer
 
         def set_lr() -> None:
-            if (now := share(clip._books.steps)) > 0:
-                raise_rates(found.probe.optimizer, clip.suggest_lr(now * calibration.factor))
+            rule = clip._calibration
+            lr = suggested(rule, optimizer, rule.factor, clip._action.reach, cautious=True)
+            if raise_rates(optimizer, share(clip._books.steps) * lr, clip._action.reach, most=math.inf):
                 clip._peaks.update()
 
         clip._stepping._set_lr = set_lr

@@ -15,7 +15,7 @@ from smoothdiag.adapters.joint import Joint, finish, members, moved_by, name_of
 from smoothdiag.adapters.line_search import LineSearch
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.muon import Muon
-from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Ball, Group, StabilityLimit, Way
+from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Ball, Group, StabilityLimit, Way, weight_decay
 from smoothdiag.adapters.rate_free import RateFree
 from smoothdiag.adapters.sam import Sam
 from smoothdiag.adapters.schedule_free import ScheduleFree
@@ -40,6 +40,7 @@ __all__ = [
     "moved_by",
     "name_of",
     "stepping",
+    "weight_decay",
     "unit_balls",
 ]
 

@@ -121,3 +121,8 @@ class Adapter(Protocol):
     def late_refusal(self, moved: float | Tensor) -> str | None:
         """Returns the refusal as known after a step of length ``moved`` [x]; ``None`` if that step does not tell."""
         ...
+
+
+def weight_decay(group: Group) -> float:
+    """Returns the weight decay of a group [1/x^2 f]; 0 if it has none. Reading a tensor may wait for the device."""
+    return float(group.get("weight_decay") or 0.0)

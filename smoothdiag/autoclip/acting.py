@@ -36,6 +36,7 @@ from smoothdiag.autoclip.rates import Number, Peaks, plain, ratio, smaller
 from smoothdiag.memory import retried
 
 TINY = torch.finfo(torch.float32).tiny
+"""In place of no length at all, as at the rate zero: optimizers want a positive one."""
 
 NEARLY = 0.9
 """An update of this share of the longest step is so long that a bound on the next one would not help."""
@@ -291,8 +292,8 @@ class SetCap:
             cap = longest / self.reach(group)
             if group["longest_step"] is not None:
                 found = cap * ratio(plain(group["lr"]), peak)
-                # A schedule may end at the rate zero, and an optimizer wants a positive length.
-                group["longest_step"] = found.clamp(min=TINY) if isinstance(found, Tensor) else max(found, TINY)
+                positive = found.nan_to_num(TINY).clamp(TINY) if isinstance(found, Tensor) else max(TINY, found)
+                group["longest_step"] = positive
             elif isinstance(peak, Tensor) or peak > 0:
                 group["threshold"] = cap / peak
 

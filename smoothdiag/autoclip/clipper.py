@@ -170,8 +170,7 @@ class AutoClip:
         kept = "no step is limited yet" if math.isnan(longest) else f"no step is longer than {longest:.3g}"
         if math.isfinite(threshold) and self._action.counts_steps:
             kept += f", which is max_norm={threshold:.3g} at lr={lr:.3g}"
-        stopped = bool(self._stepping.guard.stopped) or not self._stepping.attached
-        todo = next_step(self._calibration, self._mode, stopped=stopped)
+        todo = next_step(self._calibration, self._mode, stopped=bool(self._stepping.guard.stopped))
         head = f"AutoClip: {kept}; {acted(self._history, self._mode)}.\nNEXT: {todo}\n"
         said = f"longest step {'' if math.isnan(longest) else f'{longest:.3g} '}from {explained(self._calibration)}"
         if math.isfinite(threshold):

@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group, members
+from smoothdiag.adapters import Group, members, weight_decay
 from smoothdiag.autoclip.calibration import FEWEST, Calibration
 from smoothdiag.autoclip.warm_ups import WarmUp
 from smoothdiag.memory import retried
 
 Number = float | Tensor
 """A number, or a 0-dim tensor on a device, which nobody should wait for."""
+
+MOST_AT_ONCE, RECENT = 4.0, 2
+"""Largest factor by which rates are raised after a measurement, and how many of the last ones have to allow it."""
+
+MOST_DECAY = 0.1
+"""Largest share of x that weight decay may take from it in a step at a raised rate, with what momentum makes of it."""
 
 RISEN = 1.001
 """A rate this many times its peak at the last rise has risen again."""
@@ -174,10 +180,16 @@ def share_of_parameters(optimizer: torch.optim.Optimizer, share: float) -> Numbe
 
 
 def suggested(
-    calibration: Calibration, optimizer: torch.optim.Optimizer, multiple: float, gain: Callable[[Group], float]
+    calibration: Calibration,
+    optimizer: torch.optim.Optimizer,
+    multiple: float,
+    gain: Callable[[Group], float],
+    *,
+    cautious: bool = False,
 ) -> float:
     """Returns multiple * median(rate) / gain of the early measurements [x^2/f].
 
+    If ``cautious``, each of the last two has to allow the rate as well: curvature may grow with the rate.
     NaN with too few measurements, or if gains of groups differ.
 
     Raises:
@@ -188,19 +200,36 @@ def suggested(
     rates = [m.rate for m in calibration.early if not math.isnan(m.rate)]
     if len(rates) < FEWEST:
         return math.nan
-    return multiple * median(rates) / float(shared([gain(group) for group in optimizer.param_groups]))
+    chosen = min(median(rates), *rates[-RECENT:]) if cautious else median(rates)
+    return multiple * chosen / float(shared([gain(group) for group in optimizer.param_groups]))
 
 
-def raise_rates(optimizer: torch.optim.Optimizer, lr: float) -> bool:
-    """Multiplies all rates so that the largest is ``lr``, if that raises them; returns whether it did."""
+def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Returns the rate of each group; reading a tensor may wait for the device."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def raise_rates(
+    optimizer: torch.optim.Optimizer, lr: float, gain: Callable[[Group], float], most: float = MOST_AT_ONCE
+) -> bool:
+    """Multiplies all rates so that the largest is ``lr``, if that raises them; returns whether it did.
+
+    They grow at most ``most`` times at once, and no further than weight decay leaves each step nine tenths of x.
+    """
     highest = max(float(group["lr"]) for group in optimizer.param_groups)
-    if not lr > highest > 0:
+    if not highest > 0:
         return False
+    decays = [float(group["lr"]) * weight_decay(group) * gain(group) for group in optimizer.param_groups]
+    factor = min(lr / highest, most, MOST_DECAY / max(decays) if max(decays) > 0 else math.inf)
+    if not factor > 1:
+        return False
+    written: set[int] = set()
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].mul_(lr / highest)
-        else:
-            group["lr"] *= lr / highest
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] *= factor
+        elif id(group["lr"]) not in written:  # groups may share one tensor
+            written.add(id(group["lr"]))
+            group["lr"].mul_(factor)
     return True
 
 

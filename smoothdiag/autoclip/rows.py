@@ -69,7 +69,8 @@ class ForClipping:
             try:
                 with replicas.in_step():  # if one rank cannot evaluate a half, all ranks go on without
                     signal, residue = signal_of(step)
-                    is_checked = residue <= OFF * estimate.smoothness * estimate.step_norm
+                    # A saturated change is many times the gradient itself, which the row holds too.
+                    is_checked = residue <= OFF * min(estimate.smoothness * estimate.step_norm, estimate.grad_norm)
                     found |= signal
             except NotPutBack:
                 raise

@@ -23,7 +23,7 @@ from smoothdiag.autoclip.closures import Closures, second_evaluation
 from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
 from smoothdiag.autoclip.history import ROSE, explained
 from smoothdiag.autoclip.progression import is_in_progression
-from smoothdiag.autoclip.rates import Peaks, raise_rates, share_of_parameters, suggested
+from smoothdiag.autoclip.rates import Peaks, raise_rates, rates_of, share_of_parameters, suggested
 from smoothdiag.autoclip.rows import Arrivals
 from smoothdiag.console import counted
 from smoothdiag.measure.probe import Probe
@@ -68,6 +68,7 @@ class Stepping:
         self._rule_is_given, self._sets_lr, self._reason = rule_is_given, sets_lr, reason
         self._closures = Closures(optimizer)
         self._has_started, self._is_resumed, self._is_measured = False, False, True
+        self._written: list[float] | None = None
         self.attached, self.alone = True, False
         self.guard = Guard(books.note_fault)
         self._turn = Turn(optimizer, self._before_step, self._after_step)
@@ -150,10 +151,18 @@ class Stepping:
 
     def _set_lr(self) -> None:
         calibration = self._books.calibration
-        lr = suggested(calibration, self._optimizer, calibration.factor, self._action.reach)
-        if raise_rates(self._optimizer, lr):
-            self._books.note("set lr", f"to {lr:.3g}, at which half of the early steps are as long as S, or longer")
+        if self._written is not None and self._written != rates_of(self._optimizer):
+            self._sets_lr = False
+            said = "something else sets the rate, so AutoClip raises it no more"
+            self._books.note("rate left", said)
+            warnings.warn(f"In `AutoClip(set_lr=True)`, {said}.", SmoothdiagWarning)
+            return
+        lr = suggested(calibration, self._optimizer, calibration.factor, self._action.reach, cautious=True)
+        if raise_rates(self._optimizer, lr, self._action.reach):
             self._peaks.update()
+            now = max(rates_of(self._optimizer))
+            self._books.note("set lr", f"to {now:.3g}; at {lr:.3g} half of the early steps are as long as S, or longer")
+        self._written = rates_of(self._optimizer)
 
     # 4. The optimizer has moved the parameters.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from smoothdiag.fits.base import Interval
@@ -49,7 +49,7 @@ class ClipRule:
     lr: float
     source: Literal["fit", "percentile"]
     threshold_interval: Interval = (math.nan, math.nan)
-    next: str = ""
+    next: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"

@@ -103,6 +103,8 @@ def relative_errors(norms: Array, law: Law) -> tuple[float, float]:
     inflation = law.quantile * (1 - law.quantile) / level.pdf(level.inv_cdf(law.quantile)) ** 2
     by_slope = np.stack([constant / height, rising / height])
     by_exponent = np.concatenate([by_slope, [rising * np.log(norms / np.median(norms)) / height]])
+    if not np.isfinite(by_exponent).all():
+        return math.nan, math.nan
     errors = []
     for derivatives in (by_slope, by_exponent):
         information = derivatives @ derivatives.T / len(norms)

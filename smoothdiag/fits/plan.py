@@ -107,6 +107,7 @@ class Plan:
         return as_html(str(self))
 
 
+@np.errstate(all="ignore")  # beyond the range of numbers a plan says so in words
 def make_plan(fit: Any) -> Plan:
     """The plan for a SmoothnessFit (this module stands below that class)."""
     norms = np.array(fit.grad_norm_quantiles)

@@ -15,6 +15,7 @@ from smoothdiag import AutoClip, ClippedMomentum, Probe, StepRule, problems
 from smoothdiag.autoclip.calibration import Calibration, Measurement, median_interval
 from smoothdiag.autoclip.progression import is_in_progression, progression
 from smoothdiag.autoclip.rows import Rows
+from smoothdiag.rows import SmoothdiagWarning
 
 FIRST = [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 29]
 
@@ -235,11 +236,55 @@ def test_the_suggested_rate_of_updates_leads_to_the_minimum() -> None:
     x0, bowl = torch.full((7,), start, dtype=torch.float64), lambda x: 1.5 * (x * x).sum()
     clipper, *_ = descend(bowl, x0, rate, steps=31, make=signs)
     assert clipper.suggest_lr() == pytest.approx(start - rate * median(FIRST), rel=1e-6)
-    # Measured five times, the updates of the rate that is set are as long as S.
-    raised, _, longest = descend(bowl, x0, rate, steps=6, make=signs, set_lr=True)
-    lr = 1.2 * (start - rate * median(FIRST[:5]))
-    assert raised._optimizer.param_groups[0]["lr"] == pytest.approx(lr, rel=1e-6)
-    assert longest[5] == pytest.approx(lr * math.sqrt(7), rel=1e-6)
+    # Measured five times, the rate that is set is what the last one allows, and S is that of the median.
+    # Until then each step takes .03 of the way.
+    raised, _, longest = descend(bowl, x0, 1.0, steps=6, make=signs, set_lr=True)
+    assert raised._optimizer.param_groups[0]["lr"] == pytest.approx(1.2 * start * 0.97**4, rel=1e-6)
+    assert longest[5] == pytest.approx(1.2 * start * 0.97**2 * math.sqrt(7), rel=1e-6)
+
+
+def test_a_rate_is_raised_fourfold_at_most_at_a_measurement() -> None:
+    x0 = torch.ones(2, dtype=torch.float64)
+    raised, *_ = descend(lambda x: 2.5 * (x * x).sum(), x0, 1e-4, 6, torch.optim.SGD, set_lr=True)
+    assert raised._optimizer.param_groups[0]["lr"] == pytest.approx(4e-4)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.0, 0.1), (0.9, 0.01)])
+def test_a_raised_rate_leaves_weight_decay_a_tenth_of_x_at_most(momentum, expected) -> None:
+    x0 = torch.ones(2, dtype=torch.float64)
+    make = partial(torch.optim.SGD, momentum=momentum, weight_decay=1.0)
+    raised, *_ = descend(lambda x: 1e-3 * (x * x).sum(), x0, 1e-3, 31, make, set_lr=True)
+    assert raised._optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_groups_that_share_a_tensor_have_their_rate_raised_once() -> None:
+    a, b = (nn.Parameter(torch.ones(2, dtype=torch.float64)) for _ in range(2))
+    module = nn.ParameterList([a, b])
+    rate = torch.tensor(0.05, dtype=torch.float64)
+    optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b]}], lr=rate)
+    probe = Probe(module, optimizer, lambda m, _: 2.5 * sum((p * p).sum() for p in m), estimators=())
+    clipper = AutoClip(optimizer, probe, set_lr=True)
+    for _ in probe.watch(range(6)):
+        optimizer.zero_grad()
+        (2.5 * sum((p * p).sum() for p in module)).backward()
+        optimizer.step()
+    assert float(rate) == pytest.approx(4 * 0.05)
+    assert "set lr" in list(clipper.history["event"])
+
+
+def test_a_rate_that_something_else_sets_is_left_alone() -> None:
+    model = nn.Linear(3, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    x = torch.randn(16, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probe = Probe(model, optimizer, lambda m, b: m(b).square().mean(), estimators=())
+    clipper = AutoClip(optimizer, probe, set_lr=True)
+    with pytest.warns(SmoothdiagWarning, match="something else sets the rate"):
+        for _ in probe.watch([x] * 31):
+            optimizer.param_groups[0]["lr"] = 1e-4  # as a schedule by hand does
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert list(clipper.history["event"]).count("set lr") == 1
 
 
 @pytest.mark.filterwarnings("ignore:AutoClip lowered")
@@ -255,6 +300,6 @@ def test_the_suggested_rate_of_updates_leads_to_the_minimum() -> None:
 )
 def test_the_rate_is_set_to_where_half_of_the_early_gradients_are_clipped(make, options, multiple) -> None:
     x0 = torch.ones(2, dtype=torch.float64)
-    clipper, norms, _ = descend(lambda x: 2.5 * (x * x).sum(), x0, 1e-4, 6, make, set_lr=True, **options)
+    clipper, norms, _ = descend(lambda x: 2.5 * (x * x).sum(), x0, multiple / 15, 6, make, set_lr=True, **options)
     assert clipper._optimizer.param_groups[0]["lr"] == pytest.approx(multiple / 5, rel=1e-6)
     assert clipper.threshold == pytest.approx(np.median(norms), rel=1e-6)

@@ -353,10 +353,13 @@ def test_set_lr_raises_a_rate_that_is_too_small(make, gain) -> None:
     expected = []
     for found in calibration.early:
         known.add(found)
-        reached = known.factor * median(m.rate for m in known.early) / gain
-        expected.append(max([first, *expected[-1:], reached if len(known.measurements) >= 5 else first]))
+        rates_found = [m.rate for m in known.early]
+        reached = known.factor * min(median(rates_found), *rates_found[-2:]) / gain if len(rates_found) >= 5 else first
+        before = expected[-1] if expected else first
+        expected.append(max(before, min(reached, 4 * before)))
     assert rates[:5] == [first] * 5, "four measurements are too few"
-    assert rates[5] > 10 * first
+    assert rates[5] == pytest.approx(4 * first), "at most fourfold at once"
+    assert rates[30] > 10 * first
     assert rates[30:] == [rates[30]] * 30, "it is held when S is"
     assert [rates[m.step + 1] for m in calibration.early] == pytest.approx(expected, rel=1e-12)
     assert "set lr" in set(run.clipper.history["event"])

@@ -30,7 +30,8 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys) -> None
     assert "longest step" in printed
 
 
-def test_the_callback_is_bound_as_the_readme_says(tmp_path) -> None:
+def test_the_callback_is_bound_as_the_readme_says(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with settings_of_the_process():
         trainer = trainer_of(tmp_path, max_grad_norm=0.0)
         exec(EXAMPLES[-1], {"trainer": trainer})

@@ -22,7 +22,7 @@ def test_the_example_runs_and_its_columns_are_listed(tmp_path, monkeypatch, caps
     exec(example, {})
     assert "VERDICT" in capsys.readouterr().out
     trace = Trace.read("scan.jsonl")
-    listed = set(re.findall(r"^\| `(\w+)`", COLUMNS.partition("## Who")[0], re.MULTILINE))
+    listed = set(re.findall(r"^\| `(\w+)`", COLUMNS.partition("\n## ")[0], re.MULTILINE))
     assert listed - {"ended"} <= {name for row in trace for name in row}
 
 

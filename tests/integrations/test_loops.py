@@ -55,9 +55,9 @@ def test_a_fabric_loop_is_unchanged_and_seen_as_it_is(precision) -> None:
 @pytest.mark.parametrize(
     ("example", "options", "printed", "steps"),
     [
-        ("fabric", [], "clipped so far", 114),
+        ("fabric", [], "AutoClip: no step is longer than", 114),
         ("accelerate_loop", [], "training loss", 56),
-        ("lightning_module", ["--auto-clip"], "clipped so far", 44),
+        ("lightning_module", ["--auto-clip"], "AutoClip: no step is longer than", 44),
     ],
 )
 def test_examples_run_in_two_processes(example, options, printed, steps, tmp_path) -> None:

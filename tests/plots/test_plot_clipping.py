@@ -67,6 +67,10 @@ def test_labels_have_units_and_stay_inside_a_narrow_figure(run) -> None:
 
 
 def test_without_a_history_there_is_nothing_to_draw(run) -> None:
-    for data, history in ((run.probe.trace, None), (Run(sgd()).clipper, None), (run.probe.trace, pd.DataFrame())):
+    for data, history in (
+        (Run(sgd()).probe.trace, None),
+        (Run(sgd()).clipper, None),
+        (run.probe.trace, pd.DataFrame()),
+    ):
         with pytest.raises(ValueError, match="Parameter `history` should be the history of an AutoClip"):
             plot_clipping(data, history=history, ax=axes(3.4))

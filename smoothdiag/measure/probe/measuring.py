@@ -281,6 +281,7 @@ class Measuring:
         """Warns of a doubt, once for each kind, and returns the status of the rows; ``None`` if there is no doubt."""
         if doubt is None:
             return None
+        self._trust.is_lost = True
         kind, message = doubt
         self.warn_once(message + self._remark, kind)
         return Status.NOT_REPRODUCED

@@ -24,9 +24,14 @@ class _Record:
 
 
 class Trust:
-    """Decides at which steps the gradient of the training loop may stand in."""
+    """Decides at which steps the gradient of the training loop may stand in.
+
+    Attributes:
+        is_lost: Whether the measured loss has been seen not to be the trained one, after which nothing is trusted.
+    """
 
     def __init__(self) -> None:
+        self.is_lost = False
         self._records: defaultdict[int, _Record] = defaultdict(_Record)
 
     def step(self, step: Step, begun: Beginning, test: SelfTest | None, *, is_test_due: bool) -> Step | None:
@@ -36,7 +41,14 @@ class Trust:
         due, the gradient is evaluated all the same, and compared.
         """
         is_left = begun.is_complete and begun.scale == 1 and not is_test_due
-        if not is_left or begun.training is None or test is None or not test.reproduced or test.loss_scale != 1:
+        if (
+            self.is_lost
+            or not is_left
+            or begun.training is None
+            or test is None
+            or not test.reproduced
+            or test.loss_scale != 1
+        ):
             return None
         # Measurements in another precision than training have another gradient; several micro-batches show its noise.
         if any(map(vectors.is_half, begun.training)) or step.objective.num_micro_batches > 1:
