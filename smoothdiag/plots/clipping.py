@@ -131,11 +131,14 @@ def plot_clipping(
 
 def _recorded(frame: pd.DataFrame) -> pd.DataFrame | None:
     """Returns what AutoClip held at each of its measurements; None if the rows do not tell."""
-    columns = ["step", "longest_step", "threshold", "peak_lr"]
-    if not {"estimator", *columns} <= set(frame.columns):
+    if not {"step", "estimator", "longest_step"} <= set(frame.columns):
         return None
     rows = frame[frame["estimator"].astype(str).str.endswith(CLIP_SUFFIX) & frame["longest_step"].notna()]
-    found: pd.DataFrame = rows[columns].rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
+    # Where updates are shortened there is no threshold, and where groups differ no common rate.
+    columns = ["step", "longest_step", "threshold", "peak_lr"]
+    found: pd.DataFrame = (
+        rows.reindex(columns=columns).rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
+    )
     return found
 
 

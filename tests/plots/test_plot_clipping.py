@@ -66,6 +66,14 @@ def test_labels_have_units_and_stay_inside_a_narrow_figure(run) -> None:
     assert box.y0 >= 0
 
 
+def test_a_trace_is_enough_where_updates_are_shortened() -> None:
+    run = Run(adamw(1.0)).over(batches(9))
+    ax = plot_clipping(run.probe.trace, ax=axes(3.4))
+    longest = next(line for line in ax.lines if line.get_label() == "longest step $S$")
+    held = [row["longest_step"] for row in run.probe.trace if "longest_step" in row]
+    assert list(longest.get_ydata())[: len(held)] == pytest.approx(held)
+
+
 def test_without_a_history_there_is_nothing_to_draw(run) -> None:
     for data, history in (
         (Run(sgd()).probe.trace, None),
