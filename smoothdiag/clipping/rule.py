@@ -135,6 +135,12 @@ def clip_rule(
             f" The threshold clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: nearly "
             "all steps have the same length, and this length sets the pace instead of the learning rate."
         )
+    todo = choice.next or _paste(threshold, choice.eta / gain, averages=averages)
+    if chosen and not momentum and fit.momentum > 0:
+        todo = (
+            f"call the rule with momentum={fit.momentum:g}, which the trace names; this threshold is for a run without."
+        )
+        reason += f" It is for a run without momentum, and the trace names a momentum of {fit.momentum:g}."
     max_lr = _largest_rate(fit, kappa) / gain
     if chosen or not math.isnan(max_lr):
         reason += one_direction(fit)
@@ -147,7 +153,7 @@ def clip_rule(
         lr=choice.eta / gain,
         source="fit" if chosen else "percentile",
         threshold_interval=_interval(fit, choice, kappa, threshold) if chosen else (math.nan, math.nan),
-        next=choice.next or _paste(threshold, choice.eta / gain, averages=averages),
+        next=todo,
     )
 
 

@@ -30,7 +30,16 @@ from smoothdiag.fits.correlations import correlate, decades, loglog_slope
 from smoothdiag.fits.exponent import NOT_FOUND, exponent_interval
 from smoothdiag.fits.groups import GroupFits, compare_runs, fit_each, headline
 from smoothdiag.fits.lines import QuantileFit, Scale, quantile_fit
-from smoothdiag.fits.rows import HasFrame, Rows, as_frame, companion, follows_gradients, optimizer_of, select_rows
+from smoothdiag.fits.rows import (
+    HasFrame,
+    Rows,
+    as_frame,
+    companion,
+    follows_gradients,
+    momentum_of,
+    optimizer_of,
+    select_rows,
+)
 from smoothdiag.fits.verdict import decide
 from smoothdiag.fits.wording import Headline
 
@@ -190,6 +199,7 @@ def fit_smoothness(
         replicates=tuple((scale.intercept(a), scale.slope(b)) for a, b in found.replicates[:NUM_KEPT].tolist()),
         optimizer=optimizer_of(frame),
         follows_gradients=follows_gradients(frame),
+        momentum=momentum_of(frame),
         exponent_interval=exponents,
         hessian=hessian_check,
         spread=_spread(affine.quantile_line(x, y, 0.5, weights, start=line), x, y),

@@ -17,6 +17,9 @@ from smoothdiag.fits.columns import Labels, causes, choose_estimator, labels, na
 from smoothdiag.fits.ranges import check_decades, scaled, unit
 from smoothdiag.rows import Status, printable
 
+MOMENTUM = "momentum"
+"""Fact of a trace."""
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -156,6 +159,12 @@ def follows_gradients(frame: pd.DataFrame) -> bool | None:
     """Whether its steps are the learning rate times an average of gradients; None if the rows do not say."""
     said = frame.attrs.get("follows_gradients")
     return said if isinstance(said, bool) else None
+
+
+def momentum_of(frame: pd.DataFrame) -> float:
+    """The momentum of the optimizer at the start of the run; NaN if the rows do not say."""
+    said = frame.attrs.get(MOMENTUM)
+    return float(said) if isinstance(said, int | float) and 0 <= said < 1 else math.nan
 
 
 def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:

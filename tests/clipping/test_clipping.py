@@ -365,3 +365,15 @@ def test_points_of_a_scan_make_no_percentile():
     assert "A scan does not know the optimizer" in rule.reason
     with pytest.raises(ValueError, match="Parameter `fit` should have constants.*A scan has no steps"):
         clip_rule(replace(scanned, verdict=Verdict.NOT_IDENTIFIED), lr=0.1)
+
+
+def test_a_momentum_that_the_trace_names_is_asked_for() -> None:
+    norms = 10 ** np.sin(np.arange(200.0))
+    table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
+    table.attrs.update(momentum=0.9, optimizer="SGD", follows_gradients=True)
+    fit = fit_smoothness(table, num_boot=50)
+    assert fit.momentum == 0.9
+    assert clip_rule(fit, lr=0.01).next.startswith("call the rule with momentum=0.9")
+    given = clip_rule(fit, lr=0.01, momentum=0.9)
+    assert given.next.startswith("set max_norm=4.5")
+    assert given.threshold == pytest.approx((1 / (0.01 * 10) - 1) / 2, rel=1e-3)
