@@ -40,8 +40,8 @@ __all__ = [
     "moved_by",
     "name_of",
     "stepping",
-    "weight_decay",
     "unit_balls",
+    "weight_decay",
 ]
 
 FAMILIES: tuple[type[Unknown], ...] = (

@@ -124,5 +124,5 @@ class Adapter(Protocol):
 
 
 def weight_decay(group: Group) -> float:
-    """Returns the weight decay of a group [1/x^2 f]; 0 if it has none. Reading a tensor may wait for the device."""
+    """Returns the weight decay of a group [f/x^2]; 0 if it has none. Reading a tensor may wait for the device."""
     return float(group.get("weight_decay") or 0.0)

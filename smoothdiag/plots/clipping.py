@@ -76,7 +76,7 @@ def plot_clipping(
     if history is not None and not isinstance(history, pd.DataFrame):
         raise arguments.wrong("history", "the `history` of an AutoClip, a DataFrame", history)
     frame = as_table(data)
-    history = _recorded(frame) if history is None else history
+    history = recorded(frame) if history is None else history
     if history is None or history.empty:
         raise ValueError(
             "Parameter `history` should be the history of an AutoClip that has taken a step, as `clipper.history` is. "
@@ -129,17 +129,17 @@ def plot_clipping(
     return ax
 
 
-def _recorded(frame: pd.DataFrame) -> pd.DataFrame | None:
-    """Returns what AutoClip held at each of its measurements; None if the rows do not tell."""
+def recorded(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """Returns what AutoClip held at each of its measurements, as its ``history`` does; None if the rows do not tell."""
     if not {"step", "estimator", "longest_step"} <= set(frame.columns):
         return None
-    rows = frame[frame["estimator"].astype(str).str.endswith(CLIP_SUFFIX) & frame["longest_step"].notna()]
+    import pandas as pd
+
+    ours = frame[frame["estimator"].astype(str).str.endswith(CLIP_SUFFIX)]
     # Where updates are shortened there is no threshold, and where groups differ no common rate.
-    columns = ["step", "longest_step", "threshold", "peak_lr"]
-    found: pd.DataFrame = (
-        rows.reindex(columns=columns).rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
-    )
-    return found
+    found: pd.DataFrame = ours.reindex(columns=["step", "longest_step", "threshold", "peak_lr", "clip_fraction"])
+    found = found.apply(pd.to_numeric, errors="coerce").rename(columns={"peak_lr": "lr"})
+    return found[found["longest_step"].notna()].sort_values("step", kind="stable", ignore_index=True)
 
 
 def _held(history: pd.DataFrame, column: str, last: float) -> tuple[Array, Array]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from smoothdiag.clipping import ClipRule, clip_rule
 from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
+from smoothdiag.plots.clipping import recorded
 from smoothdiag.report.answer import Answer, Clipped, answer, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, printable
+from smoothdiag.rows import USABLE_STATUSES, Status, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 MOST_FACT: Final = 400
 """Characters of a fact about the run that the page shows."""
-
-_STATE: Final = ("longest_step", "threshold", "peak_lr", "clip_fraction")
-"""Columns by which an AutoClip leaves its state in the rows that it asked for."""
 
 
 class Options(NamedTuple):
@@ -114,7 +112,8 @@ def read_run(name: str, trace: Trace, options: Options) -> Run:
     frame = trace.to_frame()
     kinds = _kinds(frame)
     fit, refusal = _fitted(frame, options)
-    history = _history(frame)
+    history = recorded(frame)
+    history = None if history is None or history.empty else history
     clipped = None if history is None else _clipped(frame, history)
     lr = options.lr if options.lr is not None else _largest(frame, fit)
     if fit is None:
@@ -188,21 +187,6 @@ def _said(lr: float, momentum: float, dampening: float, *, is_known: bool) -> st
     averaging = f" and dampening {dampening:.3g}" if momentum and dampening else ""
     said = f"{rate} and momentum {momentum:g}{averaging}" if momentum else f"{rate}, without momentum"
     return said if is_known else f"{said}; the trace does not say whether there was momentum, but `--momentum` can"
-
-
-def _history(frame: pd.DataFrame) -> pd.DataFrame | None:
-    """Returns the state of an AutoClip at each of its measurements; None if the rows hold none."""
-    ours = frame[frame["estimator"].str.endswith(CLIP_SUFFIX)]
-    if ours.empty or _STATE[0] not in frame.columns:
-        return None
-    import pandas as pd
-
-    # There is no threshold where updates are shortened, and no one rate where those of the groups differ.
-    ours = ours.assign(**{name: math.nan for name in _STATE if name not in frame.columns})
-    columns = {name: pd.to_numeric(ours[name], errors="coerce") for name in _STATE}
-    found = ours[["step"]].assign(**columns).rename(columns={"peak_lr": "lr"}).sort_values("step", kind="stable")
-    found = found[found["longest_step"].notna()]
-    return None if found.empty else found.reset_index(drop=True)
 
 
 def _clipped(frame: pd.DataFrame, history: pd.DataFrame) -> Clipped:

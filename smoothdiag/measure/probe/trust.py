@@ -40,15 +40,10 @@ class Trust:
         That gradient has to be what backward left, of a loss that is known to repeat it bit for bit. Where a test is
         due, the gradient is evaluated all the same, and compared.
         """
-        is_left = begun.is_complete and begun.scale == 1 and not is_test_due
-        if (
-            self.is_lost
-            or not is_left
-            or begun.training is None
-            or test is None
-            or not test.reproduced
-            or test.loss_scale != 1
-        ):
+        if self.is_lost or is_test_due:
+            return None
+        is_left = begun.is_complete and begun.scale == 1
+        if not is_left or begun.training is None or test is None or not test.reproduced or test.loss_scale != 1:
             return None
         # Measurements in another precision than training have another gradient; several micro-batches show its noise.
         if any(map(vectors.is_half, begun.training)) or step.objective.num_micro_batches > 1:
