@@ -151,7 +151,7 @@ __all__ = [
     "problems",
 ]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 keep_old_paths()
 
