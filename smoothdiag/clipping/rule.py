@@ -25,9 +25,9 @@ from smoothdiag.clipping.trust import (
     untold,
 )
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
+from smoothdiag.fits.decision import follows_gradients
 from smoothdiag.fits.intervals import percentile_interval
 from smoothdiag.fits.plan import make_plan
-from smoothdiag.fits.wording import follows_gradients
 from smoothdiag.momentum import averaged
 from smoothdiag.momentum import gain as gain_of
 from smoothdiag.rows import SmoothdiagWarning

@@ -6,7 +6,7 @@ import math
 
 from smoothdiag import arguments
 from smoothdiag.fits.base import ModelScore, SmoothnessFit, Verdict
-from smoothdiag.fits.wording import follows_gradients, unchecked
+from smoothdiag.fits.decision import follows_gradients, unchecked
 
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:

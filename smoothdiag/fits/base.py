@@ -77,6 +77,8 @@ class SmoothnessFit:
         row_cost: median number of gradients and median seconds that a row took; NaN where the rows do not say. A
             Hessian-vector product counts as two gradients.
         num_scans: number of lines out of the checkpoint that a scan measured along; 0 for rows of a run.
+        clip_mode: mode of the AutoClip that the run had last, such as "clip" or "shadow"; empty without one.
+        first_step: step of the first row; NaN for a scan, and in fits of earlier versions.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
 
@@ -129,6 +131,8 @@ class SmoothnessFit:
     spread: float = math.nan
     row_cost: Interval = (math.nan, math.nan)
     num_scans: int = 0
+    clip_mode: str = ""
+    first_step: float = math.nan
 
     @property
     def step_cap(self) -> float:

@@ -167,6 +167,12 @@ def momentum_of(frame: pd.DataFrame) -> float:
     return float(said) if isinstance(said, int | float) and 0 <= said < 1 else math.nan
 
 
+def clip_mode_of(frame: pd.DataFrame) -> str:
+    """The mode of the AutoClip that the run had last; empty without one."""
+    modes = frame["clip_mode"].dropna() if "clip_mode" in frame.columns else ()
+    return printable(str(modes.iloc[-1])) if len(modes) else ""
+
+
 def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:
     own = frame["run"].map(lambda name: f"{number}/{name}") if "run" in frame.columns else str(number)
     step = frame["step"] if "step" in frame.columns else np.arange(len(frame))

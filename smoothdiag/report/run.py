@@ -13,6 +13,7 @@ import numpy as np
 
 from smoothdiag.clipping import ClipRule, clip_rule
 from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
+from smoothdiag.fits.decision import SHADOW
 from smoothdiag.plots.clipping import recorded
 from smoothdiag.report.answer import Answer, Clipped, answer, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
@@ -193,7 +194,7 @@ def _clipped(frame: pd.DataFrame, history: pd.DataFrame) -> Clipped:
     last = history.iloc[-1]
     modes = frame["clip_mode"].dropna().tolist() if "clip_mode" in frame.columns else []
     longest, threshold, fraction = (float(last[name]) for name in ("longest_step", "threshold", "clip_fraction"))
-    return Clipped(longest, threshold, fraction, acts="shadow" not in modes[-1:])
+    return Clipped(longest, threshold, fraction, acts=modes[-1:] != [SHADOW])
 
 
 def _kinds(frame: pd.DataFrame) -> tuple[Kind, ...]:

@@ -90,7 +90,7 @@ def test_figures_follow_the_colours_of_the_page(whole) -> None:
 def test_first_sentence_of_a_law_is_the_threshold(written) -> None:
     page = written(recorded(lawful()))
     (headline,) = page.inside("h1")
-    assert headline == "Set max_grad_norm=4.5; sure to within 4.5 to 4.5."
+    assert headline == "Set max_grad_norm=4.5; sure to three digits."
     code = page.inside("code")
     for line in ("TrainingArguments(..., max_grad_norm=4.5)", "Trainer(..., gradient_clip_val=4.5)"):
         assert any(line in text for text in code)
@@ -107,7 +107,7 @@ def test_momentum_of_the_trace_makes_the_threshold_and_an_option_overrides_it(wr
 def test_first_sentence_without_a_law_says_what_to_measure(written) -> None:
     page = written(recorded(flat().assign(num_grads=5, seconds=0.3)))
     headline = " ".join(page.inside("h1"))
-    assert headline.startswith("No threshold follows from this; measure this checkpoint with")
+    assert headline.startswith("No threshold follows from this; scan this checkpoint with")
     assert headline.endswith(", about 30 seconds.")  # 500 gradients of 0.06 s
     assert "sd.scan" in page.inside("code")
     assert any("AutoClip(optimizer, probe)" in text for text in page.inside("code"))
