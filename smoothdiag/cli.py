@@ -217,10 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
     clip = _add(commands, "clip", "derive a clipping threshold from a trace and say why", parents=[rows])
     clip.add_argument("--lr", type=float, help="learning rate of the run (default: the rule suggests one)")
-    clip.add_argument("--momentum", type=float, default=0.0, help="momentum of the optimizer (default: 0)")
-    clip.add_argument(
-        "--dampening", type=float, default=0.0, help="its dampening; equal to the momentum if it averages gradients"
-    )
+    console.add_momentum(clip)
     clip.add_argument("--kappa", type=float, default=1.0, help="largest lr * smoothness, at most 2 (default: 1)")
     clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient norm")
     clip.set_defaults(run=_clip)

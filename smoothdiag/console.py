@@ -21,6 +21,12 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
 
 
+def add_momentum(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that make a threshold: what the trace does not say about the optimizer."""
+    for flag in ("--momentum", "--dampening"):
+        parser.add_argument(flag, type=float, help=f"{flag[2:]} of the optimizer (default: as in the trace, or 0)")
+
+
 def once(arguments: argparse.Namespace, name: str) -> Any:
     """Returns the value of a repeatable option that a command takes only once; None if it was not given.
 

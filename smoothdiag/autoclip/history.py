@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from smoothdiag.autoclip.calibration import FEWEST, LEAST_SIGNAL, PHASE, USUAL_SIGNAL, Calibration, median_interval
+from smoothdiag.autoclip.calibration import (
+    FEWEST,
+    LEAST_SIGNAL,
+    MULTIPLE,
+    PHASE,
+    USUAL_SIGNAL,
+    Calibration,
+    StepRule,
+    median_interval,
+)
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.console import counted
 
@@ -172,7 +181,7 @@ def explained(calibration: Calibration) -> str:
         return f"{at_most}because AutoClip has {number} of the {FEWEST} valid measurements that it needs" + _unusable(
             calibration
         )
-    said = f"{_measured(found)}, times {rule.multiple:.3g}{_noise(calibration)}"
+    said = f"{_measured(found)}, times {rule.multiple:.3g}{_momentum(rule)}{_noise(calibration)}"
     if (changed := calibration.changing) and max(calibration.lowered_at, calibration.raised_at) >= 0:
         steps, lengths = [m.step for m in changed], [m.length for m in changed]
         if calibration.raised_at > calibration.lowered_at:
@@ -216,6 +225,14 @@ def _measured(measurements: Sequence[Any]) -> str:
     if saturated := sum(m.saturated for m in measurements):
         said += f" ({saturated} saturated: the gradient turned over within the measured distance)"
     return f"{said}: median ||g||/L {median(lengths):.3g}{interval}"
+
+
+def _momentum(rule: StepRule) -> str:
+    """Returns the momentum that the factor is for, in words; nothing without one, or for a factor given by hand."""
+    ratio = ((rule.multiple or MULTIPLE) / MULTIPLE) ** 4  # as `StepRule.for_momentum` makes it
+    momentum = round((ratio - 1) / (ratio + 1), 6)
+    made = momentum > 0 and StepRule.for_momentum(momentum).multiple == rule.multiple
+    return f" (for momentum {momentum:g})" if made else ""
 
 
 def _noise(calibration: Calibration) -> str:

@@ -29,6 +29,8 @@ class ClipRule:
         source: "fit", or "percentile" where the fit could not be used.
         threshold_interval: interval of the threshold at this rate, at the level of the fit; NaN for a percentile.
         next: what to do, in one sentence.
+        momentum: the optimizer's momentum that the rule is meant for.
+        dampening: its dampening.
 
     Units: threshold [f/x], step_cap [x], rates [x^2/f].
 
@@ -50,6 +52,8 @@ class ClipRule:
     source: Literal["fit", "percentile"]
     threshold_interval: Interval = (math.nan, math.nan)
     next: str = field(default="", repr=False)
+    momentum: float = 0.0
+    dampening: float = 0.0
 
     def __str__(self) -> str:
         share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"

@@ -70,6 +70,7 @@ class SmoothnessFit:
         follows_gradients: whether its steps are the learning rate times an average of gradients, clipped or not; None
             if the rows do not say.
         momentum: momentum of that optimizer at the start of the run; NaN if the rows do not say.
+        dampening: dampening of that optimizer, which is the momentum if it averages gradients; NaN likewise.
         exponent_interval: interval of the exponent of the power model at `interval_level`: the rows cannot tell powers
             of the gradient norm inside it apart. NaN if it was not found.
         hessian: what the rows of "hessian_norm" beside the fitted rows say about the law; None without such rows.
@@ -126,6 +127,7 @@ class SmoothnessFit:
     optimizer: str = ""
     follows_gradients: bool | None = None
     momentum: float = math.nan
+    dampening: float = math.nan
     exponent_interval: Interval = (math.nan, math.nan)
     hessian: HessianCheck | None = None
     spread: float = math.nan

@@ -31,8 +31,7 @@ def add_command(commands: Any, rows: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lr", type=float, help="learning rate that the threshold is for (default: the largest in the trace)"
     )
-    for flag in ("--momentum", "--dampening"):
-        parser.add_argument(flag, type=float, help=f"{flag[2:]} of the optimizer (default: as in the trace, or 0)")
+    console.add_momentum(parser)
     parser.add_argument(
         "--live",
         type=int,
