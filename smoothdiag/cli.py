@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    The code is 0 on success, 2 after wrong input and 141 if the reader of the output has left. Errors and warnings
-    take one line each.
+    The code is 0 on success, 2 after wrong input, 130 after Ctrl-C and 141 if the reader of the output has left. Errors
+    and warnings take one line each.
     """
     command = "smoothdiag"
     try:
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         console.let_go()
         return console.BROKEN_PIPE
+    except KeyboardInterrupt:
+        console.say(f"{command}: stopped by Ctrl-C")
+        return console.INTERRUPTED
     except (ValueError, OSError, ImportError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno and error.filename is None:  # the output takes no more
             console.let_go()

@@ -10,6 +10,9 @@ from typing import Any, Final, TextIO
 BROKEN_PIPE: Final = 141
 """Exit code after the reader of the output has left, as with `| head`: 128 + SIGPIPE, as shells report it."""
 
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as shells report it: 128 + SIGINT."""
+
 
 def counted(number: int, one: str, several: str = "") -> str:
     """Returns a count with its noun, such as "1 row" and "2 rows"; ``several`` is ``one`` with an s unless given."""

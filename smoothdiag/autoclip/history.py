@@ -26,7 +26,7 @@ from smoothdiag.console import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-ROSE = "rate rose"
+ROSE, SET_LR = "rate rose", "set lr"
 
 NOT_FINITE = (
     "The gradient of step {step} was not finite (inf or NaN). AutoClip replaces such a gradient by zero, so that it "
@@ -44,7 +44,7 @@ class Event:
         event: What happened, in a word or two.
         longest_step: S [x].
         threshold: Gradient norm above which steps would be longer than S [f/x]; NaN if there is none.
-        lr: Largest learning rate so far [x^2/f]; NaN if groups differ.
+        lr: Largest learning rate so far [x^2/f], of all groups.
         clipped: Steps so far that would have been longer than S; -1 if AutoClip cannot count them.
         skipped: Gradients so far that were not finite.
         note: Details in words.
@@ -191,6 +191,15 @@ def explained(calibration: Calibration) -> str:
             most += f"{min(m.taken for m in changed):.3g} long"
         said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
+
+
+def raised(history: History) -> str:
+    """Returns how AutoClip changed the learning rate, in words; nothing if it did not."""
+    events = [event for event in history.events if event.event == SET_LR]
+    if not events:
+        return ""
+    before, last = history.events[0], events[-1]  # the first event is the start of the run
+    return f"; `set_lr` raised the learning rate from {float(before.lr):.3g} to {float(last.lr):.3g} (step {last.step})"
 
 
 def stage(calibration: Calibration) -> str:

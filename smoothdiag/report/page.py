@@ -52,7 +52,7 @@ def write_report(
     Args:
         traces: A trace, or the path of one. For several runs side by side a list of these, or a dict with the names of
             the runs.
-        path: The page to write, ``.html``.
+        path: The page to write, ``.html``; a folder that is missing is made.
         lr: Learning rate that the threshold is for [x^2/f]; None takes the largest one in the trace.
         momentum: The optimizer's momentum; None takes the one in the trace, or 0.
         dampening: The optimizer's dampening; None takes the one in the trace, or 0.
