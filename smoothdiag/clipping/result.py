@@ -56,16 +56,16 @@ class ClipRule:
     dampening: float = 0.0
 
     def __str__(self) -> str:
+        most = "" if math.isnan(self.max_lr) else f", at most {self.max_lr:.4g} for small gradients"
         share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"
         clips = f"it clips {share} of the recorded steps"
         if self.source == "fit":
             head = f"clip gradients at norm {self.threshold:.4g}; {clips}."
         else:
             head = f"no threshold from this fit; norm {self.threshold:.4g} would only stop outliers ({clips})."
-        return (
-            f"{head}\nNEXT: {self.next or 'read the reason below.'}\n{self.reason}\nlearning rate {_say(self.lr)}, at "
-            f"most {_say(self.max_lr)} for small gradients; longest step {_say(self.step_cap)}"
-        )
+        todo = self.next or "read the reason below."
+        last = f"learning rate {_say(self.lr)}{most}; longest step {_say(self.step_cap)}"
+        return f"{head}\nNEXT: {todo}\n{self.reason}\n{last}"
 
     def _repr_html_(self) -> str:
         return as_html(str(self))

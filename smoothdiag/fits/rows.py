@@ -246,8 +246,8 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     kinds = names(label["data"][chosen & usable])
     if len(kinds) > 1:
         raise ValueError(
-            f"Parameter `data` should hold rows measured on one kind of data. Found {kinds}: filter the frame, "
-            f"for example with `frame[frame['data'] == {kinds[0]!r}]`."
+            f"Parameter `data` should hold rows measured on one kind of data. Found {kinds}: give each a "
+            f"file of its own, or in Python pass one kind, as in `trace.to_frame().query('data == {kinds[0]!r}')`."
         )
     if lost := sorted(set(label["run"][in_group]) - set(label["run"][chosen & usable])):
         raise ValueError(

@@ -17,7 +17,7 @@ from smoothdiag.fits.decision import SHADOW
 from smoothdiag.plots.clipping import recorded
 from smoothdiag.report.answer import Answer, Clipped, answer, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
-from smoothdiag.rows import USABLE_STATUSES, Status, printable
+from smoothdiag.rows import USABLE_STATUSES, Status, plain_fact, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,6 +195,6 @@ _UNKNOWN: Final = "this version of smoothdiag does not know this status"
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(plain_fact(value), ensure_ascii=False, default=str)
     text = printable(text)
     return text if len(text) <= MOST_FACT else f"{text[:MOST_FACT]} … ({len(text)} characters)"
