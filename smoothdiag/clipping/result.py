@@ -31,6 +31,7 @@ class ClipRule:
         next: what to do, in one sentence.
         momentum: the optimizer's momentum that the rule is meant for.
         dampening: its dampening.
+        better_lr: the largest learning rate to use instead, if the given one is too large for any threshold; else NaN.
 
     Units: threshold [f/x], step_cap [x], rates [x^2/f].
 
@@ -54,6 +55,7 @@ class ClipRule:
     next: str = field(default="", repr=False)
     momentum: float = 0.0
     dampening: float = 0.0
+    better_lr: float = math.nan
 
     def __str__(self) -> str:
         most = "" if math.isnan(self.max_lr) else f", at most {self.max_lr:.4g} for small gradients"

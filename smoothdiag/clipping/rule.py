@@ -154,6 +154,7 @@ def clip_rule(
         next=todo,
         momentum=momentum,
         dampening=dampening,
+        better_lr=choice.better / gain if choice.better > 0 else math.nan,
     )
 
 
@@ -203,7 +204,12 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choi
     if eta * fit.L0 >= kappa:
         origin = f"{unsafe(fit, eta, kappa)} {advice[0].upper()}{advice[1:]}.{note}"
         return Choice(
-            eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.", low
+            eta,
+            half_step / eta,
+            origin,
+            f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.",
+            low,
+            recommended,
         )
     if 2 * eta * fit.L0 > kappa:
         origin = (
@@ -214,7 +220,7 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choi
             f" The longest step is held at kappa/(2 L1) = {half_step:.4g}, where the product is "
             f"{eta * fit.L0 + kappa / 2:.3g}."
         )
-        return Choice(eta, half_step / eta, origin, consequence, low)
+        return Choice(eta, half_step / eta, origin, consequence, low, recommended)
     threshold = (kappa / eta - fit.L0) / fit.L1
     origin = (
         f"At the effective rate {eta:.4g} the product rate * (L0 + L1 * norm) reaches {kappa:g} at the gradient norm "

@@ -142,7 +142,7 @@ def broken(name: object, most: int = _LINE) -> str:
     """
     lines = [""]
     for part in re.findall(r"[^._/\-\s]*[._/\-\s]*", str(name)):
-        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > most:
+        if part and lines[-1] and len(lines[-1]) + len(part.rstrip()) > most:
             lines.append("")
         lines[-1] += part
     cut = [line[k : k + most] for line in lines for k in range(0, max(len(line), 1), most)]

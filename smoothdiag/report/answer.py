@@ -80,6 +80,8 @@ def answer(fit: SmoothnessFit, rule: ClipRule | None, clipped: Clipped | None, l
         return Answer(_kept(clipped), f"{_WITHOUT} {because}", (_KEEP, *_advice(fit, plan)))
     if decision.do is Do.ACT:
         return Answer(_would(clipped), f"{_WITHOUT} {because}", (_ACT, *_advice(fit, plan)))
+    if decision.do is Do.AUTOCLIP:
+        because = f"L0 and L1 bound a step only if it is the rate times an average of gradients. Of the law: {because}"
     return Answer(_no_threshold(fit, decision), because, tuple(_advice(fit, plan)))
 
 
@@ -107,6 +109,12 @@ def short(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
+def floored(value: float) -> float:
+    """Returns a positive number rounded down to three digits."""
+    unit = 10 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{math.floor(value / unit) * unit:.3g}")
+
+
 def sentence(text: str) -> str:
     """Returns a text with a capital at its begin and a stop at its end."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
@@ -128,7 +136,7 @@ _WITHOUT: Final = "No threshold follows from a fit to these rows."
 
 
 def _set(rule: ClipRule, lr: float) -> str:
-    with_rate = f" and the learning rate to {short(rule.lr)}" if math.isnan(lr) else ""
+    with_rate = f" and the learning rate to {short(rule.lr)}" if _moves(rule, lr) else ""
     low, high = rule.threshold_interval
     if math.isnan(low):
         sure = "how sure that is, these rows cannot say"
@@ -139,6 +147,11 @@ def _set(rule: ClipRule, lr: float) -> str:
     else:
         sure = f"sure to within {short(low)} to {short(high)}"
     return f"Set max_grad_norm={short(rule.threshold)}{with_rate}; {sure}."
+
+
+def _moves(rule: ClipRule, lr: float) -> bool:
+    """Whether the threshold asks for another learning rate than the run had."""
+    return math.isnan(lr) or rule.lr < lr * (1 - 1e-9)
 
 
 def _kept(clipped: Clipped | None) -> str:
@@ -159,11 +172,12 @@ def _would(clipped: Clipped | None) -> str:
 
 def _after_threshold(fit: SmoothnessFit, rule: ClipRule, lr: float, plan: Plan) -> Iterator[str]:
     where = "Paste the line for your framework from “Configuration to paste” below."
-    yield where if math.isnan(lr) else f"{where} It holds for the learning rate {short(lr)} of this run."
-    if not math.isnan(lr) and lr > rule.max_lr:
+    of_run = "" if _moves(rule, lr) else " of this run"
+    yield where if math.isnan(lr) else f"{where} It holds for the learning rate {short(rule.lr)}{of_run}."
+    if not math.isnan(lr) and _moves(rule, lr):
         yield (
-            f"Lower the learning rate: it is {short(lr)}, and by this fit small gradients allow at most "
-            f"{short(rule.max_lr)}."
+            f"Lower the learning rate from {short(lr)} to {short(rule.lr)}: this run's is too large for any threshold, "
+            "by this fit."
         )
     if fit.clip_mode not in ("", SHADOW):
         yield "AutoClip kept the steps of this run short. Set the threshold, or keep AutoClip, but do not use both."

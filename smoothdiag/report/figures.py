@@ -87,8 +87,8 @@ def thinned(run: Run, figures: list[Figure]) -> list[str]:
 
 def height_of_constants(names: Iterable[str]) -> float:
     """Returns the height of a figure of the constants of some fits, in inches."""
-    lines = sum(1 + broken(name).count("\n") for name in names)
-    return max(0.9 * WIDTH, 2.2 + 0.45 * lines)
+    lines = [1 + broken(name).count("\n") for name in names]
+    return max(0.9 * WIDTH, 2.2 + 0.25 * len(lines) * (1 + max(lines, default=1)))
 
 
 def _canvas(ax: Any) -> Canvas:

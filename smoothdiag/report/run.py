@@ -15,7 +15,7 @@ from smoothdiag.clipping import ClipRule, clip_rule
 from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
 from smoothdiag.fits.decision import SHADOW
 from smoothdiag.plots.clipping import recorded
-from smoothdiag.report.answer import Answer, Clipped, answer, no_answer
+from smoothdiag.report.answer import Answer, Clipped, answer, floored, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
 from smoothdiag.rows import USABLE_STATUSES, Status, plain_fact, printable
 
@@ -126,6 +126,11 @@ def read_run(name: str, trace: Trace, options: Options) -> Run:
     said = "" if rule is None else _said(rule, lr, is_known=options.momentum is not None or fit.momentum >= 0)
     groups = _groups(frame, fit, options)
     found = answer(fit, rule, clipped, lr)
+    if rule is not None and rule.source == "fit" and not math.isnan(rule.better_lr):
+        # A threshold belongs to a rate, so the page gives the one of the rate that it advises.
+        lower = _rule(fit, floored(rule.better_lr), options)
+        rule = lower if lower is not None and math.isnan(lower.better_lr) else rule
+        found, said = answer(fit, rule, clipped, lr), _said(rule, rule.lr, is_known=True)
     return Run(name, trace, frame, fit, "", rule, said, groups, history, clipped, found, kinds)
 
 

@@ -388,6 +388,16 @@ def test_momentum_of_the_trace_makes_the_rule_and_a_given_one_wins() -> None:
     assert "It is for the given momentum 0, and the trace names 0.9." in without.reason
 
 
+def test_a_rule_names_a_better_rate_and_no_largest_rate_that_it_does_not_know() -> None:
+    high = clip_rule(FIT, lr=0.08, momentum=0.9)
+    assert high.better_lr == pytest.approx(0.05)  # half of 1/L0, over the gain of the momentum
+    assert math.isnan(clip_rule(FIT, lr=0.04, momentum=0.9).better_lr)
+    assert clip_rule(replace(FIT, **power_law(1.0, 2.0, 0.5)), lr=0.8).better_lr == pytest.approx(0.5)
+    assert "at most 0.1 for small gradients" in str(high)
+    unknown = clip_rule(replace(FIT, verdict=Verdict.NOT_IDENTIFIED), lr=0.1)
+    assert str(unknown).splitlines()[-1] == f"learning rate 0.1; longest step {unknown.step_cap:.4g}"
+
+
 def test_dampening_of_the_trace_makes_the_rule_unless_a_momentum_is_given() -> None:
     fit = fit_smoothness([with_momentum(0.9, 1.0), with_momentum(0.9, 1.0)], num_boot=50)  # it averages gradients
     assert fit.dampening == pytest.approx(0.9)

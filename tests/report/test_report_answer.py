@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from places import REPOSITORY
 
 from smoothdiag.clipping import clip_rule
 from smoothdiag.fits import Flag, Verdict, fit_smoothness, headline
 from smoothdiag.fits.base import HessianCheck
 from smoothdiag.fits.decision import Do
 from smoothdiag.report.answer import Clipped, answer
+from smoothdiag.report.snippets import snippets
 
 NORMS = np.logspace(-1.0, 1.0, 60)
 TABLE = pd.DataFrame({"grad_norm": NORMS, "smoothness": 1 + 2 * NORMS, "saturation": 0.1}).sample(
@@ -113,6 +115,37 @@ def test_headlines_without_numbers_are_whole_sentences() -> None:
     assert answer(kept, None, None, 0.1).headline == "Nothing to set: AutoClip keeps the steps of this run short."
     shadow = answer(replace(kept, clip_mode="shadow"), None, replace(CLIPPED, acts=False, threshold=np.nan), 0.1)
     assert shadow.headline.endswith("would keep steps within 0.3.")
+
+
+def test_pastes_agree_with_the_page_about_attaching() -> None:
+    code = {snippet.framework: snippet.code for snippet in snippets(np.nan)}
+    page = (REPOSITORY / "docs" / "howto" / "attach.md").read_text(encoding="utf-8")
+    for said in ("sd.Probe(model, optimizer.optimizer, loss_fn", "sd.AutoClip(optimizer.optimizer, probe)"):
+        assert said in code["Accelerate"]
+        assert said in page
+    for said in ("SmoothnessCallback(auto_clip=True).bind(trainer)", "max_grad_norm=0"):
+        assert said in code["Hugging Face"]
+        assert said in page
+
+
+def test_rows_of_an_autoclip_alone_are_not_asked_for_a_default_that_they_had() -> None:
+    table = TABLE.assign(estimator="local_clip", data="step")
+    fit = fit_smoothness(table, num_boot=20)
+    (flag,) = [flag for flag in fit.flags if flag.name == "step batch"]
+    assert flag.remedy.startswith("let the probe measure by a schedule of its own")
+    assert 'data="fixed"' not in fit.summary() + str(fit.plan())
+    other = fit_smoothness(table.assign(estimator="local"), num_boot=20)
+    assert 'Probe(data="fixed")' in other.summary()
+
+
+@pytest.mark.parametrize("first", [0, 100])
+def test_nobody_who_began_at_the_first_step_is_told_to(first) -> None:
+    table = pd.DataFrame({"step": first + np.arange(60), "grad_norm": 1 + NORMS / 100, "smoothness": 1 + NORMS / 100})
+    fit = fit_smoothness(table, num_boot=20)
+    assert fit.first_step == first
+    said = f"{fit.summary()} {fit.plan()}"
+    assert ("from the first" in " ".join(said.split())) == (first > 0)
+    assert ("sd.log_spaced()" in said) == (first == 0)
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", ""])

@@ -104,6 +104,25 @@ def test_momentum_of_the_trace_makes_the_threshold_and_an_option_overrides_it(wr
     assert written(trace, momentum=0.0, lr=0.1).inside("h1")[0].startswith("Set max_grad_norm=4.5;")
 
 
+def test_a_rate_that_is_too_large_is_lowered_with_its_own_threshold(written) -> None:
+    page = written(recorded(lawful(lr=0.8)))
+    headline = "Set max_grad_norm=0.5 and the learning rate to 0.5; sure to three digits."
+    assert page.inside("h1") == [headline]  # (1/0.5 - 1) / 2, at half of 1/L0
+    assert any("Lower the learning rate from 0.8 to 0.5" in text for text in page.inside("li"))
+    assert "The threshold is for the learning rate 0.5, without momentum." in page.text
+
+
+def test_tables_with_sentences_are_cards_on_a_phone_whose_cells_have_names(written) -> None:
+    page = written({"good": recorded(lawful(), gain=1 / (1 - 0.9)), "bad": recorded(flat())})
+    assert page.values("class").count("cards") == 1 + 2 * 2  # of the runs; status and facts of each
+    names = page.values("data-name")
+    assert set(names) == {"max_grad_norm", "verdict", "L0 [f/x²]", "L1 [1/x]", "decades", "rows", "answer"} | {
+        "in fits",
+        "cause",
+    }
+    assert "10.0" in page.inside("bdi")
+
+
 def test_first_sentence_without_a_law_says_what_to_measure(written) -> None:
     page = written(recorded(flat().assign(num_grads=5, seconds=0.3)))
     headline = " ".join(page.inside("h1"))
