@@ -230,9 +230,10 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
     if any(flag.name in OF_TIME for flag in blocking(fit)):
         yield f"A scan compares points around one checkpoint, so neither time nor rate can be the cause. {scan}."
     elif "decades" in plan.missing:
+        further = "Go further along the lines, or add others; otherwise " if scanned else ""
         yield (
             f"The gradient norms cover {plan.decades:.2f} decades and should cover at least {MIN_DECADES:g}. "
-            f"{no_help} {scan}, and moves away from it until the norms have changed."
+            f"{no_help} {further}{scan}, and moves away from it until the norms have changed."
         )
     if "decades" in plan.missing and not scanned:
         fixed = "" if fit.data == "fixed" else ' on batches that stay the same (`data="fixed"`, the default)'
