@@ -55,7 +55,7 @@ def test_rows_of_autoclip_hold_its_state() -> None:
 
 
 def test_autoclip_in_shadow_mode_says_where_it_would_clip() -> None:
-    run = Run(sgd(4.0), mode="shadow").over(batches(30))
+    run = Run(sgd(4.0), mode="shadow").over(batches(70))
     found = read_run("run", run.probe.trace, Options({"num_boot": 20}))
     assert not found.clipped.acts
     assert found.fit.clip_mode == "shadow"
