@@ -137,7 +137,7 @@ def momentum_for(fit: SmoothnessFit, momentum: float | None, dampening: float | 
         ValueError: if one was given that is not in [0, 1).
     """
     check_fit(fit)
-    check_momentum(momentum or 0.0, dampening or 0.0)
+    check_momentum(0.0 if momentum is None else momentum, 0.0 if dampening is None else dampening)
     known = 0.0 if math.isnan(fit.momentum) else fit.momentum
     if momentum is None:
         taken = known, (0.0 if math.isnan(fit.dampening) else fit.dampening) if dampening is None else dampening
