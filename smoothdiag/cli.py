@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    The code is 0 on success, 2 after wrong input and 141 if the reader of the output has left. Errors and warnings
-    take one line each.
+    The code is 0 on success, 2 after wrong input, 130 after Ctrl-C and 141 if the reader of the output has left. Errors
+    and warnings take one line each.
     """
     command = "smoothdiag"
     try:
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         console.let_go()
         return console.BROKEN_PIPE
+    except KeyboardInterrupt:
+        console.say(f"{command}: stopped by Ctrl-C")
+        return console.INTERRUPTED
     except (ValueError, OSError, ImportError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno and error.filename is None:  # the output takes no more
             console.let_go()
@@ -217,10 +220,7 @@ def _parser() -> argparse.ArgumentParser:
 
     clip = _add(commands, "clip", "derive a clipping threshold from a trace and say why", parents=[rows])
     clip.add_argument("--lr", type=float, help="learning rate of the run (default: the rule suggests one)")
-    clip.add_argument("--momentum", type=float, default=0.0, help="momentum of the optimizer (default: 0)")
-    clip.add_argument(
-        "--dampening", type=float, default=0.0, help="its dampening; equal to the momentum if it averages gradients"
-    )
+    console.add_momentum(clip)
     clip.add_argument("--kappa", type=float, default=1.0, help="largest lr * smoothness, at most 2 (default: 1)")
     clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient norm")
     clip.set_defaults(run=_clip)

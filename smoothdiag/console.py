@@ -10,6 +10,9 @@ from typing import Any, Final, TextIO
 BROKEN_PIPE: Final = 141
 """Exit code after the reader of the output has left, as with `| head`: 128 + SIGPIPE, as shells report it."""
 
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as shells report it: 128 + SIGINT."""
+
 
 def counted(number: int, one: str, several: str = "") -> str:
     """Returns a count with its noun, such as "1 row" and "2 rows"; ``several`` is ``one`` with an s unless given."""
@@ -19,6 +22,12 @@ def counted(number: int, one: str, several: str = "") -> str:
 def one_line(text: object) -> str:
     """Returns a text in one line; characters that move the cursor or cannot be printed become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(str(text).split()))
+
+
+def add_momentum(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of commands that make a threshold: what the trace does not say about the optimizer."""
+    for flag in ("--momentum", "--dampening"):
+        parser.add_argument(flag, type=float, help=f"{flag[2:]} of the optimizer (default: as in the trace, or 0)")
 
 
 def once(arguments: argparse.Namespace, name: str) -> Any:

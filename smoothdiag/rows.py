@@ -204,6 +204,11 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
+def plain_fact(value: object) -> object:
+    """Returns a fact of a header as people read it: a number without the rounding of its last digits."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
 def _whole(value: Any) -> int:
     if isinstance(value, str):
         try:

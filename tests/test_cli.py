@@ -153,6 +153,19 @@ def test_clip_prints_a_threshold_and_a_reason(lawful, capsys) -> None:
     assert "NEXT: set max_norm=" in printed
 
 
+def test_clip_takes_the_momentum_of_the_trace_unless_one_is_given(tmp_path, capsys) -> None:
+    path = tmp_path / "run.jsonl"
+    with Trace(path, meta={"optimizer": "SGD", "follows_gradients": True, "momentum": 0.9, "gain": 10.0}) as trace:
+        for step, x in enumerate(10 ** np.sin(np.arange(100.0))):
+            trace.append({"step": step, "grad_norm": x, "smoothness": 1 + 2 * x, "saturation": 0.1})
+    assert main(["clip", str(path), "--lr", "0.01", "--num-boot", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "NEXT: set max_norm=4.5 at lr=0.01 and momentum=0.9" in printed
+    assert "the momentum 0.9, which the trace names" in printed
+    assert main(["clip", str(path), "--lr", "0.01", "--num-boot", "20", "--momentum", "0"]) == 0
+    assert "NEXT: set max_norm=49.5 at lr=0.01 (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("exponent", "words"), [(0.5, "NEXT: set max_norm="), (2.0, "`sd.step_rate` makes a learning rate")]
 )

@@ -91,6 +91,17 @@ def test_a_fit_shows_its_headline() -> None:
     assert fit._repr_html_().startswith(f"<div><b>{verdict}</b><br>{todo}<details>")
 
 
+def test_a_trace_of_an_autoclip_alone_asks_for_its_figure_and_a_trace_that_was_read_names_its_file(tmp_path) -> None:
+    with sd.Trace(tmp_path / "run.jsonl", meta={"gain": 1 / (1 - 0.9)}) as trace:
+        trace.append({"step": 0, "grad_norm": 1.0, "smoothness": 2.0, "estimator": "local_clip"})
+    back = sd.Trace.read(tmp_path / "run.jsonl")
+    assert f"source={str(tmp_path / 'run.jsonl')!r}" in repr(back)
+    assert "NEXT: sd.plot_clipping(trace)" in back._repr_html_()
+    assert f"read from {tmp_path / 'run.jsonl'}\ngain: 10.0\n" in back._repr_html_().replace("</pre>", "\n")
+    trace.append({"step": 1, "grad_norm": 1.0, "smoothness": 2.0, "estimator": "local"})
+    assert "NEXT: sd.fit_smoothness(trace)" in trace._repr_html_()
+
+
 def test_a_long_table_shows_its_last_rows() -> None:
     frame = pd.DataFrame({"step": range(1000, 1000 + 3 * MOST_ROWS)})
     text = as_html("head\nnext", frame)

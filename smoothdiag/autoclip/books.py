@@ -13,7 +13,7 @@ from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import Calibration, Measurement
 from smoothdiag.autoclip.history import NOT_FINITE, Counts, History, explained
 from smoothdiag.autoclip.progression import is_in_progression
-from smoothdiag.autoclip.rates import Number, Peaks, shared, smaller
+from smoothdiag.autoclip.rates import Number, Peaks, largest, smaller
 from smoothdiag.autoclip.rows import Arrivals, Rows
 from smoothdiag.memory import is_out_of_memory, retried
 from smoothdiag.rows import SmoothdiagWarning
@@ -170,7 +170,7 @@ class Books:
         return float(self._peaks.rate) * length / moved if 0 < moved < math.inf else math.nan
 
     def _peak(self) -> Number:
-        return shared(self._peaks.values)
+        return retried(lambda: largest(self._peaks.values))
 
     def _threshold(self) -> Number:
         rate = self._peaks.times(self._action.reach)

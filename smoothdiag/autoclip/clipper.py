@@ -13,7 +13,7 @@ from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
 from smoothdiag.autoclip.checks import VERSION, Mode, check, check_free_rate, check_schedule, check_state
-from smoothdiag.autoclip.history import acted, explained, next_step, stage
+from smoothdiag.autoclip.history import acted, explained, next_step, raised, stage
 from smoothdiag.autoclip.rates import Peaks, shared, suggested
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.autoclip.step import Stepping, default_rule, raise_by
@@ -170,6 +170,7 @@ class AutoClip:
         kept = "no step is limited yet" if math.isnan(longest) else f"no step is longer than {longest:.3g}"
         if math.isfinite(threshold) and self._action.counts_steps:
             kept += f", which is max_norm={threshold:.3g} at lr={lr:.3g}"
+        kept += raised(self._history)
         todo = next_step(self._calibration, self._mode, stopped=bool(self._stepping.guard.stopped))
         head = f"AutoClip: {kept}; {acted(self._history, self._mode)}.\nNEXT: {todo}\n"
         said = f"longest step {'' if math.isnan(longest) else f'{longest:.3g} '}from {explained(self._calibration)}"

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from smoothdiag.autoclip.calibration import FEWEST, LEAST_SIGNAL, PHASE, USUAL_SIGNAL, Calibration, median_interval
+from smoothdiag.autoclip.calibration import (
+    FEWEST,
+    LEAST_SIGNAL,
+    MULTIPLE,
+    PHASE,
+    USUAL_SIGNAL,
+    Calibration,
+    StepRule,
+    median_interval,
+)
 from smoothdiag.autoclip.rates import Number
 from smoothdiag.console import counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ROSE = "rate rose"
+ROSE, SET_LR = "rate rose", "set lr"
 
 NOT_FINITE = (
     "The gradient of step {step} was not finite (inf or NaN). AutoClip replaces such a gradient by zero, so that it "
@@ -35,7 +44,7 @@ class Event:
         event: What happened, in a word or two.
         longest_step: S [x].
         threshold: Gradient norm above which steps would be longer than S [f/x]; NaN if there is none.
-        lr: Largest learning rate so far [x^2/f]; NaN if groups differ.
+        lr: Largest learning rate so far [x^2/f], of all groups.
         clipped: Steps so far that would have been longer than S; -1 if AutoClip cannot count them.
         skipped: Gradients so far that were not finite.
         note: Details in words.
@@ -172,7 +181,7 @@ def explained(calibration: Calibration) -> str:
         return f"{at_most}because AutoClip has {number} of the {FEWEST} valid measurements that it needs" + _unusable(
             calibration
         )
-    said = f"{_measured(found)}, times {rule.multiple:.3g}{_noise(calibration)}"
+    said = f"{_measured(found)}, times {rule.multiple:.3g}{_momentum(rule)}{_noise(calibration)}"
     if (changed := calibration.changing) and max(calibration.lowered_at, calibration.raised_at) >= 0:
         steps, lengths = [m.step for m in changed], [m.length for m in changed]
         if calibration.raised_at > calibration.lowered_at:
@@ -182,6 +191,15 @@ def explained(calibration: Calibration) -> str:
             most += f"{min(m.taken for m in changed):.3g} long"
         said = f"{len(steps)} measurements in steps {min(steps)}-{max(steps)}: {most}; before that, from {said}"
     return said + (f", and at most {relative}" if rule.bounded else "") + _unusable(calibration)
+
+
+def raised(history: History) -> str:
+    """Returns how AutoClip changed the learning rate, in words; nothing if it did not."""
+    events = [event for event in history.events if event.event == SET_LR]
+    if not events:
+        return ""
+    before, last = history.events[0], events[-1]  # the first event is the start of the run
+    return f"; `set_lr` raised the learning rate from {float(before.lr):.3g} to {float(last.lr):.3g} (step {last.step})"
 
 
 def stage(calibration: Calibration) -> str:
@@ -216,6 +234,14 @@ def _measured(measurements: Sequence[Any]) -> str:
     if saturated := sum(m.saturated for m in measurements):
         said += f" ({saturated} saturated: the gradient turned over within the measured distance)"
     return f"{said}: median ||g||/L {median(lengths):.3g}{interval}"
+
+
+def _momentum(rule: StepRule) -> str:
+    """Returns the momentum that the factor is for, in words; nothing without one, or for a factor given by hand."""
+    ratio = ((rule.multiple or MULTIPLE) / MULTIPLE) ** 4  # as `StepRule.for_momentum` makes it
+    momentum = round((ratio - 1) / (ratio + 1), 6)
+    made = momentum > 0 and StepRule.for_momentum(momentum).multiple == rule.multiple
+    return f" (for momentum {momentum:g})" if made else ""
 
 
 def _noise(calibration: Calibration) -> str:

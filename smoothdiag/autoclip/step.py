@@ -21,7 +21,7 @@ from smoothdiag.autoclip.calibration import RAISE_BY, RAISE_UPDATES_BY, StepRule
 from smoothdiag.autoclip.checks import check_schedule
 from smoothdiag.autoclip.closures import Closures, second_evaluation
 from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
-from smoothdiag.autoclip.history import ROSE, explained
+from smoothdiag.autoclip.history import ROSE, SET_LR, explained
 from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.autoclip.rates import Peaks, raise_rates, rates_of, share_of_parameters, suggested
 from smoothdiag.autoclip.rows import Arrivals
@@ -161,7 +161,7 @@ class Stepping:
         if raise_rates(self._optimizer, lr, self._action.reach):
             self._peaks.update()
             now = max(rates_of(self._optimizer))
-            self._books.note("set lr", f"to {now:.3g}; at {lr:.3g} half of the early steps are as long as S, or longer")
+            self._books.note(SET_LR, f"to {now:.3g}; at {lr:.3g} half of the early steps are as long as S, or longer")
         self._written = rates_of(self._optimizer)
 
     # 4. The optimizer has moved the parameters.

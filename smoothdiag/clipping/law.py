@@ -172,13 +172,17 @@ class LawRate(Rate):
 
 @dataclass(frozen=True)
 class Choice:
-    """A threshold before the noise can raise it: effective rate, threshold, reason, consequence, what to do instead."""
+    """A threshold before the noise can raise it: effective rate, threshold, reason, consequence, what to do instead.
+
+    `better` is the effective rate to use instead, if this one is too large; else NaN.
+    """
 
     eta: float
     threshold: float
     origin: str
     consequence: str = ""
     next: str = ""
+    better: float = math.nan
 
 
 def choose(rate: LawRate, eta: float, gain: float) -> Choice | None:
@@ -205,7 +209,7 @@ def choose(rate: LawRate, eta: float, gain: float) -> Choice | None:
     else:
         problem = f"The effective rate {eta:.4g} is too large: the law would leave only uselessly short steps. "
     lower = f"lower the learning rate to {half / gain:.4g}: this one is too large for any threshold."
-    return Choice(eta, longest / eta, problem + advice, f" The longest step is held at {longest:.4g}.", lower)
+    return Choice(eta, longest / eta, problem + advice, f" The longest step is held at {longest:.4g}.", lower, half)
 
 
 def _inverse(smoothness: Any) -> Any:

@@ -29,6 +29,9 @@ class ClipRule:
         source: "fit", or "percentile" where the fit could not be used.
         threshold_interval: interval of the threshold at this rate, at the level of the fit; NaN for a percentile.
         next: what to do, in one sentence.
+        momentum: the optimizer's momentum that the rule is meant for.
+        dampening: its dampening.
+        better_lr: the largest learning rate to use instead, if the given one is too large for any threshold; else NaN.
 
     Units: threshold [f/x], step_cap [x], rates [x^2/f].
 
@@ -50,18 +53,21 @@ class ClipRule:
     source: Literal["fit", "percentile"]
     threshold_interval: Interval = (math.nan, math.nan)
     next: str = field(default="", repr=False)
+    momentum: float = 0.0
+    dampening: float = 0.0
+    better_lr: float = math.nan
 
     def __str__(self) -> str:
+        most = "" if math.isnan(self.max_lr) else f", at most {self.max_lr:.4g} for small gradients"
         share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"
         clips = f"it clips {share} of the recorded steps"
         if self.source == "fit":
             head = f"clip gradients at norm {self.threshold:.4g}; {clips}."
         else:
             head = f"no threshold from this fit; norm {self.threshold:.4g} would only stop outliers ({clips})."
-        return (
-            f"{head}\nNEXT: {self.next or 'read the reason below.'}\n{self.reason}\nlearning rate {_say(self.lr)}, at "
-            f"most {_say(self.max_lr)} for small gradients; longest step {_say(self.step_cap)}"
-        )
+        todo = self.next or "read the reason below."
+        last = f"learning rate {_say(self.lr)}{most}; longest step {_say(self.step_cap)}"
+        return f"{head}\nNEXT: {todo}\n{self.reason}\n{last}"
 
     def _repr_html_(self) -> str:
         return as_html(str(self))

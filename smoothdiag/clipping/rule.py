@@ -14,9 +14,9 @@ from smoothdiag.clipping.law import Choice, LawRate, PowerLaw, choose
 from smoothdiag.clipping.result import ClipRule
 from smoothdiag.clipping.trust import (
     check,
-    check_momentum,
     distrust,
     doubt_about,
+    momentum_for,
     note_on_scan,
     one_direction,
     over,
@@ -25,9 +25,9 @@ from smoothdiag.clipping.trust import (
     untold,
 )
 from smoothdiag.fits.base import Array, Interval, SmoothnessFit, Verdict
+from smoothdiag.fits.decision import follows_gradients
 from smoothdiag.fits.intervals import percentile_interval
 from smoothdiag.fits.plan import make_plan
-from smoothdiag.fits.wording import follows_gradients
 from smoothdiag.momentum import averaged
 from smoothdiag.momentum import gain as gain_of
 from smoothdiag.rows import SmoothdiagWarning
@@ -43,8 +43,8 @@ def clip_rule(
     fit: SmoothnessFit,
     *,
     lr: float | None = None,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
+    momentum: float | None = None,
+    dampening: float | None = None,
     kappa: float = 1.0,
     noise: float | None = None,
 ) -> ClipRule:
@@ -70,9 +70,11 @@ def clip_rule(
     Args:
         fit: from `fit_smoothness`.
         lr: the optimizer's learning rate; None lets the rule choose kappa / (2 L0).
-        momentum: the optimizer's heavy-ball momentum in [0, 1).
-        dampening: the optimizer's dampening in [0, 1). Above zero the optimizer averages gradients, and the rule
-            assumes that it clips the average. Without momentum dampening has no effect, as in torch.
+        momentum: the optimizer's heavy-ball momentum in [0, 1); None takes the one that the trace names, or 0. The
+            reason says which.
+        dampening: the optimizer's dampening in [0, 1); None takes the one of the trace if `momentum` is None too, and
+            else 0. Above zero the optimizer averages gradients, and the rule assumes that it clips the average. Without
+            momentum dampening has no effect, as in torch.
         kappa: bound on effective rate times smoothness, in (0, 2]. The theorem has 1. The loss still falls up to 1.25
             by the bound on docs/rates.md, and up to 2 as measured on the landscapes of `sd.problems`, not proved.
         noise: standard deviation of the norm of minibatch gradients around the full gradient.
@@ -99,7 +101,7 @@ def clip_rule(
         learning rate 0.1, at most 1 for small gradients; longest step 0.45
     """
     check(fit, kappa)
-    check_momentum(momentum, dampening)
+    momentum, dampening, named = momentum_for(fit, momentum, dampening)
     if lr is not None:
         arguments.number("lr", lr, "positive and finite", lambda v: 0 < v < math.inf)
     if noise is not None:
@@ -135,12 +137,8 @@ def clip_rule(
             f" The threshold clips {clip_rate:.0%} of the recorded steps, which is close to normalised descent: nearly "
             "all steps have the same length, and this length sets the pace instead of the learning rate."
         )
-    todo = choice.next or _paste(threshold, choice.eta / gain, averages=averages)
-    if chosen and not momentum and fit.momentum > 0:
-        todo = (
-            f"call the rule with momentum={fit.momentum:g}, which the trace names; this threshold is for a run without."
-        )
-        reason += f" It is for a run without momentum, and the trace names a momentum of {fit.momentum:g}."
+    todo = choice.next or _paste(threshold, choice.eta / gain, momentum, averages=averages)
+    reason += named if chosen else ""
     max_lr = _largest_rate(fit, kappa) / gain
     if chosen or not math.isnan(max_lr):
         reason += one_direction(fit)
@@ -154,6 +152,9 @@ def clip_rule(
         source="fit" if chosen else "percentile",
         threshold_interval=_interval(fit, choice, kappa, threshold) if chosen else (math.nan, math.nan),
         next=todo,
+        momentum=momentum,
+        dampening=dampening,
+        better_lr=choice.better / gain if choice.better > 0 else math.nan,
     )
 
 
@@ -203,7 +204,12 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choi
     if eta * fit.L0 >= kappa:
         origin = f"{unsafe(fit, eta, kappa)} {advice[0].upper()}{advice[1:]}.{note}"
         return Choice(
-            eta, half_step / eta, origin, f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.", low
+            eta,
+            half_step / eta,
+            origin,
+            f" The longest step is held at kappa/(2 L1) = {half_step:.4g}.",
+            low,
+            recommended,
         )
     if 2 * eta * fit.L0 > kappa:
         origin = (
@@ -214,7 +220,7 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choi
             f" The longest step is held at kappa/(2 L1) = {half_step:.4g}, where the product is "
             f"{eta * fit.L0 + kappa / 2:.3g}."
         )
-        return Choice(eta, half_step / eta, origin, consequence, low)
+        return Choice(eta, half_step / eta, origin, consequence, low, recommended)
     threshold = (kappa / eta - fit.L0) / fit.L1
     origin = (
         f"At the effective rate {eta:.4g} the product rate * (L0 + L1 * norm) reaches {kappa:g} at the gradient norm "
@@ -223,11 +229,12 @@ def _from_fit(fit: SmoothnessFit, eta: float, kappa: float, gain: float) -> Choi
     return Choice(eta, threshold, origin + note)
 
 
-def _paste(threshold: float, lr: float, *, averages: bool) -> str:
+def _paste(threshold: float, lr: float, momentum: float, *, averages: bool) -> str:
     """Where a threshold goes."""
+    at = f"lr={lr:.4g}" + (f" and momentum={momentum:g}" if momentum else "")
     if averages:
-        return f"set threshold={threshold:.4g} at lr={lr:.4g} in an optimizer that clips its average (ClippedMomentum)."
-    return f"set max_norm={threshold:.4g} at lr={lr:.4g} (clip_grad_norm_, max_grad_norm, gradient_clip_val)."
+        return f"set threshold={threshold:.4g} at {at} in an optimizer that clips its average (ClippedMomentum)."
+    return f"set max_norm={threshold:.4g} at {at} (clip_grad_norm_, max_grad_norm, gradient_clip_val)."
 
 
 def _percentile(fit: SmoothnessFit, eta: float, doubt: str, averaging: float) -> Choice:

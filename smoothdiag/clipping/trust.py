@@ -6,7 +6,7 @@ import math
 
 from smoothdiag import arguments
 from smoothdiag.fits.base import ModelScore, SmoothnessFit, Verdict
-from smoothdiag.fits.wording import follows_gradients, unchecked
+from smoothdiag.fits.decision import follows_gradients, unchecked
 
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
@@ -128,6 +128,24 @@ def check_fit(fit: object) -> None:
     """Raises a ValueError unless it is a fit."""
     if not isinstance(fit, SmoothnessFit):
         raise arguments.wrong("fit", "a SmoothnessFit: pass `fit_smoothness(trace)`", fit)
+
+
+def momentum_for(fit: SmoothnessFit, momentum: float | None, dampening: float | None) -> tuple[float, float, str]:
+    """Momentum and dampening of a rule, and what to say about where they come from, as a further sentence.
+
+    Raises:
+        ValueError: if one was given that is not in [0, 1).
+    """
+    check_fit(fit)
+    check_momentum(0.0 if momentum is None else momentum, 0.0 if dampening is None else dampening)
+    known = 0.0 if math.isnan(fit.momentum) else fit.momentum
+    if momentum is None:
+        taken = known, (0.0 if math.isnan(fit.dampening) else fit.dampening) if dampening is None else dampening
+        averaging = f" and the dampening {taken[1]:g}" if taken[1] else ""
+        named = f"the momentum {known:g}{averaging}, which the trace names; `momentum=` overrides it"
+        return *taken, f" It is for {named}." if known else ""
+    said = f" It is for the given momentum {momentum:g}, and the trace names {known:g}."
+    return momentum, dampening or 0.0, said if known not in (0.0, momentum) else ""
 
 
 def check_momentum(momentum: float, dampening: float) -> None:

@@ -70,6 +70,7 @@ class SmoothnessFit:
         follows_gradients: whether its steps are the learning rate times an average of gradients, clipped or not; None
             if the rows do not say.
         momentum: momentum of that optimizer at the start of the run; NaN if the rows do not say.
+        dampening: dampening of that optimizer, which is the momentum if it averages gradients; NaN likewise.
         exponent_interval: interval of the exponent of the power model at `interval_level`: the rows cannot tell powers
             of the gradient norm inside it apart. NaN if it was not found.
         hessian: what the rows of "hessian_norm" beside the fitted rows say about the law; None without such rows.
@@ -77,6 +78,8 @@ class SmoothnessFit:
         row_cost: median number of gradients and median seconds that a row took; NaN where the rows do not say. A
             Hessian-vector product counts as two gradients.
         num_scans: number of lines out of the checkpoint that a scan measured along; 0 for rows of a run.
+        clip_mode: mode of the AutoClip that the run had last, such as "clip" or "shadow"; empty without one.
+        first_step: step of the first row; NaN for a scan, and in fits of earlier versions.
 
     Units: L0 [f/x^2], L1 [1/x], gradient norms [f/x].
 
@@ -124,11 +127,14 @@ class SmoothnessFit:
     optimizer: str = ""
     follows_gradients: bool | None = None
     momentum: float = math.nan
+    dampening: float = math.nan
     exponent_interval: Interval = (math.nan, math.nan)
     hessian: HessianCheck | None = None
     spread: float = math.nan
     row_cost: Interval = (math.nan, math.nan)
     num_scans: int = 0
+    clip_mode: str = ""
+    first_step: float = math.nan
 
     @property
     def step_cap(self) -> float:

@@ -23,6 +23,7 @@ from smoothdiag.fits.correlations import (
     rank_correlations,
     within_blocks,
 )
+from smoothdiag.fits.decision import FOR_THE_LAW, is_of_autoclip
 from smoothdiag.fits.errors import MIN_KNOWN
 from smoothdiag.fits.intervals import dependence
 from smoothdiag.fits.rows import Indices, Rows, ordered_blocks
@@ -69,7 +70,9 @@ def step_batch(rows: Rows, line: Line) -> Flag | None:
         "each row was measured on the batch of its own step. A hard batch has both a large gradient and a large "
         "curvature, so the rows can rise together although the curvature depends on the batch alone",
         evidence,
-        'measure all rows on the same data: Probe(data="fixed"), its default, or probe_batches=...',
+        FOR_THE_LAW
+        if is_of_autoclip(rows)
+        else 'measure all rows on the same data: Probe(data="fixed"), its default, or probe_batches=...',
         blocking=True,
     )
 

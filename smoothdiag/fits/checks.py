@@ -75,9 +75,14 @@ def check(
 
 
 def _range(rows: Rows) -> Flag | None:
+    begin = (
+        "measure the first steps more often (sd.log_spaced())"
+        if np.min(rows.step) == 0  # advice to begin there would be idle
+        else "record from the first step on"
+    )
     remedy = (
-        "scan one checkpoint (sd.scan), which changes the gradient norm without time or rate, or record from the first "
-        "step on. Changes of the learning rate widen the range, too, but then the rate may be the cause of both axes"
+        f"scan one checkpoint (sd.scan), which changes the gradient norm without time or rate, or {begin}. Changes of "
+        "the learning rate widen the range, too, but then the rate may be the cause of both axes"
     )
     return short_range(rows.x, remedy) or _occupied(rows.x)
 

@@ -8,6 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smoothdiag.fits.decision import (
+    FOR_THE_LAW,
+    OF_TIME,
+    OPEN,
+    Decision,
+    Do,
+    blocking,
+    follows_gradients,
+    is_of_autoclip,
+    next_of,
+)
 from smoothdiag.fits.needed import (
     MIN_DECADES,
     Law,
@@ -20,7 +31,7 @@ from smoothdiag.fits.needed import (
 )
 from smoothdiag.fits.parts import Verdict
 from smoothdiag.fits.text import minutes, number, wrap
-from smoothdiag.fits.wording import OF_TIME, SCAN_GRADIENTS, Headline, blocking, next_step, verdict_of
+from smoothdiag.fits.wording import SCAN_GRADIENTS, Headline, next_step, verdict_of
 from smoothdiag.notebooks import as_html
 
 if TYPE_CHECKING:
@@ -65,6 +76,7 @@ class Plan:
         gradients: gradients that the further rows, or a scan with enough lines, cost; NaN if unknown.
         minutes: minutes that they take; NaN if unknown.
         scan_minutes: minutes that a scan of `SCAN_GRADIENTS` gradients takes; NaN if unknown.
+        decision: the kind of what to do first, with its numbers.
         next: what to do first, one sentence.
         advice: what to do, one sentence or two for each thing that is missing.
 
@@ -85,6 +97,7 @@ class Plan:
     gradients: float
     minutes: float
     scan_minutes: float
+    decision: Decision
     next: str
     advice: tuple[str, ...]
 
@@ -133,13 +146,16 @@ def make_plan(fit: Any) -> Plan:
         gradients=_lines_cost(fit) if "lines" in missing else more * per_row,
         minutes=_lines_cost(fit) * seconds / per_row / 60 if "lines" in missing else more * seconds / 60,
         scan_minutes=SCAN_GRADIENTS * seconds / per_row / 60 if per_row > 0 else math.nan,
+        decision=Decision(Do.SCAN),
         next="",
         advice=(),
     )
     costs = {"more": more, "gradients": plan.gradients, "time": plan.minutes, "scan": plan.scan_minutes}
+    decision = next_of(fit, missing, **costs)
     return replace(
         plan,
-        next=next_step(fit, missing, **costs),
+        decision=decision,
+        next=next_step(fit, decision, is_confirmed="directions" not in missing),
         advice=tuple(_advice(fit, plan, more, rows_for_line(over(norms, WIDER_DECADES), law))),
     )
 
@@ -161,11 +177,12 @@ def _missing(fit: Any, rows: float) -> Iterator[str]:
         if fit.num_scans:
             yield from ["remedy"] if names - {"range"} else [] if names else ["lines"]
             return
-        if "few points" in names:
+        hopeless = rows == math.inf and names <= {"few points"}
+        if "few points" in names and not hopeless:
             yield "rows"
         if names - {"range", "few points"}:
             yield "remedy"
-        if rows == math.inf and names <= {"few points"}:
+        if hopeless:
             yield "noise"
         elif not names:
             yield "relation" if rows <= fit.num_effective else "rows"
@@ -189,24 +206,44 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
         f"{SCAN_GRADIENTS} gradients"
         + (f", here {minutes(plan.scan_minutes)}" if math.isfinite(plan.scan_minutes) else "")
     )
+    kind = "lines" if scanned else "kind" if "remedy" in plan.missing else "run"
+    no_help = f"More rows of the same {kind} do not help."
+    if any(flag.name == "few points" for flag in blocking(fit)):
+        no_help = f"The rows are too few, too, but more of the same {kind} do not help: record them in the new way."
     if not plan.missing:
         yield "nothing is missing for this verdict."
+    elif not follows_gradients(fit):
+        yield (
+            f"L0 and L1 make no threshold under {fit.optimizer or 'this optimizer'}; AutoClip needs neither. What "
+            "follows is for the law itself."
+        )
+    if is_of_autoclip(fit) and fit.verdict in OPEN:
+        yield (
+            "An AutoClip asked for these rows: they are few, and each is measured on the batch of its own step. For "
+            f"the law, {FOR_THE_LAW}."
+        )
+        return
     for flag in blocking(fit) if "remedy" in plan.missing else ():
         if flag.name in ("range", "few points"):
             continue
-        yield f"Flag {flag.name}: {flag.remedy}. More rows of the same kind do not help."
+        yield f"Flag {flag.name}: {flag.remedy}. {no_help}"
     if any(flag.name in OF_TIME for flag in blocking(fit)):
         yield f"A scan compares points around one checkpoint, so neither time nor rate can be the cause. {scan}."
     elif "decades" in plan.missing:
+        further = "Go further along the lines, or add others; otherwise " if scanned else ""
         yield (
             f"The gradient norms cover {plan.decades:.2f} decades and should cover at least {MIN_DECADES:g}. "
-            f"More rows of the same {'lines' if scanned else 'run'} do not help. {scan}, and moves away from it until "
-            "the norms have changed."
+            f"{no_help} {further}{scan}, and moves away from it until the norms have changed."
         )
     if "decades" in plan.missing and not scanned:
         fixed = "" if fit.data == "fixed" else ' on batches that stay the same (`data="fixed"`, the default)'
+        begin = (
+            "measure the first steps more often (`schedule=sd.log_spaced()`)"
+            if fit.first_step == 0  # advice to begin there would be idle
+            else "record the warm-up from the first step"
+        )
         yield (
-            f"In a further run, record the warm-up from the first step, where gradient norms change most{fixed}. "
+            f"If you cannot scan, {begin} in a further run, where gradient norms change most{fixed}. "
             "Other learning rates alone do not help: the rate then moves both gradient norms and smoothness."
         )
     if "lines" in plan.missing:

@@ -17,8 +17,11 @@ from smoothdiag.fits.columns import Labels, causes, choose_estimator, labels, na
 from smoothdiag.fits.ranges import check_decades, scaled, unit
 from smoothdiag.rows import Status, printable
 
-MOMENTUM = "momentum"
-"""Fact of a trace."""
+MOMENTUM, GAIN = "momentum", "gain"
+"""Facts of a trace; the gain is (1 - dampening) / (1 - momentum)."""
+
+LEAST_DAMPENING = 1e-9
+"""Less is rounding of the gain."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -128,6 +131,9 @@ def as_frame(data: object) -> pd.DataFrame:
         together = pd.concat(frames, ignore_index=True)
         said = {follows_gradients(frame) for frame in frames if optimizer_of(frame)}
         together.attrs["follows_gradients"] = False if False in said else True if said == {True} else None
+        for name in (MOMENTUM, GAIN):
+            if len(values := {str(frame.attrs.get(name)) for frame in frames}) == 1 and values != {"None"}:
+                together.attrs[name] = frames[0].attrs[name]
         together.attrs["optimizer"] = " and ".join(sorted({optimizer_of(frame) for frame in frames} - {""}))
         return together
     if not isinstance(data, pd.DataFrame) and hasattr(data, "to_frame"):
@@ -165,6 +171,21 @@ def momentum_of(frame: pd.DataFrame) -> float:
     """The momentum of the optimizer at the start of the run; NaN if the rows do not say."""
     said = frame.attrs.get(MOMENTUM)
     return float(said) if isinstance(said, int | float) and 0 <= said < 1 else math.nan
+
+
+def dampening_of(frame: pd.DataFrame) -> float:
+    """The dampening of the optimizer at the start of the run; NaN if the rows do not say."""
+    momentum, gain = momentum_of(frame), frame.attrs.get(GAIN)
+    if math.isnan(momentum) or not isinstance(gain, int | float):
+        return math.nan
+    found = 1 - gain * (1 - momentum)
+    return (found if found > LEAST_DAMPENING else 0.0) if -LEAST_DAMPENING < found < 1 else math.nan
+
+
+def clip_mode_of(frame: pd.DataFrame) -> str:
+    """The mode of the AutoClip that the run had last; empty without one."""
+    modes = frame["clip_mode"].dropna().tolist() if "clip_mode" in frame.columns else []
+    return printable(str(modes[-1])) if modes else ""
 
 
 def _numbered(frame: pd.DataFrame, number: int) -> pd.DataFrame:
@@ -225,8 +246,8 @@ def select_rows(frame: pd.DataFrame, estimator: str | None, group: str) -> Rows:
     kinds = names(label["data"][chosen & usable])
     if len(kinds) > 1:
         raise ValueError(
-            f"Parameter `data` should hold rows measured on one kind of data. Found {kinds}: filter the frame, "
-            f"for example with `frame[frame['data'] == {kinds[0]!r}]`."
+            f"Parameter `data` should hold rows measured on one kind of data. Found {kinds}: give each a "
+            f"file of its own, or in Python pass one kind, as in `trace.to_frame().query('data == {kinds[0]!r}')`."
         )
     if lost := sorted(set(label["run"][in_group]) - set(label["run"][chosen & usable])):
         raise ValueError(

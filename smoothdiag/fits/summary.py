@@ -81,7 +81,8 @@ def _hessian(fit: Any) -> list[str]:
     found, head = fit.hessian, "Hessian norms         "
     if found is not None:
         said = {True: "follow the line", False: "contradict the line", None: "cannot decide"}[found.agrees]
-        return [f"{head}{found.num_rows} beside, {found.coverage:.0%} at or below the line; they {said}"]
+        below = f"{found.coverage:.0%} of them lie at or below the line, should be {fit.quantile:.0%}"
+        return [f"{head}{found.num_rows} beside the rows; {below}; they {said}"]
     if not fit.estimator.startswith(("local", "path")):
         return []
     return [f"{head}none beside; to test the law on ||H||, add", f"{'':22}{hessian_cost(fit.row_cost)}"]

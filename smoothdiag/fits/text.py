@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from smoothdiag.console import counted
+
 WIDTH = 96  # Of a summary, in characters.
 RULE, THIN = "=" * WIDTH, "-" * WIDTH
 HESSIAN_GRADIENTS = (6, 20)  # Cost of a Hessian norm: 3 to 10 products of two gradients each (docs/measuring.md).
@@ -68,7 +70,7 @@ def minutes(time: float) -> str:
     """A time in minutes, or in seconds below two minutes."""
     if 60 * time < 1:
         return "less than a second"
-    return f"{time:.0f} minutes" if time >= 2 else f"{60 * time:.0f} seconds"
+    return f"{time:.0f} minutes" if time >= 2 else counted(round(60 * time), "second")
 
 
 def wrap(head: str, text: str) -> list[str]:

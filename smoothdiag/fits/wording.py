@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smoothdiag.console import counted
-from smoothdiag.fits.parts import Flag, Verdict
+from smoothdiag.fits.decision import Decision, Do, exponent_of
+from smoothdiag.fits.parts import Verdict
 from smoothdiag.fits.text import minutes, number
 
 SCAN_GRADIENTS = 500  # Default budget of `sd.scan`.
-OF_TIME = ("learning rate", "surrogates", "tied to time", "time trend")
 GLOSSARY = "docs/glossary.md explains the terms of this summary"
 
 _UNUSED = "do not use L0 and L1"
@@ -49,80 +48,38 @@ def verdict_of(fit: Any) -> str:
     return f"VERDICT {fit.verdict.name}: {said[fit.verdict]}"
 
 
-def next_step(fit: Any, missing: Sequence[str], *, more: float, gradients: float, time: float, scan: float) -> str:
+def next_step(fit: Any, decision: Decision, *, is_confirmed: bool) -> str:
     """What to do next, in one sentence.
 
     Args:
         fit: the SmoothnessFit.
-        missing: what is missing, as in `Plan.missing`.
-        more: rows to record; NaN if unknown.
-        gradients: what they, or further lines of a scan, cost; NaN if unknown.
-        time: minutes that this takes; NaN if unknown.
-        scan: minutes that a scan takes; NaN if unknown.
+        decision: the next step.
+        is_confirmed: whether no further direction has to be measured.
     """
-    if fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.ARTEFACT):
-        return _measure(fit, missing, more=more, gradients=gradients, time=time, scan=scan)
-    if not follows_gradients(fit):
-        return f"let sd.AutoClip keep the updates of {fit.optimizer} short; L0 and L1 cannot."
-    if unchecked(fit):
-        return "record rows with sd.Probe, whose check against artefacts these rows could not have."
-    return f"{_use(fit)}{'; sd.HessianNorm() or sd.scan would confirm it' if 'directions' in missing else ''}."
-
-
-def blocking(fit: Any) -> list[Flag]:
-    """The flags that stand against a law."""
-    return [flag for flag in fit.flags if flag.fatal or flag.blocking]
-
-
-def follows_gradients(fit: Any) -> bool:
-    """Whether steps are the rate times an average of gradients, or nobody says which optimizer took them."""
-    return bool(fit.follows_gradients) or (fit.follows_gradients is None and not fit.optimizer)
-
-
-def unchecked(fit: Any) -> bool:
-    """Whether the check for artefacts could not run."""
-    return any(flag.name == "saturation unknown" for flag in fit.flags)
-
-
-def _use(fit: Any) -> str:
-    if fit.verdict is Verdict.L0L1:
-        return "sd.clip_rule(fit, lr=...) makes a threshold"
-    if fit.verdict is Verdict.LOSS_GAP:
-        return "sd.LossGapWarmup(optimizer, fit) makes a rate"
-    if fit.verdict is Verdict.POWER:
-        if _exponent(fit) > 1:  # No step length is safe at every gradient norm, so no threshold is.
-            return "sd.step_rate(fit) makes a rate"
-        return "sd.clip_rule(fit, lr=...) makes a threshold"
-    return "do not clip; sd.step_rate(fit) makes a rate"
-
-
-def _measure(fit: Any, missing: Sequence[str], *, more: float, gradients: float, time: float, scan: float) -> str:
-    cost = f", about {gradients:.0f} gradients" if math.isfinite(gradients) else ""
-    cost += f" and {minutes(time)}" if cost and math.isfinite(time) else ""
-    if "lines" in missing:
-        return f"scan again along lines of other kinds (toward=, update=){cost}."
-    here = f"scan this checkpoint: sd.scan(model, loss_fn, batches), about {SCAN_GRADIENTS} gradients"
-    here += f", here {minutes(scan)}." if math.isfinite(scan) else "."
-    flags = sorted(blocking(fit), key=lambda flag: (not flag.fatal, flag.name == "few points"))
-    for flag in flags:
-        if flag.name == "few points":
-            break
-        if not fit.num_scans and not flag.fatal and flag.name in (*OF_TIME, "range", "rate"):
-            return here
-        return f"{_first_sentence(flag.remedy)}."
-    if "rows" in missing:
-        return f"record {f'{more:.0f} ' if math.isfinite(more) else ''}more rows like these{cost}."
-    return here
-
-
-def _first_sentence(text: str) -> str:
-    return text.partition(". ")[0].rstrip(".")
-
-
-def _exponent(fit: Any) -> float:
-    return next((score.exponent for score in fit.comparison if score.name == "power"), math.nan)
+    there = "another" if fit.num_scans else "this"
+    time = minutes(decision.minutes) if math.isfinite(decision.minutes) else ""
+    cost = f", about {decision.gradients:.0f} gradients" if math.isfinite(decision.gradients) else ""
+    cost += f" and {time}" if cost and time else ""
+    more = f"{decision.more:.0f} " if math.isfinite(decision.more) else ""
+    here = f", here {time}" if time else ""
+    confirm = "" if is_confirmed else "; sd.HessianNorm() or sd.scan would confirm it"
+    lead = "do not clip; " if fit.verdict is Verdict.CONSTANT else ""
+    said = {
+        Do.THRESHOLD: f"sd.clip_rule(fit, lr=...) makes a threshold{confirm}",
+        Do.RATE: f"{lead}sd.step_rate(fit) makes a rate{confirm}",
+        Do.WARMUP: f"sd.LossGapWarmup(optimizer, fit) makes a rate{confirm}",
+        Do.AUTOCLIP: f"let sd.AutoClip keep the updates of {fit.optimizer or 'this run'} short; L0 and L1 cannot",
+        Do.KEEP: "keep AutoClip in the loop, and set no other threshold",
+        Do.ACT: 'let the AutoClip of this run act (mode="clip"); in shadow mode it only counts',
+        Do.PROBE: "record rows with sd.Probe, whose check against artefacts these rows could not have",
+        Do.REMEDY: decision.remedy,
+        Do.LINES: f"scan again along lines of other kinds (toward=, update=){cost}",
+        Do.ROWS: f"record {more}more rows like these{cost}",
+        Do.SCAN: f"scan {there} checkpoint: sd.scan(model, loss_fn, batches), about {SCAN_GRADIENTS} gradients{here}",
+    }
+    return f"{said[decision.do]}."
 
 
 def _power(fit: Any) -> str:
-    exponent = _exponent(fit)
+    exponent = exponent_of(fit)
     return "a power" if math.isnan(exponent) else f"the power {exponent:.2f}"

@@ -136,7 +136,7 @@ def recorded(frame: pd.DataFrame) -> pd.DataFrame | None:
     import pandas as pd
 
     ours = frame[frame["estimator"].astype(str).str.endswith(CLIP_SUFFIX)]
-    # Where updates are shortened there is no threshold, and where groups differ no common rate.
+    # Where updates are shortened there is no threshold, and none where groups differ.
     found: pd.DataFrame = ours.reindex(columns=["step", "longest_step", "threshold", "peak_lr", "clip_fraction"])
     found = found.apply(pd.to_numeric, errors="coerce").rename(columns={"peak_lr": "lr"})
     return found[found["longest_step"].notna()].sort_values("step", kind="stable", ignore_index=True)

@@ -134,6 +134,11 @@ def _only(frame: pd.DataFrame, column: str, value: str) -> pd.DataFrame:
     return frame[frame[column] == value]
 
 
+def rescales(rows: pd.DataFrame) -> bool:
+    """Returns whether a trace says that its optimizer rescales gradients, so that 2/lr bounds no smoothness."""
+    return rows.attrs.get("follows_gradients") is False
+
+
 def floats(rows: pd.DataFrame, column: str) -> Array:
     """Returns a column as numbers, with NaN for entries that are not numbers."""
     import pandas as pd

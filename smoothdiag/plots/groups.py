@@ -13,7 +13,6 @@ from smoothdiag.console import counted
 from smoothdiag.plots.common import (
     Array,
     Mask,
-    as_drawn,
     as_table,
     band,
     check_axes,
@@ -30,6 +29,7 @@ from smoothdiag.plots.looks import (
     L0_LABEL,
     L1_LABEL,
     SMOOTHNESS,
+    broken,
     draw_intervals,
     extent,
     head,
@@ -137,7 +137,7 @@ def plot_groups(
         (x, y), there, fit = clouds[group], shown[group], None if fits is None else fits.get(group)
         if (good := there & in_fit(rows)).sum() > DENSE:
             draw_density(panel, x[good], y[good], cmap="Blues", vmin=0.3, zorder=1.1, label="rows, as density")
-        title = [as_drawn(group)] if fits is None else [as_drawn(group), "no fit" if fit is None else fit.verdict.name]
+        title = [broken(group)] if fits is None else [broken(group), "no fit" if fit is None else fit.verdict.name]
         if left_out := int((~there).sum()) + outside(panel, x, y, there):
             title.append(f"{counted(left_out, 'row')} not shown")
         panel.set_title("\n".join(title), loc="left", size="small")
@@ -274,7 +274,7 @@ def plot_constants(
         else:
             panel.set_xlim(-0.02 * limits[1], 1.04 * limits[1])
         panel.set(xlabel=label, ylim=(len(names) - 0.5, -0.5))
-        panel.set_yticks(range(len(names)), [as_drawn(name) for name in names])
+        panel.set_yticks(range(len(names)), [broken(name) for name in names])
         panel.grid(axis="y", color="0.9", linewidth=0.8)
         panel.set_axisbelow(True)
         sns.despine(ax=panel)

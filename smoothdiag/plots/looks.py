@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -36,6 +37,9 @@ SERIES: Final = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1
 
 _WIDEST: Final = 0.8
 """Share of the figure beyond which a legend does not fit beside the labels; its widest entry is broken."""
+
+_LINE, _LINES = 20, 3
+"""Characters in a line of a name that is broken, and most lines."""
 
 _FEW: Final = 20
 """Rows below which none counts as an outlier."""
@@ -129,6 +133,20 @@ def head(ax: Axes, title: str, group: str = "all", *, log: int = 0, linear: int 
         ax.text(1, 1.01, "\n".join(said), transform=ax.transAxes, **look)
     if title and not ax.get_title():
         ax.set_title(title if group == "all" else f"{title}: {as_drawn(group)}", size="medium", pad=6 + 11 * len(said))
+
+
+def broken(name: object, most: int = _LINE) -> str:
+    """Returns a name as drawn, in lines of about `most` characters, broken after dots and the like.
+
+    Beyond three lines, the middle is left out: names of modules mostly differ at either end.
+    """
+    lines = [""]
+    for part in re.findall(r"[^._/\-\s]*[._/\-\s]*", str(name)):
+        if part and lines[-1] and len(lines[-1]) + len(part.rstrip()) > most:
+            lines.append("")
+        lines[-1] += part
+    cut = [line[k : k + most] for line in lines for k in range(0, max(len(line), 1), most)]
+    return "\n".join(map(as_drawn, cut if len(cut) <= _LINES else [cut[0], "…", cut[-1]]))
 
 
 def verdict(fit: SmoothnessFit) -> str:

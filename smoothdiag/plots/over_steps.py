@@ -16,6 +16,7 @@ from smoothdiag.plots.common import (
     check_axes,
     floats,
     positive,
+    rescales,
     runs_by_name,
     select,
 )
@@ -48,9 +49,9 @@ def plot_trace(
     """Draws loss, gradient norm and smoothness over the steps, in three panels with one step axis.
 
     Each run has dashes of its own. A single run also has 2/lr in the last panel, at which the smoothness of plain
-    gradient descent settles. Rows that fits may not use are hollow. A note above each panel counts the values that its
-    axis cannot show, and outliers that would squeeze all others. More than 5000 rows are drawn as the median and the
-    range of stretches of rows.
+    gradient descent settles, unless the trace says that its optimizer rescales gradients. Rows that fits may not use
+    are hollow. A note above each panel counts the values that its axis cannot show, and outliers that would squeeze all
+    others. More than 5000 rows are drawn as the median and the range of stretches of rows.
 
     Args:
         data: A trace, or its DataFrame; for several runs a list of these, or a dict of them by name.
@@ -139,7 +140,7 @@ def _draw_rate(ax: Axes, rows: pd.DataFrame, *, near: tuple[float, float]) -> Ar
     """Draws 2/lr, and returns its heights near the rows: at rates near zero it would squeeze them."""
     import seaborn as sns
 
-    if not (stable := positive(lr := floats(rows, "lr"))).any():
+    if not (stable := positive(lr := floats(rows, "lr"))).any() or rescales(rows):
         return np.zeros(0)
     # Rows without a positive rate have no line, rather than a line at infinity.
     line = np.where(stable, 2 / np.where(stable, lr, 1), np.nan)

@@ -18,6 +18,7 @@ from smoothdiag.plots.common import (
     floats,
     in_fit,
     positive,
+    rescales,
     runs_together,
     select,
 )
@@ -62,10 +63,11 @@ def plot_smoothness(
     The points of a scan are coloured by their distance from its start. The scale of the colours is logarithmic if the
     steps are log-spaced. More than 5000 rows are drawn as density: the number of rows in each hexagon.
 
-    The figure also shows two lines that measurements can follow without any curvature behind them: 2/lr, and the
-    largest smoothness that the displacement itself allows, (||g_0|| + ||g_1||) / ||d||. Points that crowd along one of
-    these lines tell about the step and not about the loss. Rows that fits may not use are hollow. A note above the
-    axes counts the rows that a logarithmic axis cannot show, and outliers that would squeeze all other rows.
+    The figure also shows two lines that measurements can follow without any curvature behind them: 2/lr (unless the
+    trace says that its optimizer rescales gradients), and the largest smoothness that the displacement itself allows,
+    (||g_0|| + ||g_1||) / ||d||. Points that crowd along one of these lines tell about the step and not about the loss.
+    Rows that fits may not use are hollow. A note above the axes counts the rows that a logarithmic axis cannot show,
+    and outliers that would squeeze all other rows.
 
     Args:
         data: A trace, or its DataFrame; for several runs a list of these.
@@ -123,7 +125,8 @@ def plot_smoothness(
         reach.append(_draw_fit(ax, fit, np.geomspace(fitted.min(), fitted.max(), 200)))
     saturation = floats(rows, "saturation")
     ceiling = y / np.where(saturation > 0, saturation, np.nan)
-    reach += _draw_nulls(ax, x[shown], ceiling[shown], floats(rows, "lr"), extent(reach))
+    lr = np.full(len(x), np.nan) if rescales(rows) else floats(rows, "lr")
+    reach += _draw_nulls(ax, x[shown], ceiling[shown], lr, extent(reach))
 
     ax.set(xlabel=GRAD_NORM, ylabel=SMOOTHNESS)
     log_axis(ax, "x", *across)

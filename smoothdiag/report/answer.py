@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from smoothdiag.clipping.trust import power_of
 from smoothdiag.fits import Verdict
-from smoothdiag.fits.wording import OF_TIME, follows_gradients
+from smoothdiag.fits.decision import OPEN, SHADOW, Decision, Do, exponent_of
+from smoothdiag.fits.text import minutes
 
 if TYPE_CHECKING:
     from smoothdiag.clipping import ClipRule
@@ -36,6 +36,11 @@ class Clipped:
     fraction: float
     acts: bool
 
+    @property
+    def as_norm(self) -> str:
+        """The threshold as one sets it; empty if there is none."""
+        return f"max_grad_norm={short(self.threshold)}" if math.isfinite(self.threshold) else ""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -55,7 +60,7 @@ class Answer:
 
 
 def answer(fit: SmoothnessFit, rule: ClipRule | None, clipped: Clipped | None, lr: float) -> Answer:
-    """Returns the answer of a fit.
+    """Returns the answer of a fit, which says what `fits.decision` decided.
 
     Args:
         fit: the fit.
@@ -63,13 +68,21 @@ def answer(fit: SmoothnessFit, rule: ClipRule | None, clipped: Clipped | None, l
         clipped: what an AutoClip did in the run; None without one.
         lr: the learning rate of the run [x^2/f]; NaN if it is unknown.
     """
-    if rule is not None and rule.source == "fit":
-        return Answer(_set(rule, lr), rule.reason, tuple(_after_threshold(fit, rule, lr)), rule.threshold)
     plan = fit.plan()
-    if clipped is not None and clipped.acts:
-        because = f"{_no_threshold(fit, plan)} {sentence(fit.verdict_reason)}"
-        return Answer(_kept(clipped), because, (_KEEP, *(step for step in _advice(fit, plan) if step != _MEANWHILE)))
-    return Answer(_no_threshold(fit, plan), sentence(fit.verdict_reason), tuple(_advice(fit, plan)))
+    decision = plan.decision
+    because = sentence(fit.verdict_reason)
+    if decision.do is Do.THRESHOLD:
+        if rule is None or rule.source != "fit":
+            headline = "A threshold follows as soon as the learning rate is known: give it with `--lr`."
+            return Answer(headline, because, ("Call `sd.clip_rule(fit, lr=...)`, or `smoothdiag report --lr`.",))
+        return Answer(_set(rule, lr), rule.reason, tuple(_after_threshold(fit, rule, lr, plan)), rule.threshold)
+    if decision.do is Do.KEEP:
+        return Answer(_kept(clipped), f"{_WITHOUT} {because}", (_KEEP, *_advice(fit, plan)))
+    if decision.do is Do.ACT:
+        return Answer(_would(clipped), f"{_WITHOUT} {because}", (_ACT, *_advice(fit, plan)))
+    if decision.do is Do.AUTOCLIP:
+        because = f"L0 and L1 bound a step only if it is the rate times an average of gradients. Of the law: {because}"
+    return Answer(_no_threshold(fit, decision), because, tuple(_advice(fit, plan)))
 
 
 def no_answer(refusal: str, statuses: dict[str, int], remedy: str, clipped: Clipped | None) -> Answer:
@@ -85,14 +98,21 @@ def no_answer(refusal: str, statuses: dict[str, int], remedy: str, clipped: Clip
     if "not_measured" in statuses:
         headline = "No threshold follows from a log; attach a `Probe` to a run to measure smoothness."
         return Answer(headline, refusal, (f"In the meantime, {_AUTOCLIP}.",))
-    if clipped is not None and clipped.acts:
-        return Answer(_kept(clipped), refusal, (_KEEP, *steps))
+    if clipped is not None:
+        headline, step = (_kept(clipped), _KEEP) if clipped.acts else (_would(clipped), _ACT)
+        return Answer(headline, refusal, (step, *steps))
     return Answer("No threshold follows from this, because its rows cannot be fitted.", refusal, tuple(steps))
 
 
 def short(value: float) -> str:
     """Returns a number with three digits, as code and people read it."""
     return f"{float(f'{value:.3g}'):g}"
+
+
+def floored(value: float) -> float:
+    """Returns a positive number rounded down to three digits."""
+    unit = 10 ** (math.floor(math.log10(value)) - 2)
+    return float(f"{math.floor(value / unit) * unit:.3g}")
 
 
 def sentence(text: str) -> str:
@@ -108,98 +128,123 @@ def percent(share: float) -> str:
 _KEEP: Final = (
     "Keep AutoClip in the loop, and clip nowhere else. `clipper.reason` says where its longest step comes from."
 )
+_ACT: Final = (
+    'Give AutoClip `mode="clip"` in place of `mode="shadow"`, and clip nowhere else. `clipper.threshold` and '
+    "`clipper.reason` say by which threshold it would clip, and why."
+)
+_WITHOUT: Final = "No threshold follows from a fit to these rows."
 
 
 def _set(rule: ClipRule, lr: float) -> str:
-    with_rate = f" and the learning rate to {short(rule.lr)}" if math.isnan(lr) else ""
+    with_rate = f" and the learning rate to {short(rule.lr)}" if _moves(rule, lr) else ""
     low, high = rule.threshold_interval
     if math.isnan(low):
         sure = "how sure that is, these rows cannot say"
     elif math.isinf(high):
         sure = f"sure only to be above {short(low)}" if low > 0 else "these rows bound it on neither side"
+    elif short(low) == short(high):
+        sure = "sure to three digits"
     else:
         sure = f"sure to within {short(low)} to {short(high)}"
     return f"Set max_grad_norm={short(rule.threshold)}{with_rate}; {sure}."
 
 
-def _kept(clipped: Clipped) -> str:
-    as_norm = (
-        "" if math.isnan(clipped.threshold) else f", which is max_grad_norm={short(clipped.threshold)} at this rate"
-    )
+def _moves(rule: ClipRule, lr: float) -> bool:
+    """Whether the threshold asks for another learning rate than the run had."""
+    return math.isnan(lr) or rule.lr < lr * (1 - 1e-9)
+
+
+def _kept(clipped: Clipped | None) -> str:
+    if clipped is None:
+        return "Nothing to set: AutoClip keeps the steps of this run short."
+    as_norm = f", which is {clipped.as_norm} at this rate" if clipped.as_norm else ""
     return f"Nothing to set: AutoClip keeps steps within {short(clipped.longest_step)}{as_norm}."
 
 
-def _after_threshold(fit: SmoothnessFit, rule: ClipRule, lr: float) -> Iterator[str]:
+def _would(clipped: Clipped | None) -> str:
+    if clipped is None:
+        return "Nothing was clipped: AutoClip was in shadow mode."
+    if clipped.as_norm:
+        return f"Nothing was clipped: AutoClip was in shadow mode, and would clip at {clipped.as_norm} at this rate."
+    within = short(clipped.longest_step)
+    return f"Nothing was clipped: AutoClip was in shadow mode, and would keep steps within {within}."
+
+
+def _after_threshold(fit: SmoothnessFit, rule: ClipRule, lr: float, plan: Plan) -> Iterator[str]:
     where = "Paste the line for your framework from “Configuration to paste” below."
-    yield where if math.isnan(lr) else f"{where} It holds for the learning rate {short(lr)} of this run."
-    if not math.isnan(lr) and lr > rule.max_lr:
+    of_run = "" if _moves(rule, lr) else " of this run"
+    yield where if math.isnan(lr) else f"{where} It holds for the learning rate {short(rule.lr)}{of_run}."
+    if not math.isnan(lr) and _moves(rule, lr):
         yield (
-            f"Lower the learning rate: it is {short(lr)}, and by this fit small gradients allow at most "
-            f"{short(rule.max_lr)}."
+            f"Lower the learning rate from {short(lr)} to {short(rule.lr)}: this run's is too large for any threshold, "
+            "by this fit."
         )
+    if fit.clip_mode not in ("", SHADOW):
+        yield "AutoClip kept the steps of this run short. Set the threshold, or keep AutoClip, but do not use both."
     if not math.isnan(rule.clip_rate):
         yield f"Expect to clip about {percent(rule.clip_rate)} of the steps, if later ones are like the recorded ones."
-    yield from _advice(fit, fit.plan())
+    yield from _advice(fit, plan)
 
 
-def _no_threshold(fit: SmoothnessFit, plan: Plan) -> str:
-    """The sentence for a fit that makes no threshold."""
-    if not follows_gradients(fit):
-        if fit.follows_gradients is None:
-            return f"No threshold follows from this: the rows do not say how {fit.optimizer} makes its steps."
+def _no_threshold(fit: SmoothnessFit, decision: Decision) -> str:
+    """The sentence where no threshold follows."""
+    none = "No threshold follows from this"
+    there = "another" if fit.num_scans else "this"
+    cost = f", {_about(decision.minutes)}" if math.isfinite(decision.minutes) else ""
+    more = f"{decision.more:.0f} " if math.isfinite(decision.more) else ""
+    said = {
+        Do.RATE: f"{none}: {_why_a_rate(fit)}; let `sd.step_rate` set the learning rate",
+        Do.WARMUP: f"{none}: the loss sets smoothness; let `sd.LossGapWarmup` set the learning rate",
+        Do.AUTOCLIP: f"{none}{_why_autoclip(fit)}; {_AUTOCLIP}",
+        Do.PROBE: f"{none}; record rows with `sd.Probe`, because these could not be checked for artefacts",
+        Do.REMEDY: f"{none}; first {decision.remedy}",
+        Do.LINES: f"{none}; scan this checkpoint again along lines of other kinds{cost}",
+        Do.ROWS: f"{none}; record {more}more rows like these{cost}",
+        Do.SCAN: f"{none}; scan {there} checkpoint with `sd.scan`{cost}",
+    }
+    if fit.verdict is Verdict.CONSTANT and decision.do is Do.RATE:
+        keep = f", at most {short(fit.max_lr)}" if math.isfinite(fit.max_lr) else ""
         return (
-            f"No threshold follows from this, because {fit.optimizer} rescales its gradients, so that their norm does "
-            f"not set the step; {_AUTOCLIP}."
+            "No threshold is needed, because smoothness does not grow with the gradient norm here; let `sd.step_rate` "
+            f"set the learning rate{keep}."
         )
-    if fit.verdict is Verdict.CONSTANT:
-        keep = f"; keep the learning rate below {short(fit.max_lr)}" if math.isfinite(fit.max_lr) else ""
-        return f"No threshold is needed: smoothness does not grow with the gradient norm here{keep}."
-    if fit.verdict is Verdict.LOSS_GAP:
-        return "No threshold follows from this: the loss sets smoothness; let `sd.LossGapWarmup` set the learning rate."
+    return f"{said[decision.do]}."
+
+
+def _why_a_rate(fit: SmoothnessFit) -> str:
     if fit.verdict is Verdict.POWER:
-        return (
-            f"No threshold follows from this: smoothness grows with the power {power_of(fit).exponent:.2g} of the "
-            "gradient norm; let `sd.step_rate` set the learning rate."
-        )
-    return f"No threshold follows from this; {_measure(fit, plan)}."
+        return f"smoothness grows with the power {exponent_of(fit):.2g} of the gradient norm"
+    return "smoothness may not grow with the gradient norm at all"
 
 
-def _measure(fit: SmoothnessFit, plan: Plan) -> str:
-    """What to measure, and how long that takes."""
-    scan = f"measure {'another' if fit.num_scans else 'this'} checkpoint with `sd.scan`{_time(plan.scan_minutes)}"
-    blocking = [flag for flag in fit.flags if flag.fatal or flag.blocking]
-    if "lines" in plan.missing:
-        return f"scan this checkpoint again along more lines{_time(plan.minutes)}"
-    if "remedy" in plan.missing and not any(flag.name in OF_TIME for flag in blocking):
-        remedy = next(flag.remedy for flag in blocking if flag.name not in ("range", "few points"))
-        return f"first {remedy.rstrip('.')}"
-    if plan.missing == ("rows",) and math.isfinite(plan.rows):
-        more = max(plan.rows - plan.rows_now, 0) * fit.num_points / max(fit.num_effective, 1.0)
-        return f"measure {more:.0f} more steps like these{_time(plan.minutes)}"
-    if plan.missing == ("rows",):
-        return "measure more steps like these"
-    return scan
+def _why_autoclip(fit: SmoothnessFit) -> str:
+    optimizer = fit.optimizer or "the optimizer"
+    if fit.follows_gradients is None:
+        return f": the rows do not say how {optimizer} makes its steps"
+    return f", because {optimizer} rescales its gradients, so that their norm does not set the step"
 
 
 def _advice(fit: SmoothnessFit, plan: Plan) -> Iterator[str]:
     """What the plan says, and what does without measuring."""
-    if not follows_gradients(fit):
+    decision = plan.decision
+    if decision.do is Do.AUTOCLIP:
         # What is missing would be measured for a threshold, and there is none to have.
         yield f"{sentence(_AUTOCLIP)[:-1]}: it shortens the updates of any optimizer."
         return
-    if fit.verdict is Verdict.CONSTANT and math.isfinite(fit.max_lr):
+    if decision.do is Do.RATE and fit.verdict is Verdict.CONSTANT and math.isfinite(fit.max_lr):
         yield f"Keep the learning rate, times what momentum adds to it, below 1/L0 = {short(fit.max_lr)}."
-    elif fit.verdict is Verdict.LOSS_GAP:
-        yield "Let `sd.LossGapWarmup(optimizer, fit)` raise the learning rate as the loss falls."
-    elif fit.verdict is Verdict.POWER:
+    if decision.do is Do.RATE:
         yield "`sd.step_rate(fit)` gives a learning rate for every gradient norm."
+    elif decision.do is Do.WARMUP:
+        yield "Let `sd.LossGapWarmup(optimizer, fit)` raise the learning rate as the loss falls."
+    elif decision.do is Do.PROBE:
+        yield "Record rows with `sd.Probe`: it notes how far the step length set the smoothness (`saturation`)."
     if plan.missing:
         yield from map(sentence, plan.advice)
-    if fit.verdict in (Verdict.NOT_IDENTIFIED, Verdict.ARTEFACT):
+    if fit.verdict in OPEN and decision.do not in (Do.KEEP, Do.ACT):
         yield _MEANWHILE
 
 
-def _time(minutes: float) -> str:
-    if not math.isfinite(minutes):
-        return ""
-    return f", about {short(max(60 * minutes, 1))} seconds" if minutes < 2 else f", about {minutes:.0f} minutes"
+def _about(time: float) -> str:
+    said = minutes(time)
+    return said if said.startswith("less") else f"about {said}"

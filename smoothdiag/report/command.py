@@ -11,6 +11,9 @@ from typing import Any, Final
 from smoothdiag import console
 from smoothdiag.report.paths import named_paths, page_path
 from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.trace.reading import check_is_trace
+
+_SUFFIXES: Final = (".jsonl", ".csv", ".parquet")
 
 EVERY: Final = 10
 """Seconds between two looks at a growing trace, unless the user says otherwise."""
@@ -31,8 +34,7 @@ def add_command(commands: Any, rows: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lr", type=float, help="learning rate that the threshold is for (default: the largest in the trace)"
     )
-    for flag in ("--momentum", "--dampening"):
-        parser.add_argument(flag, type=float, help=f"{flag[2:]} of the optimizer (default: as in the trace, or 0)")
+    console.add_momentum(parser)
     parser.add_argument(
         "--live",
         type=int,
@@ -55,17 +57,24 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         _follow(arguments)
     except KeyboardInterrupt:
-        if _are_begun(arguments.traces):
-            with _quiet():
-                _write(arguments, None)  # without the line that makes browsers load it again
-            print(console.one_line(arguments.out))
+        if awaited := _awaited(arguments.traces):
+            print(f"the page was not written now: {awaited}", flush=True)
+            return
+        with _quiet():
+            _write(arguments, None)  # without the line that makes browsers load it again
+        print(console.one_line(arguments.out))
 
 
 def _follow(arguments: argparse.Namespace) -> None:
     """Writes the page whenever a trace has grown, for ever."""
     before: list[tuple[int, int]] = []
+    said = ""
     while True:
-        if _are_begun(arguments.traces):
+        awaited = _awaited(arguments.traces)
+        if awaited and awaited != said:
+            print(f"waiting: {awaited}; Ctrl-C ends it", flush=True)
+        said = awaited
+        if not awaited:
             stats = [path.stat() for path in arguments.traces]
             now = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
             if now != before:
@@ -80,15 +89,29 @@ def _follow(arguments: argparse.Namespace) -> None:
         time.sleep(arguments.live)
 
 
-def _are_begun(paths: list[Path]) -> bool:
-    """Whether every trace has a header and a row; a run may not have written them yet."""
+def _awaited(paths: list[Path]) -> str:
+    """What the first trace still lacks that has no row yet, in words; empty if all have rows.
+
+    Raises:
+        ValueError: If a file can never become a trace.
+    """
     for path in paths:
-        if not path.is_file():
-            return False
+        name = console.one_line(path)
+        if path.is_dir():
+            raise ValueError(f"Parameter `TRACE` should be a file. Found the folder `{name}`.")
+        if path.suffix not in _SUFFIXES:
+            raise ValueError(f"Parameter `TRACE` should end in {', '.join(_SUFFIXES)} with --live. Found `{name}`.")
+        if not path.exists():
+            return f"there is no `{name}` yet"
         with path.open("rb") as file:
-            if sum(1 for _, _ in zip(range(2), file, strict=False)) < 2:
-                return False
-    return True
+            lines = [line for _, line in zip(range(2), file, strict=False)]
+        if not lines:
+            return f"`{name}` is empty as yet"
+        if path.suffix == ".jsonl" and (lines[0].endswith(b"\n") or not lines[0].startswith(b"{")):
+            check_is_trace(path)  # a header of which only a part has been written may still become one
+        if len(lines) < 2 and path.suffix != ".parquet":  # which has no lines, and is written as a whole
+            return f"`{name}` has no rows yet"
+    return ""
 
 
 def _write(arguments: argparse.Namespace, refresh: int | None) -> None:
@@ -97,6 +120,7 @@ def _write(arguments: argparse.Namespace, refresh: int | None) -> None:
     from smoothdiag.report.page import write_report  # other commands need not load what draws
 
     options = {name: getattr(arguments, name) for name in ("quantile", "num_boot", "seed")}
+    is_new = not arguments.out.parent.exists()
     write_report(
         named_paths(arguments.traces),
         arguments.out,
@@ -108,6 +132,8 @@ def _write(arguments: argparse.Namespace, refresh: int | None) -> None:
         group=(arguments.group or ["all"])[0],
         **options,
     )
+    if is_new:
+        print(f"made the folder {console.one_line(arguments.out.parent)}", flush=True)
 
 
 def _quiet() -> warnings.catch_warnings[None]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from smoothdiag import arguments
 from smoothdiag.console import counted
 from smoothdiag.report.answer import sentence, short
+from smoothdiag.report.figures import height_of_constants
 from smoothdiag.report.paths import named_paths, page_path
 from smoothdiag.report.run import Options, read_run
-from smoothdiag.report.svg import WIDTH, Drawing, draw, greys
+from smoothdiag.report.svg import Drawing, draw, greys
 from smoothdiag.report.views import View
 from smoothdiag.rows import printable
 from smoothdiag.trace import Trace
@@ -52,7 +53,7 @@ def write_report(
     Args:
         traces: A trace, or the path of one. For several runs side by side a list of these, or a dict with the names of
             the runs.
-        path: The page to write, ``.html``.
+        path: The page to write, ``.html``; a folder that is missing is made.
         lr: Learning rate that the threshold is for [x^2/f]; None takes the largest one in the trace.
         momentum: The optimizer's momentum; None takes the one in the trace, or 0.
         dampening: The optimizer's dampening; None takes the one in the trace, or 0.
@@ -146,7 +147,7 @@ def _named(traces: Any) -> dict[str, Trace]:
 
 def _path_of(trace: Any, number: int) -> Path:
     """Returns the path that gives a trace its name; a trace without a file gets a number."""
-    path = trace.path if isinstance(trace, Trace) else trace
+    path = trace.path or trace.source if isinstance(trace, Trace) else trace
     return Path(path) if isinstance(path, str | Path) else Path(f"run {number}")
 
 
@@ -171,8 +172,7 @@ def _constants(views: Sequence[View]) -> Drawing:
     fits = {view.run.name: view.run.fit for view in views if view.run.fit is not None}
     if len(fits) < 2:
         return Drawing("")
-    height = max(0.9 * WIDTH, 2.2 + 0.45 * len(fits))
-    return draw("runs", lambda figure: plot_constants(fits, axes=figure.subplots(2, 1)), height)
+    return draw("runs", lambda figure: plot_constants(fits, axes=figure.subplots(2, 1)), height_of_constants(fits))
 
 
 def _environment() -> Any:

@@ -13,10 +13,11 @@ import numpy as np
 
 from smoothdiag.clipping import ClipRule, clip_rule
 from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
+from smoothdiag.fits.decision import SHADOW
 from smoothdiag.plots.clipping import recorded
-from smoothdiag.report.answer import Answer, Clipped, answer, no_answer
+from smoothdiag.report.answer import Answer, Clipped, answer, floored, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
-from smoothdiag.rows import USABLE_STATUSES, Status, printable
+from smoothdiag.rows import USABLE_STATUSES, Status, plain_fact, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,11 +122,15 @@ def read_run(name: str, trace: Trace, options: Options) -> Run:
         remedy = next((kind.remedy for kind in kinds if not kind.is_used), "")
         found = no_answer(refusal, statuses, remedy, clipped)
         return Run(name, trace, frame, None, refusal, None, "", None, history, clipped, found, kinds)
-    momentum, dampening = _momentum(trace.meta, options)
-    rule = _rule(fit, lr, momentum, dampening)
-    said = _said(lr, momentum, dampening, is_known=options.momentum is not None or {"momentum"} <= set(trace.meta))
+    rule = _rule(fit, lr, options)
+    said = "" if rule is None else _said(rule, lr, is_known=options.momentum is not None or fit.momentum >= 0)
     groups = _groups(frame, fit, options)
     found = answer(fit, rule, clipped, lr)
+    if rule is not None and rule.source == "fit" and not math.isnan(rule.better_lr):
+        # A threshold belongs to a rate, so the page gives the one of the rate that it advises.
+        lower = _rule(fit, floored(rule.better_lr), options)
+        rule = lower if lower is not None and math.isnan(lower.better_lr) else rule
+        found, said = answer(fit, rule, clipped, lr), _said(rule, rule.lr, is_known=True)
     return Run(name, trace, frame, fit, "", rule, said, groups, history, clipped, found, kinds)
 
 
@@ -150,28 +155,12 @@ def _groups(frame: pd.DataFrame, fit: SmoothnessFit, options: Options) -> GroupF
     return fit_groups(frame, **asked | {"estimator": fit.estimator})
 
 
-def _rule(fit: SmoothnessFit, lr: float, momentum: float, dampening: float) -> ClipRule | None:
+def _rule(fit: SmoothnessFit, lr: float, options: Options) -> ClipRule | None:
+    rate = None if math.isnan(lr) else lr
     try:
-        return clip_rule(fit, lr=None if math.isnan(lr) else lr, momentum=momentum, dampening=dampening)
+        return clip_rule(fit, lr=rate, momentum=options.momentum, dampening=options.dampening)
     except ValueError:  # a scan without constants to use has no steps either whose norms could serve
         return None
-
-
-def _momentum(meta: Mapping[str, Any], options: Options) -> tuple[float, float]:
-    """Returns momentum and dampening: as given, else as recorded, else 0."""
-    momentum = options.momentum if options.momentum is not None else _recorded(meta, "momentum", 0.0)
-    gain = _recorded(meta, "gain", math.nan)
-    if options.dampening is not None:
-        return momentum, options.dampening
-    recorded = 0.0 if math.isnan(gain) else 1 - gain * (1 - momentum)
-    return momentum, recorded if 1e-9 < recorded < 1 and options.momentum is None else 0.0
-
-
-def _recorded(meta: Mapping[str, Any], name: str, default: float) -> float:
-    value = meta.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return default
-    return float(value) if name != "momentum" or 0 <= value < 1 else default
 
 
 def _largest(frame: pd.DataFrame, fit: SmoothnessFit | None) -> float:
@@ -182,7 +171,8 @@ def _largest(frame: pd.DataFrame, fit: SmoothnessFit | None) -> float:
     return float(rates.max()) if rates.size else math.nan
 
 
-def _said(lr: float, momentum: float, dampening: float, *, is_known: bool) -> str:
+def _said(rule: ClipRule, lr: float, *, is_known: bool) -> str:
+    momentum, dampening = rule.momentum, rule.dampening
     rate = "a learning rate that the rule chose" if math.isnan(lr) else f"the learning rate {lr:.4g}"
     averaging = f" and dampening {dampening:.3g}" if momentum and dampening else ""
     said = f"{rate} and momentum {momentum:g}{averaging}" if momentum else f"{rate}, without momentum"
@@ -193,7 +183,7 @@ def _clipped(frame: pd.DataFrame, history: pd.DataFrame) -> Clipped:
     last = history.iloc[-1]
     modes = frame["clip_mode"].dropna().tolist() if "clip_mode" in frame.columns else []
     longest, threshold, fraction = (float(last[name]) for name in ("longest_step", "threshold", "clip_fraction"))
-    return Clipped(longest, threshold, fraction, acts="shadow" not in modes[-1:])
+    return Clipped(longest, threshold, fraction, acts=modes[-1:] != [SHADOW])
 
 
 def _kinds(frame: pd.DataFrame) -> tuple[Kind, ...]:
@@ -210,6 +200,6 @@ _UNKNOWN: Final = "this version of smoothdiag does not know this status"
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(plain_fact(value), ensure_ascii=False, default=str)
     text = printable(text)
     return text if len(text) <= MOST_FACT else f"{text[:MOST_FACT]} … ({len(text)} characters)"

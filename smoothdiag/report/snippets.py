@@ -42,11 +42,13 @@ _WITH_AUTOCLIP: Final = (
     Snippet(
         "Hugging Face",
         "from smoothdiag.integrations.huggingface import SmoothnessCallback\n\n"
+        "args = TrainingArguments(..., max_grad_norm=0)  # AutoClip clips instead\n"
         "SmoothnessCallback(auto_clip=True).bind(trainer)  # before trainer.train()",
     ),
     Snippet(
         "Lightning",
         "from smoothdiag.integrations.lightning import SmoothnessCallback\n\n"
+        "# without gradient_clip_val: AutoClip clips instead\n"
         "trainer = Trainer(..., callbacks=[SmoothnessCallback(auto_clip=True)])",
     ),
     Snippet("PyTorch", "import smoothdiag as sd\n\n" + _PROBE.format(optimizer="optimizer")),

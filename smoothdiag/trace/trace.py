@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from smoothdiag.console import counted
 from smoothdiag.notebooks import as_html
-from smoothdiag.rows import COLUMNS, SmoothdiagWarning, clean_row, shown
+from smoothdiag.rows import CLIP_SUFFIX, COLUMNS, SmoothdiagWarning, clean_row, plain_fact, shown
 from smoothdiag.trace import file as files
 from smoothdiag.trace.lines import (
     COUNT,
@@ -50,6 +50,7 @@ class Trace:
 
     Attributes:
         path: File that rows are written to, or ``None``.
+        source: File that it was read from, or ``None``.
         meta: Facts about the run.
         problems: What reading left out and why, and what else is wrong with the file.
 
@@ -70,6 +71,7 @@ class Trace:
                     "Parameter `meta` should hold facts that JSON can hold under names of their own. Found "
                     f"{shown(value)} under {shown(name)}."
                 )
+        self.source: Path | None = None
         self.problems: list[str] = []
         self._rows: list[dict[str, Any]] = []
         self._file: files.TraceFile | None = None
@@ -177,6 +179,7 @@ class Trace:
         trace = cls()
         kinds: dict[str, Callable[[Path, bool], Contents]] = {".csv": read_csv, ".parquet": read_parquet}
         trace._take(source, kinds.get(source.suffix, read)(source, verify))
+        trace.source = source
         return trace
 
     def close(self) -> None:
@@ -202,14 +205,18 @@ class Trace:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Trace({counted(len(self), 'row')}, path={str(self.path) if self.path else None!r})"
+        from_file = f", source={str(self.source)!r}" if self.source and not self.path else ""
+        return f"Trace({counted(len(self), 'row')}, path={str(self.path) if self.path else None!r}{from_file})"
 
     def _repr_html_(self) -> str:
         steps = {row["step"] for row in self._rows}
         kinds = sorted({str(row.get("estimator", "unnamed")) for row in self._rows})
         span = f" of steps {min(steps)} to {max(steps)}, {', '.join(kinds)}" if steps else ""
         todo = "sd.fit_smoothness(trace) fits them." if steps else "append rows, or give it to a Probe."
-        facts = [f"path {self.path}", *(f"{name}: {value}" for name, value in self.meta.items()), *self.problems]
+        if kinds and all(kind.endswith(CLIP_SUFFIX) for kind in kinds):
+            todo = "sd.plot_clipping(trace) draws what AutoClip did; it asked for all of these rows."
+        where = f"read from {self.source}" if self.source and not self.path else f"path {self.path}"
+        facts = [where, *(f"{name}: {plain_fact(value)}" for name, value in self.meta.items()), *self.problems]
         text = "\n".join([f"Trace: {counted(len(self), 'row')}{span}", f"NEXT: {todo}", *facts])
         return as_html(text, *([self.to_frame().dropna(axis="columns", how="all")] if steps else []))
 

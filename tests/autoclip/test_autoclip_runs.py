@@ -145,7 +145,7 @@ def test_a_run_with_cycled_momentum_goes_on_bit_for_bit_by_the_rule_it_began_wit
     go(second, schedule, loader[45:])
     assert_identical(state_of(second.model, second.optimizer), state_of(whole.model, whole.optimizer))
     assert second.clipper.reason == whole.clipper.reason
-    assert "times 3 and (" in whole.clipper.reason, "by the momentum of 0.95 that the cycle begins with"
+    assert "times 3 (for momentum 0.95) and (" in whole.clipper.reason, "the cycle begins with that momentum"
 
 
 def test_a_reloaded_optimizer_is_clipped_on() -> None:
@@ -362,7 +362,12 @@ def test_set_lr_raises_a_rate_that_is_too_small(make, gain) -> None:
     assert rates[30] > 10 * first
     assert rates[30:] == [rates[30]] * 30, "it is held when S is"
     assert [rates[m.step + 1] for m in calibration.early] == pytest.approx(expected, rel=1e-12)
-    assert "set lr" in set(run.clipper.history["event"])
+    history = run.clipper.history
+    raises = history[history["event"] == "set lr"]
+    assert raises["lr"].tolist() == pytest.approx([rates[step] for step in raises["step"]], rel=1e-12), "the new rate"
+    told = f"`set_lr` raised the learning rate from {first:.3g} to {rates[30]:.3g} (step {raises['step'].iloc[-1]})"
+    assert told in run.clipper.reason.split("\n")[0]
+    assert ("(for momentum 0.9)" in run.clipper.reason) == (gain == 10.0)
     small = Run(make).over(batches(60))
     assert median(run.losses[-10:]) < 0.7 * median(small.losses[-10:])
 

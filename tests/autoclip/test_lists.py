@@ -90,6 +90,8 @@ def test_no_step_of_both_together_is_longer_than_allowed(kind: str, turned: bool
     free = Run(*KINDS[kind], options=None, turned=turned).over(1)
     assert free.lengths[0] > 2 * run.caps[0]
     assert run.clipper.clip_fraction == 1.0
+    lr = max(group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups)
+    assert (run.clipper.history["lr"] == lr).all(), "the largest of all groups, as its name says"
 
 
 @pytest.mark.parametrize("kind", KINDS)

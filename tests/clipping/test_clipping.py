@@ -367,13 +367,45 @@ def test_points_of_a_scan_make_no_percentile():
         clip_rule(replace(scanned, verdict=Verdict.NOT_IDENTIFIED), lr=0.1)
 
 
-def test_a_momentum_that_the_trace_names_is_asked_for() -> None:
+def with_momentum(momentum: float, gain: float) -> pd.DataFrame:
     norms = 10 ** np.sin(np.arange(200.0))
     table = pd.DataFrame({"grad_norm": norms, "smoothness": 1 + 2 * norms, "saturation": 0.1})
-    table.attrs.update(momentum=0.9, optimizer="SGD", follows_gradients=True)
-    fit = fit_smoothness(table, num_boot=50)
-    assert fit.momentum == 0.9
-    assert clip_rule(fit, lr=0.01).next.startswith("call the rule with momentum=0.9")
-    given = clip_rule(fit, lr=0.01, momentum=0.9)
-    assert given.next.startswith("set max_norm=4.5")
-    assert given.threshold == pytest.approx((1 / (0.01 * 10) - 1) / 2, rel=1e-3)
+    table.attrs.update(momentum=momentum, gain=gain, optimizer="SGD", follows_gradients=True)
+    return table
+
+
+def test_momentum_of_the_trace_makes_the_rule_and_a_given_one_wins() -> None:
+    fit = fit_smoothness(with_momentum(0.9, 10.0), num_boot=50)
+    assert (fit.momentum, fit.dampening) == (0.9, 0.0)
+    rule, same = clip_rule(fit, lr=0.01), clip_rule(fit, lr=0.01, momentum=0.9)
+    assert rule.threshold == same.threshold == pytest.approx((1 / (0.01 * 10) - 1) / 2, rel=1e-3)
+    assert rule.momentum == 0.9
+    assert rule.next.startswith("set max_norm=4.5 at lr=0.01 and momentum=0.9 (")
+    assert "It is for the momentum 0.9, which the trace names; `momentum=` overrides it." in rule.reason
+    assert "the trace names" not in same.reason
+    without = clip_rule(fit, lr=0.01, momentum=0.0)
+    assert without.threshold == pytest.approx((1 / 0.01 - 1) / 2, rel=1e-3)
+    assert "It is for the given momentum 0, and the trace names 0.9." in without.reason
+
+
+def test_a_rule_names_a_better_rate_and_no_largest_rate_that_it_does_not_know() -> None:
+    high = clip_rule(FIT, lr=0.08, momentum=0.9)
+    assert high.better_lr == pytest.approx(0.05)  # half of 1/L0, over the gain of the momentum
+    assert math.isnan(clip_rule(FIT, lr=0.04, momentum=0.9).better_lr)
+    assert clip_rule(replace(FIT, **power_law(1.0, 2.0, 0.5)), lr=0.8).better_lr == pytest.approx(0.5)
+    assert "at most 0.1 for small gradients" in str(high)
+    unknown = clip_rule(replace(FIT, verdict=Verdict.NOT_IDENTIFIED), lr=0.1)
+    assert str(unknown).splitlines()[-1] == f"learning rate 0.1; longest step {unknown.step_cap:.4g}"
+
+
+def test_dampening_of_the_trace_makes_the_rule_unless_a_momentum_is_given() -> None:
+    fit = fit_smoothness([with_momentum(0.9, 1.0), with_momentum(0.9, 1.0)], num_boot=50)  # it averages gradients
+    assert fit.dampening == pytest.approx(0.9)
+    rule = clip_rule(fit, lr=0.1)
+    assert (rule.momentum, rule.dampening) == (0.9, fit.dampening)
+    assert rule.threshold == pytest.approx((1 / 0.1 - 1) / 2, rel=1e-3)
+    assert "the momentum 0.9 and the dampening 0.9, which the trace names" in rule.reason
+    assert "ClippedMomentum" in rule.next
+    assert clip_rule(fit, lr=0.1, momentum=0.9).dampening == 0.0
+    assert clip_rule(fit, lr=0.1, dampening=0.5).dampening == 0.5
+    assert math.isnan(fit_smoothness([with_momentum(0.9, 1.0), with_momentum(0.0, 1.0)], num_boot=20).momentum)

@@ -269,7 +269,7 @@ def test_what_is_no_table_is_refused(wrong, message):
 
 
 def test_kinds_of_data_are_never_pooled():
-    with pytest.raises(ValueError, match="held-out.*filter the frame"):
+    with pytest.raises(ValueError, match=r"held-out.*give each a file of its own, or in Python .*query\('data == "):
         fit_smoothness(table(X, X, data=["step", "held-out"] * 150))
 
 

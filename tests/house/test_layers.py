@@ -118,6 +118,7 @@ WINGS = {
         "fits.text",
         "fits.plain",
         "fits.parts",
+        "fits.decision",
         "fits.wording",
         "fits.needed",
         "fits.plan",

@@ -54,11 +54,14 @@ def test_rows_of_autoclip_hold_its_state() -> None:
     assert f"max_grad_norm={float(f'{run.clipper.threshold:.3g}'):g}" in found.answer.headline
 
 
-def test_autoclip_in_shadow_mode_gives_no_answer() -> None:
-    run = Run(sgd(4.0), mode="shadow").over(batches(30))
+def test_autoclip_in_shadow_mode_says_where_it_would_clip() -> None:
+    run = Run(sgd(4.0), mode="shadow").over(batches(70))
     found = read_run("run", run.probe.trace, Options({"num_boot": 20}))
     assert not found.clipped.acts
-    assert "AutoClip keeps" not in found.answer.headline
+    assert found.fit.clip_mode == "shadow"
+    would = f"would clip at max_grad_norm={float(f'{run.clipper.threshold:.3g}'):g} at this rate."
+    assert found.answer.headline.endswith(would)
+    assert 'mode="clip"' in found.answer.steps[0]
 
 
 def test_updates_have_a_longest_step_and_no_threshold() -> None:

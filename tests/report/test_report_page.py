@@ -90,7 +90,7 @@ def test_figures_follow_the_colours_of_the_page(whole) -> None:
 def test_first_sentence_of_a_law_is_the_threshold(written) -> None:
     page = written(recorded(lawful()))
     (headline,) = page.inside("h1")
-    assert headline == "Set max_grad_norm=4.5; sure to within 4.5 to 4.5."
+    assert headline == "Set max_grad_norm=4.5; sure to three digits."
     code = page.inside("code")
     for line in ("TrainingArguments(..., max_grad_norm=4.5)", "Trainer(..., gradient_clip_val=4.5)"):
         assert any(line in text for text in code)
@@ -104,14 +104,34 @@ def test_momentum_of_the_trace_makes_the_threshold_and_an_option_overrides_it(wr
     assert written(trace, momentum=0.0, lr=0.1).inside("h1")[0].startswith("Set max_grad_norm=4.5;")
 
 
+def test_a_rate_that_is_too_large_is_lowered_with_its_own_threshold(written) -> None:
+    page = written(recorded(lawful(lr=0.8)))
+    headline = "Set max_grad_norm=0.5 and the learning rate to 0.5; sure to three digits."
+    assert page.inside("h1") == [headline]  # (1/0.5 - 1) / 2, at half of 1/L0
+    assert any("Lower the learning rate from 0.8 to 0.5" in text for text in page.inside("li"))
+    assert "The threshold is for the learning rate 0.5, without momentum." in page.text
+
+
+def test_tables_with_sentences_are_cards_on_a_phone_whose_cells_have_names(written) -> None:
+    page = written({"good": recorded(lawful(), gain=1 / (1 - 0.9)), "bad": recorded(flat())})
+    assert page.values("class").count("cards") == 1 + 2 * 2  # of the runs; status and facts of each
+    names = page.values("data-name")
+    assert set(names) == {"max_grad_norm", "verdict", "L0 [f/x²]", "L1 [1/x]", "decades", "rows", "answer"} | {
+        "in fits",
+        "cause",
+    }
+    assert "10.0" in page.inside("bdi")
+
+
 def test_first_sentence_without_a_law_says_what_to_measure(written) -> None:
     page = written(recorded(flat().assign(num_grads=5, seconds=0.3)))
     headline = " ".join(page.inside("h1"))
-    assert headline.startswith("No threshold follows from this; measure this checkpoint with")
+    assert headline.startswith("No threshold follows from this; scan this checkpoint with")
     assert headline.endswith(", about 30 seconds.")  # 500 gradients of 0.06 s
     assert "sd.scan" in page.inside("code")
     assert any("AutoClip(optimizer, probe)" in text for text in page.inside("code"))
-    assert not any("max_grad_norm=" in text for text in page.inside("code"))
+    assert any("TrainingArguments(..., max_grad_norm=0)" in text for text in page.inside("code"))
+    assert not any(re.search("max_grad_norm=[^0]", text) for text in page.inside("code"))
 
 
 def test_optimizer_that_rescales_gradients_gets_autoclip(written) -> None:

@@ -96,8 +96,8 @@ def has_lines(frame: pd.DataFrame) -> bool:
         raise ValueError(
             "Parameter `data` should hold either the rows of a run or the points of a scan, which answer different "
             f"questions. Found {counted(int((~named).sum()), 'row')} without an entry in the column `scan` and "
-            f"{counted(int(named.sum()), 'row')} with one: pass `frame[frame['scan'].notna()]` for the scan, or "
-            "`frame[frame['scan'].isna()]` for the run."
+            f"{counted(int(named.sum()), 'row')} with one: give each a file of its own, or in Python pass "
+            "`trace.to_frame().query('scan.notna()')` for the scan and `.query('scan.isna()')` for the run."
         )
     return True
 
