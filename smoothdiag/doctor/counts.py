@@ -10,6 +10,7 @@ from torch import Tensor
 from smoothdiag.doctor.findings import Fault, Finding, finding
 from smoothdiag.doctor.gradients import Held, Owner
 from smoothdiag.doctor.sites import Site
+from smoothdiag.doctor.uses import ENOUGH
 
 FEWEST_CLIPS: Final = 30
 """Clips needed to say never or always. If none of 30 clips binds, at most one in ten would (95%, rule of three)."""
@@ -17,6 +18,7 @@ _GONE: Final = "its parameters got gradients in the backward pass, which were ze
 _NO_PARAMETERS: Final = "it was given no parameters"
 _ELSEWHERE: Final = "it was given parameters that have no gradients and that no optimizer holds"
 _USED_UP: Final = "it was given a generator of parameters that an earlier loop or call had used up"
+_TOO_EARLY: Final = "it ran before the backward pass that made the gradients of the step"
 _NEVER_ZEROED: Final = (
     "Nothing zeroed the gradients in between: every backward pass added to gradients that a step had already used",
     "Call optimizer.zero_grad() once per step, before its first backward(). If you want the sum, raise the threshold.",
@@ -71,7 +73,7 @@ class Count:
     """How many steps had a fault.
 
     Attributes:
-        other: The second line that takes part.
+        other: The second line that takes part, or what was seen.
         number: How many steps had the fault.
     """
 
@@ -84,6 +86,11 @@ class Count:
         if self._last.get(owner) != step:
             self._last[owner] = step
             self.number += 1
+
+    @property
+    def framework(self) -> str:
+        """The framework that wraps the optimizer concerned; empty if none does."""
+        return next((owner.framework for owner in self._last if owner is not None and owner.framework), "")
 
     def possible(self, steps: int) -> int:
         """Returns how many steps the optimizers concerned took; ``steps`` counts for faults without an optimizer."""
@@ -104,7 +111,7 @@ class Line:
         self.missing: list[Held] = []
         self.is_given = False
         self._has_clipped = False
-        self._in_vain = self._used_up = 0
+        self._in_vain = self._early = self._certain = 0
         self._cause = ""
 
     @property
@@ -122,10 +129,16 @@ class Line:
             self.add(_GONE)
         self.missing, self.is_given = missing, False
 
-    def use_up(self) -> None:
-        """Records a clip that was given a used-up generator."""
-        self._used_up += 1
-        self._cause = _USED_UP
+    def mistake(self, cause: str = _USED_UP) -> None:
+        """Records a clip of things that can have no gradient, such as a used-up generator."""
+        self._certain += 1
+        self._cause = cause
+
+    def step(self, owner: Owner) -> None:
+        """Records a step whose gradients no clip has seen."""
+        if self.is_given and any(each.owner is owner for each in self.missing):
+            self._early += 1
+            self.missing, self.is_given = [], False
 
     def miss(self, *, has_parameters: bool) -> None:
         """Records a clip of parameters that no optimizer holds, followed by a step with gradients that no clip saw."""
@@ -138,8 +151,11 @@ class Line:
 
     def finding(self, site: Site) -> Finding | None:
         """Returns a finding if the line clipped nothing often enough to be sure."""
-        is_certain = self.is_open and self._in_vain >= FEWEST_CLIPS
-        number = self._used_up + (self._in_vain if is_certain else 0)
+        number, cause = self._certain, self._cause
+        if self.is_open and self._early >= ENOUGH:
+            number, cause = number + self._early, cause or _TOO_EARLY
+        if self.is_open and self._in_vain >= FEWEST_CLIPS:
+            number += self._in_vain
         if not number:
             return None
-        return finding(Fault.CLIP_OF_NOTHING, site, number, self.calls, unit="clips", facts=self._cause)
+        return finding(Fault.CLIP_OF_NOTHING, site, number, self.calls, unit="clips", facts=cause)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from smoothdiag.doctor.by_hand import ByHand
 from smoothdiag.doctor.counts import Binding, Count, Line
 from smoothdiag.doctor.findings import Fault, Finding, finding, worst_first
-from smoothdiag.doctor.gradients import Held, Mark, Owner, address, addresses, has_entries, is_part, is_sharded, local
+from smoothdiag.doctor.given import mistaken, repeated
+from smoothdiag.doctor.gradients import (
+    Held,
+    Mark,
+    Owner,
+    address,
+    addresses,
+    has_entries,
+    is_kept,
+    is_part,
+    is_sharded,
+    local,
+)
 from smoothdiag.doctor.shards import Shards
 from smoothdiag.doctor.sites import NOWHERE, Site
+from smoothdiag.doctor.thresholds import effect, kind
+from smoothdiag.doctor.uses import Uses
 
 
 @dataclass(frozen=True)
@@ -25,12 +40,16 @@ class Call:
         returns_norm: Whether it returns the norm from before the clip and the caller uses that norm.
         knows_norm: Whether the norm was passed to it.
         is_used_up: Whether it was given a used-up generator of parameters.
+        limit: The threshold; ``None`` if it has none.
+        by_value: Whether the threshold is one for single entries.
     """
 
     site: Site
     returns_norm: bool = False
     knows_norm: bool = False
     is_used_up: bool = False
+    limit: float | None = None
+    by_value: bool = False
 
 
 class Observer:
@@ -63,11 +82,15 @@ class Observer:
         self._bindings: dict[Site, Binding] = {}
         self._lines: dict[Site, Line] = {}
         self._in_vain: list[tuple[Line, bool]] = []
+        self._uses = Uses()
+        self._moment = 0
+        self._hand: ByHand | None = None
 
     def own(self, optimizer: torch.optim.Optimizer) -> Owner:
         """Returns the owner that stands for an optimizer; its parameters belong to that owner from now on."""
         owner = self.owner(optimizer)
         if owner is None:
+            self._hand = None
             self._owners = {key: each for key, each in self._owners.items() if each.parameters}
             self._held = {key: each for key, each in self._held.items() if each.parameter() is not None}
             owner = self._owners[id(optimizer)] = Owner(optimizer)
@@ -108,6 +131,40 @@ class Observer:
                 found.append((held, is_part(held.gradient) and not is_sharded(tensor)))
         return found
 
+    @property
+    def has_optimizers(self) -> bool:
+        """Whether an optimizer that was seen still exists."""
+        return any(owner.parameters for owner in self._owners.values())
+
+    def update_by_hand(self, parameters: Iterable[Tensor]) -> None:
+        """Looks whether a loop without an optimizer has written to its parameters since the last look.
+
+        Args:
+            parameters: The parameters of the backward pass or clip that is about to run.
+        """
+        if self._hand is None:
+            self._hand = ByHand()
+        hand = self._hand
+        has_moved, is_old = hand.has_moved(), hand.has_old_gradients()
+        if hand.add(parameters) or has_moved:
+            for each, clip in self._spoiled:
+                if each.owner is hand:
+                    self._count(Fault.CLIP_PER_MICRO_BATCH, clip, hand)
+            hand.entered = self.passes
+            self.after_step(hand, is_seen=is_old)
+        for p in hand.parameters:
+            known = self._held.get(id(p))
+            if known is None or known.parameter() is not p:
+                self._held[id(p)] = Held(p, hand)
+        hand.copy()
+
+    def threshold(self, call: Call) -> None:
+        """Checks the threshold of a clip."""
+        what = "" if call.limit is None else kind(call.limit)
+        if call.limit is not None and what and (what != "infinity" or call.by_value or not call.returns_norm):
+            text = effect("clip_value" if call.by_value else "max_norm", call.limit)
+            self._count(Fault.THRESHOLD_WITHOUT_MEANING, call.site, other=text)
+
     def before_clip(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> bool:
         """Checks the order of calls before a clip; returns whether the clip can limit a step."""
         self._moved |= dict.fromkeys(held)
@@ -116,6 +173,10 @@ class Observer:
         self._look(parameters, held, call)
         if all(each.gradient is None for each in held):
             return False
+        if not call.by_value and (number := repeated(parameters)):
+            self._count(Fault.CLIP_OF_DUPLICATES, call.site, held[0].owner, f"{number} of the parameters")
+        if self.in_backward:  # a hook clips each gradient as soon as it is there
+            self._spoil([each for each in held if each in self._at_risk])
         for owner in {each.owner: None for each in held}:
             if owner.scaled and not self.has_read_scale and owner.fingerprints() == owner.prints:
                 self._count(Fault.CLIP_OF_SCALED_GRADIENTS, call.site, owner)
@@ -123,14 +184,25 @@ class Observer:
             self._read(held, call.site)
         return True
 
+    def after_update_of_gradients(self) -> None:
+        """Records that gradients were written to, in a loop without an optimizer."""
+        if self._hand is not None:
+            self._hand.renew()
+
     def after_clip(self, held: Sequence[Held], known: Sequence[bool], call: Call) -> None:
         """Marks the gradients as clipped; ``known`` says which norms had been read before."""
+        line = self._lines.get(call.site)
+        if line is not None and line.missing:  # it clipped zeros
+            return
         for each, was_known in zip(held, known, strict=True):
             each.clipped = Mark(each.gradient, call.site, known=was_known or call.returns_norm or call.knows_norm)
+        if call.limit is not None and not all(each.is_used_up for each in held):
+            self._uses.clip(call.site, held, call.limit, self._moment, by_value=call.by_value)
 
     def clip_of_others(self, parameters: Sequence[Tensor], call: Call) -> None:
         """Checks a clip of parameters that no watched optimizer holds; frozen parameters are ignored."""
-        if self._owners and (not parameters or any(getattr(p, "requires_grad", False) for p in parameters)):
+        is_meant = not parameters or any(getattr(p, "requires_grad", False) for p in parameters)
+        if self._held and (is_meant or mistaken(parameters, self._held.values())):
             self._look(parameters, [], call)
 
     def bind(self, held: Sequence[Held], site: Site, norm: Any, threshold: Any) -> None:
@@ -164,11 +236,13 @@ class Observer:
     def before_backward(self, is_scaled: bool) -> None:
         """Records which gradients a backward pass is about to add to, and whether its loss is scaled."""
         self.shards.settle()
+        self._uses.before_backward()
         self.passes += 1
+        self._moment += 1
         self.in_backward, self._is_scaled = True, is_scaled
-        self._spoiled = {key: mark for key, mark in self._spoiled.items() if _is_kept(key[0].gradient, mark)}
+        self._spoiled = {key: mark for key, mark in self._spoiled.items() if is_kept(key[0].gradient, mark)}
         self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
-        for owner in self._owners.values():
+        for owner in (*self._owners.values(), *([self._hand] if self._hand else [])):
             owner.before_backward()
         if self.uses_scaler:
             self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
@@ -177,51 +251,73 @@ class Observer:
         """Checks which gradients a backward pass has written."""
         self.in_backward = False
         self._moved = dict.fromkeys(self._held.values())
-        for each in self._at_risk:
-            if each.clipped is not None and not each.live("clipped"):
-                self._spoiled[each, each.clipped.site] = Mark(each.gradient, each.clipped.site)
+        self._spoil(self._at_risk)
         self._at_risk = []
         for owner, before in self._before:
             now = owner.fingerprints()
             if now != before:
                 owner.scaled, owner.prints = self._is_scaled, now
         self._before, self.has_read_scale = [], False
+        if self._hand is not None:
+            self._hand.copy()
+            self._hand.after_backward(self._first(self._hand))
         for owner in self._owners.values():
             owner.after_backward(self._first(owner))
         for line in self._lines.values():
             line.is_given = line.is_given or has_entries(each.gradient for each in line.missing)
 
-    def before_step(self, owner: Owner, site: Site | None, hook: str) -> None:
-        """Checks the gradients that the step is about to use; ``site`` is given if its line matters."""
+    def before_step(self, owner: Owner, site: Callable[[], Site], hook: str, *, divides: bool) -> None:
+        """Checks the gradients that the step is about to use.
+
+        Args:
+            owner: The optimizer that steps.
+            site: Returns the line of the step.
+            hook: A hook that sees gradients with a GradScaler's factor, by its place.
+            divides: Whether the step itself divides by that factor.
+        """
         owner.entered = self.passes
-        if self._in_vain:
-            stepped = [each for each in self.held(owner.parameters) if each.gradient is not None]
-            if stepped and not any(each.live("clipped") for each in stepped):
-                for line, has_parameters in self._in_vain:
-                    line.miss(has_parameters=has_parameters)
-            self._in_vain = []
-        for (each, clip), mark in self._spoiled.items():
-            if each.owner is owner and mark.is_of(each.gradient):
-                self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
-        if site is None:
-            return
-        if owner.closure is not None:
+        held = self.held(owner.parameters)
+        stepped = [each for each in held if each.gradient is not None]
+        if not any(each.live("clipped") for each in stepped):
+            for line, has_parameters in self._in_vain if stepped else []:
+                line.miss(has_parameters=has_parameters)
+            for line in self._lines.values():
+                line.step(owner)
+        self._in_vain = []
+        self._uses.before_step(owner)
+        self._count_spoiled(owner)
+        owner.repeats = bool(stepped) and all(each.is_used_up for each in stepped) and owner.has_sum
+        if owner.scaled and not divides and not self.has_read_scale and owner.fingerprints() == owner.prints:
+            self._count(Fault.STEP_OF_SCALED_GRADIENTS, site(), owner)
+        if owner.closure is not None and owner.early:
+            here = site()
             for early in owner.early:
                 # A line above the step, in the same function, was meant for the coming step; other lines may be right.
-                if (early.file, early.function) == (site.file, site.function) and early.line < site.line:
+                if (early.file, early.function) == (here.file, here.function) and early.line < here.line:
                     self._count(Fault.STALE_GRADIENTS, early, owner)
         if hook:
-            self._count(Fault.SCALED_GRADIENTS_IN_HOOK, site, owner, hook)
+            self._count(Fault.SCALED_GRADIENTS_IN_HOOK, site(), owner, hook)
 
-    def after_step(self, owner: Owner) -> None:
-        """Marks the gradients as used."""
+    def before_scaled_step(self, owner: Owner) -> None:
+        """Records that a GradScaler decides whether to take a step."""
+        self._uses.meant(owner)
+
+    def after_step(self, owner: Owner, site: Callable[[], Site] | None = None, *, is_seen: bool = True) -> None:
+        """Marks the gradients as used; ``is_seen`` unless new gradients came since, which the step cannot have used."""
         owner.frame = 0
         owner.early.clear()
         owner.makes_gradients, owner.left = self.passes > owner.entered, self.passes
-        owner.steps += 1
-        self.steps = max(self.steps, owner.steps)
         held = self.held(owner.parameters)
-        for each in held:
+        if site is not None:
+            if owner.makes_gradients:
+                self._count_spoiled(owner)
+            elif owner.repeats:
+                self._count(Fault.STEP_WITH_USED_GRADIENTS, site(), owner)
+            self._uses.after_step(owner, held)
+        owner.steps += 1
+        self._moment += 1
+        self.steps = max(self.steps, owner.steps)
+        for each in held if is_seen else []:
             each.stepped = Mark(each.gradient, NOWHERE)
         self._moved |= dict.fromkeys(held)
         self._spoiled = {key: mark for key, mark in self._spoiled.items() if key[0].owner is not owner}
@@ -229,23 +325,33 @@ class Observer:
     def findings(self) -> list[Finding]:
         """Returns the findings so far, worst first."""
         found = [
-            finding(fault, site, each.number, each.possible(self.steps), other=each.other)
+            finding(
+                fault,
+                site,
+                each.number,
+                each.possible(self.steps),
+                other=each.other,
+                facts=each.other,
+                framework=each.framework,
+            )
             for (fault, site), each in self._counts.items()
         ]
         for counted in (self._bindings, self._lines):
             found += [said for site, each in counted.items() if (said := each.finding(site)) is not None]
-        return worst_first(found)
+        return worst_first(found + self._uses.findings())
 
     def _look(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> None:
         """Checks whether a clip has a gradient to clip."""
         line = self._lines.setdefault(call.site, Line())
         line.calls += 1
         if call.is_used_up:
-            line.use_up()
+            line.mistake()
         elif line.is_open and has_entries(getattr(p, "grad", None) for p in parameters):
             line.close()
         elif line.is_open and held:
             line.lose(list(held))
+        elif parameters and (cause := mistaken(parameters, self._held.values())):
+            line.mistake(cause)
         elif line.is_open:
             self._in_vain.append((line, bool(parameters)))
 
@@ -261,6 +367,9 @@ class Observer:
         if gone is not None:
             self._count(Fault.CLIP_AFTER_OPTIMIZER_IN_BACKWARD, site, gone, str(gone.step_site))
         if fresh or gone is not None:
+            for owner in used if fresh and gone is None else []:
+                if owner.left == self.passes and not owner.was_clipped and not owner.makes_gradients:
+                    self._count(Fault.CLIP_AFTER_STEP, site, owner)
             return not fresh
         # If there are no gradients, they were removed after the step, or the latest backward pass made none here.
         if all(each.gradient is None for each in held) and any(owner.left != self.passes for owner in used):
@@ -268,6 +377,17 @@ class Observer:
         fault = Fault.STALE_GRADIENTS if any(owner.makes_gradients for owner in used) else Fault.CLIP_AFTER_STEP
         self._count(fault, site, used[0])
         return True
+
+    def _spoil(self, held: Iterable[Held]) -> None:
+        """Records gradients that were clipped and have changed since, in a backward pass."""
+        for each in held:
+            if each.clipped is not None and not each.live("clipped"):
+                self._spoiled[each, each.clipped.site] = Mark(each.gradient, each.clipped.site)
+
+    def _count_spoiled(self, owner: Owner) -> None:
+        for (each, clip), mark in self._spoiled.items():
+            if each.owner is owner and mark.is_of(each.gradient):
+                self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
 
     def _read(self, held: Sequence[Held], site: Site) -> None:
         for each in held:
@@ -282,7 +402,3 @@ class Observer:
         """Counts a fault once per step of the optimizer concerned."""
         self._counts.setdefault((fault, site), Count(other)).add(owner, self.steps if owner is None else owner.steps)
 
-
-def _is_kept(gradient: Tensor | None, mark: Mark) -> bool:
-    """Returns whether a gradient is still the marked one and was not set to zero."""
-    return gradient is not None and mark.is_of(gradient) and (mark.holds(gradient) or bool(local(gradient).any()))

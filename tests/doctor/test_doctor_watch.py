@@ -611,20 +611,21 @@ def test_an_infinite_norm_poisons_the_gradients_as_the_finding_says() -> None:
     with run.watch() as report:
         run.backward()
         run.model[0].bias.grad[0] = math.inf
-        clip_grad_norm_(run.model.parameters(), math.inf)
+        norm = clip_grad_norm_(run.model.parameters(), math.inf)
+    assert norm == math.inf
     assert names(report) == ["clip-as-norm"]
     assert all(g.isnan().all() for g in run.gradients)
 
 
 def test_a_clip_at_infinity_reads_the_norm_all_the_same() -> None:
-    run = Run()
+    run, norms = Run(), []
     with run.watch() as report:
         run.backward()
-        clip_grad_norm_(run.model.parameters(), math.inf)
+        norms.append(clip_grad_norm_(run.model.parameters(), math.inf))
         clip_grad_norm_(run.model.parameters(), 0.01)
         run.optimizer.step()
         get_total_norm(run.gradients)
-        clip_grad_norm_(run.model.parameters(), math.inf)
+        norms.append(clip_grad_norm_(run.model.parameters(), math.inf))
         clip_grad_norm_(run.model.parameters(), 0.01)
     assert names(report) == ["clip-after-step", "clip-as-norm", "clip-as-norm"]
 

@@ -1,0 +1,157 @@
+"""Uses: whether a step uses the gradients that a clip has limited, and what of the step no clip has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from smoothdiag.doctor.findings import Fault, Finding, finding
+from smoothdiag.doctor.gradients import Held, Mark, Owner, can_be_read, is_kept
+from smoothdiag.doctor.sites import Site
+
+ENOUGH: Final = 3
+"""Steps needed to call a line wrong that is right in the steps of another loop: one or two may be skipped on purpose."""
+
+
+@dataclass
+class _Line:
+    """The clips of one line, and what became of them.
+
+    Attributes:
+        limit: Its latest threshold.
+        by_value: Whether the threshold is one for single entries.
+        clips: How many clips there were.
+        waiting: The gradients of its latest clips, until a step uses them or somebody throws them away.
+        moment: When they were clipped: how many backward passes and steps had come before.
+        is_used: Whether a step has used a gradient of this line.
+        unused: How often the gradients were thrown away while another gradient stepped that no clip had seen.
+        is_beside: Whether such a step came since the latest clip.
+        is_dropped: Whether the gradients were thrown away since the latest clip.
+        parts: Steps of which the line limited one part while the rest was longer than its threshold.
+        wholes: Steps of which it limited everything, alone or together with other lines.
+        left: How many gradients of the step no clip had seen, and how many there were.
+        longest: The largest norm of the rest.
+    """
+
+    limit: float = 0.0
+    by_value: bool = False
+    clips: int = 0
+    waiting: dict[Held, Mark] = field(default_factory=dict)
+    moment: int = -1
+    is_used: bool = False
+    unused: int = 0
+    is_beside: bool = False
+    is_dropped: bool = False
+    parts: int = 0
+    wholes: int = 0
+    left: tuple[int, int] = (0, 0)
+    longest: float = 0.0
+
+    def settle(self) -> None:
+        """Counts gradients that were thrown away."""
+        if self.is_dropped and self.is_beside:
+            self.unused += 1
+            self.waiting = {}
+
+
+class Uses:
+    """Follows clipped gradients up to the step that uses them."""
+
+    def __init__(self) -> None:
+        self._lines: dict[Site, _Line] = {}
+
+    def clip(self, site: Site, held: Iterable[Held], limit: float, moment: int, *, by_value: bool) -> None:
+        """Records a clip that was in time."""
+        line = self._lines.setdefault(site, _Line())
+        line.limit, line.by_value = limit, by_value
+        line.clips += 1
+        if line.is_used:
+            return
+        if line.moment != moment:  # else: single parameters, one after the other
+            line.moment, line.waiting, line.is_beside, line.is_dropped = moment, {}, False, False
+        line.waiting |= {each: Mark(each.gradient, site) for each in held if each.gradient is not None}
+
+    def before_backward(self) -> None:
+        """Looks for gradients that were thrown away."""
+        for line in self._open():
+            line.is_dropped = line.is_dropped or not any(is_kept(e.gradient, mark) for e, mark in line.waiting.items())
+            line.settle()
+
+    def before_step(self, owner: Owner) -> None:
+        """Records which lines have limited the gradients that a step is about to use."""
+        for line in self._open():
+            mine = ((each, mark) for each, mark in line.waiting.items() if each.owner is owner)
+            if not line.is_dropped and any(is_kept(each.gradient, mark) for each, mark in mine):
+                line.is_used, line.waiting = True, {}
+
+    def after_step(self, owner: Owner, held: Sequence[Held]) -> None:
+        """Records what a step has used; ``held`` are the parameters of its optimizer."""
+        if not self._lines:
+            return
+        self.before_step(owner)  # a closure or a hook may have clipped
+        stepping = [each for each in held if each.gradient is not None]
+        seen = [each for each in stepping if each.clipped is not None and each.clipped.is_of(each.gradient)]
+        owner.was_clipped = bool(seen)
+        if seen:
+            self._parts(stepping, seen)
+            return
+        for line in self._open():
+            line.is_beside = True
+            line.is_dropped = line.is_dropped or any(each.owner is owner for each in line.waiting)
+            line.settle()
+
+    def meant(self, owner: Owner) -> None:
+        """Records that a GradScaler decides about a step: clipped gradients were meant for it even if it is skipped."""
+        for line in self._open():
+            if any(each.owner is owner for each in line.waiting):
+                line.is_used, line.waiting = True, {}
+
+    def findings(self) -> list[Finding]:
+        """Returns the lines whose gradients no step uses, and those that limit one part of a step."""
+        found = []
+        for site, line in self._lines.items():
+            if line.unused >= ENOUGH and not line.is_used:
+                found.append(finding(Fault.CLIP_OF_UNUSED_GRADIENTS, site, line.unused, line.clips, unit="clips"))
+            if line.parts >= ENOUGH and not line.wholes:
+                number, of = line.left
+                kind = "entries up to" if line.by_value else "a norm of up to"
+                facts = (
+                    f"{number} of the {of} gradients that the step used had not been clipped. They had {kind} "
+                    f"{line.longest:.3g}; the threshold is {line.limit:.3g}"
+                )
+                found.append(finding(Fault.CLIP_OF_A_PART, site, line.parts, line.clips, unit="clips", facts=facts))
+        return found
+
+    def _open(self) -> list[_Line]:
+        return [line for line in self._lines.values() if line.waiting and not line.is_used]
+
+    def _parts(self, stepping: Sequence[Held], seen: Sequence[Held]) -> None:
+        rest = [each for each in stepping if each not in seen and not each.is_used_up]
+        sites = {each.clipped.site for each in seen if each.clipped is not None}
+        lines = [line for site, line in self._lines.items() if site in sites]
+        if not rest:
+            for line in lines:
+                line.wholes += 1
+            return
+        open_lines = [line for line in lines if not line.wholes]
+        gradients = [each.gradient for each in rest if each.gradient is not None]
+        if not open_lines or not can_be_read(gradients):
+            return
+        for line in open_lines:
+            length = _largest(gradients) if line.by_value else _norm(gradients)
+            if length > line.limit:
+                line.parts += 1
+                line.left, line.longest = (len(rest), len(stepping)), max(line.longest, length)
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    norms = torch._foreach_norm([each.detach().to(torch.float32) for each in gradients])
+    return float(torch.stack([each.cpu() for each in norms]).norm())
+
+
+def _largest(gradients: list[Tensor]) -> float:
+    return max(float(each.abs().max()) for each in gradients if each.numel())

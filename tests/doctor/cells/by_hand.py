@@ -1,0 +1,87 @@
+"""Updates without an optimizer. Everything above the first cell is the beginning of every script."""
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+
+model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+lr = 0.1
+
+
+def batches(number):
+    for _ in range(number):
+        yield torch.randn(16, 6), torch.randint(3, (16,))
+
+
+def loss_of(x, y):
+    return F.cross_entropy(model(x), y)
+
+
+# --- clip after the update
+for x, y in batches(6):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    for p in model.parameters():
+        p.data -= lr * p.grad
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-after-step
+
+# --- every micro-batch is clipped
+for _ in range(6):
+    model.zero_grad()
+    for x, y in batches(2):
+        loss_of(x, y).backward()
+        clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-per-micro-batch
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= lr * p.grad
+
+# --- minus one to switch clipping off
+for x, y in batches(6):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), -1.0)  # fault: threshold-without-meaning
+    for p in model.parameters():
+        p.data.add_(p.grad, alpha=-lr)
+
+# --- always binding
+for x, y in batches(32):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.001)  # fault: clip-always-binds
+    for p in model.parameters():
+        p.data.add_(p.grad, alpha=-lr)
+
+# --- through data
+for x, y in batches(6):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    for p in model.parameters():
+        p.data.add_(p.grad.data, alpha=-lr)
+
+# --- without a gradient of the update
+for x, y in batches(6):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p - lr * p.grad)
+            p.grad.zero_()
+
+# --- all at once
+for x, y in batches(6):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    with torch.no_grad():
+        parameters = list(model.parameters())
+        torch._foreach_add_(parameters, [p.grad for p in parameters], alpha=-lr)
+
+# --- a new tensor for every step
+weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+for x, y in batches(6):
+    F.cross_entropy(functional_call(model, weights, x), y).backward()
+    clip_grad_norm_(weights.values(), 0.1)
+    weights = {name: (w - lr * w.grad).detach().requires_grad_() for name, w in weights.items()}

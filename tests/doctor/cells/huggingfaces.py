@@ -1,0 +1,74 @@
+"""The Trainer of Hugging Face. Everything above the first cell is the beginning of every script."""
+
+import tempfile
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+
+    def forward(self, x, labels):
+        logits = self.net(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+model = Net()
+rows = [{"x": torch.randn(6), "labels": k % 3} for k in range(64)]
+folder = tempfile.TemporaryDirectory()
+
+
+def trainer(kind=Trainer, callbacks=(), **options):
+    arguments = TrainingArguments(
+        output_dir=folder.name,
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        logging_strategy="no",
+        **options,
+    )
+    return kind(model, arguments, train_dataset=rows, callbacks=list(callbacks))
+
+
+# --- an override of the training step, two micro-batches
+class Clips(Trainer):
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.norm = clip_grad_norm_(self.model.parameters(), 0.05)  # fault: clip-per-micro-batch: max_grad_norm
+        return loss
+
+
+trainer(Clips, gradient_accumulation_steps=2, max_grad_norm=1.0).train()
+
+
+# --- a callback after the step
+class Clip(TrainerCallback):
+    def on_step_end(self, arguments, state, control, model=None, **kwargs):
+        clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-after-step: max_grad_norm
+
+
+trainer(callbacks=[Clip()]).train()
+
+# --- no threshold at all
+trainer(max_grad_norm=0.0).train()  # fault: clip-as-norm: max_grad_norm
+
+# --- as it comes
+trainer(gradient_accumulation_steps=2).train()
+
+
+# --- a callback before the step
+class Clip(TrainerCallback):
+    def on_pre_optimizer_step(self, arguments, state, control, model=None, **kwargs):
+        clip_grad_norm_(model.parameters(), 0.05)
+
+
+trainer(callbacks=[Clip()], gradient_accumulation_steps=2).train()
