@@ -1,4 +1,4 @@
-"""Counts: clips that changed a gradient, clips that had no gradient to change, and steps with a fault."""
+"""Counts: clips that changed a gradient, and steps with a fault."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ import torch
 from torch import Tensor
 
 from smoothdiag.doctor.findings import Fault, Finding, finding
-from smoothdiag.doctor.gradients import Held, Owner
+from smoothdiag.doctor.gradients import Owner
 from smoothdiag.doctor.sites import Site
-from smoothdiag.doctor.uses import ENOUGH
 
 FEWEST_CLIPS: Final = 30
 """Clips needed to say never or always. If none of 30 clips binds, at most one in ten would (95%, rule of three)."""
-_GONE: Final = "its parameters got gradients in the backward pass, which were zeroed or removed before the clip"
-_NO_PARAMETERS: Final = "it was given no parameters"
-_ELSEWHERE: Final = "it was given parameters that have no gradients and that no optimizer holds"
-_USED_UP: Final = "it was given a generator of parameters that an earlier loop or call had used up"
-_TOO_EARLY: Final = "it ran before the backward pass that made the gradients of the step"
 _NEVER_ZEROED: Final = (
     "Nothing zeroed the gradients in between: every backward pass added to gradients that a step had already used",
     "Call optimizer.zero_grad() once per step, before its first backward(). If you want the sum, raise the threshold.",
@@ -95,67 +89,3 @@ class Count:
     def possible(self, steps: int) -> int:
         """Returns how many steps the optimizers concerned took; ``steps`` counts for faults without an optimizer."""
         return max(self.number, sum(steps if owner is None else owner.steps for owner in self._last))
-
-
-class Line:
-    """The clips of one line that had no gradient to clip while a gradient existed somewhere else.
-
-    Attributes:
-        calls: All clips of the line.
-        missing: Parameters that had no gradient at the latest clip.
-        is_given: Whether a backward pass has given them a gradient since.
-    """
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.missing: list[Held] = []
-        self.is_given = False
-        self._has_clipped = False
-        self._in_vain = self._early = self._certain = 0
-        self._cause = ""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether no clip of the line has had a gradient so far."""
-        return not self._has_clipped
-
-    def close(self) -> None:
-        """Records a clip that had a gradient: the line works."""
-        self._has_clipped, self.missing = True, []
-
-    def lose(self, missing: list[Held]) -> None:
-        """Records a clip of parameters that an optimizer holds, none of which has a gradient."""
-        if self.is_given:
-            self.add(_GONE)
-        self.missing, self.is_given = missing, False
-
-    def mistake(self, cause: str = _USED_UP) -> None:
-        """Records a clip of things that can have no gradient, such as a used-up generator."""
-        self._certain += 1
-        self._cause = cause
-
-    def step(self, owner: Owner) -> None:
-        """Records a step whose gradients no clip has seen."""
-        if self.is_given and any(each.owner is owner for each in self.missing):
-            self._early += 1
-            self.missing, self.is_given = [], False
-
-    def miss(self, *, has_parameters: bool) -> None:
-        """Records a clip of parameters that no optimizer holds, followed by a step with gradients that no clip saw."""
-        self.add(_ELSEWHERE if has_parameters else _NO_PARAMETERS)
-
-    def add(self, cause: str) -> None:
-        """Counts a clip without a gradient."""
-        self._in_vain += 1
-        self._cause = self._cause or cause
-
-    def finding(self, site: Site) -> Finding | None:
-        """Returns a finding if the line clipped nothing often enough to be sure."""
-        number, cause = self._certain, self._cause
-        if self.is_open and self._early >= ENOUGH:
-            number, cause = number + self._early, cause or _TOO_EARLY
-        if self.is_open and self._in_vain >= FEWEST_CLIPS:
-            number += self._in_vain
-        if not number:
-            return None
-        return finding(Fault.CLIP_OF_NOTHING, site, number, self.calls, unit="clips", facts=cause)

@@ -81,7 +81,7 @@ checks nothing and computes on:
 
 | threshold | `clip_grad_norm_`, `clip_grads_with_norm_` | `clip_grad_value_` |
 |---|---|---|
-| negative | multiplies by threshold/norm: reverses the gradient, the step goes uphill | sets every entry to the threshold |
+| negative | multiplies by threshold/norm: the step goes uphill | sets every entry to the threshold |
 | 0 | erases the gradient | erases the gradient |
 | NaN | makes every entry NaN | makes every entry NaN |
 | -inf | makes every entry infinite, and every zero NaN | sets every entry to -inf |

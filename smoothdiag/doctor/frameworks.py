@@ -41,7 +41,7 @@ _PLACES: Final = {
     "step.",
     "accelerate": "Call accelerator.clip_grad_norm_() between accelerator.backward() and the optimizer's step(), under "
     "`if accelerator.sync_gradients:`.",
-    "fabric": "Call fabric.clip_gradients() once a step, between the last fabric.backward() and the optimizer's step().",
+    "fabric": "Call fabric.clip_gradients() between the last fabric.backward() of a step and the optimizer's step().",
 }
 _NORMS: Final = {
     "lightning": " To read a norm, use on_before_optimizer_step().",

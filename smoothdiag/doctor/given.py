@@ -1,19 +1,42 @@
-"""Given: what a clip was handed in place of parameters."""
+"""Given: the call that clips, and what it was handed in place of parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor
 
 from smoothdiag.doctor.gradients import Held, address
+from smoothdiag.doctor.sites import Site
 
 GRADIENTS: Final = "it was given gradients where it takes the parameters that hold them"
 COPIES: Final = (
     "it was given tensors that share the memory of the parameters and hold no gradients, as .data, detach() and "
     "state_dict() return them"
 )
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that clips.
+
+    Attributes:
+        site: Its line.
+        returns_norm: Whether it returns the norm from before the clip and the caller uses that norm.
+        knows_norm: Whether the norm was passed to it.
+        is_used_up: Whether it was given a used-up generator of parameters.
+        limit: The threshold; ``None`` if it has none.
+        by_value: Whether the threshold is one for single entries.
+    """
+
+    site: Site
+    returns_norm: bool = False
+    knows_norm: bool = False
+    is_used_up: bool = False
+    limit: float | None = None
+    by_value: bool = False
 
 
 def mistaken(tensors: Sequence[Any], held: Iterable[Held]) -> str:

@@ -40,6 +40,11 @@ class Mark:
         self._gradient = None if gradient is None else weakref.ref(gradient)
         self._version = version(gradient)
 
+    @property
+    def gradient(self) -> Tensor | None:
+        """The marked gradient; ``None`` once it is gone."""
+        return None if self._gradient is None else self._gradient()
+
     def is_of(self, gradient: Tensor | None) -> bool:
         """Returns whether ``gradient`` is the marked one, even if it was written to since."""
         return gradient is not None and self._gradient is not None and self._gradient() is gradient

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from smoothdiag.doctor.by_hand import ByHand
-from smoothdiag.doctor.counts import Binding, Count, Line
+from smoothdiag.doctor.counts import Binding, Count
 from smoothdiag.doctor.findings import Fault, Finding, finding, worst_first
-from smoothdiag.doctor.given import mistaken, repeated
-from smoothdiag.doctor.gradients import (
-    Held,
-    Mark,
-    Owner,
-    address,
-    addresses,
-    has_entries,
-    is_kept,
-    is_part,
-    is_sharded,
-    local,
-)
+from smoothdiag.doctor.given import Call, mistaken, repeated
+from smoothdiag.doctor.gradients import Held, Mark, Owner, is_sharded, local
+from smoothdiag.doctor.micro_batches import MicroBatches
+from smoothdiag.doctor.register import Register
 from smoothdiag.doctor.shards import Shards
 from smoothdiag.doctor.sites import NOWHERE, Site
 from smoothdiag.doctor.thresholds import effect, kind
 from smoothdiag.doctor.uses import Uses
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call that clips.
-
-    Attributes:
-        site: Its line.
-        returns_norm: Whether it returns the norm from before the clip and the caller uses that norm.
-        knows_norm: Whether the norm was passed to it.
-        is_used_up: Whether it was given a used-up generator of parameters.
-        limit: The threshold; ``None`` if it has none.
-        by_value: Whether the threshold is one for single entries.
-    """
-
-    site: Site
-    returns_norm: bool = False
-    knows_norm: bool = False
-    is_used_up: bool = False
-    limit: float | None = None
-    by_value: bool = False
+from smoothdiag.doctor.vain import Vain
 
 
 class Observer:
@@ -58,7 +27,7 @@ class Observer:
     Attributes:
         steps: Optimizer steps so far.
         shards: Norms of local shards.
-        has_shards: Whether a parameter is a DTensor.
+        register: The optimizers and their parameters.
         uses_scaler: Whether a GradScaler has scaled a loss so far.
         has_read_scale: Whether somebody has read the scaler's factor since the last backward pass.
         passes: Backward passes begun so far.
@@ -67,74 +36,16 @@ class Observer:
 
     def __init__(self) -> None:
         self.steps = 0
+        self.register = Register()
         self.shards = Shards(lambda site: self._count(Fault.NORM_OF_ONE_SHARD, site))
-        self.has_shards = False
         self.uses_scaler = self.has_read_scale = self.in_backward = self._is_scaled = False
         self.passes = 0
-        self._owners: dict[int, Owner] = {}
-        self._held: dict[int, Held] = {}
-        self._index: dict[tuple[int, int], Held] = {}
-        self._moved: dict[Held, None] = {}
-        self._at_risk: list[Held] = []
-        self._spoiled: dict[tuple[Held, Site], Mark] = {}
+        self._micro_batches = MicroBatches()
         self._before: list[tuple[Owner, list[tuple[int, int]]]] = []
         self._counts: dict[tuple[Fault, Site], Count] = {}
         self._bindings: dict[Site, Binding] = {}
-        self._lines: dict[Site, Line] = {}
-        self._in_vain: list[tuple[Line, bool]] = []
-        self._uses = Uses()
+        self._vain, self._uses = Vain(), Uses()
         self._moment = 0
-        self._hand: ByHand | None = None
-
-    def own(self, optimizer: torch.optim.Optimizer) -> Owner:
-        """Returns the owner that stands for an optimizer; its parameters belong to that owner from now on."""
-        owner = self.owner(optimizer)
-        if owner is None:
-            self._hand = None
-            self._owners = {key: each for key, each in self._owners.items() if each.parameters}
-            self._held = {key: each for key, each in self._held.items() if each.parameter() is not None}
-            owner = self._owners[id(optimizer)] = Owner(optimizer)
-        for p in owner.parameters:
-            known = self._held.get(id(p))
-            if known is None or known.parameter() is not p:
-                known = self._held[id(p)] = Held(p, owner)
-                self.has_shards = self.has_shards or is_sharded(p)
-            known.owner = owner
-        return owner
-
-    def owner(self, optimizer: torch.optim.Optimizer) -> Owner | None:
-        """Returns the owner that stands for an optimizer, if there is one."""
-        owner = self._owners.get(id(optimizer))
-        return owner if owner is not None and owner.is_of(optimizer) else None
-
-    def held(self, parameters: Iterable[Tensor]) -> list[Held]:
-        """Returns the parameters that a known optimizer holds."""
-        found = ((p, self._held.get(id(p))) for p in parameters)
-        return [each for p, each in found if each is not None and each.parameter() is p]
-
-    def find(self, tensors: Iterable[Any]) -> list[tuple[Held, bool]]:
-        """Returns the parameters whose gradients these tensors are, and whether each tensor is one rank's shard."""
-        if not self._held:
-            return []
-        if self._moved:
-            self._index |= addresses(self._moved)
-            self._moved = {}
-        found = []
-        for tensor in tensors:
-            where = address(tensor)
-            if where is None:
-                continue
-            held = self._index.get(where)
-            if (held is None or held.address != where) and self.in_backward:  # gradients come one by one
-                held = next((each for each in self._held.values() if each.address == where), None)
-            if held is not None and held.address == where:
-                found.append((held, is_part(held.gradient) and not is_sharded(tensor)))
-        return found
-
-    @property
-    def has_optimizers(self) -> bool:
-        """Whether an optimizer that was seen still exists."""
-        return any(owner.parameters for owner in self._owners.values())
 
     def update_by_hand(self, parameters: Iterable[Tensor]) -> None:
         """Looks whether a loop without an optimizer has written to its parameters since the last look.
@@ -142,20 +53,17 @@ class Observer:
         Args:
             parameters: The parameters of the backward pass or clip that is about to run.
         """
-        if self._hand is None:
-            self._hand = ByHand()
-        hand = self._hand
+        hand = self.register.by_hand = self.register.by_hand or ByHand()
         has_moved, is_old = hand.has_moved(), hand.has_old_gradients()
         if hand.add(parameters) or has_moved:
-            for each, clip in self._spoiled:
-                if each.owner is hand:
-                    self._count(Fault.CLIP_PER_MICRO_BATCH, clip, hand)
+            for clip in self._micro_batches.lines(hand, by_hand=True):
+                self._count(Fault.CLIP_PER_MICRO_BATCH, clip, hand)
+            self._vain.before_step(
+                hand, [each for each in self.register.held(hand.parameters) if each.gradient is not None]
+            )
             hand.entered = self.passes
             self.after_step(hand, is_seen=is_old)
-        for p in hand.parameters:
-            known = self._held.get(id(p))
-            if known is None or known.parameter() is not p:
-                self._held[id(p)] = Held(p, hand)
+        self.register.own_by_hand(hand.parameters, hand)
         hand.copy()
 
     def threshold(self, call: Call) -> None:
@@ -167,16 +75,15 @@ class Observer:
 
     def before_clip(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> bool:
         """Checks the order of calls before a clip; returns whether the clip can limit a step."""
-        self._moved |= dict.fromkeys(held)
+        self.register.moved(held)
         if self._is_late(held, call.site):
             return False
-        self._look(parameters, held, call)
-        if all(each.gradient is None for each in held):
+        if self._vain.clip(parameters, held, call, ()) or all(each.gradient is None for each in held):
             return False
         if not call.by_value and (number := repeated(parameters)):
             self._count(Fault.CLIP_OF_DUPLICATES, call.site, held[0].owner, f"{number} of the parameters")
         if self.in_backward:  # a hook clips each gradient as soon as it is there
-            self._spoil([each for each in held if each in self._at_risk])
+            self._micro_batches.before_clip_in_backward(held)
         for owner in {each.owner: None for each in held}:
             if owner.scaled and not self.has_read_scale and owner.fingerprints() == owner.prints:
                 self._count(Fault.CLIP_OF_SCALED_GRADIENTS, call.site, owner)
@@ -184,15 +91,18 @@ class Observer:
             self._read(held, call.site)
         return True
 
+    def find(self, tensors: Iterable[Any]) -> list[tuple[Held, bool]]:
+        """Returns the parameters whose gradients these tensors are, and whether each tensor is one rank's shard."""
+        return self.register.find(tensors, in_backward=self.in_backward)
+
     def after_update_of_gradients(self) -> None:
         """Records that gradients were written to, in a loop without an optimizer."""
-        if self._hand is not None:
-            self._hand.renew()
+        if self.register.by_hand is not None:
+            self.register.by_hand.renew()
 
     def after_clip(self, held: Sequence[Held], known: Sequence[bool], call: Call) -> None:
         """Marks the gradients as clipped; ``known`` says which norms had been read before."""
-        line = self._lines.get(call.site)
-        if line is not None and line.missing:  # it clipped zeros
+        if self._vain.has_missed(call.site):
             return
         for each, was_known in zip(held, known, strict=True):
             each.clipped = Mark(each.gradient, call.site, known=was_known or call.returns_norm or call.knows_norm)
@@ -202,8 +112,8 @@ class Observer:
     def clip_of_others(self, parameters: Sequence[Tensor], call: Call) -> None:
         """Checks a clip of parameters that no watched optimizer holds; frozen parameters are ignored."""
         is_meant = not parameters or any(getattr(p, "requires_grad", False) for p in parameters)
-        if self._held and (is_meant or mistaken(parameters, self._held.values())):
-            self._look(parameters, [], call)
+        if self.register.all and (is_meant or mistaken(parameters, self.register.all)):
+            self._vain.clip(parameters, [], call, self.register.all)
 
     def bind(self, held: Sequence[Held], site: Site, norm: Any, threshold: Any) -> None:
         """Counts whether a clip changed the gradient."""
@@ -240,31 +150,27 @@ class Observer:
         self.passes += 1
         self._moment += 1
         self.in_backward, self._is_scaled = True, is_scaled
-        self._spoiled = {key: mark for key, mark in self._spoiled.items() if is_kept(key[0].gradient, mark)}
-        self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
-        for owner in (*self._owners.values(), *([self._hand] if self._hand else [])):
+        self._micro_batches.before_backward(self.register.all)
+        for owner in self.register.owners:
             owner.before_backward()
         if self.uses_scaler:
-            self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
+            self._before = [(owner, owner.fingerprints()) for owner in self.register.owners]
 
     def after_backward(self) -> None:
         """Checks which gradients a backward pass has written."""
         self.in_backward = False
-        self._moved = dict.fromkeys(self._held.values())
-        self._spoil(self._at_risk)
-        self._at_risk = []
+        self.register.moved(self.register.all)
+        self._micro_batches.after_backward()
         for owner, before in self._before:
             now = owner.fingerprints()
             if now != before:
                 owner.scaled, owner.prints = self._is_scaled, now
         self._before, self.has_read_scale = [], False
-        if self._hand is not None:
-            self._hand.copy()
-            self._hand.after_backward(self._first(self._hand))
-        for owner in self._owners.values():
+        if self.register.by_hand is not None:
+            self.register.by_hand.copy()
+        for owner in self.register.owners:
             owner.after_backward(self._first(owner))
-        for line in self._lines.values():
-            line.is_given = line.is_given or has_entries(each.gradient for each in line.missing)
+        self._vain.after_backward()
 
     def before_step(self, owner: Owner, site: Callable[[], Site], hook: str, *, divides: bool) -> None:
         """Checks the gradients that the step is about to use.
@@ -276,15 +182,10 @@ class Observer:
             divides: Whether the step itself divides by that factor.
         """
         owner.entered = self.passes
-        held = self.held(owner.parameters)
+        held = self.register.held(owner.parameters)
         stepped = [each for each in held if each.gradient is not None]
-        if not any(each.live("clipped") for each in stepped):
-            for line, has_parameters in self._in_vain if stepped else []:
-                line.miss(has_parameters=has_parameters)
-            for line in self._lines.values():
-                line.step(owner)
-        self._in_vain = []
-        self._uses.before_step(owner)
+        self._vain.before_step(owner, stepped)
+        self._uses.before_step(stepped)
         self._count_spoiled(owner)
         owner.repeats = bool(stepped) and all(each.is_used_up for each in stepped) and owner.has_sum
         if owner.scaled and not divides and not self.has_read_scale and owner.fingerprints() == owner.prints:
@@ -307,7 +208,7 @@ class Observer:
         owner.frame = 0
         owner.early.clear()
         owner.makes_gradients, owner.left = self.passes > owner.entered, self.passes
-        held = self.held(owner.parameters)
+        held = self.register.held(owner.parameters)
         if site is not None:
             if owner.makes_gradients:
                 self._count_spoiled(owner)
@@ -319,8 +220,8 @@ class Observer:
         self.steps = max(self.steps, owner.steps)
         for each in held if is_seen else []:
             each.stepped = Mark(each.gradient, NOWHERE)
-        self._moved |= dict.fromkeys(held)
-        self._spoiled = {key: mark for key, mark in self._spoiled.items() if key[0].owner is not owner}
+        self.register.moved(held)
+        self._micro_batches.forget(owner)
 
     def findings(self) -> list[Finding]:
         """Returns the findings so far, worst first."""
@@ -336,29 +237,12 @@ class Observer:
             )
             for (fault, site), each in self._counts.items()
         ]
-        for counted in (self._bindings, self._lines):
-            found += [said for site, each in counted.items() if (said := each.finding(site)) is not None]
-        return worst_first(found + self._uses.findings())
-
-    def _look(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> None:
-        """Checks whether a clip has a gradient to clip."""
-        line = self._lines.setdefault(call.site, Line())
-        line.calls += 1
-        if call.is_used_up:
-            line.mistake()
-        elif line.is_open and has_entries(getattr(p, "grad", None) for p in parameters):
-            line.close()
-        elif line.is_open and held:
-            line.lose(list(held))
-        elif parameters and (cause := mistaken(parameters, self._held.values())):
-            line.mistake(cause)
-        elif line.is_open:
-            self._in_vain.append((line, bool(parameters)))
+        found += [said for site, each in self._bindings.items() if (said := each.finding(site)) is not None]
+        return worst_first(found + self._vain.findings() + self._uses.findings())
 
     def _first(self, owner: Owner) -> Held | None:
         """Returns the first parameter of an owner that has a gradient."""
-        held = (self._held.get(id(p)) for p in owner.parameters)
-        return next((each for each in held if each is not None and each.gradient is not None), None)
+        return next((each for each in self.register.held(owner.parameters) if each.gradient is not None), None)
 
     def _is_late(self, held: Sequence[Held], site: Site) -> bool:
         fresh = {each.owner for each in held if not each.is_used_up}
@@ -378,16 +262,9 @@ class Observer:
         self._count(fault, site, used[0])
         return True
 
-    def _spoil(self, held: Iterable[Held]) -> None:
-        """Records gradients that were clipped and have changed since, in a backward pass."""
-        for each in held:
-            if each.clipped is not None and not each.live("clipped"):
-                self._spoiled[each, each.clipped.site] = Mark(each.gradient, each.clipped.site)
-
     def _count_spoiled(self, owner: Owner) -> None:
-        for (each, clip), mark in self._spoiled.items():
-            if each.owner is owner and mark.is_of(each.gradient):
-                self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
+        for clip in self._micro_batches.lines(owner):
+            self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
 
     def _read(self, held: Sequence[Held], site: Site) -> None:
         for each in held:
@@ -401,4 +278,3 @@ class Observer:
     def _count(self, fault: Fault, site: Site, owner: Owner | None = None, other: str = "") -> None:
         """Counts a fault once per step of the optimizer concerned."""
         self._counts.setdefault((fault, site), Count(other)).add(owner, self.steps if owner is None else owner.steps)
-

@@ -14,7 +14,7 @@ from smoothdiag.doctor.gradients import Held, Mark, Owner, can_be_read, is_kept
 from smoothdiag.doctor.sites import Site
 
 ENOUGH: Final = 3
-"""Steps needed to call a line wrong that is right in the steps of another loop: one or two may be skipped on purpose."""
+"""Steps needed to call a line wrong, because one or two steps may be skipped on purpose."""
 
 
 @dataclass
@@ -81,19 +81,22 @@ class Uses:
             line.is_dropped = line.is_dropped or not any(is_kept(e.gradient, mark) for e, mark in line.waiting.items())
             line.settle()
 
-    def before_step(self, owner: Owner) -> None:
+    def before_step(self, stepping: Iterable[Held]) -> None:
         """Records which lines have limited the gradients that a step is about to use."""
-        for line in self._open():
-            mine = ((each, mark) for each, mark in line.waiting.items() if each.owner is owner)
-            if not line.is_dropped and any(is_kept(each.gradient, mark) for each, mark in mine):
+        lines = [line for line in self._open() if not line.is_dropped]
+        if not lines:
+            return
+        gradients = {id(each.gradient) for each in stepping}  # a worker may lend its own to a shared model
+        for line in lines:
+            if any(id(mark.gradient) in gradients and is_kept(mark.gradient, mark) for mark in line.waiting.values()):
                 line.is_used, line.waiting = True, {}
 
     def after_step(self, owner: Owner, held: Sequence[Held]) -> None:
         """Records what a step has used; ``held`` are the parameters of its optimizer."""
         if not self._lines:
             return
-        self.before_step(owner)  # a closure or a hook may have clipped
         stepping = [each for each in held if each.gradient is not None]
+        self.before_step(stepping)  # a closure or a hook may have clipped
         seen = [each for each in stepping if each.clipped is not None and each.clipped.is_of(each.gradient)]
         owner.was_clipped = bool(seen)
         if seen:

@@ -20,9 +20,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from smoothdiag.adapters.wrappers import innermost, pending_scale
 from smoothdiag.doctor.by_hand import leaves
 from smoothdiag.doctor.frameworks import around
+from smoothdiag.doctor.given import Call
 from smoothdiag.doctor.gradients import Owner, is_scaled
-from smoothdiag.doctor.observer import Call, Observer
+from smoothdiag.doctor.observer import Observer
 from smoothdiag.doctor.patches import Patches
+from smoothdiag.doctor.reading import Reading
 from smoothdiag.doctor.report import Report
 from smoothdiag.doctor.scaling import Scaling
 from smoothdiag.doctor.sites import (
@@ -31,13 +33,11 @@ from smoothdiag.doctor.sites import (
     call_site,
     caller,
     hook_on_gradients,
-    is_library,
     is_own,
     is_result_used,
 )
 
 Function = Callable[..., Any]
-_TENSORS: Final = ("input", "self", "x")
 _LIMITS: Final = ("max_norm", "clip_value")
 _LARGEST: Final = math.sqrt(torch.finfo(torch.float32).max)
 """The largest norm in single precision: the square of a larger one is infinite."""
@@ -104,7 +104,7 @@ def watch_all(
             yield watcher
         finally:
             watcher.observer.shards.settle()
-            if not watcher.observer.has_optimizers:
+            if not watcher.observer.register.has_optimizers:
                 watcher.observer.update_by_hand(())
 
 
@@ -142,10 +142,7 @@ class Watcher:
         patches.redirect(utils.clip_grad_norm_, self._on_clip)
         patches.redirect(utils.clip_grad_value_, self._on_clip)
         patches.redirect(utils.clip_grads_with_norm_, self._on_clip)
-        patches.redirect(utils.get_total_norm, self._on_total_norm)
-        # Tensor.norm and torch.norm call vector_norm; torch.jit.script would reject replacements of the two callers.
-        for owner, name in ((torch.linalg, "vector_norm"), (torch.linalg, "norm"), (torch, "_foreach_norm")):
-            patches.replace(owner, name, self._on_norm)
+        Reading(self.observer, patches, self._code, self._is_off, self._run)
         patches.replace(torch.autograd, "backward", self._on_backward)
         Scaling(self.observer, patches, self._is_off, lambda each: self.own(each) if self._is_watched(each) else None)
         patches.replace(Optimizer, "__init__", self._on_new_optimizer)
@@ -157,8 +154,8 @@ class Watcher:
         if self._thread is None:
             self._thread = threading.get_ident()
         self._code.add(optimizer)
-        owner = self.observer.own(innermost(optimizer))
-        if self.observer.has_shards and not self.observer.shards.is_watching:
+        owner = self.observer.register.own(innermost(optimizer))
+        if self.observer.register.has_shards and not self.observer.shards.is_watching:
             self.observer.shards.watch(self._patches)
         return owner
 
@@ -168,7 +165,7 @@ class Watcher:
         Raises:
             StepsDone: If there have been as many as were asked for.
         """
-        if not self.observer.has_optimizers:
+        if not self.observer.register.has_optimizers:
             self._run(lambda: self.observer.update_by_hand(p for p in parameters if self._holds(p)))
             self._end_if_done()
 
@@ -221,9 +218,9 @@ class Watcher:
         self, parameters: list[Tensor], arguments: dict[str, Any], call: Call, run: Callable[[], Any]
     ) -> Any:
         observer, is_by_norm = self.observer, not call.by_value and call.limit is not None
-        if not observer.has_optimizers:
+        if not observer.register.has_optimizers:
             self.look_at_updates(p for p in parameters if getattr(p, "grad", None) is not None)
-        held = observer.held(parameters)
+        held = observer.register.held(parameters)
         is_as_norm = is_by_norm and call.limit is not None and call.limit > _LARGEST
         if held or self._sees_all:
             observer.threshold(call)
@@ -247,33 +244,6 @@ class Watcher:
         observer.after_update_of_gradients()
         return result
 
-    def _on_norm(self, original: Function) -> Function:
-        def norm(*args: Any, **kwargs: Any) -> Any:
-            if self._is_off():
-                return original(*args, **kwargs)
-            given = args[0] if args else kwargs.get(next((each for each in _TENSORS if each in kwargs), ""))
-            found = self.observer.find(given if isinstance(given, list | tuple) else [given])
-            value = self._run(functools.partial(original, *args, **kwargs))
-            frame = sys._getframe(1)
-            if found and not is_own(caller(frame)):
-                code = self._code.nearest(frame)
-                if code not in self._code.methods:
-                    may_be_stale = code is None or not is_library(code.co_filename)
-                    self.observer.norm(found, call_site(frame), value, may_be_stale=may_be_stale)
-            return value
-
-        return norm
-
-    def _on_total_norm(self, original: Function) -> Function:
-        watched = self._on_norm(original)
-
-        def get_total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._is_off():
-                return original(tensors, *args, **kwargs)
-            return watched(tensors if isinstance(tensors, Tensor) else list(tensors), *args, **kwargs)
-
-        return get_total_norm
-
     def _run(self, run: Callable[[], Any]) -> Any:
         self._is_busy = True
         try:
@@ -287,7 +257,7 @@ class Watcher:
                 return original(*args, **kwargs)
             if self._depth == 0:
                 losses = args[0] if args else kwargs.get("tensors", ())
-                if not self.observer.has_optimizers:
+                if not self.observer.register.has_optimizers:
                     self.look_at_updates(leaves(losses))
                 self.observer.before_backward(self.observer.uses_scaler and is_scaled(losses))
             self._depth += 1
@@ -326,7 +296,7 @@ class Watcher:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_off():
-            owner = self.observer.owner(innermost(optimizer))
+            owner = self.observer.register.owner(innermost(optimizer))
             if owner is not None and owner.frame == id(sys._getframe(1)):
                 frame = sys._getframe(1)
                 self._run(lambda: self.observer.after_step(owner, lambda: call_site(frame)))

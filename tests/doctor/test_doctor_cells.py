@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from torch import distributed as dist
 
 from smoothdiag.doctor.watching import watch_all
 
@@ -36,7 +37,8 @@ def source(path: Path, prelude: int, start: int, end: int) -> str:
 
 def planted(path: Path, start: int, end: int) -> set[tuple[str, int]]:
     lines = path.read_text().splitlines()
-    return {(m[1], k + 1) for k in range(start, end) if (m := PLANTED.search(lines[k]))}
+    below = {(m[1], k + 2) for k in range(start, end) if (m := re.search("# fault below: ([a-z-]+)", lines[k]))}
+    return below | {(m[1], k + 1) for k in range(start, end) if (m := PLANTED.search(lines[k]))}
 
 
 def advice(path: Path, start: int, end: int) -> list[str]:
@@ -48,7 +50,11 @@ def advice(path: Path, start: int, end: int) -> list[str]:
 def run(path: Path, prelude: int, start: int, end: int) -> dict:
     torch.manual_seed(0)
     names = {"__name__": "__main__", "__file__": str(path)}
-    exec(compile(source(path, prelude, start, end), str(path), "exec", dont_inherit=True), names)
+    try:
+        exec(compile(source(path, prelude, start, end), str(path), "exec", dont_inherit=True), names)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return names
 
 

@@ -57,3 +57,26 @@ for x, y in loader:
             accelerator.clip_grad_value_(model.parameters(), 0.01)
         optimizer.step()
         optimizer.zero_grad()
+
+# --- from memory: clip above the backward pass
+for x, y in loader:
+    with accelerator.accumulate(model):
+        loss = F.cross_entropy(model(x), y)
+        # fault below: clip-after-step, for the clips that find no gradient
+        accelerator.clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-per-micro-batch: accelerator.sync_gradients
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+# --- from memory: the loop of diffusers
+params_to_clip = list(model.parameters())
+for _epoch in range(2):
+    for x, y in loader:
+        with accelerator.accumulate(model):
+            loss = F.cross_entropy(model(x), y)
+            avg_loss = accelerator.gather(loss.repeat(4)).mean()
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(params_to_clip, 0.05)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)

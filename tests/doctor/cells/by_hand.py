@@ -85,3 +85,45 @@ for x, y in batches(6):
     F.cross_entropy(functional_call(model, weights, x), y).backward()
     clip_grad_norm_(weights.values(), 0.1)
     weights = {name: (w - lr * w.grad).detach().requires_grad_() for name, w in weights.items()}
+
+
+# --- from memory: the update stands in a function, the clip below its call
+def sgd_step(params, lr):
+    with torch.no_grad():
+        for p in params:
+            p -= lr * p.grad
+            p.grad.zero_()
+
+
+for x, y in batches(8):
+    loss_of(x, y).backward()
+    sgd_step(model.parameters(), lr)
+    clip_grad_norm_(model.parameters(), 0.25)  # fault: clip-of-nothing
+
+# --- from memory: parameters of parts that overlap
+for x, y in batches(8):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    params = list(model.parameters()) + list(model[0].parameters())
+    clip_grad_norm_(params, 0.1)  # fault: clip-of-duplicates
+    for p in model.parameters():
+        p.data.sub_(lr * p.grad.data)
+
+# --- from memory: the language model of the examples
+for x, y in batches(8):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+    for p in model.parameters():
+        p.data.add_(p.grad, alpha=-lr)
+
+# --- from memory: momentum in a list
+velocity = [torch.zeros_like(p) for p in model.parameters()]
+for x, y in batches(8):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.25)
+    with torch.no_grad():
+        for p, v in zip(model.parameters(), velocity, strict=True):
+            v.mul_(0.9).add_(p.grad)
+            p -= lr * v
+            p.grad = None

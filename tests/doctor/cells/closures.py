@@ -61,3 +61,38 @@ for _ in range(6):
         return losses[0]
 
     optimizer.step(closure)
+
+# --- from memory: clip below the step with its closure
+optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
+for x, y in batches(6):
+
+    def closure():
+        optimizer.zero_grad()
+        return backward(x, y)  # noqa: B023
+
+    optimizer.step(closure)
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: stale-gradients
+
+# --- from memory: three micro-batches, a clip after each, the last one in the closure
+for _ in range(6):
+    optimizer.zero_grad()
+    for x, y in batches(2):
+        backward(x, y)
+        clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-per-micro-batch
+    last = next(batches(1))
+    optimizer.step(lambda: backward(*last))  # noqa: B023
+
+# --- from memory: a line search with the clip inside
+optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4, line_search_fn="strong_wolfe")
+for x, y in batches(2):
+
+    def closure():
+        if torch.is_grad_enabled():
+            optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)  # noqa: B023
+        if loss.requires_grad:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        return loss
+
+    optimizer.step(closure)

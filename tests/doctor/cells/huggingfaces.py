@@ -72,3 +72,32 @@ class Clip(TrainerCallback):
 
 
 trainer(callbacks=[Clip()], gradient_accumulation_steps=2).train()
+
+
+# --- from memory: a callback after every micro-batch
+class Clip(TrainerCallback):
+    def on_substep_end(self, arguments, state, control, **kwargs):
+        self.norm = clip_grad_norm_(kwargs["model"].parameters(), 0.05)  # fault: clip-per-micro-batch: max_grad_norm
+
+
+trainer(callbacks=[Clip()], gradient_accumulation_steps=2).train()
+
+
+# --- from memory: a callback in on_optimizer_step
+class Clip(TrainerCallback):
+    def on_optimizer_step(self, arguments, state, control, **kwargs):
+        clip_grad_norm_(kwargs["model"].parameters(), 0.05)  # fault: clip-after-step: max_grad_norm
+
+
+trainer(callbacks=[Clip()]).train()
+
+
+# --- from memory: a loss of its own
+class Weighted(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs["logits"], inputs["labels"], label_smoothing=0.1)
+        return (loss, outputs) if return_outputs else loss
+
+
+trainer(Weighted, max_grad_norm=0.1, gradient_accumulation_steps=4).train()

@@ -131,3 +131,110 @@ class Clips(Manual):
 
 
 fit(model := Clips())
+
+
+# --- from memory: clip in the training step
+class Clips(Module):
+    def training_step(self, batch, index):
+        loss = self.loss(batch)
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 0.05)  # fault: stale-gradients: gradient_clip_val
+        return loss
+
+
+fit(model := Clips())
+
+
+# --- from memory: clip in on_before_zero_grad
+class Clips(Module):
+    def on_before_zero_grad(self, optimizer):
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 0.05)  # fault: stale-gradients: gradient_clip_val
+
+
+fit(model := Clips())
+
+
+# --- from memory: adversarial, by hand, the other optimizer's gradients are clipped
+class Clips(Manual):
+    def __init__(self):
+        super().__init__()
+        self.critic = nn.Linear(3, 1)
+
+    def training_step(self, batch, index):
+        opt_g, opt_d = self.optimizers()
+        opt_d.zero_grad()
+        self.manual_backward(self.critic(self.net(batch[0]).detach()).square().mean())
+        self.clip_gradients(opt_d, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
+        opt_d.step()
+        opt_g.zero_grad()
+        self.manual_backward(-self.critic(self.net(batch[0])).mean())
+        self.clip_gradients(opt_d, gradient_clip_val=0.05)  # fault: clip-of-unused-gradients: manual_backward
+        opt_g.step()
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.net.parameters(), 1e-3), torch.optim.Adam(self.critic.parameters(), 1e-3)
+
+
+fit(model := Clips())
+
+# --- from memory: Fabric, a clip for every micro-batch
+from lightning import Fabric  # noqa: E402
+
+fabric = Fabric(accelerator="cpu", devices=1)
+model = nn.Linear(6, 3)
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+for _ in range(6):
+    optimizer.zero_grad()
+    for _micro in range(2):
+        fabric.backward(F.cross_entropy(model(torch.randn(8, 6)), torch.randint(3, (8,))))
+        fabric.clip_gradients(model, optimizer, max_norm=0.05)  # fault: clip-per-micro-batch: fabric.clip_gradients
+    optimizer.step()
+
+
+# --- from memory: adversarial, by hand, with toggles
+class Clips(Manual):
+    def __init__(self):
+        super().__init__()
+        self.critic = nn.Linear(3, 1)
+
+    def training_step(self, batch, index):
+        opt_g, opt_d = self.optimizers()
+        for opt, loss in (
+            (opt_g, lambda: -self.critic(self.net(batch[0])).mean()),
+            (opt_d, lambda: self.critic(self.net(batch[0]).detach()).square().mean()),
+        ):
+            self.toggle_optimizer(opt)
+            opt.zero_grad()
+            self.manual_backward(loss())
+            self.clip_gradients(opt, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
+            opt.step()
+            self.untoggle_optimizer(opt)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.net.parameters(), 1e-3), torch.optim.Adam(self.critic.parameters(), 1e-3)
+
+
+fit(model := Clips())
+
+
+# --- from memory: a step of its own that calls the closure first
+class Warms(Module):
+    def optimizer_step(self, epoch, index, optimizer, closure):
+        optimizer.step(closure=closure)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * min(1.0, (index + 1) / 8)
+
+
+fit(model := Warms(), gradient_clip_val=0.05, gradient_clip_algorithm="value")
+
+# --- from memory: Fabric
+from lightning import Fabric  # noqa: E402
+
+fabric = Fabric(accelerator="cpu", devices=1)
+model = nn.Linear(6, 3)
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+for _ in range(6):
+    optimizer.zero_grad()
+    for _micro in range(2):
+        fabric.backward(F.cross_entropy(model(torch.randn(8, 6)), torch.randint(3, (8,))))
+    fabric.clip_gradients(model, optimizer, max_norm=0.05)
+    optimizer.step()

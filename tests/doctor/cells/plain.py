@@ -257,3 +257,227 @@ for x, y in batches(6):
     clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     optimizer.zero_grad()
+
+# --- from memory: the first group of two, weight decay or not
+decay, rest = ([p for p in model.parameters() if (p.ndim > 1) is which] for which in (True, False))
+optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-3)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(optimizer.param_groups[0]["params"], 0.01)  # fault: clip-of-a-part
+    optimizer.step()
+
+# --- from memory: two losses, a clip after each
+for x, y in batches(8):
+    optimizer.zero_grad()
+    out = model(x)
+    loss_ce, loss_reg = F.cross_entropy(out, y), out.pow(2).mean()
+    loss_ce.backward(retain_graph=True)
+    clip_grad_norm_(model.parameters(), max_norm=0.1, norm_type=2)  # fault: clip-per-micro-batch
+    loss_reg.backward()
+    optimizer.step()
+
+# --- from memory: truncated backpropagation, a clip for each chunk, one step
+rnn, head = nn.LSTM(6, 12, batch_first=True), nn.Linear(12, 3)
+model = nn.ModuleList([rnn, head])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(5):
+    hidden = None
+    optimizer.zero_grad()
+    for _chunk in range(3):
+        out, hidden = rnn(torch.randn(8, 5, 6), hidden)
+        hidden = tuple(h.detach() for h in hidden)
+        F.cross_entropy(head(out).flatten(0, 1), torch.randint(3, (40,))).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-per-micro-batch
+    optimizer.step()
+
+# --- from memory: a threshold that follows the norms seen so far
+import numpy as np  # noqa: E402
+
+history = []
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    threshold = np.percentile(history, 50) if len(history) > 1 else np.float64("nan")
+    norm = clip_grad_norm_(model.parameters(), threshold)  # fault: threshold-without-meaning
+    history.append(min(float(norm), 1.0) if math.isfinite(norm) else 1.0)
+    optimizer.step()
+
+# --- from memory: the old name, after the step
+import warnings  # noqa: E402
+
+warnings.simplefilter("ignore")
+for x, y in batches(8):
+    loss_of(x, y).backward()
+    optimizer.step()
+    nn.utils.clip_grad_norm(model.parameters(), 0.25)  # fault: clip-after-step
+    optimizer.zero_grad()
+
+# --- from memory: the copy that keeps the best weights
+import copy  # noqa: E402
+
+best = copy.deepcopy(model)
+for x, y in batches(40):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(best.parameters(), 0.1)  # fault: clip-of-nothing
+    optimizer.step()
+
+# --- from memory: weight norm after the list was made
+params = [p for p in model.parameters() if p.requires_grad]
+nn.utils.parametrizations.weight_norm(model[0])
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(params, 0.01)  # fault: clip-of-a-part
+    optimizer.step()
+
+
+# --- from memory: SAM, the clip before the first step only
+class SAM(torch.optim.Optimizer):
+    def __init__(self, params, base, rho=0.05, **kwargs):
+        super().__init__(params, {"rho": rho, **kwargs})
+        self.base_optimizer = base(self.param_groups, **kwargs)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self, zero_grad=False):
+        norm = torch.norm(torch.stack([p.grad.norm(p=2) for g in self.param_groups for p in g["params"]]), p=2)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["old_p"] = p.data.clone()
+                p.add_(p.grad * 0.05 / (norm + 1e-12))
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self, zero_grad=False):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = self.state[p]["old_p"]
+        self.base_optimizer.step()
+        if zero_grad:
+            self.zero_grad()
+
+
+sam = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+for x, y in batches(8):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-of-unused-gradients
+    sam.first_step(zero_grad=True)
+    loss_of(x, y).backward()
+    sam.second_step(zero_grad=True)
+
+# --- from memory: gradients zeroed after the backward pass
+for x, y in batches(40):
+    loss_of(x, y).backward()
+    optimizer.zero_grad()
+    clip_grad_norm_(model.parameters(), 1.0)  # fault: clip-of-nothing
+    optimizer.step()
+
+# --- from memory: two optimizers hold the same parameters
+warmup = torch.optim.Adam(model.parameters(), lr=1e-4)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    warmup.step()
+    optimizer.step()  # fault: step-with-used-gradients
+
+# --- from memory: PPO, epochs of minibatches
+for _update in range(3):
+    x, y = torch.randn(64, 6), torch.randint(3, (64,))
+    for _epoch in range(2):
+        for rows in torch.randperm(64).split(16):
+            loss = loss_of(x[rows], y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+            optimizer.step()
+
+# --- from memory: DQN, clamped by hand, target network
+target = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+target.load_state_dict(model.state_dict())
+for x, _ in batches(8):
+    loss = F.smooth_l1_loss(model(x).max(1).values, target(x).max(1).values.detach() + 0.1)
+    optimizer.zero_grad()
+    loss.backward()
+    for param in model.parameters():
+        param.grad.data.clamp_(-1, 1)
+    optimizer.step()
+    for mine, theirs in zip(model.parameters(), target.parameters(), strict=True):
+        theirs.data.copy_(0.9 * theirs.data + 0.1 * mine.data)
+
+# --- from memory: gradient noise after the clip
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    for p in model.parameters():
+        p.grad.add_(0.001 * torch.randn_like(p.grad))
+    optimizer.step()
+
+# --- from memory: two kinds of parameters, two optimizers, one clip
+matrices = torch.optim.SGD([p for p in model.parameters() if p.ndim == 2], lr=0.02, momentum=0.95)
+vectors = torch.optim.AdamW([p for p in model.parameters() if p.ndim < 2], lr=1e-3)
+for x, y in batches(8):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    for opt in (matrices, vectors):
+        opt.step()
+    for opt in (matrices, vectors):
+        opt.zero_grad(set_to_none=True)
+
+# --- from memory: truncated backpropagation, a step for each chunk
+rnn, head = nn.LSTM(6, 12, batch_first=True), nn.Linear(12, 3)
+model = nn.ModuleList([rnn, head])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+hidden = None
+for _chunk in range(8):
+    optimizer.zero_grad()
+    out, hidden = rnn(torch.randn(8, 5, 6), hidden)
+    hidden = tuple(h.detach() for h in hidden)
+    F.cross_entropy(head(out).flatten(0, 1), torch.randint(3, (40,))).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- from memory: conflicting gradients projected by hand, written into grad
+for x, y in batches(8):
+    out = model(x)
+    parts = [
+        torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        for loss in (F.cross_entropy(out, y), out.square().mean())
+    ]
+    for p, first, second in zip(model.parameters(), *parts, strict=True):
+        inner = (first * second).sum()
+        p.grad = first + second - (inner.clamp(max=0) / first.square().sum()) * first
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- from memory: meta-learning, fast weights in the inner loop
+from torch.func import functional_call  # noqa: E402
+
+for _task in range(6):
+    weights = dict(model.named_parameters())
+    for x, y in batches(2):
+        loss = F.cross_entropy(functional_call(model, weights, x), y)
+        grads = torch.autograd.grad(loss, weights.values(), create_graph=True)
+        weights = {name: w - 0.05 * g for (name, w), g in zip(weights.items(), grads, strict=True)}
+    (x, y) = next(batches(1))
+    optimizer.zero_grad()
+    F.cross_entropy(functional_call(model, weights, x), y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- from memory: a worker that lends its gradients to a shared model
+shared = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+optimizer = torch.optim.Adam(shared.parameters(), lr=1e-3)
+for x, y in batches(8):
+    model.load_state_dict(shared.state_dict())
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    for mine, theirs in zip(model.parameters(), shared.parameters(), strict=True):
+        theirs.grad = mine.grad
+    optimizer.step()

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-if not dist.is_initialized():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
 
 
@@ -84,3 +83,35 @@ for _ in range(6):
     clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     optimizer.zero_grad()
+
+# --- from memory: FSDP2, a clip for every micro-batch
+model = fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+for _ in range(6):
+    for x, y in batches(2):
+        loss_of(x, y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=0.1)  # fault: clip-per-micro-batch
+    optimizer.step()
+    optimizer.zero_grad()
+
+# --- from memory: DDP, the backbone is clipped and the head is not
+model = DistributedDataParallel(net, find_unused_parameters=True)
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    nn.utils.clip_grad_norm_(model.module[0].parameters(), 0.01)  # fault: clip-of-a-part
+    optimizer.step()
+
+# --- from memory: FSDP2, the loop of torchtitan
+model = fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+for _ in range(6):
+    optimizer.zero_grad()
+    for x, y in batches(2):
+        (loss_of(x, y) / 2).backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    total_norm = torch.nn.utils.get_total_norm(grads, 2.0, error_if_nonfinite=False, foreach=True)
+    total_norm = total_norm.full_tensor()
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, total_norm, True)
+    optimizer.step()

@@ -72,3 +72,80 @@ for x, y in batches(12):
     clip_grad_norm_(model.parameters(), 0.1)
     scaler.step(optimizer)
     scaler.update()
+
+# --- from memory: nanoGPT with grad_clip = 0.0 and without its if
+grad_clip = 0.0
+for _ in range(6):
+    for x, y in batches(2):
+        scaler.scale(loss_of(x, y) / 2).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)  # fault: threshold-without-meaning
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+# --- from memory: one optimizer unscaled, both clipped
+first, second = (torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (model[0], model[2]))
+for x, y in batches(8):
+    model.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    scaler.unscale_(first)
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-of-scaled-gradients
+    scaler.step(first)
+    scaler.step(second)
+    scaler.update()
+
+
+# --- from memory: a scaler class that clips before it unscales
+class NativeScaler:
+    def __init__(self):
+        self._scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def __call__(self, loss, optimizer, clip_grad=None, parameters=None):
+        self._scaler.scale(loss).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip_grad)  # fault: clip-of-scaled-gradients
+        self._scaler.unscale_(optimizer)
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+
+loss_scaler = NativeScaler()
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_scaler(loss_of(x, y), optimizer, clip_grad=0.1, parameters=model.parameters())
+
+# --- from memory: nanoGPT
+grad_clip = 0.1
+for _ in range(6):
+    for x, y in batches(2):
+        scaler.scale(loss_of(x, y) / 2).backward()
+    if grad_clip != 0.0:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+
+
+# --- from memory: a scaler class with accumulation
+class NativeScaler:
+    def __init__(self):
+        self._scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def __call__(self, loss, optimizer, clip_grad=None, parameters=None, update_grad=True):
+        self._scaler.scale(loss).backward()
+        norm = None
+        if update_grad:
+            self._scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad)
+            self._scaler.step(optimizer)
+            self._scaler.update()
+        return norm
+
+
+loss_scaler = NativeScaler()
+optimizer.zero_grad()
+for k, (x, y) in enumerate(batches(12)):
+    loss_scaler(loss_of(x, y) / 2, optimizer, 0.1, model.parameters(), update_grad=(k + 1) % 2 == 0)
+    if (k + 1) % 2 == 0:
+        optimizer.zero_grad()

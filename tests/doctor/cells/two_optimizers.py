@@ -85,3 +85,64 @@ for k in range(12):
         loss_g().backward()
         clip_grad_norm_(generator.parameters(), 0.1)
         optimizer_g.step()
+
+# --- from memory: DDPG, the critic is clipped in the actor's update
+for _ in range(6):
+    state = torch.randn(16, 4)
+    critic_loss = F.mse_loss(critic(generator(state).detach()), torch.randn(16, 1))
+    optimizer_d.zero_grad()
+    critic_loss.backward()
+    nn.utils.clip_grad_norm_(critic.parameters(), 0.5)
+    optimizer_d.step()
+    actor_loss = -critic(generator(state)).mean()
+    optimizer_g.zero_grad()
+    actor_loss.backward()
+    nn.utils.clip_grad_norm_(critic.parameters(), 0.5)  # fault: clip-of-unused-gradients
+    optimizer_g.step()
+
+# --- from memory: SAC, one chain of parameters for everything
+from itertools import chain  # noqa: E402
+
+second = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
+q_params = chain(critic.parameters(), second.parameters())
+q_optimizer = torch.optim.Adam(q_params, lr=1e-3)
+for _ in range(6):
+    x, target = torch.randn(16, 6), torch.randn(16, 1)
+    q_optimizer.zero_grad()
+    (F.mse_loss(critic(x), target) + F.mse_loss(second(x), target)).backward()
+    nn.utils.clip_grad_norm_(q_params, 1.0)  # fault: clip-of-nothing
+    q_optimizer.step()
+
+# --- from memory: WGAN, weights clamped by hand
+for k in range(10):
+    optimizer_d.zero_grad()
+    (critic(generator(torch.randn(16, 4)).detach()).mean() - critic(torch.randn(16, 6)).mean()).backward()
+    optimizer_d.step()
+    for p in critic.parameters():
+        p.data.clamp_(-0.01, 0.01)
+    if k % 5 == 0:
+        optimizer_g.zero_grad()
+        (-critic(generator(torch.randn(16, 4))).mean()).backward()
+        optimizer_g.step()
+
+# --- from memory: DDPG with frozen critic and soft updates
+import copy  # noqa: E402
+
+target = copy.deepcopy(critic)
+for _ in range(6):
+    state = torch.randn(16, 4)
+    optimizer_d.zero_grad()
+    F.mse_loss(critic(generator(state).detach()), target(generator(state)).detach() + 0.1).backward()
+    nn.utils.clip_grad_norm_(critic.parameters(), 0.5)
+    optimizer_d.step()
+    for p in critic.parameters():
+        p.requires_grad = False
+    optimizer_g.zero_grad()
+    (-critic(generator(state)).mean()).backward()
+    nn.utils.clip_grad_norm_(generator.parameters(), 0.5)
+    optimizer_g.step()
+    for p in critic.parameters():
+        p.requires_grad = True
+    with torch.no_grad():
+        for p, q in zip(critic.parameters(), target.parameters(), strict=True):
+            q.data.mul_(0.99).add_(0.01 * p.data)
