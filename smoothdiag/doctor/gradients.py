@@ -25,12 +25,13 @@ class Mark:
     Attributes:
         site: The line that the mark is about.
         known: Whether somebody has read the norm of the gradient from before the clip.
+        moment: How many backward passes and steps had come before.
     """
 
-    __slots__ = ("_gradient", "_version", "known", "site")
+    __slots__ = ("_gradient", "_version", "known", "moment", "site")
 
-    def __init__(self, gradient: Tensor | None, site: Site, *, known: bool = False) -> None:
-        self.site, self.known = site, known
+    def __init__(self, gradient: Tensor | None, site: Site, *, known: bool = False, moment: int = 0) -> None:
+        self.site, self.known, self.moment = site, known, moment
         self._gradient: weakref.ref[Tensor] | None = None
         self._version = -1
         self.renew(gradient)
@@ -71,13 +72,14 @@ class Owner:
         early: Lines that have read a norm since its last step, before there was a new gradient.
         carries: Whether its gradients contain a gradient that a step has already used.
         repeats: Whether its step is about to use gradients that all have been used.
+        since: How many backward passes and steps there were when its last step ended.
         was_clipped: Whether its last step used a gradient that a clip had seen.
         framework: The framework whose wrapper makes its steps; empty if none does.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
         self._optimizer = None if optimizer is None else weakref.ref(optimizer)
-        self.steps = 0
+        self.steps = self.since = 0
         self.frame = 0
         self.closure: CodeType | None = None
         self.entered = self.left = -1
@@ -175,6 +177,12 @@ class Held:
     def is_used_up(self) -> bool:
         """Whether a step has used the gradient and no new gradient has come since."""
         return self.stepped is not None and (self.gradient is None or self.live("stepped") is not None)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a clip has seen the gradient since the last step, even if something wrote to it afterwards."""
+        mark = self.clipped
+        return mark is not None and mark.moment >= self.owner.since and mark.is_of(self.gradient)
 
     @property
     def is_known(self) -> bool:

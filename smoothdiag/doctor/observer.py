@@ -105,7 +105,8 @@ class Observer:
         if self._vain.has_missed(call.site):
             return
         for each, was_known in zip(held, known, strict=True):
-            each.clipped = Mark(each.gradient, call.site, known=was_known or call.returns_norm or call.knows_norm)
+            is_known = was_known or call.returns_norm or call.knows_norm
+            each.clipped = Mark(each.gradient, call.site, known=is_known, moment=self._moment)
         if call.limit is not None and not all(each.is_used_up for each in held):
             self._uses.clip(call.site, held, call.limit, self._moment, by_value=call.by_value)
 
@@ -187,7 +188,7 @@ class Observer:
         self._vain.before_step(owner, stepped)
         self._uses.before_step(stepped)
         self._count_spoiled(owner)
-        owner.repeats = bool(stepped) and all(each.is_used_up for each in stepped) and owner.has_sum
+        owner.repeats = all(each.is_used_up for each in stepped) and owner.has_sum
         if owner.scaled and not divides and not self.has_read_scale and owner.fingerprints() == owner.prints:
             self._count(Fault.STEP_OF_SCALED_GRADIENTS, site(), owner)
         if owner.closure is not None and owner.early:
@@ -217,6 +218,7 @@ class Observer:
             self._uses.after_step(owner, held)
         owner.steps += 1
         self._moment += 1
+        owner.since = self._moment
         self.steps = max(self.steps, owner.steps)
         for each in held if is_seen else []:
             each.stepped = Mark(each.gradient, NOWHERE)

@@ -78,7 +78,10 @@ class Uses:
     def before_backward(self) -> None:
         """Looks for gradients that were thrown away."""
         for line in self._open():
-            line.is_dropped = line.is_dropped or not any(is_kept(e.gradient, mark) for e, mark in line.waiting.items())
+            if not line.is_dropped and not any(is_kept(each.gradient, mark) for each, mark in line.waiting.items()):
+                line.is_dropped = True
+                for each in line.waiting:
+                    each.clipped = None
             line.settle()
 
     def before_step(self, stepping: Iterable[Held]) -> None:
@@ -97,7 +100,7 @@ class Uses:
             return
         stepping = [each for each in held if each.gradient is not None]
         self.before_step(stepping)  # a closure or a hook may have clipped
-        seen = [each for each in stepping if each.clipped is not None and each.clipped.is_of(each.gradient)]
+        seen = [each for each in stepping if each.is_limited]
         owner.was_clipped = bool(seen)
         if seen:
             self._parts(stepping, seen)
@@ -133,7 +136,7 @@ class Uses:
         return [line for line in self._lines.values() if line.waiting and not line.is_used]
 
     def _parts(self, stepping: Sequence[Held], seen: Sequence[Held]) -> None:
-        rest = [each for each in stepping if each not in seen and not each.is_used_up]
+        rest = [each for each in stepping if each not in seen]
         sites = {each.clipped.site for each in seen if each.clipped is not None}
         lines = [line for site, line in self._lines.items() if site in sites]
         if not rest:

@@ -127,3 +127,41 @@ for x, y in batches(8):
             v.mul_(0.9).add_(p.grad)
             p -= lr * v
             p.grad = None
+
+# --- gradients that autograd.grad returns, put into grad
+for x, y in batches(6):
+    parameters = list(model.parameters())
+    for p, g in zip(parameters, torch.autograd.grad(loss_of(x, y), parameters), strict=True):
+        p.grad = g.clone()
+    clip_grad_norm_(parameters, 0.1)
+    with torch.no_grad():
+        for p in parameters:
+            p -= lr * p.grad
+
+# --- never zeroed
+for x, y in batches(36):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.001)  # fault: clip-always-binds
+    for p in model.parameters():
+        p.data.add_(p.grad, alpha=-lr)
+
+# --- weights that are NaN
+for p in model.parameters():
+    p.data.fill_(float("nan"))
+for x, y in batches(6):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    for p in model.parameters():
+        p.data.add_(p.grad, alpha=-lr)
+model.zero_grad()
+for p in model.parameters():
+    p.data.zero_()
+
+# --- a loop that only reads norms
+norms = []
+for x, y in batches(6):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    norms.append(clip_grad_norm_(model.parameters(), 0.1).item())
+    clip_grad_norm_(model.parameters(), 0.05)

@@ -101,3 +101,13 @@ class Weighted(Trainer):
 
 
 trainer(Weighted, max_grad_norm=0.1, gradient_accumulation_steps=4).train()
+
+
+# --- hooks that clip every micro-batch
+def clip(p):
+    clip_grad_norm_(p, 0.01)  # fault: clip-per-micro-batch: max_grad_norm
+
+
+for p in model.parameters():
+    p.register_post_accumulate_grad_hook(clip)
+trainer(gradient_accumulation_steps=2, max_grad_norm=1e6).train()

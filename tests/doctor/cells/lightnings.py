@@ -55,7 +55,7 @@ fit(model := Clips(), accumulate_grad_batches=2)
 # --- before the closure of the step
 class Clips(Module):
     def optimizer_step(self, epoch, index, optimizer, closure):
-        clip_grad_norm_(self.parameters(), 0.05)  # fault: stale-gradients: configure_gradient_clipping
+        clip_grad_norm_(self.parameters(), 0.05)  # fault: stale-gradients: on_before_optimizer_step
         super().optimizer_step(epoch, index, optimizer, closure)
 
 

@@ -481,3 +481,139 @@ for x, y in batches(8):
     for mine, theirs in zip(model.parameters(), shared.parameters(), strict=True):
         theirs.grad = mine.grad
     optimizer.step()
+
+# --- infinity by norm, and nobody reads the norm
+for x, y in batches(3):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), math.inf)  # fault: threshold-without-meaning
+    optimizer.step()
+
+# --- infinity by norm, to read the norm
+for x, y in batches(3):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    norm = clip_grad_norm_(model.parameters(), math.inf)  # fault: clip-as-norm
+    optimizer.step()
+
+# --- infinity by value
+for x, y in batches(3):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_value_(model.parameters(), math.inf)  # fault: threshold-without-meaning
+    optimizer.step()
+
+# --- minus infinity, with a norm that was there before
+for x, y in batches(1):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    norm = get_total_norm([p.grad for p in model.parameters()])
+    clip_grads_with_norm_(model.parameters(), -math.inf, norm)  # fault: threshold-without-meaning
+    optimizer.step()
+
+# --- a very small threshold
+for x, y in batches(3):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 5e-4)
+    optimizer.step()
+
+# --- duplicates do no harm by value, nor without gradients
+frozen = nn.Linear(2, 2).requires_grad_(False)
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_value_([*model.parameters(), *model[0].parameters()], 0.01)
+    clip_grad_norm_([*model.parameters(), *frozen.parameters(), *frozen.parameters()], 0.1)
+    optimizer.step()
+
+# --- evolution: gradients written through data, without a backward pass
+loss_of(*next(batches(1))).backward()
+optimizer.zero_grad()
+for p in model.parameters():
+    p.grad = torch.zeros_like(p)
+for _ in range(6):
+    for p in model.parameters():
+        p.grad.data.copy_(torch.randn_like(p))
+    optimizer.step()
+
+# --- a loop that reads norms and never steps
+norms = []
+for x, y in batches(6):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    norms.append(clip_grad_norm_(model.parameters(), 0.1).item())
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    optimizer.step()
+
+# --- a dry run of two steps with the mistakes of other cells
+for x, y in batches(2):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.zero_grad()
+    optimizer.step()
+for x, y in batches(2):
+    optimizer.zero_grad()
+    (5 * loss_of(x, y)).backward()
+    clip_grad_norm_(model[0].parameters(), 0.01)
+    optimizer.step()
+for x, y in batches(2):
+    optimizer.zero_grad(set_to_none=False)
+    clip_grad_norm_(model.parameters(), 0.1)
+    loss_of(x, y).backward()
+    optimizer.step()
+
+# --- more and more layers are clipped
+for k, (x, y) in enumerate(batches(8)):
+    optimizer.zero_grad()
+    (5 * loss_of(x, y)).backward()
+    clip_grad_norm_(model[0].parameters() if k < 4 else model.parameters(), 0.01)
+    optimizer.step()
+
+# --- values of a part, the rest is small entry by entry
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_value_(model[0].parameters(), 0.2)
+    optimizer.step()
+
+# --- a norm of a part, the rest is small only entry by entry
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model[0].parameters(), 0.2)  # fault: clip-of-a-part
+    optimizer.step()
+
+# --- duplicates, often enough for a note on the line
+for x, y in batches(34):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_([*model.parameters(), model[0].weight], 1e-3)  # fault: clip-of-duplicates
+    optimizer.step()
+
+# --- hooks clip one gradient each, with gradients zeroed in place
+
+
+def clip(p):
+    clip_grad_norm_(p, 0.05)
+
+
+for p in model.parameters():
+    p.register_post_accumulate_grad_hook(clip)
+for x, y in batches(6):
+    optimizer.zero_grad(set_to_none=False)
+    loss_of(x, y).backward()
+    optimizer.step()
+
+# --- a clip of micro-batches that are thrown away, gradients zeroed in place
+for x, y in batches(6):
+    loss_of(x, y).backward()
+    norm = clip_grad_norm_(model.parameters(), 0.1)
+    loss_of(x, y).backward()
+    optimizer.zero_grad(set_to_none=False)
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)

@@ -149,3 +149,56 @@ for k, (x, y) in enumerate(batches(12)):
     loss_scaler(loss_of(x, y) / 2, optimizer, 0.1, model.parameters(), update_grad=(k + 1) % 2 == 0)
     if (k + 1) % 2 == 0:
         optimizer.zero_grad()
+
+# --- the factor is read or taken out by hand, before the optimizer's own step
+for k, (x, y) in enumerate(batches(8)):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    factor = 1024.0 if k % 2 else scaler.get_scale()
+    if k % 2:
+        for p in model.parameters():
+            p.grad.div_(factor)
+        clip_grad_norm_(model.parameters(), 0.1)
+    else:
+        clip_grad_norm_(model.parameters(), 0.1 * factor)
+        torch._foreach_div_([p.grad for p in model.parameters()], factor)
+    optimizer.step()
+
+# --- the factor is read before the optimizer's own step, whose rate is divided by it
+for x, y in batches(6):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    optimizer.param_groups[0]["lr"] = 0.1 / scaler.get_scale()
+    optimizer.step()
+
+# --- a fused optimizer divides by itself
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+for x, y in batches(6):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+# --- clip of scaled gradients, often enough for a note on the line
+for x, y in batches(34):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-of-scaled-gradients
+    scaler.step(optimizer)
+    scaler.update()
+
+# --- a network whose steps are all skipped, beside one that is never clipped
+other = nn.Linear(6, 3)
+beside = torch.optim.SGD(other.parameters(), lr=0.1)
+scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+for x, y in batches(6):
+    optimizer.zero_grad()
+    scaler.scale(1e9 * loss_of(x, y)).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(model.parameters(), 0.1)
+    scaler.step(optimizer)
+    scaler.update()
+    beside.zero_grad()
+    F.cross_entropy(other(x), y).backward()
+    beside.step()
+optimizer.zero_grad()

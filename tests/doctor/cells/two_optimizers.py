@@ -146,3 +146,55 @@ for _ in range(6):
     with torch.no_grad():
         for p, q in zip(critic.parameters(), target.parameters(), strict=True):
             q.data.mul_(0.99).add_(0.01 * p.data)
+
+# --- the first is clipped before its step, everything before the second's
+for _ in range(6):
+    features = generator(torch.randn(16, 4))
+    optimizer_g.zero_grad()
+    optimizer_d.zero_grad()
+    (features.square().mean() + critic(features).square().mean()).backward()
+    clip_grad_norm_(generator.parameters(), 0.1)
+    optimizer_g.step()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer_d.step()
+
+# --- everything is clipped before the second's step, the first has no gradients by then
+for _ in range(6):
+    optimizer_g.zero_grad()
+    loss_g().backward()
+    optimizer_g.step()
+    optimizer_g.zero_grad()
+    optimizer_d.zero_grad()
+    loss_d().backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer_d.step()
+
+# --- both passes first, one of two is clipped, and the other one steps first
+for _ in range(6):
+    features = generator(torch.randn(16, 4))
+    optimizer_g.zero_grad()
+    optimizer_d.zero_grad()
+    (features.square().mean() + critic(features).square().mean()).backward()
+    clip_grad_norm_(critic.parameters(), 0.1)
+    optimizer_g.step()
+    optimizer_d.step()
+
+# --- one line clips both networks in turn, and one of them steps
+for _ in range(6):
+    optimizer_g.zero_grad()
+    optimizer_d.zero_grad()
+    loss_g().backward()
+    for net in (generator, critic):
+        clip_grad_norm_(net.parameters(), 0.1)
+    optimizer_g.step()
+
+# --- the other network is clipped, gradients zeroed in place
+for _ in range(6):
+    optimizer_d.zero_grad(set_to_none=False)
+    loss_d().backward()
+    clip_grad_norm_(critic.parameters(), 0.1)
+    optimizer_d.step()
+    optimizer_g.zero_grad(set_to_none=False)
+    loss_g().backward()
+    clip_grad_norm_(critic.parameters(), 0.1)  # fault: clip-of-unused-gradients
+    optimizer_g.step()
