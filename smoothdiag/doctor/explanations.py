@@ -65,6 +65,13 @@ threshold of the line. It reports the line if the rest was larger at three steps
 limited a whole step, alone or together with other lines. If you leave some parameters out on purpose, nothing is
 wrong.
 """,
+    "clip-with-unused-gradients": """\
+The clip was given gradients of several optimizers at once, and only one of them stepped; the gradients of the
+others were thrown away. They counted in the norm, so the step was shortened by more than its own gradient asks for.
+In adversarial training this happens when all parameters are clipped after the backward pass of the generator, which
+also leaves gradients in the critic. The doctor reports the line after three such clips if there was never a clip of
+this line whose gradients were all used. `clip_grad_value_` looks at entries one by one and is not counted.
+""",
     "clip-per-micro-batch": """\
 The loop clips, and then another `backward()` adds to the clipped gradient. Every clip shortens the sum so far, so
 earlier micro-batches count less than later ones, and gradients that arrive after the last clip are not clipped. The

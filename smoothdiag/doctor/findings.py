@@ -70,6 +70,12 @@ class Fault(Enum):
         "The clip limited one part of the gradient: {facts}.",
         "Give this line all parameters that the optimizer steps. If you leave some out on purpose, nothing is wrong.",
     )
+    CLIP_WITH_UNUSED_GRADIENTS = (
+        Severity.WARNING,
+        "The norm that this line compared with its threshold also counted {facts} that the next step did not use. It "
+        "shortened the step by more than the step's own gradient asks for.",
+        "Give this line only the parameters of the optimizer that steps next, or zero the other gradients before it.",
+    )
     CLIP_PER_MICRO_BATCH = (
         Severity.ERROR,
         "A backward pass added to a gradient that this line had already clipped. Every clip shortened the sum so far, "

@@ -72,15 +72,20 @@ def is_framework(module: str) -> bool:
 
 def around(frame: FrameType | None) -> str:
     """Returns the framework whose loop calls ``frame``, or else one whose helper does; empty if there is none."""
-    trainer = helper = ""
+    trainer = beside = ""
     while frame is not None:
         module = str(frame.f_globals.get("__name__", ""))
         if is_framework(module):
             if (name := _named(module, _TRAINERS)) and not (trainer == _MANUAL and name == "lightning"):
                 trainer = _MANUAL if name == "lightning" and _is_manual(frame) else name
-            helper = helper or _named(module, _HELPERS)
+            beside = beside or _named(module, _HELPERS)
         frame = frame.f_back
-    return trainer or helper
+    return trainer or beside
+
+
+def helper(frame: FrameType | None) -> str:
+    """Returns the framework whose wrapper of an optimizer ``frame`` runs; empty if it runs none."""
+    return "" if frame is None else _named(str(frame.f_globals.get("__name__", "")), _HELPERS)
 
 
 def _named(module: str, names: dict[str, str]) -> str:

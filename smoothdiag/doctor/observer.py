@@ -69,7 +69,7 @@ class Observer:
     def threshold(self, call: Call) -> None:
         """Checks the threshold of a clip."""
         what = "" if call.limit is None else kind(call.limit)
-        if call.limit is not None and what and (what != "infinity" or call.by_value or not call.returns_norm):
+        if call.limit is not None and what and (what != "infinity" or not call.returns_norm):
             text = effect("clip_value" if call.by_value else "max_norm", call.limit)
             self._count(Fault.THRESHOLD_WITHOUT_MEANING, call.site, other=text)
 
@@ -108,7 +108,7 @@ class Observer:
             is_known = was_known or call.returns_norm or call.knows_norm
             each.clipped = Mark(each.gradient, call.site, known=is_known, moment=self._moment)
         if call.limit is not None and not all(each.is_used_up for each in held):
-            self._uses.clip(call.site, held, call.limit, self._moment, by_value=call.by_value)
+            self._uses.clip(call.site, held, call.limit, by_value=call.by_value)
 
     def clip_of_others(self, parameters: Sequence[Tensor], call: Call) -> None:
         """Checks a clip of parameters that no watched optimizer holds; frozen parameters are ignored."""

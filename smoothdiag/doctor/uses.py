@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag.doctor.findings import Fault, Finding, finding
-from smoothdiag.doctor.gradients import Held, Mark, Owner, can_be_read, is_kept
+from smoothdiag.doctor.gradients import Held, Mark, Owner, can_be_read, has_entries, is_kept
 from smoothdiag.doctor.sites import Site
 
 ENOUGH: Final = 3
@@ -25,14 +25,18 @@ class _Line:
         limit: Its latest threshold.
         by_value: Whether the threshold is one for single entries.
         clips: How many clips there were.
-        waiting: The gradients of its latest clips, until a step uses them or somebody throws them away.
-        moment: When they were clipped: how many backward passes and steps had come before.
+        waiting: The gradients of its latest clip, until a step uses them or somebody throws them away.
         is_used: Whether a step has used a gradient of this line.
         unused: How often the gradients were thrown away while another gradient stepped that no clip had seen.
         is_beside: Whether such a step came since the latest clip.
         is_dropped: Whether the gradients were thrown away since the latest clip.
         parts: Steps of which the line limited one part while the rest was longer than its threshold.
         wholes: Steps of which it limited everything, alone or together with other lines.
+        mixed: The gradients of its latest clip, if it was given those of several optimizers; without those that
+            stepped since.
+        has_mixed: Whether one of these optimizers has stepped since.
+        extra: How often the others' gradients were thrown away.
+        shared: How often all of them were used.
         left: How many gradients of the step no clip had seen, and how many there were.
         longest: The largest norm of the rest.
     """
@@ -41,21 +45,37 @@ class _Line:
     by_value: bool = False
     clips: int = 0
     waiting: dict[Held, Mark] = field(default_factory=dict)
-    moment: int = -1
     is_used: bool = False
     unused: int = 0
     is_beside: bool = False
     is_dropped: bool = False
     parts: int = 0
     wholes: int = 0
+    mixed: dict[Held, Mark] = field(default_factory=dict)
+    has_mixed: bool = False
+    extra: int = 0
+    shared: int = 0
     left: tuple[int, int] = (0, 0)
     longest: float = 0.0
+
+    def look(self) -> None:
+        """Looks whether the gradients were thrown away."""
+        if not any(is_kept(each.gradient, mark) for each, mark in self.waiting.items()):
+            self.is_dropped = True
+            for each in self.waiting:
+                each.clipped = None
 
     def settle(self) -> None:
         """Counts gradients that were thrown away."""
         if self.is_dropped and self.is_beside:
             self.unused += 1
             self.waiting = {}
+
+    def settle_mixed(self, *, is_over: bool = False) -> None:
+        """Counts gradients that only made the norm longer; ``is_over`` when the line clips anew."""
+        if self.mixed and (is_over or not any(is_kept(each.gradient, mark) for each, mark in self.mixed.items())):
+            self.extra += self.has_mixed and not is_over
+            self.mixed, self.has_mixed = {}, False
 
 
 class Uses:
@@ -64,35 +84,46 @@ class Uses:
     def __init__(self) -> None:
         self._lines: dict[Site, _Line] = {}
 
-    def clip(self, site: Site, held: Iterable[Held], limit: float, moment: int, *, by_value: bool) -> None:
+    def clip(self, site: Site, held: Iterable[Held], limit: float, *, by_value: bool) -> None:
         """Records a clip that was in time."""
         line = self._lines.setdefault(site, _Line())
         line.limit, line.by_value = limit, by_value
         line.clips += 1
+        if not line.shared:
+            line.settle_mixed(is_over=True)
+            there = [each for each in held if not each.is_used_up and not by_value]
+            if len({each.owner for each in there}) > 1:
+                line.mixed = {each: Mark(each.gradient, site) for each in there if has_entries([each.gradient])}
         if line.is_used:
             return
-        if line.moment != moment:  # else: single parameters, one after the other
-            line.moment, line.waiting, line.is_beside, line.is_dropped = moment, {}, False, False
-        line.waiting |= {each: Mark(each.gradient, site) for each in held if each.gradient is not None}
+        line.waiting = {each: Mark(each.gradient, site) for each in held if each.gradient is not None}
+        line.is_beside = line.is_dropped = False
 
     def before_backward(self) -> None:
         """Looks for gradients that were thrown away."""
+        for line in self._lines.values():
+            line.settle_mixed()
         for line in self._open():
-            if not line.is_dropped and not any(is_kept(each.gradient, mark) for each, mark in line.waiting.items()):
-                line.is_dropped = True
-                for each in line.waiting:
-                    each.clipped = None
+            line.look()
             line.settle()
 
     def before_step(self, stepping: Iterable[Held]) -> None:
         """Records which lines have limited the gradients that a step is about to use."""
+        mixed = [line for line in self._lines.values() if line.mixed]
         lines = [line for line in self._open() if not line.is_dropped]
-        if not lines:
+        if not lines and not mixed:
             return
         gradients = {id(each.gradient) for each in stepping}  # a worker may lend its own to a shared model
+        for line in mixed:
+            rest = {each: mark for each, mark in line.mixed.items() if id(mark.gradient) not in gradients}
+            line.has_mixed = line.has_mixed or len(rest) < len(line.mixed)
+            line.shared += not rest
+            line.mixed = rest
         for line in lines:
             if any(id(mark.gradient) in gradients and is_kept(mark.gradient, mark) for mark in line.waiting.values()):
                 line.is_used, line.waiting = True, {}
+            else:
+                line.look()
 
     def after_step(self, owner: Owner, held: Sequence[Held]) -> None:
         """Records what a step has used; ``held`` are the parameters of its optimizer."""
@@ -122,6 +153,10 @@ class Uses:
         for site, line in self._lines.items():
             if line.unused >= ENOUGH and not line.is_used:
                 found.append(finding(Fault.CLIP_OF_UNUSED_GRADIENTS, site, line.unused, line.clips, unit="clips"))
+            if line.extra >= ENOUGH and not line.shared:
+                facts = "gradients of another optimizer"
+                fault = Fault.CLIP_WITH_UNUSED_GRADIENTS
+                found.append(finding(fault, site, line.extra, line.clips, unit="clips", facts=facts))
             if line.parts >= ENOUGH and not line.wholes:
                 number, of = line.left
                 kind = "entries up to" if line.by_value else "a norm of up to"

@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from smoothdiag.adapters.wrappers import innermost, pending_scale
 from smoothdiag.doctor.by_hand import leaves
-from smoothdiag.doctor.frameworks import around
+from smoothdiag.doctor.frameworks import helper
 from smoothdiag.doctor.given import Call
 from smoothdiag.doctor.gradients import Owner, is_scaled
 from smoothdiag.doctor.observer import Observer
@@ -287,8 +287,7 @@ class Watcher:
         # The first argument is the optimizer.
         owner.closure = self._code.closure(each for each in (*args[1:], *kwargs.values()) if callable(each))
         owner.in_backward = self._depth > 0
-        if around(caller(frame)) == "accelerate":
-            owner.framework = "accelerate"
+        owner.framework = owner.framework or helper(caller(frame))
         divides = pending_scale(optimizer) is not None
         hook = hook_on_gradients(optimizer) if divides else ""
         owner.step_site = call_site(frame) if owner.in_backward else None

@@ -165,3 +165,11 @@ for x, y in batches(6):
     loss_of(x, y).backward()
     norms.append(clip_grad_norm_(model.parameters(), 0.1).item())
     clip_grad_norm_(model.parameters(), 0.05)
+
+# --- new tensors for every step, a clip for every micro-batch
+weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+for _ in range(6):
+    for x, y in batches(2):
+        F.cross_entropy(functional_call(model, weights, x), y).backward()
+        clip_grad_norm_(weights.values(), 0.05)  # fault: clip-per-micro-batch
+    weights = {name: (w - lr * w.grad).detach().requires_grad_() for name, w in weights.items()}

@@ -617,3 +617,31 @@ for x, y in batches(6):
     clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)
+
+# --- gradients zeroed in place between the clip and the step
+for x, y in batches(6):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-of-unused-gradients
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+
+# --- gradients made anew after the clip, zeroed in place
+for x, y in batches(6):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-of-unused-gradients
+    optimizer.zero_grad(set_to_none=False)
+    loss_of(x, y).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+
+# --- first everything is clipped, then nothing, gradients zeroed in place
+for x, y in batches(6):
+    optimizer.zero_grad(set_to_none=False)
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+for x, y in batches(6):
+    optimizer.zero_grad(set_to_none=False)
+    (5 * loss_of(x, y)).backward()
+    clip_grad_norm_(model[0].parameters(), 0.01)  # fault: clip-of-a-part
+    optimizer.step()

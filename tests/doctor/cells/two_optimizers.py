@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 6))
 critic = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1))
@@ -198,3 +198,62 @@ for _ in range(6):
     loss_g().backward()
     clip_grad_norm_(critic.parameters(), 0.1)  # fault: clip-of-unused-gradients
     optimizer_g.step()
+
+# --- both networks in one clip, one of them steps
+for _ in range(6):
+    optimizer_d.zero_grad()
+    loss_d().backward()
+    clip_grad_norm_(critic.parameters(), 0.1)
+    optimizer_d.step()
+    optimizer_g.zero_grad()
+    loss_g().backward()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-with-unused-gradients
+    optimizer_g.step()
+
+# --- both networks in one clip, the other one has no gradients left
+for _ in range(6):
+    optimizer_d.zero_grad()
+    loss_d().backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer_d.step()
+    critic.requires_grad_(False)
+    optimizer_d.zero_grad(set_to_none=False)
+    optimizer_g.zero_grad()
+    loss_g().backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer_g.step()
+    critic.requires_grad_(True)
+    optimizer_g.zero_grad()
+
+# --- both networks in one clip, the second one steps every other time
+for k in range(8):
+    features = generator(torch.randn(16, 4))
+    optimizer_g.zero_grad()
+    optimizer_d.zero_grad()
+    (features.square().mean() + critic(features).square().mean()).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer_g.step()
+    if k % 2:
+        optimizer_d.step()
+
+# --- values of both networks, one of them steps
+for _ in range(6):
+    optimizer_d.zero_grad()
+    loss_d().backward()
+    optimizer_d.step()
+    optimizer_g.zero_grad()
+    loss_g().backward()
+    clip_grad_value_(model.parameters(), 0.01)
+    optimizer_g.step()
+
+# --- both networks in one clip, and no step at all; then two dry runs of one that steps
+for _ in range(6):
+    model.zero_grad()
+    loss_g().backward()
+    norm = clip_grad_norm_(model.parameters(), 0.1)
+for _ in range(2):
+    model.zero_grad()
+    loss_g().backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer_g.step()
+model.zero_grad()
