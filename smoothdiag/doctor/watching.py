@@ -206,7 +206,7 @@ class Watcher:
                 returns_norm="norm_type" in signature.parameters and is_result_used(frame),
                 knows_norm="total_norm" in signature.parameters,
                 is_used_up=is_used_up,
-                limit=next((float(bound.arguments[each]) for each in _LIMITS if each in bound.arguments), None),
+                limit=_limit(bound.arguments),
                 by_value="clip_value" in signature.parameters,
             )
             run = functools.partial(original, *bound.args, **bound.kwargs)
@@ -300,3 +300,11 @@ class Watcher:
                 frame = sys._getframe(1)
                 self._run(lambda: self.observer.after_step(owner, lambda: call_site(frame)))
                 self._end_if_done()
+
+
+def _limit(arguments: dict[str, Any]) -> float | None:
+    """Returns the threshold of a clip; ``None`` if it is no number, of which PyTorch will complain."""
+    try:
+        return next((float(arguments[each]) for each in _LIMITS if each in arguments), None)
+    except (TypeError, ValueError):
+        return None

@@ -652,6 +652,17 @@ def test_threshold_without_meaning_does_what_the_finding_says(clip, threshold, d
         assert ((flat * was) <= 0).all() if is_norm else (flat == -1).all()
 
 
+@pytest.mark.parametrize("threshold", [None, "one", []])
+def test_what_pytorch_says_of_thresholds_that_are_no_numbers_is_left_to_it(threshold) -> None:
+    run, said = Run(), []
+    run.backward()
+    for watch in (contextlib.nullcontext, run.watch):
+        with watch(), pytest.raises((TypeError, ValueError)) as error:
+            clip_grad_norm_(run.model.parameters(), threshold)
+        said.append((error.type, str(error.value)))
+    assert said[0] == said[1]
+
+
 def test_facts_of_a_clip_that_never_binds() -> None:
     run = Run()
     norms = []

@@ -104,8 +104,11 @@ trainer(Weighted, max_grad_norm=0.1, gradient_accumulation_steps=4).train()
 
 
 # --- hooks that clip every micro-batch
+norms = []
+
+
 def clip(p):
-    clip_grad_norm_(p, 0.01)  # fault: clip-per-micro-batch: max_grad_norm
+    norms.append(clip_grad_norm_(p, 0.01))  # fault: clip-per-micro-batch: max_grad_norm
 
 
 for p in model.parameters():
