@@ -84,16 +84,17 @@ class Uses:
     def __init__(self) -> None:
         self._lines: dict[Site, _Line] = {}
 
-    def clip(self, site: Site, held: Iterable[Held], limit: float, *, by_value: bool) -> None:
+    def clip(self, site: Site, held: Sequence[Held], limit: float, *, by_value: bool) -> None:
         """Records a clip that was in time."""
         line = self._lines.setdefault(site, _Line())
         line.limit, line.by_value = limit, by_value
         line.clips += 1
         if not line.shared:
             line.settle_mixed(is_over=True)
-            there = [each for each in held if not each.is_used_up and not by_value]
-            if len({each.owner for each in there}) > 1:
-                line.mixed = {each: Mark(each.gradient, site) for each in there if has_entries([each.gradient])}
+            if len({each.owner for each in held}) > 1 and not by_value:
+                there = [each for each in held if not each.is_used_up and has_entries([each.gradient])]
+                if len({each.owner for each in there}) > 1:
+                    line.mixed = {each: Mark(each.gradient, site) for each in there}
         if line.is_used:
             return
         line.waiting = {each: Mark(each.gradient, site) for each in held if each.gradient is not None}
@@ -127,7 +128,8 @@ class Uses:
 
     def after_step(self, owner: Owner, held: Sequence[Held]) -> None:
         """Records what a step has used; ``held`` are the parameters of its optimizer."""
-        if not self._lines:
+        if all(line.is_used and line.wholes for line in self._lines.values()):  # nothing left to find out
+            owner.was_clipped = any(each.is_limited for each in held)
             return
         stepping = [each for each in held if each.gradient is not None]
         self.before_step(stepping)  # a closure or a hook may have clipped
@@ -171,7 +173,8 @@ class Uses:
         return [line for line in self._lines.values() if line.waiting and not line.is_used]
 
     def _parts(self, stepping: Sequence[Held], seen: Sequence[Held]) -> None:
-        rest = [each for each in stepping if each not in seen]
+        limited = set(seen)
+        rest = [each for each in stepping if each not in limited]
         sites = {each.clipped.site for each in seen if each.clipped is not None}
         lines = [line for site, line in self._lines.items() if site in sites]
         if not rest:
