@@ -71,11 +71,11 @@ class _Line:
             self.unused += 1
             self.waiting = {}
 
-    def settle_mixed(self, *, is_over: bool = False) -> None:
-        """Counts gradients that only made the norm longer; ``is_over`` when the line clips anew."""
-        if self.mixed and (is_over or not any(is_kept(each.gradient, mark) for each, mark in self.mixed.items())):
-            self.extra += self.has_mixed and not is_over
-            self.mixed, self.has_mixed = {}, False
+    def settle_mixed(self) -> None:
+        """Counts gradients that only made the norm longer."""
+        if self.mixed and not any(is_kept(each.gradient, mark) for each, mark in self.mixed.items()):
+            self.extra += self.has_mixed
+            self.mixed = {}
 
 
 class Uses:
@@ -90,7 +90,7 @@ class Uses:
         line.limit, line.by_value = limit, by_value
         line.clips += 1
         if not line.shared:
-            line.settle_mixed(is_over=True)
+            line.mixed, line.has_mixed = {}, False
             if len({each.owner for each in held}) > 1 and not by_value:
                 there = [each for each in held if not each.is_used_up and has_entries([each.gradient])]
                 if len({each.owner for each in there}) > 1:
@@ -140,7 +140,6 @@ class Uses:
             return
         for line in self._open():
             line.is_beside = True
-            line.is_dropped = line.is_dropped or any(each.owner is owner for each in line.waiting)
             line.settle()
 
     def meant(self, owner: Owner) -> None:

@@ -645,3 +645,11 @@ for x, y in batches(6):
     (5 * loss_of(x, y)).backward()
     clip_grad_norm_(model[0].parameters(), 0.01)  # fault: clip-of-a-part
     optimizer.step()
+
+# --- a clipped micro-batch that is thrown away with the rest, right before the step
+for _ in range(6):
+    for x, y in batches(2):
+        loss_of(x, y).backward()
+        clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-of-unused-gradients
+    optimizer.zero_grad()
+    optimizer.step()

@@ -257,3 +257,14 @@ for _ in range(2):
     clip_grad_norm_(model.parameters(), 0.1)
     optimizer_g.step()
 model.zero_grad()
+
+# --- both networks are clipped in one clip and thrown away, a third one trains
+third = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(third.parameters(), lr=0.1)
+for _ in range(6):
+    model.zero_grad()
+    loss_g().backward()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-of-unused-gradients
+    optimizer.zero_grad()
+    third(torch.randn(16, 4)).square().mean().backward()
+    optimizer.step()
