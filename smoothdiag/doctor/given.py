@@ -26,6 +26,7 @@ class Call:
         site: Its line.
         returns_norm: Whether it returns the norm from before the clip and the caller uses that norm.
         knows_norm: Whether the norm was passed to it.
+        is_after_step: Whether a hook makes it that an optimizer calls after its step.
         is_used_up: Whether it was given a used-up generator of parameters.
         limit: The threshold; ``None`` if it has none.
         by_value: Whether the threshold is one for single entries.
@@ -34,6 +35,7 @@ class Call:
     site: Site
     returns_norm: bool = False
     knows_norm: bool = False
+    is_after_step: bool = False
     is_used_up: bool = False
     limit: float | None = None
     by_value: bool = False
@@ -42,7 +44,7 @@ class Call:
 def mistaken(tensors: Sequence[Any], held: Iterable[Held]) -> str:
     """Returns what these tensors without gradients are, if they belong to known parameters; empty if they do not."""
     wheres = {where for each in tensors if (where := address(each)) is not None}
-    if not wheres or any(getattr(each, "requires_grad", False) for each in tensors):
+    if not wheres:
         return ""
     known = [each for each in held if (parameter := each.parameter()) is not None and address(parameter) in wheres]
     if known:

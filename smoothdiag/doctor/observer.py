@@ -76,7 +76,9 @@ class Observer:
     def before_clip(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> bool:
         """Checks the order of calls before a clip; returns whether the clip can limit a step."""
         self.register.moved(held)
-        if self._is_late(held, call.site):
+        if call.is_after_step:
+            self._count(Fault.CLIP_AFTER_STEP, call.site, held[0].owner)
+        if call.is_after_step or self._is_late(held, call.site):
             return False
         if self._vain.clip(parameters, held, call, ()) or all(each.gradient is None for each in held):
             return False

@@ -129,11 +129,13 @@ class StepCode:
     Attributes:
         methods: Code of the optimizers themselves.
         called_back: Code of the closures and hooks that they call.
+        after: Code of the hooks that they call after a step.
     """
 
     def __init__(self) -> None:
         self.methods: set[CodeType] = set()
         self.called_back: set[CodeType] = set()
+        self.after: set[CodeType] = set()
         self._kinds: set[type] = set()
 
     def add(self, optimizer: Optimizer) -> None:
@@ -145,12 +147,17 @@ class StepCode:
         for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             hooks = getattr(optimizer, name, {})  # a wrapper of another optimizer may have none
             self.called_back |= _codes(hooks.values())
+        self.after |= _codes(getattr(optimizer, "_optimizer_step_post_hooks", {}).values())
 
     def closure(self, candidates: Iterable[Any]) -> CodeType | None:
         """Adds the closure among the arguments of a step, if there is one, and returns its code."""
         codes = _codes(candidates)
         self.called_back |= codes
         return next(iter(codes), None)
+
+    def is_after_step(self, frame: FrameType | None) -> bool:
+        """Returns whether ``frame`` runs in a hook that an optimizer calls after its step."""
+        return self.nearest(frame) in {*self.after, *_codes(_global_optimizer_post_hooks.values())}
 
     def nearest(self, frame: FrameType | None) -> CodeType | None:
         """Returns the innermost code of a step at or above ``frame``; ``None`` outside of steps."""

@@ -205,6 +205,7 @@ class Watcher:
                 site,
                 returns_norm="norm_type" in signature.parameters and is_result_used(frame),
                 knows_norm="total_norm" in signature.parameters,
+                is_after_step=self._code.is_after_step(frame),
                 is_used_up=is_used_up,
                 limit=_limit(bound.arguments),
                 by_value="clip_value" in signature.parameters,

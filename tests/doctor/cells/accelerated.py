@@ -80,3 +80,12 @@ for _epoch in range(2):
                 accelerator.clip_grad_norm_(params_to_clip, 0.05)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+
+# --- gradients thrown away between the clip and the step
+for x, y in loader:
+    with accelerator.accumulate(model):
+        accelerator.backward(F.cross_entropy(model(x), y))
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-of-unused-gradients: accelerator
+        optimizer.zero_grad()
+        optimizer.step()

@@ -173,3 +173,77 @@ for _ in range(6):
         F.cross_entropy(functional_call(model, weights, x), y).backward()
         clip_grad_norm_(weights.values(), 0.05)  # fault: clip-per-micro-batch
     weights = {name: (w - lr * w.grad).detach().requires_grad_() for name, w in weights.items()}
+
+
+# --- third round: class without torch optim, clip late
+class SGD:
+    def __init__(self, params, lr):
+        self.params, self.lr = list(params), lr
+
+    def step(self):
+        for p in self.params:
+            p.data = p.data - self.lr * p.grad
+
+    def zero_grad(self):
+        for p in self.params:
+            p.grad = None
+
+
+optimizer = SGD(model.parameters(), lr)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    optimizer.step()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-after-step
+
+
+# --- third round: class without torch optim, zero threshold
+class SGD:
+    def __init__(self, params, lr):
+        self.params, self.lr = list(params), lr
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.params:
+            p -= self.lr * p.grad
+
+
+optimizer = SGD(model.parameters(), lr)
+for x, y in batches(8):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0)  # fault: threshold-without-meaning
+    optimizer.step()
+
+# --- third round: data copies by hand
+for x, y in batches(8):
+    model.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_([p.data for p in model.parameters()], 0.1)  # fault: clip-of-nothing
+    for p in model.parameters():
+        p.data -= lr * p.grad
+
+# --- third round: manual linear regression
+w = torch.zeros(6, 1, requires_grad=True)
+b = torch.zeros(1, requires_grad=True)
+for x, _ in batches(12):
+    loss = (x @ w + b - x.sum(1, keepdim=True)).square().mean()
+    loss.backward()
+    clip_grad_norm_([w, b], 1.0)
+    with torch.no_grad():
+        w -= 0.1 * w.grad
+        b -= 0.1 * b.grad
+    w.grad.zero_()
+    b.grad.zero_()
+
+# --- third round: langevin with noise by foreach
+for x, y in batches(8):
+    parameters = list(model.parameters())
+    loss_of(x, y).backward()
+    clip_grad_norm_(parameters, 0.5)
+    with torch.no_grad():
+        grads = [p.grad for p in parameters]
+        torch._foreach_add_(parameters, grads, alpha=-lr)
+        torch._foreach_add_(parameters, [0.01 * torch.randn_like(p) for p in parameters])
+    for p in parameters:
+        p.grad = None

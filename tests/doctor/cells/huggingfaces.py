@@ -114,3 +114,38 @@ def clip(p):
 for p in model.parameters():
     p.register_post_accumulate_grad_hook(clip)
 trainer(gradient_accumulation_steps=2, max_grad_norm=1e6).train()
+
+
+# --- third round: compute_loss clips
+class Clips(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        # fault below: clip-after-step, for the clips that find no gradient
+        self.norm = clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-per-micro-batch: max_grad_norm
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
+
+trainer(Clips, gradient_accumulation_steps=4).train()
+
+
+# --- third round: accelerator clip in training_step with a negative threshold
+class Clips(Trainer):
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.norm = self.accelerator.clip_grad_norm_(self.model.parameters(), -1)  # fault: threshold-without-meaning
+        return loss
+
+
+trainer(Clips).train()
+
+# --- third round: a custom optimizer
+torch.manual_seed(0)
+arguments = TrainingArguments(
+    output_dir=folder.name,
+    max_steps=6,
+    report_to="none",
+    use_cpu=True,
+    disable_tqdm=True,
+    save_strategy="no",
+    max_grad_norm=0.1,
+)
+Trainer(model, arguments, train_dataset=rows, optimizers=(torch.optim.SGD(model.parameters(), 0.1), None)).train()

@@ -238,3 +238,80 @@ for _ in range(6):
         fabric.backward(F.cross_entropy(model(torch.randn(8, 6)), torch.randint(3, (8,))))
     fabric.clip_gradients(model, optimizer, max_norm=0.05)
     optimizer.step()
+
+
+# --- third round: callback on_after_backward accumulate 4
+class Clip(Callback):
+    def on_after_backward(self, trainer, module):
+        clip_grad_norm_(module.parameters(), 0.05)  # fault: clip-per-micro-batch: gradient_clip_val
+
+
+fit(model := Module(), callbacks=[Clip()], accumulate_grad_batches=4)
+
+
+# --- third round: backward override
+class Clips(Module):
+    def backward(self, loss):
+        loss.backward()
+        clip_grad_norm_(self.parameters(), 0.05)  # fault: clip-per-micro-batch: gradient_clip_val
+
+
+fit(model := Clips(), accumulate_grad_batches=2)
+
+
+# --- third round: optimizer_step with accumulate 2
+class Clips(Module):
+    def optimizer_step(self, epoch, index, optimizer, closure):
+        clip_grad_norm_(self.parameters(), 0.05)  # fault: clip-per-micro-batch: gradient_clip_val
+        super().optimizer_step(epoch, index, optimizer, closure)
+
+
+fit(model := Clips(), accumulate_grad_batches=2)
+
+
+# --- third round: after the step in optimizer_step
+class Clips(Module):
+    def optimizer_step(self, epoch, index, optimizer, closure):
+        optimizer.step(closure=closure)
+        clip_grad_norm_(self.parameters(), 0.05)  # fault: stale-gradients: gradient_clip_val
+
+
+fit(model := Clips())
+
+
+# --- third round: a negative threshold in configure_gradient_clipping
+class Clips(Module):
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        clip_grad_norm_(self.parameters(), -1.0)  # fault: threshold-without-meaning
+
+
+fit(model := Clips())
+
+
+# --- third round: on_train_batch_start
+class Clips(Module):
+    def on_train_batch_start(self, batch, index):
+        clip_grad_norm_(self.parameters(), 0.05)  # fault: stale-gradients: gradient_clip_val
+
+
+fit(model := Clips())
+
+
+# --- third round: optimizer_step calls the closure, clips, steps
+class Clips(Module):
+    def optimizer_step(self, epoch, index, optimizer, closure):
+        closure()
+        clip_grad_norm_(self.parameters(), 0.05)
+        optimizer.optimizer.step() if hasattr(optimizer, "optimizer") else optimizer.step()
+
+
+fit(model := Clips())
+
+
+# --- third round: on_after_backward with one micro-batch
+class Clips(Module):
+    def on_after_backward(self):
+        clip_grad_norm_(self.parameters(), 0.05)
+
+
+fit(model := Clips())

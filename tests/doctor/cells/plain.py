@@ -653,3 +653,210 @@ for _ in range(6):
         clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-of-unused-gradients
     optimizer.zero_grad()
     optimizer.step()
+
+# --- third round: threshold tensor nan by clip_grads_with_norm
+for x, y in batches(2):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    norm = get_total_norm([p.grad for p in model.parameters()])
+    clip_grads_with_norm_(model.parameters(), torch.tensor(float("nan")), norm)  # fault: threshold-without-meaning
+    optimizer.step()
+
+# --- third round: foreach False negative int
+for x, y in batches(2):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), -5, foreach=False, error_if_nonfinite=True)  # fault: threshold-without-meaning
+    optimizer.step()
+
+# --- third round: schedule of thresholds that reaches zero
+for k, (x, y) in enumerate(batches(8)):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), max(0.0, 1.0 - k / 5))  # fault: threshold-without-meaning
+    optimizer.step()
+
+# --- third round: one tensor, after step
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    optimizer.step()
+    for p in model.parameters():
+        clip_grad_norm_(p, 0.1)  # fault: clip-after-step
+
+# --- third round: zero_grad forgotten, clip binds
+for x, y in batches(35):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.001)  # fault: clip-always-binds
+    optimizer.step()
+
+
+# --- third round: clip in post hook of step
+def clip(*_):
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-after-step
+
+
+optimizer.register_step_post_hook(clip)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    optimizer.step()
+
+
+# --- third round: class trainer with helper and accumulation bug
+class Trainer:
+    def __init__(self, model, optimizer, accum=3):
+        self.model, self.optimizer, self.accum = model, optimizer, accum
+
+    def clip(self):
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.05)  # fault: clip-per-micro-batch
+
+    def run(self):
+        for i, (x, y) in enumerate(batches(12)):
+            (loss_of(x, y) / self.accum).backward()
+            self.clip()
+            if (i + 1) % self.accum == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+
+Trainer(model, optimizer).run()
+
+# --- third round: filter object used once
+trainable = filter(lambda p: p.requires_grad, model.parameters())
+optimizer = torch.optim.Adam(trainable, lr=1e-3)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(trainable, 0.1)  # fault: clip-of-nothing
+    optimizer.step()
+
+# --- third round: zip of names
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_([p for n, p in model.named_parameters() if "bias" not in n], 0.01)  # fault: clip-of-a-part
+    optimizer.step()
+
+# --- third round: embedding tied twice through modulelist
+tied = nn.Linear(3, 3, bias=False)
+other = nn.Linear(3, 3)
+other.weight = tied.weight
+optimizer = torch.optim.SGD([*model.parameters(), *tied.parameters(), other.bias], lr=0.1)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    F.cross_entropy(other(tied(model(x))), y).backward()
+    parameters = [*model.parameters(), *tied.parameters(), *other.parameters()]
+    clip_grad_norm_(parameters, 0.1)  # fault: clip-of-duplicates
+    optimizer.step()
+
+
+# --- third round: step twice by a scheduler-like helper
+def advance(optimizer):
+    optimizer.step()  # fault: step-with-used-gradients
+
+
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    advance(optimizer)
+
+# --- third round: two phases, frozen body then everything
+for p in model[0].parameters():
+    p.requires_grad_(False)
+optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+for p in model[0].parameters():
+    p.requires_grad_(True)
+optimizer.add_param_group({"params": model[0].parameters(), "lr": 0.01})
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- third round: evaluation between steps
+for x, y in batches(8):
+    model.train()
+    optimizer.zero_grad(set_to_none=False)
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    model.eval()
+    probe = torch.randn(4, 6, requires_grad=True)
+    model(probe).sum().backward()
+    probe.grad.norm()
+
+# --- third round: gradient penalty, second backward with retain
+for x, y in batches(8):
+    optimizer.zero_grad()
+    x.requires_grad_(True)
+    loss = loss_of(x, y)
+    (g,) = torch.autograd.grad(loss, x, create_graph=True)
+    (loss + g.square().sum()).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- third round: norm logged, then clip by groups
+optimizer = torch.optim.AdamW([{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=1e-3)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    for group in optimizer.param_groups:
+        clip_grad_norm_(group["params"], 0.05)
+    optimizer.step()
+
+# --- third round: retry of a batch after a spike
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    norm = clip_grad_norm_(model.parameters(), 0.1)
+    if norm > 0.4:
+        optimizer.zero_grad()
+        loss_of(x, y).backward()
+        clip_grad_norm_(model.parameters(), 0.05)
+    optimizer.step()
+
+
+# --- third round: lookahead wrapper of my own
+class Lookahead:
+    def __init__(self, inner):
+        self.inner, self.slow = inner, [p.detach().clone() for g in inner.param_groups for p in g["params"]]
+
+    def step(self):
+        self.inner.step()
+        with torch.no_grad():
+            for p, s in zip([p for g in self.inner.param_groups for p in g["params"]], self.slow, strict=True):
+                s.add_(0.5 * (p - s))
+                p.copy_(s)
+
+
+outer = Lookahead(optimizer)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    outer.step()
+
+# --- third round: learning the input by an optimizer, model frozen
+image = torch.randn(16, 6, requires_grad=True)
+optimizer = torch.optim.Adam([image], lr=0.1)
+for _, y in batches(8):
+    optimizer.zero_grad()
+    F.cross_entropy(model(image), y).backward()
+    clip_grad_norm_([image], 0.01)
+    optimizer.step()
+
+# --- third round: recurrent part clipped harder, all clipped after
+for x, y in batches(8):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model[0].parameters(), 0.02)
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()

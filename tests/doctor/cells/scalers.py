@@ -202,3 +202,33 @@ for x, y in batches(6):
     F.cross_entropy(other(x), y).backward()
     beside.step()
 optimizer.zero_grad()
+
+# --- third round: optimizer.step first and scaler.step after
+for x, y in batches(8):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    scaler.step(optimizer)  # fault: step-with-used-gradients
+    scaler.update()
+
+# --- third round: micro batches clipped with scale
+for _ in range(6):
+    for x, y in batches(2):
+        scaler.scale(loss_of(x, y)).backward()
+    clip_grad_value_ = nn.utils.clip_grad_value_
+    clip_grad_value_(model.parameters(), 0.5)  # fault: clip-of-scaled-gradients
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+
+# --- third round: disabled scaler
+scaler = torch.amp.GradScaler("cpu", enabled=False)
+for x, y in batches(8):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(model.parameters(), 0.1)
+    scaler.step(optimizer)
+    scaler.update()

@@ -268,3 +268,48 @@ for _ in range(6):
     optimizer.zero_grad()
     third(torch.randn(16, 4)).square().mean().backward()
     optimizer.step()
+
+# --- third round: by value, wrong network
+for _ in range(8):
+    optimizer_d.zero_grad()
+    loss_d().backward()
+    optimizer_d.step()
+    optimizer_g.zero_grad()
+    loss_g().backward()
+    torch.nn.utils.clip_grad_value_(critic.parameters(), 0.001)  # fault: clip-of-unused-gradients
+    optimizer_g.step()
+
+# --- third round: clip of the generator before its own backward
+for _ in range(8):
+    optimizer_d.zero_grad()
+    loss_d().backward()
+    clip_grad_norm_(generator.parameters(), 0.01)  # fault: clip-after-step
+    optimizer_d.step()
+    optimizer_g.zero_grad()
+    loss_g().backward()
+    optimizer_g.step()
+
+# --- third round: alternating by epoch
+for epoch in range(4):
+    for _ in range(4):
+        if epoch % 2:
+            optimizer_d.zero_grad()
+            loss_d().backward()
+            clip_grad_norm_(critic.parameters(), 0.1)
+            optimizer_d.step()
+        else:
+            optimizer_g.zero_grad()
+            loss_g().backward()
+            clip_grad_norm_(generator.parameters(), 0.1)
+            optimizer_g.step()
+
+# --- third round: losses summed, two optimizers, clip each
+for _ in range(8):
+    features = generator(torch.randn(16, 4))
+    loss = features.square().mean() + critic(features).square().mean()
+    for o in (optimizer_g, optimizer_d):
+        o.zero_grad()
+    loss.backward()
+    for net, o in ((generator, optimizer_g), (critic, optimizer_d)):
+        clip_grad_norm_(net.parameters(), 0.05)
+        o.step()
