@@ -54,14 +54,14 @@ class Fault(Enum):
     )
     CLIP_OF_DUPLICATES = (
         Severity.ERROR,
-        "The clip was given {facts} more than once. It counted their gradients twice in the norm and multiplied them "
-        "twice, so it shortened them more than the others.",
+        "The clip was given {facts} more than once. It counted such a gradient several times in the norm and "
+        "multiplied it several times, so it shortened it more than the others.",
         "Give each parameter once, as model.parameters() does: list(dict.fromkeys(parameters)).",
     )
     CLIP_OF_UNUSED_GRADIENTS = (
         Severity.ERROR,
-        "No step used the gradients that this line clipped. They were thrown away, and the steps that came after this "
-        "line used gradients that no clip had seen.",
+        "No step used the gradients that this line clipped. They were thrown away, and the step that came instead used "
+        "nothing that a clip had seen.",
         "Give this line the parameters of the optimizer that steps next, between its backward() and its step, and "
         "zero gradients only before backward().",
     )
@@ -262,12 +262,15 @@ def worst_first(findings: list[Finding]) -> list[Finding]:
 
 _PLACED: Final = frozenset((
     Fault.CLIP_AFTER_STEP,
+    Fault.CLIP_OF_NOTHING,
     Fault.CLIP_OF_SCALED_GRADIENTS,
     Fault.CLIP_OF_UNUSED_GRADIENTS,
     Fault.CLIP_PER_MICRO_BATCH,
     Fault.STALE_GRADIENTS,
 ))  # fmt: skip
 """Faults of lines that stand in the wrong place."""
+_OF_LOOPS: Final = frozenset((Fault.CLIP_OF_SCALED_GRADIENTS, Fault.STALE_GRADIENTS))
+"""Faults with a remedy of their own in a loop that calls backward() and step() itself."""
 
 
 def _for_library(fault: Fault, site: Site, change: str, framework: str) -> str:
@@ -275,8 +278,11 @@ def _for_library(fault: Fault, site: Site, change: str, framework: str) -> str:
     package, _, function = site.through.partition(".")
     framework = framework or (package if package == "accelerate" else "")
     is_own = not site.inside or "clip" in function  # the line named asks for the clip, perhaps through a library
-    if is_own and fault in _PLACED and place(framework):
-        return place(framework) + (place_to_read(framework) if fault is Fault.STALE_GRADIENTS else "")
+    if is_own and fault in _PLACED and place(framework, by_itself=fault in _OF_LOOPS):
+        own_place = place(framework, by_itself=fault in _OF_LOOPS)
+        if fault is Fault.CLIP_OF_NOTHING:
+            return f"{own_place} Give the clip model.parameters(), called anew each time, or a list."
+        return own_place + (place_to_read(framework) if fault is Fault.STALE_GRADIENTS else "")
     if is_own:
         return change
     setting = _SETTINGS.get(package) if fault.slug.startswith(("clip", "threshold")) else None

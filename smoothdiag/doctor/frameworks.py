@@ -49,9 +49,12 @@ _NORMS: Final = {
 }
 
 
-def place(framework: str) -> str:
-    """Returns where to clip in a loop of this framework; empty if the framework is not known."""
-    return _PLACES.get(framework, "")
+def place(framework: str, *, by_itself: bool = False) -> str:
+    """Returns where to clip in a loop of this framework; empty if the framework is not known.
+
+    ``by_itself`` leaves out the loops that users write themselves.
+    """
+    return "" if by_itself and framework == _MANUAL else _PLACES.get(framework, "")
 
 
 def place_to_read(framework: str) -> str:

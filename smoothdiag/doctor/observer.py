@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from smoothdiag.console import counted
 from smoothdiag.doctor.by_hand import ByHand
 from smoothdiag.doctor.counts import Binding, Count
 from smoothdiag.doctor.findings import Fault, Finding, finding, worst_first
@@ -83,7 +84,7 @@ class Observer:
         if self._vain.clip(parameters, held, call, ()) or all(each.gradient is None for each in held):
             return False
         if not call.by_value and (number := repeated(parameters)):
-            self._count(Fault.CLIP_OF_DUPLICATES, call.site, held[0].owner, f"{number} of the parameters")
+            self._count(Fault.CLIP_OF_DUPLICATES, call.site, held[0].owner, counted(number, "parameter"))
         if self.in_backward:  # a hook clips each gradient as soon as it is there
             self._micro_batches.before_clip_in_backward(held)
         for owner in {each.owner: None for each in held}:

@@ -13,8 +13,8 @@ _BY_NORM: Final = {
     "NaN",
     "not a number": "PyTorch multiplies the gradient by NaN: this line made every entry NaN, and the step does the "
     "same to the weights",
-    "infinity": "nothing is ever shortened, and nobody used the norm that the call returns. Once a single gradient is "
-    "infinite, this line makes every gradient NaN",
+    "infinity": "nothing is ever shortened, and nobody reads a norm from this line. Once the norm is infinite, it "
+    "makes gradients NaN",
 }
 _BY_VALUE: Final = {
     "negative": "PyTorch first raises every entry to at least {other}, then cuts it at {limit}: this line set every "

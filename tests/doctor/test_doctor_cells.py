@@ -5,6 +5,7 @@ from asserts import assert_identical, state_of
 from cells import FRAMEWORKS, cells
 
 
+@pytest.mark.filterwarnings("ignore:.*is an empty generator")
 @pytest.mark.parametrize("cell", [
     pytest.param(each, id=each.title, marks=[pytest.mark.slow] if each.path.stem in FRAMEWORKS else [])
     for each in cells()

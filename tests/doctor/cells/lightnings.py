@@ -315,3 +315,43 @@ class Clips(Module):
 
 
 fit(model := Clips())
+
+
+# --- a generator that serves once
+class Clips(Module):
+    def on_train_start(self):
+        self.all = self.net.parameters()
+
+    def on_before_optimizer_step(self, optimizer):
+        clip_grad_norm_(self.all, 0.05)  # fault: clip-of-nothing: gradient_clip_val
+
+
+fit(model := Clips())
+
+
+# --- manual: clip above a step with a closure
+class Clips(Manual):
+    def training_step(self, batch, index):
+        def closure():
+            optimizer.zero_grad()
+            self.manual_backward(loss := self.loss(batch))
+            return loss
+
+        optimizer = self.optimizers()
+        clip_grad_norm_(self.parameters(), 0.05)  # fault: stale-gradients: into the closure
+        optimizer.step(closure=closure)
+
+
+fit(model := Clips())
+
+# --- Fabric, gradients thrown away between the clip and the step
+from lightning import Fabric  # noqa: E402
+
+fabric = Fabric(accelerator="cpu", devices=1)
+model = nn.Linear(6, 3)
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+for _ in range(6):
+    fabric.backward(F.cross_entropy(model(torch.randn(8, 6)), torch.randint(3, (8,))))
+    fabric.clip_gradients(model, optimizer, max_norm=0.05)  # fault: clip-of-unused-gradients: fabric.clip_gradients
+    optimizer.zero_grad()
+    optimizer.step()
