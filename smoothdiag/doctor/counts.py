@@ -1,4 +1,4 @@
-"""Counts: clips that changed a gradient, clips that had no gradient to change, and steps with a fault."""
+"""Counts: clips that changed a gradient, and steps with a fault."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from smoothdiag.doctor.findings import Fault, Finding, finding
-from smoothdiag.doctor.gradients import Held, Owner
+from smoothdiag.doctor.gradients import Owner
 from smoothdiag.doctor.sites import Site
 
 FEWEST_CLIPS: Final = 30
 """Clips needed to say never or always. If none of 30 clips binds, at most one in ten would (95%, rule of three)."""
-_GONE: Final = "its parameters got gradients in the backward pass, which were zeroed or removed before the clip"
-_NO_PARAMETERS: Final = "it was given no parameters"
-_ELSEWHERE: Final = "it was given parameters that have no gradients and that no optimizer holds"
-_USED_UP: Final = "it was given a generator of parameters that an earlier loop or call had used up"
 _NEVER_ZEROED: Final = (
     "Nothing zeroed the gradients in between: every backward pass added to gradients that a step had already used",
     "Call optimizer.zero_grad() once per step, before its first backward(). If you want the sum, raise the threshold.",
@@ -71,7 +67,7 @@ class Count:
     """How many steps had a fault.
 
     Attributes:
-        other: The second line that takes part.
+        other: The second line that takes part, or what was seen.
         number: How many steps had the fault.
     """
 
@@ -85,61 +81,11 @@ class Count:
             self._last[owner] = step
             self.number += 1
 
+    @property
+    def framework(self) -> str:
+        """The framework that wraps the optimizer concerned; empty if none does."""
+        return next((owner.framework for owner in self._last if owner is not None and owner.framework), "")
+
     def possible(self, steps: int) -> int:
         """Returns how many steps the optimizers concerned took; ``steps`` counts for faults without an optimizer."""
         return max(self.number, sum(steps if owner is None else owner.steps for owner in self._last))
-
-
-class Line:
-    """The clips of one line that had no gradient to clip while a gradient existed somewhere else.
-
-    Attributes:
-        calls: All clips of the line.
-        missing: Parameters that had no gradient at the latest clip.
-        is_given: Whether a backward pass has given them a gradient since.
-    """
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.missing: list[Held] = []
-        self.is_given = False
-        self._has_clipped = False
-        self._in_vain = self._used_up = 0
-        self._cause = ""
-
-    @property
-    def is_open(self) -> bool:
-        """Whether no clip of the line has had a gradient so far."""
-        return not self._has_clipped
-
-    def close(self) -> None:
-        """Records a clip that had a gradient: the line works."""
-        self._has_clipped, self.missing = True, []
-
-    def lose(self, missing: list[Held]) -> None:
-        """Records a clip of parameters that an optimizer holds, none of which has a gradient."""
-        if self.is_given:
-            self.add(_GONE)
-        self.missing, self.is_given = missing, False
-
-    def use_up(self) -> None:
-        """Records a clip that was given a used-up generator."""
-        self._used_up += 1
-        self._cause = _USED_UP
-
-    def miss(self, *, has_parameters: bool) -> None:
-        """Records a clip of parameters that no optimizer holds, followed by a step with gradients that no clip saw."""
-        self.add(_ELSEWHERE if has_parameters else _NO_PARAMETERS)
-
-    def add(self, cause: str) -> None:
-        """Counts a clip without a gradient."""
-        self._in_vain += 1
-        self._cause = self._cause or cause
-
-    def finding(self, site: Site) -> Finding | None:
-        """Returns a finding if the line clipped nothing often enough to be sure."""
-        is_certain = self.is_open and self._in_vain >= FEWEST_CLIPS
-        number = self._used_up + (self._in_vain if is_certain else 0)
-        if not number:
-            return None
-        return finding(Fault.CLIP_OF_NOTHING, site, number, self.calls, unit="clips", facts=self._cause)

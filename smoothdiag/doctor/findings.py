@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any, Final
 
 from smoothdiag.console import counted
+from smoothdiag.doctor.frameworks import place, place_to_read
 from smoothdiag.doctor.sites import Site
 
 _PAGE: Final = "docs/doctor.md"
@@ -14,6 +15,7 @@ _SETTINGS: Final = {
     "transformers": "max_grad_norm of TrainingArguments",
     "lightning": "gradient_clip_val of the Trainer",
     "pytorch_lightning": "gradient_clip_val of the Trainer",
+    "trl": "max_grad_norm of TrainingArguments",
 }
 """The setting that makes a library clip, by the name of the library."""
 
@@ -50,11 +52,52 @@ class Fault(Enum):
         "Clip between backward() and zero_grad(), and give this line the parameters that the optimizer steps. Call "
         "model.parameters() anew for each clip or pass a list, because a generator can be used only once.",
     )
+    CLIP_OF_DUPLICATES = (
+        Severity.ERROR,
+        "The clip was given {facts} more than once. It counted such a gradient several times in the norm and "
+        "multiplied it several times, so it shortened it more than the others.",
+        "Give each parameter once, as model.parameters() does: list(dict.fromkeys(parameters)).",
+    )
+    CLIP_OF_UNUSED_GRADIENTS = (
+        Severity.ERROR,
+        "No step used the gradients that this line clipped. They were thrown away, and the step that came instead used "
+        "nothing that a clip had seen.",
+        "Give this line the parameters of the optimizer that steps next, between its backward() and its step, and "
+        "zero gradients only before backward().",
+    )
+    CLIP_OF_A_PART = (
+        Severity.WARNING,
+        "The clip limited one part of the gradient: {facts}.",
+        "Give this line all parameters that the optimizer steps. If you leave some out on purpose, nothing is wrong.",
+    )
+    CLIP_WITH_UNUSED_GRADIENTS = (
+        Severity.WARNING,
+        "The norm that this line compared with its threshold also counted {facts} that the next step did not use. It "
+        "shortened the step by more than the step's own gradient asks for.",
+        "Give this line only the parameters of the optimizer that steps next, or zero the other gradients before it.",
+    )
     CLIP_PER_MICRO_BATCH = (
         Severity.ERROR,
         "A backward pass added to a gradient that this line had already clipped. Every clip shortened the sum so far, "
         "so earlier micro-batches count less than later ones.",
         "Clip once, after the last backward() of the step and right before the optimizer's step.",
+    )
+    THRESHOLD_WITHOUT_MEANING = (
+        Severity.ERROR,
+        "{other}.",
+        "Give a positive, finite threshold. To switch clipping off, leave the call out.",
+    )
+    STEP_WITH_USED_GRADIENTS = (
+        Severity.ERROR,
+        "The step used gradients that a step had already used: no backward pass came in between, and nothing zeroed "
+        "them. The loop moved twice as far as one clipped gradient allows.",
+        "Step once for each gradient. Under a GradScaler, scaler.step(optimizer) takes the step: delete "
+        "optimizer.step().",
+    )
+    STEP_OF_SCALED_GRADIENTS = (
+        Severity.ERROR,
+        "The step used gradients that were still multiplied by the factor of the GradScaler.",
+        "Call scaler.step(optimizer) in place of optimizer.step(), and scaler.unscale_(optimizer) before any clip.",
     )
     CLIP_NEVER_BINDS = (
         Severity.NOTE,
@@ -185,8 +228,12 @@ def finding(
     other: str = "",
     facts: str = "",
     change: str = "",
+    framework: str = "",
 ) -> Finding:
-    """Returns a finding with the texts of its fault; ``change`` replaces the fault's own advice."""
+    """Returns a finding with the texts of its fault; ``change`` replaces the fault's own advice.
+
+    ``framework`` helps with the steps, in a loop that shows no other framework.
+    """
     severity, what, usual = fault.value
     names = {"other": other, "facts": facts}
     return Finding(
@@ -197,7 +244,7 @@ def finding(
         of=of,
         unit=unit,
         site=site,
-        change=_for_library(fault, site, change or usual.format(**names)),
+        change=_for_library(fault, site, change or usual.format(**names), site.framework or framework),
         link=f"{_PAGE}#{fault.slug}",
     )
 
@@ -213,15 +260,32 @@ def worst_first(findings: list[Finding]) -> list[Finding]:
     return sorted(kept, key=lambda each: (order.index(each.severity), each.file, each.line))
 
 
-def _for_library(fault: Fault, site: Site, change: str) -> str:
-    """Returns what to change; a call that a library made is changed through a setting of that library."""
+_PLACED: Final = frozenset((
+    Fault.CLIP_AFTER_STEP,
+    Fault.CLIP_OF_NOTHING,
+    Fault.CLIP_OF_SCALED_GRADIENTS,
+    Fault.CLIP_OF_UNUSED_GRADIENTS,
+    Fault.CLIP_PER_MICRO_BATCH,
+    Fault.STALE_GRADIENTS,
+))  # fmt: skip
+"""Faults of lines that stand in the wrong place."""
+_OF_LOOPS: Final = frozenset((Fault.CLIP_OF_SCALED_GRADIENTS, Fault.STALE_GRADIENTS))
+"""Faults with a remedy of their own in a loop that calls backward() and step() itself."""
+
+
+def _for_library(fault: Fault, site: Site, change: str, framework: str) -> str:
+    """Returns what to change: a framework has its own place for a clip, and settings for the clips that it makes."""
     package, _, function = site.through.partition(".")
-    if not site.inside:
+    framework = framework or (package if package == "accelerate" else "")
+    is_own = not site.inside or "clip" in function  # the line named asks for the clip, perhaps through a library
+    if is_own and fault in _PLACED and place(framework, by_itself=fault in _OF_LOOPS):
+        own_place = place(framework, by_itself=fault in _OF_LOOPS)
+        if fault is Fault.CLIP_OF_NOTHING:
+            return f"{own_place} Give the clip model.parameters(), called anew each time, or a list."
+        return own_place + (place_to_read(framework) if fault is Fault.STALE_GRADIENTS else "")
+    if is_own:
         return change
-    if "clip" in function:  # the line named asks for the clip, through a library
-        is_waiting = package == "accelerate" and fault is Fault.CLIP_PER_MICRO_BATCH
-        return "Put this line under `if accelerator.sync_gradients:`." if is_waiting else change
-    setting = _SETTINGS.get(package) if fault.slug.startswith("clip") else None
+    setting = _SETTINGS.get(package) if fault.slug.startswith(("clip", "threshold")) else None
     if setting is None:
         return f"{change} The call is a library's own; look for the setting that asks for it."
     if fault is Fault.CLIP_AS_NORM:

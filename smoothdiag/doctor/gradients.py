@@ -25,12 +25,13 @@ class Mark:
     Attributes:
         site: The line that the mark is about.
         known: Whether somebody has read the norm of the gradient from before the clip.
+        moment: How many backward passes and steps had come before.
     """
 
-    __slots__ = ("_gradient", "_version", "known", "site")
+    __slots__ = ("_gradient", "_version", "known", "moment", "site")
 
-    def __init__(self, gradient: Tensor | None, site: Site, *, known: bool = False) -> None:
-        self.site, self.known = site, known
+    def __init__(self, gradient: Tensor | None, site: Site, *, known: bool = False, moment: int = 0) -> None:
+        self.site, self.known, self.moment = site, known, moment
         self._gradient: weakref.ref[Tensor] | None = None
         self._version = -1
         self.renew(gradient)
@@ -39,6 +40,11 @@ class Mark:
         """Marks the gradient as it is now."""
         self._gradient = None if gradient is None else weakref.ref(gradient)
         self._version = version(gradient)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The marked gradient; ``None`` once it is gone."""
+        return None if self._gradient is None else self._gradient()
 
     def is_of(self, gradient: Tensor | None) -> bool:
         """Returns whether ``gradient`` is the marked one, even if it was written to since."""
@@ -65,15 +71,21 @@ class Owner:
         prints: Fingerprints of its gradients after the last scaled backward pass.
         early: Lines that have read a norm since its last step, before there was a new gradient.
         carries: Whether its gradients contain a gradient that a step has already used.
+        repeats: Whether its step is about to use gradients that all have been used.
+        since: How many backward passes and steps there were when its last step ended.
+        was_clipped: Whether its last step used a gradient that a clip had seen.
+        framework: The framework whose wrapper makes its steps; empty if none does.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = weakref.ref(optimizer)
-        self.steps = 0
+    def __init__(self, optimizer: torch.optim.Optimizer | None) -> None:
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+        self.steps = self.since = 0
         self.frame = 0
         self.closure: CodeType | None = None
         self.entered = self.left = -1
         self.makes_gradients = self.in_backward = self.scaled = self.carries = False
+        self.repeats = self.was_clipped = False
+        self.framework = ""
         self.step_site: Site | None = None
         self.prints: list[tuple[int, int]] = []
         self.early: list[Site] = []
@@ -82,12 +94,12 @@ class Owner:
 
     def is_of(self, optimizer: torch.optim.Optimizer) -> bool:
         """Returns whether this owner stands for ``optimizer``."""
-        return self._optimizer() is optimizer
+        return self._optimizer is not None and self._optimizer() is optimizer
 
     @property
     def parameters(self) -> list[Tensor]:
         """Its parameters; an empty list once the optimizer is gone."""
-        optimizer = self._optimizer()
+        optimizer = None if self._optimizer is None else self._optimizer()
         return [] if optimizer is None else [p for group in optimizer.param_groups for p in group["params"]]
 
     def fingerprints(self) -> list[tuple[int, int]]:
@@ -104,6 +116,11 @@ class Owner:
     def after_backward(self, first: Held | None) -> None:
         """Marks the accumulated gradient, by the first parameter that has one."""
         self._first, self._sum = first, None if first is None else Mark(first.gradient, NOWHERE)
+
+    @property
+    def has_sum(self) -> bool:
+        """Whether its gradients are as the latest backward pass left them, or as clips and steps did since."""
+        return self._first is not None and self._sum is not None and self._sum.is_of(self._first.gradient)
 
     def enter(self, frame: FrameType) -> bool:
         """Returns whether a step is the outermost: a subclass that calls super().step() fires the hooks twice."""
@@ -162,6 +179,12 @@ class Held:
         return self.stepped is not None and (self.gradient is None or self.live("stepped") is not None)
 
     @property
+    def is_limited(self) -> bool:
+        """Whether a clip has seen the gradient since the last step, even if something wrote to it afterwards."""
+        mark = self.clipped
+        return mark is not None and mark.moment >= self.owner.since and mark.is_of(self.gradient)
+
+    @property
     def is_known(self) -> bool:
         """Whether somebody has read the norm of this gradient from before any clip."""
         clipped = self.live("clipped")
@@ -199,12 +222,23 @@ def version(gradient: Tensor | None) -> int:
 def has_entries(gradients: Iterable[Tensor | None]) -> bool:
     """Returns whether any gradient has a nonzero entry; a gradient that cannot be inspected counts as if it had one."""
     there = [each for each in gradients if each is not None]
-    if not all(type(each) in _PLAIN and each.layout == torch.strided and not each.is_meta for each in there):
-        return True
-    if any(each.is_cuda for each in there) and torch.cuda.is_current_stream_capturing():
+    if not can_be_read(there):
         return True
     devices = {each.device for each in there}
     return any(bool(torch.stack([g.any() for g in there if g.device == device]).any()) for device in devices)
+
+
+def can_be_read(tensors: Iterable[Tensor]) -> bool:
+    """Returns whether entries may be looked at now: dense tensors of this process, outside of captured graphs."""
+    there = list(tensors)
+    if not all(type(each) in _PLAIN and each.layout == torch.strided and not each.is_meta for each in there):
+        return False
+    return not (any(each.is_cuda for each in there) and torch.cuda.is_current_stream_capturing())
+
+
+def is_kept(gradient: Tensor | None, mark: Mark) -> bool:
+    """Returns whether a gradient is still the marked one and was not set to zero."""
+    return gradient is not None and mark.is_of(gradient) and (mark.holds(gradient) or bool(local(gradient).any()))
 
 
 def mark_scaled(losses: Any) -> Any:

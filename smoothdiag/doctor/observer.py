@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from smoothdiag.doctor.counts import Binding, Count, Line
+from smoothdiag.console import counted
+from smoothdiag.doctor.by_hand import ByHand
+from smoothdiag.doctor.counts import Binding, Count
 from smoothdiag.doctor.findings import Fault, Finding, finding, worst_first
-from smoothdiag.doctor.gradients import Held, Mark, Owner, address, addresses, has_entries, is_part, is_sharded, local
+from smoothdiag.doctor.given import Call, mistaken, repeated
+from smoothdiag.doctor.gradients import Held, Mark, Owner, is_sharded, local
+from smoothdiag.doctor.micro_batches import MicroBatches
+from smoothdiag.doctor.register import Register
 from smoothdiag.doctor.shards import Shards
 from smoothdiag.doctor.sites import NOWHERE, Site
-
-
-@dataclass(frozen=True)
-class Call:
-    """A call that clips.
-
-    Attributes:
-        site: Its line.
-        returns_norm: Whether it returns the norm from before the clip and the caller uses that norm.
-        knows_norm: Whether the norm was passed to it.
-        is_used_up: Whether it was given a used-up generator of parameters.
-    """
-
-    site: Site
-    returns_norm: bool = False
-    knows_norm: bool = False
-    is_used_up: bool = False
+from smoothdiag.doctor.thresholds import effect, kind
+from smoothdiag.doctor.uses import Uses
+from smoothdiag.doctor.vain import Vain
 
 
 class Observer:
@@ -39,7 +28,7 @@ class Observer:
     Attributes:
         steps: Optimizer steps so far.
         shards: Norms of local shards.
-        has_shards: Whether a parameter is a DTensor.
+        register: The optimizers and their parameters.
         uses_scaler: Whether a GradScaler has scaled a loss so far.
         has_read_scale: Whether somebody has read the scaler's factor since the last backward pass.
         passes: Backward passes begun so far.
@@ -48,74 +37,56 @@ class Observer:
 
     def __init__(self) -> None:
         self.steps = 0
+        self.register = Register()
         self.shards = Shards(lambda site: self._count(Fault.NORM_OF_ONE_SHARD, site))
-        self.has_shards = False
         self.uses_scaler = self.has_read_scale = self.in_backward = self._is_scaled = False
         self.passes = 0
-        self._owners: dict[int, Owner] = {}
-        self._held: dict[int, Held] = {}
-        self._index: dict[tuple[int, int], Held] = {}
-        self._moved: dict[Held, None] = {}
-        self._at_risk: list[Held] = []
-        self._spoiled: dict[tuple[Held, Site], Mark] = {}
+        self._micro_batches = MicroBatches()
         self._before: list[tuple[Owner, list[tuple[int, int]]]] = []
         self._counts: dict[tuple[Fault, Site], Count] = {}
         self._bindings: dict[Site, Binding] = {}
-        self._lines: dict[Site, Line] = {}
-        self._in_vain: list[tuple[Line, bool]] = []
+        self._vain, self._uses = Vain(), Uses()
+        self._moment = 0
 
-    def own(self, optimizer: torch.optim.Optimizer) -> Owner:
-        """Returns the owner that stands for an optimizer; its parameters belong to that owner from now on."""
-        owner = self.owner(optimizer)
-        if owner is None:
-            self._owners = {key: each for key, each in self._owners.items() if each.parameters}
-            self._held = {key: each for key, each in self._held.items() if each.parameter() is not None}
-            owner = self._owners[id(optimizer)] = Owner(optimizer)
-        for p in owner.parameters:
-            known = self._held.get(id(p))
-            if known is None or known.parameter() is not p:
-                known = self._held[id(p)] = Held(p, owner)
-                self.has_shards = self.has_shards or is_sharded(p)
-            known.owner = owner
-        return owner
+    def update_by_hand(self, parameters: Iterable[Tensor]) -> None:
+        """Looks whether a loop without an optimizer has written to its parameters since the last look.
 
-    def owner(self, optimizer: torch.optim.Optimizer) -> Owner | None:
-        """Returns the owner that stands for an optimizer, if there is one."""
-        owner = self._owners.get(id(optimizer))
-        return owner if owner is not None and owner.is_of(optimizer) else None
+        Args:
+            parameters: The parameters of the backward pass or clip that is about to run.
+        """
+        hand = self.register.by_hand = self.register.by_hand or ByHand()
+        has_moved, is_old = hand.has_moved(), hand.has_old_gradients()
+        if hand.add(parameters) or has_moved:
+            for clip in self._micro_batches.lines(hand, by_hand=True):
+                self._count(Fault.CLIP_PER_MICRO_BATCH, clip, hand)
+            self._vain.before_step(
+                hand, [each for each in self.register.held(hand.parameters) if each.gradient is not None]
+            )
+            hand.entered = self.passes
+            self.after_step(hand, is_seen=is_old)
+        self.register.own_by_hand(hand.parameters, hand)
+        hand.copy()
 
-    def held(self, parameters: Iterable[Tensor]) -> list[Held]:
-        """Returns the parameters that a known optimizer holds."""
-        found = ((p, self._held.get(id(p))) for p in parameters)
-        return [each for p, each in found if each is not None and each.parameter() is p]
-
-    def find(self, tensors: Iterable[Any]) -> list[tuple[Held, bool]]:
-        """Returns the parameters whose gradients these tensors are, and whether each tensor is one rank's shard."""
-        if not self._held:
-            return []
-        if self._moved:
-            self._index |= addresses(self._moved)
-            self._moved = {}
-        found = []
-        for tensor in tensors:
-            where = address(tensor)
-            if where is None:
-                continue
-            held = self._index.get(where)
-            if (held is None or held.address != where) and self.in_backward:  # gradients come one by one
-                held = next((each for each in self._held.values() if each.address == where), None)
-            if held is not None and held.address == where:
-                found.append((held, is_part(held.gradient) and not is_sharded(tensor)))
-        return found
+    def threshold(self, call: Call) -> None:
+        """Checks the threshold of a clip."""
+        what = "" if call.limit is None else kind(call.limit)
+        if call.limit is not None and what and (what != "infinity" or not call.returns_norm):
+            text = effect("clip_value" if call.by_value else "max_norm", call.limit)
+            self._count(Fault.THRESHOLD_WITHOUT_MEANING, call.site, other=text)
 
     def before_clip(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> bool:
         """Checks the order of calls before a clip; returns whether the clip can limit a step."""
-        self._moved |= dict.fromkeys(held)
-        if self._is_late(held, call.site):
+        self.register.moved(held)
+        if call.is_after_step:
+            self._count(Fault.CLIP_AFTER_STEP, call.site, held[0].owner)
+        if call.is_after_step or self._is_late(held, call.site):
             return False
-        self._look(parameters, held, call)
-        if all(each.gradient is None for each in held):
+        if self._vain.clip(parameters, held, call, ()) or all(each.gradient is None for each in held):
             return False
+        if not call.by_value and (number := repeated(parameters)):
+            self._count(Fault.CLIP_OF_DUPLICATES, call.site, held[0].owner, counted(number, "parameter"))
+        if self.in_backward:  # a hook clips each gradient as soon as it is there
+            self._micro_batches.before_clip_in_backward(held)
         for owner in {each.owner: None for each in held}:
             if owner.scaled and not self.has_read_scale and owner.fingerprints() == owner.prints:
                 self._count(Fault.CLIP_OF_SCALED_GRADIENTS, call.site, owner)
@@ -123,15 +94,30 @@ class Observer:
             self._read(held, call.site)
         return True
 
+    def find(self, tensors: Iterable[Any]) -> list[tuple[Held, bool]]:
+        """Returns the parameters whose gradients these tensors are, and whether each tensor is one rank's shard."""
+        return self.register.find(tensors, in_backward=self.in_backward)
+
+    def after_update_of_gradients(self) -> None:
+        """Records that gradients were written to, in a loop without an optimizer."""
+        if self.register.by_hand is not None:
+            self.register.by_hand.renew()
+
     def after_clip(self, held: Sequence[Held], known: Sequence[bool], call: Call) -> None:
         """Marks the gradients as clipped; ``known`` says which norms had been read before."""
+        if self._vain.has_missed(call.site):
+            return
         for each, was_known in zip(held, known, strict=True):
-            each.clipped = Mark(each.gradient, call.site, known=was_known or call.returns_norm or call.knows_norm)
+            is_known = was_known or call.returns_norm or call.knows_norm
+            each.clipped = Mark(each.gradient, call.site, known=is_known, moment=self._moment)
+        if call.limit is not None and not all(each.is_used_up for each in held):
+            self._uses.clip(call.site, held, call.limit, by_value=call.by_value)
 
     def clip_of_others(self, parameters: Sequence[Tensor], call: Call) -> None:
         """Checks a clip of parameters that no watched optimizer holds; frozen parameters are ignored."""
-        if self._owners and (not parameters or any(getattr(p, "requires_grad", False) for p in parameters)):
-            self._look(parameters, [], call)
+        is_meant = not parameters or any(getattr(p, "requires_grad", False) for p in parameters)
+        if self.register.all and (is_meant or mistaken(parameters, self.register.all)):
+            self._vain.clip(parameters, [], call, self.register.all)
 
     def bind(self, held: Sequence[Held], site: Site, norm: Any, threshold: Any) -> None:
         """Counts whether a clip changed the gradient."""
@@ -164,95 +150,104 @@ class Observer:
     def before_backward(self, is_scaled: bool) -> None:
         """Records which gradients a backward pass is about to add to, and whether its loss is scaled."""
         self.shards.settle()
+        self._uses.before_backward()
         self.passes += 1
+        self._moment += 1
         self.in_backward, self._is_scaled = True, is_scaled
-        self._spoiled = {key: mark for key, mark in self._spoiled.items() if _is_kept(key[0].gradient, mark)}
-        self._at_risk = [each for each in self._held.values() if each.live("clipped") and not each.is_used_up]
-        for owner in self._owners.values():
+        self._micro_batches.before_backward(self.register.all)
+        for owner in self.register.owners:
             owner.before_backward()
         if self.uses_scaler:
-            self._before = [(owner, owner.fingerprints()) for owner in self._owners.values()]
+            self._before = [(owner, owner.fingerprints()) for owner in self.register.owners]
 
     def after_backward(self) -> None:
         """Checks which gradients a backward pass has written."""
         self.in_backward = False
-        self._moved = dict.fromkeys(self._held.values())
-        for each in self._at_risk:
-            if each.clipped is not None and not each.live("clipped"):
-                self._spoiled[each, each.clipped.site] = Mark(each.gradient, each.clipped.site)
-        self._at_risk = []
+        self.register.moved(self.register.all)
+        self._micro_batches.after_backward()
         for owner, before in self._before:
             now = owner.fingerprints()
             if now != before:
                 owner.scaled, owner.prints = self._is_scaled, now
         self._before, self.has_read_scale = [], False
-        for owner in self._owners.values():
+        if self.register.by_hand is not None:
+            self.register.by_hand.copy()
+        for owner in self.register.owners:
             owner.after_backward(self._first(owner))
-        for line in self._lines.values():
-            line.is_given = line.is_given or has_entries(each.gradient for each in line.missing)
+        self._vain.after_backward()
 
-    def before_step(self, owner: Owner, site: Site | None, hook: str) -> None:
-        """Checks the gradients that the step is about to use; ``site`` is given if its line matters."""
+    def before_step(self, owner: Owner, site: Callable[[], Site], hook: str, *, divides: bool) -> None:
+        """Checks the gradients that the step is about to use.
+
+        Args:
+            owner: The optimizer that steps.
+            site: Returns the line of the step.
+            hook: A hook that sees gradients with a GradScaler's factor, by its place.
+            divides: Whether the step itself divides by that factor.
+        """
         owner.entered = self.passes
-        if self._in_vain:
-            stepped = [each for each in self.held(owner.parameters) if each.gradient is not None]
-            if stepped and not any(each.live("clipped") for each in stepped):
-                for line, has_parameters in self._in_vain:
-                    line.miss(has_parameters=has_parameters)
-            self._in_vain = []
-        for (each, clip), mark in self._spoiled.items():
-            if each.owner is owner and mark.is_of(each.gradient):
-                self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
-        if site is None:
-            return
-        if owner.closure is not None:
+        held = self.register.held(owner.parameters)
+        stepped = [each for each in held if each.gradient is not None]
+        self._vain.before_step(owner, stepped)
+        self._uses.before_step(stepped)
+        self._count_spoiled(owner)
+        owner.repeats = all(each.is_used_up for each in stepped) and owner.has_sum
+        if owner.scaled and not divides and not self.has_read_scale and owner.fingerprints() == owner.prints:
+            self._count(Fault.STEP_OF_SCALED_GRADIENTS, site(), owner)
+        if owner.closure is not None and owner.early:
+            here = site()
             for early in owner.early:
                 # A line above the step, in the same function, was meant for the coming step; other lines may be right.
-                if (early.file, early.function) == (site.file, site.function) and early.line < site.line:
+                if (early.file, early.function) == (here.file, here.function) and early.line < here.line:
                     self._count(Fault.STALE_GRADIENTS, early, owner)
         if hook:
-            self._count(Fault.SCALED_GRADIENTS_IN_HOOK, site, owner, hook)
+            self._count(Fault.SCALED_GRADIENTS_IN_HOOK, site(), owner, hook)
 
-    def after_step(self, owner: Owner) -> None:
-        """Marks the gradients as used."""
+    def before_scaled_step(self, owner: Owner) -> None:
+        """Records that a GradScaler decides whether to take a step."""
+        self._uses.meant(owner)
+
+    def after_step(self, owner: Owner, site: Callable[[], Site] | None = None, *, is_seen: bool = True) -> None:
+        """Marks the gradients as used; ``is_seen`` unless new gradients came since, which the step cannot have used."""
         owner.frame = 0
         owner.early.clear()
         owner.makes_gradients, owner.left = self.passes > owner.entered, self.passes
+        held = self.register.held(owner.parameters)
+        if site is not None:
+            if owner.makes_gradients:
+                self._count_spoiled(owner)
+            elif owner.repeats:
+                self._count(Fault.STEP_WITH_USED_GRADIENTS, site(), owner)
+            self._uses.after_step(owner, held)
         owner.steps += 1
+        self._moment += 1
+        owner.since = self._moment
         self.steps = max(self.steps, owner.steps)
-        held = self.held(owner.parameters)
-        for each in held:
+        for each in held if is_seen else []:
             each.stepped = Mark(each.gradient, NOWHERE)
-        self._moved |= dict.fromkeys(held)
-        self._spoiled = {key: mark for key, mark in self._spoiled.items() if key[0].owner is not owner}
+        self.register.moved(held)
+        self._micro_batches.forget(owner)
 
     def findings(self) -> list[Finding]:
         """Returns the findings so far, worst first."""
         found = [
-            finding(fault, site, each.number, each.possible(self.steps), other=each.other)
+            finding(
+                fault,
+                site,
+                each.number,
+                each.possible(self.steps),
+                other=each.other,
+                facts=each.other,
+                framework=each.framework,
+            )
             for (fault, site), each in self._counts.items()
         ]
-        for counted in (self._bindings, self._lines):
-            found += [said for site, each in counted.items() if (said := each.finding(site)) is not None]
-        return worst_first(found)
-
-    def _look(self, parameters: Sequence[Tensor], held: Sequence[Held], call: Call) -> None:
-        """Checks whether a clip has a gradient to clip."""
-        line = self._lines.setdefault(call.site, Line())
-        line.calls += 1
-        if call.is_used_up:
-            line.use_up()
-        elif line.is_open and has_entries(getattr(p, "grad", None) for p in parameters):
-            line.close()
-        elif line.is_open and held:
-            line.lose(list(held))
-        elif line.is_open:
-            self._in_vain.append((line, bool(parameters)))
+        found += [said for site, each in self._bindings.items() if (said := each.finding(site)) is not None]
+        return worst_first(found + self._vain.findings() + self._uses.findings())
 
     def _first(self, owner: Owner) -> Held | None:
         """Returns the first parameter of an owner that has a gradient."""
-        held = (self._held.get(id(p)) for p in owner.parameters)
-        return next((each for each in held if each is not None and each.gradient is not None), None)
+        return next((each for each in self.register.held(owner.parameters) if each.gradient is not None), None)
 
     def _is_late(self, held: Sequence[Held], site: Site) -> bool:
         fresh = {each.owner for each in held if not each.is_used_up}
@@ -261,6 +256,9 @@ class Observer:
         if gone is not None:
             self._count(Fault.CLIP_AFTER_OPTIMIZER_IN_BACKWARD, site, gone, str(gone.step_site))
         if fresh or gone is not None:
+            for owner in used if fresh and gone is None else []:
+                if owner.left == self.passes and not owner.was_clipped and not owner.makes_gradients:
+                    self._count(Fault.CLIP_AFTER_STEP, site, owner)
             return not fresh
         # If there are no gradients, they were removed after the step, or the latest backward pass made none here.
         if all(each.gradient is None for each in held) and any(owner.left != self.passes for owner in used):
@@ -268,6 +266,10 @@ class Observer:
         fault = Fault.STALE_GRADIENTS if any(owner.makes_gradients for owner in used) else Fault.CLIP_AFTER_STEP
         self._count(fault, site, used[0])
         return True
+
+    def _count_spoiled(self, owner: Owner) -> None:
+        for clip in self._micro_batches.lines(owner):
+            self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
 
     def _read(self, held: Sequence[Held], site: Site) -> None:
         for each in held:
@@ -281,8 +283,3 @@ class Observer:
     def _count(self, fault: Fault, site: Site, owner: Owner | None = None, other: str = "") -> None:
         """Counts a fault once per step of the optimizer concerned."""
         self._counts.setdefault((fault, site), Count(other)).add(owner, self.steps if owner is None else owner.steps)
-
-
-def _is_kept(gradient: Tensor | None, mark: Mark) -> bool:
-    """Returns whether a gradient is still the marked one and was not set to zero."""
-    return gradient is not None and mark.is_of(gradient) and (mark.holds(gradient) or bool(local(gradient).any()))

@@ -38,10 +38,10 @@ class Report:
         return {"steps": self.steps, "findings": [each.to_dict() for each in self.findings]}
 
     def __str__(self) -> str:
-        return as_text(self.findings, self.steps, self.exit_code)
+        return as_text(self.findings, self.steps, self.exit_code, by_hand=self._observer.register.by_hand is not None)
 
 
-def as_text(findings: list[Finding], steps: int, exit_code: int = 0) -> str:
+def as_text(findings: list[Finding], steps: int, exit_code: int = 0, *, by_hand: bool = False) -> str:
     """Returns a table of the findings, followed by an explanation of each."""
     if not steps and not findings:
         if exit_code:
@@ -52,11 +52,11 @@ def as_text(findings: list[Finding], steps: int, exit_code: int = 0) -> str:
         return (
             "smoothdiag doctor: no optimizer step was seen in this process, so there was nothing to check. Either the "
             "script ended before its first step, or it trains where the doctor does not see it: in processes that the "
-            "script starts (start the ranks with torchrun and the doctor in each of them), in compiled steps, or in "
-            "threads that outlive the script."
+            "script starts (start the ranks with torchrun and the doctor in each of them), in compiled steps, in "
+            "threads that outlive the script, or in updates by hand of gradients that no backward() of a loss made."
         )
     found = counted(len(findings), "finding") if findings else "no findings"
-    head = f"smoothdiag doctor: {found} in {counted(steps, 'step')}"
+    head = f"smoothdiag doctor: {found} in {counted(steps, 'step')}{' taken by hand' if by_hand else ''}"
     if not findings:
         return f"{head}."
     rows = [("severity", "finding", "seen", "line")]

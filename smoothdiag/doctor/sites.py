@@ -19,6 +19,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from smoothdiag.doctor.frameworks import around, is_framework, is_installed
+
 _OWN = f"{Path(__file__).parents[1]}{os.sep}"
 _BETWEEN = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent}{os.sep}", "<frozen")
 _INSTALLED = (
@@ -41,6 +43,7 @@ class Site:
         inside: The line of a library that made the call for this line, as ``"file:line"``; empty if no library did.
         through: The function that this line called in that library, or in another library that uses it, as
             ``"package.function"``.
+        framework: The framework whose loop or helper the line is part of; empty if it is part of none.
     """
 
     file: str
@@ -48,6 +51,7 @@ class Site:
     function: str
     inside: str = ""
     through: str = ""
+    framework: str = ""
 
     @property
     def code(self) -> str:
@@ -75,21 +79,27 @@ def is_own(frame: FrameType | None) -> bool:
 
 def is_library(file: str) -> bool:
     """Returns whether a file belongs to Python, to an installed package or to smoothdiag."""
-    return _is_within(file, _LIBRARIES)
+    return _is_within(file, _LIBRARIES) or is_installed(file)
+
+
+def _is_of_library(frame: FrameType) -> bool:
+    """Returns whether a frame runs code of a library, or of a known framework wherever that lies."""
+    return is_library(frame.f_code.co_filename) or is_framework(str(frame.f_globals.get("__name__", "")))
 
 
 def call_site(frame: FrameType | None) -> Site:
     """Returns the innermost line of the user's code at or above ``frame``, or else the line that comes closest."""
     direct = caller(frame)
     mine, called = direct, direct
-    while mine is not None and is_library(mine.f_code.co_filename):
+    while mine is not None and _is_of_library(mine):
         mine, called = mine.f_back, mine
     if direct is None or called is None:
         return NOWHERE
     if mine is None or mine is direct:
-        return _site(direct)
+        return _site(direct, framework=around(direct))
     package = str(called.f_globals.get("__name__", "")).partition(".")[0]
-    return _site(mine, f"{direct.f_code.co_filename}:{direct.f_lineno}", f"{package}.{called.f_code.co_name}")
+    inside = f"{direct.f_code.co_filename}:{direct.f_lineno}"
+    return _site(mine, inside, f"{package}.{called.f_code.co_name}", around(direct))
 
 
 def is_result_used(frame: FrameType | None) -> bool:
@@ -119,11 +129,13 @@ class StepCode:
     Attributes:
         methods: Code of the optimizers themselves.
         called_back: Code of the closures and hooks that they call.
+        after: Code of the hooks that they call after a step.
     """
 
     def __init__(self) -> None:
         self.methods: set[CodeType] = set()
         self.called_back: set[CodeType] = set()
+        self.after: set[CodeType] = set()
         self._kinds: set[type] = set()
 
     def add(self, optimizer: Optimizer) -> None:
@@ -135,12 +147,17 @@ class StepCode:
         for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             hooks = getattr(optimizer, name, {})  # a wrapper of another optimizer may have none
             self.called_back |= _codes(hooks.values())
+        self.after |= _codes(getattr(optimizer, "_optimizer_step_post_hooks", {}).values())
 
     def closure(self, candidates: Iterable[Any]) -> CodeType | None:
         """Adds the closure among the arguments of a step, if there is one, and returns its code."""
         codes = _codes(candidates)
         self.called_back |= codes
         return next(iter(codes), None)
+
+    def is_after_step(self, frame: FrameType | None) -> bool:
+        """Returns whether ``frame`` runs in a hook that an optimizer calls after its step."""
+        return self.nearest(frame) in {*self.after, *_codes(_global_optimizer_post_hooks.values())}
 
     def nearest(self, frame: FrameType | None) -> CodeType | None:
         """Returns the innermost code of a step at or above ``frame``; ``None`` outside of steps."""
@@ -170,8 +187,8 @@ def _codes(functions: Iterable[Any]) -> set[CodeType]:
     return {code for each in functions if (code := code_of(each)) is not None}
 
 
-def _site(frame: FrameType, inside: str = "", through: str = "") -> Site:
-    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, inside, through)
+def _site(frame: FrameType, inside: str = "", through: str = "", framework: str = "") -> Site:
+    return Site(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, inside, through, framework)
 
 
 @functools.cache

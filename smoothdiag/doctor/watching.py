@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import GeneratorType
 from typing import Any, Final
@@ -18,23 +18,27 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from smoothdiag.adapters.wrappers import innermost, pending_scale
-from smoothdiag.doctor.gradients import Owner, is_scaled, mark_scaled
-from smoothdiag.doctor.observer import Call, Observer
+from smoothdiag.doctor.by_hand import leaves
+from smoothdiag.doctor.frameworks import helper
+from smoothdiag.doctor.given import Call
+from smoothdiag.doctor.gradients import Owner, is_scaled
+from smoothdiag.doctor.observer import Observer
 from smoothdiag.doctor.patches import Patches
+from smoothdiag.doctor.reading import Reading
 from smoothdiag.doctor.report import Report
+from smoothdiag.doctor.scaling import Scaling
 from smoothdiag.doctor.sites import (
     Site,
     StepCode,
     call_site,
     caller,
     hook_on_gradients,
-    is_library,
     is_own,
     is_result_used,
 )
 
 Function = Callable[..., Any]
-_TENSORS: Final = ("input", "self", "x")
+_LIMITS: Final = ("max_norm", "clip_value")
 _LARGEST: Final = math.sqrt(torch.finfo(torch.float32).max)
 """The largest norm in single precision: the square of a larger one is infinite."""
 
@@ -71,14 +75,19 @@ def watch(model: nn.Module, *optimizers: Optimizer) -> Iterator[Report]:
                 "Parameter `optimizers` should be torch.optim.Optimizers that hold parameters of `model`. "
                 f"Found {type(optimizer).__name__}."
             )
-    with watch_all(is_watched) as watcher:
+    with watch_all(is_watched, holds=lambda p: id(p) in mine) as watcher:
         for optimizer in optimizers:
             watcher.own(optimizer)
         yield Report(watcher.observer)
 
 
 @contextmanager
-def watch_all(is_watched: Callable[[Optimizer], bool] | None = None, *, steps: int | None = None) -> Iterator[Watcher]:
+def watch_all(
+    is_watched: Callable[[Optimizer], bool] | None = None,
+    *,
+    holds: Callable[[Tensor], bool] | None = None,
+    steps: int | None = None,
+) -> Iterator[Watcher]:
     """Watches every optimizer, or those that ``is_watched`` accepts, from their making or their first step on.
 
     Only the thread that makes the first optimizer is watched. Reading a gradient while another thread writes it would
@@ -86,14 +95,17 @@ def watch_all(is_watched: Callable[[Optimizer], bool] | None = None, *, steps: i
 
     Args:
         is_watched: Whether to watch an optimizer.
+        holds: Whether to watch a parameter in a loop without an optimizer; ``None`` watches all.
         steps: After how many steps to raise ``StepsDone``.
     """
     with Patches() as patches:
-        watcher = Watcher(patches, is_watched, steps)
+        watcher = Watcher(patches, is_watched, holds, steps)
         try:
             yield watcher
         finally:
             watcher.observer.shards.settle()
+            if not watcher.observer.register.has_optimizers:
+                watcher.observer.update_by_hand(())
 
 
 class StepsDone(BaseException):
@@ -106,15 +118,21 @@ class Watcher:
     Args:
         patches: The stack that puts the original functions back.
         is_watched: Whether to watch an optimizer; ``None`` watches all.
+        holds: Whether to watch a parameter in a loop without an optimizer; ``None`` watches all.
         steps: After how many steps to raise ``StepsDone``.
     """
 
     def __init__(
-        self, patches: Patches, is_watched: Callable[[Optimizer], bool] | None = None, steps: int | None = None
+        self,
+        patches: Patches,
+        is_watched: Callable[[Optimizer], bool] | None = None,
+        holds: Callable[[Tensor], bool] | None = None,
+        steps: int | None = None,
     ) -> None:
         self.observer = Observer()
         self._patches, self._sees_all, self._limit = patches, is_watched is None, steps
         self._is_watched = is_watched or (lambda optimizer: True)
+        self._holds = holds or (lambda parameter: True)
         self._depth = 0
         self._is_busy = False
         self._iterators: dict[Site, Any] = {}  # the latest iterator that each line gave to a clip
@@ -124,14 +142,9 @@ class Watcher:
         patches.redirect(utils.clip_grad_norm_, self._on_clip)
         patches.redirect(utils.clip_grad_value_, self._on_clip)
         patches.redirect(utils.clip_grads_with_norm_, self._on_clip)
-        patches.redirect(utils.get_total_norm, self._on_total_norm)
-        # Tensor.norm and torch.norm call vector_norm; torch.jit.script would reject replacements of the two callers.
-        for owner, name in ((torch.linalg, "vector_norm"), (torch.linalg, "norm"), (torch, "_foreach_norm")):
-            patches.replace(owner, name, self._on_norm)
+        Reading(self.observer, patches, self._code, self._is_off, self._run)
         patches.replace(torch.autograd, "backward", self._on_backward)
-        patches.replace(torch.amp.GradScaler, "scale", self._on_scale)
-        patches.replace(torch.amp.GradScaler, "unscale_", self._on_unscale)
-        patches.replace(torch.amp.GradScaler, "get_scale", self._on_get_scale)
+        Scaling(self.observer, patches, self._is_off, lambda each: self.own(each) if self._is_watched(each) else None)
         patches.replace(Optimizer, "__init__", self._on_new_optimizer)
         patches.callback(register_optimizer_step_pre_hook(self._before_step).remove)
         patches.callback(register_optimizer_step_post_hook(self._after_step).remove)
@@ -141,10 +154,24 @@ class Watcher:
         if self._thread is None:
             self._thread = threading.get_ident()
         self._code.add(optimizer)
-        owner = self.observer.own(innermost(optimizer))
-        if self.observer.has_shards and not self.observer.shards.is_watching:
+        owner = self.observer.register.own(innermost(optimizer))
+        if self.observer.register.has_shards and not self.observer.shards.is_watching:
             self.observer.shards.watch(self._patches)
         return owner
+
+    def look_at_updates(self, parameters: Iterable[Tensor]) -> None:
+        """Looks for updates written by hand, in a loop that no optimizer is part of.
+
+        Raises:
+            StepsDone: If there have been as many as were asked for.
+        """
+        if not self.observer.register.has_optimizers:
+            self._run(lambda: self.observer.update_by_hand(p for p in parameters if self._holds(p)))
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._limit is not None and self.observer.steps >= self._limit:
+            raise StepsDone
 
     def _is_off(self) -> bool:
         """Returns whether to ignore a call: it is traced, part of another watched call, or from another thread."""
@@ -178,7 +205,10 @@ class Watcher:
                 site,
                 returns_norm="norm_type" in signature.parameters and is_result_used(frame),
                 knows_norm="total_norm" in signature.parameters,
+                is_after_step=self._code.is_after_step(frame),
                 is_used_up=is_used_up,
+                limit=_limit(bound.arguments),
+                by_value="clip_value" in signature.parameters,
             )
             run = functools.partial(original, *bound.args, **bound.kwargs)
             return self._watched_clip(parameters, bound.arguments, call, run)
@@ -188,17 +218,20 @@ class Watcher:
     def _watched_clip(
         self, parameters: list[Tensor], arguments: dict[str, Any], call: Call, run: Callable[[], Any]
     ) -> Any:
-        observer, held = self.observer, self.observer.held(parameters)
-        threshold = arguments.get("max_norm")
-        limit = 0.0 if threshold is None else float(threshold)
-        is_as_norm = limit > _LARGEST
+        observer, is_by_norm = self.observer, not call.by_value and call.limit is not None
+        if not observer.register.has_optimizers:
+            self.look_at_updates(p for p in parameters if getattr(p, "grad", None) is not None)
+        held = observer.register.held(parameters)
+        is_as_norm = is_by_norm and call.limit is not None and call.limit > _LARGEST
+        if held or self._sees_all:
+            observer.threshold(call)
         if not held:
             if not is_as_norm and (self._sees_all or not parameters):
                 observer.clip_of_others(parameters, call)
             return self._run(run)
         is_of_use = not is_as_norm and observer.before_clip(parameters, held, call)
         if is_as_norm:
-            observer.clip_as_norm(held, call.site, is_harmful=limit == math.inf)
+            observer.clip_as_norm(held, call.site, is_harmful=call.limit == math.inf and call.returns_norm)
         lasting = ("stepped", "clipped", "read") if is_as_norm else ("stepped",)
         marks = [(each, mark) for each in held for mark in each.marks(*lasting)]
         known = [each.is_known for each in held]
@@ -207,36 +240,10 @@ class Watcher:
             mark.renew(each.gradient)
         if not is_as_norm:
             observer.after_clip(held, known, call)
-        if threshold is not None and is_of_use:
-            observer.bind(held, call.site, arguments.get("total_norm", result), threshold)
+        if is_by_norm and is_of_use:
+            observer.bind(held, call.site, arguments.get("total_norm", result), call.limit)
+        observer.after_update_of_gradients()
         return result
-
-    def _on_norm(self, original: Function) -> Function:
-        def norm(*args: Any, **kwargs: Any) -> Any:
-            if self._is_off():
-                return original(*args, **kwargs)
-            given = args[0] if args else kwargs.get(next((each for each in _TENSORS if each in kwargs), ""))
-            found = self.observer.find(given if isinstance(given, list | tuple) else [given])
-            value = self._run(functools.partial(original, *args, **kwargs))
-            frame = sys._getframe(1)
-            if found and not is_own(caller(frame)):
-                code = self._code.nearest(frame)
-                if code not in self._code.methods:
-                    may_be_stale = code is None or not is_library(code.co_filename)
-                    self.observer.norm(found, call_site(frame), value, may_be_stale=may_be_stale)
-            return value
-
-        return norm
-
-    def _on_total_norm(self, original: Function) -> Function:
-        watched = self._on_norm(original)
-
-        def get_total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._is_off():
-                return original(tensors, *args, **kwargs)
-            return watched(tensors if isinstance(tensors, Tensor) else list(tensors), *args, **kwargs)
-
-        return get_total_norm
 
     def _run(self, run: Callable[[], Any]) -> Any:
         self._is_busy = True
@@ -251,6 +258,8 @@ class Watcher:
                 return original(*args, **kwargs)
             if self._depth == 0:
                 losses = args[0] if args else kwargs.get("tensors", ())
+                if not self.observer.register.has_optimizers:
+                    self.look_at_updates(leaves(losses))
                 self.observer.before_backward(self.observer.uses_scaler and is_scaled(losses))
             self._depth += 1
             try:
@@ -261,31 +270,6 @@ class Watcher:
                     self.observer.after_backward()
 
         return backward
-
-    def _on_scale(self, original: Function) -> Function:
-        def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-            scaled = original(scaler, *args, **kwargs)
-            if self._is_off() or not scaler.is_enabled():
-                return scaled
-            self.observer.uses_scaler = True
-            return mark_scaled(scaled)
-
-        return scale
-
-    def _on_unscale(self, original: Function) -> Function:
-        def unscale_(scaler: Any, optimizer: Optimizer) -> Any:
-            if not self._is_off() and scaler.is_enabled() and self._is_watched(optimizer):
-                self.own(optimizer).scaled = False
-            return original(scaler, optimizer)
-
-        return unscale_
-
-    def _on_get_scale(self, original: Function) -> Function:
-        def get_scale(scaler: Any) -> Any:
-            self.observer.has_read_scale = True  # the loop may be about to divide by the factor
-            return original(scaler)
-
-        return get_scale
 
     def _on_new_optimizer(self, original: Function) -> Function:
         def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
@@ -304,16 +288,24 @@ class Watcher:
         # The first argument is the optimizer.
         owner.closure = self._code.closure(each for each in (*args[1:], *kwargs.values()) if callable(each))
         owner.in_backward = self._depth > 0
-        hook = hook_on_gradients(optimizer) if pending_scale(optimizer) is not None else ""
-        needs_site = owner.in_backward or hook or (owner.closure is not None and owner.early)
-        site = call_site(frame) if needs_site else None
-        owner.step_site = site
-        self.observer.before_step(owner, site, hook)
+        owner.framework = owner.framework or helper(caller(frame))
+        divides = pending_scale(optimizer) is not None
+        hook = hook_on_gradients(optimizer) if divides else ""
+        owner.step_site = call_site(frame) if owner.in_backward else None
+        self._run(lambda: self.observer.before_step(owner, lambda: call_site(frame), hook, divides=divides))
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not self._is_off():
-            owner = self.observer.owner(innermost(optimizer))
+            owner = self.observer.register.owner(innermost(optimizer))
             if owner is not None and owner.frame == id(sys._getframe(1)):
-                self.observer.after_step(owner)
-                if self._limit is not None and self.observer.steps >= self._limit:
-                    raise StepsDone
+                frame = sys._getframe(1)
+                self._run(lambda: self.observer.after_step(owner, lambda: call_site(frame)))
+                self._end_if_done()
+
+
+def _limit(arguments: dict[str, Any]) -> float | None:
+    """Returns the threshold of a clip; ``None`` if it is no number, of which PyTorch will complain."""
+    try:
+        return next((float(arguments[each]) for each in _LIMITS if each in arguments), None)
+    except (TypeError, ValueError):
+        return None

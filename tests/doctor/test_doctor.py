@@ -19,6 +19,7 @@ from smoothdiag.doctor.watching import watch_all
 
 FOLDER = Path(__file__).parent / "scripts"
 FAULTY, CORRECT = (sorted((FOLDER / kind).glob("*.py")) for kind in ("faulty", "correct"))
+CELLS = sorted((Path(__file__).parent / "cells").glob("*.py"))
 RANKED = {"ddp", "fsdp2", "shard_norms"}
 """Scripts that are started once for each rank."""
 PLANTED = re.compile(r"# fault: ([a-z-]+) (\d+)/(\d+)")
@@ -52,7 +53,9 @@ def test_planted_fault_is_named_with_its_line(script) -> None:
 
 
 def test_every_fault_is_planted_somewhere() -> None:
-    assert {name for script in FAULTY for name, *_ in planted(script)} == {fault.slug for fault in Fault}
+    in_cells = {name for path in CELLS for name in re.findall(r"# fault: ([a-z-]+)", path.read_text())}
+    in_scripts = {name for script in FAULTY for name, *_ in planted(script)}
+    assert in_scripts | in_cells == {fault.slug for fault in Fault}
     assert all(planted(script) for script in FAULTY)
 
 

@@ -7,6 +7,7 @@ import functools
 import gc
 import itertools
 import math
+import re
 import site
 import sys
 import sysconfig
@@ -32,7 +33,7 @@ from smoothdiag.doctor.findings import finding
 from smoothdiag.doctor.gradients import has_entries, is_part
 from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.sites import call_site, caller, code_of, is_library, is_own, is_result_used
-from smoothdiag.doctor.watching import watch_all
+from smoothdiag.doctor.watching import StepsDone, watch_all
 
 
 class Run:
@@ -593,6 +594,75 @@ def test_setting_of_a_library_is_named_where_it_is_known(fault, through, change)
     assert ("a library's own" in found.change) is ("the setting" in change)
 
 
+def test_updates_by_hand_end_a_run_after_the_steps_asked_for() -> None:
+    run, updates = Run(), []
+
+    def loop():
+        for k in range(9):
+            run.model.zero_grad()
+            run.backward()
+            for p in run.model.parameters():
+                p.data.add_(p.grad, alpha=-0.1)
+            updates.append(k)
+
+    del run.optimizer
+    with pytest.raises(StepsDone), watch_all(steps=3) as watcher:
+        loop()
+    assert (len(updates), watcher.observer.steps) == (3, 3)
+
+
+def test_updates_by_hand_of_a_watched_model_are_counted_and_those_of_others_are_not() -> None:
+    run, other = Run(), Run()
+    with sd.doctor.watch(run.model) as report:
+        for each, number in ((run, 4), (other, 3)):
+            for _ in range(number):
+                each.model.zero_grad()
+                each.backward()
+                for p in each.model.parameters():
+                    p.data.add_(p.grad, alpha=-0.1)
+    assert report.steps == 4
+    assert str(report) == "smoothdiag doctor: no findings in 4 steps taken by hand."
+
+
+@pytest.mark.parametrize("clip", [clip_grad_norm_, clip_grad_value_])
+@pytest.mark.parametrize(("threshold", "does"), [
+    (-1.0, "uphill|set every entry to -1"), (0.0, "erased"), (math.nan, "every entry NaN"),
+    (-math.inf, "infinite, and every zero NaN|to -inf"), (math.inf, "ever shortened|never changes"),
+])  # fmt: skip
+def test_threshold_without_meaning_does_what_the_finding_says(clip, threshold, does) -> None:
+    run = Run()
+    with run.watch() as report:
+        run.backward()
+        before = [g.clone() for g in run.gradients]
+        clip(run.model.parameters(), threshold)
+    after, (found,) = run.gradients, report.findings
+    assert re.search(does, found.what)
+    assert (found.name, found.severity) == ("threshold-without-meaning", "error")
+    flat, was = torch.cat([g.flatten() for g in after]), torch.cat([g.flatten() for g in before])
+    is_norm = clip is clip_grad_norm_
+    if threshold == 0:
+        assert not flat.any()
+    elif math.isnan(threshold):
+        assert flat.isnan().all()
+    elif threshold == math.inf:
+        assert torch.equal(flat, was)
+    elif threshold == -math.inf:
+        assert (flat.isinf() | (was == 0)).all() if is_norm else (flat == -math.inf).all()
+    else:
+        assert ((flat * was) <= 0).all() if is_norm else (flat == -1).all()
+
+
+@pytest.mark.parametrize("threshold", [None, "one", []])
+def test_what_pytorch_says_of_thresholds_that_are_no_numbers_is_left_to_it(threshold) -> None:
+    run, said = Run(), []
+    run.backward()
+    for watch in (contextlib.nullcontext, run.watch):
+        with watch(), pytest.raises((TypeError, ValueError)) as error:
+            clip_grad_norm_(run.model.parameters(), threshold)
+        said.append((error.type, str(error.value)))
+    assert said[0] == said[1]
+
+
 def test_facts_of_a_clip_that_never_binds() -> None:
     run = Run()
     norms = []
@@ -611,20 +681,21 @@ def test_an_infinite_norm_poisons_the_gradients_as_the_finding_says() -> None:
     with run.watch() as report:
         run.backward()
         run.model[0].bias.grad[0] = math.inf
-        clip_grad_norm_(run.model.parameters(), math.inf)
+        norm = clip_grad_norm_(run.model.parameters(), math.inf)
+    assert norm == math.inf
     assert names(report) == ["clip-as-norm"]
     assert all(g.isnan().all() for g in run.gradients)
 
 
 def test_a_clip_at_infinity_reads_the_norm_all_the_same() -> None:
-    run = Run()
+    run, norms = Run(), []
     with run.watch() as report:
         run.backward()
-        clip_grad_norm_(run.model.parameters(), math.inf)
+        norms.append(clip_grad_norm_(run.model.parameters(), math.inf))
         clip_grad_norm_(run.model.parameters(), 0.01)
         run.optimizer.step()
         get_total_norm(run.gradients)
-        clip_grad_norm_(run.model.parameters(), math.inf)
+        norms.append(clip_grad_norm_(run.model.parameters(), math.inf))
         clip_grad_norm_(run.model.parameters(), 0.01)
     assert names(report) == ["clip-after-step", "clip-as-norm", "clip-as-norm"]
 
@@ -886,6 +957,30 @@ def test_folders_are_told_apart_by_their_whole_names() -> None:
     assert not is_own(mine())
     other = of_library("import sys\ncall = lambda: sys._getframe()", f"{torch.__path__[0]}vision/x.py")
     assert caller(other()).f_code is other.__code__
+
+
+@pytest.mark.parametrize(("file", "expected"), [
+    ("/usr/lib/python3/dist-packages/kit.py", True),
+    ("/opt/conda/lib/python3.10/site-packages/kit/fit.py", True),
+    ("/opt/conda/lib/python3.10/contextlib.py", True),
+    ("C:\\env\\Lib\\site-packages\\kit.py", True),
+    ("/env/kit-1.0-py3.11.egg/kit/fit.py", True),
+    ("/env/kit.zip/kit/fit.py", True),
+    ("/usr/lib/python311.zip/os.py", True),
+    ("/home/me/site-packages-demo/train.py", False),
+    ("/home/me/lib/python_tools/train.py", False),
+    ("/home/me/python3.11/train.py", False),
+])  # fmt: skip
+def test_library_is_known_by_any_layout_of_installed_packages(file, expected) -> None:
+    assert is_library(file) is expected
+
+
+def test_framework_that_is_installed_in_place_is_a_library_and_a_script_of_it_is_not() -> None:
+    fit = of_library("__name__ = 'transformers.trainer'\ndef call(f): return f()", "/home/me/src/trainer.py")
+    site = fit(here)
+    assert (site.code, site.through, site.framework) == ("site = fit(here)", "transformers.call", "transformers")
+    main = of_library("__name__ = '__main__'\ndef call(f): return f()", "/home/me/transformers/run.py")
+    assert main(lambda: call_site(sys._getframe(1))).file == "/home/me/transformers/run.py"
 
 
 def here():
