@@ -13,7 +13,7 @@ import pandas as pd
 from smoothdiag.clipping.rule import FALLBACK_PERCENTILE
 from smoothdiag.console import counted
 from smoothdiag.logs.outliers import FEWEST, SPIKE_RULE, Array, Mask, Spike, find_pile, find_spikes
-from smoothdiag.logs.reading import ESTIMATOR
+from smoothdiag.logs.table import ESTIMATOR
 
 if TYPE_CHECKING:
     from smoothdiag.trace import Trace
