@@ -212,22 +212,23 @@ def _trace(
             columns[role][at] = part.value
             is_bad[at] |= ~np.isfinite(part.value)
     if (rate := chosen["lr"]) is not None:
-        columns["lr"] = _rates(tables, rate, next(iter(found)), merged, step)
+        columns["lr"] = _rates(tables, rate, parts, step)
     return LogTrace(_small(step), columns, is_bad)
 
 
 def _small(step: Numbers) -> Numbers:
-    kind = np.int32 if len(step) and np.abs(step).max() < 2**31 else np.int64
+    kind = np.int32 if len(step) and -(2**31) <= step.min() and step.max() < 2**31 else np.int64
     return step.astype(kind, copy=False)
 
 
-def _rates(tables: Sequence[Table], rate: str, norm: str, merged: Mapping[str, Series], step: Numbers) -> Numbers:
+def _rates(tables: Sequence[Table], rate: str, merged: Sequence[Series], step: Numbers) -> Numbers:
     """Returns the learning rate of the entries that each row was read from; NaN where they have none."""
     series = series_of(tables, rate, None, None)
-    rates = np.full(len(step), np.nan, dtype=series.value.dtype if series.value.dtype.kind == "f" else np.float64)
-    for part in merged.values():
-        at = np.searchsorted(series.where, part.where)
-        at = np.minimum(at, max(len(series) - 1, 0))
+    if all(np.array_equal(series.where, part.where) for part in merged):
+        return series.value
+    rates = np.full(len(step), np.nan)
+    for part in merged:
+        at = np.minimum(np.searchsorted(series.where, part.where), max(len(series) - 1, 0))
         same = series.where[at] == part.where if len(series) else np.zeros(len(part), dtype=np.bool_)
         rates[np.searchsorted(step, part.step[same])] = series.value[at[same]]
     return rates

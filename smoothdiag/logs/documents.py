@@ -28,6 +28,21 @@ METRICS: Final = "metrics"
 """Folder of a run of MLflow with one file for each metric, of lines "timestamp value step"."""
 
 
+def may_be_document(start: str) -> bool:
+    """Whether a text that begins like this may be one JSON document, and not a line of one after the other."""
+    try:
+        json.loads(start)
+    except json.JSONDecodeError as error:
+        # A document that is cut off is wrong at its end alone.
+        return error.pos > max(0, len(start) - _LONGEST_VALUE) and not error.msg.startswith("Extra data")
+    except RecursionError:
+        return True
+    return True
+
+
+_LONGEST_VALUE: Final = 1 << 14
+
+
 def add_document(text: str, store: Store, problems: list[str]) -> bool:
     """Adds the entries of a JSON document; returns whether the text is one.
 

@@ -11,10 +11,9 @@ from typing import Final
 
 from smoothdiag.logs.assembling import assembled
 from smoothdiag.logs.columns import listed
-from smoothdiag.logs.documents import LARGEST, add_document, add_folder, is_folder_log
+from smoothdiag.logs.documents import LARGEST, add_document, add_folder, is_folder_log, may_be_document
 from smoothdiag.logs.lines import LineReader
 from smoothdiag.logs.opening import blocks
-from smoothdiag.logs.shapes import json_of
 from smoothdiag.logs.store import Store
 from smoothdiag.logs.table import LogTrace
 from smoothdiag.logs.tables import TableReader, looks_like_table
@@ -187,33 +186,23 @@ def read_log(
 def _read_file(source: Path, reader: LogReader) -> None:
     text = blocks(source, reader.problems)
     first = next(text, "")
-    if _may_be_document(first):
-        # Lines of JSON may look like a document too, but only their first line is one.
-        kept, size = [first], len(first)
-        if not _is_object(first.lstrip().split("\n", 1)[0]) or "\n" not in first.strip():
-            for block in text:
-                kept.append(block)
-                size += len(block)
-                if size > LARGEST:
-                    break
-            if size <= LARGEST and add_document("".join(kept), reader.store, reader.problems):
-                return
-        text = chain(kept, text)
-    else:
-        text = chain([first], text)
-    for block in text:
+    kept = [first]
+    if may_be_document(first):
+        size = len(first)
+        for block in text:
+            kept.append(block)
+            size += len(block)
+            if size > LARGEST:
+                raise ValueError(
+                    f"`{source}` should be a JSON document of at most {LARGEST >> 20} million characters. Found more; "
+                    "write it as JSON lines, with one entry in each."
+                )
+        if add_document("".join(kept), reader.store, reader.problems):
+            return
+    for block in chain(kept, text):
         lines = block.split("\n")
         is_cut = bool(lines[-1])
         reader.feed(lines if is_cut else lines[:-1], is_cut=is_cut)
-
-
-def _is_object(line: str) -> bool:
-    found = json_of(line)
-    return found is not None and line.lstrip().startswith("{")
-
-
-def _may_be_document(text: str) -> bool:
-    return text.lstrip()[:1] in ("{", "[")
 
 
 def describe_columns(trace: LogTrace) -> str:

@@ -47,31 +47,41 @@ class Column:
     def __init__(self) -> None:
         self._parts: list[npt.NDArray[Any] | range] = []
         self._tail = array("d")
+        self._num_full = 0
 
     def extend(self, values: Iterable[float]) -> None:
         """Adds numbers at the end."""
         self._tail.extend(values)
         while len(self._tail) >= PART:
-            self._parts.append(_compact(np.array(self._tail[:PART]), is_late=len(self._parts) >= NUM_EXACT))
-            self._tail = self._tail[PART:]
+            part, self._tail = np.array(self._tail[:PART]), self._tail[PART:]
+            self._parts.append(_compact(part, is_late=self._num_full >= NUM_EXACT))
+            self._num_full += 1
 
     def values(self) -> npt.NDArray[Any]:
-        """Returns all numbers."""
-        parts = [np.arange(part.start, part.stop) if isinstance(part, range) else part for part in self._parts]
-        return np.concatenate([*parts, np.array(self._tail)]) if not parts else _joined(parts, np.array(self._tail))
+        """Returns all numbers; the store keeps them as one array from then on."""
+        if self._tail or not self._parts:
+            self._parts.append(_compact(np.array(self._tail), is_late=self._num_full >= NUM_EXACT))
+            self._tail = array("d")
+        joined = _joined(self._parts)
+        self._parts = [joined]
+        return joined
 
 
-def _joined(parts: list[npt.NDArray[Any]], tail: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Returns the parts as one array, of whole numbers or of 32 bits if all parts are."""
-    is_late = parts[-1].dtype != np.float64
-    small = _compact(tail, is_late=is_late)
-    if isinstance(small, range):
-        small = np.arange(small.start, small.stop, dtype=np.int32)
-    kind = np.result_type(*{part.dtype for part in (*parts, small)}) if len(tail) else np.result_type(*parts)
-    # Whole numbers beside numbers of 32 bits would make 64 of them.
-    if len(parts) > NUM_EXACT and kind == np.float64:
+def _joined(parts: Sequence[npt.NDArray[Any] | range]) -> npt.NDArray[Any]:
+    """Returns parts as one array, of whole numbers if all parts are."""
+    if len(parts) == 1 and not isinstance(parts[0], range):
+        return parts[0]
+    kinds = {np.dtype(np.int32) if isinstance(part, range) else part.dtype for part in parts}
+    # Numbers of 64 bits stay as they are, unless there are so many that most have 32.
+    kind = np.result_type(*kinds)
+    if kind == np.float64 and np.dtype(np.float32) in kinds:
         kind = np.dtype(np.float32)
-    return np.concatenate([part.astype(kind, copy=False) for part in (*parts, small)])
+    joined = np.empty(sum(map(len, parts)), dtype=kind)
+    end = 0
+    for part in parts:
+        begin, end = end, end + len(part)
+        joined[begin:end] = np.arange(part.start, part.stop) if isinstance(part, range) else part
+    return joined
 
 
 def _compact(part: npt.NDArray[np.float64], *, is_late: bool) -> npt.NDArray[Any] | range:

@@ -46,6 +46,11 @@ class LogTrace(Trace):
     def _rows(self, rows: list[dict[str, Any]]) -> None:
         self._made = rows or None
 
+    @property
+    def is_as_read(self) -> bool:
+        """Whether the rows are those of the log, and nobody has asked for them or added one."""
+        return self._made is None
+
     def __len__(self) -> int:
         return len(self.step) if self._made is None else len(self._made)
 
