@@ -54,7 +54,16 @@ def assembled(
         raise ValueError(f"`{source}` should be a log of named values. Found no entry with names{noted(problems)}.")
     if {"smoothness", "estimator"} <= set(columns):
         raise ValueError(f"`{source}` should be a log. Found a trace, which `Trace.read` and `smoothdiag fit` read.")
-    chosen = {role: column_of(role, asked[role], columns, source) for role in ("grad_norm", "loss", "lr")}
+    tables = rows_of_training(store, asked, source, problems)
+    filled_in = {name for table in tables for name in table.names}
+    chosen: dict[str, str | None] = {}
+    # Columns without values are meant only if there are no others.
+    for names in ([name for name in columns if name in filled_in], columns):
+        for role in ("grad_norm", "loss", "lr"):
+            among = columns if asked[role] is not None else names
+            chosen[role] = column_of(role, asked[role], among, source)
+        if chosen["grad_norm"] is not None or chosen["loss"] is not None:
+            break
     roles = [name for role in ("grad_norm", "loss") if (name := chosen[role]) is not None]
     if asked["step"] is not None:
         column_of("step", asked["step"], columns, source)
@@ -63,7 +72,7 @@ def assembled(
             f"Parameter `grad_norm` should name the column of gradient norms in `{source}`: no column has a usual name "
             f"for gradient norms or losses. Found the columns {listed(columns)}.{_scalar_hint(columns)}"
         )
-    tables = rows_of_run(rows_of_training(store, asked, roles, source, problems), run, source, roles)
+    tables = rows_of_run(tables, run, source, roles)
     chosen["step"] = counter_of(tables, roles, asked["step"], columns, source)
     epoch = _epoch_of(tables, roles)
     chosen["step"], found = _series(tables, roles, chosen["step"], epoch)
@@ -217,7 +226,7 @@ def _trace(
 
 
 def _small(step: Numbers) -> Numbers:
-    kind = np.int32 if len(step) and -(2**31) <= step.min() and step.max() < 2**31 else np.int64
+    kind = np.int32 if len(step) and step.min() >= -(2**31) and step.max() < 2**31 else np.int64
     return step.astype(kind, copy=False)
 
 

@@ -82,26 +82,25 @@ def column_of(role: str, asked: str | None, columns: Sequence[str], source: str)
     return (exact or found)[0]
 
 
-def rows_of_training(
-    store: Store, asked: Mapping[str, str | None], roles: Sequence[str], source: str, problems: list[str]
-) -> list[Table]:
-    """Returns the tables with rows of training.
+def rows_of_training(store: Store, asked: Mapping[str, str | None], source: str, problems: list[str]) -> list[Table]:
+    """Returns the tables with rows of training, or all tables if a column that was asked for is in no other.
 
     Raises:
         ValueError: If every row is of other data.
     """
     tables = [*store.tables.values()]
+    wanted = {name for role in ("grad_norm", "loss") if (name := asked[role]) is not None}
     by_kind: Counter[str] = Counter()
     for table in tables:
-        if set(roles) & set(table.names):
+        if wanted & set(table.names) if wanted else {"grad_norm", "loss"} & set(map(role_of, table.names)):
             by_kind[table.context.kind] += table.length
     kinds = {"train"} if by_kind["train"] else {"train", "summary"}
-    if by_kind["validation"] and not any(by_kind[kind] for kind in kinds) and not (asked["loss"] or asked["grad_norm"]):
-        raise ValueError(
-            f"`{source}` should have rows of training. Found {counted(by_kind['validation'], 'row')}, each with a word "
-            "for validation or test; to read them all the same, name the column as `loss`"
-        )
-    if not any(by_kind[kind] for kind in kinds):
+    if not any(by_kind[kind] for kind in kinds) and by_kind["validation"]:
+        if not wanted:
+            raise ValueError(
+                f"`{source}` should have rows of training. Found {counted(by_kind['validation'], 'row')}, each with a "
+                "word for validation or test; to read them all the same, name the column as `loss`."
+            )
         kinds |= {"validation"}
     kept = [table for table in tables if table.context.kind in kinds]
     ranks = sorted({table.context.rank for table in kept if table.context.rank >= 0})
@@ -181,12 +180,13 @@ def series_of(tables: Sequence[Table], column: str, step: str | None, epoch: str
     if not parts:
         nothing = np.empty(0)
         return Series(nothing, nothing, nothing, nothing)
-    if len(parts) == 1:
-        return parts[0]
-    joined = Series(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("where", "step", "epoch", "value"))
-    )
-    return joined.kept(np.argsort(joined.where, kind="stable"))
+    names = ("where", "step", "epoch", "value")
+    joined = parts[0]
+    if len(parts) > 1:
+        joined = Series(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    # Lines that were read by a pattern come into the store behind others of their block.
+    is_sorted = bool(np.all(joined.where[1:] > joined.where[:-1]))
+    return joined if is_sorted else joined.kept(np.argsort(joined.where, kind="stable"))
 
 
 def filled(

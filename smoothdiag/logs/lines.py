@@ -32,11 +32,17 @@ class Shape:
     """Lines that differ in their numbers alone."""
 
     def __init__(
-        self, pattern: re.Pattern[str], names: Sequence[str], scales: Sequence[float], context: Context
+        self,
+        pattern: re.Pattern[str],
+        names: Sequence[str],
+        scales: Sequence[float],
+        context: Context,
+        *,
+        is_json: bool,
     ) -> None:
         self.match = pattern.fullmatch
         self.names, self.scales, self.context = names, scales, context
-        self.is_json = pattern.pattern.startswith(r"\{")
+        self.is_json = is_json
         self.rows: list[tuple[str, ...]] = []
         self.where: list[int] = []
         self.hits = 0
@@ -161,7 +167,7 @@ class LineReader:
             return
         values = [by_name[name] for name in wanted]
         if all(_agrees(value, entry[value.name]) for value in values) and at < self._store.count:
-            self._learn(line, values, read, context)
+            self._learn(line, values, read, context, is_json=line.startswith("{"))
 
     def _read_words(self, line: str) -> None:
         read = read_line(line)
@@ -191,13 +197,13 @@ class LineReader:
         if len(wanted) == len(use):
             self._learn(line, values, read, context)
 
-    def _learn(self, line: str, values: list[Value], read: Line, context: Context) -> None:
+    def _learn(self, line: str, values: list[Value], read: Line, context: Context, *, is_json: bool = False) -> None:
         if len(self._shapes) - self._num_idle >= NUM_SHAPES and values:
             return
         if (pattern := pattern_of(line, values, read.fixed)) is not None:
             names = [value.name for value in sorted(values, key=lambda value: value.start)]
             scales = [number("1", value.unit) for value in sorted(values, key=lambda value: value.start)]
-            self._shapes.append(Shape(pattern, names, scales, context))
+            self._shapes.append(Shape(pattern, names, scales, context, is_json=is_json))
 
     def _without(self) -> None:
         self.num_without += 1

@@ -103,7 +103,7 @@ RUN_COLUMNS: Final = RUN_NAMES | {"name", "id"}
 SPLIT_NAMES: Final = frozenset(("mode", "split", "phase", "stage", "subset", "partition", "dataset_split", "context"))
 """Fields that say which data a row belongs to, such as `mode` of mmdetection."""
 
-VALIDATION: Final = r"val|valid|validation|validating|eval|evaluation|evaluate|evaluating|test|testing|dev"
+VALIDATION: Final = r"val|valid|validate|validation|validating|eval|evaluate|evaluation|evaluating|test|testing|dev"
 
 IS_VALIDATION: Final = re.compile(rf"(?<![\w/.\\-])(?:{VALIDATION})(?![\w/\\]|[.-]\w)", re.IGNORECASE)
 """Finds a word that says that a line belongs to other data than those of training; parts of paths do not count."""
