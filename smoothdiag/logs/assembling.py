@@ -22,6 +22,7 @@ from smoothdiag.logs.columns import (
 from smoothdiag.logs.counting import recounted
 from smoothdiag.logs.documents import SCALAR
 from smoothdiag.logs.names import note_of, role_of
+from smoothdiag.logs.shapes import COUNTER
 from smoothdiag.logs.store import Store, Table
 from smoothdiag.logs.table import LogTrace
 
@@ -131,12 +132,14 @@ def _series(
     found = [
         filled(series_of(tables, role, step, epoch), tables, step, epoch, is_continued=is_continued) for role in roles
     ]
-    if step is not None:
+    # The last batch of every epoch: 20/20.
+    is_still = step == COUNTER and len(found[0]) > 1 and bool(np.all(found[0].step == found[0].step[0]))
+    if step is not None and not is_still:
         return step, found
     epochs = found[0].epoch
     if len(epochs) > 1 and bool(np.all(epochs == np.floor(epochs)) and np.all(np.diff(epochs) > 0)):
         return epoch, [Series(one.where, one.epoch, one.epoch, one.value) for one in found]
-    return None, [Series(one.where, one.where, one.epoch, one.value) for one in found]
+    return None, [Series(one.where, one.places, one.epoch, one.value) for one in found]
 
 
 def _checked(series: Series, step: str | None, problems: list[str]) -> Series:
@@ -220,8 +223,9 @@ def _trace(
             columns[role] = np.full(len(step), np.nan)
             columns[role][at] = part.value
             is_bad[at] |= ~np.isfinite(part.value)
-    if (rate := chosen["lr"]) is not None:
-        columns["lr"] = _rates(tables, rate, parts, step)
+    rates = series_of(tables, chosen["lr"], None, None) if chosen["lr"] is not None else None
+    if rates is not None and len(rates):
+        columns["lr"] = _rates(rates, parts, step)
     return LogTrace(_small(step), columns, is_bad)
 
 
@@ -230,15 +234,14 @@ def _small(step: Numbers) -> Numbers:
     return step.astype(kind, copy=False)
 
 
-def _rates(tables: Sequence[Table], rate: str, merged: Sequence[Series], step: Numbers) -> Numbers:
+def _rates(series: Series, merged: Sequence[Series], step: Numbers) -> Numbers:
     """Returns the learning rate of the entries that each row was read from; NaN where they have none."""
-    series = series_of(tables, rate, None, None)
-    if all(np.array_equal(series.where, part.where) for part in merged):
+    if all(part.has_places_of(series) for part in merged):
         return series.value
     rates = np.full(len(step), np.nan)
     for part in merged:
-        at = np.minimum(np.searchsorted(series.where, part.where), max(len(series) - 1, 0))
-        same = series.where[at] == part.where if len(series) else np.zeros(len(part), dtype=np.bool_)
+        at = np.minimum(np.searchsorted(series.places, part.places), len(series) - 1)
+        same = series.places[at] == part.places
         rates[np.searchsorted(step, part.step[same])] = series.value[at[same]]
     return rates
 
@@ -253,7 +256,7 @@ def _merged(series: Series) -> tuple[Series, Numbers]:
     same = rows.step[1:] == rows.step[:-1]
     before, after = rows.value[:-1], rows.value[1:]
     changed = same & (before != after) & ~(np.isnan(before) & np.isnan(after))
-    return rows.kept(np.append(~same, True)), rows.where[1:][changed]
+    return rows.kept(np.append(~same, True)), rows.places[1:][changed]
 
 
 def _check_norms(trace: LogTrace, column: str | None, source: str, problems: list[str]) -> None:

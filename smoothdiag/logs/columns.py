@@ -34,7 +34,7 @@ class Series:
         value: The values.
     """
 
-    where: Numbers
+    where: Numbers | range
     step: Numbers
     epoch: Numbers
     value: Numbers
@@ -42,9 +42,20 @@ class Series:
     def __len__(self) -> int:
         return len(self.where)
 
+    @property
+    def places(self) -> Numbers:
+        """The numbers of the entries as an array."""
+        return np.asarray(self.where)
+
+    def has_places_of(self, other: Series) -> bool:
+        """Whether the values stand in the same entries as others."""
+        if isinstance(self.where, range) and isinstance(other.where, range):
+            return self.where == other.where
+        return np.array_equal(self.places, other.places)
+
     def kept(self, keep: Numbers) -> Series:
         """Returns the entries of a mask or an index."""
-        return Series(self.where[keep], self.step[keep], self.epoch[keep], self.value[keep])
+        return Series(self.places[keep], self.step[keep], self.epoch[keep], self.value[keep])
 
 
 def listed(columns: Sequence[str]) -> str:
@@ -166,9 +177,9 @@ def series_of(tables: Sequence[Table], column: str, step: str | None, epoch: str
     """Returns the values of a column with the steps and epochs beside them or, for continued lines, before them."""
     parts = []
     for table in tables:
-        if column in table.names:
-            where = table.where.values()
-            unknown = np.broadcast_to(np.float32(np.nan), where.shape)
+        if column in table.names and not table.columns[column].is_forgotten:
+            where = table.where.places()
+            unknown = np.broadcast_to(np.float32(np.nan), len(where))
             parts.append(
                 Series(
                     where,
@@ -185,8 +196,9 @@ def series_of(tables: Sequence[Table], column: str, step: str | None, epoch: str
     if len(parts) > 1:
         joined = Series(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
     # Lines that were read by a pattern come into the store behind others of their block.
-    is_sorted = bool(np.all(joined.where[1:] > joined.where[:-1]))
-    return joined if is_sorted else joined.kept(np.argsort(joined.where, kind="stable"))
+    if isinstance(joined.where, range) or bool(np.all(joined.where[1:] > joined.where[:-1])):
+        return joined
+    return joined.kept(np.argsort(joined.where, kind="stable"))
 
 
 def filled(
@@ -195,15 +207,15 @@ def filled(
     """Returns the values with steps and epochs that earlier lines without values name."""
     steps, epochs = series.step, series.epoch
     if is_continued and step is not None:
-        steps = _filled(steps, series.where, series_of(tables, step, None, None))
+        steps = _filled(steps, series.places, series_of(tables, step, None, None))
     if epoch is not None and len(epochs) and np.isnan(epochs).all():
-        epochs = _filled(epochs, series.where, series_of(tables, epoch, None, None))
+        epochs = _filled(epochs, series.places, series_of(tables, epoch, None, None))
     return Series(series.where, steps, epochs, series.value)
 
 
 def _filled(values: Numbers, where: Numbers, known: Series) -> Numbers:
     if not len(known):
         return values
-    at = np.searchsorted(known.where, where, side="right") - 1
+    at = np.searchsorted(known.places, where, side="right") - 1
     before = np.where(at >= 0, known.value[np.maximum(at, 0)], np.nan)
     return np.where(np.isnan(values), before, values)

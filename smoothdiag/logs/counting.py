@@ -67,7 +67,7 @@ def recounted(
     step, keep = _recounted(shared, column, total, run, source, problems)
     if step is shared.step and bool(keep.all()):
         return list(series)
-    at = [np.searchsorted(shared.where, one.where) for one in series]
+    at = [np.searchsorted(shared.places, one.places) for one in series]
     return [
         Series(one.where, step[place], one.epoch, one.value).kept(keep[place])
         for one, place in zip(series, at, strict=True)
@@ -77,7 +77,7 @@ def recounted(
 def _shared(series: Sequence[Series]) -> Series | None:
     """Returns the rows of all columns in the order of the log; None if the columns follow each other."""
     first = series[0]
-    if all(np.array_equal(one.where, first.where) for one in series[1:]):
+    if all(one.has_places_of(first) for one in series[1:]):
         return first
     bounds = sorted((one.where[0], one.where[-1]) for one in series if len(one))
     if all(before[1] < after[0] for before, after in pairwise(bounds)) and len(bounds) > 1:

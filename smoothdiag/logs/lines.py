@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from smoothdiag.console import counted
-from smoothdiag.logs.names import RUN_NAMES, SPLIT_NAMES, plain, role_of
+from smoothdiag.logs.names import RANK_NAMES, RUN_NAMES, SPLIT_NAMES, plain, role_of
 from smoothdiag.logs.shapes import Line, Value, json_of, number, read_line
 from smoothdiag.logs.store import Context, Store, context_of
 
@@ -182,8 +182,8 @@ class LineReader:
             if value.unit and value.unit not in "kKMGBT" and value.name not in self._store.units:
                 self._store.units[value.name] = {value.unit}
         roles = {role_of(value.name) for value in use}
-        # A step or a rank alone says nothing, unless later lines continue it.
-        if not use or roles <= {"rank"} or (roles <= {"lr"} and not read.is_continuation):
+        # A rate alone says nothing, unless later lines continue it.
+        if not use or (roles <= {"lr"} and not read.is_continuation):
             self._without()
             if self._num_idle < NUM_IDLE and len(use) == len(wanted):
                 self._num_idle += 1
@@ -210,7 +210,7 @@ class LineReader:
         self.first_without = self.first_without or self.num_lines
 
 
-_TEXT_FIELDS: Final = RUN_NAMES | SPLIT_NAMES
+_TEXT_FIELDS: Final = RANK_NAMES | RUN_NAMES | SPLIT_NAMES
 
 
 def _agrees(value: Value, found: object) -> bool:

@@ -89,7 +89,6 @@ USUAL: Final[Mapping[str, Sequence[Name]]] = {
         Name("learning_rate_group0", "OLMo optim.py"),
     ),
     "epoch": (Name("epoch", MANY), Name("train_epoch", "torch examples mnist/main.py"), Name("ep", MANY)),
-    "rank": (Name("rank", "torchrun; DeepSpeed utils/logging.py"),),
 }
 
 RUN_NAMES: Final = frozenset(
@@ -99,6 +98,9 @@ RUN_NAMES: Final = frozenset(
 
 RUN_COLUMNS: Final = RUN_NAMES | {"name", "id"}
 """Columns that name the run of a row in a table."""
+
+RANK_NAMES: Final = frozenset(("rank", "global_rank", "process_index"))
+"""Fields that say which process wrote a row (torchrun, DeepSpeed, accelerate)."""
 
 SPLIT_NAMES: Final = frozenset(("mode", "split", "phase", "stage", "subset", "partition", "dataset_split", "context"))
 """Fields that say which data a row belongs to, such as `mode` of mmdetection."""

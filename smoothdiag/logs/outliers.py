@@ -85,7 +85,8 @@ def _far(scale: Array, *, is_norm: bool) -> tuple[Mask, Array]:
 
 def find_pile(norm: Array) -> Mask:
     """Returns which norms make up a pile; none if there is no pile."""
-    x = np.sort(norm[norm > 0])
+    x = norm[norm > 0]
+    x.sort()
     nothing = np.zeros(len(norm), dtype=np.bool_)
     if len(x) == 0:
         return nothing

@@ -38,6 +38,8 @@ EPOCH_OF: Final = re.compile(r"\[\s*(\d+)\s*/\s*\d+\s*\]\s*\[\s*\d+\s*/")  # Swi
 RANK: Final = re.compile(r"(?<![a-z])rank\s*[:=_]?\s*(\d+)|\[default(\d+)\]|^\s*(\d+):\s+(?=\S)", re.IGNORECASE)
 SUMMARY: Final = re.compile(r"\|\s*train\s*\|")  # fairseq: means over the epoch, beside lines of train_inner
 
+_EMPTY: Final = re.compile(r"\w+\s*[:=]\s*(?:n/?a|none|null|-+)(?!\w)", re.IGNORECASE)  # litgpt: val: n/a
+
 _SCALES: Final = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 
 
@@ -108,7 +110,7 @@ def read_line(line: str) -> Line:
             Value(name, match["value"], unit, int(total or 0), match.start("value"), match.end("value"), is_clear)
         )
     outside.append(line[end:])
-    rest = " ".join(outside)
+    rest = _EMPTY.sub("", " ".join(outside))
     if not has_step:
         values += _counter(line)
     if (found := EPOCH_OF.search(line)) and not any(role_of(value.name) == "epoch" for value in values):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.logs.names import IS_VALIDATION, RUN_NAMES, SPLIT_NAMES, place, plain
+from smoothdiag.logs.names import IS_VALIDATION, RANK_NAMES, RUN_NAMES, SPLIT_NAMES, place, plain, role_of
 from smoothdiag.rows import shown
 
 Entry = Mapping[str, Any]
@@ -17,6 +18,9 @@ Entry = Mapping[str, Any]
 PART: Final = 1 << 18
 NUM_EXACT: Final = 4
 """Parts of a column that keep 64 bits of each number; later parts keep 32, which is more digits than a log prints."""
+
+NUM_RATES: Final = 1 << 22
+"""Rows beyond which learning rates are kept only if they were asked for, because the review makes nothing of them."""
 
 NUM_NAMES: Final = 100_000
 """Most names of columns that are kept; a log with more of them writes names that count."""
@@ -48,9 +52,12 @@ class Column:
         self._parts: list[npt.NDArray[Any] | range] = []
         self._tail = array("d")
         self._num_full = 0
+        self.is_forgotten = False
 
     def extend(self, values: Iterable[float]) -> None:
         """Adds numbers at the end."""
+        if self.is_forgotten:
+            return
         self._tail.extend(values)
         while len(self._tail) >= PART:
             part, self._tail = np.array(self._tail[:PART]), self._tail[PART:]
@@ -65,6 +72,20 @@ class Column:
         joined = _joined(self._parts)
         self._parts = [joined]
         return joined
+
+    def places(self) -> npt.NDArray[Any] | range:
+        """Returns all numbers, as a range if they are one."""
+        spans = [part for part in self._parts if isinstance(part, range)]
+        tail = _compact(np.array(self._tail), is_late=False) if self._tail else range(0)
+        if len(spans) == len(self._parts) and isinstance(tail, range):
+            spans += [tail] if tail else []
+            if spans and all(before.stop == after.start for before, after in pairwise(spans)):
+                return range(spans[0].start, spans[-1].stop)
+        return self.values()
+
+    def forget(self) -> None:
+        """Forgets all numbers, and those to come; NaN stand for them."""
+        self.is_forgotten, self._parts, self._tail = True, [], array("d")
 
 
 def _joined(parts: Sequence[npt.NDArray[Any] | range]) -> npt.NDArray[Any]:
@@ -101,11 +122,12 @@ def _is_range(whole: npt.NDArray[np.int32]) -> bool:
 class Table:
     """The entries of a log that have the same names and belong to the same."""
 
-    def __init__(self, context: Context, names: Sequence[str]) -> None:
+    def __init__(self, context: Context, names: Sequence[str], asked: Collection[str] = ()) -> None:
         self.context, self.names = context, tuple(names)
         self.where = Column()
         self.columns = {name: Column() for name in names}
         self.length = 0
+        self._rates = [name for name in names if role_of(name) == "lr" and name not in asked]
 
     def extend(self, where: Sequence[int], columns: Sequence[Sequence[float]]) -> None:
         """Adds entries: their numbers in the log, and one sequence of values for each name."""
@@ -113,6 +135,9 @@ class Table:
         for column, values in zip(self.columns.values(), columns, strict=True):
             column.extend(values)
         self.length += len(where)
+        if self.length > NUM_RATES:
+            while self._rates:
+                self.columns[self._rates.pop()].forget()
 
 
 class Store:
@@ -167,7 +192,7 @@ class Store:
         """Returns the table of entries with these names."""
         key = (context, tuple(names))
         if key not in self.tables:
-            self.tables[key] = Table(context, names)
+            self.tables[key] = Table(context, names, self.asked)
         return self.tables[key]
 
     def note_unread(self, name: str, value: object) -> None:
@@ -179,12 +204,19 @@ class Store:
 def context_of(entry: Entry, context: Context = TRAINING) -> Context:
     """Returns what an entry belongs to, by the fields that name its data and its run."""
     for name, value in entry.items():
-        if isinstance(value, str) and (known := plain(name)) in _TEXTS:
+        if (known := plain(name)) in RANK_NAMES:
+            context = context._replace(rank=rank_of(value))
+        elif isinstance(value, str) and known in _TEXTS:
             if known in SPLIT_NAMES:
                 context = context._replace(kind="validation") if IS_VALIDATION.search(value) else context
             else:
                 context = context._replace(run=value)
     return context
+
+
+def rank_of(value: object) -> int:
+    """Returns the number of a process; -1 if the value is none."""
+    return int(value) if isinstance(value, int | float | str) and str(value).isdigit() else -1
 
 
 _TEXTS: Final = SPLIT_NAMES | RUN_NAMES

@@ -10,8 +10,8 @@ from itertools import islice
 from typing import Final
 
 from smoothdiag.console import counted
-from smoothdiag.logs.names import IS_VALIDATION, RUN_COLUMNS, SPLIT_NAMES, place, plain
-from smoothdiag.logs.store import Context, Store
+from smoothdiag.logs.names import IS_VALIDATION, RANK_NAMES, RUN_COLUMNS, SPLIT_NAMES, place, plain
+from smoothdiag.logs.store import Context, Store, rank_of
 
 DELIMITERS: Final = ",;\t"
 
@@ -57,7 +57,7 @@ class TableReader:
         self._short: list[str] = []
         self._contexts: dict[tuple[str, ...], Context] = {}
         self._num_longer = self._num_broken = self._num_means = 0
-        self._has_range = False
+        self._range: dict[int, tuple[int, int]] = {}
         self.runs: Counter[str] = Counter()
 
     def feed(self, lines: Iterable[str]) -> None:
@@ -92,10 +92,15 @@ class TableReader:
             self._long = (keys[0], kinds.index("value"), steps[0])
         elif any(found["of"] for found in charts.values()) or (charts and len(charts) >= len(names) - 2):
             self._chart = {at: (found["run"], found["metric"]) for at, found in charts.items() if not found["of"]}
-            self._has_range = any(found["of"] for found in charts.values())
+            for at in self._chart:
+                ends = [f"{names[at]}__MIN", f"{names[at]}__MAX"]
+                if set(ends) <= set(names):
+                    self._range[at] = (names.index(ends[0]), names.index(ends[1]))
             self._names = [name if at not in charts else "" for at, name in enumerate(names)]
         taken = self._long[0] if self._long else -1
-        self._texts = {at: kind for at, kind in enumerate(kinds) if kind in SPLIT_NAMES | RUN_COLUMNS and at != taken}
+        self._texts = {
+            at: kind for at, kind in enumerate(kinds) if kind in SPLIT_NAMES | RUN_COLUMNS | RANK_NAMES and at != taken
+        }
         for name in self._names if self._long is None else ():
             if name:
                 self._store.is_wanted(name)
@@ -149,7 +154,9 @@ class TableReader:
         if texts not in self._contexts:
             context = Context()
             for kind, text in zip(self._texts.values(), texts, strict=True):
-                if kind in SPLIT_NAMES:
+                if kind in RANK_NAMES:
+                    context = context._replace(rank=rank_of(text.strip()))
+                elif kind in SPLIT_NAMES:
                     context = context._replace(kind="validation") if IS_VALIDATION.search(text) else context
                 elif not context.run:
                     context = context._replace(run=text.strip())
@@ -169,7 +176,8 @@ class TableReader:
         by_run: dict[str, dict[str, str]] = {}
         for at, (run, metric) in self._chart.items():
             if at < len(row) and row[at].strip():
-                self._num_means += row[at + 1 : at + 3] != [row[at]] * 2
+                least, largest = self._range.get(at, (at, at))
+                self._num_means += largest < len(row) and not row[least] == row[at] == row[largest]
                 by_run.setdefault(run, {})[metric] = row[at].strip()
         for run, values in by_run.items():
             self._store.add(shared | values, Context(run=run))
@@ -189,7 +197,7 @@ class TableReader:
             found.append(
                 f"{counted(self._num_broken, 'cell holds', 'cells hold')} several lines, as if a quote was not closed"
             )
-        if self._has_range and self._num_means:
+        if self._num_means:
             found.append(
                 f"{counted(self._num_means, 'value of the chart is', 'values of the chart are')} a mean of several "
                 "steps, as the least and the largest value beside it show; peaks are flattened. Export the run with "
