@@ -71,7 +71,7 @@ def assembled(
     if not roles:
         raise ValueError(
             f"Parameter `grad_norm` should name the column of gradient norms in `{source}`: no column has a usual name "
-            f"for gradient norms or losses. Found the columns {listed(columns)}.{_scalar_hint(columns)}"
+            f"for gradient norms or losses. Found the columns {listed(_likely(columns))}.{_scalar_hint(columns)}"
         )
     tables = rows_of_run(tables, run, source, roles)
     chosen["step"] = counter_of(tables, roles, asked["step"], columns, source)
@@ -104,6 +104,11 @@ def assembled(
         )
     trace.problems = problems
     return trace
+
+
+def _likely(columns: Sequence[str]) -> list[str]:
+    """Returns the columns, those that speak of losses and norms first."""
+    return sorted(columns, key=lambda name: not any(word in name.lower() for word in ("loss", "norm", "grad")))
 
 
 def _scalar_hint(columns: Sequence[str]) -> str:

@@ -18,6 +18,9 @@ NUM_IDLE: Final = 16
 _ESCAPE: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Matches colours and movements of a terminal."""
 
+_ASSIGNMENT: Final = re.compile(r"\s+[\w.]+(?:: \w+)? [-+*/]?= ")
+"""Matches lines of code, which some trainers print before they run it."""
+
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1f]")
 
 _HAS_NUMBER: Final = re.compile(r"\d|nan|inf", re.IGNORECASE)
@@ -170,6 +173,9 @@ class LineReader:
             self._learn(line, values, read, context, is_json=line.startswith("{"))
 
     def _read_words(self, line: str) -> None:
+        if _ASSIGNMENT.match(line):
+            self._without()
+            return
         read = read_line(line)
         wanted = [value for value in read.values if self._store.is_wanted(value.name)]
         use = [value for value in wanted if value.is_readable]

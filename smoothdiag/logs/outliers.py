@@ -99,10 +99,20 @@ def find_pile(norm: Array) -> Mask:
             most, densest = count, begin + int(np.argmax(counts))
     low = float(x[densest])
     high = low * (1 + PILE_WIDTH)
-    near = np.diff(x[np.searchsorted(x, low / 2) : np.searchsorted(x, 2 * low, side="right")])
-    digit = float(near[near > 0].min()) if near.any() else 0.0  # the last digit of a rounded log
+    digit = _least_gap(
+        x[np.searchsorted(x, low / 2) : np.searchsorted(x, 2 * low, side="right")]
+    )  # the last digit of a rounded log
     reach = PILE_REACH * max(PILE_WIDTH * low, digit)
     beside = int(((x >= low - reach) & (x < low)).sum() + ((x > high) & (x <= high + reach)).sum())
     if most < max(PILE_ROWS, PILE_SHARE * len(norm)) or most <= PILE_DENSITY * beside:
         return nothing
     return np.asarray((norm >= low) & (norm <= high))
+
+
+def _least_gap(x: Array) -> float:
+    """Returns the least distance of two different values that are sorted; 0 if there are no two."""
+    least = math.inf
+    for begin in range(0, len(x), PART):
+        gaps = np.diff(x[begin : begin + PART + 1])
+        least = min(least, float(gaps[gaps > 0].min(initial=math.inf)))
+    return least if math.isfinite(least) else 0.0

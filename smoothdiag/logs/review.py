@@ -180,7 +180,7 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
         num_losses=int(np.isfinite(rows.loss).sum()),
         first_step=first,
         last_step=last,
-        interval=float(np.median(np.diff(at))) if len(norm) > 1 else math.nan,
+        interval=float(np.median(np.diff(at), overwrite_input=True)) if len(norm) > 1 else math.nan,
         percentiles=percentiles,
         thresholds=tuple(
             _use(value, ", ".join(asked[value]), norm, late, pile) for value in sorted(asked) if len(norm)
