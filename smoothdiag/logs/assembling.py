@@ -221,7 +221,7 @@ def _trace(
         if (part := merged.get(chosen[role] or "")) is None:
             continue
         if len(part) == len(step):
-            columns[role] = part.value
+            columns[role] = part.value.astype(np.float64) if part.value.dtype.kind == "i" else part.value
             is_bad |= ~np.isfinite(part.value)
         else:
             at = np.searchsorted(step, part.step)
