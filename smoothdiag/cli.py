@@ -127,7 +127,8 @@ def _import(arguments: argparse.Namespace) -> None:
         kept = Trace(out)
     except ValueError as error:
         raise ValueError(f"Parameter `--out` should be a new file or an earlier trace. {error}") from error
-    trace = read_log(arguments.log, grad_norm=arguments.grad_norm, loss=arguments.loss, step=arguments.step)
+    columns = {role: getattr(arguments, role) for role in ("grad_norm", "loss", "lr", "step")}
+    trace = read_log(arguments.log, **columns, run=arguments.of_run)
     review = review_log(trace, thresholds=arguments.threshold)
     if arguments.json:
         print(json.dumps(trace.meta | review.to_dict(), indent=2))
@@ -228,10 +229,14 @@ def _parser() -> argparse.ArgumentParser:
 
     log = _add(commands, "import", "say what the log of an earlier run tells about clipping, and what it cannot tell")
     log.add_argument(
-        "log", type=Path, metavar="LOG", help=".csv, .jsonl, .json such as trainer_state.json, or a TensorBoard folder"
+        "log", type=Path, metavar="LOG", help="text of a console, table, JSON, or a folder of TensorBoard or MLflow"
     )
-    for flag, what in (("--grad-norm", "gradient norms"), ("--loss", "losses"), ("--step", "step numbers")):
-        log.add_argument(flag, metavar="COLUMN", help=f"column of {what} (default: the column with a usual name)")
+    roles = {"grad-norm": "gradient norms", "loss": "losses", "lr": "learning rates", "step": "step numbers"}
+    for flag, what in roles.items():
+        log.add_argument(
+            f"--{flag}", metavar="COLUMN", help=f"column of {what} (default: the column with a usual name)"
+        )
+    log.add_argument("--run", dest="of_run", metavar="NAME", help="the run to read, if the log holds several")
     log.add_argument(
         "--threshold",
         type=float,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ WINDOW, FEWEST = 50, 20
 DEVIATIONS = 6.0
 IQR_OF_NORMAL = 1.349  # the interquartile range of a normal distribution, in standard deviations
 LEAST_RATIO, LEAST_RISE = 2.0, 0.1
+
+PART = 1 << 18  # values that are looked at together, so that millions of them take little memory
 
 # A pile: norms as close together as after clipping, rounding to float32 and printing with four digits.
 PILE_WIDTH = 1e-3
@@ -47,38 +49,70 @@ class Spike:
     usual: float
 
 
-def find_spikes(rows: pd.DataFrame, column: str) -> list[Spike]:
-    """Returns the spikes of a column; gradient norms are compared by their logarithm."""
+def find_spikes(step: npt.NDArray[Any], value: npt.NDArray[Any], column: str) -> list[Spike]:
+    """Returns the spikes of a column in the order of steps; gradient norms are compared by their logarithm."""
     is_norm = column == "grad_norm"
-    value = rows[column].to_numpy(dtype=np.float64)
     keep = np.isfinite(value) & ((value > 0) if is_norm else True)
-    value, step = value[keep], rows["step"].to_numpy()[keep]
-    scale = pd.Series(np.log(value) if is_norm else value)
-    before = scale.shift(1).rolling(WINDOW, min_periods=FEWEST)
-    usual = before.median()
-    deviation = (before.quantile(0.75) - before.quantile(0.25)) / IQR_OF_NORMAL
-    least = pd.Series(np.full(len(value), math.log(LEAST_RATIO))) if is_norm else LEAST_RISE * usual.abs()
-    far = (scale - usual > DEVIATIONS * deviation) & (scale - usual >= least)
-    return [
-        Spike(int(step[i]), column, float(value[i]), float(np.exp(usual[i]) if is_norm else usual[i]))
-        for i in np.flatnonzero(far)
-    ]
+    if not keep.any():
+        return []
+    if not keep.all():
+        value, step = value[keep], step[keep]
+    found: list[Spike] = []
+    for begin in range(0, len(value), PART):
+        # Windows reach into the part before.
+        start = max(begin - WINDOW, 0)
+        part = value[start : begin + PART].astype(np.float64)
+        far, usual = _far(np.log(part) if is_norm else part, is_norm=is_norm)
+        found += [
+            Spike(int(step[start + i]), column, float(part[i]), float(np.exp(usual[i]) if is_norm else usual[i]))
+            for i in np.flatnonzero(far)
+            if start + i >= begin
+        ]
+    return found
+
+
+def _far(scale: Array, *, is_norm: bool) -> tuple[Mask, Array]:
+    """Returns which values lie far above the values before them, and the median of these."""
+    before = pd.Series(scale).shift(1).rolling(WINDOW, min_periods=FEWEST)
+    usual = before.median().to_numpy()
+    least = math.log(LEAST_RATIO) if is_norm else LEAST_RISE * np.abs(usual)
+    above = scale - usual >= least
+    if not above.any():  # quantiles of all windows take twice as long as their medians
+        return above, usual
+    deviation = (before.quantile(0.75) - before.quantile(0.25)).to_numpy() / IQR_OF_NORMAL
+    return above & (scale - usual > DEVIATIONS * deviation), usual
 
 
 def find_pile(norm: Array) -> Mask:
     """Returns which norms make up a pile; none if there is no pile."""
-    x = np.sort(norm[norm > 0])
+    x = norm[norm > 0]
+    x.sort()
     nothing = np.zeros(len(norm), dtype=np.bool_)
     if len(x) == 0:
         return nothing
     # The values are sorted, so the values within a width above each one follow it directly.
-    counts = np.searchsorted(x, x * (1 + PILE_WIDTH), side="right") - np.arange(len(x))
-    low = x[int(np.argmax(counts))]
+    most, densest = 0, 0
+    for begin in range(0, len(x), PART):
+        part = x[begin : begin + PART]
+        counts = np.searchsorted(x, part * (1 + PILE_WIDTH), side="right") - np.arange(begin, begin + len(part))
+        if (count := int(counts.max())) > most:
+            most, densest = count, begin + int(np.argmax(counts))
+    low = float(x[densest])
     high = low * (1 + PILE_WIDTH)
-    near = np.unique(x[(x >= low / 2) & (x <= 2 * low)])
-    digit = float(np.diff(near).min()) if len(near) > 1 else 0.0  # the last digit of a rounded log
+    digit = _least_gap(
+        x[np.searchsorted(x, low / 2) : np.searchsorted(x, 2 * low, side="right")]
+    )  # the last digit of a rounded log
     reach = PILE_REACH * max(PILE_WIDTH * low, digit)
     beside = int(((x >= low - reach) & (x < low)).sum() + ((x > high) & (x <= high + reach)).sum())
-    if counts.max() < max(PILE_ROWS, PILE_SHARE * len(norm)) or counts.max() <= PILE_DENSITY * beside:
+    if most < max(PILE_ROWS, PILE_SHARE * len(norm)) or most <= PILE_DENSITY * beside:
         return nothing
     return np.asarray((norm >= low) & (norm <= high))
+
+
+def _least_gap(x: Array) -> float:
+    """Returns the least distance of two different values that are sorted; 0 if there are no two."""
+    least = math.inf
+    for begin in range(0, len(x), PART):
+        gaps = np.diff(x[begin : begin + PART + 1])
+        least = min(least, float(gaps[gaps > 0].min(initial=math.inf)))
+    return least if math.isfinite(least) else 0.0

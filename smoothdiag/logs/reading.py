@@ -2,67 +2,152 @@
 
 from __future__ import annotations
 
-import math
-import re
+import csv
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from smoothdiag.console import counted
-from smoothdiag.logs.formats import SCALAR, noted, read_entries
-from smoothdiag.rows import SmoothdiagWarning, Status, printable, shown
-from smoothdiag.trace import Trace
+from smoothdiag.logs.assembling import assembled
+from smoothdiag.logs.columns import listed
+from smoothdiag.logs.documents import LARGEST, add_document, add_folder, is_folder_log, may_be_document
+from smoothdiag.logs.lines import LineReader
+from smoothdiag.logs.opening import blocks
+from smoothdiag.logs.store import Store
+from smoothdiag.logs.table import LogTrace
+from smoothdiag.logs.tables import TableReader, looks_like_table
+from smoothdiag.rows import SmoothdiagWarning, printable
 
-ESTIMATOR: Final = "log"
-"""Entry in the column ``estimator`` of rows from a log."""
+_TABLES: Final = (".csv", ".tsv")
+_OBJECTS: Final = (".json", ".jsonl", ".ndjson")
 
-# Usual names, likeliest first, in the form that `_readings` returns. The optimizer's counter of steps comes first.
-USUAL: Final[Mapping[str, Sequence[str]]] = {
-    "step": ("optimizer_step", "global_step", "step", "num_updates", "iteration", "iter"),
-    "grad_norm": (
-        "grad_norm", "gradient_norm", "global_grad_norm", "total_grad_norm", "grad_norm_total", "grad_2_0_norm_total",
-        "total_norm", "gnorm",
-    ),
-    "loss": ("loss", "lm_loss", "nll_loss"),
-}  # fmt: skip
+_PURPOSE: Final = {"step": "steps", "grad_norm": "gradient norms", "loss": "losses", "lr": "learning rates"}
 
-OVERFLOW: Final = -1.0
-"""The number that DeepSpeed and others log instead of a gradient norm that is inf or NaN."""
 
-NUM_LISTED: Final = 30
+class LogReader:
+    """Reads a log as it grows: give it lines with `feed`, ask for what they say with `trace`.
 
-_PURPOSE: Final = {"step": "steps", "grad_norm": "gradient norms", "loss": "losses"}
+    The first two lines decide whether the log is a table or lines of a console or of JSON, unless the name says so.
 
-_NOT_OF_A_STEP: Final = re.compile(r"(^|_)(eval|val|valid|validation|test|dev)_|_epoch$")
-"""Matches names of losses on other data, and of means over an epoch."""
+    Args:
+        source: Name of the log, for messages; a suffix of .csv or .tsv makes it a table.
+        grad_norm: Column of gradient norms; default: the column with a usual name.
+        loss: Column of losses.
+        lr: Column of learning rates.
+        step: Column of steps.
+        run: Name or number of the run, if the log holds several.
+    """
 
-_OF_TRAINING: Final = re.compile(r"^(train|training)_|_(train|step)$")
-"""Matches parts of a name that only say that the value belongs to a training step."""
+    def __init__(
+        self,
+        source: str | Path = "log",
+        *,
+        grad_norm: str | None = None,
+        loss: str | None = None,
+        lr: str | None = None,
+        step: str | None = None,
+        run: str | None = None,
+    ) -> None:
+        self.source = Path(source)
+        self.store = Store((grad_norm, loss, lr, step))
+        self.problems: list[str] = []
+        self._asked = {"step": step, "grad_norm": grad_norm, "loss": loss, "lr": lr}
+        self._run = run
+        self._suffix = Path(self.source.name.lower().removesuffix(".gz")).suffix
+        self._reader: TableReader | LineReader | None = TableReader(self.store) if self._suffix in _TABLES else None
+        self._waiting: list[str] = []
+        self._is_cut = False
+
+    def feed(self, lines: Iterable[str], *, is_cut: bool = False) -> None:
+        """Reads further lines; ``is_cut`` says that the last of them has no end, and may be half a line.
+
+        Raises:
+            ValueError: If the log is a table with a cell that no log has.
+        """
+        self._is_cut = is_cut
+        lines = iter(lines)
+        if self._reader is None:
+            for line in lines:
+                if line.strip():
+                    self._waiting.append(line)
+                if len(self._waiting) == 2:
+                    break
+            else:
+                return
+            self._begin()
+        try:
+            self._pass_on(chain(self._waiting, lines))
+        except csv.Error as error:
+            raise ValueError(f"`{self.source}` should be a table with one line per row. Found: {error}.") from error
+        self._waiting = []
+
+    def trace(self) -> LogTrace:
+        """Returns what the lines so far say.
+
+        Raises:
+            ValueError: As `read_log` does.
+        """
+        if self._reader is None and self._waiting:
+            self._begin()
+            self._pass_on(self._waiting)
+            self._waiting = []
+        problems = [*self.problems]
+        if isinstance(self._reader, TableReader):
+            self._reader.finish(is_cut=self._is_cut)
+            problems += self._reader.problems(is_cut=self._is_cut)
+        lines = self._reader if isinstance(self._reader, LineReader) else None
+        if lines is not None:
+            problems += lines.problems(of_json=self._suffix in _OBJECTS)
+        trace = assembled(self.store, self._asked, self._run, str(self.source), problems)
+        if lines is not None:
+            trace.meta["lines"] = lines.num_lines - lines.num_empty
+            trace.meta["lines_without_values"] = lines.num_without
+        return trace
+
+    def _begin(self) -> None:
+        is_table = self._suffix not in _OBJECTS and len(self._waiting) == 2 and looks_like_table(*self._waiting)
+        self._reader = TableReader(self.store) if is_table else LineReader(self.store)
+
+    def _pass_on(self, lines: Iterable[str]) -> None:
+        if isinstance(self._reader, LineReader):
+            self._reader.feed(lines, is_cut=self._is_cut)
+        elif self._reader is not None:
+            self._reader.feed(lines)
 
 
 def read_log(
-    path: str | Path, *, grad_norm: str | None = None, loss: str | None = None, step: str | None = None
-) -> Trace:
-    """Reads the log of an earlier run as a trace; its smoothness is NaN, because nobody measured it.
+    path: str | Path,
+    *,
+    grad_norm: str | None = None,
+    loss: str | None = None,
+    lr: str | None = None,
+    step: str | None = None,
+    run: str | None = None,
+) -> LogTrace:
+    r"""Reads the log of an earlier run as a trace; its smoothness is NaN, because nobody measured it.
 
     These logs can be read, all but the folders also compressed (``.gz``):
 
-    * tables (``.csv``, ``.tsv``; commas, semicolons or tabs), such as Lightning's ``metrics.csv``;
-    * JSON lines (``.jsonl``, ``.ndjson``);
-    * ``.json`` with a list of objects or with columns, or the ``trainer_state.json`` of Hugging Face;
-    * TensorBoard folders.
+    * text of a console, as nanoGPT, the Trainer of Hugging Face, Megatron-LM, DeepSpeed, torchtitan, mmengine, fairseq,
+      NeMo, Lightning and many others print it, under any name;
+    * tables, such as Lightning's ``metrics.csv``, timm's ``summary.csv`` or an export of Weights & Biases or MLflow;
+    * JSON lines, under any name, and ``.json`` with a list of objects, with columns, or Hugging Face's
+      ``trainer_state.json``;
+    * folders of TensorBoard, and of MLflow.
 
-    Nested names are joined, as in ``train/loss``. Entries of one step become one row. If a step has a value twice, as
-    after resuming, the later value counts. A gradient norm of -1 is read as NaN, because DeepSpeed writes -1 for NaN.
+    Nested names are joined, as in ``train/loss``. Entries of one step become one row. Rows of validation are left out.
+    A counter that starts anew in every epoch is unrolled, and a warning says so. If a run was resumed, rows of steps
+    that it took again no longer count. A gradient norm of -1 is read as NaN, because DeepSpeed writes -1 for NaN.
 
     Args:
         path: The log.
         grad_norm: Column of gradient norms; default: the column with a usual name. If there is none, only losses are
             read, and a warning says so.
         loss: Column of losses; default: the column with a usual name, if there is one.
-        step: Column of step numbers, which are kept as they are; default: the column with a usual name. If there is
-            none, entries are counted.
+        lr: Column of learning rates; default: the column with a usual name, if there is one.
+        step: Column of step numbers; default: the column with a usual name. If there is none, entries are counted.
+        run: Name of the run to read, if the log holds several; their number, from 1, if they have no names.
 
     Returns:
         A trace with one row for each step that has a gradient norm or a loss. The estimator is ``log``; the status is
@@ -72,162 +157,66 @@ def read_log(
         FileNotFoundError: If there is no such file.
         ImportError: If the log needs TensorBoard, which is not installed.
         ValueError: If the file is no such log, if no column or several columns may be meant (the message lists the
-            columns), or if gradient norms are negative.
+            columns), if it holds several runs, or if gradient norms are negative.
 
-    Units: grad_norm [f/x], as logged, before or after clipping.
+    Units: grad_norm [f/x], as logged, before or after clipping; ``meta["notes"]`` says what is not known of them.
 
     Examples:
-        >>> import pandas as pd
-        >>> pd.DataFrame({"step": [10, 20], "grad_norm": [0.5, 2.0]}).to_csv("metrics.csv", index=False)
-        >>> trace = sd.read_log("metrics.csv")
-        >>> [(row["step"], row["grad_norm"], row["status"]) for row in trace]
-        [(10, 0.5, 'not_measured'), (20, 2.0, 'not_measured')]
+        >>> import pathlib
+        >>> text = "loading data\nstep 10 | loss: 2.5 | grad norm: 0.5\nstep 20 | loss: 2.25 | grad norm: 2.0\n"
+        >>> _ = pathlib.Path("train.log").write_text(text)
+        >>> trace = sd.read_log("train.log")
+        >>> [(row["step"], row["grad_norm"], row["loss"], row["status"]) for row in trace]
+        [(10, 0.5, 2.5, 'not_measured'), (20, 2.0, 2.25, 'not_measured')]
     """
     source = Path(path)
-    trace = Trace()
-    entries = read_entries(source, trace.problems)
-    columns = list(dict.fromkeys(name for entry in entries for name in entry))
-    if {"smoothness", "estimator"} <= set(columns):
-        raise ValueError(f"`{source}` should be a log. Found a trace, which `Trace.read` and `smoothdiag fit` read.")
-    asked = {"step": step, "grad_norm": grad_norm, "loss": loss}
-    chosen = {role: _column(role, name, columns, source) for role, name in asked.items()}
-    if chosen["grad_norm"] is None and chosen["loss"] is None:
-        raise ValueError(
-            f"Parameter `grad_norm` should name the column of gradient norms in `{source}`: no column has a usual name "
-            f"for gradient norms or losses. Found the columns {_listed(columns)}.{_scalar_hint(columns)}"
-        )
-    rows = _rows(entries, chosen, trace.problems)
-    needed = "loss" if chosen["grad_norm"] is None else "grad_norm"
-    if not any(needed in row for row in rows.values()):
-        raise ValueError(
-            f"Parameter `{needed}` should name a column of numbers. Found none in `{chosen[needed]}` of "
-            f"`{source}`{noted(trace.problems)}."
-        )
-    _check_norms(rows, chosen["grad_norm"], source, trace.problems)
-    for number in sorted(rows):
-        row = rows[number]
-        finite = all(map(math.isfinite, row.values()))
-        status = Status.NOT_MEASURED if finite else Status.NON_FINITE
-        fixed = {"step": number, "smoothness": math.nan, "estimator": ESTIMATOR, "status": status.name.lower()}
-        trace.append({"grad_norm": math.nan, **row, **fixed})
-    trace.meta |= {"log": source.name, **{f"{role}_column": name for role, name in chosen.items()}, "columns": columns}
-    if chosen["grad_norm"] is None:
-        trace.problems.append(
-            "only losses are read, because no column has a usual name for gradient norms; if one holds them, name it "
-            "as `grad_norm`"
-        )
+    if not source.exists():
+        raise FileNotFoundError(f"There is no log at `{source}`.")
+    reader = LogReader(source, grad_norm=grad_norm, loss=loss, lr=lr, step=step, run=run)
+    if is_folder_log(source):
+        add_folder(source, reader.store)
+    else:
+        _read_file(source, reader)
+    trace = reader.trace()
     if trace.problems:
         warnings.warn(f"{source}: {printable('; '.join(trace.problems))}", SmoothdiagWarning, stacklevel=2)
     return trace
 
 
-def describe_columns(trace: Trace) -> str:
+def _read_file(source: Path, reader: LogReader) -> None:
+    text = blocks(source, reader.problems)
+    first = next(text, "")
+    kept = [first]
+    if may_be_document(first):
+        size = len(first)
+        for block in text:
+            kept.append(block)
+            size += len(block)
+            if size > LARGEST:
+                raise ValueError(
+                    f"`{source}` should be a JSON document of at most {LARGEST >> 20} million characters. Found more; "
+                    "write it as JSON lines, with one entry in each."
+                )
+        if add_document("".join(kept), reader.store, reader.problems):
+            return
+    for block in chain(kept, text):
+        lines = block.split("\n")
+        is_cut = bool(lines[-1])
+        reader.feed(lines if is_cut else lines[:-1], is_cut=is_cut)
+
+
+def describe_columns(trace: LogTrace) -> str:
     """Returns in words which columns `read_log` took, and which other columns could be named."""
-    chosen = {role: trace.meta[f"{role}_column"] for role in ("grad_norm", "loss", "step")}
+    chosen = {role: trace.meta[f"{role}_column"] for role in ("grad_norm", "loss", "lr", "step")}
     taken = ", ".join(f"{_PURPOSE[role]} from `{printable(name)}`" for role, name in chosen.items() if name is not None)
     others = [name for name in trace.meta["columns"] if name not in chosen.values()]
-    without = [role for role, name in chosen.items() if name is None]
+    without = [role for role, name in chosen.items() if name is None and role != "lr"]
     lines = [f"{taken}."]
     if "step" in without:
         lines.append("No column has a usual name for steps, so entries are counted instead.")
     if without and others:
         flags = ", ".join(f"--{role.replace('_', '-')} for {_PURPOSE[role]}" for role in without)
-        lines.append(f"Other columns can be named ({flags}): {_listed(others)}.")
+        lines.append(f"Other columns can be named ({flags}): {listed(others)}.")
+    if trace.meta.get("lines_without_values"):
+        lines.append(f"{trace.meta['lines_without_values']} of {trace.meta['lines']} lines hold no value of use.")
     return "\n".join(lines)
-
-
-def _listed(columns: Sequence[str]) -> str:
-    rest = len(columns) - NUM_LISTED
-    return ", ".join(map(printable, columns[:NUM_LISTED])) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _scalar_hint(columns: Sequence[str]) -> str:
-    if set(columns) != set(SCALAR):
-        return ""
-    return " One scalar from TensorBoard has no name: if it holds gradient norms, choose `Value` (`--grad-norm Value`)."
-
-
-def _column(role: str, asked: str | None, columns: Sequence[str], source: Path) -> str | None:
-    """Returns the column that was asked for, or else the only column with the likeliest usual name."""
-    if asked is not None:
-        if asked not in columns:
-            raise ValueError(
-                f"Parameter `{role}` should be a column of `{source}`: {_listed(columns)}. Found `{role} = {asked!r}`."
-            )
-        return asked
-    for usual in USUAL[role]:
-        found = [name for name in columns if usual in _readings(name)]
-        exact = [name for name in found if name == usual]
-        if len(exact or found) > 1:
-            raise ValueError(
-                f"Parameter `{role}` should name one of the columns {_listed(found)} of `{source}`, because each of "
-                f"them has a usual name. Found `{role} = None`."
-            )
-        if found:
-            return (exact or found)[0]
-    return None
-
-
-def _readings(name: str) -> set[str]:
-    """Returns the ways to read a name, in small letters; none if the name does not belong to a training step."""
-    plain, last = (re.sub(r"\W+", "_", part.lower()).strip("_") for part in (name, name.split("/")[-1]))
-    return set() if _NOT_OF_A_STEP.search(plain) else {plain, last, _OF_TRAINING.sub("", plain)}
-
-
-def _rows(
-    entries: Sequence[Mapping[str, Any]], chosen: Mapping[str, str | None], problems: list[str]
-) -> dict[int, dict[str, float]]:
-    """Returns gradient norm and loss by step."""
-    rows: dict[int, dict[str, float]] = {}
-    unreadable, again = [], 0
-    for number, entry in enumerate(entries):
-        values = {}
-        for role, column in chosen.items():
-            try:
-                if (value := entry.get(column or "")) not in (None, ""):
-                    values[role] = float(value)
-            except (TypeError, ValueError, OverflowError):
-                unreadable.append(f"{shown(value)} in `{column}`")
-        at = values.pop("step", math.nan if chosen["step"] else float(number))
-        if not values or math.isnan(at):
-            continue
-        if abs(at) >= 2**63 and math.isfinite(at):
-            unreadable.append(f"step {at:g} in `{chosen['step']}`")
-            continue
-        if not at.is_integer():
-            raise ValueError(
-                f"Parameter `step` should name a column of whole numbers. Found {at} in `{chosen['step']}`."
-            )
-        row = rows.setdefault(int(at), {})
-        again += any(role in row and row[role] != value for role, value in values.items())
-        row |= values
-    if unreadable:
-        problems.append(
-            f"{counted(len(unreadable), 'value is', 'values are')} left out because only numbers like 0.5 can be "
-            f"read; the first is {unreadable[0]}"
-        )
-    if again:
-        problems.append(
-            f"{counted(again, 'entry repeats', 'entries repeat')} an earlier step with other values, and the later "
-            f"values count; if the column `{chosen['step']}` starts anew in every epoch, name another column of steps"
-        )
-    return rows
-
-
-def _check_norms(rows: Mapping[int, dict[str, float]], column: str | None, source: Path, problems: list[str]) -> None:
-    """Refuses negative gradient norms, except the number that stands for an overflow, which becomes NaN."""
-    negative = {step: row["grad_norm"] for step, row in rows.items() if row.get("grad_norm", 0.0) < 0}
-    wrong = {step: value for step, value in negative.items() if value != OVERFLOW}
-    if wrong:
-        step, more = min(wrong), f", and {len(wrong) - 1} more below zero" if len(wrong) > 1 else ""
-        raise ValueError(
-            f"Parameter `grad_norm` should name a column of gradient norms, which are never negative. Found "
-            f"{wrong[step]} at step {step} in `{column}` of `{source}`{more}."
-        )
-    for step in negative:
-        rows[step]["grad_norm"] = math.nan
-    if negative:
-        problems.append(
-            f"{counted(len(negative), 'gradient norm')} of {OVERFLOW:g} read as NaN, because DeepSpeed logs an "
-            "overflow like this"
-        )

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from smoothdiag.clipping.rule import FALLBACK_PERCENTILE
 from smoothdiag.console import counted
-from smoothdiag.logs.outliers import FEWEST, SPIKE_RULE, Array, Mask, Spike, find_pile, find_spikes
-from smoothdiag.logs.reading import ESTIMATOR
+from smoothdiag.logs import wording
+from smoothdiag.logs.outliers import FEWEST, Array, Mask, Spike, find_pile, find_spikes
+from smoothdiag.logs.table import ESTIMATOR, LogTrace
 
 if TYPE_CHECKING:
     from smoothdiag.trace import Trace
@@ -23,15 +23,8 @@ USUAL_THRESHOLD: Final = 1.0
 
 PERCENTILES: Final = (50, 90, 95, 99)
 
-FEW: Final = 100
-"""Number of norms below which the 99th percentile lies between the two largest norms."""
-
-NUM_SHOWN: Final = 10
-
-NOT_KNOWN: Final = """\
-NOT KNOWN without measuring: L0 and L1, whether smoothness grows with the gradient norm at all, and which learning rate
-or threshold is safe. To know this, the gradient is needed at a second point of the same loss: attach a Probe to a run.
-The shares count the run as it was. A run with such a threshold would have become another run at its first clip."""
+NUM_DEAD: Final = 3
+"""Rows at the end without a finite value that make a run dead; one or two may be batches that a scaler skips."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +64,10 @@ class LogReview:
         non_finite: Steps where the logged gradient norm or loss was inf or NaN.
         pile_up: Gradient norm that many rows share, as after clipping [f/x]; NaN if there is none.
         pile_share: Share of the norms that are equal to ``pile_up``.
+        dead_since: First step of the rows at the end of which none is finite; None if the run is not dead.
+        dead_column: Which values are not finite there, ``loss`` or ``grad_norm``; empty if the run is not dead.
+        dead_rows: Number of these rows.
+        notes: What the log does not say of its numbers.
 
     Examples:
         >>> import pandas as pd
@@ -92,6 +89,10 @@ class LogReview:
     non_finite: tuple[int, ...]
     pile_up: float
     pile_share: float
+    dead_since: int | None = None
+    dead_column: str = ""
+    dead_rows: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def advice(self) -> float:
@@ -101,13 +102,14 @@ class LogReview:
         """
         if self.num_norms < FEWEST:
             return math.nan
-        value = self.percentiles[FALLBACK_PERCENTILE]
+        value = self.percentiles[wording.ADVISED]
         return math.nan if value == 0 or value >= self.pile_up else value
 
     def summary(self) -> str:
         """Returns all findings in words, and what a log cannot tell."""
-        parts = (_head(self), _table(self), _advice(self), _spikes(self))
-        return "".join(f"{line}\n" for part in parts if part for line in (*part, "")) + NOT_KNOWN
+        tell = (wording.dead, wording.head, wording.table, wording.advice, wording.spikes, wording.notes)
+        parts = [part(self) for part in tell]
+        return "".join(f"{line}\n" for part in parts if part for line in (*part, "")) + wording.NOT_KNOWN
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the findings as plain values that JSON can hold; inf and NaN become None."""
@@ -151,42 +153,88 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
             raise ValueError(
                 f"Parameter `thresholds` should hold positive, finite numbers. Found `{threshold!r}` in it."
             )
-    frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
-    rows = frame[frame["estimator"] == ESTIMATOR].sort_values("step", kind="stable")
-    known = rows[np.isfinite(rows["grad_norm"])]
-    num_losses = int(np.isfinite(rows["loss"]).sum())
-    if known.empty and not num_losses:
+    rows = _rows(data)
+    if not len(rows.step):
         raise ValueError(
-            "Parameter `data` should have rows from `read_log` with finite gradient norms or losses. Found "
-            f"{counted(len(frame), 'row')}, {len(rows)} of them from a log, and none with a finite value."
+            "Parameter `data` should have rows from `read_log` with gradient norms or losses. Found "
+            f"{counted(len(data), 'row')}, 0 of them from a log."
         )
-    norm = known["grad_norm"].to_numpy(dtype=np.float64)
+    is_known = np.isfinite(rows.grad_norm)
+    norm, at = (rows.grad_norm, rows.step) if is_known.all() else (rows.grad_norm[is_known], rows.step[is_known])
     pile = find_pile(norm)
-    percentiles = {p: float(np.percentile(norm, p)) for p in (*PERCENTILES, 100)} if len(norm) else {}
+    levels = (*PERCENTILES, 100)
+    percentiles = dict(zip(levels, map(float, np.percentile(norm, levels)), strict=True)) if len(norm) else {}
     asked: dict[float, list[str]] = {USUAL_THRESHOLD: ["a usual default"]}
     for value in thresholds:
         asked.setdefault(float(value), []).append("given")
     for p in PERCENTILES:
         if percentiles.get(p, 0.0) > 0:  # nobody clips to 0
             asked.setdefault(percentiles[p], []).append(f"{p}th percentile")
-    late = known["step"].to_numpy() > (rows["step"].iloc[0] + rows["step"].iloc[-1]) / 2
-    spikes = [*find_spikes(rows, "grad_norm"), *find_spikes(rows, "loss")]
+    first, last = int(rows.step[0]), int(rows.step[-1])
+    late = at > (first + last) / 2
+    spikes = [*find_spikes(at, norm, "grad_norm"), *find_spikes(rows.step, rows.loss, "loss")]
+    dead_since, dead_column, dead_rows = _death(rows)
     return LogReview(
         num_norms=len(norm),
         num_zeros=int((norm == 0).sum()),
-        num_losses=num_losses,
-        first_step=int(rows["step"].iloc[0]),
-        last_step=int(rows["step"].iloc[-1]),
-        interval=float(np.median(np.diff(known["step"]))) if len(norm) > 1 else math.nan,
+        num_losses=int(np.isfinite(rows.loss).sum()),
+        first_step=first,
+        last_step=last,
+        interval=float(np.median(np.diff(at), overwrite_input=True)) if len(norm) > 1 else math.nan,
         percentiles=percentiles,
         thresholds=tuple(
             _use(value, ", ".join(asked[value]), norm, late, pile) for value in sorted(asked) if len(norm)
         ),
         spikes=tuple(sorted(spikes, key=lambda spike: spike.step)),
-        non_finite=tuple(int(step) for step in rows["step"][rows["status"] == "non_finite"]),
+        non_finite=tuple(map(int, rows.step[rows.is_bad])),
         pile_up=float(norm[pile].min()) if pile.any() else math.nan,
         pile_share=float(pile.mean()) if len(norm) else 0.0,
+        dead_since=dead_since,
+        dead_column=dead_column,
+        dead_rows=dead_rows,
+        notes=rows.notes,
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a log in the order of steps; values that the log does not have are NaN, and not bad."""
+
+    step: Array
+    grad_norm: Array
+    loss: Array
+    is_bad: Mask
+    notes: tuple[str, ...]
+
+
+def _rows(data: Trace | pd.DataFrame) -> _Rows:
+    if isinstance(data, LogTrace) and data.is_as_read:
+        # Ten million rows are no table: the columns are taken as they are.
+        missing = np.broadcast_to(np.float32(np.nan), data.step.shape)
+        norm, loss = (data.columns.get(name, missing) for name in ("grad_norm", "loss"))
+        return _Rows(data.step, norm, loss, data.is_bad, tuple(data.meta.get("notes", ())))
+    frame = data if isinstance(data, pd.DataFrame) else data.to_frame()
+    rows = frame[frame["estimator"] == ESTIMATOR].sort_values("step", kind="stable")
+    is_bad = (rows["status"] == "non_finite").to_numpy(dtype=np.bool_)
+    rows = rows[np.isfinite(rows["grad_norm"]) | np.isfinite(rows["loss"]) | is_bad]
+    is_bad = (rows["status"] == "non_finite").to_numpy(dtype=np.bool_)
+    step, norm, loss = (rows[name].to_numpy() for name in ("step", "grad_norm", "loss"))
+    return _Rows(step, norm, loss, is_bad, tuple(frame.attrs.get("notes", ())))
+
+
+def _death(rows: _Rows) -> tuple[int | None, str, int]:
+    """Returns since which step no loss, or without losses no norm, is finite to the end, and how many rows that is."""
+    for column, values in (("loss", rows.loss), ("grad_norm", rows.grad_norm)):
+        is_finite = np.isfinite(values)
+        begin = int(len(values) - np.argmax(is_finite[::-1])) if is_finite.any() else 0
+        bad = np.flatnonzero(rows.is_bad[begin:])
+        is_logged = bool(is_finite.any()) or not np.isfinite(rows.grad_norm).any()
+        if is_logged and len(bad) >= min(NUM_DEAD, len(rows.step)):
+            losses = rows.loss[begin:]
+            # The Trainer of Hugging Face prints 0 for a loss that is NaN.
+            if column == "loss" or not np.any(np.isfinite(losses) & (losses != 0)):
+                return int(rows.step[begin + bad[0]]), column, len(bad)
+    return None, "", 0
 
 
 def _plain(value: Any) -> Any:
@@ -208,89 +256,3 @@ def _use(threshold: float, origin: str, norm: Array, late: Mask, pile: Mask) -> 
         clipped_late=float(above[late].mean()) if late.any() else math.nan,
         clipped_at_most=float((above | hidden).mean()),
     )
-
-
-def _head(review: LogReview) -> list[str]:
-    steps = f"in steps {review.first_step} to {review.last_step}"
-    if review.first_step == review.last_step:
-        steps = f"at step {review.first_step}"
-    if not review.num_norms:
-        lines = [f"NO GRADIENT NORMS, so no thresholds and no advice. {_losses(review)} {steps}."]
-        return [*lines, *([f"Inf or NaN at {_listed(review.non_finite)}."] if review.non_finite else [])]
-    every = f", usually {review.interval:g} steps apart" if review.interval > 1 else ""
-    losses = f"; {_losses(review)}" if review.num_losses else "; no losses"
-    lines = [f"{counted(review.num_norms, 'gradient norm')} {steps}{every}{losses}."]
-    if review.num_zeros:
-        lines.append(
-            f"{counted(review.num_zeros, 'of the norms is', 'of the norms are')} 0, as if there was no gradient when "
-            "they were logged."
-        )
-    if review.num_norms < FEW:
-        lines.append("With so few norms, the upper percentiles depend on single steps.")
-    if review.non_finite:
-        lines.append(f"Inf or NaN at {_listed(review.non_finite)}.")
-    if not math.isnan(review.pile_up):
-        lines += [
-            f"WARNING: {review.pile_share:.0%} of the norms are {review.pile_up:.4g} to within a thousandth, as if "
-            "logged after clipping.",
-            "The log does not show how large those gradients were, so from this threshold on the shares are ranges.",
-            "Next time, log the norm that clip_grad_norm_ returns: it is the norm before clipping.",
-        ]
-    return lines
-
-
-def _table(review: LogReview) -> list[str]:
-    if not review.num_norms:
-        return []
-    lines = [f"{'threshold':>10}  {'would clip':>11}  {'later half':>10}"]
-    for use in review.thresholds:
-        hidden = use.clipped_at_most > use.clipped
-        share = f"{use.clipped:.0%} to {use.clipped_at_most:.0%}" if hidden else f"{use.clipped:.1%}"
-        late = "unknown" if hidden or math.isnan(use.clipped_late) else f"{use.clipped_late:.1%}"
-        lines.append(f"{use.threshold:>10.4g}  {share:>11}  {late:>10}  {use.origin}")
-    return [*lines, f"{review.percentiles[100]:>10.4g}  the largest norm"]
-
-
-def _advice(review: LogReview) -> list[str]:
-    if not review.num_norms:
-        return []
-    if math.isnan(review.advice):
-        percentile = f"the {FALLBACK_PERCENTILE}th percentile"
-        if review.num_norms < FEWEST:
-            return [f"No advice by percentile: it needs at least {FEWEST} norms."]
-        if review.percentiles[FALLBACK_PERCENTILE] == 0:
-            return [f"No advice by percentile: {percentile} of the norms is 0."]
-        return [f"No advice by percentile: the run's own clipping hides {percentile}."]
-    return [
-        f"ADVICE BY PERCENTILE, not from a fit: {review.advice:.4g}, the {FALLBACK_PERCENTILE}th percentile. "
-        "This threshold stops outliers and guarantees nothing."
-    ]
-
-
-def _spikes(review: LogReview) -> list[str]:
-    lines = []
-    columns = (("grad_norm", "gradient norm", review.num_norms), ("loss", "loss", review.num_losses))
-    for column, name, count in columns:
-        if not count:
-            continue
-        found = [spike for spike in review.spikes if spike.column == column]
-        none = "none" if count > FEWEST else f"none, because no row has {FEWEST} rows before it"
-        lines.append(f"SPIKES of the {name}: {len(found) or none}")
-        lines += [f"  {_said(spike)}" for spike in found[:NUM_SHOWN]]
-        if len(found) > NUM_SHOWN:
-            lines.append(f"  and {len(found) - NUM_SHOWN} more, at {_listed([s.step for s in found[NUM_SHOWN:]])}")
-    return [*lines, SPIKE_RULE]
-
-
-def _said(spike: Spike) -> str:
-    return f"step {spike.step}: {spike.value:.4g}; the median before it was {spike.usual:.4g}"
-
-
-def _losses(review: LogReview) -> str:
-    return counted(review.num_losses, "loss", "losses")
-
-
-def _listed(steps: Sequence[int]) -> str:
-    shown = ", ".join(map(str, steps[:NUM_SHOWN]))
-    more = f" and {len(steps) - NUM_SHOWN} more" if len(steps) > NUM_SHOWN else ""
-    return f"{'step' if len(steps) == 1 else 'steps'} {shown}{more}"
