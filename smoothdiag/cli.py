@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from smoothdiag import console
+from smoothdiag import console, machines
 from smoothdiag.doctor import command as doctor
 from smoothdiag.measure.scan import command as scan
 from smoothdiag.plots import command as plot
@@ -115,8 +115,9 @@ def _clip(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from smoothdiag.logs import describe_columns, read_log, review_log
+    from smoothdiag.logs.findings import findings_of
 
-    out = arguments.out
+    out, form = arguments.out, machines.chosen_format(arguments)
     # Only JSON lines can hold these rows: tables leave out NaN, and the smoothness of a log is always NaN.
     if out is not None and out.suffix != ".jsonl":
         raise ValueError(f"Parameter `--out` should end in .jsonl. Found `{out}`.")
@@ -126,14 +127,20 @@ def _import(arguments: argparse.Namespace) -> None:
         raise ValueError(f"Parameter `--out` should be a new file or an earlier trace. {error}") from error
     trace = read_log(arguments.log, grad_norm=arguments.grad_norm, loss=arguments.loss, step=arguments.step)
     review = review_log(trace, thresholds=arguments.threshold)
-    if arguments.json:
-        print(json.dumps(trace.meta | review.to_dict(), indent=2))
+    found = findings_of(trace, review, str(arguments.log))
+    code = machines.exit_code(found, arguments.fail_on)
+    if form == "json":
+        print(machines.document("import", found, code, **trace.meta, **review.to_dict()))
+    elif form == "github":
+        print(machines.annotations("import", found, str(Path.cwd())))
     else:
         print(f"{arguments.log}: {describe_columns(trace)}\n{review.summary()}")
     if out is not None:
         kept.meta = trace.meta
         _write(trace, kept)
-        print(f"\n{out}", file=sys.stderr if arguments.json else sys.stdout)
+        print(f"\n{out}", file=sys.stderr if form == "json" else sys.stdout)
+    if code:
+        sys.exit(code)
 
 
 def _write(trace: Trace, target: Trace) -> None:
@@ -242,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     kept = "an earlier trace there is kept as NAME.1.jsonl"
     log.add_argument("--out", type=Path, metavar="TRACE", help=f"write the rows as a trace (.jsonl); {kept}")
-    log.add_argument("--json", action="store_true", help="print the review as JSON")
+    machines.add_options(log)
     log.set_defaults(run=_import)
 
     scan.add_command(commands, _fit)

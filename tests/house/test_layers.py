@@ -23,7 +23,7 @@ LAYERS = (
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
     ("notebooks",),
-    ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum", "names"),
+    ("rows", "requirements", "memory", "console", "arguments", "machines", "moved", "momentum", "names"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -174,7 +174,7 @@ WINGS = {
         "trace.trace",
         "trace",
     ),
-    "logs": ("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs"),
+    "logs": ("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs", "logs.findings"),
     "geometry": (
         *("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry.parts"),
         "geometry",
