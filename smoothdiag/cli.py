@@ -132,7 +132,7 @@ def _import(arguments: argparse.Namespace) -> None:
     if form == "json":
         print(machines.document("import", found, code, **trace.meta, **review.to_dict()))
     elif form == "github":
-        print(machines.annotations("import", found, str(Path.cwd())))
+        print(machines.workflow_commands("import", found, str(Path.cwd())))
     else:
         print(f"{arguments.log}: {describe_columns(trace)}\n{review.summary()}")
     if out is not None:

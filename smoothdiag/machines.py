@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
 VERSION: Final = 1
-"""Version of the JSON documents. It rises if a name disappears or changes its meaning; new names may come at any time."""
+"""Version of the JSON documents; it rises if a name disappears or changes its meaning. New names may come any time."""
 
 FOUND: Final = 10
 """Exit code if `--fail-on` names a severity and something at least as bad was found."""
@@ -113,7 +113,7 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def annotations(command: str, findings: Sequence[Finding], root: str) -> str:
+def workflow_commands(command: str, findings: Sequence[Finding], root: str) -> str:
     """Returns one workflow command of GitHub Actions for each finding, a line each.
 
     Args:

@@ -65,7 +65,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
             script = {"path": arguments.script, "exit_code": code, "is_ended_early": is_ended}
             return machines.document("doctor", found, whole, steps=report.steps, script=script), whole
         if form == "github":
-            return "\n".join(filter(None, [machines.annotations("doctor", found, root), report.headline])), whole
+            return "\n".join(filter(None, [machines.workflow_commands("doctor", found, root), report.headline])), whole
         return str(report), whole
 
     with machines.stdout_kept_free(is_needed=form == "json") as stdout:
