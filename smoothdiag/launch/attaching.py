@@ -1,0 +1,215 @@
+"""Attaching: a probe and an AutoClip in shadow mode, at a loop that knows nothing of them."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, TextIO
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from smoothdiag.adapters import moved_by
+from smoothdiag.adapters.wrappers import innermost
+from smoothdiag.autoclip import AutoClip
+from smoothdiag.autoclip.progression import is_in_progression
+from smoothdiag.console import one_line
+from smoothdiag.doctor.patches import Patches
+from smoothdiag.launch.norms import Norms
+from smoothdiag.launch.recorder import Recorder
+from smoothdiag.launch.tape import Recorded, Tape, Unknown
+from smoothdiag.measure.estimators import CriticalStep
+from smoothdiag.measure.probe import Probe
+from smoothdiag.rows import SmoothdiagWarning
+
+UNSEEN: Final = (
+    "The loop called no module that holds the parameters of its optimizer, as far as launch-check sees. It does not see "
+    "model.forward(...), torch.func.functional_call, steps that are compiled as a whole, or other processes."
+)
+WITHOUT_OPTIMIZER: Final = "The script made no optimizer of torch.optim, or one derived from it, in this process."
+
+
+class Attached:
+    """Waits for the first forward pass of a loop, and then attaches to its model and its optimizers.
+
+    Attributes:
+        probe: The probe; None before the first forward pass, or if the loop cannot be measured.
+        clipper: The AutoClip in shadow mode; None as well.
+        norms: The gradient norms of the run.
+        refusals: Why something is not measured, in sentences.
+        warnings: What probe and AutoClip have warned of.
+    """
+
+    def __init__(self, patches: Patches) -> None:
+        self.probe: Probe | None = None
+        self.clipper: AutoClip | None = None
+        self.refusals: list[str] = []
+        self.warnings: list[str] = []
+        self._optimizers: list[weakref.ref[Optimizer]] = []
+        self._ids: set[int] = set()
+        self._has_tried, self._is_closed = False, False
+        self.norms = Norms(patches, self._is_watched)
+        self._recorder = Recorder(patches, self._begins)
+        patches.replace(Optimizer, "__init__", self._on_new_optimizer)
+        patches.callback(register_optimizer_step_pre_hook(lambda *_: self._recorder.drop()).remove)
+
+    def close(self) -> None:
+        """Reads what is still to be read, and leaves the optimizers as they were."""
+        if self.clipper is not None and not self._is_closed:
+            _ = self.clipper.longest_step  # reads the last rows
+            self.clipper.detach()
+        if self.probe is not None and not self._is_closed:
+            self.probe.close()
+        self._is_closed = True
+        if not self._has_tried:
+            self.refuse(UNSEEN if self._optimizers else WITHOUT_OPTIMIZER)
+        elif self.probe is not None and not len(self.probe.trace) and not self.refusals:
+            self.refuse("No step was measured.")
+
+    def refuse(self, reason: str) -> None:
+        """Notes, once, why something is not measured."""
+        if reason not in self.refusals:
+            self.refusals.append(reason)
+
+    def _on_new_optimizer(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+            original(optimizer, *args, **kwargs)
+            self._optimizers.append(weakref.ref(optimizer))
+
+        return __init__
+
+    def _is_watched(self, optimizer: Optimizer) -> bool:
+        if self.probe is None:
+            return bool(self._optimizers)
+        return any(id(p) in self._ids for p in moved_by(optimizer))
+
+    def _begins(self, module: nn.Module, tape: Tape, size: int) -> bool:
+        """Shows a forward pass to the probe; returns whether to note it."""
+        if self._is_closed:
+            return False
+        try:
+            if not self._has_tried:
+                self._attach(module)
+            if self.probe is None or not self.probe.due or not _holds(module, self._ids):
+                return False
+            self.probe.observe(Recorded.of(tape, size))
+            return True
+        except Exception as error:  # nobody asked for a probe, so nothing of it may end the run
+            self.refuse(f"The loop cannot be measured: {one_line(error)}")
+            self.close()
+            return False
+
+    def _attach(self, module: nn.Module) -> None:
+        optimizers = self._held_by(module)
+        if not optimizers:
+            return
+        self._has_tried = True
+        root = _root(module, {id(p) for optimizer in optimizers for p in moved_by(optimizer) if p.requires_grad})
+        chosen: Any = optimizers[0] if len(optimizers) == 1 else optimizers
+        self.probe = Probe(
+            root,
+            chosen,
+            self._loss,
+            estimators=(CriticalStep(),),
+            schedule=is_in_progression,
+            data="step",
+            reduction="sum",
+        )
+        self.probe.outlive_errors()
+        self._ids = {id(p) for optimizer in optimizers for p in moved_by(optimizer)}
+        try:
+            self.clipper = AutoClip(chosen, self.probe, mode="shadow")
+            self.clipper.outlive_errors()
+        except ValueError as error:
+            self.refuse(f"AutoClip does not fit this optimizer: {one_line(error)}")
+
+    def _held_by(self, module: nn.Module) -> list[Optimizer]:
+        """Returns the optimizers that move parameters of a module, the latest for each parameter."""
+        own, taken = {id(p) for p in module.parameters() if p.requires_grad}, set[int]()
+        found: list[Optimizer] = []
+        for optimizer in (made for ref in reversed(self._optimizers) if (made := ref()) is not None):
+            held = {id(p) for p in moved_by(optimizer)}
+            if held & own and not held & taken and innermost(optimizer) is optimizer:
+                taken |= held
+                found.insert(0, optimizer)
+        return found
+
+    def _loss(self, model: nn.Module, recorded: Recorded) -> Tensor:
+        try:
+            return recorded.loss()
+        except Unknown as unknown:
+            self.refuse(f"The loss cannot be computed again, because {unknown}.")
+            raise
+
+
+@contextmanager
+def attached() -> Iterator[Attached]:
+    """Attaches to the loop that runs within the block, and keeps the warnings of probe and AutoClip."""
+    with ExitStack() as stack:
+        patches = stack.enter_context(Patches())
+        found = Attached(patches)
+        stack.enter_context(_warnings_to(found.warnings))
+        yield found
+        found.close()
+
+
+@contextmanager
+def _warnings_to(kept: list[str]) -> Iterator[None]:
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, SmoothdiagWarning):
+            kept.append(one_line(message))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = before
+
+
+def _holds(module: nn.Module, ids: set[int]) -> bool:
+    return any(id(p) in ids for p in module.parameters())
+
+
+def _root(module: nn.Module, needed: set[int]) -> nn.Module | Sequence[nn.Module]:
+    """Returns the smallest module that holds all parameters, or several; ``module`` itself if it does."""
+    if needed <= {id(p) for p in module.parameters()}:
+        return module
+    held = {id(m): {id(p) for p in m.parameters()} for m in _modules()}
+    modules = {id(m): m for m in _modules() if held.get(id(m), set()) & needed}
+    whole = [m for key, m in modules.items() if needed <= held[key]]
+    if whole:
+        # The outermost of those that hold the same: a wrapper, which the loop calls.
+        return min(whole, key=lambda m: (len(held[id(m)]), -sum(1 for _ in m.modules())))
+    found: list[nn.Module] = [module]
+    missing = needed - {id(p) for p in module.parameters()}
+    while missing:
+        best = max(
+            modules.values(), key=lambda m: (len(held[id(m)] & missing), sum(1 for _ in m.modules())), default=None
+        )
+        if best is None or not held[id(best)] & missing:
+            break  # the rest are parameters of the loss itself
+        found.append(best)
+        missing -= held[id(best)]
+    return found if len(found) > 1 else module
+
+
+def _modules() -> list[nn.Module]:
+    # The type is asked: stand-ins for lazily loaded modules answer isinstance with whatever they stand for.
+    return [each for each in gc.get_objects() if issubclass(type(each), nn.Module)]
