@@ -52,11 +52,12 @@ class Attached:
         self.warnings: list[str] = []
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._ids: set[int] = set()
+        self._stepped: list[Optimizer] = []
         self._has_tried, self._is_closed = False, False
         self.norms = Norms(patches, self._is_watched)
         self._recorder = Recorder(patches, self._begins)
         patches.replace(Optimizer, "__init__", self._on_new_optimizer)
-        patches.callback(register_optimizer_step_pre_hook(lambda *_: self._recorder.drop()).remove)
+        patches.callback(register_optimizer_step_pre_hook(self._before_step).remove)
 
     def close(self) -> None:
         """Reads what is still to be read, and leaves the optimizers as they were."""
@@ -94,7 +95,7 @@ class Attached:
             return False
         try:
             if not self._has_tried:
-                self._attach(module)
+                self._attach_by(module)
             if self.probe is None or not self.probe.due or not _holds(module, self._ids):
                 return False
             self.probe.observe(Recorded.of(tape, size))
@@ -104,37 +105,57 @@ class Attached:
             self.close()
             return False
 
-    def _attach(self, module: nn.Module) -> None:
-        optimizers = self._held_by(module)
-        if not optimizers:
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._recorder.drop()
+        if self._has_tried or self._is_closed:
             return
+        known = self._made()
+        if len(known) == 1 and known[0] is optimizer and any(map(callable, (*args[1:], *kwargs.values()))):
+            self._attempt(known, None)  # the closure is going to run the first forward pass
+        elif optimizer in known and optimizer not in self._stepped:
+            self._stepped.append(optimizer)
+
+    def _attach_by(self, module: nn.Module) -> None:
+        """Attaches to the optimizers that step on one loss, as soon as it is clear which ones do."""
+        known, own = self._made(), {id(p) for p in module.parameters() if p.requires_grad}
+        if not own & {id(p) for optimizer in known for p in moved_by(optimizer)}:
+            return
+        if self._stepped:  # those that stepped without a forward pass in between
+            self._attempt(self._stepped, module)
+        elif len(known) == 1 or all({id(p) for p in _trained(optimizer)} <= own for optimizer in known):
+            self._attempt(known, module)
+
+    def _attempt(self, optimizers: Sequence[Optimizer], module: nn.Module | None) -> None:
         self._has_tried = True
-        root = _root(module, {id(p) for optimizer in optimizers for p in moved_by(optimizer) if p.requires_grad})
-        chosen: Any = optimizers[0] if len(optimizers) == 1 else optimizers
-        self.probe = Probe(
-            root,
-            chosen,
-            self._loss,
-            estimators=(CriticalStep(),),
-            schedule=is_in_progression,
-            data="step",
-            reduction="sum",
-        )
-        self.probe.outlive_errors()
         self._ids = {id(p) for optimizer in optimizers for p in moved_by(optimizer)}
+        try:
+            root = _root(module, {id(p) for optimizer in optimizers for p in _trained(optimizer)})
+            chosen: Any = optimizers[0] if len(optimizers) == 1 else list(optimizers)
+            self.probe = Probe(
+                root,
+                chosen,
+                self._loss,
+                estimators=(CriticalStep(),),
+                schedule=is_in_progression,
+                data="step",
+                reduction="sum",
+            )
+        except Exception as error:  # nobody asked for a probe, so nothing of it may end the run
+            self.refuse(f"The loop cannot be measured: {one_line(error)}")
+            return
+        self.probe.outlive_errors()
         try:
             self.clipper = AutoClip(chosen, self.probe, mode="shadow")
             self.clipper.outlive_errors()
-        except ValueError as error:
+        except Exception as error:
             self.refuse(f"AutoClip does not fit this optimizer: {one_line(error)}")
 
-    def _held_by(self, module: nn.Module) -> list[Optimizer]:
-        """Returns the optimizers that move parameters of a module, the latest for each parameter."""
-        own, taken = {id(p) for p in module.parameters() if p.requires_grad}, set[int]()
-        found: list[Optimizer] = []
+    def _made(self) -> list[Optimizer]:
+        """Returns the optimizers of the script, the latest for each parameter, and without wrappers."""
+        taken, found = set[int](), list[Optimizer]()
         for optimizer in (made for ref in reversed(self._optimizers) if (made := ref()) is not None):
-            held = {id(p) for p in moved_by(optimizer)}
-            if held & own and not held & taken and innermost(optimizer) is optimizer:
+            held = {id(p) for p in _trained(optimizer)}
+            if held and not held & taken and innermost(optimizer) is optimizer:
                 taken |= held
                 found.insert(0, optimizer)
         return found
@@ -187,27 +208,29 @@ def _holds(module: nn.Module, ids: set[int]) -> bool:
     return any(id(p) in ids for p in module.parameters())
 
 
-def _root(module: nn.Module, needed: set[int]) -> nn.Module | Sequence[nn.Module]:
-    """Returns the smallest module that holds all parameters, or several; ``module`` itself if it does."""
-    if needed <= {id(p) for p in module.parameters()}:
+def _trained(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for p in moved_by(optimizer) if p.requires_grad]
+
+
+def _root(module: nn.Module | None, needed: set[int]) -> nn.Module | Sequence[nn.Module]:
+    """Returns the module that the loop calls if it holds all parameters, or the smallest that does, or several."""
+    if module is not None and needed <= {id(p) for p in module.parameters()}:
         return module
-    held = {id(m): {id(p) for p in m.parameters()} for m in _modules()}
-    modules = {id(m): m for m in _modules() if held.get(id(m), set()) & needed}
-    whole = [m for key, m in modules.items() if needed <= held[key]]
-    if whole:
-        # The outermost of those that hold the same: a wrapper, which the loop calls.
-        return min(whole, key=lambda m: (len(held[id(m)]), -sum(1 for _ in m.modules())))
-    found: list[nn.Module] = [module]
-    missing = needed - {id(p) for p in module.parameters()}
-    while missing:
-        best = max(
-            modules.values(), key=lambda m: (len(held[id(m)] & missing), sum(1 for _ in m.modules())), default=None
-        )
-        if best is None or not held[id(best)] & missing:
+    modules = [(each, {id(p) for p in each.parameters()} & needed, sum(1 for _ in each.modules())) for each in _modules()]
+    # The smallest first; of those that hold the same the outermost, a wrapper, comes first.
+    modules.sort(key=lambda found: (sum(1 for _ in found[0].parameters()), -found[2]))
+    whole = next((each for each, held, _ in modules if needed <= held), None)
+    if whole is not None:
+        return whole
+    chosen, missing = list[nn.Module](), set(needed)
+    while best := max(modules, key=lambda found: (len(found[1] & missing), found[2]), default=None):
+        if not best[1] & missing:
             break  # the rest are parameters of the loss itself
-        found.append(best)
-        missing -= held[id(best)]
-    return found if len(found) > 1 else module
+        chosen.append(best[0])
+        missing -= best[1]
+    if not chosen:
+        raise ValueError("No module holds the parameters of the optimizer.")
+    return chosen if len(chosen) > 1 else chosen[0]
 
 
 def _modules() -> list[nn.Module]:

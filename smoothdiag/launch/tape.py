@@ -48,6 +48,7 @@ class Entry:
         writes: Numbers of the tensors that it returned, in order.
         casts: The state of autocast.
         has_grad: Whether gradients were enabled.
+        carries: Whether a gradient flows through it.
     """
 
     function: Callable[..., Any]
@@ -57,6 +58,7 @@ class Entry:
     writes: tuple[int, ...]
     casts: Casts
     has_grad: bool
+    carries: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Tape:
         self._entries: list[Entry] = []
         self._given: dict[int, Given] = {}
         self._numbers: dict[int, int] = {}
+        self._carried: set[int] = set()
         self._alive: list[Any] = []  # the number of a tensor is found by its identity, so it must not be freed
         self._needed: list[Entry] | None = None
 
@@ -117,7 +120,10 @@ class Tape:
         if writes_to is not None and id(writes_to) in self._numbers:
             writes = (*writes, self._numbers[id(writes_to)])
         if writes:
-            entry = Entry(function, kept_args, kept_kwargs, frozenset(reads), writes, casts, has_grad)
+            written = [*tensors_of(result), *([] if writes_to is None else [writes_to])]
+            carries = any(tensor.requires_grad for tensor in written)
+            self._carried |= {self._numbers[id(t)] for t in written if t.requires_grad and id(t) in self._numbers}
+            entry = Entry(function, kept_args, kept_kwargs, frozenset(reads), writes, casts, has_grad, carries)
             self._entries.append(entry)
         return result
 
@@ -129,8 +135,8 @@ class Tape:
 
     def end(self, root: Tensor) -> bool:
         """Notes a tensor that backward is called on; returns whether the tape has computed it."""
-        number = self._numbers.get(id(root))
-        if number is None or number in self._given:
+        number = self._number(root)
+        if number in self._given:
             return False
         self.roots.append(number)
         self._needed = None
@@ -171,15 +177,17 @@ class Tape:
     def _slice(self) -> list[Entry]:
         """Returns the entries that the roots depend on, in their order."""
         if self._needed is None:
-            needed, found = set(self.roots), []
+            needed, flows, found = set(self.roots), set(self.roots), []
             for entry in reversed(self._entries):
                 if not needed.isdisjoint(entry.writes):
                     found.append(entry)
                     needed |= entry.reads
-            self._needed = found[::-1]
-            unknown = next((g.unknown for n in sorted(needed) if (g := self._given.get(n)) and g.unknown), "")
+                    if entry.carries and not flows.isdisjoint(entry.writes):
+                        flows |= entry.reads
+            unknown = next((g.unknown for n in sorted(flows) if (g := self._given.get(n)) and g.unknown), "")
             if unknown:
-                raise Unknown(f"a part of the loss comes from {unknown}, which no call of a module or function shows")
+                raise Unknown(f"a part of it comes from {unknown}, which no call of a module or function shows")
+            self._needed = found[::-1]
         return self._needed
 
     def _value(self, number: int, rows: slice | None) -> Tensor:
@@ -201,8 +209,12 @@ class Tape:
 
     def _number(self, tensor: Tensor, *, keeps: bool = False) -> int:
         """Returns the number of a tensor that a call is given; ``keeps`` copies it, because the call writes to it."""
-        if id(tensor) in self._numbers:
-            return self._numbers[id(tensor)]
+        number = self._numbers.get(id(tensor), -1)
+        # The forward of a torch.autograd.Function shows, but what it returns gets its gradient where nothing shows.
+        is_changed = tensor.requires_grad and number not in self._carried and number not in self._given
+        if number >= 0 and not is_changed:
+            return number
+        self._numbers.pop(id(tensor), None)
         number = self._named(tensor)
         unknown = tensor.grad_fn.name() if tensor.grad_fn is not None else ""
         is_copy = keeps and not tensor.requires_grad
