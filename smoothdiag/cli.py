@@ -1,4 +1,4 @@
-"""The command line: ``smoothdiag demo | fit | plot | clip | report | import | scan | doctor``."""
+"""The command line: ``smoothdiag demo | fit | plot | clip | report | import | scan | doctor | launch-check``."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from smoothdiag import console, machines
 from smoothdiag.doctor import command as doctor
+from smoothdiag.launch import command as launch
 from smoothdiag.measure.scan import command as scan
 from smoothdiag.plots import command as plot
 from smoothdiag.report import command as report
@@ -254,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
 
     scan.add_command(commands, _fit)
     doctor.add_command(commands)
+    launch.add_command(commands)
     return parser
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, TextIO
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -28,8 +27,8 @@ from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import SmoothdiagWarning
 
 UNSEEN: Final = (
-    "The loop called no module that holds the parameters of its optimizer, as far as launch-check sees. It does not see "
-    "model.forward(...), torch.func.functional_call, steps that are compiled as a whole, or other processes."
+    "The loop called no module that holds the parameters of its optimizer, as far as launch-check sees. It does not "
+    "see model.forward(...), torch.func.functional_call, steps that are compiled as a whole, or other processes."
 )
 WITHOUT_OPTIMIZER: Final = "The script made no optimizer of torch.optim, or one derived from it, in this process."
 
@@ -216,7 +215,9 @@ def _root(module: nn.Module | None, needed: set[int]) -> nn.Module | Sequence[nn
     """Returns the module that the loop calls if it holds all parameters, or the smallest that does, or several."""
     if module is not None and needed <= {id(p) for p in module.parameters()}:
         return module
-    modules = [(each, {id(p) for p in each.parameters()} & needed, sum(1 for _ in each.modules())) for each in _modules()]
+    modules = [
+        (each, {id(p) for p in each.parameters()} & needed, sum(1 for _ in each.modules())) for each in _modules()
+    ]
     # The smallest first; of those that hold the same the outermost, a wrapper, comes first.
     modules.sort(key=lambda found: (sum(1 for _ in found[0].parameters()), -found[2]))
     whole = next((each for each, held, _ in modules if needed <= held), None)

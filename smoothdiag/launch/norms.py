@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from smoothdiag import vectors
 from smoothdiag.adapters.wrappers import pending_scale
@@ -61,14 +61,18 @@ class Norms:
         self.clips: dict[Site, Clips] = {}
         self._is_watched = is_watched
         self._steps: list[Tensor | float] = []
+        self._parts: dict[int, Tensor] = {}  # of the optimizers that have stepped since the first of them did
+        self._whole: Tensor | float | None = None
         self._clipped: Tensor | float | None = None
         self._is_busy = False
         for function in (nn.utils.clip_grad_norm_, nn.utils.clip_grads_with_norm_):
             patches.redirect(function, self._on_clip)
         patches.callback(register_optimizer_step_pre_hook(self._before_step).remove)
+        patches.callback(register_optimizer_step_post_hook(self._after_step).remove)
 
     def of_steps(self) -> list[float]:
         """Returns the gradient norm of each step, before clipping, where it is known; waits for the device."""
+        self._end_step()
         return [float(norm) for norm in self._steps]
 
     def _on_clip(self, original: Function) -> Function:
@@ -100,13 +104,33 @@ class Norms:
         self._clipped = norm if self._clipped is None else self._clipped
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        clipped, self._clipped = self._clipped, None
-        if not self._is_watched(optimizer) or pending_scale(optimizer) is not None or len(args) > 1 or kwargs:
-            return  # gradients that carry a factor, or that a closure is going to make
-        if clipped is not None:
-            self._steps.append(clipped)
-            return
-        held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if held and not any(g.is_sparse or vectors.is_sharded(g) for g in held):
-            self._steps.append(vectors.norm([g.detach() for g in held]))
+        if any(map(callable, (*args[1:], *kwargs.values()))):
+            self._clipped = None  # a closure is going to make the gradients
+        else:
+            self._add(optimizer)
 
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if any(map(callable, (*args[1:], *kwargs.values()))):
+            self._add(optimizer)
+
+    def _add(self, optimizer: Optimizer) -> None:
+        clipped, self._clipped = self._clipped, None
+        if not self._is_watched(optimizer) or pending_scale(optimizer) is not None:
+            return  # gradients still carry the factor of a GradScaler
+        if id(optimizer) in self._parts:
+            self._end_step()
+        held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if clipped is not None:
+            self._whole = clipped  # what was clipped counts as the whole gradient
+        elif not held or any(g.is_sparse or vectors.is_sharded(g) for g in held):
+            return
+        self._parts[id(optimizer)] = vectors.norm([g.detach() for g in held]) if held else torch.zeros(())
+
+    def _end_step(self) -> None:
+        """Adds the norm of the gradients of all optimizers that have taken one step together."""
+        parts, whole = list(self._parts.values()), self._whole
+        self._parts, self._whole = {}, None
+        if whole is not None:
+            self._steps.append(whole)
+        elif parts:
+            self._steps.append(torch.stack([part.to(parts[0].device) for part in parts]).norm())

@@ -96,7 +96,7 @@ class Recorder:
 
     def _enter(self) -> None:
         if _top() is not self._mode and (_top() is None or _is_default_device(_top())):
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self) -> None:
         """Takes the mode off the stack; if another one was put on top of it, it stays there until that one is off."""

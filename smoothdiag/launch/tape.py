@@ -1,8 +1,8 @@
 """Tape: what a loop computes from the calls of its modules until backward, and the same computation once more.
 
-A loop that nobody changes hands over no `loss_fn`. The tape stands in for one: it notes the calls of modules and, around
-them, the functions of torch that lead to the tensor that backward is called on. Only what that tensor depends on is
-computed again. Whether the result is the loss that the loop trains is for the probe's self-test to say.
+A loop that nobody changes hands over no `loss_fn`. The tape stands in for one: it notes the calls of modules and,
+around them, the functions of torch that lead to the tensor that backward is called on. Only what that tensor depends on
+is computed again. Whether the result is the loss that the loop trains is for the probe's self-test to say.
 """
 
 from __future__ import annotations
@@ -146,12 +146,6 @@ class Tape:
             self.refusal = str(unknown)
         return True
 
-    def settle(self) -> None:
-        """Lets go of everything that the roots do not depend on."""
-        self._entries, self._alive, self._numbers = self._slice(), [], {}
-        read = set().union(*(entry.reads for entry in self._entries))
-        self._given = {number: given for number, given in self._given.items() if number in read}
-
     def replay(self, rows: slice | None) -> Tensor:
         """Computes the loss again, on all examples or on some of them.
 
@@ -171,7 +165,10 @@ class Tape:
             args, kwargs = (_filled(part, value) for part in (entry.args, entry.kwargs))
             with torch.set_grad_enabled(entry.has_grad), autocast_as(entry.casts):
                 result = entry.function(*args, **kwargs)
-            values.update(zip(entry.writes, tensors_of(result), strict=False))
+            found = list(tensors_of(result))
+            if rows is not None and not entry.reads:  # made for all examples, such as labels of ones
+                found = [self._part(tensor, rows) for tensor in found]
+            values.update(zip(entry.writes, found, strict=False))
         return torch.stack([values[root].reshape(()) for root in self.roots]).sum()
 
     def _slice(self) -> list[Entry]:
@@ -193,12 +190,15 @@ class Tape:
     def _value(self, number: int, rows: slice | None) -> Tensor:
         given = self._given[number]
         if given.is_copy:
-            return given.tensor.clone() if rows is None else given.tensor[rows].clone()
+            return self._part(given.tensor, rows).clone()
         if not given.tensor.requires_grad and _version(given.tensor) != given.version:
             raise Unknown("the loop has written to a tensor that the loss was computed from")
-        if rows is not None and given.tensor.dim() and len(given.tensor) == self.size and not _is_part(given.tensor):
-            return given.tensor[rows]
-        return given.tensor
+        return self._part(given.tensor, rows)
+
+    def _part(self, tensor: Tensor, rows: slice | None) -> Tensor:
+        """Returns the rows of a tensor that holds as many as there are examples, unless it belongs to a model."""
+        is_data = tensor.dim() and len(tensor) == self.size and not isinstance(tensor, nn.Parameter)
+        return tensor if rows is None or not is_data else tensor[rows]
 
     def _named(self, tensor: Tensor) -> int:
         """Returns the number of a tensor that a call has returned."""
@@ -274,8 +274,3 @@ def _target(function: Callable[..., Any], args: tuple[Any, ...]) -> Tensor | Non
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _is_part(tensor: Tensor) -> bool:
-    """Returns whether a tensor belongs to a model, and not to a batch."""
-    return isinstance(tensor, nn.Parameter)

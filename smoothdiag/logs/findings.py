@@ -35,9 +35,13 @@ def findings_of(trace: Trace, review: LogReview, file: str) -> list[Finding]:
         review: Their review.
         file: The log.
     """
-    return [*_dead(trace, file), *_non_finite(trace, file), *_clipped(review, file), *_spikes(review, file)] + list(
-        _thresholds(review, file)
-    )
+    return [
+        *_dead(trace, file),
+        *_non_finite(trace, file),
+        *_clipped(review, file),
+        *_spikes(review, file),
+        *_thresholds(review, file),
+    ]
 
 
 def dead_rows(trace: Trace) -> list[int]:

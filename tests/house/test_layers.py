@@ -15,7 +15,7 @@ MAX_LINES = 320
 LAYERS = (
     ("integrations", "__main__"),
     ("cli",),
-    ("demo",),
+    ("demo", "launch"),
     ("autoclip",),
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
@@ -198,6 +198,16 @@ WINGS = {
         "autoclip.step",
         "autoclip.clipper",
         "autoclip",
+    ),
+    "launch": (
+        "launch.tape",
+        "launch.recorder",
+        "launch.norms",
+        "launch.attaching",
+        "launch.result",
+        "launch.words",
+        "launch.command",
+        "launch",
     ),
     "demo": ("demo.language", "demo.law", "demo.training", "demo.figures", "demo.story", "demo"),
     "doctor": (
