@@ -1,4 +1,4 @@
-"""The command line: ``smoothdiag demo | fit | plot | clip | report | import | scan | doctor | launch-check``."""
+"""The command line: ``smoothdiag COMMAND``; ``smoothdiag --help`` lists the commands."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from smoothdiag import console, machines
+from smoothdiag import console, machines, watch
 from smoothdiag.doctor import command as doctor
 from smoothdiag.launch import command as launch
 from smoothdiag.measure.scan import command as scan
@@ -256,6 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_command(commands, _fit)
     doctor.add_command(commands)
     launch.add_command(commands)
+    watch.add_command(commands)
     return parser
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from smoothdiag.console import counted
+from smoothdiag.logs.outliers import WINDOW
 from smoothdiag.logs.review import LogReview
 from smoothdiag.machines import Finding
 
@@ -42,6 +44,34 @@ def findings_of(trace: Trace, review: LogReview, file: str) -> list[Finding]:
         *_spikes(review, file),
         *_thresholds(review, file),
     ]
+
+
+def news_of(trace: Trace, review: LogReview, file: str, thresholds: Sequence[float]) -> Iterator[Finding]:
+    """Yields what a growing log shows: as `findings_of`, but each spike by itself, and clip rates of the last rows.
+
+    Two findings are the same if name, step and threshold are.
+    """
+    yield from _dead(trace, file)
+    for spike in review.spikes:
+        yield from _spikes(replace(review, spikes=(spike,)), file)
+    yield from _non_finite(trace, file)
+    yield from _clipped(review, file)
+    norms = [row["grad_norm"] for row in trace if math.isfinite(row["grad_norm"])][-WINDOW:]
+    for threshold in thresholds:
+        clipped = sum(norm > threshold for norm in norms)
+        if len(norms) >= FEWEST_NORMS and clipped >= MOST * len(norms):
+            yield Finding(
+                "threshold-clips-most",
+                "note",
+                f"{clipped} of the last {len(norms)} norms are above the threshold {threshold:g}: the learning rate "
+                "alone sets the length of nearly every step.",
+                "Raise the threshold above the usual norm, or lower the learning rate.",
+                file,
+                count=clipped,
+                of=len(norms),
+                unit="norms",
+                more={"threshold": threshold},
+            )
 
 
 def dead_rows(trace: Trace) -> list[int]:
@@ -110,11 +140,12 @@ def _spikes(review: LogReview, file: str) -> Iterator[Finding]:
     ):
         if found := [spike for spike in review.spikes if spike.column == column]:
             worst = max(found, key=lambda spike: spike.value / abs(spike.usual) if spike.usual else math.inf)
+            where = "," if len(found) == 1 else f" at {listed([s.step for s in found])},"
             yield Finding(
                 "spike-of-norm" if column == "grad_norm" else "spike-of-loss",
                 "note",
-                f"The {name} rose far above the values before it at {listed([s.step for s in found])}; the highest is "
-                f"{worst.value:.4g} at step {worst.step}, where {worst.usual:.4g} was usual.",
+                f"The {name} rose far above the values before it{where} to {worst.value:.4g} at step {worst.step}, where "
+                f"{worst.usual:.4g} was usual.",
                 "Look at the batches of these steps. A threshold near the usual norm stops such steps: AutoClip sets "
                 "one by itself.",
                 file,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from smoothdiag import console
+from smoothdiag.growing import changes
 from smoothdiag.report.paths import named_paths, page_path
 from smoothdiag.rows import SmoothdiagWarning
 
@@ -63,24 +64,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _follow(arguments: argparse.Namespace) -> None:
     """Writes the page whenever a trace has grown, for ever."""
-    before: list[tuple[int, int]] = []
-    while True:
-        if _are_begun(arguments.traces):
-            stats = [path.stat() for path in arguments.traces]
-            now = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-            if now != before:
-                is_first = not before
-                before = now
-                with _quiet():  # a line that is being written is no damage
-                    _write(arguments, arguments.live)
-                if is_first:
-                    print(
-                        f"{console.one_line(arguments.out)}, again whenever a trace grows; Ctrl-C ends it", flush=True
-                    )
-        time.sleep(arguments.live)
+    for number, _ in enumerate(changes(arguments.traces, arguments.live, is_begun=_are_begun)):
+        with _quiet():  # a line that is being written is no damage
+            _write(arguments, arguments.live)
+        if number == 0:
+            print(f"{console.one_line(arguments.out)}, again whenever a trace grows; Ctrl-C ends it", flush=True)
 
 
-def _are_begun(paths: list[Path]) -> bool:
+def _are_begun(paths: Sequence[Path]) -> bool:
     """Whether every trace has a header and a row; a run may not have written them yet."""
     for path in paths:
         if not path.is_file():

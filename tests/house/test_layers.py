@@ -23,7 +23,7 @@ LAYERS = (
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
     ("notebooks",),
-    ("rows", "requirements", "memory", "console", "arguments", "machines", "moved", "momentum", "names"),
+    ("rows", "requirements", "memory", "console", "arguments", "growing", "machines", "moved", "momentum", "names"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -174,7 +174,16 @@ WINGS = {
         "trace.trace",
         "trace",
     ),
-    "logs": ("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs", "logs.findings"),
+    "logs": (
+        "logs.outliers",
+        "logs.formats",
+        "logs.reading",
+        "logs.review",
+        "logs",
+        "logs.findings",
+        "logs.watching",
+        "logs.command",
+    ),
     "geometry": (
         *("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry.parts"),
         "geometry",
