@@ -15,7 +15,7 @@ def changes(
     every: float,
     *,
     lasts: float | None = None,
-    is_begun: Callable[[Sequence[Path]], bool] = lambda paths: all(path.exists() for path in paths),
+    is_begun: Callable[[Sequence[Path]], bool] | None = None,
 ) -> Iterator[Mark]:
     """Yields whenever files have changed, and at first as soon as they are there.
 
@@ -23,11 +23,11 @@ def changes(
         paths: Files, or folders of files.
         every: Seconds between two looks.
         lasts: Seconds after which to end; ``None`` goes on for ever, 0 looks once.
-        is_begun: Whether the files hold enough to be read.
+        is_begun: Whether the files hold enough to be read; default: they exist.
     """
     before, begun = None, time.monotonic()
     while True:
-        if is_begun(paths):
+        if all(path.exists() for path in paths) if is_begun is None else is_begun(paths):
             now = mark_of(paths)
             if now != before:
                 before = now

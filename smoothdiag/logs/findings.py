@@ -74,10 +74,9 @@ def news_of(trace: Trace, review: LogReview, file: str, thresholds: Sequence[flo
             )
 
 
-def dead_rows(trace: Trace) -> list[int]:
-    """Returns the steps at the end of a log that hold nothing finite, if they are enough to call the run dead."""
-    steps = [int(row["step"]) for row in takewhile(lambda row: not _is_alive(row), reversed(list(trace)))][::-1]
-    return steps if len(steps) >= min(DEAD_ROWS, len(trace)) else []
+def _last_rows(trace: Trace) -> list[int]:
+    """Returns the steps at the end of a log that hold nothing finite."""
+    return [int(row["step"]) for row in takewhile(lambda row: not _is_alive(row), reversed(list(trace)))][::-1]
 
 
 def _is_alive(row: object) -> bool:
@@ -86,7 +85,8 @@ def _is_alive(row: object) -> bool:
 
 
 def _dead(trace: Trace, file: str) -> Iterator[Finding]:
-    if steps := dead_rows(trace):
+    steps = _last_rows(trace)
+    if steps and len(steps) >= min(DEAD_ROWS, len(trace)):
         yield Finding(
             "dead-run",
             "error",
@@ -102,8 +102,8 @@ def _dead(trace: Trace, file: str) -> Iterator[Finding]:
 
 
 def _non_finite(trace: Trace, file: str) -> Iterator[Finding]:
-    dead = set(dead_rows(trace))
-    steps = [int(row["step"]) for row in trace if row["status"] == "non_finite" and row["step"] not in dead]
+    ended = set(_last_rows(trace))
+    steps = [int(row["step"]) for row in trace if row["status"] == "non_finite" and row["step"] not in ended]
     if steps:
         yield Finding(
             "non-finite",
@@ -144,8 +144,8 @@ def _spikes(review: LogReview, file: str) -> Iterator[Finding]:
             yield Finding(
                 "spike-of-norm" if column == "grad_norm" else "spike-of-loss",
                 "note",
-                f"The {name} rose far above the values before it{where} to {worst.value:.4g} at step {worst.step}, where "
-                f"{worst.usual:.4g} was usual.",
+                f"The {name} rose far above the values before it{where} to {worst.value:.4g} at step {worst.step}; "
+                f"usual was {worst.usual:.4g}.",
                 "Look at the batches of these steps. A threshold near the usual norm stops such steps: AutoClip sets "
                 "one by itself.",
                 file,

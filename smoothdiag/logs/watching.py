@@ -45,9 +45,7 @@ def news(arguments: argparse.Namespace) -> Iterator[Finding]:
                 known.add(key)
                 yield each
     if arguments.once and not before:
-        raise FileNotFoundError(
-            f"Parameter `LOG` should be a log that exists beside `--once`. Found `{arguments.log}`."
-        )
+        raise FileNotFoundError(f"Parameter `LOG` should be a log that exists. Found `{arguments.log}` with `--once`.")
 
 
 def _found(arguments: argparse.Namespace) -> Iterator[Finding]:

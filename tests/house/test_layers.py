@@ -15,7 +15,7 @@ MAX_LINES = 320
 LAYERS = (
     ("integrations", "__main__"),
     ("cli",),
-    ("demo", "launch"),
+    ("demo", "launch", "watch"),
     ("autoclip",),
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
@@ -175,14 +175,8 @@ WINGS = {
         "trace",
     ),
     "logs": (
-        "logs.outliers",
-        "logs.formats",
-        "logs.reading",
-        "logs.review",
-        "logs",
-        "logs.findings",
+        *("logs.outliers", "logs.formats", "logs.reading", "logs.review", "logs", "logs.findings"),
         "logs.watching",
-        "logs.command",
     ),
     "geometry": (
         *("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry.parts"),
