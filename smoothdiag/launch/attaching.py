@@ -6,8 +6,9 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final, TextIO
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -170,37 +171,24 @@ class Attached:
 @contextmanager
 def attached() -> Iterator[Attached]:
     """Attaches to the loop that runs within the block, and keeps the warnings of probe and AutoClip."""
-    with ExitStack() as stack:
-        patches = stack.enter_context(Patches())
+    with Patches() as patches:
         found = Attached(patches)
-        stack.enter_context(_warnings_to(found.warnings))
+        patches.replace(warnings, "warn", partial(_warning_to, found.warnings))
         yield found
         found.close()
 
 
-@contextmanager
-def _warnings_to(kept: list[str]) -> Iterator[None]:
-    before = warnings.showwarning
+def _warning_to(kept: list[str], original: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that keeps our warnings: a script may turn warnings into errors, which would end the run."""
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, SmoothdiagWarning):
+    def warn(message: Any, category: Any = None, stacklevel: int = 1, *args: Any, **kwargs: Any) -> None:
+        kind = type(message) if isinstance(message, Warning) else category
+        if isinstance(kind, type) and issubclass(kind, SmoothdiagWarning):
             kept.append(one_line(message))
         else:
-            before(message, category, filename, lineno, file, line)
+            original(message, category, stacklevel + 1, *args, **kwargs)
 
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        if warnings.showwarning is show:
-            warnings.showwarning = before
+    return warn
 
 
 def _holds(module: nn.Module, ids: set[int]) -> bool:

@@ -94,6 +94,7 @@ class LaunchCheck:
         suggested_lr: Rate at which a step of median length is as long as ||g||/L [x^2/f].
         critical_lr: Median rate above which a step would have raised the loss of its batch [x^2/f].
         critical_lr_interval: The smallest and the largest of them [x^2/f].
+        critical_multiple: Median factor by which a step could have been longer before it raised the loss of its batch.
         habits: Published thresholds, at this run.
         not_measured: What was not measured, and why.
         warnings: What the measurement has warned of.
@@ -116,6 +117,7 @@ class LaunchCheck:
     suggested_lr: float
     critical_lr: float
     critical_lr_interval: tuple[float, float]
+    critical_multiple: float
     habits: Sequence[Habit]
     not_measured: Sequence[str]
     warnings: Sequence[str]
@@ -135,7 +137,7 @@ def result_of(found: Attached, steps: int, asked: int) -> LaunchCheck:
     threshold = clipper.threshold if clipper is not None and is_known else math.nan
     low, high = (factor * bound for bound in median_interval(lengths))
     scale = threshold / longest
-    critical = _critical(found)
+    critical, multiples = _finite(found, "critical_lr"), _finite(found, "critical_multiple")
     taken = _lengths_taken(found)
     return LaunchCheck(
         steps=steps,
@@ -155,6 +157,7 @@ def result_of(found: Attached, steps: int, asked: int) -> LaunchCheck:
         suggested_lr=clipper.suggest_lr() if clipper is not None and is_known else math.nan,
         critical_lr=median(critical) if critical else math.nan,
         critical_lr_interval=(min(critical), max(critical)) if critical else (math.nan, math.nan),
+        critical_multiple=median(multiples) if multiples else math.nan,
         habits=[Habit(t, who, _share(norms, t), t / threshold) for t, who in HABITS] if norms else [],
         not_measured=[*found.refusals, *refusals],
         warnings=[each for each in found.warnings if not _is_said_better(each)],
@@ -179,9 +182,8 @@ def _measured(found: Attached) -> tuple[list[float], float, list[str]]:
     return lengths, calibration["longest"] / median(lengths) if lengths else math.nan, refusals
 
 
-def _critical(found: Attached) -> list[float]:
-    rates = [row["critical_lr"] for row in _steps(found)]
-    return [rate for rate in rates if math.isfinite(rate)]
+def _finite(found: Attached, column: str) -> list[float]:
+    return [row[column] for row in _steps(found) if math.isfinite(row[column])]
 
 
 def _lengths_taken(found: Attached) -> list[float]:

@@ -100,6 +100,9 @@ def _sureness(found: LaunchCheck) -> str:
 
 def _rates(found: LaunchCheck) -> Iterator[str]:
     if math.isnan(found.critical_lr):
+        if not math.isnan(found.critical_multiple):  # groups or optimizers have rates of their own
+            longer = f"{found.critical_multiple:.2g} times as long"
+            yield f"RATE: steps {longer} would have raised the loss of their own batch."
         return
     low, high = found.critical_lr_interval
     now = "" if math.isnan(found.lr) else f" The rate is {found.lr:.3g}, {found.lr / found.critical_lr:.2g} of it."
