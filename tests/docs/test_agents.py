@@ -30,9 +30,9 @@ def test_documented_json_is_what_the_doctor_prints(tmp_path, monkeypatch, capsys
 
 def commands_of(text) -> list[list[str]]:
     """Returns every command of smoothdiag in a text, without what a shell makes of it."""
-    found = re.findall(
-        r"(?:^|`|- run: )(?:torchrun .*? -m smoothdiag\.cli|smoothdiag) ((?:[a-z]|-)[^`\n]*)", text, re.M
-    )
+    text = re.sub(r"`smoothdiag [a-z-]+: [^`]*`", "", text)  # what it prints
+    start = r"(?:^|`|- run: )(?:torchrun .*? -m smoothdiag\.cli|smoothdiag) "
+    found = re.findall(start + r"([a-z-][^`\n]*)", text, re.MULTILINE)
     return [shlex.split(re.split(r"\s#| && | \|\| |;", each)[0]) for each in found]
 
 

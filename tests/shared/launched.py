@@ -30,7 +30,7 @@ MEASURED = {
     "plain": SGD + "for k in range(40):\n    x, y = batch(k)\n    loss = F.cross_entropy(model(x), y)\n" + STEP,
     "model returns a tuple": (
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.net = mlp()\n"
-        "    def forward(self, x, y):\n        logits = self.net(x)\n        return logits, F.cross_entropy(logits, y)\n"
+        "    def forward(self, x, y):\n        out = self.net(x)\n        return out, F.cross_entropy(out, y)\n"
         "model = Net()\noptimizer = torch.optim.AdamW(model.parameters(), lr=0.01)\n"
         "for k in range(40):\n    _, loss = model(*batch(k))\n" + STEP
     ),
@@ -70,7 +70,8 @@ MEASURED = {
         "    loss = loss + 0.1 * (weight * out.pow(2).mean(1)).mean()\n" + STEP
     ),
     "main guarded by its name": (
-        "import argparse\ndef main():\n    parser = argparse.ArgumentParser()\n    parser.add_argument('weights', nargs='?')\n"
+        "import argparse\ndef main():\n    parser = argparse.ArgumentParser()\n"
+        "    parser.add_argument('weights', nargs='?')\n"
         "    parser.parse_args()\n    model = mlp()\n    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
         "    try:\n        for k in range(40):\n            try:\n                x, y = batch(k)\n"
         "                loss = F.cross_entropy(model(x), y)\n                optimizer.zero_grad()\n"
@@ -102,7 +103,8 @@ REFUSED = {
     ),
     "part kept in the model": (
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.net = mlp()\n"
-        "    def forward(self, x):\n        out = self.net(x)\n        self.extra = out.pow(2).mean()\n        return out\n"
+        "    def forward(self, x):\n        out = self.net(x)\n        self.extra = out.pow(2).mean()\n"
+        "        return out\n"
         "model = Net()\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
         "for k in range(40):\n    x, y = batch(k)\n    loss = F.cross_entropy(model(x), y) + model.extra\n" + STEP,
         "comes from MeanBackward",
