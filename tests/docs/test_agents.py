@@ -40,7 +40,7 @@ def commands_of(text) -> list[list[str]]:
 def test_every_command_parses(name, capsys) -> None:
     commands = commands_of(PAGES[name])
     assert commands or name == "llms.txt"
-    whole = [command for command in commands if len(command) > 1 and not command[1].isupper()]
+    whole = [command for command in commands if len(command) > 1 and not command[-1].isupper()]
     assert len(whole) >= 1 or name == "llms.txt"
     for command in whole:
         code = 0
