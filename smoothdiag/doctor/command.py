@@ -98,19 +98,22 @@ class Teller:
     @property
     def before_termination(self) -> Callable[[Report], None] | None:
         """What prints the report before a signal ends the process; None in later ranks."""
-        return (lambda report: self._print(self._said(report, TERMINATED)[0])) if self._is_first else None
+        return self._before_termination if self._is_first else None
+
+    def _before_termination(self, report: Report) -> None:
+        self._print(self._said(report, TERMINATED)[0])
 
     def tell(self, report: Report, code: int) -> int:
         """Prints the report, and returns the exit code of the command."""
         text, whole = self._said(report, code)
-        self._print(text)
-        if self._is_first and os.getpid() == self._process and code and code != console.BROKEN_PIPE:
+        if self._print(text) and code and code != console.BROKEN_PIPE:
             console.say(f"smoothdiag {self._command}: the script ended with exit code {code}")
         return whole
 
-    def _print(self, text: str) -> None:
+    def _print(self, text: str) -> bool:
+        """Prints, and returns whether anybody reads it."""
         if not self._is_first or os.getpid() != self._process:  # a process that the script forked stays silent
-            return
+            return False
         is_alone = self._stdout is not sys.stdout  # otherwise the script may have left a line unfinished
         text = f"{text}\n" if is_alone else f"\n{text}\n"
         try:
@@ -118,5 +121,7 @@ class Teller:
             print(text, end="", flush=True, file=self._stdout)
         except BrokenPipeError:  # the reader has left, as after `| head`
             console.let_go()
+            return False
         except RuntimeError:  # the signal came while the script itself was writing
             os.write(1, text.encode())
+        return True
