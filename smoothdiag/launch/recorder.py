@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ class Recorder:
         self._mode = _Mode(self)
         self._tape: Tape | None = None
         self._is_inside = False
-        self._thread = threading.get_ident()
+        self._thread, self._process = threading.get_ident(), os.getpid()
         self._call = nn.Module.__call__
         self._around = functools.wraps(self._call)(lambda module, *args, **kwargs: self._on_call(module, args, kwargs))
         patches.callback(self._leave)
@@ -74,7 +75,7 @@ class Recorder:
         return result
 
     def _is_off(self) -> bool:
-        """Returns whether a call is none of the loop's: nested, recomputed, measured, traced, or of another thread."""
+        """Returns whether a call is none of the loop's: nested, recomputed, measured, traced, or of another thread or process."""
         return (
             self._is_inside
             or torch.compiler.is_compiling()
@@ -82,6 +83,7 @@ class Recorder:
             or bool(Objective.num_isolated)
             or torch._C._current_graph_task_id() != -1
             or threading.get_ident() != self._thread
+            or os.getpid() != self._process
         )
 
     def _within(self, run: Callable[[], Any]) -> Any:
@@ -106,7 +108,9 @@ class Recorder:
     def _on_backward(self, original: Function) -> Function:
         def backward(tensors: Any = None, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
             tape = self.tape
-            if tape is not None and not Objective.num_isolated and threading.get_ident() == self._thread:
+            # Reentrant checkpoints call backward within a backward pass.
+            is_loops = not Objective.num_isolated and torch._C._current_graph_task_id() == -1
+            if tape is not None and is_loops and threading.get_ident() == self._thread:
                 roots: Sequence[Tensor] = [tensors] if isinstance(tensors, Tensor) else list(tensors or ())
                 if all(isinstance(root, Tensor) and tape.end(root) for root in roots) and roots:
                     if grad_tensors is not None or any(root.numel() != 1 for root in roots):
