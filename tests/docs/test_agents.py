@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import fields
 
 import pytest
 from blocks import BLOCK, DOCS, anchors_of, text_of
@@ -85,6 +86,14 @@ def test_names_of_findings_exist(name) -> None:
     known = {fault.slug for fault in Fault} | set(re.findall(r"`([a-z-]+)`", PAGE))
     for explained in re.findall(r"--explain (\S+?)`", PAGES[name]):
         assert explained in known or explained == "NAME"
+
+
+def test_every_entry_of_a_launch_check_is_explained() -> None:
+    from smoothdiag.launch.result import Clip, Habit, LaunchCheck
+
+    table = PAGES["launch_check.md"].split("## For programs")[1].split("## How")[0]
+    for kind in (LaunchCheck, Clip, Habit):
+        assert [field.name for field in fields(kind) if f"`{field.name}`" not in table] == []
 
 
 def test_exit_codes_are_those_of_the_code() -> None:

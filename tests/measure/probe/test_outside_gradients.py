@@ -1,4 +1,4 @@
-"""measure.probe: gradients outside the model are put back after a measurement on several micro-batches or halves."""
+"""measure.probe: gradients outside the model survive a measurement on several micro-batches or halves."""
 
 import pytest
 import torch
