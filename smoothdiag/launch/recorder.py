@@ -75,7 +75,7 @@ class Recorder:
         return result
 
     def _is_off(self) -> bool:
-        """Returns whether a call is none of the loop's: nested, recomputed, measured, traced, or of another thread or process."""
+        """Returns whether a call is none of the loop: nested, recomputed, measured, traced, or from elsewhere."""
         return (
             self._is_inside
             or torch.compiler.is_compiling()
