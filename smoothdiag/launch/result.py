@@ -30,6 +30,16 @@ ASK: Final = (
 )
 
 
+_ANOTHER: Final = (
+    "The loss that was computed again is another one than the loop trains: their gradients differ. Something that the "
+    "loss depends on has changed between forward pass and step, so nothing is reported that follows from it."
+)
+_UNTESTED: Final = (
+    "Nothing shows whether the loss that was computed again is the one that the loop trains, because there was no "
+    "gradient of backward() to compare with. So nothing is reported that follows from it."
+)
+
+
 @dataclass(frozen=True)
 class Clip:
     """The clips of one line.
@@ -130,7 +140,8 @@ class LaunchCheck:
 def result_of(found: Attached, steps: int, asked: int) -> LaunchCheck:
     """Returns what a run tells that has ended."""
     norms = [norm for norm in found.norms.of_steps() if math.isfinite(norm)]
-    lengths, factor, refusals = _measured(found)
+    doubt = _doubt(found)
+    lengths, factor, refusals = ([], math.nan, [doubt]) if doubt else _measured(found)
     clipper, probe = found.clipper, found.probe
     is_known = clipper is not None and len(lengths) >= FEWEST
     longest = clipper.longest_step if clipper is not None and is_known else math.nan
@@ -162,6 +173,16 @@ def result_of(found: Attached, steps: int, asked: int) -> LaunchCheck:
         not_measured=[*found.refusals, *refusals],
         warnings=[each for each in found.warnings if not _is_said_better(each)],
     )
+
+
+def _doubt(found: Attached) -> str:
+    """Returns why the loss that was measured may not be the trained one; empty if nothing speaks against it."""
+    if found.probe is None or not (rows := _usable(found)):
+        return ""
+    if any(row["status"] == "not_reproduced" for row in rows):
+        return _ANOTHER
+    test = found.probe.self_test
+    return _UNTESTED if test is None or math.isnan(test.angle) else ""
 
 
 def _measured(found: Attached) -> tuple[list[float], float, list[str]]:
@@ -202,10 +223,14 @@ def _rate(found: Attached) -> float:
     return max((float(group["lr"]) for group in groups), default=math.nan)
 
 
-def _steps(found: Attached) -> list[Mapping[str, Any]]:
-    """Returns the usable rows of CriticalStep."""
+def _usable(found: Attached) -> list[Mapping[str, Any]]:
     rows = [] if found.probe is None else list(found.probe.trace)
-    return [row for row in rows if row["estimator"] == "critical_step" and row["status"] in USABLE_STATUSES]
+    return [row for row in rows if row["status"] in USABLE_STATUSES]
+
+
+def _steps(found: Attached) -> list[Mapping[str, Any]]:
+    """Returns the rows of CriticalStep that can be used."""
+    return [] if _doubt(found) else [row for row in _usable(found) if row["estimator"] == "critical_step"]
 
 
 def _clip(clips: Any, threshold: float) -> Clip:
@@ -221,4 +246,5 @@ def _share(norms: Sequence[float], threshold: float) -> float:
 
 def _is_said_better(warning: str) -> bool:
     """Returns whether the result itself says what a warning does."""
-    return "Something else seems to clip first" in warning or "was not measured: Unknown" in warning
+    known = ("Something else seems to clip first", "was not measured: Unknown", "The gradient of loss_fn points")
+    return any(part in warning for part in known)

@@ -101,6 +101,20 @@ REFUSED = {
         "model = mlp()\nfor k in range(40):\n    x, y = batch(k)\n    F.cross_entropy(model(x), y).backward()\n",
         "no optimizer of torch.optim",
     ),
+    "another loss when it is computed again": (
+        "scale = [1.0]\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.net = mlp()\n    def forward(self, x):\n        return self.net(x) * scale[0]\n"
+        "model = Net()\noptimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "for k in range(40):\n    x, y = batch(k)\n    scale[0] = 1.0\n    loss = F.cross_entropy(model(x), y)\n"
+        "    optimizer.zero_grad()\n    loss.backward()\n    scale[0] = 3.0\n    optimizer.step()\n",
+        "another one than the loop trains",
+    ),
+    "batch that is written to": (
+        SGD + "data = torch.empty(20, 6)\nfor k in range(40):\n    x, y = batch(k)\n    data.copy_(x)\n"
+        "    loss = F.cross_entropy(model(data), y)\n    optimizer.zero_grad()\n    loss.backward()\n"
+        "    data.zero_()\n    optimizer.step()\n",
+        "has written to a tensor",
+    ),
     "part kept in the model": (
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.net = mlp()\n"
         "    def forward(self, x):\n        out = self.net(x)\n        self.extra = out.pow(2).mean()\n"
