@@ -1,4 +1,4 @@
-"""The command line: ``smoothdiag demo | fit | plot | clip | report | import | scan | doctor``."""
+"""The command line: ``smoothdiag COMMAND``; ``smoothdiag --help`` lists the commands."""
 
 import argparse
 import json
@@ -11,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from smoothdiag import console
+from smoothdiag import console, machines, watch
 from smoothdiag.doctor import command as doctor
+from smoothdiag.launch import command as launch
 from smoothdiag.measure.scan import command as scan
 from smoothdiag.plots import command as plot
 from smoothdiag.report import command as report
@@ -118,8 +119,9 @@ def _clip(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from smoothdiag.logs import describe_columns, read_log, review_log
+    from smoothdiag.logs.findings import findings_of
 
-    out = arguments.out
+    out, form = arguments.out, machines.chosen_format(arguments)
     # Only JSON lines can hold these rows: tables leave out NaN, and the smoothness of a log is always NaN.
     if out is not None and out.suffix != ".jsonl":
         raise ValueError(f"Parameter `--out` should end in .jsonl. Found `{out}`.")
@@ -130,14 +132,20 @@ def _import(arguments: argparse.Namespace) -> None:
     columns = {role: getattr(arguments, role) for role in ("grad_norm", "loss", "lr", "step")}
     trace = read_log(arguments.log, **columns, run=arguments.of_run)
     review = review_log(trace, thresholds=arguments.threshold)
-    if arguments.json:
-        print(json.dumps(trace.meta | review.to_dict(), indent=2))
+    found = findings_of(trace, review, str(arguments.log))
+    code = machines.exit_code(found, arguments.fail_on)
+    if form == "json":
+        print(machines.document("import", found, code, **trace.meta, **review.to_dict()))
+    elif form == "github":
+        print(machines.workflow_commands("import", found, str(Path.cwd())))
     else:
         print(f"{arguments.log}: {describe_columns(trace)}\n{review.summary()}")
     if out is not None:
         kept.meta = trace.meta
         _write(trace, kept)
-        print(f"\n{out}", file=sys.stderr if arguments.json else sys.stdout)
+        print(f"\n{out}", file=sys.stderr if form == "json" else sys.stdout)
+    if code:
+        sys.exit(code)
 
 
 def _write(trace: Trace, target: Trace) -> None:
@@ -247,11 +255,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     kept = "an earlier trace there is kept as NAME.1.jsonl"
     log.add_argument("--out", type=Path, metavar="TRACE", help=f"write the rows as a trace (.jsonl); {kept}")
-    log.add_argument("--json", action="store_true", help="print the review as JSON")
+    machines.add_options(log)
     log.set_defaults(run=_import)
 
     scan.add_command(commands, _fit)
     doctor.add_command(commands)
+    launch.add_command(commands)
+    watch.add_command(commands)
     return parser
 
 

@@ -247,6 +247,10 @@ class AutoClip:
         # The probe may have decided about its next step by the calibration as it was before.
         self._probe.also(self._stepping.is_due, self._measures)
 
+    def outlive_errors(self) -> None:
+        """Keeps errors of the first step out of the run, as later ones, because nobody asked for this AutoClip."""
+        self._stepping.guard.spares = True
+
     def detach(self) -> None:
         """Stops acting and measuring. An optimizer that clips by itself keeps the last cap that AutoClip wrote."""
         finish(self._optimizer)

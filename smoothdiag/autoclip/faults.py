@@ -44,13 +44,14 @@ class Guard:
         is_first: Whether an error may still end the run.
         is_lost: Whether AutoClip has failed in the present step, and leaves out the rest of it.
         stopped: Why AutoClip has stopped acting; empty as long as it acts.
+        spares: Whether errors of the first step are kept out of the run as well.
     """
 
     def __init__(self, note: Callable[[str, str], None]) -> None:
         self._note = note
         self._said: set[tuple[str, str]] = set()
         self._late: Exception | None = None
-        self.is_first, self.is_lost, self.stopped = True, False, ""
+        self.is_first, self.is_lost, self.stopped, self.spares = True, False, "", False
 
     def begin(self) -> None:
         """Begins a step."""
@@ -85,7 +86,7 @@ class Guard:
             raise
         except Unfit as unfit:
             self.is_lost = True
-            if not self.is_first:
+            if not self.is_first or self.spares:
                 self.stopped = str(unfit)
                 self._say(STOPPED, unfit, str(unfit))
             elif by_closure:
@@ -94,7 +95,7 @@ class Guard:
                 raise unfit.error from None
         except Exception as error:
             self.is_lost = self.is_lost or event == UNCLIPPED
-            if self.is_first and not is_out_of_memory(error):
+            if self.is_first and not self.spares and not is_out_of_memory(error):
                 raise
             self._say(event, error, _NO_MEMORY if is_out_of_memory(error) else f"{type(error).__name__}: {error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from smoothdiag import machines
 from smoothdiag.console import counted
 from smoothdiag.doctor.findings import Finding
 from smoothdiag.doctor.observer import Observer
@@ -29,6 +30,11 @@ class Report:
         return self._observer.steps
 
     @property
+    def headline(self) -> str:
+        """The first line of the text."""
+        return str(self).splitlines()[0]
+
+    @property
     def findings(self) -> list[Finding]:
         """The findings, worst first."""
         return self._observer.findings()
@@ -37,8 +43,27 @@ class Report:
         """Returns the number of steps and all findings as strings and numbers."""
         return {"steps": self.steps, "findings": [each.to_dict() for each in self.findings]}
 
+    def for_machines(self) -> list[machines.Finding]:
+        """Returns the findings as all commands hand them to machines, worst first."""
+        return [_for_machines(each) for each in self.findings]
+
     def __str__(self) -> str:
         return as_text(self.findings, self.steps, self.exit_code, by_hand=self._observer.register.by_hand is not None)
+
+
+def _for_machines(found: Finding) -> machines.Finding:
+    return machines.Finding(
+        found.name,
+        found.severity,
+        found.what,
+        found.change,
+        found.file,
+        found.line,
+        found.count,
+        found.of,
+        found.unit,
+        {"code": found.code, "inside": found.site.inside or None, "link": found.link},
+    )
 
 
 def as_text(findings: list[Finding], steps: int, exit_code: int = 0, *, by_hand: bool = False) -> str:

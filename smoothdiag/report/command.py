@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from smoothdiag import console
+from smoothdiag.growing import changes
 from smoothdiag.report.paths import named_paths, page_path
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.trace.reading import check_is_trace
@@ -67,29 +68,24 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _follow(arguments: argparse.Namespace) -> None:
     """Writes the page whenever a trace has grown, for ever."""
-    before: list[tuple[int, int]] = []
     said = ""
-    while True:
-        awaited = _awaited(arguments.traces)
+
+    def is_begun(paths: Sequence[Path]) -> bool:
+        nonlocal said
+        awaited = _awaited(paths)
         if awaited and awaited != said:
             print(f"waiting: {awaited}; Ctrl-C ends it", flush=True)
         said = awaited
-        if not awaited:
-            stats = [path.stat() for path in arguments.traces]
-            now = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-            if now != before:
-                is_first = not before
-                before = now
-                with _quiet():  # a line that is being written is no damage
-                    _write(arguments, arguments.live)
-                if is_first:
-                    print(
-                        f"{console.one_line(arguments.out)}, again whenever a trace grows; Ctrl-C ends it", flush=True
-                    )
-        time.sleep(arguments.live)
+        return not awaited
+
+    for number, _ in enumerate(changes(arguments.traces, arguments.live, is_begun=is_begun)):
+        with _quiet():  # a line that is being written is no damage
+            _write(arguments, arguments.live)
+        if number == 0:
+            print(f"{console.one_line(arguments.out)}, again whenever a trace grows; Ctrl-C ends it", flush=True)
 
 
-def _awaited(paths: list[Path]) -> str:
+def _awaited(paths: Sequence[Path]) -> str:
     """What the first trace still lacks that has no row yet, in words; empty if all have rows.
 
     Raises:

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "howto/attach.md": "tests/docs/test_attach_page.py",
     "huggingface.md": "tests/docs/test_attach_page.py",
     "lightning.md": "tests/docs/test_attach_page.py",
+    "machines.md": "tests/docs/test_agents.py",
     "logs.md": "tests/integrations/loggers/test_loggers.py",
     "measuring.md": "tests/docs/test_measuring.py",
     "rates.md": "tests/docs/test_rates.py",

@@ -42,10 +42,10 @@ def test_report_follows_what_the_script_prints(tmp_path, capsys) -> None:
     assert row.split() == ["error", "clip-after-step", *["1", "of", "1", "step"], f"{tmp_path}/train.py:7"]
 
 
-def test_json_is_the_last_line(tmp_path, capsys) -> None:
+def test_stdout_is_one_json_document(tmp_path, capsys) -> None:
     assert run(tmp_path, f"{LOOP}\nprint('trained')", "--json") == 0
-    trained, _, line = capsys.readouterr().out.splitlines()
-    report = json.loads(line)
+    captured = capsys.readouterr()
+    trained, report = captured.err.strip(), json.loads(captured.out)
     (found,) = report["findings"]
     assert (trained, report["steps"]) == ("trained", 1)
     assert (found["name"], found["file"], found["line"]) == ("clip-after-step", str(tmp_path / "train.py"), 7)
@@ -109,10 +109,10 @@ def test_only_the_first_process_reports_and_on_a_line_of_its_own(tmp_path, capsy
     assert run(tmp_path, f"{LOOP}\nimport os; os.getpid = lambda: -1", "--json") == 0  # as after os.fork
     assert capsys.readouterr().out == ""
     monkeypatch.undo()
-    assert run(tmp_path, f"{LOOP}\nprint(1, end='')", "--json") == 0
-    printed, report = capsys.readouterr().out.splitlines()
+    assert run(tmp_path, f"{LOOP}\nprint(1, end='')") == 0
+    printed, report, *_ = capsys.readouterr().out.splitlines()
     assert printed == "1"
-    assert json.loads(report)["steps"] == 1
+    assert report == "smoothdiag doctor: 1 finding in 1 step"
 
 
 def test_exception_goes_to_the_hook_of_the_script(tmp_path, capsys) -> None:

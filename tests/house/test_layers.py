@@ -15,7 +15,7 @@ MAX_LINES = 320
 LAYERS = (
     ("integrations", "__main__"),
     ("cli",),
-    ("demo",),
+    ("demo", "launch", "watch"),
     ("autoclip",),
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
@@ -23,7 +23,7 @@ LAYERS = (
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
     ("notebooks",),
-    ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum", "names"),
+    ("rows", "requirements", "memory", "console", "arguments", "growing", "machines", "moved", "momentum", "names"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -192,6 +192,8 @@ WINGS = {
         "logs.wording",
         "logs.review",
         "logs",
+        "logs.findings",
+        "logs.watching",
     ),
     "geometry": (
         *("geometry.vector", "geometry.layer", "geometry.spectral", "geometry.product", "geometry.parts"),
@@ -216,6 +218,16 @@ WINGS = {
         "autoclip.step",
         "autoclip.clipper",
         "autoclip",
+    ),
+    "launch": (
+        "launch.tape",
+        "launch.recorder",
+        "launch.norms",
+        "launch.attaching",
+        "launch.result",
+        "launch.words",
+        "launch.command",
+        "launch",
     ),
     "demo": ("demo.language", "demo.law", "demo.training", "demo.figures", "demo.story", "demo"),
     "doctor": (

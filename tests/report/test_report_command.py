@@ -74,7 +74,7 @@ def test_live_page_follows_the_trace_and_ends_with_ctrl_c(tmp_path, monkeypatch,
         elif len(seen) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("smoothdiag.report.command.time.sleep", sleep)
+    monkeypatch.setattr("smoothdiag.growing.time.sleep", sleep)
     assert main(["report", str(path), "-o", str(page), "--live", "7", *FEW]) == 0
     assert seen == [None, (30, ["7"]), (30, ["7"]), (60, ["7"])]
     assert (number_of_rows(page), refreshes(page)) == (60, [])
@@ -97,7 +97,7 @@ def test_live_page_is_not_written_while_nothing_grows(tmp_path, monkeypatch) -> 
         if len(slept) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("smoothdiag.report.command.time.sleep", sleep)
+    monkeypatch.setattr("smoothdiag.growing.time.sleep", sleep)
     monkeypatch.setattr("smoothdiag.report.command._write", lambda arguments, refresh: written.append(refresh))
     assert main(["report", str(path), "-o", str(tmp_path / "page.html"), "--live"]) == 0
     assert written == [10, None]
@@ -118,7 +118,7 @@ def test_live_page_says_what_it_waits_for_and_ends_without_a_page(tmp_path, monk
                 trace.append({"step": 0, "grad_norm": 1.0, "smoothness": 1.0})
             path.write_text((tmp_path / "other.jsonl").read_text().partition("\n")[0] + "\n")
 
-    monkeypatch.setattr("smoothdiag.report.command.time.sleep", sleep)
+    monkeypatch.setattr("smoothdiag.growing.time.sleep", sleep)
     assert main(["report", str(path), "-o", str(page), "--live", *FEW]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"waiting: there is no `{path}` yet; Ctrl-C ends it",

@@ -37,11 +37,11 @@ class Call:
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
         """Returns a call that is about to happen."""
-        return cls(_spared(args), _spared(kwargs), _casts())
+        return cls(_spared(args), _spared(kwargs), present_casts())
 
     def again(self, model: nn.Module) -> Any:
         """Returns what the model returns if it is called with the same arguments, under the same autocast."""
-        with _autocast(self.casts):
+        with autocast_as(self.casts):
             return model(*_spared(self.args), **_spared(self.kwargs))
 
 
@@ -124,7 +124,8 @@ def _described(found: Any, depth: int = 0) -> str:
     return "None" if found is None else f"an object of type {kind}"
 
 
-def _casts() -> Casts:
+def present_casts() -> Casts:
+    """Returns the state of autocast now."""
     accelerator = torch.accelerator.current_accelerator()
     kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     keeps = torch.is_autocast_cache_enabled()
@@ -132,9 +133,10 @@ def _casts() -> Casts:
 
 
 @contextmanager
-def _autocast(casts: Casts) -> Iterator[None]:
+def autocast_as(casts: Casts) -> Iterator[None]:
+    """Runs a block under the state of autocast that ``casts`` holds."""
     with ExitStack() as stack:
-        for wanted, present in zip(casts, _casts(), strict=True):
+        for wanted, present in zip(casts, present_casts(), strict=True):
             if wanted != present:
                 kind, is_enabled, dtype, keeps = wanted
                 stack.enter_context(torch.autocast(kind, dtype, enabled=is_enabled, cache_enabled=keeps))

@@ -180,7 +180,8 @@ class Objective(Sweeps):
             held = {id(p) for p in self._isolated.holders}
             # Tensors that belong to another optimizer, or to the loss itself, get gradients too.
             strays = [leaf for leaf in leaves_of(loss) if id(leaf) not in held]
-            self._isolated.strays.update({leaf: leaf.grad for leaf in strays})
+            known = self._isolated.strays  # what they hold now may come from an evaluation of another micro-batch
+            known.update({leaf: leaf.grad for leaf in strays if leaf not in known})
             self._state.strays.meet(strays)
         for leaf in self._isolated.strays:
             leaf.grad = None
