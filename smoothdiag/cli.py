@@ -135,7 +135,7 @@ def _import(arguments: argparse.Namespace) -> None:
     found = findings_of(trace, review, str(arguments.log))
     code = machines.exit_code(found, arguments.fail_on)
     if form == "json":
-        print(machines.document("import", found, code, **trace.meta, **review.to_dict()))
+        print(machines.document("import", found, code, **(trace.meta | review.to_dict())))
     elif form == "github":
         print(machines.workflow_commands("import", found, str(Path.cwd())))
     else:

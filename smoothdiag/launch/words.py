@@ -15,6 +15,9 @@ FAR: Final = 2.0
 MOST: Final = 0.9
 """Share of clipped steps from which on the text says that gradients no longer count."""
 
+_OF_LOSS: Final = ("The loss ", "The loop ", "Nothing shows ")
+"""Begins of reasons that a loss_fn would remove."""
+
 
 def as_text(found: LaunchCheck) -> str:
     """Returns the result in words; what is wrong with the script, the doctor says."""
@@ -129,7 +132,7 @@ def _habits(found: LaunchCheck) -> Iterator[str]:
 def _gaps(found: LaunchCheck) -> Iterator[str]:
     for reason in found.not_measured:
         yield f"NOT MEASURED: {reason}"
-    if found.not_measured:
+    if any(reason.startswith(_OF_LOSS) for reason in found.not_measured):
         yield ASK
     for warning in found.warnings:
         yield f"WARNING: {warning}"

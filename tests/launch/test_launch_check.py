@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import smoothdiag as sd
 from smoothdiag.autoclip.progression import is_in_progression
+from smoothdiag.cli import main
 
 QUICK = ("plain", "accumulation under a scaler", "main guarded by its name")
 
@@ -129,8 +130,6 @@ def test_script_that_ends_early_or_fails_is_said(tmp_path) -> None:
 def test_text_says_what_the_numbers_say(tmp_path, capsys) -> None:
     script = tmp_path / "train.py"
     script.write_text(HEAD + QUADRATIC)
-    from smoothdiag.cli import main
-
     assert main(["launch-check", str(script)]) == 0
     text = capsys.readouterr().out
     assert "The run was stopped after step 30" in text
@@ -138,6 +137,20 @@ def test_text_says_what_the_numbers_say(tmp_path, capsys) -> None:
     assert "Your max_norm=28 is" in text
     assert "LONGEST STEP: " in text
     assert re.search(r"\bnan\b", text) is None
+
+
+@pytest.mark.parametrize(("code", "asks"), [
+    (REFUSED["part kept in the model"][0], True),
+    (MEASURED["closure"].replace("SGD(model.parameters(), lr=0.5, momentum=0.9)", "LBFGS(model.parameters())"), False),
+    (MEASURED["plain"].replace("range(40)", "range(2)"), False),
+])  # fmt: skip
+def test_a_loss_fn_is_asked_for_where_it_helps(tmp_path, capsys, code, asks) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(HEAD + code)
+    assert main(["launch-check", "--steps", "3", str(script)]) == 0
+    text = capsys.readouterr().out
+    assert "NOT MEASURED: " in text
+    assert ("with a loss_fn(model, batch)" in text) is asks
 
 
 def test_nothing_is_left_behind(tmp_path) -> None:
