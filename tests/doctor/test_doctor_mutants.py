@@ -95,12 +95,13 @@ MUTANTS = [
     ("scaling.Scaling._on_step", "self._observer.before_scaled_step(owner)", "pass"),
     ("scaling.Scaling._on_unscale", "owner.scaled = False", "pass"),
     ("scaling.Scaling._on_get_scale", "self._observer.has_read_scale = True", "pass"),
-    ("findings._for_library", "is_own and fault in _PLACED and place(framework)", "False"),
+    ("findings._for_library", "is_own and fault in _PLACED and place(framework", "False and place(framework"),
     ("findings._for_library", "if fault is Fault.STALE_GRADIENTS", "if False"),
     ("findings.worst_first", "each.severity != \"note\" or", "True or"),
     ("frameworks.around", "_MANUAL if name == \"lightning\" and _is_manual(frame) else name", "name"),
     ("frameworks.around", "beside = beside or", "beside = \"\" and"),
     ("frameworks.around", "return trainer or beside", "return beside or trainer"),
+    ("frameworks.place", "by_itself and framework == _MANUAL", "False"),
     ("watching.Watcher._before_step", "owner.framework or helper(caller(frame))", "\"\""),
 ]  # fmt: skip
 

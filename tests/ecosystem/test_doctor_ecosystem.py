@@ -1,4 +1,4 @@
-"""doctor: in TRL's loops, a clip in the wrong place is named with the place that TRL has for it."""
+"""docs/doctor.md: in TRL's loops, a clip in the wrong place is named with the place that TRL has for it."""
 
 from typing import Any
 
