@@ -132,7 +132,7 @@ def _import(arguments: argparse.Namespace) -> None:
     columns = {role: getattr(arguments, role) for role in ("grad_norm", "loss", "lr", "step")}
     trace = read_log(arguments.log, **columns, run=arguments.of_run)
     review = review_log(trace, thresholds=arguments.threshold)
-    found = findings_of(trace, review, str(arguments.log))
+    found = findings_of(review, str(arguments.log))
     code = machines.exit_code(found, arguments.fail_on)
     if form == "json":
         print(machines.document("import", found, code, **(trace.meta | review.to_dict())))

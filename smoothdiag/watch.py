@@ -24,6 +24,7 @@ def add_command(commands: Any) -> None:
     watch.add_argument("log", type=Path, metavar="LOG", help="a log that `smoothdiag import` reads")
     for flag, what in (("--grad-norm", "gradient norms"), ("--loss", "losses"), ("--step", "step numbers")):
         watch.add_argument(flag, metavar="COLUMN", help=f"column of {what} (default: the column with a usual name)")
+    watch.add_argument("--run", dest="of_run", metavar="NAME", help="the run to follow, if the log holds several")
     watch.add_argument(
         "--threshold", type=float, action="append", default=[], metavar="T", help="say if nearly every step exceeds T"
     )

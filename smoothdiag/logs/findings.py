@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from smoothdiag.console import counted
@@ -25,17 +26,16 @@ NUM_STEPS: Final = 10
 """Steps that a finding lists."""
 
 
-def findings_of(trace: Trace, review: LogReview, file: str) -> list[Finding]:
+def findings_of(review: LogReview, file: str) -> list[Finding]:
     """Returns what is wrong in a log, worst first.
 
     Args:
-        trace: The rows of the log, from `read_log`.
-        review: Their review.
+        review: The review of its rows.
         file: The log.
     """
     return [
-        *_dead(trace, review, file),
-        *_non_finite(trace, review, file),
+        *_dead(review, file),
+        *_non_finite(review, file),
         *_clipped(review, file),
         *_spikes(review, file),
         *_thresholds(review, file),
@@ -47,12 +47,13 @@ def news_of(trace: Trace, review: LogReview, file: str, thresholds: Sequence[flo
 
     Two findings are the same if name, step and threshold are.
     """
-    yield from _dead(trace, review, file)
+    yield from _dead(review, file)
     for spike in review.spikes:
         yield from _spikes(replace(review, spikes=(spike,)), file)
-    yield from _non_finite(trace, review, file)
+    yield from _non_finite(review, file)
     yield from _clipped(review, file)
-    norms = [row["grad_norm"] for row in trace if math.isfinite(row["grad_norm"])][-WINDOW:]
+    last = (float(trace[i]["grad_norm"]) for i in range(len(trace) - 1, -1, -1))
+    norms = list(islice(filter(math.isfinite, last), WINDOW))
     for threshold in thresholds:
         clipped = sum(norm > threshold for norm in norms)
         if len(norms) >= FEWEST_NORMS and clipped >= MOST * len(norms):
@@ -70,26 +71,30 @@ def news_of(trace: Trace, review: LogReview, file: str, thresholds: Sequence[flo
             )
 
 
-def _dead(trace: Trace, review: LogReview, file: str) -> Iterator[Finding]:
+def _dead(review: LogReview, file: str) -> Iterator[Finding]:
     if review.dead_since is not None:
         what = "loss" if review.dead_column == "loss" else "gradient norm"
         yield Finding(
             "dead-run",
             "error",
-            f"The run is dead: from step {review.dead_since} to the end the log holds no finite {what}.",
+            f"The run is dead: from step {review.dead_since} to the end no {what} of the log is finite.",
             "Go on from a checkpoint before that step, with a lower learning rate or with AutoClip, which leaves out "
             "gradients that are not finite.",
             file,
             count=review.dead_rows,
-            of=len(trace),
+            of=max(review.num_norms, review.num_losses) + len(review.non_finite),
             unit="rows",
             more={"step": review.dead_since},
         )
 
 
-def _non_finite(trace: Trace, review: LogReview, file: str) -> Iterator[Finding]:
-    end = math.inf if review.dead_since is None else review.dead_since
-    steps = [int(row["step"]) for row in trace if row["status"] == "non_finite" and row["step"] < end]
+def _non_finite(review: LogReview, file: str) -> Iterator[Finding]:
+    end = review.dead_since if review.dead_since is not None else review.last_step
+    steps = [step for step in review.non_finite if step < end]
+    # Rows at the very end may be the begin of a dead run.
+    gap = 1.5 * (1.0 if math.isnan(review.interval) else review.interval)
+    while review.dead_since is None and review.last_step in review.non_finite and steps and steps[-1] >= end - gap:
+        end = steps.pop()
     if steps:
         yield Finding(
             "non-finite",
@@ -98,7 +103,7 @@ def _non_finite(trace: Trace, review: LogReview, file: str) -> Iterator[Finding]
             "If a GradScaler skips such steps, nothing is wrong. Otherwise let AutoClip or SpikeGuard leave them out.",
             file,
             count=len(steps),
-            of=len(trace),
+            of=max(review.num_norms, review.num_losses) + len(review.non_finite),
             unit="rows",
             more={"step": steps[0]},
         )

@@ -51,7 +51,9 @@ def news(arguments: argparse.Namespace) -> Iterator[Finding]:
 def _found(arguments: argparse.Namespace) -> Iterator[Finding]:
     thresholds: Sequence[float] = arguments.threshold
     with warnings.catch_warnings(action="ignore", category=SmoothdiagWarning):  # a line that is being written
-        trace = read_log(arguments.log, grad_norm=arguments.grad_norm, loss=arguments.loss, step=arguments.step)
+        trace = read_log(
+            arguments.log, grad_norm=arguments.grad_norm, loss=arguments.loss, step=arguments.step, run=arguments.of_run
+        )
     yield from news_of(trace, review_log(trace, thresholds=thresholds), str(arguments.log), thresholds)
 
 
