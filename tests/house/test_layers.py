@@ -188,6 +188,7 @@ WINGS = {
         "logs.assembling",
         "logs.reading",
         "logs.outliers",
+        "logs.findings",
         "logs.wording",
         "logs.review",
         "logs",

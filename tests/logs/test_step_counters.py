@@ -91,7 +91,11 @@ NAMED = {
         "run_id,key,value,step\n" + "".join(f"{r},grad_norm,{k + 1},{k}\n" for r in "xy" for k in range(30)),
         "x",
     ),
-    "JSON": ("a.jsonl", "".join(json.dumps({"run": r, "step": k, "grad_norm": k + 1}) + "\n" for k in range(30) for r in "xy"), "x"),
+    "JSON": (
+        "a.jsonl",
+        "".join(f'{{"run": "{r}", "step": {k}, "grad_norm": {k + 1}}}\n' for k in range(30) for r in "xy"),
+        "x",
+    ),
 }  # fmt: skip
 
 
