@@ -119,7 +119,7 @@ def _clip(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace) -> None:
     from smoothdiag.logs import describe_columns, read_log, review_log
-    from smoothdiag.logs.findings import findings_of
+    from smoothdiag.logs.alarms import findings_of
 
     out, form = arguments.out, machines.chosen_format(arguments)
     # Only JSON lines can hold these rows: tables leave out NaN, and the smoothness of a log is always NaN.

@@ -153,7 +153,6 @@ def _checked(series: Series, step: str | None, problems: list[str]) -> Series:
         return series
     at = series.step
     large = np.abs(at) >= 2.0**63
-    large &= np.isfinite(at)
     if large.any():
         problems.append(
             f"{counted(int(large.sum()), 'value is', 'values are')} left out because no counter reaches them; the "
@@ -161,7 +160,7 @@ def _checked(series: Series, step: str | None, problems: list[str]) -> Series:
         )
     keep = ~np.isnan(at) & ~large
     kept = series if bool(keep.all()) else series.kept(keep)
-    broken = kept.step[(kept.step != np.floor(kept.step)) | np.isinf(kept.step)]
+    broken = kept.step[kept.step != np.floor(kept.step)]
     if len(broken):
         raise ValueError(f"Parameter `step` should name a column of whole numbers. Found {broken[0]:g} in `{step}`.")
     return kept

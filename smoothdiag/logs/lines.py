@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from smoothdiag.console import counted
 from smoothdiag.logs.names import RANK_NAMES, RUN_NAMES, SPLIT_NAMES, plain, role_of
-from smoothdiag.logs.shapes import Line, Value, json_of, number, read_line
+from smoothdiag.logs.shapes import LONGEST, Line, Value, json_of, number, read_line
 from smoothdiag.logs.store import Context, Store, context_of
 
 NUM_SHAPES: Final = 48
@@ -97,9 +97,9 @@ class LineReader:
         self._feed(lines)
 
     def problems(self, *, of_json: bool) -> list[str]:
-        """Returns what was left out, if lines should all have been JSON, as in most lines or by the file's name."""
+        """Returns what was left out of a log whose lines should all be JSON."""
         num_other = self.num_lines - self.num_empty - self.num_json
-        if not num_other or not (of_json or self.num_json > num_other):
+        if not (num_other and of_json):
             return []
         return [
             f"{counted(num_other, 'line is', 'lines are')} left out because only JSON objects can be read; the first "
@@ -204,7 +204,7 @@ class LineReader:
             self._learn(line, values, read, context)
 
     def _learn(self, line: str, values: list[Value], read: Line, context: Context, *, is_json: bool = False) -> None:
-        if len(self._shapes) - self._num_idle >= NUM_SHAPES and values:
+        if (len(self._shapes) - self._num_idle >= NUM_SHAPES and values) or len(line) > LONGEST:
             return
         if (pattern := pattern_of(line, values, read.fixed)) is not None:
             names = [value.name for value in sorted(values, key=lambda value: value.start)]

@@ -20,7 +20,7 @@ LONGEST_LINE: Final = 1 << 24
 """Most characters of a line; a line of metrics has hundreds, and a table in a single line of JSON a few million."""
 
 BOMB_SIZE: Final = 1 << 26
-BOMB_RATIO: Final = 200
+BOMB_RATIO: Final = 100
 """A gzip file is refused if it unpacks to more than both; logs unpack to 5 to 50 times their size."""
 
 _NO_TEXT: Final = {
@@ -39,8 +39,9 @@ _NO_TEXT: Final = {
     b"\x89HDF": "an HDF5 file; write its metrics as CSV",
 }
 
-_UNPRINTABLE: Final = re.compile("[\x00-\x06\x0e-\x1a\x1c-\x1f\ufffd]")
-MOST_UNPRINTABLE: Final = 0.1
+_UNPRINTABLE: Final = re.compile("[\x01-\x06\x0e-\x1a\x1c-\x1f]")
+MOST_UNPRINTABLE: Final = 0.02
+"""Share of characters that no text has, beyond which a file is none."""
 
 
 def blocks(source: Path, problems: list[str]) -> Iterator[str]:
@@ -67,42 +68,54 @@ def text_blocks(file: BinaryIO, source: Path, problems: list[str]) -> Iterator[s
     packed = gzip.GzipFile(fileobj=file) if is_packed else None
     raw = cast(BinaryIO, packed or file)
     try:
-        yield from _decoded(raw, source, problems, packed)
+        if packed is not None:
+            _check_size(packed, source)
+        yield from _decoded(raw, source, problems)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"`{source}` should be a complete gzip file. Found: {error}") from error
 
 
-def _decoded(raw: BinaryIO, source: Path, problems: list[str], packed: gzip.GzipFile | None) -> Iterator[str]:
+def _check_size(packed: gzip.GzipFile, source: Path) -> None:
+    """Unpacks a file once without reading it, which takes seconds, because to read a bomb takes hours."""
+    size = source.stat().st_size
+    limit = max(BOMB_SIZE, BOMB_RATIO * size)
+    unpacked = 0
+    while piece := packed.read(BLOCK):
+        unpacked += len(piece)
+        if unpacked > limit:
+            raise ValueError(
+                f"`{source}` should unpack to at most {BOMB_RATIO} times its size, as logs do. Found more than "
+                f"{limit >> 20} MB in {counted(size, 'byte')}, as in a bomb; if it is none, unpack it first."
+            )
+    packed.seek(0)
+
+
+def _decoded(raw: BinaryIO, source: Path, problems: list[str]) -> Iterator[str]:
     start = raw.read(4)
     raw.seek(0)
     has_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = io.TextIOWrapper(raw, encoding="utf-16" if has_utf16 else "utf-8-sig", errors="replace")
-    size = max(source.stat().st_size, 1) if packed else 0
-    rest, zeros, first = "", 0, True
+    rest: list[str] = []
+    length, zeros, is_first = 0, 0, True
     while block := text.read(BLOCK):
-        if packed and (unpacked := packed.tell()) > max(BOMB_SIZE, BOMB_RATIO * size):
-            raise ValueError(
-                f"`{source}` should unpack to at most {BOMB_RATIO} times its size, as logs do. Found more than "
-                f"{unpacked >> 20} MB from {counted(size, 'byte')}, which may be a bomb; if it is none, unpack it."
-            )
-        if first:
+        if is_first:
             _check_text(block, source)
-            first = False
+            is_first = False
         if "\0" in block:
             zeros += block.count("\0")
             block = block.replace("\0", "")
         cut = block.rfind("\n") + 1
         if cut:
-            yield rest + block[:cut]
-            rest = block[cut:]
-        else:
-            rest += block
-        if len(rest) > LONGEST_LINE:
+            yield "".join((*rest, block[:cut]))
+            rest, length = [], 0
+        rest.append(block[cut:])
+        length += len(rest[-1])
+        if length > LONGEST_LINE:
             raise ValueError(
                 f"`{source}` should have lines of at most {LONGEST_LINE >> 20} million characters. Found a longer one."
             )
-    if rest:
-        yield rest
+    if any(rest):
+        yield "".join(rest)
     if zeros:
         problems.append(f"{counted(zeros, 'zero byte is', 'zero bytes are')} left out, as a crash leaves in a file")
     text.detach()

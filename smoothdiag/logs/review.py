@@ -12,7 +12,8 @@ import pandas as pd
 
 from smoothdiag.console import counted
 from smoothdiag.logs import wording
-from smoothdiag.logs.outliers import FEWEST, Array, Mask, Spike, find_pile, find_spikes
+from smoothdiag.logs.findings import Findings, ThresholdUse
+from smoothdiag.logs.outliers import Array, Mask, find_pile, find_spikes
 from smoothdiag.logs.table import ESTIMATOR, LogTrace
 
 if TYPE_CHECKING:
@@ -28,27 +29,7 @@ NUM_DEAD: Final = 3
 
 
 @dataclass(frozen=True)
-class ThresholdUse:
-    """How often clipping at a threshold would have acted on the norms of a log.
-
-    Attributes:
-        threshold: Largest gradient norm left alone [f/x].
-        origin: Where the threshold comes from.
-        clipped: Share of the norms above the threshold.
-        clipped_late: Share of the norms above the threshold in the later half of the steps.
-        clipped_at_most: Largest share of norms that can have been above the threshold before the run's own clipping;
-            equal to `clipped` if that clipping hides none.
-    """
-
-    threshold: float
-    origin: str
-    clipped: float
-    clipped_late: float
-    clipped_at_most: float
-
-
-@dataclass(frozen=True)
-class LogReview:
+class LogReview(Findings):
     """The findings of `review_log`: what a log of gradient norms and losses tells.
 
     Attributes:
@@ -76,34 +57,6 @@ class LogReview:
         >>> print(review.num_norms, [spike.step for spike in review.spikes], review.percentiles[90])
         41 [40] 1.3
     """
-
-    num_norms: int
-    num_zeros: int
-    num_losses: int
-    first_step: int
-    last_step: int
-    interval: float
-    percentiles: dict[int, float]
-    thresholds: tuple[ThresholdUse, ...]
-    spikes: tuple[Spike, ...]
-    non_finite: tuple[int, ...]
-    pile_up: float
-    pile_share: float
-    dead_since: int | None = None
-    dead_column: str = ""
-    dead_rows: int = 0
-    notes: tuple[str, ...] = ()
-
-    @property
-    def advice(self) -> float:
-        """The 90th percentile of the norms, which does not come from a fit [f/x].
-
-        NaN if there are fewer than 20 norms, if the percentile is 0, or if the run's own clipping hides it.
-        """
-        if self.num_norms < FEWEST:
-            return math.nan
-        value = self.percentiles[wording.ADVISED]
-        return math.nan if value == 0 or value >= self.pile_up else value
 
     def summary(self) -> str:
         """Returns all findings in words, and what a log cannot tell."""

@@ -27,7 +27,11 @@ NUM_ROWS: Final = 4096
 
 def delimiter_of(line: str) -> str:
     """Returns the delimiter that splits a line into most columns."""
-    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+    return (
+        max(DELIMITERS, key=line.count)
+        if len(line) > csv.field_size_limit()
+        else max(DELIMITERS, key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+    )
 
 
 def looks_like_table(first: str, second: str) -> bool:

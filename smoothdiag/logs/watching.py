@@ -12,7 +12,7 @@ from typing import Any
 from smoothdiag import machines
 from smoothdiag.console import one_line, say
 from smoothdiag.growing import Mark, changes, is_restarted
-from smoothdiag.logs.findings import news_of
+from smoothdiag.logs.alarms import news_of
 from smoothdiag.logs.reading import read_log
 from smoothdiag.logs.review import review_log
 from smoothdiag.machines import Finding

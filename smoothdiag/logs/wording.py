@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from smoothdiag.console import counted
+from smoothdiag.logs.findings import ADVISED, Findings
 from smoothdiag.logs.outliers import FEWEST, SPIKE_RULE, Spike
-
-if TYPE_CHECKING:
-    from smoothdiag.logs.review import LogReview
 
 FEW: Final = 100
 """Number of norms below which the 99th percentile lies between the two largest norms."""
 
 NUM_SHOWN: Final = 10
-
-ADVISED: Final = 90
-"""Percentile that is advised, as by `clip_rule` without a fit; importing it from there would load scipy."""
 
 NOT_KNOWN: Final = """\
 NOT KNOWN without measuring: L0 and L1, whether smoothness grows with the gradient norm at all, and which learning rate
@@ -28,7 +23,7 @@ The shares count the run as it was. A run with such a threshold would have becom
 _COLUMNS: Final = {"grad_norm": "gradient norm", "loss": "loss"}
 
 
-def dead(review: LogReview) -> list[str]:
+def dead(review: Findings) -> list[str]:
     """Returns that a run is dead, and what that means."""
     if review.dead_since is None:
         return []
@@ -43,12 +38,12 @@ def dead(review: LogReview) -> list[str]:
     return lines
 
 
-def notes(review: LogReview) -> list[str]:
+def notes(review: Findings) -> list[str]:
     """Returns what the log does not say of its numbers."""
     return ["NOT SAID by the log:", *(f"  {note}" for note in review.notes)] if review.notes else []
 
 
-def head(review: LogReview) -> list[str]:
+def head(review: Findings) -> list[str]:
     """Returns how many values there are, in which steps, and what is wrong with them."""
     steps = f"in steps {review.first_step} to {review.last_step}"
     if review.first_step == review.last_step:
@@ -78,7 +73,7 @@ def head(review: LogReview) -> list[str]:
     return lines
 
 
-def table(review: LogReview) -> list[str]:
+def table(review: Findings) -> list[str]:
     """Returns how often each threshold would have acted."""
     if not review.num_norms:
         return []
@@ -91,7 +86,7 @@ def table(review: LogReview) -> list[str]:
     return [*lines, f"{review.percentiles[100]:>10.4g}  the largest norm"]
 
 
-def advice(review: LogReview) -> list[str]:
+def advice(review: Findings) -> list[str]:
     """Returns the advice by percentile, or why there is none."""
     if not review.num_norms:
         return []
@@ -108,7 +103,7 @@ def advice(review: LogReview) -> list[str]:
     ]
 
 
-def spikes(review: LogReview) -> list[str]:
+def spikes(review: Findings) -> list[str]:
     """Returns the spikes, and the rule that finds them."""
     lines = []
     columns = (("grad_norm", "gradient norm", review.num_norms), ("loss", "loss", review.num_losses))
@@ -128,7 +123,7 @@ def _said(spike: Spike) -> str:
     return f"step {spike.step}: {spike.value:.4g}; the median before it was {spike.usual:.4g}"
 
 
-def _losses(review: LogReview) -> str:
+def _losses(review: Findings) -> str:
     return counted(review.num_losses, "loss", "losses")
 
 

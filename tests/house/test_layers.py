@@ -189,10 +189,11 @@ WINGS = {
         "logs.assembling",
         "logs.reading",
         "logs.outliers",
+        "logs.findings",
         "logs.wording",
         "logs.review",
         "logs",
-        "logs.findings",
+        "logs.alarms",
         "logs.watching",
     ),
     "geometry": (

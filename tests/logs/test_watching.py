@@ -1,4 +1,4 @@
-"""logs.watching, logs.findings: a growing log is followed, and everything in it is said once."""
+"""logs.watching, logs.alarms: a growing log is followed, and everything in it is said once."""
 
 import json
 import random
