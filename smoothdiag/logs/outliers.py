@@ -99,9 +99,9 @@ def find_pile(norm: Array) -> Mask:
             most, densest = count, begin + int(np.argmax(counts))
     low = float(x[densest])
     high = low * (1 + PILE_WIDTH)
-    digit = _least_gap(
-        x[np.searchsorted(x, low / 2) : np.searchsorted(x, 2 * low, side="right")]
-    )  # the last digit of a rounded log
+    # Bounds in the type of the norms: numpy would convert all norms to the type of the bounds.
+    begin, end = np.searchsorted(x, np.array([low / 2, 2 * low], dtype=x.dtype))
+    digit = _least_gap(x[begin:end])  # the last digit of a rounded log
     reach = PILE_REACH * max(PILE_WIDTH * low, digit)
     beside = int(((x >= low - reach) & (x < low)).sum() + ((x > high) & (x <= high + reach)).sum())
     if most < max(PILE_ROWS, PILE_SHARE * len(norm)) or most <= PILE_DENSITY * beside:

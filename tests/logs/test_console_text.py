@@ -121,7 +121,7 @@ BETWEEN = {
         "Test set: Average loss: 9.9, Accuracy: 98/100",
         lambda n: f"Train Epoch: 1 [{n}/90 (1%)]\tLoss: {loss(n)}",
     ),
-    "code": ("        total_loss = 9.9  # step {n}", lambda n: f"step:{n}/90 train_loss:{loss(n)}"),
+    "code": ("        train_loss = 9.9  # step {n}", lambda n: f"step:{n}/90 train_loss:{loss(n)}"),
 }  # fmt: skip
 
 
