@@ -51,6 +51,8 @@ if TYPE_CHECKING:
         plot_trace,
     )
     from smoothdiag.report.page import write_report
+    from smoothdiag.spikes import SixSigma, SpikeEvent, SpikeGuard, ZClip
+    from smoothdiag.spiking import SpikeRule
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
@@ -59,10 +61,15 @@ _LAZY = {
     "GroupFits": "smoothdiag.fits",
     "LawRate": "smoothdiag.clipping",
     "LogReview": "smoothdiag.logs",
+    "SixSigma": "smoothdiag.spikes",
     "SmoothnessFit": "smoothdiag.fits",
+    "SpikeEvent": "smoothdiag.spikes",
+    "SpikeGuard": "smoothdiag.spikes",
+    "SpikeRule": "smoothdiag.spiking",
     "StepRate": "smoothdiag.clipping",
     "StepRule": "smoothdiag.autoclip",
     "Verdict": "smoothdiag.fits",
+    "ZClip": "smoothdiag.spikes",
     "clip_rule": "smoothdiag.clipping",
     "compare_runs": "smoothdiag.fits",
     "fit_groups": "smoothdiag.fits",
@@ -126,6 +133,12 @@ __all__ = [
     "StepRule",
     "clip_rule",
     "step_rate",
+    # watch for spikes
+    "SixSigma",
+    "SpikeEvent",
+    "SpikeGuard",
+    "SpikeRule",
+    "ZClip",
     # step
     "GGNC",
     "ClippedMomentum",

@@ -12,8 +12,9 @@ import pandas as pd
 
 from smoothdiag.clipping.rule import FALLBACK_PERCENTILE
 from smoothdiag.console import counted
-from smoothdiag.logs.outliers import FEWEST, SPIKE_RULE, Array, Mask, Spike, find_pile, find_spikes
+from smoothdiag.logs.outliers import RULE, Spike, find_pile, find_spikes
 from smoothdiag.logs.reading import ESTIMATOR
+from smoothdiag.spiking import Array, Mask
 
 if TYPE_CHECKING:
     from smoothdiag.trace import Trace
@@ -99,7 +100,7 @@ class LogReview:
 
         NaN if there are fewer than 20 norms, if the percentile is 0, or if the run's own clipping hides it.
         """
-        if self.num_norms < FEWEST:
+        if self.num_norms < RULE.fewest:
             return math.nan
         value = self.percentiles[FALLBACK_PERCENTILE]
         return math.nan if value == 0 or value >= self.pile_up else value
@@ -256,8 +257,8 @@ def _advice(review: LogReview) -> list[str]:
         return []
     if math.isnan(review.advice):
         percentile = f"the {FALLBACK_PERCENTILE}th percentile"
-        if review.num_norms < FEWEST:
-            return [f"No advice by percentile: it needs at least {FEWEST} norms."]
+        if review.num_norms < RULE.fewest:
+            return [f"No advice by percentile: it needs at least {RULE.fewest} norms."]
         if review.percentiles[FALLBACK_PERCENTILE] == 0:
             return [f"No advice by percentile: {percentile} of the norms is 0."]
         return [f"No advice by percentile: the run's own clipping hides {percentile}."]
@@ -274,12 +275,12 @@ def _spikes(review: LogReview) -> list[str]:
         if not count:
             continue
         found = [spike for spike in review.spikes if spike.column == column]
-        none = "none" if count > FEWEST else f"none, because no row has {FEWEST} rows before it"
+        none = "none" if count > RULE.fewest else f"none, because no row has {RULE.fewest} rows before it"
         lines.append(f"SPIKES of the {name}: {len(found) or none}")
         lines += [f"  {_said(spike)}" for spike in found[:NUM_SHOWN]]
         if len(found) > NUM_SHOWN:
             lines.append(f"  and {len(found) - NUM_SHOWN} more, at {_listed([s.step for s in found[NUM_SHOWN:]])}")
-    return [*lines, SPIKE_RULE]
+    return [*lines, RULE.text]
 
 
 def _said(spike: Spike) -> str:

@@ -16,6 +16,7 @@ LAYERS = (
     ("integrations", "__main__"),
     ("cli",),
     ("demo",),
+    ("spikes",),
     ("autoclip",),
     ("report", "measure", "optim", "logs", "doctor", "schedulers"),
     ("tally",),
@@ -23,6 +24,7 @@ LAYERS = (
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
     ("notebooks",),
+    ("spiking",),
     ("rows", "requirements", "memory", "console", "arguments", "moved", "momentum", "names"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -198,6 +200,16 @@ WINGS = {
         "autoclip.step",
         "autoclip.clipper",
         "autoclip",
+    ),
+    "spikes": (
+        "spikes.statistics",
+        "spikes.rules",
+        "spikes.events",
+        "spikes.signals",
+        "spikes.acting",
+        "spikes.stepping",
+        "spikes.guard",
+        "spikes",
     ),
     "demo": ("demo.language", "demo.law", "demo.training", "demo.figures", "demo.story", "demo"),
     "doctor": (

@@ -1,0 +1,241 @@
+"""Stepping: what a guard does at each step of the optimizer, from top to bottom in the order in which it happens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from smoothdiag.adapters import moved_by
+from smoothdiag.adapters.skipping import found_by_scaler
+from smoothdiag.adapters.turns import Arguments, Turn
+from smoothdiag.autoclip.buckets import check_gradients, check_unscaled
+from smoothdiag.measure.probe.closures import after_closure
+from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.spikes.acting import DONE, Action, acting_of
+from smoothdiag.spikes.events import Journal, Post
+from smoothdiag.spikes.rules import Rule, statistics_of
+from smoothdiag.spikes.signals import GRAD_NORM, LOSS, MISSING, UPDATE_NORM, Shown, UpdateNorm, before_step
+from smoothdiag.spikes.statistics import Judged, Statistics
+from smoothdiag.vectors import world
+
+
+@dataclass
+class _Begun:
+    """A step that the optimizer is about to take.
+
+    Attributes:
+        values: Its signals.
+        judged: The same, beside what is usual.
+        counts: A 0-dim bool: whether the step counts, because no GradScaler skips it.
+        spiked: A 0-dim bool: whether to act.
+    """
+
+    values: Tensor
+    judged: Judged
+    counts: Tensor
+    spiked: Tensor
+
+
+class Stepping:
+    """Follows an optimizer from step to step.
+
+    Args:
+        optimizer: The optimizer.
+        action: What to do at a spike.
+        rule: What a spike is.
+        clip_to: What gradients are clipped to, in usual norms.
+        update_norm: Whether to measure updates.
+        group: The ranks that train one model together; ``None`` for all.
+
+    Attributes:
+        shown: What the loop has shown of the step that comes.
+        journal: The events.
+        steps: Number of steps so far.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        action: Action,
+        rule: Rule,
+        clip_to: float,
+        *,
+        update_norm: bool,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self._optimizer, self._group = optimizer, group
+        self._acting, self._make = acting_of(action, optimizer), statistics_of(rule, clip_to)
+        self._update = UpdateNorm(optimizer) if update_norm else None
+        names = [GRAD_NORM, LOSS, *([UPDATE_NORM] if update_norm else [])]
+        self.shown, self.journal, self.steps = Shown(), Journal(names, ("logged", DONE[action])), 0
+        self._statistics: dict[str, Statistics] = {}
+        self._loaded: Mapping[str, Any] = {}
+        self._last: Tensor | None = None
+        self._begun: _Begun | None = None
+        self._post, self._stopped, self._first = Post(), False, 0
+        self._turn = Turn(optimizer, self._before_step, self._after_step)
+
+    def show(self, loss: Tensor | float | None, grad_norm: Tensor | float | None) -> None:
+        """Takes what the loop shows of the step that comes."""
+        if self.shown.has_loss and all(p.grad is None for p in moved_by(self._optimizer)):
+            self.shown.clear()  # a GradScaler has skipped a step: no hook was called, and the gradients are gone
+        self.shown.add(loss, grad_norm)
+
+    # 1. The optimizer begins a step.
+
+    def _before_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        self._drop()  # the step before may have ended in an error
+
+        def see(loss: Any) -> None:
+            if isinstance(loss, torch.Tensor | float) and not self.shown.has_loss:
+                self.shown.add(loss, None)
+
+        changed = after_closure(args, kwargs, self._begin, found=see)
+        if changed is None:
+            self._begin()
+        return changed
+
+    # 2. Its gradients are there. Without a closure they were there from the start.
+
+    def _begin(self) -> None:
+        self._careful(self._judge)
+
+    @torch.no_grad()
+    def _judge(self) -> None:
+        if self.steps == self._first:
+            check_unscaled(self._optimizer)
+        check_gradients(self._optimizer, "SpikeGuard")
+        values = before_step(self._optimizer, self.shown, self._ranks())
+        if values is None:
+            return
+        counts = self._counts(values)
+        judged = self._of("before", 1, 1, values.device).judge(values, counts)
+        is_lost = ~values.isfinite() & (values != MISSING)
+        judged.fired.logical_or_(is_lost)
+        spiked = judged.fired.any() & counts
+        self._begun = _Begun(values, judged, counts, spiked)
+        self._acting.before(spiked, judged.target[0])
+        if self._update is not None:
+            self._update.begin(self.steps)
+
+    def _counts(self, values: Tensor) -> Tensor:
+        found = found_by_scaler(self._optimizer)
+        if found is None:
+            return torch.ones((), dtype=torch.bool, device=values.device)
+        return found.to(values.device, non_blocking=True).reshape(()) == 0
+
+    def _ranks(self) -> dist.ProcessGroup | None:
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self._group) == 1:
+            return None
+        return world() if self._group is None else self._group
+
+    def _of(self, name: str, norms: int, losses: int, device: torch.device) -> Statistics:
+        if name not in self._statistics:
+            self._statistics[name] = found = self._make(norms, losses, device)
+            if name in self._loaded:
+                found.load_state_dict(self._loaded[name])
+        return self._statistics[name]
+
+    # 3. The optimizer has moved the parameters.
+
+    def _after_step(self) -> None:
+        begun = self._begun
+        self._acting.after()
+        if begun is not None:
+            self._careful(lambda: self._note(begun))
+        self._drop()
+        self.shown.clear()
+        self.steps += 1
+
+    @torch.no_grad()
+    def _note(self, begun: _Begun) -> None:
+        signals = {
+            "fired": begun.judged.fired,
+            "values": begun.values,
+            "usual": begun.judged.usual,
+            "deviations": begun.judged.deviations,
+        }
+        happened = begun.spiked
+        if self._update is not None:
+            length = self._update.end(self.steps).to(begun.values).reshape(1)
+            judged = self._of("after", 1, 0, length.device).judge(length, begun.counts)
+            judged.fired.logical_or_(~length.isfinite())
+            happened = happened | (judged.fired.any() & begun.counts)
+            mine = {"fired": judged.fired, "values": length, "usual": judged.usual, "deviations": judged.deviations}
+            signals = {name: torch.cat([found, mine[name]]) for name, found in signals.items()}
+        last = torch.full_like(signals["values"], MISSING) if self._last is None else self._last.to(begun.values)
+        self.journal.note(self.steps, happened, begun.spiked, {**signals, "before": last})
+        self._last = signals["values"]
+        self._bring()
+
+    # 4. The host learns of it.
+
+    def _bring(self) -> None:
+        log = self.journal.log
+        assert log is not None
+        if log.device.type == "cpu":
+            if log[-1, 0] > self.journal.num_read:
+                self.journal.read(log)
+        else:
+            self.journal.read(self._post.arrived())
+            self._post.send(log)
+
+    def read(self) -> None:
+        """Reads the events that the device has noted; waits for it."""
+        self.journal.read(self.journal.log)
+
+    # Once in a run.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state; waits for the device."""
+        self.read()
+        return {
+            "steps": self.steps,
+            "statistics": {**self._loaded, **{name: kept.state_dict() for name, kept in self._statistics.items()}},
+            "journal": self.journal.state_dict(),
+            "last": None if self._last is None else self._last.tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state. What is kept on the device gets there at the next step."""
+        self.steps = self._first = int(state["steps"])
+        self._loaded = state["statistics"]
+        for name, kept in self._statistics.items():
+            kept.load_state_dict(self._loaded[name])
+        self.journal.load_state_dict(state["journal"])
+        self._last = None if state["last"] is None else torch.tensor(state["last"], dtype=torch.float64)
+
+    def detach(self) -> None:
+        """Stops following the optimizer."""
+        self._turn.stop()
+        self._drop()
+
+    def _drop(self) -> None:
+        self._begun = None
+        self._acting.after()
+        if self._update is not None:
+            self._update.drop()
+
+    def _careful(self, do: Callable[[], None]) -> None:
+        """Does something; an error ends the run only in its first step, where the set-up is wrong."""
+        if self._stopped:
+            return
+        try:
+            do()
+        except SmoothdiagWarning:  # whoever turns warnings into errors wants to see them
+            raise
+        except Exception as error:
+            self._stopped = self.steps > self._first
+            if not self._stopped:
+                raise
+            warnings.warn(
+                f"SpikeGuard met an error at step {self.steps}, and the run goes on without it: no spikes are noted "
+                f"from here on, and none is skipped or clipped. {type(error).__name__}: {error}",
+                SmoothdiagWarning,
+            )
