@@ -89,7 +89,11 @@ class SpikeRule:
     @property
     def text(self) -> str:
         """What a spike is, in words, indented by two blanks."""
-        return f"""\
-  A spike lies more than {self.deviations:g} robust standard deviations (interquartile range / {IQR_OF_NORMAL}) above the
-  median of the {self.window} rows before it (at least {self.fewest}). Gradient norms are compared by their logarithm and must
-  be at least {self.least_ratio:g} times the median. Losses must be at least {self.least_rise:.0%} above the median."""
+        return (
+            f"  A spike lies more than {self.deviations:g} robust standard deviations (interquartile range / "
+            f"{IQR_OF_NORMAL}) above the\n"
+            f"  median of the {self.window} rows before it (at least {self.fewest}). Gradient norms are compared by "
+            "their logarithm and must\n"
+            f"  be at least {self.least_ratio:g} times the median. Losses must be at least {self.least_rise:.0%} above "
+            "the median."
+        )

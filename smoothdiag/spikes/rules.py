@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -95,7 +96,7 @@ def statistics_of(rule: Rule, multiple: float) -> Make:
         multiple: What a spike is clipped to, in usual norms, where the rule does not say that itself.
     """
     if isinstance(rule, ZClip):
-        return lambda *place: Averages(*place, rule.alpha, rule.z, rule.warm_up)
+        return partial(Averages, alpha=rule.alpha, z=rule.z, warm_up=rule.warm_up)
     if isinstance(rule, SixSigma):
-        return lambda *place: Moments(*place, rule.window, rule.sigmas, multiple)
-    return lambda *place: Robust(*place, rule, multiple)
+        return partial(Moments, window=rule.window, sigmas=rule.sigmas, multiple=multiple)
+    return partial(Robust, rule=rule, multiple=multiple)
