@@ -104,9 +104,9 @@ class Journal:
             self._log = torch.zeros(ROOM + 1, width, dtype=dtype, device=device)
         number = torch.full((1,), float(step), dtype=dtype, device=device)
         row = torch.cat([number, done.to(dtype).reshape(1), *(signals[name].to(dtype) for name in NOTED)])
-        count = self._log[-1, 0]
+        count = self._log.select(0, ROOM).select(0, 0)
         place = (count.long() % ROOM).reshape(1, 1).expand(1, len(row))
-        self._log.scatter_(0, place, torch.where(happened, row, self._log.gather(0, place)[0]).unsqueeze(0))
+        self._log.scatter_(0, place, torch.where(happened, row.unsqueeze(0), self._log.gather(0, place)))
         count += happened
 
     def read(self, log: Tensor | None) -> list[SpikeEvent]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,16 +91,19 @@ def before_step(optimizer: torch.optim.Optimizer, shown: Shown, group: dist.Proc
 
 def _over_ranks(values: Sequence[Tensor | None], like: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Returns the mean of each value over the ranks that have it: ranks then decide alike, to the last bit."""
-    found = torch.stack([torch.zeros_like(like) if value is None else value.to(like.dtype) for value in values])
-    given = torch.cat(
-        [torch.full((1,), float(value is not None), dtype=like.dtype, device=like.device) for value in values]
-    )
+    absent = MISSING if group is None else 0.0
+    found = torch.stack([torch.full_like(like, absent) if value is None else value.to(like.dtype) for value in values])
     if group is None:
-        return torch.where(given > 0, found, torch.full_like(found, MISSING))
+        return found
+    given = torch.cat([torch.full((1,), float(value is not None), **_kind(like)) for value in values])
     both = torch.cat([found, given])
     dist.all_reduce(both, group=group)
     found, given = both.chunk(2)
     return torch.where(given > 0, found / given, torch.full_like(found, MISSING))
+
+
+def _kind(like: Tensor) -> dict[str, Any]:
+    return {"dtype": like.dtype, "device": like.device}
 
 
 class UpdateNorm:

@@ -51,12 +51,12 @@ class Statistics(ABC):
         self._counts = torch.zeros(self._num, dtype=torch.int64, device=device)
 
     @abstractmethod
-    def judge(self, values: Tensor, counts: Tensor) -> Judged:
+    def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """Compares the values of a step with those before, and counts them in.
 
         Args:
             values: One value for each signal.
-            counts: A 0-dim bool: whether the step counts at all.
+            counts: A 0-dim bool: whether the step counts at all; ``None`` if it does.
         """
 
     @abstractmethod
@@ -83,10 +83,16 @@ class Statistics(ABC):
         for name, tensor in mine.items():
             tensor.copy_(state[name])
 
-    def _enters(self, values: Tensor, counts: Tensor) -> Tensor:
-        """Returns which values take part: finite ones, and norms only if they are not 0."""
-        is_positive = torch.cat([values[: self._norms] > 0, values[self._norms :] > -math.inf])
-        return values.isfinite() & is_positive & counts
+    def _logs(self, values: Tensor) -> Tensor:
+        """Returns the logarithms of norms, and losses as they are."""
+        found = values.clone()
+        found.narrow(0, 0, self._norms).log_()
+        return found
+
+
+def _enters(x: Tensor, counts: Tensor | None) -> Tensor:
+    """Returns which values take part: finite ones."""
+    return x.isfinite() if counts is None else x.isfinite().logical_and_(counts)
 
 
 class _Recent(Statistics):
@@ -122,30 +128,33 @@ class Robust(_Recent):
     def __init__(self, norms: int, losses: int, device: torch.device, rule: SpikeRule, multiple: float) -> None:
         super().__init__(norms, losses, device, rule.window)
         self._rule, self._multiple = rule, multiple
+        self._quarters = torch.arange(1, 4, **self._options) / 4
+        self._ratio, self._share = (torch.zeros(self._num, **self._options) for _ in range(2))
+        self._ratio.narrow(0, 0, norms).add_(math.log(rule.least_ratio))
+        self._share.narrow(0, norms, losses).add_(rule.least_rise)
 
-    def judge(self, values: Tensor, counts: Tensor) -> Judged:
+    def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`."""
-        rule, enters = self._rule, self._enters(values, counts)
-        x = torch.where(enters, values, torch.ones_like(values))
-        x = torch.cat([x[: self._norms].log(), x[self._norms :]])
+        x = self._logs(values)  # the logarithm of 0 is not finite, and so left out
+        enters = _enters(x, counts)
         low, middle, high = self._quartiles()
         deviation, rise = (high - low) / IQR_OF_NORMAL, x - middle
-        ratio = torch.full_like(middle[: self._norms], math.log(rule.least_ratio))
-        least = torch.cat([ratio, rule.least_rise * middle[self._norms :].abs()])
-        is_old = self._counts >= rule.fewest
-        fired = enters & is_old & (rise > rule.deviations * deviation) & (rise >= least)
-        usual = torch.cat([middle[: self._norms].exp(), middle[self._norms :]])
+        fired = enters & (self._counts >= self._rule.fewest)
+        fired &= rise > self._rule.deviations * deviation
+        fired &= rise >= self._ratio + self._share * middle.abs()
+        usual = middle.clone()
+        usual.narrow(0, 0, self._norms).exp_()
         self._add(x, enters)
         return Judged(fired, usual, rise / deviation, usual * self._multiple)
 
     def _quartiles(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the quartiles of each signal, between two values by a straight line; NaN without values."""
         ordered = self._ring.sort(dim=1).values  # NaN, where nothing is kept yet, comes last
-        last = self._counts.clamp(max=self._window).sub(1).clamp(min=0).unsqueeze(1)
-        place = last * (torch.arange(1, 4, **self._options) / 4)
-        below = place.floor().long()
+        last = self._counts.clamp(max=self._window).sub_(1).clamp_(min=0).unsqueeze(1)
+        place = last * self._quarters
+        below = place.long()
         above = torch.minimum(below + 1, last)
-        found = torch.lerp(ordered.gather(1, below), ordered.gather(1, above), (place - below).to(ordered.dtype))
+        found = torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below)
         low, middle, high = found.unbind(dim=1)
         return low, middle, high
 
@@ -164,9 +173,9 @@ class Moments(_Recent):
         super().__init__(norms, losses, device, window)
         self._sigmas, self._multiple = sigmas, multiple
 
-    def judge(self, values: Tensor, counts: Tensor) -> Judged:
+    def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`."""
-        enters, number = self._enters(values, counts), self._counts.clamp(max=self._window)
+        enters, number = _enters(self._logs(values), counts), self._counts.clamp(max=self._window)
         mean = self._ring.nansum(dim=1) / number
         squares = (self._ring - mean.unsqueeze(1)).square().nansum(dim=1)
         away = (values - mean) / (squares / (number - 1).clamp(min=1)).sqrt()
@@ -197,11 +206,11 @@ class Averages(Statistics):
     def _kept(self) -> dict[str, Tensor]:
         return {"counts": self._counts, "first": self._first, "mean": self._mean, "variance": self._variance}
 
-    def judge(self, values: Tensor, counts: Tensor) -> Judged:
+    def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`; losses are never spikes."""
-        enters, is_old = self._enters(values, counts), self._counts >= self._warm_up
+        enters, is_old = _enters(self._logs(values), counts), self._counts >= self._warm_up
         deviation = self._variance.sqrt()
-        away, usual = (values - self._mean) / (deviation + self.EPS), self._mean.clone()
+        away, usual = (values - self._mean) / (deviation + self.EPS), self._mean
         is_norm = torch.arange(self._num, device=values.device) < self._norms
         fired = enters & is_old & is_norm & (away > self._z)
         target = self._mean + self._z * deviation / (away / self._z)
@@ -213,9 +222,8 @@ class Averages(Statistics):
         self._first.scatter_(1, place, kept)
         self._counts += enters
         is_ready = enters & (self._counts == self._warm_up)
-        for old, first, new in (
-            (self._mean, self._first.mean(dim=1), mean),
-            (self._variance, self._first.var(dim=1, unbiased=False), variance),
-        ):
-            old.copy_(torch.where(is_ready, first, torch.where(enters & is_old, new, old)))
+        first = self._first.mean(dim=1), self._first.var(dim=1, unbiased=False)
+        goes_on = enters & is_old
+        self._mean = torch.where(is_ready, first[0], torch.where(goes_on, mean, self._mean))
+        self._variance = torch.where(is_ready, first[1], torch.where(goes_on, variance, self._variance))
         return Judged(fired, usual, away, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ class _Begun:
     Attributes:
         values: Its signals.
         judged: The same, beside what is usual.
-        counts: A 0-dim bool: whether the step counts, because no GradScaler skips it.
+        counts: A 0-dim bool: whether the step counts, because the GradScaler does not skip it; ``None`` if it does.
         spiked: A 0-dim bool: whether to act.
     """
 
     values: Tensor
     judged: Judged
-    counts: Tensor
+    counts: Tensor | None
     spiked: Tensor
 
 
@@ -116,19 +117,16 @@ class Stepping:
             return
         counts = self._counts(values)
         judged = self._of("before", 1, 1, values.device).judge(values, counts)
-        is_lost = ~values.isfinite() & (values != MISSING)
-        judged.fired.logical_or_(is_lost)
-        spiked = judged.fired.any() & counts
+        judged.fired.logical_or_(values.isnan() | (values == math.inf))
+        spiked = judged.fired.any() if counts is None else judged.fired.any() & counts
         self._begun = _Begun(values, judged, counts, spiked)
-        self._acting.before(spiked, judged.target[0])
+        self._acting.before(spiked, judged.target.select(0, 0))
         if self._update is not None:
             self._update.begin(self.steps)
 
-    def _counts(self, values: Tensor) -> Tensor:
+    def _counts(self, values: Tensor) -> Tensor | None:
         found = found_by_scaler(self._optimizer)
-        if found is None:
-            return torch.ones((), dtype=torch.bool, device=values.device)
-        return found.to(values.device, non_blocking=True).reshape(()) == 0
+        return None if found is None else found.to(values.device, non_blocking=True).reshape(()) == 0
 
     def _ranks(self) -> dist.ProcessGroup | None:
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self._group) == 1:
@@ -166,9 +164,13 @@ class Stepping:
             length = self._update.end(self.steps).to(begun.values).reshape(1)
             judged = self._of("after", 1, 0, length.device).judge(length, begun.counts)
             judged.fired.logical_or_(~length.isfinite())
-            happened = happened | (judged.fired.any() & begun.counts)
+            late = judged.fired.any()
+            happened = happened | (late if begun.counts is None else late & begun.counts)
             mine = {"fired": judged.fired, "values": length, "usual": judged.usual, "deviations": judged.deviations}
             signals = {name: torch.cat([found, mine[name]]) for name, found in signals.items()}
+        if happened.device.type == "cpu" and not happened:
+            self._last = signals["values"]
+            return
         last = torch.full_like(signals["values"], MISSING) if self._last is None else self._last.to(begun.values)
         self.journal.note(self.steps, happened, begun.spiked, {**signals, "before": last})
         self._last = signals["values"]
@@ -180,8 +182,7 @@ class Stepping:
         log = self.journal.log
         assert log is not None
         if log.device.type == "cpu":
-            if log[-1, 0] > self.journal.num_read:
-                self.journal.read(log)
+            self.journal.read(log)
         else:
             self.journal.read(self._post.arrived())
             self._post.send(log)

@@ -21,7 +21,9 @@ def made(rule: Rule, norms: int = 1, losses: int = 1) -> Statistics:
 
 
 def judged(statistics: Statistics, *signals: np.ndarray) -> list[Judged]:
-    return [statistics.judge(torch.tensor(values, dtype=torch.float64), COUNTS) for values in zip(*signals, strict=True)]
+    return [
+        statistics.judge(torch.tensor(values, dtype=torch.float64), COUNTS) for values in zip(*signals, strict=True)
+    ]
 
 
 def signals(seed: int, steps: int = 400) -> tuple[np.ndarray, np.ndarray]:
