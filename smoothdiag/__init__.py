@@ -51,13 +51,14 @@ if TYPE_CHECKING:
         plot_trace,
     )
     from smoothdiag.report.page import write_report
-    from smoothdiag.spikes import SixSigma, SpikeEvent, SpikeGuard, ZClip
+    from smoothdiag.spikes import Explanation, SixSigma, SpikeEvent, SpikeGuard, ZClip
     from smoothdiag.spiking import SpikeRule
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
     "AutoClip": "smoothdiag.autoclip",
     "ClipRule": "smoothdiag.clipping",
+    "Explanation": "smoothdiag.spikes",
     "GroupFits": "smoothdiag.fits",
     "LawRate": "smoothdiag.clipping",
     "LogReview": "smoothdiag.logs",
@@ -134,6 +135,7 @@ __all__ = [
     "clip_rule",
     "step_rate",
     # watch for spikes
+    "Explanation",
     "SixSigma",
     "SpikeEvent",
     "SpikeGuard",

@@ -125,20 +125,31 @@ class Journal:
     def _event(self, row: Sequence[float]) -> SpikeEvent:
         number = len(self._names)
         parts = [row[2 + i * number : 2 + (i + 1) * number] for i in range(len(NOTED))]
-        fired, *others = (dict(zip(self._names, part, strict=True)) for part in parts)
+        return self.event(int(row[0]), parts, self._actions[int(row[1])])
+
+    def event(self, step: int, parts: Sequence[Sequence[float]], done: str = "logged") -> SpikeEvent:
+        """Returns an event.
+
+        Args:
+            step: Number of the step.
+            parts: For each name of `NOTED`, numbers of the first signals.
+            done: What was done.
+        """
+        names = self._names[: len(parts[0])]
+        fired, *others = (dict(zip(names, part, strict=True)) for part in parts)
         # A signal that was not given is -inf, which no norm and no loss of a run in training is.
-        given = {name for name in self._names if others[0][name] != -math.inf}
+        given = {name for name in names if others[0][name] != -math.inf}
         values, usual, deviations, before = (
             {name: value for name, value in part.items() if name in given} for part in others
         )
         return SpikeEvent(
-            step=int(row[0]),
-            spiked=tuple(name for name in self._names if fired[name]),
+            step=step,
+            spiked=tuple(name for name in names if fired[name]),
             values=values,
             usual=usual,
             deviations=deviations,
             before={name: value for name, value in before.items() if value != -math.inf},
-            done=self._actions[int(row[1])],
+            done=done,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -11,14 +11,21 @@ from torch import Tensor
 
 from smoothdiag import arguments
 from smoothdiag.adapters import adapter_of, finish, name_of, stepping
+from smoothdiag.autoclip.checks import check_probe
+from smoothdiag.measure.probe import Probe
 from smoothdiag.spikes.acting import Action
+from smoothdiag.spikes.causes import Explanation
 from smoothdiag.spikes.events import SpikeEvent
+from smoothdiag.spikes.inquiry import Inquiry
+from smoothdiag.spikes.recent import Recent
 from smoothdiag.spikes.rules import Rule, SixSigma, ZClip
 from smoothdiag.spikes.stepping import Stepping
 from smoothdiag.spiking import SpikeRule
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Keep = Literal["batches", "parameters"]
 
 VERSION = 1
 """Version of the states that this version writes."""
@@ -48,10 +55,14 @@ class SpikeGuard:
 
     Args:
         optimizer: The optimizer, or the list of optimizers that step on one loss.
+        probe: A probe of that optimizer. It shows the guard the batches, and replays steps that spike.
         action: What to do at a spike of gradient norm or loss.
         rule: What a spike is: a `SpikeRule`, or a published rule (`SixSigma`, `ZClip`).
         clip_to: What ``"clip"`` scales gradients to, in usual norms. `ZClip` has a norm of its own.
-        update_norm: Whether to watch the length of updates, too.
+        update_norm: Whether to watch the length of updates, too; default: if parameters are kept.
+        keep: ``"batches"`` (the default, with a probe) keeps the batches and random states of the last steps. A spike is
+            then replayed before the optimizer steps, if that needs no wait. ``"parameters"`` also keeps the parameters
+            of the last steps in host memory, so that the step before a spike can be measured from where it began.
         group: The ranks that train one model together; default: all. They decide alike.
 
     Raises:
@@ -73,16 +84,25 @@ class SpikeGuard:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        probe: Probe | None = None,
         *,
         action: Action = "log",
         rule: Rule | None = None,
         clip_to: float = 1.0,
-        update_norm: bool = False,
+        update_norm: bool | None = None,
+        keep: Keep | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         arguments.choice("action", action, get_args(Action))
         arguments.positive("clip_to", clip_to)
-        arguments.flag("update_norm", update_norm)
+        if update_norm is not None:
+            arguments.flag("update_norm", update_norm)
+        if keep is not None:
+            arguments.choice("keep", keep, get_args(Keep))
+        if probe is not None:
+            check_probe(optimizer, probe, "SpikeGuard")
+        elif keep is not None:
+            raise arguments.wrong("keep", "left out without a probe, which sees the batches", keep)
         rule = SpikeRule() if rule is None else rule
         if not isinstance(rule, SpikeRule | SixSigma | ZClip):
             raise arguments.wrong("rule", "a SpikeRule, SixSigma or ZClip", rule)
@@ -92,7 +112,12 @@ class SpikeGuard:
                 'Parameter `action` should be "log" for an optimizer that takes several gradients in a step. '
                 f"Found `action = {action!r}` with {name_of(optimizer)}."
             )
-        self._stepping = Stepping(optimizer, action, rule, clip_to, update_norm=update_norm, group=group)
+        recent = Recent(optimizer, probe, keeps_parameters=keep == "parameters")
+        watches = keep == "parameters" if update_norm is None else update_norm
+        self._inquiry = Inquiry(recent, probe)
+        self._stepping = Stepping(
+            optimizer, action, rule, clip_to, update_norm=watches, group=group, inquiry=self._inquiry
+        )
 
     def __repr__(self) -> str:
         return f"<SpikeGuard of {name_of(self._optimizer)}, action {self._action!r}; `events` lists the spikes>"
@@ -117,6 +142,20 @@ class SpikeGuard:
         self._stepping.read()
         return list(self._stepping.journal.events)
 
+    def explain(self, event: SpikeEvent) -> Explanation:
+        """Returns why a run spiked: cause, numbers, and a paragraph.
+
+        The answer is found when the spike is seen, because the weights move on. Asking for it costs nothing.
+
+        Args:
+            event: One of ``events``.
+
+        Raises:
+            ValueError: If this guard has not noted the event.
+        """
+        self._stepping.read()
+        return self._inquiry.answer(event)
+
     @property
     def lost(self) -> int:
         """Number of spikes that are missing in ``events``: the device keeps 64 until somebody asks for them."""
@@ -130,12 +169,15 @@ class SpikeGuard:
 
     @property
     def history(self) -> pd.DataFrame:
-        """The spikes so far, one row for each signal that spiked: step, signal, value, usual, deviations, done."""
+        """The spikes so far, one row for each signal: step, signal, value, usual, deviations, done and cause."""
         import pandas as pd
 
-        columns = ["step", "signal", "value", "usual", "deviations", "done"]
+        columns = ["step", "signal", "value", "usual", "deviations", "done", "cause"]
         rows = [
-            (event.step, name, event.values[name], event.usual[name], event.deviations[name], event.done)
+            (
+                *(event.step, name, event.values[name], event.usual[name], event.deviations[name]),
+                *(event.done, self._inquiry.answer(event).cause),
+            )
             for event in self.events
             for name in event.spiked
         ]
@@ -153,7 +195,10 @@ class SpikeGuard:
             ValueError: If it is no such state, comes from a newer version, or from a guard with another rule or other
                 signals.
         """
-        if not isinstance(state, Mapping) or not {"version", "steps", "statistics", "journal"} <= state.keys():
+        if (
+            not isinstance(state, Mapping)
+            or not {"version", "steps", "statistics", "journal", "explanations"} <= state.keys()
+        ):
             raise ValueError(
                 "Parameter `state` should be the result of `SpikeGuard.state_dict()`. Found another value."
             )

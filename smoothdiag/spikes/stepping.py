@@ -20,6 +20,8 @@ from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.spikes.acting import DONE, Action, acting_of
 from smoothdiag.spikes.events import Journal, Post
+from smoothdiag.spikes.inquiry import Inquiry
+from smoothdiag.spikes.recent import Past
 from smoothdiag.spikes.rules import Rule, statistics_of
 from smoothdiag.spikes.signals import GRAD_NORM, LOSS, MISSING, UPDATE_NORM, Shown, UpdateNorm, before_step
 from smoothdiag.spikes.statistics import Judged, Statistics
@@ -35,12 +37,14 @@ class _Begun:
         judged: The same, beside what is usual.
         counts: A 0-dim bool: whether the step counts, because the GradScaler does not skip it; ``None`` if it does.
         spiked: A 0-dim bool: whether to act.
+        past: What is needed to repeat it.
     """
 
     values: Tensor
     judged: Judged
     counts: Tensor | None
     spiked: Tensor
+    past: Past
 
 
 class Stepping:
@@ -53,6 +57,7 @@ class Stepping:
         clip_to: What gradients are clipped to, in usual norms.
         update_norm: Whether to measure updates.
         group: The ranks that train one model together; ``None`` for all.
+        inquiry: Finds out why a run spiked.
 
     Attributes:
         shown: What the loop has shown of the step that comes.
@@ -69,8 +74,9 @@ class Stepping:
         *,
         update_norm: bool,
         group: dist.ProcessGroup | None,
+        inquiry: Inquiry,
     ) -> None:
-        self._optimizer, self._group = optimizer, group
+        self._optimizer, self._group, self.inquiry = optimizer, group, inquiry
         self._acting, self._make = acting_of(action, optimizer), statistics_of(rule, clip_to)
         self._update = UpdateNorm(optimizer) if update_norm else None
         names = [GRAD_NORM, LOSS, *([UPDATE_NORM] if update_norm else [])]
@@ -119,7 +125,13 @@ class Stepping:
         judged = self._of("before", 1, 1, values.device).judge(values, counts)
         judged.fired.logical_or_(values.isnan() | (values == math.inf))
         spiked = judged.fired.any() if counts is None else judged.fired.any() & counts
-        self._begun = _Begun(values, judged, counts, spiked)
+        past = self.inquiry.recent.begin(self.steps, values.device)
+        self._begun = _Begun(values, judged, counts, spiked, past)
+        if spiked.device.type == "cpu" and spiked:
+            last = torch.full_like(values, MISSING) if self._last is None else self._last
+            parts = [judged.fired, values, judged.usual, judged.deviations, last]
+            event = self.journal.event(self.steps, [part[: len(values)].tolist() for part in parts])
+            self.inquiry.before_step(event, past)
         self._acting.before(spiked, judged.target.select(0, 0))
         if self._update is not None:
             self._update.begin(self.steps)
@@ -168,7 +180,9 @@ class Stepping:
             happened = happened | (late if begun.counts is None else late & begun.counts)
             mine = {"fired": judged.fired, "values": length, "usual": judged.usual, "deviations": judged.deviations}
             signals = {name: torch.cat([found, mine[name]]) for name, found in signals.items()}
-        if happened.device.type == "cpu" and not happened:
+        is_known = happened.device.type == "cpu"
+        self.inquiry.recent.end(begun.past, spiked=is_known and bool(happened))
+        if is_known and not happened:
             self._last = signals["values"]
             return
         last = torch.full_like(signals["values"], MISSING) if self._last is None else self._last.to(begun.values)
@@ -182,14 +196,18 @@ class Stepping:
         log = self.journal.log
         assert log is not None
         if log.device.type == "cpu":
-            self.journal.read(log)
+            self._take(log)
         else:
-            self.journal.read(self._post.arrived())
+            self._take(self._post.arrived())
             self._post.send(log)
 
     def read(self) -> None:
         """Reads the events that the device has noted; waits for it."""
-        self.journal.read(self.journal.log)
+        self._take(self.journal.log)
+
+    def _take(self, log: Tensor | None) -> None:
+        for event in self.journal.read(log):
+            self.inquiry.after_step(event)
 
     # Once in a run.
 
@@ -200,6 +218,7 @@ class Stepping:
             "steps": self.steps,
             "statistics": {**self._loaded, **{name: kept.state_dict() for name, kept in self._statistics.items()}},
             "journal": self.journal.state_dict(),
+            "explanations": self.inquiry.state_dict(),
             "last": None if self._last is None else self._last.tolist(),
         }
 
@@ -210,6 +229,7 @@ class Stepping:
         for name, kept in self._statistics.items():
             kept.load_state_dict(self._loaded[name])
         self.journal.load_state_dict(state["journal"])
+        self.inquiry.load_state_dict(state["explanations"])
         self._last = None if state["last"] is None else torch.tensor(state["last"], dtype=torch.float64)
 
     def detach(self) -> None:

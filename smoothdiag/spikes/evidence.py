@@ -1,0 +1,109 @@
+"""Evidence: what was measured about a spike, in numbers. It knows no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from smoothdiag.spikes.events import SpikeEvent
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What replays and records show about a spike. NaN where something is not known.
+
+    The step before the spike is the one that led to the weights at which the spike was seen.
+
+    Attributes:
+        event: The spike.
+        is_replayed: Whether the batch of the spike was evaluated again at the weights before the step.
+        why_not: Why not.
+        loss: Loss on that batch at these weights [f].
+        grad_norm: Gradient norm on it [f/x].
+        references: Gradient norms of the other batches at the same weights [f/x].
+        reference_losses: Their losses [f].
+        bad_inputs: Whether a tensor of the batch is not finite.
+        first_module: The first module whose output is not finite, if there is one.
+        precise_loss: As ``loss``, with float32 in place of float16 and bfloat16; NaN if none was in use.
+        precise_grad_norm: As ``grad_norm``, likewise.
+        rate: Rate of the step before the spike, in usual rates.
+        rate_now: Rate of the step of the spike, in usual rates.
+        update: Length of the update before the spike, in usual lengths.
+        update_now: Length of the update at the spike, in usual lengths.
+        gradient_before: Gradient norm of the step before the spike, in usual norms.
+        staleness: Length of a gradient over that of the root of the second moment, ||g|| / ||P||: about 1 where the
+            optimizer's memory fits the gradients.
+        critical: The multiple of the step before the spike at which it would have stopped lowering its own batch's loss.
+        slope: Slope of that loss along that step [f]; positive if the step went uphill.
+        sharpness: Largest eigenvalue at the weights before that step, over the optimizer's limit of stability.
+        parts: Share of each module in the squared gradient norm of the spike.
+        numbers: The batches of the spike, numbered in the order in which the probe saw them.
+        numbers_before: The batches of the step before.
+    """
+
+    event: SpikeEvent
+    is_replayed: bool = False
+    why_not: str = ""
+    loss: float = NAN
+    grad_norm: float = NAN
+    references: tuple[float, ...] = ()
+    reference_losses: tuple[float, ...] = ()
+    bad_inputs: bool = False
+    first_module: str = ""
+    precise_loss: float = NAN
+    precise_grad_norm: float = NAN
+    rate: float = NAN
+    rate_now: float = NAN
+    update: float = NAN
+    update_now: float = NAN
+    gradient_before: float = NAN
+    staleness: float = NAN
+    critical: float = NAN
+    slope: float = NAN
+    sharpness: float = NAN
+    parts: Mapping[str, float] = field(default_factory=dict)
+    numbers: tuple[int, ...] = ()
+    numbers_before: tuple[int, ...] = ()
+
+    @property
+    def share_of_batch(self) -> float:
+        """The part of the spike that the batch accounts for: 1 if no other batch spikes at the same weights, 0 if all do.
+
+        It is log(value / largest value of other batches) / log(value / usual value), the largest over the signals that
+        spiked. The rest is due to the weights.
+        """
+        found = [
+            _share(self.grad_norm, self.references, self.event, "grad_norm"),
+            _share(self.loss, self.reference_losses, self.event, "loss"),
+        ]
+        return max((share for share in found if not math.isnan(share)), default=NAN)
+
+    def to_dict(self) -> dict[str, float | str]:
+        """Returns the numbers that are known, by name."""
+        names = (
+            *("loss", "grad_norm", "precise_loss", "precise_grad_norm", "rate", "rate_now", "update", "update_now"),
+            *("gradient_before", "staleness", "critical", "slope", "sharpness", "share_of_batch"),
+        )
+        found: dict[str, float | str] = {name: float(getattr(self, name)) for name in names}
+        found = {name: value for name, value in found.items() if not math.isnan(float(value))}
+        found |= {f"reference_{i}": value for i, value in enumerate(self.references)}
+        return found | ({"first_module": self.first_module} if self.first_module else {})
+
+
+def _share(value: float, others: tuple[float, ...], event: SpikeEvent, name: str) -> float:
+    usual = event.usual.get(name, NAN)
+    if name not in event.spiked or not others or not (0 < usual < value < math.inf):
+        return NAN
+    # A reference on which the loss is not finite spikes, too: none of it is due to the batch.
+    other = max(others) if all(map(math.isfinite, others)) else math.inf
+    share = math.log(value / other) / math.log(value / usual) if 0 < other < math.inf else 0.0
+    return min(1.0, max(0.0, share))
+
+
+def ratio(values: Mapping[str, float], usual: Mapping[str, float], name: str) -> float:
+    """Returns a signal in units of what is usual; NaN if it is not known."""
+    value, base = values.get(name, NAN), usual.get(name, NAN)
+    return value / base if base > 0 else NAN
