@@ -12,8 +12,8 @@ from smoothdiag.spikes.evidence import Evidence
 
 Cause = Literal["data", "edge", "optimizer", "numerics", "unknown"]
 
-OF_BATCH = 0.5
-"""Share of a spike, on a log scale, from which on the batch is to blame and not the weights."""
+MOST = 0.5
+"""Share of a spike, on a log scale, from which on one thing is to blame: the batch, or rounding."""
 
 JUMPED = 1.5
 """A rate this many times the median of the five steps before has jumped."""
@@ -25,11 +25,19 @@ fits, the ratio is about 1; a gradient that doubles from step to step stays belo
 LONG = 2.0
 """An update this many usual lengths long is long, as `SpikeRule` has it for norms."""
 
+STALE_NOW = 2.0
+"""The same, where gradients come back after a quiet phase: then nothing else explains a gradient that does not fit."""
+
+STALE_SAID = (
+    "The optimizer's second moment is stale: the gradient is {how:.3g} times as long as it remembers, so updates are "
+    "too long by about that factor. This happens after a quiet phase; a smaller beta2 forgets it sooner."
+)
+
+NOT_BROUGHT = 0.25
+"""Share of a spike, on a log scale, below which the step before has not brought it about."""
+
 REPRODUCED = 0.2
 """Largest relative distance of a replayed loss or gradient norm from that of the run."""
-
-PRECISE = 2.0
-"""Least ratio of the gradient norm in the run to that in float32 that is not just rounding."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,9 @@ class Explanation:
 
     Attributes:
         event: The spike.
-        cause: ``"data"``: the batch is unlike others at the same weights. ``"edge"``: curvature times rate was above the
-            optimizer's limit of stability. ``"optimizer"``: the rate jumped, or the update was long without a reason in
-            the gradient. ``"numerics"``: a narrow dtype rounded or overflowed. ``"unknown"``.
+        cause: ``"data"``: the batch is unlike others at the same weights. ``"edge"``: curvature times rate was above
+            the optimizer's limit of stability. ``"optimizer"``: the rate jumped, or the update was long without a
+            reason in the gradient. ``"numerics"``: a narrow dtype rounded or overflowed. ``"unknown"``.
         step: The step that caused it: that of the spike, or the one before.
         text: The reasons in words.
         evidence: The numbers.
@@ -70,7 +78,20 @@ class Explanation:
 
 def explained(found: Evidence) -> Explanation:
     """Returns the cause that the evidence points to; the first of these that fits."""
-    for judge in (_bad_inputs, _numerics, _not_repeated, _rate_now, _data, _rate, _stale, _long, _edge, _uphill):
+    for judge in (
+        _bad_inputs,
+        _numerics,
+        _not_repeated,
+        _rate_now,
+        _data,
+        _rate,
+        _stale,
+        _sharp,
+        _came_back,
+        _long,
+        _edge,
+        _uphill,
+    ):
         if (why := judge(found)) is not None:
             cause, is_before, text = why
             step = found.event.step - is_before
@@ -91,37 +112,35 @@ def _bad_inputs(found: Evidence) -> Why:
 
 
 def _numerics(found: Evidence) -> Why:
-    precise, coarse = found.precise_grad_norm, found.grad_norm
-    first = (
-        f" The first module with an output that is not finite is `{found.first_module}`." if found.first_module else ""
-    )
-    if math.isfinite(precise):
-        usual = found.event.usual.get("grad_norm", math.nan)
-        if not math.isfinite(coarse) or not math.isfinite(found.loss):
-            return (
-                "numerics",
-                False,
-                (
-                    f"Loss or gradient overflows in the narrow dtype of the run: in float32 the gradient norm of the same "
-                    f"batch at the same weights is {precise:.3g}.{first} Compute that module in float32 or bfloat16."
-                ),
-            )
-        if coarse > PRECISE * precise and not precise > math.sqrt(usual * coarse):
-            return (
-                "numerics",
-                False,
-                (
-                    f"Rounding makes the spike: the gradient norm of the batch is {coarse:.3g} in the narrow dtype of the "
-                    f"run, and {precise:.3g} in float32 at the same weights. Compute the modules named below in float32."
-                ),
-            )
-    elif found.first_module and found.is_replayed:
+    first = f" The first module with an output that is not finite is `{found.first_module}`." * bool(found.first_module)
+    is_finite = math.isfinite(found.loss) and math.isfinite(found.grad_norm)
+    if found.is_replayed and not is_finite and math.isfinite(found.precise_grad_norm):
         return (
             "numerics",
             False,
             (
-                f"An output is not finite, in float32 too.{first} Look for a division by zero, a logarithm of zero or a "
-                "softmax over nothing there."
+                "Loss or gradient overflows in the narrow dtype of the run: in float32 the gradient norm of the same "
+                f"batch at the same weights is {found.precise_grad_norm:.3g}.{first} Compute that module in float32 or "
+                "bfloat16."
+            ),
+        )
+    if found.first_module:
+        return (
+            "numerics",
+            False,
+            (
+                f"An output is not finite, and float32 would not help.{first} Look for a division by zero, a logarithm "
+                "of zero or a softmax over nothing there."
+            ),
+        )
+    if found.share_of_rounding >= MOST:
+        return (
+            "numerics",
+            False,
+            (
+                f"Rounding makes the spike: the gradient norm of the batch is {found.grad_norm:.3g} in the narrow "
+                f"dtype of the run, and {found.precise_grad_norm:.3g} in float32 at the same weights. Compute the "
+                "modules with the largest shares in float32."
             ),
         )
     return None
@@ -139,9 +158,9 @@ def _not_repeated(found: Evidence) -> Why:
         "unknown",
         False,
         (
-            f"The replay does not repeat the step: {said} was {theirs:.4g} in the run and is {mine:.4g} in the replay. So "
-            "loss_fn, or the batch that the probe saw, is not what the loop trained at this step. A loss scale, a mask or "
-            "augmentation outside loss_fn would explain it; move it into loss_fn."
+            f"The replay does not repeat the step: {said} was {theirs:.4g} in the run and is {mine:.4g} in the replay. "
+            "So loss_fn, or the batch that the probe saw, is not what the loop trained at this step. A loss scale, a "
+            "mask or augmentation outside loss_fn would explain it; move it into loss_fn."
         ),
     )
 
@@ -153,22 +172,23 @@ def _rate_now(found: Evidence) -> Why:
         "optimizer",
         False,
         (
-            f"The rate of this step is {found.rate_now:.3g} times that of the steps before, and the update is long with it."
+            f"The rate of this step is {found.rate_now:.3g} times that of the steps before, and the update is long "
+            "with it."
         ),
     )
 
 
 def _data(found: Evidence) -> Why:
     share = found.share_of_batch
-    if not share >= OF_BATCH:
+    if not share >= MOST:
         return None
     return (
         "data",
         False,
         (
-            f"The batch is unlike the others: at the same weights its gradient norm is {found.grad_norm:.3g}, and that of "
-            f"{len(found.references)} other batches at most {max(found.references):.3g}. It accounts for {share:.0%} of the "
-            "spike. Look at this batch, and leave it out if it is broken."
+            f"The batch is unlike the others: at the same weights its gradient norm is {found.grad_norm:.3g}, and that "
+            f"of {len(found.references)} other batches at most {max(found.references):.3g}. It accounts for "
+            f"{share:.0%} of the spike. Look at this batch, and leave it out if it is broken."
         ),
     )
 
@@ -180,8 +200,8 @@ def _rate(found: Evidence) -> Why:
         "optimizer",
         True,
         (
-            f"The rate of the step before was {found.rate:.3g} times that of the steps before it. {_weights(found)}Look at "
-            "the schedule."
+            f"The rate of the step before was {found.rate:.3g} times that of the steps before it. "
+            f"{_weights(found)}Look at the schedule."
         ),
     )
 
@@ -189,13 +209,27 @@ def _rate(found: Evidence) -> Why:
 def _stale(found: Evidence) -> Why:
     if not found.staleness >= STALE:
         return None
-    is_before = not math.isnan(found.critical)
+    return "optimizer", True, STALE_SAID.format(how=found.staleness)
+
+
+def _sharp(found: Evidence) -> Why:
+    return _edge(found) if found.sharpness > 1 and not found.critical >= 1 else None
+
+
+def _came_back(found: Evidence) -> Why:
+    if not found.share_of_step < NOT_BROUGHT:
+        return None
+    said = (
+        "The step before did no harm on its own batch, and earlier batches have such gradients at the same weights, too"
+    )
+    if found.staleness_now >= STALE_NOW:
+        return "optimizer", False, f"{said}. {STALE_SAID.format(how=found.staleness_now)}"
     return (
-        "optimizer",
-        is_before,
+        "unknown",
+        False,
         (
-            f"The optimizer's second moment is stale: gradients are {found.staleness:.3g} times as long as it remembers, so "
-            "updates are too long by about that factor. This happens after a quiet phase; a smaller beta2 forgets it sooner."
+            f"{said}: the batches of the last steps were easier than these. If that is not meant to be, look at the "
+            "order of the data."
         ),
     )
 
@@ -211,8 +245,8 @@ def _long(found: Evidence) -> Why:
         "optimizer",
         before,
         (
-            f"The update {when} was {length:.3g} times as long as usual, and the gradient was not. The reason lies in what "
-            "the optimizer keeps: its momentum or its second moment."
+            f"The update {when} was {length:.3g} times as long as usual, and the gradient was not. The reason lies in "
+            "what the optimizer keeps: its momentum or its second moment."
         ),
     )
 
@@ -240,8 +274,8 @@ def _uphill(found: Evidence) -> Why:
         "optimizer",
         True,
         (
-            "The step before went uphill on its own batch: the momentum pointed in a wrong direction. A smaller momentum "
-            "forgets sooner."
+            "The step before went uphill on its own batch: the momentum pointed in a wrong direction. A smaller "
+            "momentum forgets sooner."
         ),
     )
 

@@ -34,9 +34,13 @@ class Evidence:
         update: Length of the update before the spike, in usual lengths.
         update_now: Length of the update at the spike, in usual lengths.
         gradient_before: Gradient norm of the step before the spike, in usual norms.
-        staleness: Length of a gradient over that of the root of the second moment, ||g|| / ||P||: about 1 where the
-            optimizer's memory fits the gradients.
-        critical: The multiple of the step before the spike at which it would have stopped lowering its own batch's loss.
+        own: Gradient norm of the batch of the step before, at the weights that it led to [f/x].
+        own_loss: Its loss there [f].
+        staleness: Length of the gradient of the step before over that of the root of the second moment, ||g|| / ||P||:
+            about 1 where the optimizer's memory fits the gradients.
+        staleness_now: As ``staleness``, for the gradient of the spike.
+        critical: The multiple of the step before the spike at which it would have stopped lowering its own batch's
+            loss.
         slope: Slope of that loss along that step [f]; positive if the step went uphill.
         sharpness: Largest eigenvalue at the weights before that step, over the optimizer's limit of stability.
         parts: Share of each module in the squared gradient norm of the spike.
@@ -60,7 +64,10 @@ class Evidence:
     update: float = NAN
     update_now: float = NAN
     gradient_before: float = NAN
+    own: float = NAN
+    own_loss: float = NAN
     staleness: float = NAN
+    staleness_now: float = NAN
     critical: float = NAN
     slope: float = NAN
     sharpness: float = NAN
@@ -70,7 +77,7 @@ class Evidence:
 
     @property
     def share_of_batch(self) -> float:
-        """The part of the spike that the batch accounts for: 1 if no other batch spikes at the same weights, 0 if all do.
+        """The part of the spike that is due to the batch: 1 if no other batch spikes at the same weights, 0 if all do.
 
         It is log(value / largest value of other batches) / log(value / usual value), the largest over the signals that
         spiked. The rest is due to the weights.
@@ -81,11 +88,39 @@ class Evidence:
         ]
         return max((share for share in found if not math.isnan(share)), default=NAN)
 
+    @property
+    def share_of_step(self) -> float:
+        """The part of the spike that the step before has brought about on its own batch, counted likewise."""
+        found = [
+            _rise(self.own, self.event, "grad_norm"),
+            _rise(self.own_loss, self.event, "loss"),
+        ]
+        return max((share for share in found if not math.isnan(share)), default=NAN)
+
+    @property
+    def share_of_rounding(self) -> float:
+        """The part of the spike that is gone in float32, counted likewise."""
+        found = [
+            _share(self.grad_norm, (self.precise_grad_norm,), self.event, "grad_norm"),
+            _share(self.loss, (self.precise_loss,), self.event, "loss"),
+        ]
+        return max((share for share in found if not math.isnan(share)), default=NAN)
+
     def to_dict(self) -> dict[str, float | str]:
         """Returns the numbers that are known, by name."""
         names = (
             *("loss", "grad_norm", "precise_loss", "precise_grad_norm", "rate", "rate_now", "update", "update_now"),
-            *("gradient_before", "staleness", "critical", "slope", "sharpness", "share_of_batch"),
+            *(
+                "gradient_before",
+                "staleness",
+                "staleness_now",
+                "share_of_step",
+                "critical",
+                "slope",
+                "sharpness",
+                "share_of_batch",
+                "share_of_rounding",
+            ),
         )
         found: dict[str, float | str] = {name: float(getattr(self, name)) for name in names}
         found = {name: value for name, value in found.items() if not math.isnan(float(value))}
@@ -95,12 +130,19 @@ class Evidence:
 
 def _share(value: float, others: tuple[float, ...], event: SpikeEvent, name: str) -> float:
     usual = event.usual.get(name, NAN)
-    if name not in event.spiked or not others or not (0 < usual < value < math.inf):
+    if name not in event.spiked or not others or any(map(math.isnan, others)) or not (0 < usual < value < math.inf):
         return NAN
     # A reference on which the loss is not finite spikes, too: none of it is due to the batch.
     other = max(others) if all(map(math.isfinite, others)) else math.inf
     share = math.log(value / other) / math.log(value / usual) if 0 < other < math.inf else 0.0
     return min(1.0, max(0.0, share))
+
+
+def _rise(value: float, event: SpikeEvent, name: str) -> float:
+    before, usual, spike = event.before.get(name, NAN), event.usual.get(name, NAN), event.values.get(name, NAN)
+    if name not in event.spiked or math.isnan(value) or not (0 < usual < spike < math.inf and before > 0):
+        return NAN
+    return math.log(value / before) / math.log(spike / usual) if 0 < value < math.inf else 1.0
 
 
 def ratio(values: Mapping[str, float], usual: Mapping[str, float], name: str) -> float:

@@ -21,12 +21,12 @@ TRIES = 3
 
 NO_PROBE = "The guard has no probe, so nothing can be replayed. Make a Probe, and pass it to the guard."
 NOT_SEEN = (
-    "The probe did not see the batches of this step, or they were overwritten since. Loop over `probe.watch(loader)`, or "
-    "call `probe.observe(batch)` before each forward pass."
+    "The probe did not see the batches of this step, or they were overwritten since. Loop over `probe.watch(loader)`, "
+    "or call `probe.observe(batch)` before each forward pass."
 )
 TOO_LATE = (
-    "The optimizer had moved on when the host learnt of the spike: on a GPU that takes a step or two, and the guard does "
-    'not wait. With `keep="parameters"` it would have replayed the step at the weights before it.'
+    "The optimizer had moved on when the host learnt of the spike: on a GPU that takes a step or two, and the guard "
+    'does not wait. With `keep="parameters"` it would have replayed the step at the weights before it.'
 )
 AFTERWARDS = "Spikes of the update alone show after the step, and nothing is replayed for them."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -19,8 +19,9 @@ from smoothdiag.packing import Kept, Packing
 DEPTH, DEPTH_ON_DEVICE = 2, 4
 """Steps that are kept. A GPU is a step or two behind the host, which learns of a spike later."""
 
-REFERENCES, SPACING = 3, 50
-"""Earlier steps whose batches a spike is compared with, and how far they lie apart."""
+REFERENCES, FIRST = 4, 25
+"""Earlier steps whose batches a spike is compared with, and the first of them; each further one is twice as late.
+So some come from before a phase in which the batches were easy."""
 
 RATES = 5
 """Steps before one that tell its usual rate."""
@@ -71,7 +72,7 @@ class Recent:
         self._references: deque[Past] = deque(maxlen=REFERENCES)
         self._memory: list[list[Tensor]] = []
         self._packing: Packing | None = None
-        self.num_batches = 0
+        self._next, self.num_batches = FIRST, 0
         if probe is not None:
             probe.listen(self.meet)
 
@@ -102,9 +103,10 @@ class Recent:
         return past
 
     def end(self, past: Past, *, spiked: bool) -> None:
-        """Ends a step; now and then it becomes a reference, unless it spiked."""
-        if past.step % SPACING == 0 and not spiked and past.micro_batches:
-            self._references.append(past)
+        """Ends a step; now and then one that did not spike becomes a reference."""
+        if past.step >= self._next and not spiked and past.micro_batches:
+            self._references.append(replace(past, point=None))
+            self._next = 2 * past.step
 
     def forget(self, step: int) -> None:
         """Lets go of a reference that turns out to have spiked."""

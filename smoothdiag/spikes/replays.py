@@ -70,20 +70,24 @@ def replayed(found: Evidence, probe: Probe, recent: Recent, past: Past, point: V
         first_module="" if is_finite else _first_module(probe.model, lambda: objective.value(point)),
     )
     found = _precisely(found, probe, past, point)
-    others = [probe.replay(other.micro_batches).evaluate(point) for other in recent.references(past.step)]
-    largest = max(map(_length, others), default=math.nan)
+    if point is None:  # the optimizer's memory is that of the present
+        found = replace(found, staleness_now=_staleness(probe, length))
+    others = [(other, probe.replay(other.micro_batches).evaluate(point)) for other in recent.references(past.step)]
     found = replace(
-        found, references=tuple(map(_length, others)), reference_losses=tuple(other.loss for other in others)
+        found,
+        references=tuple(_length(evaluation) for _, evaluation in others),
+        reference_losses=tuple(evaluation.loss for _, evaluation in others),
     )
     before = recent.at(past.step - 1)
+    for other, evaluation in others:
+        if other is before:
+            found = replace(found, own=_length(evaluation), own_loss=evaluation.loss)
     if before is not None and before.can_repeat and before.point is not None:
-        return _step_before(found, probe, recent, before, point)
-    # Without the weights before it, gradients of other batches here have to do: without P they tell nothing.
-    is_now = point is None
-    return replace(found, staleness=_staleness(probe, largest) if is_now else math.nan)
+        return _step_before(found, probe, before, point)
+    return found
 
 
-def _step_before(found: Evidence, probe: Probe, recent: Recent, before: Past, point: Vector | None) -> Evidence:
+def _step_before(found: Evidence, probe: Probe, before: Past, point: Vector | None) -> Evidence:
     """Returns the evidence with what led to the weights of the spike."""
     objective, adapter = probe.replay(before.micro_batches, widen_half=True), adapter_of(probe.optimizer)
     parameters = probe.parameters
