@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from smoothdiag.adapters import moved_by
 from smoothdiag.adapters.skipping import found_by_scaler
 from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.buckets import check_gradients, check_unscaled
+from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.spikes.acting import DONE, Action, acting_of
@@ -90,7 +90,8 @@ class Stepping:
 
     def show(self, loss: Tensor | float | None, grad_norm: Tensor | float | None) -> None:
         """Takes what the loop shows of the step that comes."""
-        if self.shown.has_loss and all(p.grad is None for p in moved_by(self._optimizer)):
+        groups = self._optimizer.param_groups
+        if self.shown.has_loss and all(p.grad is None for group in groups for p in group["params"]):
             self.shown.clear()  # a GradScaler has skipped a step: no hook was called, and the gradients are gone
         self.shown.add(loss, grad_norm)
 
@@ -117,7 +118,8 @@ class Stepping:
     def _judge(self) -> None:
         if self.steps == self._first:
             check_unscaled(self._optimizer)
-        check_gradients(self._optimizer, "SpikeGuard")
+        if self.steps == self._first or is_in_progression(self.steps):
+            check_gradients(self._optimizer, "SpikeGuard")
         values = before_step(self._optimizer, self.shown, self._ranks())
         if values is None:
             return
