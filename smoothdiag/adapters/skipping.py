@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class DeviceSkip:
 class HiddenGradients:
     """Lets optimizers take a step without gradients, which changes neither parameters nor what they keep for them.
 
-    Some count their steps in the options of their groups, which are put back at the end.
+    Some count their steps in the options of their groups, or in a state of their own, which are put back at the end.
 
     Args:
         optimizer: The optimizer, or a `Joint` of several.
@@ -65,10 +66,10 @@ class HiddenGradients:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._gradients: Sequence[tuple[Tensor, Tensor | None]] = [(p, p.grad) for p in moved_by(optimizer)]
-        self._options: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (group, {name: value for name, value in group.items() if name != "params"})
-            for group in optimizer.param_groups
+        self._options: list[tuple[MutableMapping[Any, Any], dict[Any, _Value]]] = [
+            (group, _copied(group)) for group in optimizer.param_groups
         ]
+        self._options += [(member.state, _copied(member.state)) for member in members(optimizer)]
         for p, _ in self._gradients:
             p.grad = None
 
@@ -76,5 +77,23 @@ class HiddenGradients:
         """Puts gradients and options back; call it after the step."""
         for p, gradient in self._gradients:
             p.grad = gradient
-        for group, options in self._options:
-            group.update(options)
+        for options, values in self._options:
+            options.update({name: value.put_back() for name, value in values.items()})
+
+
+class _Value:
+    """A value that may be written to in place, and a copy to put back."""
+
+    def __init__(self, value: Any) -> None:
+        self._value, self._copy = value, copy.deepcopy(value)
+
+    def put_back(self) -> Any:
+        if not isinstance(self._value, Tensor):
+            return self._copy
+        with torch.no_grad():
+            return self._value.copy_(self._copy)
+
+
+def _copied(options: Mapping[Any, Any]) -> dict[Any, _Value]:
+    """Returns what is kept beside the parameters and for none of them."""
+    return {name: _Value(value) for name, value in options.items() if not isinstance(name, Tensor) and name != "params"}

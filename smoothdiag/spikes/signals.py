@@ -107,9 +107,10 @@ def _kind(like: Tensor) -> dict[str, Any]:
 
 
 class UpdateNorm:
-    """Measures the length of each update, or a close bound on it: from what the optimizer keeps, where that tells, or else from a copy.
+    """Measures the length of each update: from what the optimizer keeps, where that tells, or else from a copy.
 
-    A comparison of the two tells whether it does. On a device it would wait, so there it is left out.
+    On a CPU it may be a close bound on the length. A comparison says whether the optimizer's state tells the update. On
+    a device it would wait, so there a copy is made at every step.
 
     Args:
         optimizer: The optimizer.

@@ -15,8 +15,9 @@ from torch import Tensor
 from smoothdiag.adapters.skipping import found_by_scaler
 from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.buckets import check_gradients, check_unscaled
+from smoothdiag.autoclip.closures import Closures, second_evaluation
+from smoothdiag.autoclip.faults import Unfit
 from smoothdiag.autoclip.progression import is_in_progression
-from smoothdiag.measure.probe.closures import after_closure
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.spikes.acting import DONE, Action, acting_of
 from smoothdiag.spikes.events import Journal, Post
@@ -77,6 +78,7 @@ class Stepping:
         inquiry: Inquiry,
     ) -> None:
         self._optimizer, self._group, self.inquiry = optimizer, group, inquiry
+        self._closures, self._acts = Closures(optimizer, "SpikeGuard"), action != "log"
         self._acting, self._make = acting_of(action, optimizer), statistics_of(rule, clip_to)
         self._update = UpdateNorm(optimizer) if update_norm else None
         names = [GRAD_NORM, LOSS, *([UPDATE_NORM] if update_norm else [])]
@@ -104,10 +106,19 @@ class Stepping:
             if isinstance(loss, torch.Tensor | float) and not self.shown.has_loss:
                 self.shown.add(loss, None)
 
-        changed = after_closure(args, kwargs, self._begin, found=see)
+        changed = self._closures.begin(args, kwargs, self.steps, self._begin_by_closure, self._begin_again, see)
         if changed is None:
             self._begin()
         return changed
+
+    def _begin_by_closure(self) -> None:
+        if self._acts:
+            self._careful(self._closures.check_place)
+        self._begin()
+
+    def _begin_again(self) -> None:
+        if self._acts:
+            self._careful(lambda: _raise(second_evaluation("SpikeGuard")))
 
     # 2. Its gradients are there. Without a closure they were there from the start.
 
@@ -256,9 +267,13 @@ class Stepping:
         except Exception as error:
             self._stopped = self.steps > self._first
             if not self._stopped:
-                raise
+                raise error.error if isinstance(error, Unfit) else error from None
             warnings.warn(
                 f"SpikeGuard met an error at step {self.steps}, and the run goes on without it: no spikes are noted "
                 f"from here on, and none is skipped or clipped. {type(error).__name__}: {error}",
                 SmoothdiagWarning,
             )
+
+
+def _raise(error: Exception) -> None:
+    raise error
