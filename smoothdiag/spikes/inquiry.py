@@ -85,13 +85,14 @@ class Inquiry:
             why = NO_PROBE
         elif event.spiked == ("update_norm",):
             why = AFTERWARDS
-        elif past is None or not past.can_repeat:
+        elif self._probe.on_any_rank(past is None or not past.can_repeat) or past is None:
             why = NOT_SEEN
         elif not is_present and point is None:
             why = TOO_LATE
         else:
             try:
-                return replayed(found, self._probe, self.recent, past, None if is_present else point)
+                with self._probe.in_step():
+                    return replayed(found, self._probe, self.recent, past, None if is_present else point)
             except Exception as error:  # a replay that fails must not end the run
                 why = f"The replay failed: {type(error).__name__}: {error}"
         return replace(found, why_not=why)

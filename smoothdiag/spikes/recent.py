@@ -121,7 +121,7 @@ class Recent:
         """Returns the steps whose batches a step can be compared with: the one before, and earlier ones."""
         before = self.at(step - 1)
         found = [*([before] if before is not None else []), *reversed(self._references)]
-        return [past for past in found if past.can_repeat and past.step < step]
+        return [past for past in found if past.step < step and past.micro_batches]
 
     def drop(self) -> None:
         """Forgets the micro-batches of the step that comes."""

@@ -30,6 +30,9 @@ SHARPNESS = Sharpness(tol=0.05, max_products=20)
 
 PRECONDITIONED = "_preconditioned"
 
+ELSEWHERE = "(on another rank)"
+"""In place of the name of a module."""
+
 
 def recorded(event: SpikeEvent, past: Past | None, before: Past | None) -> Evidence:
     """Returns what the records of a run show about a spike, without any replay."""
@@ -65,14 +68,15 @@ def replayed(found: Evidence, probe: Probe, recent: Recent, past: Past, point: V
         is_replayed=True,
         loss=here.loss,
         grad_norm=length,
-        bad_inputs=not all(map(_is_finite, batch)),
+        bad_inputs=probe.on_any_rank(not all(map(_is_finite, batch))),
         parts=_parts(probe, here.gradient) if is_finite else {},
-        first_module="" if is_finite else _first_module(probe.model, lambda: objective.value(point)),
+        first_module="" if is_finite else _first_module(probe, lambda: objective.value(point)),
     )
     found = _precisely(found, probe, past, point)
     if point is None:  # the optimizer's memory is that of the present
         found = replace(found, staleness_now=_staleness(probe, length))
-    others = [(other, probe.replay(other.micro_batches).evaluate(point)) for other in recent.references(past.step)]
+    candidates = [other for other in recent.references(past.step) if not probe.on_any_rank(not other.can_repeat)]
+    others = [(other, probe.replay(other.micro_batches).evaluate(point)) for other in candidates]
     found = replace(
         found,
         references=tuple(_length(evaluation) for _, evaluation in others),
@@ -82,7 +86,7 @@ def replayed(found: Evidence, probe: Probe, recent: Recent, past: Past, point: V
     for other, evaluation in others:
         if other is before:
             found = replace(found, own=_length(evaluation), own_loss=evaluation.loss)
-    if before is not None and before.can_repeat and before.point is not None:
+    if before is not None and any(other is before for other in candidates) and before.point is not None:
         return _step_before(found, probe, before, point)
     return found
 
@@ -137,7 +141,9 @@ def _precisely(found: Evidence, probe: Probe, past: Past, point: Vector | None) 
     try:
         with wide:
             there = probe.replay(past.micro_batches, widen_half=True).evaluate(point)
-    except (RuntimeError, NotImplementedError):  # kernels of its own may want a narrow dtype
+    except RuntimeError:  # kernels of its own may want a narrow dtype
+        if probe.is_distributed:
+            raise  # so that all ranks hear of it
         return found
     if not (wide.has_met_half or any(p.dtype in HALF for p in probe.model.parameters())):
         return found
@@ -163,12 +169,14 @@ class InFloat32(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
 
-def _first_module(model: nn.Module, run: Callable[[], object]) -> str:
+def _first_module(probe: Probe, run: Callable[[], object]) -> str:
     """Returns the name of the first module whose output is not finite; empty if there is none."""
     names: list[str] = []
-    with _hooked(model, lambda name, output: names.append(name) if not all(map(_is_finite, output)) else None):
+    with _hooked(probe.model, lambda name, output: names.append(name) if not all(map(_is_finite, output)) else None):
         run()
-    return next((name or type(model).__name__ for name in names), "")
+    found = next((name or type(probe.model).__name__ for name in names), "")
+    is_any = probe.on_any_rank(bool(found))  # all ranks have to ask
+    return found or (ELSEWHERE if is_any else "")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""adapters: with every optimizer of one table a probe changes nothing, and AutoClip and SpikeGuard do no harm or say why."""
+"""adapters: with every optimizer a probe and a SpikeGuard change nothing, and AutoClip does no harm or says why."""
 
 from __future__ import annotations
 
