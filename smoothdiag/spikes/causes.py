@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from smoothdiag.console import counted
 from smoothdiag.spikes.events import SpikeEvent
 from smoothdiag.spikes.evidence import Evidence
 
@@ -14,6 +15,9 @@ Cause = Literal["data", "edge", "optimizer", "numerics", "unknown"]
 
 MOST = 0.5
 """Share of a spike, on a log scale, from which on one thing is to blame: the batch, or rounding."""
+
+ALMOST_ALL = 0.75
+"""As `MOST`, where the weights were unstable in any case."""
 
 JUMPED = 1.5
 """A rate this many times the median of the five steps before has jumped."""
@@ -26,7 +30,7 @@ LONG = 2.0
 """An update this many usual lengths long is long, as `SpikeRule` has it for norms."""
 
 STALE_NOW = 2.0
-"""The same, where gradients come back after a quiet phase: then nothing else explains a gradient that does not fit."""
+"""As `STALE`, where gradients come back after a quiet phase: nothing else explains that they do not fit."""
 
 STALE_SAID = (
     "The optimizer's second moment is stale: the gradient is {how:.3g} times as long as it remembers, so updates are "
@@ -180,15 +184,18 @@ def _rate_now(found: Evidence) -> Why:
 
 def _data(found: Evidence) -> Why:
     share = found.share_of_batch
-    if not share >= MOST:
+    # Beyond the edge of stability a gradient also swings from batch to batch, because the weights do.
+    is_unstable = found.critical < 1 and found.sharpness > 1
+    if not share >= (ALMOST_ALL if is_unstable else MOST):
         return None
     return (
         "data",
         False,
         (
-            f"The batch is unlike the others: at the same weights its gradient norm is {found.grad_norm:.3g}, and that "
-            f"of {len(found.references)} other batches at most {max(found.references):.3g}. It accounts for "
-            f"{share:.0%} of the spike. Look at this batch, and leave it out if it is broken."
+            f"The batch is unlike the others: at the same weights its loss is {found.loss:.3g} and its gradient norm "
+            f"{found.grad_norm:.3g}; those of {counted(len(found.references), 'other batch', 'other batches')} are at "
+            f"most {max(found.reference_losses):.3g} and {max(found.references):.3g}. It accounts for {share:.0%} of "
+            "the spike. Look at this batch, and leave it out if it is broken."
         ),
     )
 

@@ -59,7 +59,7 @@ class SpikeGuard:
         action: What to do at a spike of gradient norm or loss.
         rule: What a spike is: a `SpikeRule`, or a published rule (`SixSigma`, `ZClip`).
         clip_to: What ``"clip"`` scales gradients to, in usual norms. `ZClip` has a norm of its own.
-        update_norm: Whether to watch the length of updates, too; default: if parameters are kept.
+        update_norm: Whether to watch the length of updates per rate, too; default: if parameters are kept.
         keep: ``"batches"`` (the default, with a probe) keeps the batches and random states of the last steps. A spike
             is then replayed before the optimizer steps, if that needs no wait. ``"parameters"`` also keeps the
             parameters of the last steps in host memory, so that the step before a spike can be measured from where it

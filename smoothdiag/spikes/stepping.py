@@ -39,6 +39,7 @@ class _Begun:
         counts: A 0-dim bool: whether the step counts, because the GradScaler does not skip it; ``None`` if it does.
         spiked: A 0-dim bool: whether to act.
         past: What is needed to repeat it.
+        rate: Largest learning rate of the step [x^2/f].
     """
 
     values: Tensor
@@ -46,6 +47,7 @@ class _Begun:
     counts: Tensor | None
     spiked: Tensor
     past: Past
+    rate: float | Tensor
 
 
 class Stepping:
@@ -139,7 +141,7 @@ class Stepping:
         judged.fired.logical_or_(values.isnan() | (values == math.inf))
         spiked = judged.fired.any() if counts is None else judged.fired.any() & counts
         past = self.inquiry.recent.begin(self.steps, values.device)
-        self._begun = _Begun(values, judged, counts, spiked, past)
+        self._begun = _Begun(values, judged, counts, spiked, past, _rate_of(self._optimizer))
         if spiked.device.type == "cpu" and spiked:
             last = torch.full_like(values, MISSING) if self._last is None else self._last
             parts = [judged.fired, values, judged.usual, judged.deviations, last]
@@ -187,11 +189,13 @@ class Stepping:
         happened = begun.spiked
         if self._update is not None:
             length = self._update.end(self.steps).to(begun.values).reshape(1)
-            judged = self._of("after", 1, 0, length.device).judge(length, begun.counts)
+            rate = begun.rate.to(length) if isinstance(begun.rate, Tensor) else begun.rate or math.nan
+            judged = self._of("after", 1, 0, length.device).judge(length / rate, begun.counts)
             judged.fired.logical_or_(~length.isfinite())
             late = judged.fired.any()
             happened = happened | (late if begun.counts is None else late & begun.counts)
-            mine = {"fired": judged.fired, "values": length, "usual": judged.usual, "deviations": judged.deviations}
+            usual = judged.usual * rate
+            mine = {"fired": judged.fired, "values": length, "usual": usual, "deviations": judged.deviations}
             signals = {name: torch.cat([found, mine[name]]) for name, found in signals.items()}
         is_known = happened.device.type == "cpu"
         self.inquiry.recent.end(begun.past, spiked=is_known and bool(happened))
@@ -277,3 +281,11 @@ class Stepping:
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def _rate_of(optimizer: torch.optim.Optimizer) -> float | Tensor:
+    """Returns the largest rate of the groups; a tensor, if a device holds one."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if not any(isinstance(rate, Tensor) for rate in rates):
+        return max(map(float, rates), default=math.nan)
+    return torch.stack([torch.as_tensor(rate).detach().reshape(()).double() for rate in rates]).max()
