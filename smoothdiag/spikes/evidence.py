@@ -92,8 +92,8 @@ class Evidence:
     def share_of_step(self) -> float:
         """The part of the spike that the step before has brought about on its own batch, counted likewise."""
         found = [
-            _rise(self.own, self.event, "grad_norm"),
-            _rise(self.own_loss, self.event, "loss"),
+            _rise(self.own, self.grad_norm, self.event, "grad_norm"),
+            _rise(self.own_loss, self.loss, self.event, "loss"),
         ]
         return max((share for share in found if not math.isnan(share)), default=NAN)
 
@@ -129,20 +129,28 @@ class Evidence:
 
 
 def _share(value: float, others: tuple[float, ...], event: SpikeEvent, name: str) -> float:
-    usual = event.usual.get(name, NAN)
-    if name not in event.spiked or not others or any(map(math.isnan, others)) or not (0 < usual < value < math.inf):
+    size = _size(event, name)
+    if math.isnan(size) or not others or any(map(math.isnan, others)) or not 0 < value < math.inf:
         return NAN
     # A reference on which the loss is not finite spikes, too: none of it is due to the batch.
     other = max(others) if all(map(math.isfinite, others)) else math.inf
-    share = math.log(value / other) / math.log(value / usual) if 0 < other < math.inf else 0.0
+    share = math.log(value / other) / size if 0 < other < math.inf else 0.0
     return min(1.0, max(0.0, share))
 
 
-def _rise(value: float, event: SpikeEvent, name: str) -> float:
-    before, usual, spike = event.before.get(name, NAN), event.usual.get(name, NAN), event.values.get(name, NAN)
-    if name not in event.spiked or math.isnan(value) or not (0 < usual < spike < math.inf and before > 0):
+def _rise(value: float, here: float, event: SpikeEvent, name: str) -> float:
+    before, size = event.before.get(name, NAN), _size(event, name)
+    if math.isnan(size) or not before > 0 or not 0 < here < math.inf or math.isnan(value):
         return NAN
-    return math.log(value / before) / math.log(spike / usual) if 0 < value < math.inf else 1.0
+    # The loop may count the loss in another unit than loss_fn, such as a sum in place of a mean.
+    value *= event.values[name] / here
+    return math.log(value / before) / size if 0 < value < math.inf else 1.0
+
+
+def _size(event: SpikeEvent, name: str) -> float:
+    """Returns how far a signal is above what is usual, on a log scale; NaN if it is no spike upwards."""
+    value, usual = event.values.get(name, NAN), event.usual.get(name, NAN)
+    return math.log(value / usual) if name in event.spiked and 0 < usual < value < math.inf else NAN
 
 
 def ratio(values: Mapping[str, float], usual: Mapping[str, float], name: str) -> float:

@@ -64,8 +64,8 @@ class Statistics(ABC):
         """Returns the tensors of the state, by name."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state as copies on the host; waits for the device."""
-        return {name: tensor.to("cpu", copy=True) for name, tensor in self._kept().items()}
+        """Returns the state as numbers; waits for the device."""
+        return {name: tensor.tolist() for name, tensor in self._kept().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state.
@@ -74,14 +74,15 @@ class Statistics(ABC):
             ValueError: If it is of another rule, or of other signals.
         """
         mine = self._kept()
-        shapes = {name: tuple(torch.as_tensor(value).shape) for name, value in state.items()}
+        given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
+        shapes = {name: tuple(value.shape) for name, value in given.items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in mine.items()}:
             raise ValueError(
                 "Parameter `state` should come from a guard with the same rule and the same signals. Found statistics "
                 f"of other shapes: {shapes}."
             )
         for name, tensor in mine.items():
-            tensor.copy_(state[name])
+            tensor.copy_(given[name])
 
     def _logs(self, values: Tensor) -> Tensor:
         """Returns the logarithms of norms, and losses as they are."""
