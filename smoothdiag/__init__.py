@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         plot_groups,
         plot_sharpness,
         plot_smoothness,
+        plot_spikes,
         plot_trace,
     )
     from smoothdiag.report.page import write_report
@@ -81,6 +82,7 @@ _LAZY = {
     "plot_groups": "smoothdiag.plots",
     "plot_sharpness": "smoothdiag.plots",
     "plot_smoothness": "smoothdiag.plots",
+    "plot_spikes": "smoothdiag.plots",
     "plot_trace": "smoothdiag.plots",
     "read_log": "smoothdiag.logs",
     "review_log": "smoothdiag.logs",
@@ -158,6 +160,7 @@ __all__ = [
     "plot_groups",
     "plot_sharpness",
     "plot_smoothness",
+    "plot_spikes",
     "plot_trace",
     "write_report",
     # check the loop

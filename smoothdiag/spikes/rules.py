@@ -34,7 +34,8 @@ class SixSigma:
 
     Examples:
         >>> optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
-        >>> guard = sd.SpikeGuard(optimizer, rule=sd.SixSigma(), action="skip")
+        >>> print(sd.SpikeGuard(optimizer, rule=sd.SixSigma(), action="skip"))
+        <SpikeGuard of SGD, action 'skip'; `events` lists the spikes>
     """
 
     window: int = 128
@@ -68,7 +69,8 @@ class ZClip:
 
     Examples:
         >>> optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
-        >>> guard = sd.SpikeGuard(optimizer, rule=sd.ZClip(), action="clip")
+        >>> print(sd.SpikeGuard(optimizer, rule=sd.ZClip(), action="clip"))
+        <SpikeGuard of SGD, action 'clip'; `events` lists the spikes>
     """
 
     alpha: float = 0.97
