@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from smoothdiag import arguments
-from smoothdiag.plots.common import check_axes, floats, positive
+from smoothdiag.plots.common import as_table, check_axes, floats, positive
 from smoothdiag.plots.density import draw_series
 from smoothdiag.plots.looks import current_axes, extent, head, legend_below, log_axis
+from smoothdiag.rows import SPIKE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from smoothdiag.trace import Trace
 
 CAUSES: Final = ("data", "edge", "optimizer", "numerics", "unknown")
 """Causes in the order of their colours and markers."""
@@ -33,7 +36,7 @@ class Guard(Protocol):
 
 
 def plot_spikes(
-    data: Guard | pd.DataFrame, *, log: pd.DataFrame | None = None, signal: str = "loss", ax: Axes | None = None
+    data: Guard | Trace | pd.DataFrame, *, log: pd.DataFrame | None = None, signal: str = "loss", ax: Axes | None = None
 ) -> Axes:
     """Draws the spikes of a run over its steps, coloured by cause, on the curve of the run.
 
@@ -41,7 +44,7 @@ def plot_spikes(
     hollow marker is a spike that the guard skipped or clipped.
 
     Args:
-        data: A SpikeGuard, or its ``history``.
+        data: A SpikeGuard, its ``history``, or the trace of its probe.
         log: The curve of the run, with the columns ``step`` and ``signal``; ``None`` draws none.
         signal: Which signal to draw: ``"loss"``, ``"grad_norm"`` or ``"update_norm"``.
         ax: Axes to draw on; None takes the current axes.
@@ -61,7 +64,8 @@ def plot_spikes(
     """
     if ax is not None:
         check_axes("ax", ax)
-    history = _checked("data", data.history if hasattr(data, "history") else data, COLUMNS)
+    found = data.history if hasattr(data, "history") else data
+    history = _checked("data", recorded(as_table(found)) if hasattr(found, "to_frame") else found, COLUMNS)
     curve = None if log is None else _checked("log", log, ("step", signal))
     rows = history[history["signal"] == signal]
     if rows.empty and (curve is None or curve.empty):
@@ -106,6 +110,27 @@ def plot_spikes(
     if ax.get_legend_handles_labels()[1]:
         legend_below(ax, None, ncols=3)
     return ax
+
+
+def recorded(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the spikes in the rows of a trace, as the ``history`` of a guard has them."""
+    import pandas as pd
+
+    rows = frame[frame["estimator"] == SPIKE] if "spiked" in frame else frame[:0]
+    found = [
+        (
+            row["step"],
+            name,
+            row[f"{name}_value"],
+            row[f"{name}_usual"],
+            row[f"{name}_deviations"],
+            row["done"],
+            row["cause"],
+        )
+        for row in rows.to_dict("records")
+        for name in str(row["spiked"]).split()
+    ]
+    return pd.DataFrame(found, columns=["step", "signal", "value", "usual", "deviations", "done", "cause"])
 
 
 def _checked(name: str, table: Any, columns: tuple[str, ...]) -> pd.DataFrame:

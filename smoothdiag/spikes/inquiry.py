@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from smoothdiag.measure.probe import Probe
+from smoothdiag.rows import SPIKE, Status
 from smoothdiag.spikes.causes import Explanation, explained
 from smoothdiag.spikes.events import SpikeEvent
 from smoothdiag.spikes.evidence import Evidence
@@ -67,6 +69,8 @@ class Inquiry:
             text = before.text if before.text.startswith("It follows") else text
             answer = replace(answer, cause=before.cause, step=before.step, text=text, exclude=before.exclude)
         self.explanations[event.step] = answer
+        if self._probe is not None and not self._probe.is_closed:
+            self._probe.trace.append(row_of(answer))
         self.recent.forget(event.step)
 
     def _series(self, step: int) -> Explanation | None:
@@ -123,3 +127,24 @@ class Inquiry:
             for answer in state
         ]
         self.explanations = {answer.event.step: answer for answer in found}
+
+
+def row_of(answer: Explanation) -> dict[str, Any]:
+    """Returns the row of a trace for a spike; values and what is usual stand in columns for each signal."""
+    event = answer.event
+    return {
+        "step": event.step,
+        "estimator": SPIKE,
+        "grad_norm": event.values.get("grad_norm", math.nan),
+        "smoothness": math.nan,
+        "loss": event.values.get("loss", math.nan),
+        "status": Status.NOT_MEASURED.name.lower(),
+        "data": "step",
+        "spiked": " ".join(event.spiked),
+        **{f"{name}_value": event.values[name] for name in event.spiked},
+        **{f"{name}_usual": event.usual[name] for name in event.spiked},
+        **{f"{name}_deviations": event.deviations[name] for name in event.spiked},
+        "done": event.done,
+        "cause": answer.cause,
+        "blamed_step": answer.step,
+    }

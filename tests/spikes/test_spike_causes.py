@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from asserts import assert_identical, state_of
+from matplotlib import pyplot as plt
 from networks import mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -243,3 +245,26 @@ def test_a_replay_that_is_not_the_trained_step_says_so() -> None:
     found = run.first()
     assert found.cause == "unknown"
     assert "does not repeat" in found.text
+
+
+def test_spikes_are_rows_of_the_trace_that_fits_leave_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = mlp(4, 16, 2)
+    optimizer = adamw(model.parameters())
+    path = tmp_path / "run.jsonl"
+    with sd.Probe(model, optimizer, squares, estimators=[sd.LocalSmoothness()], trace=path) as probe:
+        guard = sd.SpikeGuard(optimizer, probe)
+        for batch in probe.watch(corrupted(SPIKE + 1, SPIKE)):
+            loss = squares(model, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            guard.observe(loss)
+            optimizer.step()
+    trace = sd.Trace.read(path)
+    (row,) = [row for row in trace if row["estimator"] == "spike"]
+    assert (row["step"], row["spiked"], row["cause"], row["done"]) == (SPIKE, "grad_norm loss", "data", "logged")
+    assert row["loss_deviations"] > 6
+    assert sd.fit_smoothness(trace, num_boot=20).num_points == sum(row["estimator"] == "local" for row in trace)
+    ax = sd.plot_spikes(trace, ax=plt.subplots()[1])
+    assert ax.get_legend_handles_labels()[1] == ["data (1)"]
+    plt.close("all")
