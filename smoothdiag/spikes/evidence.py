@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from smoothdiag.spikes.events import SpikeEvent
 
@@ -43,6 +43,9 @@ class Evidence:
             loss.
         slope: Slope of that loss along that step [f]; positive if the step went uphill.
         sharpness: Largest eigenvalue at the weights before that step, over the optimizer's limit of stability.
+        clip_benefit: How much lower the loss of the batch would be, had the update been as much shorter as the gradient
+            is longer than usual [f].
+        clip_benefit_before: The same on the batch of the step before, which the step did not see.
         parts: Share of each module in the squared gradient norm of the spike.
         numbers: The batches of the spike, numbered in the order in which the probe saw them.
         numbers_before: The batches of the step before.
@@ -71,6 +74,8 @@ class Evidence:
     critical: float = NAN
     slope: float = NAN
     sharpness: float = NAN
+    clip_benefit: float = NAN
+    clip_benefit_before: float = NAN
     parts: Mapping[str, float] = field(default_factory=dict)
     numbers: tuple[int, ...] = ()
     numbers_before: tuple[int, ...] = ()
@@ -108,20 +113,9 @@ class Evidence:
 
     def to_dict(self) -> dict[str, float | str]:
         """Returns the numbers that are known, by name."""
-        names = (
-            *("loss", "grad_norm", "precise_loss", "precise_grad_norm", "rate", "rate_now", "update", "update_now"),
-            *(
-                "gradient_before",
-                "staleness",
-                "staleness_now",
-                "share_of_step",
-                "critical",
-                "slope",
-                "sharpness",
-                "share_of_batch",
-                "share_of_rounding",
-            ),
-        )
+        left_out = ("references", "reference_losses", "own", "own_loss")
+        names = [f.name for f in fields(self) if f.type == "float" and f.name not in left_out]
+        names += ["share_of_batch", "share_of_step", "share_of_rounding"]
         found: dict[str, float | str] = {name: float(getattr(self, name)) for name in names}
         found = {name: value for name, value in found.items() if not math.isnan(float(value))}
         found |= {f"reference_{i}": value for i, value in enumerate(self.references)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -167,14 +168,20 @@ class SpikeGuard:
 
     @property
     def history(self) -> pd.DataFrame:
-        """The spikes so far, one row for each signal: step, signal, value, usual, deviations, done and cause."""
+        """The spikes so far, one row for each signal.
+
+        Columns: step, signal, value, usual, deviations, done, cause, and clip_benefit: how much lower the loss of the
+        batch before would be, had a long gradient been clipped to the usual norm. It is known with
+        ``keep="parameters"`` where nothing was clipped, and negative where clipping would have done harm.
+        """
         import pandas as pd
 
-        columns = ["step", "signal", "value", "usual", "deviations", "done", "cause"]
+        columns = ["step", "signal", "value", "usual", "deviations", "done", "cause", "clip_benefit"]
         rows = [
             (
                 *(event.step, name, event.values[name], event.usual[name], event.deviations[name]),
                 *(event.done, self._inquiry.answer(event).cause),
+                self._inquiry.answer(event).evidence.get("clip_benefit_before", math.nan),
             )
             for event in self.events
             for name in event.spiked

@@ -11,9 +11,9 @@ from smoothdiag.measure.probe import Probe
 from smoothdiag.rows import SPIKE, Status
 from smoothdiag.spikes.causes import Explanation, explained
 from smoothdiag.spikes.events import SpikeEvent
-from smoothdiag.spikes.evidence import Evidence
+from smoothdiag.spikes.evidence import Evidence, ratio
 from smoothdiag.spikes.recent import Past, Recent
-from smoothdiag.spikes.replays import recorded, replayed
+from smoothdiag.spikes.replays import benefit, recorded, replayed
 
 FOLLOWS = 5
 """A spike within this many steps of another one is taken for its aftermath."""
@@ -63,7 +63,8 @@ class Inquiry:
         before = self._series(event.step)
         # What is known now of the update was not known before the step.
         now = recorded(event, self.recent.at(event.step), self.recent.at(event.step - 1))
-        answer = explained(replace(begun, event=event, update_now=now.update_now))
+        begun = self._benefit(replace(begun, event=event, update_now=now.update_now))
+        answer = explained(begun)
         if before is not None and (before.cause != "unknown" or answer.cause == "unknown"):
             text = f"It follows the spike at step {before.event.step}, whose cause is {before.cause}. {before.text}"
             text = before.text if before.text.startswith("It follows") else text
@@ -100,6 +101,23 @@ class Inquiry:
             except Exception as error:  # a replay that fails must not end the run
                 why = f"The replay failed: {type(error).__name__}: {error}"
         return replace(found, why_not=why)
+
+    def _benefit(self, found: Evidence) -> Evidence:
+        """Adds what clipping would have been worth, at a long gradient that was not clipped."""
+        event, probe = found.event, self._probe
+        past, following = self.recent.at(event.step), self.recent.at(event.step + 1)
+        long = ratio(event.values, event.usual, "grad_norm")
+        if probe is None or past is None or past.point is None or event.done != "logged" or not 1 < long < math.inf:
+            return found
+        is_present = past.point.packing.like[0].device.type == "cpu"
+        end = None if is_present or following is None else following.point
+        if "grad_norm" not in event.spiked or not (is_present or end is not None):
+            return found
+        try:
+            with probe.in_step():
+                return benefit(found, probe, self.recent, past, end, 1 / long)
+        except Exception:  # it costs these numbers and nothing else
+            return found
 
     def answer(self, event: SpikeEvent) -> Explanation:
         """Returns why the run spiked at an event; a ValueError if it is none of this guard."""

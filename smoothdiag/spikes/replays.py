@@ -116,6 +116,32 @@ def _step_before(found: Evidence, probe: Probe, before: Past, point: Vector | No
     return replace(found, slope=slope, critical=float(critical), staleness=staleness, sharpness=sharpness)
 
 
+def benefit(found: Evidence, probe: Probe, recent: Recent, past: Past, end: Vector | None, share: float) -> Evidence:
+    """Returns the evidence with what a shorter step would have been worth, by forward passes alone.
+
+    Args:
+        found: What is known.
+        probe: Evaluates the loss.
+        recent: The last steps.
+        past: The step of the spike, which the optimizer has taken; its parameters are kept.
+        end: Where it led; ``None`` if that is where the parameters are.
+        share: Length of the shorter step, as a share of the step taken.
+    """
+    assert past.point is not None
+    gains = []
+    before = recent.at(past.step - 1)
+    for other in (past, before):
+        if probe.on_any_rank(other is None or not other.can_repeat) or other is None:
+            gains.append(math.nan)
+            continue
+        objective = probe.replay(other.micro_batches)
+        with objective.isolated():
+            there = objective.end if end is None else end
+            clipped = vectors.add_scaled(past.point, vectors.sub(there, past.point), share)
+            gains.append(objective.value(there) - objective.value(clipped))
+    return replace(found, clip_benefit=gains[0], clip_benefit_before=gains[1])
+
+
 def _sharpness(step: Step) -> float:
     """Returns the largest eigenvalue at the start of a step over the limit of stability; NaN if that is not known."""
     limit = step.stability_limit

@@ -268,3 +268,36 @@ def test_spikes_are_rows_of_the_trace_that_fits_leave_out(tmp_path: Path) -> Non
     ax = sd.plot_spikes(trace, ax=plt.subplots()[1])
     assert ax.get_legend_handles_labels()[1] == ["data (1)"]
     plt.close("all")
+
+
+def test_what_clipping_would_have_been_worth() -> None:
+    """On a quadratic the loss at both ends is known: f(x) = 2 x^2 + y^2 / 2 + noise x."""
+    torch.manual_seed(0)
+    model = Bowl()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    probe = sd.Probe(model, optimizer, lambda model, noise: model(noise), estimators=(), schedule=never)
+    guard = sd.SpikeGuard(optimizer, probe, keep="parameters")
+    source = torch.Generator().manual_seed(1)
+    drawn = [F.normalize(torch.randn(2, generator=source), dim=0) for _ in range(61)]
+    drawn[60] *= 40
+    for noise in drawn:
+        start = model.x.detach().clone()
+        probe.observe(noise)
+        loss = model(noise)
+        optimizer.zero_grad()
+        loss.backward()
+        guard.observe(loss)
+        optimizer.step()
+    event = guard.events[-1]
+    assert event.step == 60
+    end = model.x.detach().clone()
+    clipped = start + (end - start) * event.usual["grad_norm"] / event.values["grad_norm"]
+    answer = guard.explain(event)
+    for noise, name in ((drawn[60], "clip_benefit"), (drawn[59], "clip_benefit_before")):
+        losses = []
+        for point in (end, clipped):
+            model.x.data.copy_(point)
+            losses.append(float(model(noise).detach()))
+        assert answer.evidence[name] == pytest.approx(losses[0] - losses[1], rel=1e-4, abs=1e-4)
+    assert guard.history["clip_benefit"].iloc[-1] == answer.evidence["clip_benefit_before"] > 0
+    assert "would have left the loss" in str(answer)
