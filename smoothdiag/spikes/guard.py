@@ -65,7 +65,8 @@ class SpikeGuard:
             is then replayed before the optimizer steps, if that needs no wait. ``"parameters"`` also keeps the
             parameters of the last steps in host memory, so that the step before a spike can be measured from where it
             began.
-        group: The ranks that train one model together; default: all. They decide alike.
+        group: The ranks that train one model together; default: all. They decide alike, by one sum of two numbers over
+            ranks at each step. Where ranks train models of their own, give each a group of its own.
 
     Raises:
         ValueError: If an argument is of the wrong kind, or if the optimizer takes several gradients in a step (LBFGS)

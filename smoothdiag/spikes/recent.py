@@ -79,7 +79,8 @@ class Recent:
     def meet(self, make: Callable[[], Any], weight: float | None) -> None:
         """Keeps a micro-batch of the step that comes."""
         probe = self._probe
-        assert probe is not None
+        if probe is None:
+            return
         number, self.num_batches = self.num_batches, self.num_batches + 1
         if self._batches and all(p.grad is None for p in probe.parameters):
             self.drop()  # a GradScaler has skipped a step, or the loop has: its gradients are gone
@@ -122,6 +123,14 @@ class Recent:
         before = self.at(step - 1)
         found = [*([before] if before is not None else []), *reversed(self._references)]
         return [past for past in found if past.step < step and past.micro_batches]
+
+    def stop(self) -> None:
+        """Keeps nothing any more."""
+        self._probe, self._keeps = None, False
+        self.drop()
+        self._steps.clear()
+        self._references.clear()
+        self._memory, self._packing = [], None
 
     def drop(self) -> None:
         """Forgets the micro-batches of the step that comes."""

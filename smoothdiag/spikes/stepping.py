@@ -176,6 +176,7 @@ class Stepping:
             self._careful(lambda: self._note(begun))
         self._drop()
         self.shown.clear()
+        self.inquiry.recent.drop()  # of a step without gradients
         self.steps += 1
 
     @torch.no_grad()
@@ -253,6 +254,7 @@ class Stepping:
         """Stops following the optimizer."""
         self._turn.stop()
         self._drop()
+        self.inquiry.recent.stop()
 
     def _drop(self) -> None:
         self._begun = None
@@ -272,6 +274,7 @@ class Stepping:
             self._stopped = self.steps > self._first
             if not self._stopped:
                 raise error.error if isinstance(error, Unfit) else error from None
+            self.inquiry.recent.stop()
             warnings.warn(
                 f"SpikeGuard met an error at step {self.steps}, and the run goes on without it: no spikes are noted "
                 f"from here on, and none is skipped or clipped. {type(error).__name__}: {error}",
