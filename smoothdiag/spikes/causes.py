@@ -17,7 +17,7 @@ MOST = 0.5
 """Share of a spike, on a log scale, from which on one thing is to blame: the batch, or rounding."""
 
 ALMOST_ALL = 0.75
-"""As `MOST`, where the weights were unstable in any case."""
+"""As `MOST`, where the weights may be unstable in any case."""
 
 JUMPED = 1.5
 """A rate this many times the median of the five steps before has jumped."""
@@ -195,8 +195,8 @@ def _rate_now(found: Evidence) -> Why:
 def _data(found: Evidence) -> Why:
     share = found.share_of_batch
     # Beyond the edge of stability a gradient also swings from batch to batch, because the weights do.
-    is_unstable = found.critical < 1 and found.sharpness > 1
-    if not share >= (ALMOST_ALL if is_unstable else MOST):
+    is_stable = found.critical >= 1 or found.sharpness <= 1
+    if not share >= (MOST if is_stable else ALMOST_ALL):
         return None
     return (
         "data",

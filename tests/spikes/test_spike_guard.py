@@ -93,6 +93,18 @@ def test_a_long_gradient_is_clipped_to_the_usual_norm() -> None:
     assert event.values["grad_norm"] > 5 * event.usual["grad_norm"]
 
 
+def test_a_gradient_that_is_not_long_is_not_made_longer() -> None:
+    loop = Loop(OPTIMIZERS["sgd"], action="clip", clip_to=3.0).over(SPIKE)
+    loss = loop.loss(1.0)
+    loop.optimizer.zero_grad()
+    loss.backward()
+    before = [p.grad.clone() for p in loop.model.parameters()]
+    loop.guard.observe(loss + 100)  # only the loss spikes
+    loop.optimizer.step()
+    assert loop.guard.events[0].spiked == ("loss",)
+    assert all(torch.equal(p.grad, b) for p, b in zip(loop.model.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize("action", ["log", "skip", "clip"])
 def test_what_is_not_finite_is_an_event_at_any_age(action: Any) -> None:
     loop = Loop(OPTIMIZERS["adamw"], action=action).over(3)
@@ -121,14 +133,18 @@ def test_the_update_is_measured_after_the_step() -> None:
     assert event.done == "logged"
 
 
-def test_a_rate_that_falls_or_jumps_is_no_spike() -> None:
+def test_a_rate_that_jumps_is_no_spike_of_the_update() -> None:
+    loop = Loop(lambda p: torch.optim.AdamW(p, lr=1e-4), update_norm=True).over(SPIKE)
+    loop.optimizer.param_groups[0]["lr"] = 1e-3
+    assert loop.over(SPIKE + 3, begin=SPIKE).guard.events == []
+
+
+def test_a_rate_that_falls_is_no_spike() -> None:
     loop = Loop(OPTIMIZERS["adamw"], update_norm=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(loop.optimizer, 80)
     for k in range(80):
         loop.over(k + 1, begin=k)
         schedule.step()
-        if k == 60:  # as at a warm restart
-            loop.optimizer.param_groups[0]["lr"] = 0.01
     assert loop.guard.events == []
 
 
