@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -97,6 +98,26 @@ def run_at_a_large_rate(clipping: str, steps: int = 300) -> tuple[sd.Trace, sd.A
     return probe.trace, clipper
 
 
+def run_with_spikes(steps: int = 400) -> tuple[sd.SpikeGuard, pd.DataFrame]:
+    """Trains a perceptron on a batch with wrong labels (step 120), and once at a rate far too large (step 260)."""
+    model = perceptron()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    probe = sd.Probe(model, optimizer, loss_fn, estimators=[sd.LocalSmoothness()])
+    guard = sd.SpikeGuard(optimizer, probe, keep="parameters")
+    data = list(batches(steps))
+    data[120] = data[120][0], (data[120][1] + 1) % 5
+    losses = []
+    for k, batch in enumerate(probe.watch(data)):
+        optimizer.param_groups[0]["lr"] = 1.0 if k == 260 else 3e-3
+        loss = loss_fn(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        guard.observe(loss)
+        optimizer.step()
+        losses.append(loss.item())
+    return guard, pd.DataFrame({"step": range(steps), "loss": losses})
+
+
 def figures() -> Iterator[tuple[str, object]]:
     """Yields the name of each figure and the axes that a call has drawn."""
     scan = scan_of_a_landscape()
@@ -122,6 +143,9 @@ def figures() -> Iterator[tuple[str, object]]:
     yield "runs", sd.plot_trace(traces)
     clipper = runs["AutoClip"][1]
     yield "clipping", sd.plot_clipping(clipper)
+
+    guard, log = run_with_spikes()
+    yield "spikes", sd.plot_spikes(guard, log=log)
 
 
 def main() -> None:

@@ -48,21 +48,30 @@ if TYPE_CHECKING:
         plot_groups,
         plot_sharpness,
         plot_smoothness,
+        plot_spikes,
         plot_trace,
     )
     from smoothdiag.report.page import write_report
+    from smoothdiag.spikes import Explanation, SixSigma, SpikeEvent, SpikeGuard, ZClip
+    from smoothdiag.spiking import SpikeRule
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
 _LAZY = {
     "AutoClip": "smoothdiag.autoclip",
     "ClipRule": "smoothdiag.clipping",
+    "Explanation": "smoothdiag.spikes",
     "GroupFits": "smoothdiag.fits",
     "LawRate": "smoothdiag.clipping",
     "LogReview": "smoothdiag.logs",
+    "SixSigma": "smoothdiag.spikes",
     "SmoothnessFit": "smoothdiag.fits",
+    "SpikeEvent": "smoothdiag.spikes",
+    "SpikeGuard": "smoothdiag.spikes",
+    "SpikeRule": "smoothdiag.spiking",
     "StepRate": "smoothdiag.clipping",
     "StepRule": "smoothdiag.autoclip",
     "Verdict": "smoothdiag.fits",
+    "ZClip": "smoothdiag.spikes",
     "clip_rule": "smoothdiag.clipping",
     "compare_runs": "smoothdiag.fits",
     "fit_groups": "smoothdiag.fits",
@@ -73,6 +82,7 @@ _LAZY = {
     "plot_groups": "smoothdiag.plots",
     "plot_sharpness": "smoothdiag.plots",
     "plot_smoothness": "smoothdiag.plots",
+    "plot_spikes": "smoothdiag.plots",
     "plot_trace": "smoothdiag.plots",
     "read_log": "smoothdiag.logs",
     "review_log": "smoothdiag.logs",
@@ -126,6 +136,13 @@ __all__ = [
     "StepRule",
     "clip_rule",
     "step_rate",
+    # watch for spikes
+    "Explanation",
+    "SixSigma",
+    "SpikeEvent",
+    "SpikeGuard",
+    "SpikeRule",
+    "ZClip",
     # step
     "GGNC",
     "ClippedMomentum",
@@ -143,6 +160,7 @@ __all__ = [
     "plot_groups",
     "plot_sharpness",
     "plot_smoothness",
+    "plot_spikes",
     "plot_trace",
     "write_report",
     # check the loop

@@ -47,6 +47,9 @@ LONGEST_SHOWN: Final = 80
 CLIP_SUFFIX: Final = "_clip"
 """End of the estimator's name in rows that an AutoClip asked for."""
 
+SPIKE: Final = "spike"
+"""The estimator's name in rows that a SpikeGuard has written: one for each spike, with nothing measured."""
+
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "group": "all",
     "estimator": "unknown",

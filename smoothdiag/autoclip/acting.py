@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Adapter, Group, moved_by
+from smoothdiag.adapters import Adapter, Group
 from smoothdiag.adapters.iterates import num_entries
 from smoothdiag.autoclip.buckets import (
     Bucket,
-    buckets,
+    copies_of,
     each,
     gradients,
     leave_out_non_finite,
     length_of,
     multiply,
     multiply_gradients,
+    subtract,
     unscaled,
-    wide,
 )
 from smoothdiag.autoclip.faults import Unfit
 from smoothdiag.autoclip.following import Following
@@ -183,7 +183,7 @@ class ShortenUpdate:
         self.drop()
         self._follows = self._following.begin(step)
         if not self._follows:
-            self._start = retried(self._copies)
+            self._start = copies_of(self._optimizer)
 
     def after(self, longest: Number, counts: Counts, step: int, *, measured: bool) -> None:
         """Moves the parameters back by as much as the update was too long."""
@@ -201,7 +201,7 @@ class ShortenUpdate:
             if math.isfinite(self._length):
                 return None
         if not self._follows:
-            _subtract(back)
+            subtract(back)
             if self._following.check(back, step, may_wait=measured or is_in_progression(step)):
                 back, self._follows = [], True  # a resumed run compares where the whole run did not
         self._length = length = self._following.length() if self._follows else length_of(back)
@@ -242,10 +242,6 @@ class ShortenUpdate:
         """Returns the length of the update before it was shortened; of a step that is not measured, perhaps a bound."""
         return self._length
 
-    def _copies(self) -> list[Bucket]:
-        held = [p for p in moved_by(self._optimizer) if p.requires_grad]
-        return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
-
     def _look_for_iterates(self, moved: Tensor, step: int) -> None:
         """Looks for a copy of the parameters: when the state has new entries, and at the steps of the progression."""
         number = num_entries(self._optimizer)
@@ -254,16 +250,6 @@ class ShortenUpdate:
             if refused:
                 raise Unfit(ValueError(refused))
             self._num_entries = -1 if refused is None else number
-
-
-def _subtract(copies: Sequence[Bucket]) -> None:
-    """Makes copies hold the way back to them: a second copy of a large model may not fit into memory."""
-    for start, owners in copies:
-        here = retried(lambda owners=owners: [vectors.local(p) for p in owners])  # type: ignore[misc]
-        if all(x.dtype == y.dtype for x, y in zip(start, here, strict=True)):
-            retried(partial(torch._foreach_sub_, start, here))
-        else:
-            each(Tensor.sub_, start, here)
 
 
 class SetCap:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from smoothdiag import vectors
-from smoothdiag.adapters import Group, members
+from smoothdiag.adapters import Group, members, moved_by
 from smoothdiag.adapters.scalers import still_scaled
 from smoothdiag.adapters.wrappers import pending_scale
 from smoothdiag.autoclip.history import Counts
@@ -35,14 +35,14 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
     return set(map(type, tensors)) <= {Tensor, torch.nn.Parameter}
 
 
-def check_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Raises a RuntimeError if AutoClip cannot tell how long a gradient is."""
+def check_gradients(optimizer: torch.optim.Optimizer, who: str = "AutoClip") -> None:
+    """Raises a RuntimeError if ``who`` cannot tell how long a gradient is."""
     grads = [grad for group in optimizer.param_groups for p in group["params"] if (grad := p.grad) is not None]
     if set(map(attrgetter("layout"), grads)) - {torch.strided}:
-        raise RuntimeError("AutoClip needs dense gradients. Found a sparse one.")
+        raise RuntimeError(f"{who} needs dense gradients. Found a sparse one.")
     for grad in [] if are_plain(grads) else grads:
         if vectors.is_sharded(grad) and any(placement.is_partial() for placement in grad.placements):
-            raise RuntimeError("AutoClip needs gradients that are summed over ranks. Found a partial one.")
+            raise RuntimeError(f"{who} needs gradients that are summed over ranks. Found a partial one.")
 
 
 def check_unscaled(optimizer: torch.optim.Optimizer) -> None:
@@ -87,6 +87,26 @@ def buckets(tensors: Sequence[Tensor], owners: Sequence[Tensor]) -> list[Bucket]
         members[0].append(local)
         members[1].append(owner)
     return list(found.values())
+
+
+def copies_of(optimizer: torch.optim.Optimizer) -> list[Bucket]:
+    """Returns copies of the parameters that an optimizer moves, in float32 or wider."""
+
+    def copied() -> list[Bucket]:
+        held = [p for p in moved_by(optimizer) if p.requires_grad]
+        return [([wide(x.clone()) for x in local], owners) for local, owners in buckets(held, held)]
+
+    return retried(copied)
+
+
+def subtract(copies: Sequence[Bucket]) -> None:
+    """Makes copies hold the way back to them: a second copy of a large model may not fit into memory."""
+    for start, owners in copies:
+        here = retried(lambda owners=owners: [vectors.local(p) for p in owners])  # type: ignore[misc]
+        if all(x.dtype == y.dtype for x, y in zip(start, here, strict=True)):
+            retried(partial(torch._foreach_sub_, start, here))
+        else:
+            each(Tensor.sub_, start, here)
 
 
 def wide(x: Tensor) -> Tensor:

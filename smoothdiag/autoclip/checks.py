@@ -34,16 +34,8 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
     """Raises a ValueError if an argument is of the wrong kind, or does not fit the others."""
     if mode not in get_args(Mode):
         raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
-    if not isinstance(probe, Probe):
-        raise ValueError(f"Parameter `probe` should be a Probe. Found a {type(probe).__name__}.")
-    given, watched = members(stepping(optimizer)), members(probe.optimizer)
-    if set(map(id, given)) != set(map(id, watched)):
-        raise ValueError(
-            "Parameter `probe` should watch the same optimizer as AutoClip. Found a probe of another optimizer: "
-            f"{name_of(probe.optimizer)}, while AutoClip was given {' + '.join(type(o).__name__ for o in given)}."
-        )
-    if probe.is_closed:
-        raise ValueError("Parameter `probe` should be open. Found a closed probe, which measures nothing.")
+    check_probe(optimizer, probe, "AutoClip")
+    assert isinstance(probe, Probe)
     if (adapter := adapter_of(probe.optimizer)).way == "nothing":
         raise ValueError(adapter.refusal())
     if any(isinstance(e, ForClipping) for _, estimators in probe.further for e in estimators):
@@ -60,6 +52,20 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
             "Parameter `estimator` should be an estimator, such as LocalSmoothness(). Found `estimator = "
             f"{estimator!r}`."
         )
+
+
+def check_probe(optimizer: object, probe: object, who: str) -> None:
+    """Raises a ValueError unless it is an open probe of the same optimizer."""
+    if not isinstance(probe, Probe):
+        raise ValueError(f"Parameter `probe` should be a Probe. Found a {type(probe).__name__}.")
+    given, watched = members(stepping(optimizer)), members(probe.optimizer)
+    if set(map(id, given)) != set(map(id, watched)):
+        raise ValueError(
+            f"Parameter `probe` should watch the same optimizer as {who}. Found a probe of another optimizer: "
+            f"{name_of(probe.optimizer)}, while {who} was given {' + '.join(type(o).__name__ for o in given)}."
+        )
+    if probe.is_closed:
+        raise ValueError("Parameter `probe` should be open. Found a closed probe, which measures nothing.")
 
 
 def check_free_rate(rule: StepRule) -> None:

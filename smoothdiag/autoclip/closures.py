@@ -27,10 +27,11 @@ class Closures:
 
     Args:
         optimizer: The optimizer.
+        who: Who acts on the gradients, for messages.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizer: torch.optim.Optimizer, who: str = "AutoClip") -> None:
+        self._optimizer, self._who = optimizer, who
         self._place: Place | None = None
         self._has_checked = False
         self._versions_tell = False
@@ -43,10 +44,11 @@ class Closures:
         step: int,
         act: Callable[[], None],
         again: Callable[[], None],
+        found: Callable[[Any], None] = lambda result: None,
     ) -> Arguments | None:
         """Returns the arguments of a step with a closure that calls ``act`` at its end; None without a closure."""
         self.has_begun, self._place = False, None
-        changed = after_closure(args, kwargs, act, again=again)
+        changed = after_closure(args, kwargs, act, again=again, found=found)
         if changed is not None:
             # Comparing values is certain, and costs a norm. Otherwise torch's counts of writes to a tensor have to do.
             self._place = Place(self._optimizer, by_value=not self._has_checked or is_in_progression(step))
@@ -69,7 +71,7 @@ class Closures:
         if moved:
             raise Unfit(
                 RuntimeError(
-                    "The closure of a step should be evaluated where the step begins: AutoClip measures updates from "
+                    f"The closure of a step should be evaluated where the step begins: {self._who} acts on gradients "
                     f"there. Found that {name_of(self._optimizer)} had moved the parameters before, as SAM does. "
                     f"{_WAY_OUT}"
                 )
@@ -79,7 +81,7 @@ class Closures:
         """Raises a RuntimeError if the optimizer has stepped without evaluating its closure."""
         if not self.has_begun:
             raise RuntimeError(
-                "The optimizer should evaluate the closure of its step: AutoClip acts right after that. Found that "
+                f"The optimizer should evaluate the closure of its step: {self._who} acts right after that. Found that "
                 f"{name_of(self._optimizer)} did not. Call backward before the step instead, and step without a "
                 "closure."
             )
@@ -114,8 +116,8 @@ class Place:
         return retried(lambda: vectors.norms([vectors.local(p) for p in self._parameters]))
 
 
-def second_evaluation() -> Exception:
+def second_evaluation(who: str = "AutoClip") -> Exception:
     """Returns the error for a closure that is evaluated again in the same step."""
     return RuntimeError(
-        "The closure of a step should be evaluated once: AutoClip acts on one gradient. Found a second evaluation."
+        f"The closure of a step should be evaluated once: {who} acts on one gradient. Found a second evaluation."
     )

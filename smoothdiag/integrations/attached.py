@@ -18,6 +18,7 @@ from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.report.paths import page_path
 from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.spikes import SpikeGuard
 from smoothdiag.trace import Trace
 
 
@@ -31,13 +32,15 @@ class Attached:
         auto_clip: Whether an `AutoClip` keeps steps short, or a mapping with its options.
         data: What to measure on: ``"fixed"`` or ``"step"``, as for `Probe`.
         report: Page to write at the end of training, ``.html``; None writes none.
+        spikes: Whether a `SpikeGuard` watches every step, or a mapping with its options.
 
     Raises:
-        ValueError: If ``auto_clip`` is neither a bool nor a mapping of AutoClip's options, or ``report`` is no page.
+        ValueError: If ``auto_clip`` or ``spikes`` is neither a bool nor a mapping of options, or ``report`` is no page.
 
     Attributes:
         probe: The probe of the latest run; None before training.
         clipper: The AutoClip of the latest run, if there is one.
+        guard: The SpikeGuard of the latest run, if there is one.
     """
 
     def __init__(
@@ -48,18 +51,10 @@ class Attached:
         auto_clip: bool | Mapping[str, Any],
         data: Kind,
         report: str | Path | None = None,
+        spikes: bool | Mapping[str, Any] = False,
     ) -> None:
-        if not isinstance(auto_clip, bool | Mapping):
-            raise ValueError(
-                "Parameter `auto_clip` should be True, False or options of AutoClip. "
-                f"Found `auto_clip = {auto_clip!r}`."
-            )
-        known = inspect.signature(AutoClip).parameters.keys() - {"optimizer", "probe"}
-        if isinstance(auto_clip, Mapping) and (unknown := auto_clip.keys() - known):
-            raise ValueError(
-                f"Parameter `auto_clip` should hold options of AutoClip: {', '.join(sorted(known))}. "
-                f"Found {', '.join(sorted(map(repr, unknown)))}."
-            )
+        self._clip_options = _options("auto_clip", auto_clip, AutoClip)
+        self._guard_options = _options("spikes", spikes, SpikeGuard)
         arguments.choice("data", data, get_args(Kind))
         self._report = None if report is None else page_path("report", report)
         self._options: dict[str, Any] = {
@@ -68,9 +63,9 @@ class Attached:
             "group_by": group_by,
             "data": data,
         }
-        self._clip_options = auto_clip if isinstance(auto_clip, Mapping) else {} if auto_clip else None
         self.probe: Probe | None = None
         self.clipper: AutoClip | None = None
+        self.guard: SpikeGuard | None = None
         self._latest: Latest | None = None
         self._undo: list[Callable[[], None]] = []
 
@@ -105,6 +100,18 @@ class Attached:
                 "continue with AutoClip, pass SmoothnessCallback(auto_clip=...).",
                 SmoothdiagWarning,
             )
+
+    def _attach_guard(self, optimizer: torch.optim.Optimizer, probe: Probe, state: Mapping[str, Any] | None) -> None:
+        """Makes a SpikeGuard if one was asked for, and loads its state from the checkpoint if there is one.
+
+        It comes before AutoClip, so that it sees the gradients that AutoClip is about to scale.
+        """
+        self.guard = None
+        if self._guard_options is not None:
+            self.guard = SpikeGuard(optimizer, probe, **self._guard_options)
+            self._undo.append(self.guard.detach)
+            if state is not None:
+                self.guard.load_state_dict(state)
 
     def _write_report(self) -> None:
         """Writes the page if one was asked for, on the first rank. A fault costs the page and nothing else."""
@@ -142,3 +149,22 @@ class Attached:
         for undo in self._undo:
             undo()
         self._undo, self._latest = [], None
+
+
+def _options(name: str, given: bool | Mapping[str, Any], kind: type) -> Mapping[str, Any] | None:
+    """Returns the options of what a callback attaches; ``None`` if it was not asked for.
+
+    Raises:
+        ValueError: If they are neither a bool nor a mapping of options that there are.
+    """
+    if not isinstance(given, bool | Mapping):
+        raise ValueError(
+            f"Parameter `{name}` should be True, False or options of {kind.__name__}. Found `{name} = {given!r}`."
+        )
+    known = inspect.signature(kind).parameters.keys() - {"optimizer", "probe"}
+    if isinstance(given, Mapping) and (unknown := given.keys() - known):
+        raise ValueError(
+            f"Parameter `{name}` should hold options of {kind.__name__}: {', '.join(sorted(known))}. "
+            f"Found {', '.join(sorted(map(repr, unknown)))}."
+        )
+    return given if isinstance(given, Mapping) else {} if given else None

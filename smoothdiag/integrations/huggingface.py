@@ -23,6 +23,7 @@ from smoothdiag.measure.probe.data import Kind
 from smoothdiag.measure.probe.schedule import Schedule
 from smoothdiag.requirements import installed_by
 from smoothdiag.rows import SmoothdiagWarning
+from smoothdiag.spikes import SpikeGuard
 from smoothdiag.trace import Trace
 
 with installed_by("hf"):
@@ -62,14 +63,17 @@ class SmoothnessCallback(Attached, TrainerCallback):
             `Probe`. A resumed run keeps the micro-batches of its own first measured step.
         report: Page to write at the end of training, such as ``"report.html"``; see `write_report`. A page that cannot
             be written costs a warning, and nothing else.
+        spikes: Whether a `SpikeGuard` watches every step, or a mapping with its options. It sees losses and the
+            gradient norms from before clipping; ``callback.guard`` has its events.
 
     Raises:
-        ValueError: If ``auto_clip`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the other arguments
-            when training begins.
+        ValueError: If ``auto_clip`` or ``spikes`` is neither a bool nor a mapping. `Probe` and `AutoClip` check the
+            other arguments when training begins.
 
     Attributes:
         probe: The probe of the latest run; None before training.
         clipper: The AutoClip of the latest run, if there is one.
+        guard: The SpikeGuard of the latest run, if there is one.
 
     Units: grad_norm and threshold [f/x], smoothness [f/x^2], longest_step [x].
     """
@@ -84,8 +88,9 @@ class SmoothnessCallback(Attached, TrainerCallback):
         auto_clip: bool | Mapping[str, Any] = False,
         data: Kind = "fixed",
         report: str | Path | None = None,
+        spikes: bool | Mapping[str, Any] = False,
     ) -> None:
-        super().__init__(estimators, schedule, group_by, auto_clip, data, report)
+        super().__init__(estimators, schedule, group_by, auto_clip, data, report, spikes)
         self._trace = trace
         self._bound: _Bound | None = None
         self._checkpoint: str | None = None
@@ -138,6 +143,11 @@ class SmoothnessCallback(Attached, TrainerCallback):
         stored = self._stored(state.global_step) if state.global_step else {}
         if stored:
             self.probe.load_state_dict(stored["probe"])
+        self._attach_guard(optimizer, self.probe, stored.get("guard"))
+        if self.guard is not None:
+            accelerator = trainer.accelerator
+            vars(accelerator)["clip_grad_norm_"] = partial(_shown, accelerator.clip_grad_norm_, self.guard)
+            self._undo.append(partial(vars(accelerator).pop, "clip_grad_norm_", None))
         self._attach_clipper(optimizer, self.probe, stored.get("clipper"))
         if self._takes_over("max_grad_norm", args.max_grad_norm, "TrainingArguments(max_grad_norm=0)"):
             self._undo.append(partial(setattr, args, "max_grad_norm", args.max_grad_norm))
@@ -162,7 +172,8 @@ class SmoothnessCallback(Attached, TrainerCallback):
         # A search for hyperparameters puts its checkpoints elsewhere; nobody resumes those.
         if self.probe is not None and args.should_save and folder.is_dir():
             clipper = None if self.clipper is None else self.clipper.state_dict()
-            stored = {"probe": self.probe.state_dict(), "clipper": clipper}
+            guard = None if self.guard is None else self.guard.state_dict()
+            stored = {"probe": self.probe.state_dict(), "clipper": clipper, "guard": guard}
             # Another name at first: if the run is killed here, nobody takes the half-written file for a state.
             begun = folder / f"{STATE_FILE}.tmp"
             begun.write_text(json.dumps(stored), encoding="utf-8")
@@ -217,10 +228,12 @@ class SmoothnessCallback(Attached, TrainerCallback):
             return self._bound.compute_loss(model, inputs, *args, **kwargs)
         self._num_losses += 1
         factor = Factor(getattr(self._bound.trainer.accelerator, "scaler", None))
-        books = Books(self._bound.trainer) if self.probe.due else None
+        books = Books(self._bound.trainer) if self.probe.due or self.guard is not None else None
         self.probe.observe(Call(inputs, args, kwargs, books, factor, self.probe.steps))
         found = self._bound.compute_loss(model, inputs, *args, **kwargs)
         factor.watch(loss_of(found))
+        if self.guard is not None:
+            self.guard.observe(loss_of(found).detach().mean())
         return found
 
     def _replay(self, model: nn.Module, call: Call) -> Tensor:
@@ -247,6 +260,14 @@ class _Bound:
     compute_loss: Callable[..., Any]
     train: Callable[..., Any]
     log: Callable[..., None]
+
+
+def _shown(clip: Callable[..., Any], guard: SpikeGuard, *args: Any, **kwargs: Any) -> Any:
+    """Clips as the trainer would, and shows the guard the norm from before."""
+    norm = clip(*args, **kwargs)
+    if norm is not None:
+        guard.observe(grad_norm=norm)
+    return norm
 
 
 def _unwrapped(trainer: Trainer) -> torch.optim.Optimizer:

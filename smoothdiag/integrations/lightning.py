@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from smoothdiag.adapters import stepping
+from smoothdiag.autoclip.buckets import gradient_norm
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.training_step import TrainingSteps, check_run
@@ -47,15 +49,19 @@ class SmoothnessCallback(Attached, Callback):
             `Probe`. A resumed run keeps the micro-batches of its own first measured step.
         report: Page to write at the end of training, such as ``"report.html"``; see `write_report`. A page that cannot
             be written costs a warning, and nothing else.
+        spikes: Whether a `SpikeGuard` watches every step, or a mapping with its options. It sees losses and the
+            gradient norms from before clipping; ``callback.guard`` has its events.
         progress_bar: Whether the progress bar shows the latest smoothness, and AutoClip's longest step and threshold.
 
     Raises:
-        ValueError: If ``auto_clip`` is neither a bool nor a mapping. When training begins: if optimization is manual,
-            if the strategy is neither one device nor DDP, or if `Probe` or `AutoClip` refuses its arguments.
+        ValueError: If ``auto_clip`` or ``spikes`` is neither a bool nor a mapping. When training begins: if
+            optimization is manual, if the strategy is neither one device nor DDP, or if `Probe` or `AutoClip` refuses
+            its arguments.
 
     Attributes:
         probe: The probe of the latest run; None before training.
         clipper: The AutoClip of the latest run, if there is one.
+        guard: The SpikeGuard of the latest run, if there is one.
 
     Units: grad_norm and threshold [f/x], smoothness [f/x^2], longest_step [x].
     """
@@ -70,16 +76,17 @@ class SmoothnessCallback(Attached, Callback):
         auto_clip: bool | Mapping[str, Any] = False,
         data: Kind = "fixed",
         report: str | Path | None = None,
+        spikes: bool | Mapping[str, Any] = False,
         progress_bar: bool = True,
     ) -> None:
-        super().__init__(estimators, schedule, group_by, auto_clip, data, report)
+        super().__init__(estimators, schedule, group_by, auto_clip, data, report, spikes)
         self._path, self._progress_bar = trace, progress_bar
         self._stored: Mapping[str, Any] = {}
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Forgets an earlier run and its checkpoint; Lightning loads the checkpoint of the new run after this."""
         if stage == "fit":
-            self._stored, self.probe, self.clipper, self._latest = {}, None, None, None
+            self._stored, self.probe, self.clipper, self.guard, self._latest = {}, None, None, None, None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuses runs that cannot be measured, before they begin."""
@@ -94,13 +101,19 @@ class SmoothnessCallback(Attached, Callback):
         )
         self._undo = [steps.release, self.probe.close]
         self._resume(self.probe, trainer.global_step)
+        self._attach_guard(optimizer, self.probe, self._stored.get("guard"))
         self._attach_clipper(optimizer, self.probe, self._stored.get("clipper"))
         clip_val = trainer.gradient_clip_val
         if self._takes_over("gradient_clip_val", clip_val, "Trainer(gradient_clip_val=None)"):
             self._undo.append(partial(setattr, trainer, "gradient_clip_val", clip_val))
             trainer.gradient_clip_val = None
         self._latest = Latest(self.probe.trace, self.clipper)
-        steps.show(self.probe)
+        steps.show(self.probe, self.guard)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Shows the gradient norm to the guard, before Lightning clips."""
+        if self.guard is not None:
+            self.guard.observe(grad_norm=gradient_norm(stepping(optimizer)))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the measurements of the step."""
@@ -131,6 +144,7 @@ class SmoothnessCallback(Attached, Callback):
         return {
             "probe": self.probe.state_dict(),
             "clipper": None if self.clipper is None else self.clipper.state_dict(),
+            "guard": None if self.guard is None else self.guard.state_dict(),
             "rows": list(self.probe.trace) if self._path is None else [],
         }
 

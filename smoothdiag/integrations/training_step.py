@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from smoothdiag.measure.loss.bookkeeping import Books
 from smoothdiag.measure.probe import Probe
 from smoothdiag.requirements import installed_by
+from smoothdiag.spikes import SpikeGuard
 
 with installed_by("lightning"):
     from torchmetrics import Metric
@@ -33,17 +34,24 @@ class TrainingSteps:
         self._training_step: Callable[..., Any] = trainer.strategy.training_step
         self._probe: Probe | None = None
 
-    def show(self, probe: Probe) -> None:
-        """Shows the arguments of every training step to a probe, right before the step is taken for the first time."""
+    def show(self, probe: Probe, guard: SpikeGuard | None = None) -> None:
+        """Shows the arguments of every training step to a probe, right before the step is taken for the first time.
+
+        A guard is shown the losses.
+        """
         self._probe, loop, shown = probe, self._trainer.fit_loop, -1
 
         def step(*args: Any) -> Any:
             nonlocal shown
             # A closure may be evaluated repeatedly, and a pass that only updates batch statistics trains nothing.
             if loop.total_batch_idx != shown and not loop._skip_backward:
-                probe.observe((args, Books(self._module) if probe.due else None, probe.steps))
-            shown = loop.total_batch_idx
-            return self._training_step(*args)
+                keeps = probe.due or guard is not None
+                probe.observe((args, Books(self._module) if keeps else None, probe.steps))
+            is_first, shown = loop.total_batch_idx != shown, loop.total_batch_idx
+            output = self._training_step(*args)
+            if guard is not None and is_first and not loop._skip_backward and output is not None:
+                guard.observe(_loss_in(output))
+            return output
 
         vars(self._trainer.strategy)["training_step"] = step
 
@@ -58,9 +66,15 @@ class TrainingSteps:
             books = Books(self._module)  # fixed micro-batches of an earlier step are measured as the module is now
         with books.reopened(), _silent(self._module, self._trainer):
             output = self._training_step(*args)  # with the model as the strategy has wrapped it
-        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        loss = _loss_in(output)
         number: int = self._trainer.accumulate_grad_batches  # even if the last step has fewer
         return loss / number
+
+
+def _loss_in(output: Any) -> Tensor:
+    """Returns the loss from the result of a training step."""
+    loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+    return loss
 
 
 def check_run(trainer: Any, module: Any) -> None:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from smoothdiag.console import counted
-from smoothdiag.logs.outliers import WINDOW
+from smoothdiag.logs.outliers import RULE
 from smoothdiag.logs.review import LogReview
 from smoothdiag.machines import Finding
 
@@ -53,7 +53,7 @@ def news_of(trace: Trace, review: LogReview, file: str, thresholds: Sequence[flo
     yield from _non_finite(review, file)
     yield from _clipped(review, file)
     last = (float(trace[i]["grad_norm"]) for i in range(len(trace) - 1, -1, -1))
-    norms = list(islice(filter(math.isfinite, last), WINDOW))
+    norms = list(islice(filter(math.isfinite, last), RULE.window))
     for threshold in thresholds:
         clipped = sum(norm > threshold for norm in norms)
         if len(norms) >= FEWEST_NORMS and clipped >= MOST * len(norms):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from smoothdiag.logs.outliers import FEWEST, Spike
+from smoothdiag.logs.outliers import RULE, Spike
 
 ADVISED: Final = 90
 """Percentile that is advised, as by `clip_rule` without a fit; importing it from there would load scipy."""
@@ -59,7 +59,7 @@ class Findings:
 
         NaN if there are fewer than 20 norms, if the percentile is 0, or if the run's own clipping hides it.
         """
-        if self.num_norms < FEWEST:
+        if self.num_norms < RULE.fewest:
             return math.nan
         value = self.percentiles[ADVISED]
         return math.nan if value == 0 or value >= self.pile_up else value

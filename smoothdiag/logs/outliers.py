@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from smoothdiag.spiking import Array, Mask, SpikeRule
 
-# Spikes: robust standard deviations above the median of the rows before, and the least excess over that median.
-WINDOW, FEWEST = 50, 20
-DEVIATIONS = 6.0
-IQR_OF_NORMAL = 1.349  # the interquartile range of a normal distribution, in standard deviations
-LEAST_RATIO, LEAST_RISE = 2.0, 0.1
+RULE = SpikeRule()
+"""What a spike is: the rule that `SpikeGuard` goes by, too."""
 
 PART = 1 << 18  # values that are looked at together, so that millions of them take little memory
 
@@ -25,11 +20,6 @@ PART = 1 << 18  # values that are looked at together, so that millions of them t
 PILE_WIDTH = 1e-3
 PILE_SHARE, PILE_ROWS = 0.05, 5
 PILE_REACH, PILE_DENSITY = 10, 3  # width of the neighbourhood on either side, and how much denser a pile is
-
-SPIKE_RULE: Final = f"""\
-  A spike lies more than {DEVIATIONS:g} robust standard deviations (interquartile range / {IQR_OF_NORMAL}) above the
-  median of the {WINDOW} rows before it (at least {FEWEST}). Gradient norms are compared by their logarithm and must
-  be at least {LEAST_RATIO:g} times the median. Losses must be at least {LEAST_RISE:.0%} above the median."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +50,15 @@ def find_spikes(step: npt.NDArray[Any], value: npt.NDArray[Any], column: str) ->
     found: list[Spike] = []
     for begin in range(0, len(value), PART):
         # Windows reach into the part before.
-        start = max(begin - WINDOW, 0)
-        part = value[start : begin + PART].astype(np.float64)
-        far, usual = _far(np.log(part) if is_norm else part, is_norm=is_norm)
+        start = max(begin - RULE.window, 0)
+        part = value[start : begin + PART]
+        far, usual = RULE.find(part, is_norm=is_norm)
         found += [
-            Spike(int(step[start + i]), column, float(part[i]), float(np.exp(usual[i]) if is_norm else usual[i]))
+            Spike(int(step[start + i]), column, float(part[i]), float(usual[i]))
             for i in np.flatnonzero(far)
             if start + i >= begin
         ]
     return found
-
-
-def _far(scale: Array, *, is_norm: bool) -> tuple[Mask, Array]:
-    """Returns which values lie far above the values before them, and the median of these."""
-    before = pd.Series(scale).shift(1).rolling(WINDOW, min_periods=FEWEST)
-    usual = before.median().to_numpy()
-    least = math.log(LEAST_RATIO) if is_norm else LEAST_RISE * np.abs(usual)
-    above = scale - usual >= least
-    if not above.any():  # quantiles of all windows take twice as long as their medians
-        return above, usual
-    deviation = (before.quantile(0.75) - before.quantile(0.25)).to_numpy() / IQR_OF_NORMAL
-    return above & (scale - usual > DEVIATIONS * deviation), usual
 
 
 def find_pile(norm: Array) -> Mask:

@@ -13,8 +13,9 @@ import pandas as pd
 from smoothdiag.console import counted
 from smoothdiag.logs import wording
 from smoothdiag.logs.findings import Findings, ThresholdUse
-from smoothdiag.logs.outliers import Array, Mask, find_pile, find_spikes
+from smoothdiag.logs.outliers import find_pile, find_spikes
 from smoothdiag.logs.table import ESTIMATOR, LogTrace
+from smoothdiag.spiking import Array, Mask
 
 if TYPE_CHECKING:
     from smoothdiag.trace import Trace

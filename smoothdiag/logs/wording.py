@@ -8,7 +8,7 @@ from typing import Final
 
 from smoothdiag.console import counted
 from smoothdiag.logs.findings import ADVISED, Findings
-from smoothdiag.logs.outliers import FEWEST, SPIKE_RULE, Spike
+from smoothdiag.logs.outliers import RULE, Spike
 
 FEW: Final = 100
 """Number of norms below which the 99th percentile lies between the two largest norms."""
@@ -92,8 +92,8 @@ def advice(review: Findings) -> list[str]:
         return []
     if math.isnan(review.advice):
         percentile = f"the {ADVISED}th percentile"
-        if review.num_norms < FEWEST:
-            return [f"No advice by percentile: it needs at least {FEWEST} norms."]
+        if review.num_norms < RULE.fewest:
+            return [f"No advice by percentile: it needs at least {RULE.fewest} norms."]
         if review.percentiles[ADVISED] == 0:
             return [f"No advice by percentile: {percentile} of the norms is 0."]
         return [f"No advice by percentile: the run's own clipping hides {percentile}."]
@@ -111,12 +111,12 @@ def spikes(review: Findings) -> list[str]:
         if not count:
             continue
         found = [spike for spike in review.spikes if spike.column == column]
-        none = "none" if count > FEWEST else f"none, because no row has {FEWEST} rows before it"
+        none = "none" if count > RULE.fewest else f"none, because no row has {RULE.fewest} rows before it"
         lines.append(f"SPIKES of the {name}: {len(found) or none}")
         lines += [f"  {_said(spike)}" for spike in found[:NUM_SHOWN]]
         if len(found) > NUM_SHOWN:
             lines.append(f"  and {len(found) - NUM_SHOWN} more, at {_listed([s.step for s in found[NUM_SHOWN:]])}")
-    return [*lines, SPIKE_RULE]
+    return [*lines, RULE.text]
 
 
 def _said(spike: Spike) -> str:

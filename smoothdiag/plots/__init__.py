@@ -10,6 +10,7 @@ from smoothdiag.plots.groups import plot_constants, plot_groups
 from smoothdiag.plots.over_steps import plot_trace
 from smoothdiag.plots.sharpness import plot_sharpness
 from smoothdiag.plots.smoothness import plot_smoothness
+from smoothdiag.plots.spikes import plot_spikes
 
 __all__ = [
     "plot_clipping",
@@ -18,5 +19,6 @@ __all__ = [
     "plot_groups",
     "plot_sharpness",
     "plot_smoothness",
+    "plot_spikes",
     "plot_trace",
 ]

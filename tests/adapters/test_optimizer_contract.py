@@ -1,4 +1,4 @@
-"""adapters: with every optimizer of one table a probe changes nothing, and AutoClip does no harm or says why."""
+"""adapters: with every optimizer a probe and a SpikeGuard change nothing, and AutoClip does no harm or says why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from third_party_optimizers import ROWS, Row
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 
-from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, StepRule, every
+from smoothdiag import AutoClip, LocalSmoothness, PathSmoothness, Probe, SpikeGuard, StepRule, every
 
 pytestmark = pytest.mark.thorough
 
@@ -132,3 +132,36 @@ def test_a_cap_that_binds_costs_no_loss_or_is_refused(row: Row) -> None:
     loss = clipped.evaluated()
     assert loss <= 1.1 * by_hand
     assert clipped.clipper.clip_fraction >= 0.1 or row.loop == "two steps"
+
+
+MOVES_FIRST = ("schedulefree adamw closure", "kozistr wsam", "kozistr bsam")
+"""They move the parameters before they evaluate the closure of a step."""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_spike_guard_changes_no_bit(row: Row) -> None:
+    if row.unwatched:
+        pytest.skip("refused")
+    guarded = Training(row)
+    guard = SpikeGuard(guarded.optimizer, update_norm=True)
+    assert_identical(guarded.over(8).state(), Training(row).over(8).state())
+    assert guard.events == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in MOVES_FIRST])
+def test_a_skipped_step_leaves_everything_as_it_was(name: str) -> None:
+    guarded = Training(ROWS[name])
+    if ROWS[name].unwatched:
+        pytest.skip("refused")
+    if name == "lbfgs":
+        with pytest.raises(ValueError, match="several gradients in a step"):
+            SpikeGuard(guarded.optimizer, action="skip")
+        return
+    guard = SpikeGuard(guarded.optimizer, action="skip")
+    before = guarded.over(5).state()
+    guarded.step((INPUTS[:32] * torch.inf, LABELS[:32]), None)
+    kept = [key for key in before if key.startswith(("optimizer", "parameter"))]
+    after = guarded.state()
+    assert_identical({key: after[key] for key in kept}, {key: before[key] for key in kept})
+    assert [event.done for event in guard.events] == ["skipped"]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import smoothdiag as sd
 
 ALONE = ("quickstart.md", "first_look.md", "choose.md", "faq.md", "migration.md", "report.md")
-ALONE_IN_HOWTO = ("howto/max_norm.md", "howto/measure.md", "howto/compare.md")
+ALONE_IN_HOWTO = ("howto/max_norm.md", "howto/measure.md", "howto/compare.md", "howto/spikes.md")
 """Pages whose blocks need nothing but each other."""
 
 ELSEWHERE = {

@@ -13,6 +13,7 @@ def after_closure(
     kwargs: Mapping[str, Any],
     act: Callable[[], None],
     again: Callable[[], None] = lambda: None,
+    found: Callable[[Any], None] = lambda result: None,
 ) -> Arguments | None:
     """Returns the arguments of an optimizer step whose closure is followed by ``act``; None if there is no closure.
 
@@ -24,6 +25,7 @@ def after_closure(
         kwargs: Its keyword arguments.
         act: Called after the first evaluation of the closure.
         again: Called after each further evaluation in the same step.
+        found: Called with the result of each evaluation, first of all.
     """
 
     def followed(closure: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +34,7 @@ def after_closure(
         @functools.wraps(closure)
         def evaluate(*given: Any, **named: Any) -> Any:
             result = closure(*given, **named)
+            found(result)
             next(calls)()
             return result
 

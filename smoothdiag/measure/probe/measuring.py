@@ -72,6 +72,8 @@ class Measuring:
     Attributes:
         self_test: What the first measured step showed about the loss; ``None`` before it.
         has_measured: Whether a step has been measured. Errors are raised until then; later ones only cost a row.
+        loss_fn: The loss of a micro-batch.
+        reduction: How micro-batch losses add up.
         memory: What estimators keep from one step for the next, for each kind of data.
         fault: The error kept for the present step, if there is one.
     """
@@ -87,8 +89,8 @@ class Measuring:
         reduction: Reduction,
         distributed: bool,
     ) -> None:
-        self._model, self._optimizer, self._loss_fn, self._trace = model, optimizer, loss_fn, trace
-        self._state, self._reduction, self._distributed = state, reduction, distributed
+        self._model, self._optimizer, self.loss_fn, self._trace = model, optimizer, loss_fn, trace
+        self._state, self.reduction, self._distributed = state, reduction, distributed
         self.self_test: SelfTest | None = None
         self.has_measured = False
         self.memory: MutableMapping[str, MutableMapping[Hashable, Any]] = defaultdict(dict)
@@ -133,11 +135,11 @@ class Measuring:
         """Measures a step on one kind of data, and returns its loss and gradient at the start if it evaluated them."""
         objective = Objective(
             self._model,
-            self._loss_fn,
+            self.loss_fn,
             part.micro_batches,
             taken.parameters,
             state=self._state,
-            reduction=self._reduction,
+            reduction=self.reduction,
             widen_half=True,
             distributed=self._distributed,
             replicas=taken.ranks.replicas,
@@ -296,7 +298,7 @@ class Measuring:
             step.at_start.gradient,
             has_length=begun.has_length,
             num_micro_batches=step.objective.num_micro_batches,
-            reduction=self._reduction,
+            reduction=self.reduction,
             arrived=begun.arrived,
             scale=begun.scale,
         )

@@ -30,9 +30,9 @@ from smoothdiag.measure.probe.host import HostMemory, Where
 from smoothdiag.measure.probe.measuring import Measuring, Taken
 from smoothdiag.measure.probe.others import SHOW, Between, moved_by_others, unseen
 from smoothdiag.measure.probe.ranks import Outlook, Ranks
+from smoothdiag.measure.probe.replaying import Replaying
 from smoothdiag.measure.probe.schedule import Adaptive, Schedule, Stopwatch, every
 from smoothdiag.measure.probe.unsupported import refuse_unsupported
-from smoothdiag.measure.probe.watched import Watching
 from smoothdiag.measure.recording import facts
 from smoothdiag.memory import retried
 from smoothdiag.packing import Kept
@@ -41,7 +41,7 @@ from smoothdiag.trace import Trace
 T = TypeVar("T")
 
 
-class Probe(Managed, Watching):
+class Probe(Managed, Replaying):
     """Measures local smoothness beside the gradient norm, without changing the run by one bit.
 
     The probe attaches to the optimizer by its step hooks. On the steps that ``schedule`` names it keeps the batches,
@@ -144,7 +144,7 @@ class Probe(Managed, Watching):
         self._stopwatch, self._host = Stopwatch(), HostMemory(offload)
         if loss_fn is None:
             says, has = self._measuring, self._accumulation.has_gradients
-            self._calls = self._accumulation.calls = Calls(model, self._show, says.unharmed, has, says.warn_once)
+            self._calls = self._accumulation.calls = Calls(model, self._meet, says.unharmed, has, says.warn_once)
         self._between = Between(optimizer, is_on=self._data.needs_batches)
         self._turn = Turn(optimizer, self._before_step, self._after_step, self._between.listen)
 

@@ -46,6 +46,9 @@ class Watching(ABC):
     _calls: Calls | None = None
     """The calls of a model that returns its loss, which take the place of batches."""
 
+    _listeners: tuple[Callable[[Callable[[], Any], float | None], None], ...] = ()
+    """Who sees the batches besides the probe."""
+
     def watch(self, loader: Iterable[T]) -> Watched[T]:
         """Returns an iterator over ``loader`` that shows every batch to the probe; ``len`` works as for ``loader``.
 
@@ -68,7 +71,21 @@ class Watching(ABC):
                 "Parameter `loss_fn` is needed to show batches by observe(). Without it, the probe sees the calls of "
                 "the model by itself: leave out observe(), or pass loss_fn(model, batch) to the Probe."
             )
-        self._show(lambda: batch, weight)
+        self._meet(lambda: batch, weight)
+
+    def listen(self, listener: Callable[[Callable[[], Any], float | None], None]) -> None:
+        """Shows every micro-batch to somebody else, too, right before its forward pass, whether a step is due or not.
+
+        Args:
+            listener: Called with a function that makes the micro-batch, and its weight.
+        """
+        self._listeners = (*self._listeners, listener)
+
+    def _meet(self, make: Callable[[], T], weight: float | None = None) -> T | None:
+        """Shows a micro-batch to the listeners and to the probe."""
+        for listener in self._listeners:
+            listener(make, weight)
+        return self._show(make, weight)
 
     @abstractmethod
     def _show(self, make: Callable[[], T], weight: float | None = None) -> T | None:

@@ -1,0 +1,9 @@
+"""SpikeGuard: spikes of a run as they happen, and why they happened."""
+
+from smoothdiag.spikes.causes import Explanation
+from smoothdiag.spikes.events import SpikeEvent
+from smoothdiag.spikes.guard import SpikeGuard
+from smoothdiag.spikes.rules import SixSigma, ZClip
+from smoothdiag.spiking import SpikeRule
+
+__all__ = ["Explanation", "SixSigma", "SpikeEvent", "SpikeGuard", "SpikeRule", "ZClip"]

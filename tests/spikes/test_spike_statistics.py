@@ -1,0 +1,146 @@
+"""spikes.statistics, spiking: what the device finds is what the numbers say, and what the published code says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from smoothdiag import SixSigma, SpikeRule, ZClip
+from smoothdiag.spikes.rules import Rule, statistics_of
+from smoothdiag.spikes.statistics import Judged, Statistics
+
+CPU, COUNTS = torch.device("cpu"), torch.ones((), dtype=torch.bool)
+
+
+def made(rule: Rule, norms: int = 1, losses: int = 1) -> Statistics:
+    return statistics_of(rule, 1.0)(norms, losses, CPU)
+
+
+def judged(statistics: Statistics, *signals: np.ndarray) -> list[Judged]:
+    return [
+        statistics.judge(torch.tensor(values, dtype=torch.float64), COUNTS) for values in zip(*signals, strict=True)
+    ]
+
+
+def signals(seed: int, steps: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Returns norms and losses that fall and are noisy, with spikes, gaps and values that are not finite."""
+    draw = np.random.default_rng(seed)
+    norms = np.exp(0.2 * draw.standard_normal(steps) - np.arange(steps) / 300)
+    losses = 3 + 4 * np.exp(-np.arange(steps) / 80) + 0.05 * draw.standard_normal(steps)
+    for step in draw.choice(np.arange(10, steps), 25, replace=False):
+        norms[step] *= draw.choice([3.0, 10.0, np.inf, np.nan, 0.0])
+        losses[step] *= draw.choice([1.05, 1.3, 3.0, np.inf, np.nan])
+    return norms, losses
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rule", [SpikeRule(), SpikeRule(window=21, fewest=4, deviations=2.0, least_ratio=1.3)])
+def test_the_device_finds_what_the_numbers_say(rule: SpikeRule, seed: int) -> None:
+    norms, losses = signals(seed)
+    found = judged(made(rule), norms, losses)
+    for row, (values, is_norm) in enumerate(((norms, True), (losses, False))):
+        expected, usual = rule.find(values, is_norm=is_norm)
+        assert [bool(step.fired[row]) for step in found] == expected.tolist()
+        assert expected.any()
+        mine = np.array([float(step.usual[row]) for step in found])
+        known = np.isfinite(usual)
+        np.testing.assert_allclose(mine[known], usual[known], rtol=1e-12)
+
+
+def test_no_spike_before_the_rule_knows_what_is_usual() -> None:
+    norms = np.ones(60)
+    norms[[5, 19, 20, 50]] = 100.0
+    fired = [bool(step.fired[0]) for step in judged(made(SpikeRule(), 1, 0), norms)]
+    assert np.flatnonzero(fired).tolist() == [20, 50]
+
+
+def test_steps_that_do_not_count_leave_no_trace() -> None:
+    rules: list[Rule] = [SpikeRule(), SixSigma(window=16), ZClip()]
+    for rule in rules:
+        statistics = made(rule)
+        judged(statistics, *(1 + 0.1 * np.random.default_rng(0).standard_normal((2, 40))))
+        before = statistics.state_dict()
+        found = statistics.judge(torch.tensor([1e6, 1e6], dtype=torch.float64), ~COUNTS)
+        assert not found.fired.any()
+        for name, kept in statistics.state_dict().items():
+            np.testing.assert_array_equal(kept, before[name])
+
+
+class LiteralSkipStep:
+    """``SkipStepOptimizer.get_step_factor`` of OLMo-core, as it stands there, on one signal at a time."""
+
+    def __init__(self, window: int = 128, sigmas: float = 6) -> None:
+        self.window, self.sigmas = window, sigmas
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+
+    def skips(self, norm: Tensor, loss: Tensor) -> tuple[bool, bool]:
+        for kept, value in ((self.losses, loss), (self.norms, norm)):
+            kept.append(value)
+            while len(kept) > self.window + 1:
+                kept.pop(0)
+        if len(self.losses) < max(20, self.window // 2):
+            return False, False
+        std, mean = torch.std_mean(torch.stack(self.losses[:-1]))
+        loss_z = (self.losses[-1] - mean).abs().div(std)
+        std, mean = torch.std_mean(torch.stack(self.norms[:-1]))
+        norm_z = (self.norms[-1] - mean).abs().div(std)
+        return not bool(norm_z <= self.sigmas), not bool(loss_z <= self.sigmas)
+
+
+@pytest.mark.parametrize("window", [128, 32])
+def test_six_sigma_is_that_of_olmo(window: int) -> None:
+    norms, losses = (np.where(np.isfinite(x) & (x > 0), x, 40.0) for x in signals(1))
+    literal = LiteralSkipStep(window)
+    expected = [literal.skips(torch.tensor(n), torch.tensor(x)) for n, x in zip(norms, losses, strict=True)]
+    found = judged(made(SixSigma(window)), norms, losses)
+    assert [tuple(step.fired.tolist()) for step in found] == expected
+    assert np.any(expected, axis=0).all()
+
+
+class LiteralZClip:
+    """ZClip in its mode "zscore" with "adaptive_scaling", as in the authors' code."""
+
+    def __init__(self) -> None:
+        self.alpha, self.z_thresh, self.eps, self.warmup_steps = 0.97, 2.5, 1e-6, 25
+        self.buffer: list[float] = []
+        self.mean = self.var = math.nan
+
+    def step(self, norm: float) -> float | None:
+        if math.isnan(self.mean):
+            self.buffer.append(norm)
+            if len(self.buffer) >= self.warmup_steps:
+                self.mean = sum(self.buffer) / len(self.buffer)
+                self.var = sum((x - self.mean) ** 2 for x in self.buffer) / len(self.buffer)
+            return None
+        std = self.var**0.5
+        z = (norm - self.mean) / (std + self.eps)
+        clip = self.mean + (self.z_thresh * std) / (z / self.z_thresh) if z > self.z_thresh else None
+        taken = norm if clip is None else clip
+        self.mean = self.alpha * self.mean + (1 - self.alpha) * taken
+        self.var = self.alpha * self.var + (1 - self.alpha) * (taken - self.mean) ** 2
+        return clip
+
+
+def test_zclip_is_that_of_its_authors() -> None:
+    norms = signals(2)[0]
+    norms = np.where(np.isfinite(norms) & (norms > 0), norms, 40.0)
+    literal, num = LiteralZClip(), 0
+    for norm, found in zip(norms, judged(made(ZClip(), 1, 0), norms), strict=True):
+        expected = literal.step(float(norm))
+        assert bool(found.fired[0]) == (expected is not None)
+        if expected is not None:
+            num += 1
+            assert float(found.target[0]) == pytest.approx(expected, rel=1e-9)
+    assert num >= 10
+
+
+def test_a_rise_of_all_values_becomes_usual() -> None:
+    norms = np.where(np.arange(200) < 100, 1.0, 8.0) * (1 + 0.1 * np.sin(np.arange(200)))
+    fired = np.flatnonzero(SpikeRule().find(norms, is_norm=True)[0])
+    assert fired[0] == 100
+    assert fired[-1] < 130
