@@ -166,7 +166,22 @@ def counter_of(
         for name in _counters(table):
             sizes[name] += table.length
     enough = [name for name in columns if sizes[name] >= ENOUGH * total] or [name for name in columns if sizes[name]]
-    return column_of("step", None, enough, source)
+    return column_of("step", None, enough, source) or _counter_before(tables, roles)
+
+
+def _counter_before(tables: Sequence[Table], roles: Sequence[str]) -> str | None:
+    """Returns the counter of the lines before the rows, such as the bar above a dictionary; None if there is none.
+
+    It counts if it is another for every row, and rises but where a run was resumed.
+    """
+    rows = series_of(tables, roles[0], None, None)
+    names = {name for table in tables for name in _counters(table)}
+    for name in sorted(names, key=lambda name: (place(name) or ("", 0))[1]):
+        steps = _filled(np.full(len(rows), np.nan), rows.places, series_of(tables, name, None, None))
+        rises = np.diff(steps)
+        if len(rises) and bool(np.all(rises != 0)) and float(np.mean(rises > 0)) >= ENOUGH:
+            return name
+    return None
 
 
 def _counters(table: Table) -> list[str]:

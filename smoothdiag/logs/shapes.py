@@ -18,7 +18,7 @@ _NUMBER: Final = r"[-+]?(?:\d+(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+
 _NOT_FINITE: Final = r"[-+]?(?:nan|inf(?:inity)?)(?![A-Za-z])"
 
 PAIR: Final = re.compile(
-    r"(?<![\w.])(?P<name>(?!(?:nan|inf)\b)[A-Za-z_](?>[\w./#%*()@-]*)"
+    r"(?<![\w./])(?P<name>(?!(?:nan|inf)\b)[A-Za-z_](?>[\w./#%*()@-]*)"
     r"(?>(?:[ ](?!(?:nan|inf)\b)[A-Za-z(](?>[\w./#%*()@-]*)){0,7}))"
     r"['\"]?(?:\s*[:=|]\s*|\s+)['\"\[(]*(?:(?:tensor|[aA]rray|np\.float\d*|float)\()?"
     rf"(?P<value>{_NUMBER}|{_NOT_FINITE})(?P<comma>,\d+)?(?P<unit>[A-Za-z]*)(?:\s*/\s*(?P<total>\d+))?",
