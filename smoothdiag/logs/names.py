@@ -47,6 +47,7 @@ USUAL: Final[Mapping[str, Sequence[Name]]] = {
         Name("batch", "Composer loggers/console_logger.py"),
         Name("time_batch", "Composer loggers/console_logger.py"),
         Name("it", MANY),
+        Name("n_m_of_an_epoch", "Keras utils/progbar.py"),
         Name("n_m", "tqdm, mmengine, timm: a counter without a name, such as [10/1000]"),
     ),
     "grad_norm": (

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from smoothdiag import read_log
+from smoothdiag import SmoothdiagWarning, read_log
 
 STEPS = range(4, 80, 4)
 
@@ -58,3 +58,50 @@ def test_the_bar_above_a_dictionary_is_its_step(tmp_path) -> None:
 def test_a_bar_that_lags_behind_its_dictionaries_is_no_step(tmp_path) -> None:
     lines = [f"{bar(n - 4 * (n == 40))}\n{{'loss': {loss}, 'grad_norm': {norm}}}\n" for n, norm, loss in WANTED]
     assert len(rows(tmp_path / "a.log", "".join(lines))) == len(WANTED)
+
+
+def test_a_column_that_sums_up_the_run_is_no_second_loss(tmp_path) -> None:
+    lines = [f"{n},{norm},{loss},\n" for n, norm, loss in WANTED] + [f"{n + 1},,,\n" for n in range(90, 99)]
+    text = "".join(["_step,train/grad_norm,train/loss,train_loss\n", *lines, "99,,,4.5\n"])
+    assert rows(tmp_path / "a.csv", text)[: len(WANTED)] == WANTED
+    both = text.replace(",\n", ",2.5\n")
+    with pytest.raises(ValueError, match="one of the columns train/loss, train_loss"):
+        rows(tmp_path / "a.csv", both)
+
+
+@pytest.mark.parametrize("nothing", ["-1.0000", "0.0"])
+def test_the_rank_of_a_pipeline_that_has_the_loss_is_read(tmp_path, nothing) -> None:
+    lines = [
+        f"[rank{r}]: step: {n} loss: {x} grad_norm: {g}\n"
+        for n, g, loss in WANTED
+        for r, x in ((0, nothing), (3, loss))
+    ]
+    with pytest.warns(
+        SmoothdiagWarning, match="only rows of rank 3 are read, of 2 ranks, because the losses of rank 0"
+    ):
+        assert rows(tmp_path / "a.log", "".join(lines)) == WANTED
+
+
+BARS = {"old": ("[{}>{}]", "[{}={}]", "=", "."), "new": ("\x1b[1m{}{}\x1b[0m", "{}━{}", "━", "━")}
+
+
+@pytest.mark.parametrize("names_epochs", [True, False])
+@pytest.mark.parametrize(("bar", "full", "done", "left"), BARS.values(), ids=BARS.keys())
+def test_an_epoch_of_running_means_is_one_row(tmp_path, bar, full, done, left, names_epochs) -> None:
+    text = ""
+    for epoch in range(1, 9):
+        text += f"Epoch {epoch}/8\n" * names_epochs
+        for batch in (1, 10, 19):
+            text += (
+                f"\r{batch:2d}/20 {bar.format(done * batch, left * (19 - batch))} - ETA: 1s - loss: {9 - batch / 9:.2f}"
+            )
+        text += f"\r20/20 {full.format(done * 19, '')} - 3s 9ms/step - loss: {8 / epoch:.3f} - val_loss: 7.7\n"
+    text += f"\r 3/20 {bar.format(done * 3, left * 16)} - ETA: 1s - loss: 0.5"
+    with pytest.warns(SmoothdiagWarning, match="are means over its batches so far, so only the last of each is read"):
+        found = [row["loss"] for row in read_log(_written(tmp_path / "fit.out", text))]
+    assert found == [round(8 / epoch, 3) for epoch in range(1, 9)]
+
+
+def _written(path, text: str):
+    path.write_text(text)
+    return path
