@@ -20,7 +20,7 @@ from smoothdiag.logs.columns import (
     rows_of_training,
     series_of,
 )
-from smoothdiag.logs.counting import recounted
+from smoothdiag.logs.counting import check_is_one_run, recounted
 from smoothdiag.logs.documents import SCALAR
 from smoothdiag.logs.names import note_of, role_of
 from smoothdiag.logs.shapes import COUNTER, RUNNING
@@ -93,6 +93,8 @@ def assembled(
         )
     _check_is_run(found, tables, step, source)
     if step is not None:
+        if run is None and not any(table.context.run for table in tables):
+            check_is_one_run(found, tables, step, source)
         totals = store.totals.get(step, set())
         names_runs = len({table.context.run for table in tables} - {""}) > 0
         number = None if names_runs else run

@@ -105,3 +105,41 @@ def test_an_epoch_of_running_means_is_one_row(tmp_path, bar, full, done, left, n
 def _written(path, text: str):
     path.write_text(text)
     return path
+
+
+TABLES = {
+    "wide": ("step;grad_norm;loss", lambda n, norm, loss: f"{n};{norm};{loss}"),
+    "long": ("key;step;value", lambda n, norm, loss: f"grad_norm;{n};{norm}\nloss;{n};{loss}"),
+    "quoted": ("step,grad_norm,loss,note", lambda n, norm, loss: f'{n},"{norm}","{loss}",none'),
+    "names": ("step\tgrad_norm\tloss\tsplit", lambda n, norm, loss: f"{n}\t{norm}\t{loss}\ttrain"),
+}
+
+
+@pytest.mark.parametrize(("head", "row"), TABLES.values(), ids=TABLES.keys())
+def test_decimal_commas_of_a_table_are_read_and_said(tmp_path, head, row) -> None:
+    lines = [row(n, *(f"{value:.3f}".replace(".", ",") for value in rest)) + "\n" for n, *rest in WANTED]
+    with pytest.warns(SmoothdiagWarning, match="commas in numbers are read as decimal"):
+        found = rows(tmp_path / "a.csv", f"{head}\n" + "".join(lines))
+    assert found == [(n, round(norm, 3), round(loss, 3)) for n, norm, loss in WANTED]
+
+
+def test_points_of_thousands_go_with_decimal_commas(tmp_path) -> None:
+    with pytest.warns(SmoothdiagWarning, match="decimal"):
+        assert rows(tmp_path / "a.csv", "step;grad_norm;loss\n1;1.024,5;1,234\n") == [(1, 1024.5, 1.234)]
+
+
+def test_two_runs_row_by_row_without_names_are_refused(tmp_path) -> None:
+    pairs = [f"{n},{norm},{loss}\n{n},{norm + 0.25},{loss + 0.1}\n" for n, norm, loss in WANTED]
+    with pytest.raises(
+        ValueError, match="Found each step of `step` 2 times with other values, as in a table of 2 runs"
+    ):
+        rows(tmp_path / "a.csv", "step,grad_norm,loss\n" + "".join(pairs))
+
+
+def test_micro_steps_and_ranks_are_no_runs(tmp_path) -> None:
+    counted = [f"{n},{2 * n + k},{norm + k},{loss + k}\n" for n, norm, loss in WANTED for k in (0, 1)]
+    with pytest.warns(SmoothdiagWarning, match="repeat an earlier step"):
+        assert len(rows(tmp_path / "a.csv", "step,iter,grad_norm,loss\n" + "".join(counted))) == len(WANTED)
+    ranks = [f"step {n} loss {loss + k} norm {norm}\n" for n, norm, loss in WANTED for k in (0, 1)]
+    with pytest.warns(SmoothdiagWarning, match="repeat an earlier step"):
+        assert len(rows(tmp_path / "a.log", "".join(ranks))) == len(WANTED)
