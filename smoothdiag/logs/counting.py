@@ -203,12 +203,12 @@ def check_is_one_run(series: Sequence[Series], tables: Sequence[Table], column: 
         ValueError: If the rows are those of several runs.
     """
     rows = series[0]
+    # A counter that starts anew has the rows of a step far apart.
+    if np.count_nonzero(rows.step[1:] == rows.step[:-1]) < ALIKE * len(rows) / 2:
+        return
     step, counts = np.unique(rows.step, return_counts=True)
     times = int(np.median(counts)) if len(counts) else 0
     if times < 2 or len(step) < FEW or float(np.mean(counts == times)) < ALIKE:
-        return
-    # A counter that starts anew has the rows of a step far apart.
-    if float(np.sum(np.diff(rows.step) == 0)) < ALIKE * (len(rows) - len(step)):
         return
     order = np.argsort(rows.step, kind="stable")
     same = np.diff(rows.step[order]) == 0
