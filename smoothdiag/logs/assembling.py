@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -19,10 +20,10 @@ from smoothdiag.logs.columns import (
     rows_of_training,
     series_of,
 )
-from smoothdiag.logs.counting import recounted
+from smoothdiag.logs.counting import check_is_one_run, recounted
 from smoothdiag.logs.documents import SCALAR
 from smoothdiag.logs.names import note_of, role_of
-from smoothdiag.logs.shapes import COUNTER
+from smoothdiag.logs.shapes import COUNTER, RUNNING
 from smoothdiag.logs.store import Store, Table
 from smoothdiag.logs.table import LogTrace
 
@@ -56,13 +57,15 @@ def assembled(
     if {"smoothness", "estimator"} <= set(columns):
         raise ValueError(f"`{source}` should be a log. Found a trace, which `Trace.read` and `smoothdiag fit` read.")
     tables = rows_of_training(store, asked, source, problems)
-    filled_in = {name for table in tables for name in table.names}
+    sizes: Counter[str] = Counter()
+    for table in tables:
+        sizes.update(dict.fromkeys(table.names, table.length))
     chosen: dict[str, str | None] = {}
     # Columns without values are meant only if there are no others.
-    for names in ([name for name in columns if name in filled_in], columns):
+    for names in ([name for name in columns if sizes[name]], columns):
         for role in ("grad_norm", "loss", "lr"):
             among = columns if asked[role] is not None else names
-            chosen[role] = column_of(role, asked[role], among, source)
+            chosen[role] = column_of(role, asked[role], among, source, sizes)
         if chosen["grad_norm"] is not None or chosen["loss"] is not None:
             break
     roles = [name for role in ("grad_norm", "loss") if (name := chosen[role]) is not None]
@@ -76,6 +79,8 @@ def assembled(
     tables = rows_of_run(tables, run, source, roles)
     chosen["step"] = counter_of(tables, roles, asked["step"], columns, source)
     epoch = _epoch_of(tables, roles)
+    if chosen["step"] == RUNNING:
+        problems.append("the rows of an epoch are means over its batches so far, so only the last of each is read")
     chosen["step"], found = _series(tables, roles, chosen["step"], epoch)
     needed = "loss" if chosen["grad_norm"] is None else "grad_norm"
     step = chosen["step"]
@@ -88,6 +93,8 @@ def assembled(
         )
     _check_is_run(found, tables, step, source)
     if step is not None:
+        if run is None and not any(table.context.run for table in tables):
+            check_is_one_run(found, tables, step, source)
         totals = store.totals.get(step, set())
         names_runs = len({table.context.run for table in tables} - {""}) > 0
         number = None if names_runs else run
@@ -137,14 +144,22 @@ def _series(
     found = [
         filled(series_of(tables, role, step, epoch), tables, step, epoch, is_continued=is_continued) for role in roles
     ]
+    if step == RUNNING:
+        found = [one.kept(_ends(one.step)) for one in found]
     # The last batch of every epoch: 20/20.
-    is_still = step == COUNTER and len(found[0]) > 1 and bool(np.all(found[0].step == found[0].step[0]))
+    is_still = step in (COUNTER, RUNNING) and len(found[0]) > 1 and bool(np.all(found[0].step == found[0].step[0]))
     if step is not None and not is_still:
         return step, found
     epochs = found[0].epoch
     if len(epochs) > 1 and bool(np.all(epochs == np.floor(epochs)) and np.all(np.diff(epochs) > 0)):
         return epoch, [Series(one.where, one.epoch, one.epoch, one.value) for one in found]
     return None, [Series(one.where, one.places, one.epoch, one.value) for one in found]
+
+
+def _ends(step: Numbers) -> Numbers:
+    """Returns which rows end an epoch that was not cut off: the counter starts anew behind them."""
+    ends: Numbers = np.append(step[1:] < step[:-1], [True] * min(1, len(step))) & (step == np.max(step, initial=0))
+    return ends
 
 
 def _checked(series: Series, step: str | None, problems: list[str]) -> Series:

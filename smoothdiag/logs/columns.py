@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,10 @@ NUM_LISTED: Final = 30
 
 ENOUGH: Final = 0.9
 """Share of the rows that have a counter, for the counter to be taken before others that come earlier in the table."""
+
+
+SUMMED_UP: Final = 20
+"""Values of one column to each value of another, beyond which the other sums up the run."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,13 @@ def listed(columns: Sequence[str]) -> str:
     return ", ".join(map(printable, columns[:NUM_LISTED])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def column_of(role: str, asked: str | None, columns: Sequence[str], source: str) -> str | None:
+def column_of(
+    role: str, asked: str | None, columns: Sequence[str], source: str, sizes: Mapping[str, int] | None = None
+) -> str | None:
     """Returns the column that was asked for, or else the only column with the likeliest usual name.
+
+    ``sizes`` are numbers of values, if the columns are known: a column with one value for many of another sums up a
+    run, as the `train_loss` that ends a run of Hugging Face.
 
     Raises:
         ValueError: If there is no such column, or several have this name.
@@ -81,6 +90,9 @@ def column_of(role: str, asked: str | None, columns: Sequence[str], source: str)
         return None
     best = min(places.values())
     found = [name for name, at in places.items() if at == best]
+    if sizes is not None:
+        most = max(sizes[name] for name in found)
+        found = [name for name in found if sizes[name] == most or sizes[name] > max(1, most / SUMMED_UP)]
     exact = [name for name in found if best < len(USUAL[role]) and plain(name) == USUAL[role][best].name]
     if len(exact or found) > 1:
         # Nothing hangs on the rate, so it is left out rather than asked for.
@@ -116,12 +128,21 @@ def rows_of_training(store: Store, asked: Mapping[str, str | None], source: str,
     kept = [table for table in tables if table.context.kind in kinds]
     ranks = sorted({table.context.rank for table in kept if table.context.rank >= 0})
     if len(ranks) > 1:
-        kept = [table for table in kept if table.context.rank in (-1, ranks[0])]
+        with_loss = [rank for rank in ranks if _has_loss(table for table in kept if table.context.rank == rank)]
+        rank = (with_loss or ranks)[0]
+        kept = [table for table in kept if table.context.rank in (-1, rank)]
         problems.append(
-            f"only rows of rank {ranks[0]} are read, of {counted(len(ranks), 'rank')}; the norm and the loss may be "
-            "those of one rank alone"
+            f"only rows of rank {rank} are read, of {counted(len(ranks), 'rank')}"
+            + (f", because the losses of rank {ranks[0]} are -1 or 0, as of a stage without a loss" * (rank > ranks[0]))
+            + "; the norm and the loss may be those of one rank alone"
         )
     return kept
+
+
+def _has_loss(tables: Iterable[Table]) -> bool:
+    """Whether a rank has losses; those of a pipeline print -1 or 0 if the last stage is on another rank."""
+    losses = [table.columns[name].values() for table in tables for name in table.names if role_of(name) == "loss"]
+    return not losses or not all(bool(np.all((values == -1) | (values == 0))) for values in losses)
 
 
 def rows_of_run(tables: list[Table], run: str | None, source: str, roles: Sequence[str]) -> list[Table]:
@@ -166,7 +187,22 @@ def counter_of(
         for name in _counters(table):
             sizes[name] += table.length
     enough = [name for name in columns if sizes[name] >= ENOUGH * total] or [name for name in columns if sizes[name]]
-    return column_of("step", None, enough, source)
+    return column_of("step", None, enough, source) or _counter_before(tables, roles)
+
+
+def _counter_before(tables: Sequence[Table], roles: Sequence[str]) -> str | None:
+    """Returns the counter of the lines before the rows, such as the bar above a dictionary; None if there is none.
+
+    It counts if it is another for every row, and rises but where a run was resumed.
+    """
+    rows = series_of(tables, roles[0], None, None)
+    names = {name for table in tables for name in _counters(table)}
+    for name in sorted(names, key=lambda name: (place(name) or ("", 0))[1]):
+        steps = _filled(np.full(len(rows), np.nan), rows.places, series_of(tables, name, None, None))
+        rises = np.diff(steps)
+        if len(rises) and bool(np.all(rises != 0)) and float(np.mean(rises > 0)) >= ENOUGH:
+            return name
+    return None
 
 
 def _counters(table: Table) -> list[str]:

@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag.console import counted
-from smoothdiag.logs.columns import Series
+from smoothdiag.logs.columns import Series, series_of
+from smoothdiag.logs.names import role_of
+from smoothdiag.logs.store import Table
 
 Numbers = npt.NDArray[Any]
 
@@ -20,6 +22,9 @@ FEW: Final = 5
 
 NUM_ALIKE: Final = 3
 """Alike stretches that make a counter of epochs, if the log does not name epochs; two may be two runs."""
+
+ALIKE: Final = 0.9
+"""Share of the steps that have to occur as often as most, and with other values, to be those of several runs."""
 
 
 @dataclass(frozen=True)
@@ -187,3 +192,37 @@ def _of_run(stretches: Sequence[Stretch], run: str | None, source: str, problems
         f"Parameter `run` (`--run`) should name one of the {len(runs)} runs in `{source}`, whose steps start anew "
         f"({spans}). Found {found}. If the counter counts epochs, name another column of steps."
     )
+
+
+def check_is_one_run(series: Sequence[Series], tables: Sequence[Table], column: str, source: str) -> None:
+    """Refuses rows of several runs that nothing tells apart: each step occurs as often, with other values.
+
+    Another counter that rises from row to row makes them micro-steps; rows of ranks have one norm.
+
+    Raises:
+        ValueError: If the rows are those of several runs.
+    """
+    rows = series[0]
+    # A counter that starts anew has the rows of a step far apart.
+    if np.count_nonzero(rows.step[1:] == rows.step[:-1]) < ALIKE * len(rows) / 2:
+        return
+    step, counts = np.unique(rows.step, return_counts=True)
+    times = int(np.median(counts)) if len(counts) else 0
+    if times < 2 or len(step) < FEW or float(np.mean(counts == times)) < ALIKE:
+        return
+    order = np.argsort(rows.step, kind="stable")
+    same = np.diff(rows.step[order]) == 0
+    if any(float(np.mean(np.diff(one.value[order])[same] != 0)) < ALIKE for one in series if len(one) == len(rows)):
+        return
+    names = {name for table in tables for name in table.names if role_of(name) in ("step", "epoch")} - {column}
+    if any(_rises(series_of(tables, name, None, None), rows) for name in names):
+        return
+    raise ValueError(
+        f"`{source}` should name the run of each row. Found each step of `{column}` {times} times with other values, "
+        f"as in a table of {times} runs. Export one run, or a column `run` with the name of each."
+    )
+
+
+def _rises(counter: Series, rows: Series) -> bool:
+    at = counter.value[np.isin(counter.places, rows.places)]
+    return len(at) == len(rows) and bool(np.all(np.diff(at) > 0))

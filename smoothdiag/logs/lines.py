@@ -9,7 +9,7 @@ from typing import Any, Final
 from smoothdiag.console import counted
 from smoothdiag.logs.names import RANK_NAMES, RUN_NAMES, SPLIT_NAMES, plain, role_of
 from smoothdiag.logs.shapes import LONGEST, Line, Value, json_of, number, read_line
-from smoothdiag.logs.store import Context, Store, context_of
+from smoothdiag.logs.store import FRACTION, Context, Store, context_of
 
 NUM_SHAPES: Final = 48
 NUM_IDLE: Final = 16
@@ -157,7 +157,8 @@ class LineReader:
         entry, context = flat(found), context_of(flat(found), context)
         before_count = self._store.count
         self._store.add(entry, context)
-        if entry == found and not any(isinstance(value, list) for value in entry.values()):
+        is_simple = not any(isinstance(value, list) or _is_fraction(value) for value in entry.values())
+        if entry == found and is_simple:
             self._learn_object(line, entry, context, before_count)
 
     def _learn_object(self, line: str, entry: dict[str, Any], context: Context, at: int) -> None:
@@ -217,6 +218,10 @@ class LineReader:
 
 
 _TEXT_FIELDS: Final = RANK_NAMES | RUN_NAMES | SPLIT_NAMES
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, str) and FRACTION.fullmatch(value) is not None
 
 
 def _agrees(value: Value, found: object) -> bool:

@@ -35,6 +35,10 @@ USUAL: Final[Mapping[str, Sequence[Name]]] = {
         Name("iteration", "Megatron-LM training/training.py; NeMo"),
         Name("iter", "nanoGPT train.py; mmengine hooks/logger_hook.py"),
         Name("steps", "DeepSpeed runtime/pipe/engine.py"),
+        Name("global_steps", "DeepSpeed runtime/engine.py"),
+        Name("current_steps", "LLaMA-Factory train/callbacks.py"),
+        Name("current_step", MANY),
+        Name("completed_steps", "accelerate examples"),
         Name("s", "llm.c llmc/logger.h"),
         Name("timesteps_total", "RLlib algorithms/algorithm.py", "counts steps of the environment"),
         Name("num_env_steps", "RLlib utils/metrics", "counts steps of the environment"),
@@ -43,6 +47,7 @@ USUAL: Final[Mapping[str, Sequence[Name]]] = {
         Name("batch", "Composer loggers/console_logger.py"),
         Name("time_batch", "Composer loggers/console_logger.py"),
         Name("it", MANY),
+        Name("n_m_of_an_epoch", "Keras utils/progbar.py"),
         Name("n_m", "tqdm, mmengine, timm: a counter without a name, such as [10/1000]"),
     ),
     "grad_norm": (
@@ -122,10 +127,16 @@ _ONLY_WHOLE: Final = frozenset(("norm", "s", "trl", "it", "batch", "ep"))
 """Names too short to mean the same behind a slash: `param/norm` is no gradient norm."""
 
 _NOISE: Final = re.compile(
-    r"^(info|debug|warning|train|training|current|completed|finished|at|on|in|of|the|and|worker|global|total|step|avg|"
-    r"average|mean|batch|mini|minibatch|optim|optimizer|log|now|after|learner)_"
+    r"(?:(?:info|debug|warning|train|training|current|completed|finished|at|on|in|of|the|and|worker|global|total|step|"
+    r"avg|average|mean|batch|mini|minibatch|optim|optimizer|log|now|after|learner)_(?:\d+_)?)+"
 )
-"""Matches words before a name in a line of a console, which belong to the text and not to the name."""
+"""Matches words before a name in a line of a console, which belong to the text and not to the name.
+
+Every part has to be such a word: `train` before `loss` is, but `train/Z` names another loss.
+"""
+
+_TOTAL: Final = re.compile(r"/(max|total)_(steps|iters|iterations|updates|epochs)$")
+"""Matches what a counter counts to, if its name says so: `global_step/max_steps` of ms-swift, with "5/500"."""
 
 _FILLER: Final = re.compile(r" (is|was|of|now|at|about)$")
 
@@ -146,6 +157,7 @@ def plain(name: str) -> str:
 @lru_cache(maxsize=100_000)
 def readings(name: str) -> frozenset[str]:
     """Returns the ways to read a name; none if the name does not belong to a training step."""
+    name = _TOTAL.sub("", name)
     whole, last = plain(name), plain(name.split("/")[-1])
     if _NOT_OF_A_STEP.search(f"{whole}_" if "/" in name else whole):
         return frozenset()
@@ -187,7 +199,7 @@ def spoken(text: str) -> tuple[str, bool]:
     while not role_of(rest) or (rest != words and _is_setting(words, rest)):
         first, space, after = rest.partition(" ")
         is_other = bool(IS_VALIDATION.fullmatch(first))
-        is_word = bool(_NOISE.match(plain(first) + "_")) or is_other or _is_counter(after)
+        is_word = bool(_NOISE.fullmatch(plain(first) + "_")) or is_other or _is_counter(after)
         # "val loss" is the name of a column, and "eval step" begins a line of other data.
         if not space or not is_word or (is_other and role_of(after) and role_of(after) not in _COUNTERS):
             return words, _is_other_counter(words)

@@ -18,13 +18,16 @@ _NUMBER: Final = r"[-+]?(?:\d+(?:,\d{3})+(?![\d,])(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+
 _NOT_FINITE: Final = r"[-+]?(?:nan|inf(?:inity)?)(?![A-Za-z])"
 
 PAIR: Final = re.compile(
-    r"(?<![\w.])(?P<name>(?!(?:nan|inf)\b)[A-Za-z_](?>[\w./#%*()@-]*)"
+    r"(?<![\w./])(?P<name>(?!(?:nan|inf)\b)[A-Za-z_](?>[\w./#%*()@-]*)"
     r"(?>(?:[ ](?!(?:nan|inf)\b)[A-Za-z(](?>[\w./#%*()@-]*)){0,7}))"
     r"['\"]?(?:\s*[:=|]\s*|\s+)['\"\[(]*(?:(?:tensor|[aA]rray|np\.float\d*|float)\()?"
     rf"(?P<value>{_NUMBER}|{_NOT_FINITE})(?P<comma>,\d+)?(?P<unit>[A-Za-z]*)(?:\s*/\s*(?P<total>\d+))?",
     re.IGNORECASE,
 )
 """Finds a name and the number behind it: `lm loss: 2.5E+00`, `loss 2.5`, `"loss": "2.5"`, `loss=tensor(2.5`."""
+
+RUNNING: Final = "N/M of an epoch"
+"""Name of the column of counters beside means over the epoch so far, as Keras prints them."""
 
 # Counters without a name: with the trainers that write them so.
 COUNTERS: Final = (
@@ -34,6 +37,7 @@ COUNTERS: Final = (
     re.compile(r"^\s*(\d+)/(\d+)\s"),  # Keras: 10/1000 [====>...
     re.compile(r"[━╸╺]\s+(\d+)/(\d+)\s"),  # Lightning with rich: ━━━━ 10/1000
 )
+_KERAS: Final = re.compile(r"^\s*(\d+)/(\d+)\s+(?:\[[=>.]+\]|━)")  # 10/1000 [====>...] or 10/1000 ━━━━
 EPOCH_OF: Final = re.compile(r"\[\s*(\d+)\s*/\s*\d+\s*\]\s*\[\s*\d+\s*/")  # Swin: [0/300][10/1251]
 RANK: Final = re.compile(r"(?<![a-z])rank\s*[:=_]?\s*(\d+)|\[default(\d+)\]|^\s*(\d+):\s+(?=\S)", re.IGNORECASE)
 SUMMARY: Final = re.compile(r"\|\s*train\s*\|")  # fairseq: means over the epoch, beside lines of train_inner
@@ -129,10 +133,12 @@ def read_line(line: str) -> Line:
 
 
 def _counter(line: str) -> list[Value]:
+    if (found := _KERAS.match(line)) is not None:
+        return [Value(RUNNING, found[1], "", int(found[2]), found.start(1), found.end(1), True)]
     for shape in COUNTERS:
-        found = [*shape.finditer(line)]
-        if found:
-            last = found[-1]  # the first may count epochs: [0/300][10/1251]
+        every = [*shape.finditer(line)]
+        if every:
+            last = every[-1]  # the first may count epochs: [0/300][10/1251]
             return [Value(COUNTER, last[1], "", int(last[2]), last.start(1), last.end(1), True)]
     return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -43,6 +44,9 @@ class Context(NamedTuple):
 
 
 TRAINING: Final = Context()
+
+FRACTION: Final = re.compile(r"\s*(\d{1,18})\s*/\s*(\d{1,18})\s*")
+"""Matches a counter with what it counts to, as ms-swift writes it: "5/500"."""
 
 
 class Column:
@@ -177,7 +181,12 @@ class Store:
         """Adds an entry with its values as the log has them."""
         names, values = [], []
         for name, value in entry.items():
-            if value is None or value == "" or not self.is_wanted(name):
+            if value is None or value == "":
+                continue
+            if isinstance(value, str) and "/" in value and (found := FRACTION.fullmatch(value)) is not None:
+                value = found[1]
+                self.totals.setdefault(name, set()).add(int(found[2]))
+            if not self.is_wanted(name):
                 continue
             try:
                 values.append([float(value)])

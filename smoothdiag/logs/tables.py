@@ -21,6 +21,13 @@ _STEPS: Final = ("step", "_step", "global_step", "iteration", "epoch")
 _CHART: Final = re.compile(r"^(?P<run>.+) - (?P<metric>.+?)(?P<of>__MIN|__MAX)?$")
 """Matches the columns of a chart that Weights & Biases exports: one for each run, and its least and largest value."""
 
+_DECIMAL_COMMA: Final = re.compile(
+    r"\s*[-+]?(?:0+,\d+|\d+,(?:\d{1,2}|\d{4,})|\d{4,},\d+|\d{1,3}(?:\.\d{3})+,\d+|\d+,\d+[eE][-+]?\d+)\s*"
+)
+"""Matches numbers whose comma cannot be one of thousands: 0,512 or 2,51 or 1.024,5."""
+
+_ANY_COMMA: Final = re.compile(r"\s*[-+]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+(?:[eE][-+]?\d+)?\s*")
+
 NUM_ROWS: Final = 4096
 """Rows that are read at once."""
 
@@ -62,6 +69,7 @@ class TableReader:
         self._contexts: dict[tuple[str, ...], Context] = {}
         self._num_longer = self._num_broken = self._num_means = 0
         self._range: dict[int, tuple[int, int]] = {}
+        self._has_commas = False
         self.runs: Counter[str] = Counter()
 
     def feed(self, lines: Iterable[str]) -> None:
@@ -122,8 +130,20 @@ class TableReader:
             self._num_longer += sum(len(row) > width for row in batch)
             self._num_broken += sum("\n" in cell for row in batch for cell in row)
             if not (is_plain and self._add_batch(batch, use)):
+                places = [at for at, _ in use] if self._long is None else [self._long[1], self._long[2]]
+                places += [*self._chart, *(at for ends in self._range.values() for at in ends)]
+                batch = self._with_points(batch, places)
                 for row in batch:
                     self._add(row, use)
+
+    def _with_points(self, batch: list[list[str]], places: Sequence[int]) -> list[list[str]]:
+        """Returns rows with decimal points for decimal commas, once a number showed that the commas are decimal."""
+        cells = [(row, at) for row in batch for at in places if at < len(row) and "," in row[at]]
+        self._has_commas = self._has_commas or any(_DECIMAL_COMMA.fullmatch(row[at]) for row, at in cells)
+        for row, at in cells if self._has_commas else ():
+            if _ANY_COMMA.fullmatch(row[at]):
+                row[at] = row[at].replace(".", "").replace(",", ".")
+        return batch
 
     def finish(self, *, is_cut: bool) -> None:
         """Reads the last row if it is short, unless the text ends within it."""
@@ -192,6 +212,8 @@ class TableReader:
         if is_cut and self._short:
             shown = (self._delimiter or ",").join(self._short)
             found.append(f"the last row was cut off and is left out: `{shown}`")
+        if self._has_commas:
+            found.append("commas in numbers are read as decimal, as in 0,5")
         if self._num_longer:
             found.append(
                 f"{counted(self._num_longer, 'row has', 'rows have')} more cells than the table has columns; the extra "

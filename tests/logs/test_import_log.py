@@ -229,7 +229,7 @@ def test_tables_of_a_spreadsheet_and_with_ragged_rows_are_read(tmp_path) -> None
         ("a.csv", "Wall time,Step,Value\n1,2,3\n", {}, "One scalar from TensorBoard has no name.*--grad-norm Value"),
         ("a.json", "[[1.5, 2, 3]]", {}, "Found the columns Wall time, Step, Value. One scalar from TensorBoard"),
         ("a.csv", "step,grad_norm\n1,tensor(0.4)\n", {}, "1 value is .* like 0.5 .*'tensor\\(0.4\\)' in `grad_norm`"),
-        ("a.csv", "step;grad_norm\n1;0,4\n", {}, "numbers like 0.5 can be read; the first is '0,4' in `grad_norm`"),
+        ("a.csv", "step;grad_norm\n1;1,234\n", {}, "numbers like 0.5 can be read; the first is '1,234' in `grad_norm`"),
         ("a.jsonl", '{"grad_norm": 1' + 400 * "0" + "}", {}, "1 value is left out because only numbers"),
         ("a.csv", "step,grad_norm\n3,1\n5,-0.5\n7,-2\n", {}, "never negative. Found -0.5 at step 5 .*, and 1 more"),
         ("a.csv", "step,loss,acc\n3,,1\n", {}, "`loss` should name a column of numbers. Found none in `loss`"),
