@@ -137,8 +137,8 @@ class Fault(Enum):
     )
     STALE_GRADIENTS = (
         Severity.ERROR,
-        "This line worked on gradients that the step did not use. optimizer.step(closure) computes new gradients "
-        "inside the closure, after this line has run.",
+        "This line worked on gradients that the next step does not use, such as those of the step before: "
+        "optimizer.step(closure) computes new gradients inside the closure, after this line has run.",
         "Move this line into the closure, after its backward().",
     )
     SCALED_GRADIENTS_IN_HOOK = (
