@@ -91,7 +91,7 @@ class Observer:
             self._count(Fault.CLIP_OF_DUPLICATES, call.site, held[0].owner, counted(number, "parameter"))
         if old := self.old_norms.cause(held, call.total_norm, self.passes):
             self._count(Fault.CLIP_WITH_OLD_NORM, call.site, held[0].owner, *old)
-        elif not call.by_value:
+        elif not call.by_value and call.limit is not None and not kind(call.limit):
             self._twice.clip(held, call.site, call.norm_type)
         if self.in_backward:  # a hook clips each gradient as soon as it is there
             self._micro_batches.before_clip_in_backward(held)
