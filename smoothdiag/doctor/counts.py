@@ -13,10 +13,6 @@ from smoothdiag.doctor.sites import Site
 
 FEWEST_CLIPS: Final = 30
 """Clips needed to say never or always. If none of 30 clips binds, at most one in ten would (95%, rule of three)."""
-_NEVER_ZEROED: Final = (
-    "Nothing zeroed the gradients in between: every backward pass added to gradients that a step had already used",
-    "Call optimizer.zero_grad() once per step, before its first backward(). If you want the sum, raise the threshold.",
-)
 
 
 class Binding:
@@ -27,22 +23,26 @@ class Binding:
     """
 
     def __init__(self) -> None:
-        self.calls = self._carried = 0
+        self.calls = 0
         self._thresholds: set[float] = set()
         self._bound: Any = 0
         self._lowest: Any = None
         self._highest: Any = None
 
-    def add(self, norm: Tensor, threshold: Any, *, is_carried: bool) -> None:
-        """Adds a clip of a gradient with this norm; ``is_carried``: the gradient contains one that a step has used."""
+    def add(self, norm: Tensor, threshold: Any) -> None:
+        """Adds a clip of a gradient with this norm."""
         first = self._lowest is None
         norm = norm.detach() if first else norm.detach().to(self._lowest.device)
         self.calls += 1
-        self._carried += is_carried
         self._thresholds.add(float(threshold))
         self._bound = self._bound + (norm > float(threshold))
         self._lowest = norm.clone() if first else torch.fmin(self._lowest, norm)
         self._highest = norm.clone() if first else torch.fmax(self._highest, norm)
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether any clip changed the gradient."""
+        return bool(self._bound)
 
     def finding(self, site: Site) -> Finding | None:
         """Returns a finding if enough clips were seen and all of them, or none, changed the gradient."""
@@ -54,13 +54,8 @@ class Binding:
         low, high = min(self._thresholds), max(self._thresholds)
         threshold = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         facts = f"norms from {float(self._lowest):.3g} to {float(self._highest):.3g}, threshold {threshold}"
-        if bound and self._carried >= self.calls - 1:  # the first clip has no gradient from before
-            cause, change = _NEVER_ZEROED
-            facts = f"{facts}. {cause}"
-        else:
-            change = ""
         fault = Fault.CLIP_ALWAYS_BINDS if bound else Fault.CLIP_NEVER_BINDS
-        return finding(fault, site, self.calls, self.calls, unit="clips", facts=facts, change=change)
+        return finding(fault, site, self.calls, self.calls, unit="clips", facts=facts)
 
 
 class Count:
@@ -68,11 +63,12 @@ class Count:
 
     Attributes:
         other: The second line that takes part, or what was seen.
+        facts: What was seen, if that stands beside a second line.
         number: How many steps had the fault.
     """
 
-    def __init__(self, other: str) -> None:
-        self.other, self.number = other, 0
+    def __init__(self, other: str, facts: str = "") -> None:
+        self.other, self.facts, self.number = other, facts or other, 0
         self._last: dict[Owner | None, int] = {}
 
     def add(self, owner: Owner | None, step: int) -> None:

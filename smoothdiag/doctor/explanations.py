@@ -111,6 +111,29 @@ there is one, compared them with that factor, and nothing skips the step if they
 `scaler.step(optimizer)` in place of `optimizer.step()`. As with `clip-of-scaled-gradients`, the doctor stays silent
 if you divided the gradients yourself or read `scaler.get_scale()` after `backward()`.
 """,
+    "zero-grad-missing": """\
+No `zero_grad()` comes between a step and the next `backward()`, so the backward pass adds to gradients that the
+step has already used. Every step then repeats earlier gradients, and the clip compares their sum with its
+threshold. A frequent place is a loop of several epochs over one batch, as in PPO, with `zero_grad()` above it. Call
+`optimizer.zero_grad()` once per step, before its first `backward()`. The doctor reports the fault after three such
+steps, at the clip or, if there is none, at the step. It stays silent if you write to the gradients between the step
+and the next `backward()`, as with `p.grad.mul_(0.9)`: you may mean a running mean.
+""",
+    "clip-twice": """\
+Two lines clip the same gradients by the norm before one step: a base class and its subclass, a hook and the loop,
+or a framework's setting and a line of your own. The smaller threshold decides. The second line sees clipped
+gradients, so the norm that it returns is not the norm of the gradient. The doctor reports the second line after
+three steps if it always follows the first and if the first has shortened a gradient. It stays silent about lines
+that clip different parameters, about `clip_grad_value_` beside a clip by the norm, about norms of different kinds,
+and about a second clip that runs only at some steps.
+""",
+    "clip-with-old-norm": """\
+`clip_grads_with_norm_(parameters, max_norm, total_norm)` trusts the norm that it is given. This norm was measured
+before the latest `backward()`, on other parameters, or before `scaler.unscale_(optimizer)`, so the gradients are
+multiplied by a factor that does not belong to them. Measure right before the clip: `get_total_norm(p.grad for p in
+parameters if p.grad is not None)`. The doctor knows a norm only as the tensor that was measured: it does not follow
+`float(norm)`, or a norm that you put together from other norms.
+""",
     "clip-never-binds": """\
 None of the 30 or more clips changed a gradient. If none of 30 clips binds, at most one in ten would (95%, rule of
 three). A safety net is a good reason for such a line; a setting copied from elsewhere is not. The doctor does not
@@ -120,9 +143,7 @@ read the norm. Nor does the doctor report `clip_grad_value_`, which compares sin
     "clip-always-binds": """\
 Every one of the 30 or more clips changed the gradient. Every step then has the same gradient length. This is
 normalised gradient descent: under plain gradient descent the learning rate alone now sets the length of the steps.
-`sd.clip_rule` derives a threshold from a measured fit. A loop without `zero_grad()` ends here too, because its
-gradients grow with every step. The finding then says that every backward pass added to gradients that a step had
-already used. `clip_grad_value_` is not counted.
+`sd.clip_rule` derives a threshold from a measured fit. `clip_grad_value_` is not counted.
 """,
     "clip-as-norm": """\
 The loop calls `clip_grad_norm_(parameters, inf)` to read the norm. The call also writes: it multiplies every
@@ -134,12 +155,13 @@ all finite entries become 0 instead of NaN.
 """,
     "stale-gradients": """\
 `optimizer.step(closure)` computes new gradients inside the closure. A clip outside the closure, or in a step
-pre-hook, works on the gradients of the step before. A norm that is read above the step belongs to the step before
-as well. Move the line into the closure, after its `backward()`. Lightning makes the closure itself: clip in
-`configure_gradient_clipping()` or with `gradient_clip_val`, and read norms in `on_before_optimizer_step()`. Reading
-the norm after the step is correct: you see the gradient of the last evaluation. The doctor ignores closures without
-a backward pass. It also ignores norms that you read in a hook which a library calls inside its closure, such as
-Lightning's `on_before_zero_grad`.
+pre-hook, works on the gradients of the step before, or on those of a `backward()` of your own that the closure
+repeats. A norm that is read above the step belongs to other gradients than the step's as well. Move the line into
+the closure, after its `backward()`. Lightning makes the closure itself: clip in `configure_gradient_clipping()` or
+with `gradient_clip_val`, and read norms in `on_before_optimizer_step()`. Reading the norm after the step is
+correct: you see the gradient of the last evaluation. The doctor ignores closures without a backward pass. It also
+ignores norms that you read in a hook which a library calls inside its closure, such as Lightning's
+`on_before_zero_grad`.
 """,
     "scaled-gradients-in-hook": """\
 Under a `GradScaler`, a fused optimizer divides by the scaler's factor inside its step. A step pre-hook runs before

@@ -99,6 +99,25 @@ class Fault(Enum):
         "The step used gradients that were still multiplied by the factor of the GradScaler.",
         "Call scaler.step(optimizer) in place of optimizer.step(), and scaler.unscale_(optimizer) before any clip.",
     )
+    ZERO_GRAD_MISSING = (
+        Severity.ERROR,
+        "Nothing zeroed the gradients after a step: the next backward pass added to gradients that the step had "
+        "already used, so later steps repeat earlier gradients, and a clip compares their sum with its threshold.",
+        "Call optimizer.zero_grad() once per step, before its first backward(). Divide the loss if you want a mean.",
+    )
+    CLIP_TWICE = (
+        Severity.WARNING,
+        "The line at {other} had already clipped the same gradients for the same step. The smaller of the two "
+        "thresholds decides, and a norm that this line returns is the clipped one.",
+        "Keep one of the two lines, with the threshold that you mean.",
+    )
+    CLIP_WITH_OLD_NORM = (
+        Severity.ERROR,
+        "The total norm that this line was given was measured at {other}, {facts}. The line scaled the gradients by a "
+        "factor that does not belong to them.",
+        "Measure the norm right before this line, on the same gradients: after the last backward() of the step and "
+        "after scaler.unscale_(optimizer). Or call clip_grad_norm_, which measures and clips.",
+    )
     CLIP_NEVER_BINDS = (
         Severity.NOTE,
         "The clip never changed a gradient: {facts}.",
@@ -118,8 +137,8 @@ class Fault(Enum):
     )
     STALE_GRADIENTS = (
         Severity.ERROR,
-        "This line worked on the gradients of the step before. optimizer.step(closure) computes new gradients inside "
-        "the closure, after this line has run.",
+        "This line worked on gradients that the next step does not use, such as those of the step before: "
+        "optimizer.step(closure) computes new gradients inside the closure, after this line has run.",
         "Move this line into the closure, after its backward().",
     )
     SCALED_GRADIENTS_IN_HOOK = (
@@ -250,12 +269,19 @@ def finding(
 
 
 def worst_first(findings: list[Finding]) -> list[Finding]:
-    """Returns the findings, worst first, without notes on lines that an error names.
+    """Returns the findings, worst first, without those that another finding on the same line makes superfluous.
 
-    The remedy of the note would contradict the remedy of the error.
+    The remedy of a note would contradict the remedy of an error. A clip above the ``backward()`` of accumulated
+    gradients is early for each micro-batch and late for the step before: one remedy serves both.
     """
     wrong = {(each.file, each.line) for each in findings if each.severity == "error"}
-    kept = (each for each in findings if each.severity != "note" or (each.file, each.line) not in wrong)
+    early = {(each.file, each.line) for each in findings if each.name == Fault.CLIP_PER_MICRO_BATCH.slug}
+    kept = (
+        each
+        for each in findings
+        if not (each.severity == "note" and (each.file, each.line) in wrong)
+        and not (each.name == Fault.CLIP_AFTER_STEP.slug and (each.file, each.line) in early)
+    )
     order = ("error", "warning", "note")
     return sorted(kept, key=lambda each: (order.index(each.severity), each.file, each.line))
 

@@ -25,20 +25,22 @@ class Call:
     Attributes:
         site: Its line.
         returns_norm: Whether it returns the norm from before the clip and the caller uses that norm.
-        knows_norm: Whether the norm was passed to it.
         is_after_step: Whether a hook makes it that an optimizer calls after its step.
         is_used_up: Whether it was given a used-up generator of parameters.
         limit: The threshold; ``None`` if it has none.
         by_value: Whether the threshold is one for single entries.
+        norm_type: The kind of norm.
+        total_norm: The norm that was passed to it; ``None`` if none was.
     """
 
     site: Site
     returns_norm: bool = False
-    knows_norm: bool = False
     is_after_step: bool = False
     is_used_up: bool = False
     limit: float | None = None
     by_value: bool = False
+    norm_type: float = 2.0
+    total_norm: Any = None
 
 
 def mistaken(tensors: Sequence[Any], held: Iterable[Held]) -> str:

@@ -110,7 +110,8 @@ class Owner:
         """Records whether the backward pass will add to gradients that a step has already used."""
         first, gradient = self._first, None if self._first is None else self._first.gradient
         is_as_it_was = self._sum is not None and self._sum.holds(gradient)
-        is_used = first is not None and gradient is not None and first.is_used_up
+        # grad.data.zero_() moves no version counter, so the entries decide.
+        is_used = first is not None and gradient is not None and first.is_used_up and has_entries([gradient])
         self.carries = is_used or (self.carries and is_as_it_was)
 
     def after_backward(self, first: Held | None) -> None:
@@ -121,6 +122,12 @@ class Owner:
     def has_sum(self) -> bool:
         """Whether its gradients are as the latest backward pass left them, or as clips and steps did since."""
         return self._first is not None and self._sum is not None and self._sum.is_of(self._first.gradient)
+
+    @property
+    def adds_up(self) -> Held | None:
+        """Its first parameter with a gradient, if a backward pass has added to one that a step had already used."""
+        first = self._first
+        return first if first is not None and self.carries and self.has_sum and not first.is_used_up else None
 
     def enter(self, frame: FrameType) -> bool:
         """Returns whether a step is the outermost: a subclass that calls super().step() fires the hooks twice."""

@@ -14,11 +14,13 @@ from smoothdiag.doctor.findings import Fault, Finding, finding, worst_first
 from smoothdiag.doctor.given import Call, mistaken, repeated
 from smoothdiag.doctor.gradients import Held, Mark, Owner, is_sharded, local
 from smoothdiag.doctor.micro_batches import MicroBatches
+from smoothdiag.doctor.old_norms import OldNorms
 from smoothdiag.doctor.register import Register
 from smoothdiag.doctor.shards import Shards
 from smoothdiag.doctor.sites import NOWHERE, Site
 from smoothdiag.doctor.thresholds import effect, kind
-from smoothdiag.doctor.uses import Uses
+from smoothdiag.doctor.twice import Twice
+from smoothdiag.doctor.uses import ENOUGH, Uses
 from smoothdiag.doctor.vain import Vain
 
 
@@ -29,6 +31,7 @@ class Observer:
         steps: Optimizer steps so far.
         shards: Norms of local shards.
         register: The optimizers and their parameters.
+        old_norms: Norms that were read, and the gradients they belong to.
         uses_scaler: Whether a GradScaler has scaled a loss so far.
         has_read_scale: Whether somebody has read the scaler's factor since the last backward pass.
         passes: Backward passes begun so far.
@@ -37,7 +40,7 @@ class Observer:
 
     def __init__(self) -> None:
         self.steps = 0
-        self.register = Register()
+        self.register, self.old_norms = Register(), OldNorms()
         self.shards = Shards(lambda site: self._count(Fault.NORM_OF_ONE_SHARD, site))
         self.uses_scaler = self.has_read_scale = self.in_backward = self._is_scaled = False
         self.passes = 0
@@ -45,7 +48,7 @@ class Observer:
         self._before: list[tuple[Owner, list[tuple[int, int]]]] = []
         self._counts: dict[tuple[Fault, Site], Count] = {}
         self._bindings: dict[Site, Binding] = {}
-        self._vain, self._uses = Vain(), Uses()
+        self._vain, self._uses, self._twice = Vain(), Uses(), Twice()
         self._moment = 0
 
     def update_by_hand(self, parameters: Iterable[Tensor]) -> None:
@@ -63,6 +66,7 @@ class Observer:
                 hand, [each for each in self.register.held(hand.parameters) if each.gradient is not None]
             )
             hand.entered = self.passes
+            self._count_adding_up(hand)
             self.after_step(hand, is_seen=is_old)
         self.register.own_by_hand(hand.parameters, hand)
         hand.copy()
@@ -85,6 +89,10 @@ class Observer:
             return False
         if not call.by_value and (number := repeated(parameters)):
             self._count(Fault.CLIP_OF_DUPLICATES, call.site, held[0].owner, counted(number, "parameter"))
+        if old := self.old_norms.cause(held, call.total_norm, self.passes):
+            self._count(Fault.CLIP_WITH_OLD_NORM, call.site, held[0].owner, *old)
+        elif not call.by_value and call.limit is not None and not kind(call.limit):
+            self._twice.clip(held, call.site, call.norm_type)
         if self.in_backward:  # a hook clips each gradient as soon as it is there
             self._micro_batches.before_clip_in_backward(held)
         for owner in {each.owner: None for each in held}:
@@ -108,7 +116,7 @@ class Observer:
         if self._vain.has_missed(call.site):
             return
         for each, was_known in zip(held, known, strict=True):
-            is_known = was_known or call.returns_norm or call.knows_norm
+            is_known = was_known or call.returns_norm or call.total_norm is not None
             each.clipped = Mark(each.gradient, call.site, known=is_known, moment=self._moment)
         if call.limit is not None and not all(each.is_used_up for each in held):
             self._uses.clip(call.site, held, call.limit, by_value=call.by_value)
@@ -119,14 +127,13 @@ class Observer:
         if self.register.all and (is_meant or mistaken(parameters, self.register.all)):
             self._vain.clip(parameters, [], call, self.register.all)
 
-    def bind(self, held: Sequence[Held], site: Site, norm: Any, threshold: Any) -> None:
+    def bind(self, site: Site, norm: Any, threshold: Any) -> None:
         """Counts whether a clip changed the gradient."""
         if is_sharded(norm):
             if not all(placement.is_replicate() for placement in norm.placements):
                 return
             norm = local(norm)
-        is_carried = all(each.owner.carries for each in held)
-        self._bindings.setdefault(site, Binding()).add(norm, threshold, is_carried=is_carried)
+        self._bindings.setdefault(site, Binding()).add(norm, threshold)
 
     def clip_as_norm(self, held: Sequence[Held], site: Site, *, is_harmful: bool) -> None:
         """Records a clip that only serves to read the norm."""
@@ -145,6 +152,7 @@ class Observer:
                     self._count(Fault.STALE_GRADIENTS, site, owner)
                 elif owner.makes_gradients and not owner.frame:
                     owner.early.append(site)
+        self.old_norms.read(held, site, value, self.passes)
         self._read(held, site)
 
     def before_backward(self, is_scaled: bool) -> None:
@@ -189,8 +197,10 @@ class Observer:
         held = self.register.held(owner.parameters)
         stepped = [each for each in held if each.gradient is not None]
         self._vain.before_step(owner, stepped)
-        self._uses.before_step(stepped)
+        if owner.closure is None:  # a closure may throw the gradients away
+            self._uses.before_step(stepped)
         self._count_spoiled(owner)
+        self._count_adding_up(owner, site)
         owner.repeats = all(each.is_used_up for each in stepped) and owner.has_sum
         if owner.scaled and not divides and not self.has_read_scale and owner.fingerprints() == owner.prints:
             self._count(Fault.STEP_OF_SCALED_GRADIENTS, site(), owner)
@@ -216,9 +226,11 @@ class Observer:
         if site is not None:
             if owner.makes_gradients:
                 self._count_spoiled(owner)
+                self._count_adding_up(owner, site)
             elif owner.repeats:
                 self._count(Fault.STEP_WITH_USED_GRADIENTS, site(), owner)
             self._uses.after_step(owner, held)
+        self._twice.step(owner)
         owner.steps += 1
         self._moment += 1
         owner.since = self._moment
@@ -237,10 +249,16 @@ class Observer:
                 each.number,
                 each.possible(self.steps),
                 other=each.other,
-                facts=each.other,
+                facts=each.facts,
                 framework=each.framework,
             )
             for (fault, site), each in self._counts.items()
+            if fault is not Fault.ZERO_GRAD_MISSING or each.number >= ENOUGH
+        ]
+        found += [
+            finding(Fault.CLIP_TWICE, second, number, of, unit="clips", other=str(first))
+            for first, second, number, of in self._twice.lines()
+            if first in self._bindings and self._bindings[first].has_bound
         ]
         found += [said for site, each in self._bindings.items() if (said := each.finding(site)) is not None]
         return worst_first(found + self._vain.findings() + self._uses.findings())
@@ -271,6 +289,14 @@ class Observer:
         for clip in self._micro_batches.lines(owner):
             self._count(Fault.CLIP_PER_MICRO_BATCH, clip, owner)
 
+    def _count_adding_up(self, owner: Owner, site: Callable[[], Site] | None = None) -> None:
+        if (first := owner.adds_up) is None:
+            return
+        if first.is_limited and first.clipped is not None:
+            self._count(Fault.ZERO_GRAD_MISSING, first.clipped.site, owner)
+        elif site is not None:
+            self._count(Fault.ZERO_GRAD_MISSING, site(), owner)
+
     def _read(self, held: Sequence[Held], site: Site) -> None:
         for each in held:
             clipped = each.live("clipped")
@@ -280,6 +306,10 @@ class Observer:
                 self._count(Fault.NORM_AFTER_CLIPPING, site, each.owner, str(clipped.site))
                 clipped.known = True
 
-    def _count(self, fault: Fault, site: Site, owner: Owner | None = None, other: str = "") -> None:
+    def _count(
+        self, fault: Fault, site: Site, owner: Owner | None = None, other: Site | str = "", facts: str = ""
+    ) -> None:
         """Counts a fault once per step of the optimizer concerned."""
-        self._counts.setdefault((fault, site), Count(other)).add(owner, self.steps if owner is None else owner.steps)
+        self._counts.setdefault((fault, site), Count(str(other), facts)).add(
+            owner, self.steps if owner is None else owner.steps
+        )

@@ -28,6 +28,7 @@ class _Line:
         waiting: The gradients of its latest clip, until a step uses them or somebody throws them away.
         is_used: Whether a step has used a gradient of this line.
         unused: How often the gradients were thrown away while another gradient stepped that no clip had seen.
+        is_outside: Whether the closure of a step threw them away.
         is_beside: Whether such a step came since the latest clip.
         is_dropped: Whether the gradients were thrown away since the latest clip.
         parts: Steps of which the line limited one part while the rest was longer than its threshold.
@@ -47,6 +48,7 @@ class _Line:
     waiting: dict[Held, Mark] = field(default_factory=dict)
     is_used: bool = False
     unused: int = 0
+    is_outside: bool = False
     is_beside: bool = False
     is_dropped: bool = False
     parts: int = 0
@@ -140,6 +142,7 @@ class Uses:
             return
         for line in self._open():
             line.is_beside = True
+            line.is_outside = line.is_outside or (line.is_dropped and owner.makes_gradients)
             line.settle()
 
     def meant(self, owner: Owner) -> None:
@@ -153,7 +156,8 @@ class Uses:
         found = []
         for site, line in self._lines.items():
             if line.unused >= ENOUGH and not line.is_used:
-                found.append(finding(Fault.CLIP_OF_UNUSED_GRADIENTS, site, line.unused, line.clips, unit="clips"))
+                fault = Fault.STALE_GRADIENTS if line.is_outside else Fault.CLIP_OF_UNUSED_GRADIENTS
+                found.append(finding(fault, site, line.unused, line.clips, unit="clips"))
             if line.extra >= ENOUGH and not line.shared:
                 facts = "gradients of another optimizer"
                 fault = Fault.CLIP_WITH_UNUSED_GRADIENTS

@@ -204,11 +204,12 @@ class Watcher:
             call = Call(
                 site,
                 returns_norm="norm_type" in signature.parameters and is_result_used(frame),
-                knows_norm="total_norm" in signature.parameters,
                 is_after_step=self._code.is_after_step(frame),
                 is_used_up=is_used_up,
                 limit=_limit(bound.arguments),
                 by_value="clip_value" in signature.parameters,
+                norm_type=bound.arguments.get("norm_type", 2.0),
+                total_norm=bound.arguments.get("total_norm"),
             )
             run = functools.partial(original, *bound.args, **bound.kwargs)
             return self._watched_clip(parameters, bound.arguments, call, run)
@@ -240,8 +241,10 @@ class Watcher:
             mark.renew(each.gradient)
         if not is_as_norm:
             observer.after_clip(held, known, call)
+        if is_by_norm and call.returns_norm:
+            observer.old_norms.read(held, call.site, result, observer.passes)
         if is_by_norm and is_of_use:
-            observer.bind(held, call.site, arguments.get("total_norm", result), call.limit)
+            observer.bind(call.site, arguments.get("total_norm", result), call.limit)
         observer.after_update_of_gradients()
         return result
 

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from smoothdiag.doctor.patches import Patches
 from smoothdiag.doctor.sites import Site, call_site, caller, is_own
 
 Function = Callable[..., Any]
+_ROUNDING: Final = 1.01
+"""How much longer a gradient may be after the clip than before it, for norms in half precision."""
 
 
 @dataclass
@@ -130,7 +132,10 @@ class Norms:
         """Adds the norm of the gradients of all optimizers that have taken one step together."""
         parts, whole = list(self._parts.values()), self._whole
         self._parts, self._whole = {}, None
-        if whole is not None:
-            self._steps.append(whole)
-        elif parts:
-            self._steps.append(torch.stack([part.to(parts[0].device) for part in parts]).norm())
+        stepped = torch.stack([part.to(parts[0].device) for part in parts]).norm() if parts else None
+        if stepped is None or whole is None:
+            self._steps += [norm for norm in (whole, stepped) if norm is not None]
+            return
+        # A clip that was given nothing, or one part, has not seen the whole gradient.
+        whole = torch.as_tensor(whole, device=stepped.device)
+        self._steps.append(torch.where(stepped > _ROUNDING * whole, stepped.to(whole.dtype), whole))

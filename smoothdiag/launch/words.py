@@ -40,7 +40,7 @@ def _head(found: LaunchCheck) -> Iterator[str]:
 
 def _clips(found: LaunchCheck) -> Iterator[str]:
     if not found.clips:
-        yield "CLIPPING: no clip by the norm was seen."
+        yield "CLIPPING: no clip by the norm with a positive, finite threshold was seen."
     for clip in found.clips:
         share = clip.clipped / clip.number
         yield (

@@ -262,6 +262,8 @@ WINGS = {
         "doctor.given",
         "doctor.micro_batches",
         "doctor.uses",
+        "doctor.twice",
+        "doctor.old_norms",
         "doctor.counts",
         "doctor.vain",
         "doctor.shards",

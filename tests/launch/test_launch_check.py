@@ -127,6 +127,14 @@ def test_script_that_ends_early_or_fails_is_said(tmp_path) -> None:
     assert "the script ended with exit code 1" in found["printed"]
 
 
+def test_norms_of_steps_are_not_those_of_a_clip_that_was_given_nothing_or_one_part(tmp_path) -> None:
+    loop = SGD + "for k in range(6):\n    x, y = batch(k)\n    loss = F.cross_entropy(model(x), y)\n" + STEP
+    plain = check(tmp_path, loop)["check"]["norms"]
+    for given in ("iter(())", "model[2].parameters()"):
+        clip = f"    nn.utils.clip_grad_norm_({given}, 1e6)\n    optimizer.step()\n"
+        assert check(tmp_path, loop.replace("    optimizer.step()\n", clip))["check"]["norms"] == plain
+
+
 def test_text_says_what_the_numbers_say(tmp_path, capsys) -> None:
     script = tmp_path / "train.py"
     script.write_text(HEAD + QUADRATIC)

@@ -62,7 +62,7 @@ for x, y in loader:
 for x, y in loader:
     with accelerator.accumulate(model):
         loss = F.cross_entropy(model(x), y)
-        # fault below: clip-after-step, for the clips that find no gradient
+        # the clips that find no gradient are not named too: one remedy serves both
         accelerator.clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-per-micro-batch: accelerator.sync_gradients
         accelerator.backward(loss)
         optimizer.step()

@@ -141,7 +141,7 @@ for x, y in batches(6):
 # --- never zeroed
 for x, y in batches(36):
     loss_of(x, y).backward()
-    clip_grad_norm_(model.parameters(), 0.001)  # fault: clip-always-binds
+    clip_grad_norm_(model.parameters(), 0.001)  # fault: zero-grad-missing
     for p in model.parameters():
         p.data.add_(p.grad, alpha=-lr)
 

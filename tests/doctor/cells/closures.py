@@ -96,3 +96,22 @@ for x, y in batches(2):
         return loss
 
     optimizer.step(closure)
+
+# --- fourth round: the loop calls the closure, clips, and gives the closure to the step
+optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)
+for x, y in batches(6):
+
+    def closure():
+        optimizer.zero_grad(set_to_none=False)
+        return backward(x, y)  # noqa: B023
+
+    closure()
+    clip_grad_norm_(model.parameters(), 0.1)  # fault: stale-gradients: into the closure
+    optimizer.step(closure)
+
+# --- fourth round: clip for a closure that only returns the loss
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss = backward(x, y)
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step(lambda: loss)  # noqa: B023

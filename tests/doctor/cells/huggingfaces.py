@@ -119,7 +119,7 @@ trainer(gradient_accumulation_steps=2, max_grad_norm=1e6).train()
 # --- third round: compute_loss clips
 class Clips(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        # fault below: clip-after-step, for the clips that find no gradient
+        # the clips that find no gradient are not named too: one remedy serves both
         self.norm = clip_grad_norm_(model.parameters(), 0.05)  # fault: clip-per-micro-batch: max_grad_norm
         return super().compute_loss(model, inputs, return_outputs, **kwargs)
 

@@ -687,7 +687,7 @@ for x, y in batches(8):
 # --- third round: zero_grad forgotten, clip binds
 for x, y in batches(35):
     loss_of(x, y).backward()
-    clip_grad_norm_(model.parameters(), 0.001)  # fault: clip-always-binds
+    clip_grad_norm_(model.parameters(), 0.001)  # fault: zero-grad-missing: optimizer.zero_grad()
     optimizer.step()
 
 
@@ -859,4 +859,147 @@ for x, y in batches(8):
     loss_of(x, y).backward()
     clip_grad_norm_(model[0].parameters(), 0.02)
     clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- fourth round: zero_grad only between the passes over the data
+for _ in range(2):
+    optimizer.zero_grad()
+    for x, y in batches(5):
+        loss_of(x, y).backward()
+        clip_grad_norm_(model.parameters(), 0.5)  # fault: zero-grad-missing
+        optimizer.step()
+
+# --- fourth round: zero_grad forgotten, no clip
+for x, y in batches(5):
+    loss_of(x, y).backward()
+    optimizer.step()  # fault: zero-grad-missing
+
+
+# --- fourth round: zero_grad forgotten in a closure
+def closure():
+    loss = loss_of(torch.randn(16, 6), torch.randint(3, (16,)))
+    loss.backward()
+    clip_grad_norm_(model.parameters(), 0.5)  # fault: zero-grad-missing
+    return loss
+
+
+for _ in range(6):
+    optimizer.step(closure)
+
+# --- fourth round: gradients zeroed through data, which moves no version counter
+for x, y in batches(6):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    for p in model.parameters():
+        p.grad.data.zero_()
+
+# --- fourth round: a running mean of gradients is kept on purpose
+for x, y in batches(6):
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    for p in model.parameters():
+        p.grad.mul_(0.9)
+
+
+# --- fourth round: clip in a hook and in the loop
+def clip(*_):
+    clip_grad_norm_(model.parameters(), 0.2)  # fault: clip-twice
+
+
+optimizer.register_step_pre_hook(clip)
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- fourth round: two lines of the loop clip, and the second binds harder
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.3)
+    clip_grad_norm_(model.parameters(), 0.2)  # fault: clip-twice
+    optimizer.step()
+
+# --- fourth round: each layer by itself, then all together, and values first
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_value_(model.parameters(), 0.01)
+    clip_grad_norm_(model[0].parameters(), 0.1)
+    clip_grad_norm_(model[2].parameters(), 0.1)
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- fourth round: a tighter clip for long gradients only
+for k, (x, y) in enumerate(batches(12)):
+    optimizer.zero_grad()
+    (loss_of(x, y) * (1 + 9 * (k % 3 == 0))).backward()
+    norm = clip_grad_norm_(model.parameters(), 0.3)
+    if norm > 2:
+        clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- fourth round: largest entry, then norm
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 0.05, norm_type=math.inf)
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- fourth round: a first clip that is a safety net and never acts
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grad_norm_(model.parameters(), 1e4)
+    clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+
+# --- fourth round: total norm from before the backward pass
+norm = torch.ones(())
+for k, (x, y) in enumerate(batches(6)):
+    if k:
+        norm = get_total_norm([p.grad for p in model.parameters()])
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    clip_grads_with_norm_(model.parameters(), 0.1, norm)  # fault: clip-with-old-norm
+    optimizer.step()
+
+# --- fourth round: total norm of the first micro-batch
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    norm = get_total_norm([p.grad for p in model.parameters()])
+    loss_of(y[:, None] + x, y).backward()
+    clip_grads_with_norm_(model.parameters(), 0.1, norm)  # fault: clip-with-old-norm
+    optimizer.step()
+
+# --- fourth round: total norm of one layer for another
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    norm = get_total_norm([p.grad for p in model[0].parameters()])
+    clip_grads_with_norm_(model[2].parameters(), 0.01, norm)  # fault: clip-with-old-norm
+    clip_grad_norm_(model[0].parameters(), 0.1)
+    optimizer.step()
+
+# --- fourth round: total norm of all layers for each of them
+for x, y in batches(6):
+    optimizer.zero_grad()
+    loss_of(x, y).backward()
+    norm = get_total_norm([p.grad for p in model.parameters()])
+    for layer in (model[0], model[2]):
+        clip_grads_with_norm_(layer.parameters(), 0.1, norm)
+    optimizer.step()
+
+# --- fourth round: clip above backward while gradients accumulate
+for _ in range(5):
+    optimizer.zero_grad()
+    for x, y in batches(3):
+        loss = loss_of(x, y)
+        clip_grad_norm_(model.parameters(), 0.1)  # fault: clip-per-micro-batch: after the last backward()
+        loss.backward()
     optimizer.step()

@@ -232,3 +232,23 @@ for x, y in batches(8):
     clip_grad_norm_(model.parameters(), 0.1)
     scaler.step(optimizer)
     scaler.update()
+
+# --- fourth round: total norm of scaled gradients
+for x, y in batches(6):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)  # fault: clip-with-old-norm
+    scaler.step(optimizer)
+    scaler.update()
+
+# --- fourth round: total norm of scaled gradients, divided by the factor
+for x, y in batches(6):
+    optimizer.zero_grad()
+    scaler.scale(loss_of(x, y)).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]) / scaler.get_scale()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.1, norm)
+    scaler.step(optimizer)
+    scaler.update()
