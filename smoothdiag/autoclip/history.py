@@ -14,7 +14,6 @@ from smoothdiag.autoclip.calibration import (
     FEWEST,
     LEAST_SIGNAL,
     MULTIPLE,
-    PHASE,
     USUAL_SIGNAL,
     Calibration,
     StepRule,
@@ -29,10 +28,11 @@ if TYPE_CHECKING:
 ROSE, SET_LR = "rate rose", "set lr"
 
 NOT_FINITE = (
-    "The gradient of step {step} was not finite (inf or NaN). AutoClip replaces such a gradient by zero, so that it "
-    "does no harm, and counts it in `history`. If there are many, look for the cause: a rate too large, or a faulty "
-    "batch."
+    "The gradient of step {step} was not finite (inf or NaN). AutoClip {does}, and counts it in `history`. If there "
+    "are many, look for the cause: a rate too large, or a faulty batch."
 )
+ZEROED = "replaces such a gradient by zero, so that it does no harm"
+LEFT = "leaves such a gradient as it is in shadow mode, so that the optimizer steps with it"
 
 
 @dataclass(frozen=True)
@@ -156,17 +156,6 @@ class History:
         vars(self.counts).update({name: int(state[name]) for name in vars(self.counts)})
         self.num_noted, self.num_faults = int(state["num_noted"]), int(state["num_faults"])
         self.events = [Event(**event) for event in state["events"]]
-
-
-def next_step(calibration: Calibration, mode: str, *, stopped: bool) -> str:
-    """Returns what to do about AutoClip now, in a sentence."""
-    if stopped:
-        return "AutoClip acts no more; the last event of its `history` says why."
-    if calibration.rule.multiple is not None and calibration.held_at < 0:
-        return f"train on: it measures in the first {PHASE} steps and then holds the longest step."
-    if mode == "shadow":
-        return 'mode="clip" makes it act; in shadow mode it only counts.'
-    return "nothing to do; sd.plot_clipping(clipper) shows what it did."
 
 
 def explained(calibration: Calibration) -> str:

@@ -276,7 +276,7 @@ def test_probes_that_do_not_fit_are_refused() -> None:
     model = network()
     optimizer, other = sgd()(model), sgd()(model)
     probe = Probe(model, optimizer, cross_entropy)
-    with pytest.raises(ValueError, match="same optimizer"):
+    with pytest.raises(ValueError, match="a probe of one SGD, and AutoClip was given another SGD"):
         AutoClip(other, probe)
     with pytest.raises(ValueError, match="should be a Probe"):
         AutoClip(optimizer, probe.trace)

@@ -22,7 +22,7 @@ LAYERS = (
     ("plots", "clipping", "adapters", "packing"),
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
-    ("notebooks",),
+    ("notebooks", "diverged"),
     ("rows", "requirements", "memory", "console", "arguments", "growing", "machines", "moved", "momentum", "names"),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
@@ -203,6 +203,7 @@ WINGS = {
     "autoclip": (
         "autoclip.progression",
         "autoclip.calibration",
+        "autoclip.advice",
         "autoclip.warm_ups",
         "autoclip.rates",
         "autoclip.rows",
