@@ -20,7 +20,7 @@ RISE = 0.5
 first steps has large losses at both ends."""
 
 
-def why_diverged(rows: Iterable[Mapping[str, Any]], *, not_finite: int = 0) -> str:
+def why_diverged(rows: Iterable[Mapping[Any, Any]], *, not_finite: int = 0) -> str:
     """Returns why a run in which nothing was clipped does not say where to clip; empty if nothing speaks against it.
 
     It does not if a gradient or a loss was not finite, or if the loss clearly rose while AutoClip calibrated. The loss

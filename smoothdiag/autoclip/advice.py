@@ -56,8 +56,8 @@ def next_step(calibration: Calibration, facts: Facts, *, acts_by: str) -> str:
     if (saturated := sum(m.saturated for m in calibration.early)) > len(calibration.early) / 2:
         return (
             f'compare the loss with a run in mode="shadow": {saturated} of {len(calibration.early)} measurements are '
-            "saturated, so the longest step is a guess: it says how far AutoClip looked, and hardly how curved the loss "
-            "is."
+            "saturated, so the longest step is a guess: it tells how far AutoClip looked, and hardly the "
+            "curvature of the loss."
         )
     return "nothing to do; sd.plot_clipping(clipper) shows what it did."
 

@@ -22,7 +22,7 @@ from smoothdiag.autoclip.checks import (
     check_state,
     warn_of_another,
 )
-from smoothdiag.autoclip.history import acted, explained, raised, stage
+from smoothdiag.autoclip.history import acted, earlier, explained, raised, stage
 from smoothdiag.autoclip.rates import Peaks, shared, suggested
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.autoclip.step import Stepping, default_rule, raise_by
@@ -194,7 +194,7 @@ class AutoClip:
             said += "; the probe has stopped, so it will not change any more"
         if self._stepping.guard.stopped:
             said += "; AutoClip has stopped acting, see `history`"
-        return f"{head}{said}; {stage(self._calibration)}{acted(self._history, self._mode)}."
+        return f"{head}{said}; {earlier(self._history)}{stage(self._calibration)}{acted(self._history, self._mode)}."
 
     @property
     def history(self) -> pd.DataFrame:

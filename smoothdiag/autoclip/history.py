@@ -25,7 +25,7 @@ from smoothdiag.console import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-ROSE, SET_LR = "rate rose", "set lr"
+ROSE, SET_LR, EARLIER = "rate rose", "set lr", "earlier run"
 
 NOT_FINITE = (
     "The gradient of step {step} was not finite (inf or NaN). AutoClip {does}, and counts it in `history`. If there "
@@ -189,6 +189,11 @@ def raised(history: History) -> str:
         return ""
     before, last = history.events[0], events[-1]  # the first event is the start of the run
     return f"; `set_lr` raised the learning rate from {float(before.lr):.3g} to {float(last.lr):.3g} (step {last.step})"
+
+
+def earlier(history: History) -> str:
+    """Returns that the trace held an earlier run, in words that end with a semicolon; nothing if it did not."""
+    return next((f"{event.note}; " for event in history.events if event.event == EARLIER), "")
 
 
 def stage(calibration: Calibration) -> str:

@@ -177,8 +177,8 @@ def _keep(clipped: Clipped | None) -> Iterator[str]:
     if clipped is not None and clipped.saturated > 0.5:
         yield (
             f"Compare the loss with a run in shadow mode: {percent(clipped.saturated)} of AutoClip's measurements are "
-            "saturated, so its longest step is a guess: it says how far AutoClip looked, and hardly how curved the loss "
-            "is."
+            "saturated, so its longest step is a guess: it tells how far AutoClip looked, and hardly the "
+            "curvature of the loss."
         )
 
 

@@ -103,3 +103,23 @@ def test_a_second_autoclip_of_an_optimizer_is_told_at_once_and_blames_nobody_els
         cross_entropy(model, batch).backward()
         optimizer.step()
     assert "clip nowhere else" not in second.reason
+
+
+@pytest.mark.parametrize("make", [sgd(0.1, 0.9), sgd(0.1)], ids=["momentum", "plain"])
+def test_a_resumed_run_that_loads_neither_state_is_told(make, tmp_path) -> None:
+    path = tmp_path / "run.jsonl"
+    first = Run(make, trace=path).over(batches(3))
+    state = first.optimizer.state_dict()
+    first.probe.close()
+    assert "earlier run" not in first.clipper.reason
+    second = Run(make, trace=path)
+    second.optimizer.load_state_dict(state)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        second.over(batches(3))
+    said = f"{path} holds an earlier run; it is kept under another name, and AutoClip measures anew, because neither"
+    assert said in second.clipper.reason.split("\n")[2]
+    has_state = bool(state["state"])
+    assert [said in str(warning.message) for warning in caught] == [True] * has_state
+    assert len(list(tmp_path.glob("run*.jsonl"))) == 2
+    second.probe.close()
