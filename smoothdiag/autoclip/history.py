@@ -244,8 +244,10 @@ def _noise(calibration: Calibration) -> str:
     if power == 0 or math.isnan(signal):
         return ""
     raised = "" if power == 1 else f"^{power:g}"
-    least = f", counted as {LEAST_SIGNAL:g}" if signal < LEAST_SIGNAL else ""
-    share = f"halves of a batch share {signal:.2g} of the squared gradient{least}"
+    share = f"halves of a batch share {signal:.2g} of the squared gradient"
+    if signal < LEAST_SIGNAL:
+        found = f"{signal:.2g}" if signal > 0 else f"nothing ({signal:.2g})"
+        share = f"halves of a batch share {found} of the squared gradient, and at least {LEAST_SIGNAL:g} is counted"
     return f" and ({max(signal, LEAST_SIGNAL):.2g} / {USUAL_SIGNAL:g}){raised}, because {share}"
 
 

@@ -10,6 +10,7 @@ from losses import cross_entropy
 from smoothdiag import AutoClip, ClippedMomentum, Probe, SmoothdiagWarning
 from smoothdiag.autoclip.advice import Facts, next_step
 from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule
+from smoothdiag.autoclip.history import explained
 from smoothdiag.report.run import Options, read_run
 
 
@@ -123,3 +124,20 @@ def test_a_resumed_run_that_loads_neither_state_is_told(make, tmp_path) -> None:
     assert [said in str(warning.message) for warning in caught] == [True] * has_state
     assert len(list(tmp_path.glob("run*.jsonl"))) == 2
     second.probe.close()
+
+
+@pytest.mark.parametrize(
+    ("signal", "said"),
+    [
+        (0.4, "and (0.4 / 0.5)^0.5, because halves of a batch share 0.4 of the squared gradient"),
+        (
+            0.1,
+            "and (0.2 / 0.5)^0.5, because halves of a batch share 0.1 of the squared gradient, and at least 0.2 is "
+            "counted",
+        ),
+        (-0.0066, "share nothing (-0.0066) of the squared gradient, and at least 0.2 is counted"),
+    ],
+)
+def test_the_least_share_of_signal_is_named(signal, said) -> None:
+    found = Calibration(StepRule(), [Measurement(k, 1.0, 1.0, signal=signal) for k in range(9)], held_at=30)
+    assert explained(found).endswith(said)
