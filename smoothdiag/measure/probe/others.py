@@ -54,9 +54,9 @@ def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
     return (
         f"The parameters moved between two batches without a call of {kind}.step(), so the probe had to drop the "
         "earlier ones. If the loop has replaced the optimizer, close this probe and make one for the new optimizer, "
-        "with `trace=probe.trace`; its `load_state_dict(probe.state_dict())` goes on counting steps. Otherwise something "
-        "else moves the parameters: another optimizer, the half steps of sharpness-aware minimisation (first_step, "
-        f"second_step), or the loop itself. {remedy}."
+        "with `trace=probe.trace`; its `load_state_dict(probe.state_dict())` goes on counting steps. Otherwise "
+        "something else moves the parameters: another optimizer, the half steps of sharpness-aware minimisation "
+        f"(first_step, second_step), or the loop itself. {remedy}."
     )
 
 
