@@ -64,10 +64,10 @@ def next_step(calibration: Calibration, facts: Facts, *, acts_by: str) -> str:
 
 def kept(longest: float, threshold: float, lr: float, facts: Facts, *, acts_by: str) -> str:
     """Returns how long steps are, in words; ``threshold`` is finite if it limits the norm of gradients."""
-    if math.isnan(longest):
-        return "no step is limited yet"
     if facts.diverged:
         return f"nothing is clipped in shadow mode, and where to clip does not follow, because {facts.diverged}"
+    if math.isnan(longest):
+        return "no step is limited yet"
     said = f"no step is longer than {longest:.3g}"
     if facts.mode == "shadow":
         said = f'nothing is clipped in shadow mode; mode="{acts_by}" would keep steps within {longest:.3g}'

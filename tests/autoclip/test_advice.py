@@ -1,5 +1,6 @@
 """autoclip.advice: the reason says what hinders AutoClip, and gives no number of a run that went wrong."""
 
+import math
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ from autoclip_runs import Run, adamw, batches, network, sgd
 from losses import cross_entropy
 
 from smoothdiag import AutoClip, ClippedMomentum, Probe, SmoothdiagWarning
-from smoothdiag.autoclip.advice import Facts, next_step
+from smoothdiag.autoclip.advice import Facts, kept, next_step
 from smoothdiag.autoclip.calibration import Calibration, Measurement, StepRule
 from smoothdiag.autoclip.history import explained
 from smoothdiag.report.run import Options, read_run
@@ -57,6 +58,10 @@ def test_a_shadow_that_trains_says_what_acting_would_do() -> None:
     assert todo.startswith('NEXT: mode="clip" makes it act')
     caps = Run(lambda m: ClippedMomentum(m.parameters(), lr=0.1, threshold=9.0), mode="shadow").over(batches(35))
     assert 'NEXT: mode="set" makes it act' in caps.clipper.reason
+
+
+def test_a_shadow_of_a_run_that_is_nan_says_so_without_a_length() -> None:
+    assert "because X" in kept(math.nan, math.nan, 1.0, FACTS._replace(diverged="X"), acts_by="clip")
 
 
 FACTS = Facts("clip", 40, stopped=False, diverged="", clipped_at=-1)
