@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from smoothdiag.autoclip.acting import Action
+from smoothdiag.autoclip.advice import Facts
 from smoothdiag.autoclip.calibration import Calibration, Measurement
-from smoothdiag.autoclip.history import NOT_FINITE, Counts, History, explained
+from smoothdiag.autoclip.history import LEFT, NOT_FINITE, ZEROED, Counts, History, explained
 from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.autoclip.rates import Number, Peaks, largest, smaller
 from smoothdiag.autoclip.rows import Arrivals, Rows
+from smoothdiag.diverged import why_diverged
 from smoothdiag.memory import is_out_of_memory, retried
 from smoothdiag.rows import SmoothdiagWarning
 
@@ -68,6 +70,13 @@ class Books:
         """Returns the gradient norm above which a step would be longer [f/x]; NaN if there is none."""
         return math.nan if self._action.shortens_updates else retried(self._threshold)
 
+    def facts(self, mode: str, *, stopped: bool) -> Facts:
+        """Returns what a reader of the reason has to know; waits for the device."""
+        is_shadow = mode == "shadow"
+        diverged = why_diverged(self._rows.all(), not_finite=int(self.counts.skipped)) if is_shadow else ""
+        since = self.steps - self.calibration.joined_at
+        return Facts(mode, since, stopped, diverged, self._arrivals.clipped_at)
+
     def columns(self, mode: str) -> dict[str, float | str]:
         """Returns the state as columns of a row: what held at the step that is measured. It waits for the device.
 
@@ -119,10 +128,12 @@ class Books:
         """Adds the gradients that were not finite as an event, and warns of the first."""
         number, last = retried(self.history.unnoted)
         if number and number == self.history.num_noted:  # the first ones
-            warnings.warn(NOT_FINITE.format(step=last), SmoothdiagWarning)
+            does = ZEROED if self._arrivals.acts else LEFT
+            warnings.warn(NOT_FINITE.format(step=last, does=does), SmoothdiagWarning)
         if number:
             since = "" if number == 1 else f" in {number} steps, of which this was the last"
-            self.note("not finite", f"the gradient counted as zero{since}", last)
+            said = "the gradient counted as zero" if self._arrivals.acts else "the optimizer stepped with it"
+            self.note("not finite", f"{said}{since}", last)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all books as numbers."""

@@ -1,6 +1,7 @@
 """Checks of what an AutoClip is given: arguments, and states that other versions have saved."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal, get_args
@@ -8,11 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 
 from smoothdiag.adapters import adapter_of, members, name_of, stepping
+from smoothdiag.adapters.turns import followers
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.calibration import RAISE_BY, Calibration, Measurement, StepRule
 from smoothdiag.autoclip.history import Event
 from smoothdiag.autoclip.rows import ForClipping
 from smoothdiag.measure.probe import Probe
+from smoothdiag.rows import SmoothdiagWarning
 
 Mode = Literal["clip", "set", "shadow"]
 
@@ -61,11 +64,25 @@ def check_probe(optimizer: object, probe: object, who: str) -> None:
     given, watched = members(stepping(optimizer)), members(probe.optimizer)
     if set(map(id, given)) != set(map(id, watched)):
         raise ValueError(
-            f"Parameter `probe` should watch the same optimizer as {who}. Found a probe of another optimizer: "
-            f"{name_of(probe.optimizer)}, while {who} was given {' + '.join(type(o).__name__ for o in given)}."
+            f"Parameter `probe` should watch the optimizer that {who} gets: give both the same object. Found a probe "
+            f"of one {name_of(probe.optimizer)}, and {who} was given another "
+            f"{' + '.join(type(o).__name__ for o in given)}."
         )
     if probe.is_closed:
         raise ValueError("Parameter `probe` should be open. Found a closed probe, which measures nothing.")
+
+
+def warn_of_another(optimizer: torch.optim.Optimizer, kind: type) -> bool:
+    """Warns if an AutoClip follows an optimizer already, and returns whether; ``kind`` is the class that follows it."""
+    is_there = any(isinstance(owner, kind) for owner in followers(optimizer))
+    if is_there:
+        warnings.warn(
+            "Another AutoClip follows this optimizer already, as after a notebook cell has run twice, and both keep "
+            "its steps short. Run the cell that makes model and optimizer again too, or call `detach()` of the other "
+            "one.",
+            SmoothdiagWarning,
+        )
+    return is_there
 
 
 def check_free_rate(rule: StepRule) -> None:

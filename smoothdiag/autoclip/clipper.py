@@ -10,10 +10,19 @@ import torch
 
 from smoothdiag.adapters import adapter_of, finish, name_of
 from smoothdiag.autoclip.acting import Action
+from smoothdiag.autoclip.advice import kept, next_step
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
-from smoothdiag.autoclip.checks import VERSION, Mode, check, check_free_rate, check_schedule, check_state
-from smoothdiag.autoclip.history import acted, explained, next_step, raised, stage
+from smoothdiag.autoclip.checks import (
+    VERSION,
+    Mode,
+    check,
+    check_free_rate,
+    check_schedule,
+    check_state,
+    warn_of_another,
+)
+from smoothdiag.autoclip.history import acted, earlier, explained, raised, stage
 from smoothdiag.autoclip.rates import Peaks, shared, suggested
 from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.autoclip.step import Stepping, default_rule, raise_by
@@ -107,7 +116,9 @@ class AutoClip:
             estimator or ALONG_GRADIENT, self._calibration.wants_signal, state=lambda: self._books.columns(mode)
         )
         self._rule_is_given = rule is not None
-        arrivals = Arrivals(None if estimator else probe, acts=mode != "shadow")
+        # A gradient that another AutoClip has clipped is no news once its presence is.
+        is_second = warn_of_another(optimizer, Stepping)
+        arrivals = Arrivals(None if estimator or is_second else probe, acts=mode != "shadow")
         self._books = Books(self._action, self._peaks, self._calibration, Rows(probe), arrivals, steps=probe.steps)
         self._history = self._books.history
         if set_lr:
@@ -167,14 +178,15 @@ class AutoClip:
     def reason(self) -> str:
         """What AutoClip does and what to do next, a line each; below, where the longest step comes from, in words."""
         longest, threshold, lr = self.longest_step, self.threshold, float(shared(self._peaks.values))
-        kept = "no step is limited yet" if math.isnan(longest) else f"no step is longer than {longest:.3g}"
-        if math.isfinite(threshold) and self._action.counts_steps:
-            kept += f", which is max_norm={threshold:.3g} at lr={lr:.3g}"
-        kept += raised(self._history)
-        todo = next_step(self._calibration, self._mode, stopped=bool(self._stepping.guard.stopped))
-        head = f"AutoClip: {kept}; {acted(self._history, self._mode)}.\nNEXT: {todo}\n"
-        said = f"longest step {'' if math.isnan(longest) else f'{longest:.3g} '}from {explained(self._calibration)}"
-        if math.isfinite(threshold):
+        facts = self._books.facts(self._mode, stopped=bool(self._stepping.guard.stopped))
+        acts_by = "clip" if self._action.counts_steps else "set"
+        limit = threshold if self._action.counts_steps else math.nan
+        said = kept(longest, limit, lr, facts, acts_by=acts_by) + raised(self._history)
+        todo = next_step(self._calibration, facts, acts_by=acts_by)
+        head = f"AutoClip: {said}; {acted(self._history, self._mode)}.\nNEXT: {todo}\n"
+        is_known = not (facts.diverged or math.isnan(longest))
+        said = f"longest step {f'{longest:.3g} ' if is_known else ''}from {explained(self._calibration)}"
+        if math.isfinite(threshold) and not facts.diverged:
             name = "max_norm" if self._action.counts_steps else "a threshold on the averaged gradient of"
             peak = ", the peak that the schedule plans," if self._peaks.is_ahead else ""
             said += f"; at lr {lr:.3g}{peak} this is {name} {threshold:.3g}"
@@ -182,7 +194,7 @@ class AutoClip:
             said += "; the probe has stopped, so it will not change any more"
         if self._stepping.guard.stopped:
             said += "; AutoClip has stopped acting, see `history`"
-        return f"{head}{said}; {stage(self._calibration)}{acted(self._history, self._mode)}."
+        return f"{head}{said}; {earlier(self._history)}{stage(self._calibration)}{acted(self._history, self._mode)}."
 
     @property
     def history(self) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from smoothdiag.autoclip.calibration import (
     FEWEST,
     LEAST_SIGNAL,
     MULTIPLE,
-    PHASE,
     USUAL_SIGNAL,
     Calibration,
     StepRule,
@@ -26,13 +25,14 @@ from smoothdiag.console import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-ROSE, SET_LR = "rate rose", "set lr"
+ROSE, SET_LR, EARLIER = "rate rose", "set lr", "earlier run"
 
 NOT_FINITE = (
-    "The gradient of step {step} was not finite (inf or NaN). AutoClip replaces such a gradient by zero, so that it "
-    "does no harm, and counts it in `history`. If there are many, look for the cause: a rate too large, or a faulty "
-    "batch."
+    "The gradient of step {step} was not finite (inf or NaN). AutoClip {does}, and counts it in `history`. If there "
+    "are many, look for the cause: a rate too large, or a faulty batch."
 )
+ZEROED = "replaces such a gradient by zero, so that it does no harm"
+LEFT = "leaves such a gradient as it is in shadow mode, so that the optimizer steps with it"
 
 
 @dataclass(frozen=True)
@@ -158,17 +158,6 @@ class History:
         self.events = [Event(**event) for event in state["events"]]
 
 
-def next_step(calibration: Calibration, mode: str, *, stopped: bool) -> str:
-    """Returns what to do about AutoClip now, in a sentence."""
-    if stopped:
-        return "AutoClip acts no more; the last event of its `history` says why."
-    if calibration.rule.multiple is not None and calibration.held_at < 0:
-        return f"train on: it measures in the first {PHASE} steps and then holds the longest step."
-    if mode == "shadow":
-        return 'mode="clip" makes it act; in shadow mode it only counts.'
-    return "nothing to do; sd.plot_clipping(clipper) shows what it did."
-
-
 def explained(calibration: Calibration) -> str:
     """Returns where the longest step comes from, in words."""
     rule, found = calibration.rule, calibration.early
@@ -200,6 +189,11 @@ def raised(history: History) -> str:
         return ""
     before, last = history.events[0], events[-1]  # the first event is the start of the run
     return f"; `set_lr` raised the learning rate from {float(before.lr):.3g} to {float(last.lr):.3g} (step {last.step})"
+
+
+def earlier(history: History) -> str:
+    """Returns that the trace held an earlier run, in words that end with a semicolon; nothing if it did not."""
+    return next((f"{event.note}; " for event in history.events if event.event == EARLIER), "")
 
 
 def stage(calibration: Calibration) -> str:
@@ -250,8 +244,10 @@ def _noise(calibration: Calibration) -> str:
     if power == 0 or math.isnan(signal):
         return ""
     raised = "" if power == 1 else f"^{power:g}"
-    least = f", counted as {LEAST_SIGNAL:g}" if signal < LEAST_SIGNAL else ""
-    share = f"halves of a batch share {signal:.2g} of the squared gradient{least}"
+    share = f"halves of a batch share {signal:.2g} of the squared gradient"
+    if signal < LEAST_SIGNAL:
+        found = f"{signal:.2g}" if signal > 0 else f"nothing ({signal:.2g})"
+        share = f"halves of a batch share {found} of the squared gradient, and at least {LEAST_SIGNAL:g} is counted"
     return f" and ({max(signal, LEAST_SIGNAL):.2g} / {USUAL_SIGNAL:g}){raised}, because {share}"
 
 

@@ -117,7 +117,7 @@ class Rows:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self.last = -1
-        self._num_read = len(probe.trace)  # earlier rows are of another run, or of steps without AutoClip
+        self._begin = self._num_read = len(probe.trace)  # earlier rows are of another run, or of steps without AutoClip
 
     def new(self) -> list[dict[str, Any]]:
         """Returns the rows that are new since the last call."""
@@ -129,6 +129,11 @@ class Rows:
         if found:
             self.last = found[-1]["step"]
         return found
+
+    def all(self) -> list[dict[str, Any]]:
+        """Returns all rows of this run."""
+        trace = self._probe.trace
+        return [trace[i] for i in range(self._begin, len(trace)) if _is_ours(trace[i]["estimator"])]
 
     @staticmethod
     def measured(row: Mapping[str, Any]) -> tuple[float, float] | str:
@@ -155,10 +160,15 @@ class Arrivals:
     Args:
         probe: The probe; ``None`` if its rows do not hold the Euclidean norm.
         acts: Whether AutoClip changes anything.
+
+    Attributes:
+        acts: Whether AutoClip changes anything.
+        clipped_at: Step whose gradient was shorter than measured, or -1.
     """
 
     def __init__(self, probe: Probe | None, *, acts: bool) -> None:
-        self._probe, self._acts = probe, acts
+        self._probe, self.acts = probe, acts
+        self.clipped_at = -1
         self._step = -1
         self._norm: Number | None = None
 
@@ -173,7 +183,7 @@ class Arrivals:
         error = _error(self._probe.self_test)
         arrived, measured = float(self._norm), row["grad_norm"]
         if arrived < measured * (1 - 10 * SLACK - 10 * error):
-            self._probe = None
+            self._probe, self.clipped_at = None, self._step
             advice = (
                 "Let AutoClip clip alone: remove clip_grad_norm_ from the loop, and the trainer's setting that calls "
                 "it. If nothing else clips, give loss_fn the same scale as the loss that is trained."
@@ -181,7 +191,7 @@ class Arrivals:
             warnings.warn(
                 f"The gradient that reached AutoClip at step {self._step} had the norm {arrived:.3g}, but the probe "
                 f"measured {measured:.3g}. Something else seems to clip first, so that AutoClip cannot see long "
-                f"gradients, and clip_fraction is too low. {advice if self._acts else 'The longest step is right.'}",
+                f"gradients, and clip_fraction is too low. {advice if self.acts else 'The longest step is right.'}",
                 SmoothdiagWarning,
             )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from smoothdiag.adapters import adapter_of
+from smoothdiag.adapters import adapter_of, members
 from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
@@ -21,7 +21,7 @@ from smoothdiag.autoclip.calibration import RAISE_BY, RAISE_UPDATES_BY, StepRule
 from smoothdiag.autoclip.checks import check_schedule
 from smoothdiag.autoclip.closures import Closures, second_evaluation
 from smoothdiag.autoclip.faults import UNCLIPPED, UNREAD, Guard, Unfit
-from smoothdiag.autoclip.history import ROSE, SET_LR, explained
+from smoothdiag.autoclip.history import EARLIER, ROSE, SET_LR, explained
 from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.autoclip.rates import Peaks, raise_rates, rates_of, share_of_parameters, suggested
 from smoothdiag.autoclip.rows import Arrivals
@@ -136,6 +136,7 @@ class Stepping:
         self._has_started = True
         if first:
             books.note("started", explained(calibration))
+            self._look_for_earlier_run()
         elif rose and calibration.rise(books.steps):
             books.note(ROSE, "the threshold falls as the rate rises; the longest step stays")
         is_early = calibration.held_at < 0
@@ -197,6 +198,21 @@ class Stepping:
         self.attached = False
         self._turn.stop()
         self._action.drop()
+
+    def _look_for_earlier_run(self) -> None:
+        """Notes that states were not loaded: the trace of an earlier run lies where this run will write its own."""
+        path = self._probe.trace.path
+        if self._books.steps or self._probe.steps or len(self._probe.trace) or path is None or not path.is_file():
+            return
+        said = (
+            f"{path} holds an earlier run; it is kept under another name, and AutoClip measures anew, because neither "
+            "its state nor that of the probe was loaded"
+        )
+        self._books.note(EARLIER, said)
+        if any(
+            any(member.state.values()) for member in members(self._optimizer)
+        ):  # a state that was loaded, so that the run goes on
+            warnings.warn(f"The optimizer has a state from earlier steps, but {said}.", SmoothdiagWarning)
 
     def _check_resumed(self) -> None:
         if self._probe.steps != self._books.steps and not self.alone:

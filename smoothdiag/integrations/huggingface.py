@@ -118,6 +118,12 @@ class SmoothnessCallback(Attached, TrainerCallback):
                 "Parameter `trainer` should have one SmoothnessCallback. Found another one bound to it already. Give "
                 "that callback all estimators, or make a new trainer."
             )
+        if trainer.state.global_step:
+            warnings.warn(
+                f"The trainer has trained already ({trainer.state.global_step} steps), and SmoothnessCallback saw "
+                "nothing of it: `probe` and `clipper` are None. Call bind(trainer) before trainer.train().",
+                SmoothdiagWarning,
+            )
         self._bound = _Bound(trainer, trainer.compute_loss, trainer.train, trainer.log)
         # Attributes of the instance come before its methods, so subclasses may override the methods in any way.
         vars(trainer).update(compute_loss=self._compute_loss, train=self._train, log=self._log)

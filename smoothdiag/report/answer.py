@@ -29,12 +29,16 @@ class Clipped:
         threshold: the gradient norm above which it clipped then [f/x]; NaN if it shortened updates.
         fraction: share of the steps that were shortened; NaN if unknown.
         acts: whether it changed anything: not in shadow mode.
+        diverged: why a run in shadow mode does not say where to clip; empty if it does.
+        saturated: share of its measurements that were saturated.
     """
 
     longest_step: float
     threshold: float
     fraction: float
     acts: bool
+    diverged: str = ""
+    saturated: float = 0.0
 
     @property
     def as_norm(self) -> str:
@@ -77,7 +81,9 @@ def answer(fit: SmoothnessFit, rule: ClipRule | None, clipped: Clipped | None, l
             return Answer(headline, because, ("Call `sd.clip_rule(fit, lr=...)`, or `smoothdiag report --lr`.",))
         return Answer(_set(rule, lr), rule.reason, tuple(_after_threshold(fit, rule, lr, plan)), rule.threshold)
     if decision.do is Do.KEEP:
-        return Answer(_kept(clipped), f"{_WITHOUT} {because}", (_KEEP, *_advice(fit, plan)))
+        return Answer(_kept(clipped), f"{_WITHOUT} {because}", (*_keep(clipped), *_advice(fit, plan)))
+    if decision.do is Do.ACT and clipped is not None and clipped.diverged:  # rows of such a run need no more of them
+        return Answer(_would(clipped), f"{_WITHOUT} {because}", (_AGAIN,))
     if decision.do is Do.ACT:
         return Answer(_would(clipped), f"{_WITHOUT} {because}", (_ACT, *_advice(fit, plan)))
     if decision.do is Do.AUTOCLIP:
@@ -99,8 +105,9 @@ def no_answer(refusal: str, statuses: dict[str, int], remedy: str, clipped: Clip
         headline = "No threshold follows from a log; attach a `Probe` to a run to measure smoothness."
         return Answer(headline, refusal, (f"In the meantime, {_AUTOCLIP}.",))
     if clipped is not None:
-        headline, step = (_kept(clipped), _KEEP) if clipped.acts else (_would(clipped), _ACT)
-        return Answer(headline, refusal, (step, *steps))
+        if clipped.acts:
+            return Answer(_kept(clipped), refusal, (*_keep(clipped), *steps))
+        return Answer(_would(clipped), refusal, (_AGAIN,) if clipped.diverged else (_ACT, *steps))
     return Answer("No threshold follows from this, because its rows cannot be fitted.", refusal, tuple(steps))
 
 
@@ -132,6 +139,10 @@ _ACT: Final = (
     'Give AutoClip `mode="clip"` in place of `mode="shadow"`, and clip nowhere else. `clipper.threshold` and '
     "`clipper.reason` say by which threshold it would clip, and why."
 )
+_AGAIN: Final = (
+    'Begin again with AutoClip(mode="clip") and clip nowhere else: AutoClip then keeps the steps short from the first '
+    "one on, and measures a run that trains."
+)
 _WITHOUT: Final = "No threshold follows from a fit to these rows."
 
 
@@ -161,9 +172,23 @@ def _kept(clipped: Clipped | None) -> str:
     return f"Nothing to set: AutoClip keeps steps within {short(clipped.longest_step)}{as_norm}."
 
 
+def _keep(clipped: Clipped | None) -> Iterator[str]:
+    yield _KEEP
+    if clipped is not None and clipped.saturated > 0.5:
+        yield (
+            f"Compare the loss with a run in shadow mode: {percent(clipped.saturated)} of AutoClip's measurements are "
+            "saturated, so its longest step is a guess: it tells how far AutoClip looked, and hardly the "
+            "curvature of the loss."
+        )
+
+
 def _would(clipped: Clipped | None) -> str:
     if clipped is None:
         return "Nothing was clipped: AutoClip was in shadow mode."
+    if clipped.diverged:
+        return (
+            f"The run went wrong while AutoClip was in shadow mode: {clipped.diverged}. Where to clip does not follow."
+        )
     if clipped.as_norm:
         return f"Nothing was clipped: AutoClip was in shadow mode, and would clip at {clipped.as_norm} at this rate."
     within = short(clipped.longest_step)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from smoothdiag.clipping import ClipRule, clip_rule
+from smoothdiag.diverged import why_diverged
 from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
 from smoothdiag.fits.decision import SHADOW
 from smoothdiag.plots.clipping import recorded
 from smoothdiag.report.answer import Answer, Clipped, answer, floored, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
-from smoothdiag.rows import USABLE_STATUSES, Status, plain_fact, printable
+from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, plain_fact, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +184,10 @@ def _clipped(frame: pd.DataFrame, history: pd.DataFrame) -> Clipped:
     last = history.iloc[-1]
     modes = frame["clip_mode"].dropna().tolist() if "clip_mode" in frame.columns else []
     longest, threshold, fraction = (float(last[name]) for name in ("longest_step", "threshold", "clip_fraction"))
-    return Clipped(longest, threshold, fraction, acts=modes[-1:] != [SHADOW])
+    acts = modes[-1:] != [SHADOW]
+    rows = frame[frame["estimator"].astype(str).str.endswith(CLIP_SUFFIX)]
+    saturated = float((rows["status"][rows["status"].isin(USABLE_STATUSES)] == Status.SATURATED.name.lower()).mean())
+    return Clipped(longest, threshold, fraction, acts, "" if acts else why_diverged(rows.to_dict("records")), saturated)
 
 
 def _kinds(frame: pd.DataFrame) -> tuple[Kind, ...]:

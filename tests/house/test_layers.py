@@ -23,7 +23,7 @@ LAYERS = (
     ("plots", "clipping", "adapters", "packing"),
     ("collectives", "layout", "geometry"),
     ("fits", "trace", "vectors", "problems"),
-    ("notebooks",),
+    ("notebooks", "diverged"),
     ("spiking",),
     ("rows", "requirements", "memory", "console", "arguments", "growing", "machines", "moved", "momentum", "names"),
 )
@@ -206,6 +206,7 @@ WINGS = {
     "autoclip": (
         "autoclip.progression",
         "autoclip.calibration",
+        "autoclip.advice",
         "autoclip.warm_ups",
         "autoclip.rates",
         "autoclip.rows",

@@ -298,6 +298,10 @@ def test_wrong_use_is_refused(tmp_path) -> None:
         callback.bind(trainer)
     with pytest.raises(ValueError, match="`trainer` should have one SmoothnessCallback. Found another"):
         SmoothnessCallback().bind(trainer)
+    late = trainer_of(tmp_path)
+    late.state.global_step = 7  # as after train()
+    with pytest.warns(SmoothdiagWarning, match=r"trained already \(7 steps\).*Call bind\(trainer\) before"):
+        SmoothnessCallback().bind(late)
 
 
 def test_a_run_that_ended_or_failed_leaves_nothing_behind(tmp_path) -> None:

@@ -13,7 +13,7 @@ from smoothdiag.clipping import clip_rule
 from smoothdiag.fits import Flag, Verdict, fit_smoothness, headline
 from smoothdiag.fits.base import HessianCheck
 from smoothdiag.fits.decision import Do
-from smoothdiag.report.answer import Clipped, answer
+from smoothdiag.report.answer import Clipped, answer, no_answer
 from smoothdiag.report.snippets import snippets
 
 NORMS = np.logspace(-1.0, 1.0, 60)
@@ -158,3 +158,10 @@ def test_plan_of_an_optimizer_that_rescales_gradients_is_about_the_law(optimizer
 def test_short_times_are_said_in_plain_words(minutes, said) -> None:
     fit = replace(FIT, verdict=Verdict.NOT_IDENTIFIED, flags=FLAGS["range"], row_cost=(500.0, 60 * minutes))
     assert answer(fit, None, None, 0.1).headline.endswith(said)
+
+
+@pytest.mark.parametrize(("saturated", "number"), [(0.9, 2), (0.5, 1)])
+def test_a_longest_step_of_saturated_measurements_is_called_a_guess(saturated, number) -> None:
+    found = no_answer("too few rows", {"ok": 3}, "", replace(CLIPPED, saturated=saturated))
+    assert len(found.steps) == number
+    assert ("90% of AutoClip's measurements are saturated" in found.steps[-1]) == (number == 2)

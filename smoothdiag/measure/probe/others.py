@@ -52,12 +52,11 @@ def moved_by_others(optimizer: torch.optim.Optimizer) -> str:
         else "Make the probe for the one that steps"
     )
     return (
-        f"The parameters moved between two batches without a call of {kind}.step(). The probe drops the earlier "
-        "batches, because it can no longer measure them where they were met. Something else moves the parameters: "
-        "another optimizer, the half steps of sharpness-aware minimisation (first_step, second_step), or the loop "
-        f"itself. {remedy}: a probe measures what happens in the step() of its optimizer. If the loop has replaced the "
-        "optimizer, close this probe and make one for the new optimizer, with `trace=probe.trace`; "
-        "`load_state_dict(probe.state_dict())` goes on counting its steps."
+        f"The parameters moved between two batches without a call of {kind}.step(), so the probe had to drop the "
+        "earlier ones. If the loop has replaced the optimizer, close this probe and make one for the new optimizer, "
+        "with `trace=probe.trace`; its `load_state_dict(probe.state_dict())` goes on counting steps. Otherwise "
+        "something else moves the parameters: another optimizer, the half steps of sharpness-aware minimisation "
+        f"(first_step, second_step), or the loop itself. {remedy}."
     )
 
 
