@@ -102,9 +102,9 @@ def paste(run: Run, lr: float) -> list[str]:
     value = f"{run.threshold:.3g}"
     return [
         *lines[:2],
-        "This run needs nothing more, because AutoClip clips it. A like run by plain SGD, without AutoClip, may clip at:",
+        "This run needs nothing more, because AutoClip clips it. A like run by plain SGD without it may clip at:",
         f"  torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={value})  # at lr={lr:g}",
-        f'  TrainingArguments(max_grad_norm={value}, optim="sgd")  # Hugging Face; none follows under AdamW, its default',
+        f'  TrainingArguments(max_grad_norm={value}, optim="sgd")  # Hugging Face; under its AdamW, none follows',
         f"  Trainer(gradient_clip_val={value})                  # Lightning",
         f"WHY: {lines[2]}",
     ]
