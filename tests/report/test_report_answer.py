@@ -104,7 +104,7 @@ def test_summary_and_report_give_the_same_advice_for_every_kind_of_fit(monkeypat
             assert "do not help" not in said, name
             assert "do not change that" not in said, name
         elif "few points" in {flag.name for flag in fit.flags} and "do not help" in said:
-            assert "The rows are too few, too, but more of the same" in said, name
+            assert "The rows are too few, too, but more rows of the same" in said, name
     assert seen == set(Do)
 
 
