@@ -65,7 +65,7 @@ if __name__ == "__main__":
     parser.add_argument("--auto-clip", action="store_true", help="let AutoClip keep steps short")
     parser.add_argument("--output", default="huggingface-run")
     options = parser.parse_args()
-    max_grad_norm = 0.0 if options.auto_clip else 1.0
+    max_grad_norm = 1e30 if options.auto_clip else 1.0
     trainer = trainer_of(options.output, lr=options.lr, steps=options.steps, max_grad_norm=max_grad_norm)
     callback = SmoothnessCallback(schedule=sd.every(5), auto_clip=options.auto_clip).bind(trainer)  # the added line
     trainer.train()

@@ -105,16 +105,24 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 def _clip(arguments: argparse.Namespace) -> None:
     from smoothdiag.clipping import clip_rule
+    from smoothdiag.fits.columns import largest_rate
 
+    fit, lr = _fitted(arguments), arguments.lr
+    if lr is None:
+        frames = [Trace.read(path).to_frame() for path in arguments.traces]
+        rates = [largest_rate(frame, estimator=fit.estimator, group=fit.group) for frame in frames]
+        lr = max((rate for rate in rates if not math.isnan(rate)), default=None)
     rule = clip_rule(
-        _fitted(arguments),
-        lr=arguments.lr,
+        fit,
+        lr=lr,
         momentum=arguments.momentum,
         dampening=arguments.dampening,
         kappa=arguments.kappa,
         noise=arguments.noise,
     )
     print(rule)
+    if lr is not None and arguments.lr is None:
+        print(f"the rate {lr:.4g} is the largest of the trace; --lr gives another")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -228,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_command(commands, rows, _fitted, _fitted_groups)
 
     clip = _add(commands, "clip", "derive a clipping threshold from a trace and say why", parents=[rows])
-    clip.add_argument("--lr", type=float, help="learning rate of the run (default: the rule suggests one)")
+    clip.add_argument("--lr", type=float, help="learning rate of the run (default: the largest in the trace)")
     console.add_momentum(clip)
     clip.add_argument("--kappa", type=float, default=1.0, help="largest lr * smoothness, at most 2 (default: 1)")
     clip.add_argument("--noise", type=float, help="standard deviation of the minibatch gradient norm")

@@ -61,6 +61,12 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "dtype": "",
 }
 
+NO_ROWS = (
+    "Found none: no step was measured. Show the probe its batches (`for batch in probe.watch(loader)` or "
+    "`probe.observe(batch)`) before `optimizer.step()`, and keep its estimators: with `estimators=()` it measures for "
+    "AutoClip alone."
+)
+
 
 class SmoothdiagWarning(UserWarning):
     r"""A warning about a measurement: something a user should know that does not stop the run.

@@ -153,6 +153,24 @@ def test_clip_prints_a_threshold_and_a_reason(lawful, capsys) -> None:
     assert "NEXT: set max_norm=" in printed
 
 
+def test_clip_takes_the_largest_rate_of_the_trace_unless_one_is_given(tmp_path, capsys) -> None:
+    path = tmp_path / "run.jsonl"
+    with Trace(path) as trace:
+        for step, x in enumerate(10 ** np.sin(np.arange(100.0))):
+            lr = 0.1 if step else 0.05
+            trace.append({"step": step, "grad_norm": x, "smoothness": 1 + 2 * x, "saturation": 0.1, "lr": lr})
+    assert main(["clip", str(path), "--num-boot", "20"]) == 0
+    printed = capsys.readouterr().out
+    assert "NEXT: set max_norm=4.5 at lr=0.1 (" in printed
+    assert printed.endswith("the rate 0.1 is the largest of the trace; --lr gives another\n")
+    assert main(["clip", str(path), "--lr", "0.05", "--num-boot", "20"]) == 0
+    assert "of the trace" not in capsys.readouterr().out
+    assert main(["clip", str(path), "--lr", "5", "--num-boot", "20"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "no threshold to use: the learning rate 5 is too large for any.\nNEXT: lower"
+    )
+
+
 def test_clip_takes_the_momentum_of_the_trace_unless_one_is_given(tmp_path, capsys) -> None:
     path = tmp_path / "run.jsonl"
     with Trace(path, meta={"optimizer": "SGD", "follows_gradients": True, "momentum": 0.9, "gain": 10.0}) as trace:

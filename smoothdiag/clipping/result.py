@@ -61,7 +61,9 @@ class ClipRule:
         most = "" if math.isnan(self.max_lr) else f", at most {self.max_lr:.4g} for small gradients"
         share = "an unknown share" if math.isnan(self.clip_rate) else f"{self.clip_rate:.1%}"
         clips = f"it clips {share} of the recorded steps"
-        if self.source == "fit":
+        if not math.isnan(self.better_lr):
+            head = f"no threshold to use: the learning rate {self.lr:.4g} is too large for any."
+        elif self.source == "fit":
             head = f"clip gradients at norm {self.threshold:.4g}; {clips}."
         else:
             head = f"no threshold from this fit; norm {self.threshold:.4g} would only stop outliers ({clips})."

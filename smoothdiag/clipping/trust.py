@@ -7,6 +7,7 @@ import math
 from smoothdiag import arguments
 from smoothdiag.fits.base import ModelScore, SmoothnessFit, Verdict
 from smoothdiag.fits.decision import follows_gradients, unchecked
+from smoothdiag.fits.plan import make_plan
 
 
 def unsafe(fit: SmoothnessFit, eta: float, kappa: float) -> str:
@@ -164,8 +165,9 @@ def note_on_scan(fit: SmoothnessFit, doubt: str) -> str:
         return ""
     if doubt:
         raise ValueError(
-            f"Parameter `fit` should have constants that a threshold can rest on. Found that {doubt}. A scan has no "
-            "steps either whose gradient norms could serve instead: pass the fit of a run."
+            f"Parameter `fit` should have constants that a threshold can rest on. Found that {doubt}. The points of a "
+            "scan are no steps of a run, so a percentile of their gradient norms is no threshold either. "
+            f"NEXT: {make_plan(fit).next} To clip in the meantime, use AutoClip, which needs no fit."
         )
     return (
         " A scan does not know the optimizer: this holds near the scanned checkpoint, where a step is the rate times "

@@ -63,7 +63,7 @@ def run_demo(text: str | None, steps: int, out: Path, device: torch.device, *, l
         runs[AUTO] = train(corpus, steps, device, lr=lr, arm=AUTO, trace=rows)
     save_curves(runs, lr, math.log(corpus.vocabulary), out / "curves.png")
     tell(*table(runs, corpus.vocabulary), "")
-    tell("3. A THRESHOLD TO PASTE", *paste(runs[AUTO], lr), "")
+    tell("3. A THRESHOLD FOR OTHER RUNS OF THIS KIND", *paste(runs[AUTO], lr), "")
     fit = fit_smoothness(rows)
     save_smoothness(rows, fit, f"{fit.verdict.name}: the rows of the run with AutoClip", out / "training.png")
     tell("And the run itself, does it show a law? The probe measured smoothness beside it:", *headline(fit))
@@ -102,8 +102,9 @@ def paste(run: Run, lr: float) -> list[str]:
     value = f"{run.threshold:.3g}"
     return [
         *lines[:2],
+        "This run needs nothing more, because AutoClip clips it. A like run by plain SGD without it may clip at:",
         f"  torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={value})  # at lr={lr:g}",
-        f"  TrainingArguments(max_grad_norm={value})            # Hugging Face",
+        f'  TrainingArguments(max_grad_norm={value}, optim="sgd")  # Hugging Face; under its AdamW, none follows',
         f"  Trainer(gradient_clip_val={value})                  # Lightning",
         f"WHY: {lines[2]}",
     ]

@@ -47,11 +47,12 @@ def saturation(rows: Rows, line: Line) -> Flag | None:
         return Flag(
             "saturation",
             "over the probed distance the gradient changes by as much as its own size, so the measured smoothness "
-            "tells the distance and not the curvature. Usual causes are different batches at the two points, new "
-            "random masks (dropout), or a distance that is much too long",
+            "tells the distance and not the curvature. In rows of a Probe the distance is too long. In rows measured "
+            "by hand, other batches or random masks (dropout) at the second point do the same",
             f"median saturation {np.median(values):.2f} {name}, should be at most {SATURATED}",
-            "measure both points on the same data with the same random numbers, and use LocalSmoothness with a smaller "
-            "radius",
+            "measure over a shorter distance: sd.LocalSmoothness(radius=...) with a tenth of the distance that was "
+            "used (`step_norm` over the norm of x). By hand, also measure both points on the same data with the same "
+            "random numbers",
             fatal=True,
         )
     return None

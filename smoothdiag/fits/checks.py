@@ -121,16 +121,22 @@ def _occupied(x: Array) -> Flag | None:
 
 def _few(rows: Rows, num_effective: float, quantile: float) -> Flag | None:
     tail = min(quantile, 1 - quantile)
-    if len(rows.x) >= MIN_POINTS and num_effective >= MIN_EFFECTIVE and tail * num_effective >= MIN_IN_TAIL - 1e-9:
+    asked = {
+        f"{MIN_POINTS} rows": len(rows.x) >= MIN_POINTS,
+        f"{MIN_EFFECTIVE:g} independent ones": num_effective >= MIN_EFFECTIVE,
+        f"{MIN_IN_TAIL:g} beyond the quantile": tail * num_effective >= MIN_IN_TAIL - 1e-9,
+    }
+    lacking = [name for name, is_met in asked.items() if not is_met]
+    if not lacking:
         return None
     return Flag(
         "few points",
         "there are too few independent rows for a line at this quantile and its interval",
         f"{counted(len(rows.x), 'row carries', 'rows carry')} the information of {num_effective:.1f} independent "
         f"ones, {tail * num_effective:.1f} "
-        f"of which lie beyond the quantile {quantile:g}; should be at least {MIN_POINTS}, {MIN_EFFECTIVE:g} and "
-        f"{MIN_IN_TAIL:g}",
-        "probe more often or for longer, or fit a quantile nearer to the median",
+        f"of which lie beyond the quantile {quantile:g}; should be at least {' and '.join(lacking)}",
+        "probe more often or for longer, or fit a quantile nearer to the median; if another flag blocks, follow its "
+        "remedy first",
         blocking=True,
     )
 

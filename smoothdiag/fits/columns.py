@@ -50,6 +50,24 @@ def numbers(frame: pd.DataFrame) -> dict[str, Array]:
     return found
 
 
+def largest_rate(frame: pd.DataFrame, **chosen: str) -> float:
+    """The largest learning rate of the rows with these labels: a schedule that moves the rate leaves the threshold.
+
+    Args:
+        frame: rows of a trace.
+        **chosen: values that columns should have, such as ``estimator="local"``; a missing column passes all rows.
+
+    Returns:
+        The rate [x^2/f]; NaN if the rows name none.
+    """
+    for name, value in chosen.items():
+        if name in frame.columns:
+            frame = frame[frame[name] == value]
+    rates = numbers(frame)["lr"]
+    rates = rates[np.isfinite(rates) & (rates > 0)]
+    return float(rates.max()) if rates.size else float("nan")
+
+
 def causes(status: Labels, number: dict[str, Array]) -> Labels:
     """Why each row is unusable, or an empty string if it is usable; the first cause that applies counts."""
     x, y = number["grad_norm"], number["smoothness"]

@@ -31,7 +31,7 @@ from smoothdiag.fits.needed import (
 )
 from smoothdiag.fits.parts import Verdict
 from smoothdiag.fits.text import minutes, number, wrap
-from smoothdiag.fits.wording import SCAN_GRADIENTS, Headline, next_step, verdict_of
+from smoothdiag.fits.wording import FURTHER, SCAN_GRADIENTS, Headline, next_step, verdict_of
 from smoothdiag.notebooks import as_html
 
 if TYPE_CHECKING:
@@ -209,7 +209,8 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
     kind = "lines" if scanned else "kind" if "remedy" in plan.missing else "run"
     no_help = f"More rows of the same {kind} do not help."
     if any(flag.name == "few points" for flag in blocking(fit)):
-        no_help = f"The rows are too few, too, but more of the same {kind} do not help: record them in the new way."
+        first = "follow this remedy first, and then record more" if kind == "kind" else "the range comes first"
+        no_help = f"The rows are too few, too, but more rows of the same {kind} do not help: {first}."
     if not plan.missing:
         yield "nothing is missing for this verdict."
     elif not follows_gradients(fit):
@@ -230,7 +231,7 @@ def _advice(fit: Any, plan: Plan, more: float, rows_there: float) -> Iterator[st
     if any(flag.name in OF_TIME for flag in blocking(fit)):
         yield f"A scan compares points around one checkpoint, so neither time nor rate can be the cause. {scan}."
     elif "decades" in plan.missing:
-        further = "Go further along the lines, or add others; otherwise " if scanned else ""
+        further = f"{FURTHER[0].upper()}{FURTHER[1:]}. Otherwise " if scanned else ""
         yield (
             f"The gradient norms cover {plan.decades:.2f} decades and should cover at least {MIN_DECADES:g}. "
             f"{no_help} {further}{scan}, and moves away from it until the norms have changed."

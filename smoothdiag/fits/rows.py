@@ -15,7 +15,7 @@ from smoothdiag.console import counted
 from smoothdiag.fits.base import Array
 from smoothdiag.fits.columns import Labels, causes, choose_estimator, labels, names, numbers
 from smoothdiag.fits.ranges import check_decades, scaled, unit
-from smoothdiag.rows import Status, printable
+from smoothdiag.rows import NO_ROWS, Status, printable
 
 MOMENTUM, GAIN = "momentum", "gain"
 """Facts of a trace; the gain is (1 - dampening) / (1 - momentum)."""
@@ -152,7 +152,7 @@ def as_frame(data: object) -> pd.DataFrame:
     if twice := sorted({str(name) for name in data.columns[data.columns.duplicated()]}):
         raise ValueError(f"Parameter `data` should have every column only once. Found {twice} more often.")
     if len(data) == 0:
-        raise ValueError("Parameter `data` should have rows. Found none.")
+        raise ValueError(f"Parameter `data` should have rows. {NO_ROWS}")
     return data
 
 

@@ -12,8 +12,13 @@ from smoothdiag.fits.text import minutes, number
 
 SCAN_GRADIENTS = 500  # Default budget of `sd.scan`.
 GLOSSARY = "docs/glossary.md explains the terms of this summary"
+FURTHER = (
+    "let the lines go further (sd.scan with a larger max_distance=, max_loss= or points=), or add lines along which "
+    "the gradient norm changes more (toward= other checkpoints, update=)"
+)
 
 _UNUSED = "do not use L0 and L1"
+_NONE = "L0 and L1 make no threshold for them"
 
 
 class Headline(NamedTuple):
@@ -68,7 +73,7 @@ def next_step(fit: Any, decision: Decision, *, is_confirmed: bool) -> str:
         Do.THRESHOLD: f"sd.clip_rule(fit, lr=...) makes a threshold{confirm}",
         Do.RATE: f"{lead}sd.step_rate(fit) makes a rate{confirm}",
         Do.WARMUP: f"sd.LossGapWarmup(optimizer, fit) makes a rate{confirm}",
-        Do.AUTOCLIP: f"let sd.AutoClip keep the updates of {fit.optimizer or 'this run'} short; L0 and L1 cannot",
+        Do.AUTOCLIP: f"let sd.AutoClip keep the updates of {fit.optimizer or 'this run'} short; {_NONE}",
         Do.KEEP: "keep AutoClip in the loop, and set no other threshold",
         Do.ACT: 'let the AutoClip of this run act (mode="clip"); in shadow mode it only counts',
         Do.PROBE: "record rows with sd.Probe, whose check against artefacts these rows could not have",

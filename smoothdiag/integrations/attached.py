@@ -21,6 +21,9 @@ from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.spikes import SpikeGuard
 from smoothdiag.trace import Trace
 
+NO_CLIPPING = 1e30
+"""A threshold above all norms. At ``max_grad_norm`` 0 the Trainer clips at infinity to read the norm: NaN spreads."""
+
 
 class Attached:
     """A probe, and on request an AutoClip, that live as long as a framework trains.
@@ -136,7 +139,7 @@ class Attached:
         """
         if self._clip_options is None or self._clip_options.get("mode") == "shadow":
             return False
-        if found:
+        if found and found < NO_CLIPPING:
             warnings.warn(
                 f"AutoClip takes the place of {name}, so {name} is off as long as training runs. "
                 f"Found `{name} = {found:g}`. To avoid this warning, pass {off}.",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from smoothdiag.adapters import stepping
-from smoothdiag.integrations.attached import Attached
+from smoothdiag.integrations.attached import NO_CLIPPING, Attached
 from smoothdiag.integrations.latest import Latest
 from smoothdiag.integrations.losses import Call, loss_of
 from smoothdiag.measure.estimators import Estimator, LocalSmoothness, PathSmoothness
@@ -32,9 +32,6 @@ with installed_by("hf"):
 
 STATE_FILE = "smoothdiag.json"
 """File in a checkpoint with the state of probe and AutoClip."""
-
-NO_CLIPPING = 1e30
-"""A ``max_grad_norm`` above all norms. At 0 the Trainer clips at infinity to read the norm, which spreads NaN."""
 
 TRACE_FILE = "smoothdiag.jsonl"
 """Default name of the trace, in the output directory of the Trainer."""
@@ -155,7 +152,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
             vars(accelerator)["clip_grad_norm_"] = partial(_shown, accelerator.clip_grad_norm_, self.guard)
             self._undo.append(partial(vars(accelerator).pop, "clip_grad_norm_", None))
         self._attach_clipper(optimizer, self.probe, stored.get("clipper"))
-        if self._takes_over("max_grad_norm", args.max_grad_norm, "TrainingArguments(max_grad_norm=0)"):
+        if self._takes_over("max_grad_norm", args.max_grad_norm, "TrainingArguments(max_grad_norm=1e30)"):
             self._undo.append(partial(setattr, args, "max_grad_norm", args.max_grad_norm))
             args.max_grad_norm = NO_CLIPPING
         self._latest = Latest(self.probe.trace, self.clipper)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
-from smoothdiag.rows import USABLE_STATUSES
+from smoothdiag.rows import NO_ROWS, USABLE_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -120,7 +120,7 @@ def rows_of_group(data: Trace | pd.DataFrame, group: str) -> pd.DataFrame:
     if missing:
         raise ValueError(f"Parameter `data` should have the columns of a trace. Missing: {', '.join(missing)}.")
     if frame.empty:
-        raise ValueError("Parameter `data` should have rows. Found none: the probe has not measured a step yet.")
+        raise ValueError(f"Parameter `data` should have rows. {NO_ROWS}")
     defaults: dict[str, Any] = {"step": range(len(frame))}
     defaults |= dict.fromkeys(("loss", "lr", "saturation", "stability_limit", "stability_limit_small_batch"), np.nan)
     frame = frame.assign(**{name: value for name, value in defaults.items() if name not in frame.columns})

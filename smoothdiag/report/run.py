@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
-
 from smoothdiag.clipping import ClipRule, clip_rule
 from smoothdiag.diverged import why_diverged
 from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
+from smoothdiag.fits.columns import largest_rate
 from smoothdiag.fits.decision import SHADOW
 from smoothdiag.plots.clipping import recorded
 from smoothdiag.report.answer import Answer, Clipped, answer, floored, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status, plain_fact, printable
+from smoothdiag.rows import CLIP_SUFFIX, NO_ROWS, USABLE_STATUSES, Status, plain_fact, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,14 +109,15 @@ def read_run(name: str, trace: Trace, options: Options) -> Run:
         ValueError: if the trace has no rows, or an option is wrong.
     """
     if not len(trace):
-        raise ValueError(f"Trace `{printable(name)}` should have rows. Found none.")
+        raise ValueError(f"Trace `{printable(name)}` should have rows. {NO_ROWS}")
     frame = trace.to_frame()
     kinds = _kinds(frame)
     fit, refusal = _fitted(frame, options)
     history = recorded(frame)
     history = None if history is None or history.empty else history
     clipped = None if history is None else _clipped(frame, history)
-    lr = options.lr if options.lr is not None else _largest(frame, fit)
+    of_fit = {} if fit is None else {"estimator": fit.estimator, "group": fit.group}
+    lr = options.lr if options.lr is not None else largest_rate(frame, **of_fit)
     if fit is None:
         statuses = {kind.status: kind.number for kind in kinds}
         remedy = next((kind.remedy for kind in kinds if not kind.is_used), "")
@@ -162,14 +162,6 @@ def _rule(fit: SmoothnessFit, lr: float, options: Options) -> ClipRule | None:
         return clip_rule(fit, lr=rate, momentum=options.momentum, dampening=options.dampening)
     except ValueError:  # a scan without constants to use has no steps either whose norms could serve
         return None
-
-
-def _largest(frame: pd.DataFrame, fit: SmoothnessFit | None) -> float:
-    """Returns the largest learning rate of the fitted rows: a schedule that moves the rate leaves the threshold."""
-    rows = frame if fit is None else frame[(frame["estimator"] == fit.estimator) & (frame["group"] == fit.group)]
-    rates = rows["lr"].to_numpy(dtype=np.float64)
-    rates = rates[np.isfinite(rates) & (rates > 0)]
-    return float(rates.max()) if rates.size else math.nan
 
 
 def _said(rule: ClipRule, lr: float, *, is_known: bool) -> str:

@@ -42,7 +42,7 @@ _WITH_AUTOCLIP: Final = (
     Snippet(
         "Hugging Face",
         "from smoothdiag.integrations.huggingface import SmoothnessCallback\n\n"
-        "args = TrainingArguments(..., max_grad_norm=0)  # AutoClip clips instead\n"
+        "args = TrainingArguments(..., max_grad_norm=1e30)  # never clips: AutoClip does\n"
         "SmoothnessCallback(auto_clip=True).bind(trainer)  # before trainer.train()",
     ),
     Snippet(

@@ -124,7 +124,10 @@ class View:
         """What the lines of the history are."""
         number = len(self._changes)
         said = "The measured steps at which the longest step had changed, and the last one"
-        return f"{said}." if number <= _MOST_LINES else f"{said}: the first and the last six of {number}."
+        said += "." if number <= _MOST_LINES else f": the first and the last six of {number}."
+        if all(line["threshold"] == _NONE for line in self._changes):
+            said += " AutoClip goes by the length of updates here, so there is no threshold on gradients to list."
+        return said
 
     @cached_property
     def _changes(self) -> list[dict[str, str]]:

@@ -363,7 +363,7 @@ def test_points_of_a_scan_make_no_percentile():
     assert rule.source == "fit"
     assert math.isnan(rule.clip_rate)
     assert "A scan does not know the optimizer" in rule.reason
-    with pytest.raises(ValueError, match="Parameter `fit` should have constants.*A scan has no steps"):
+    with pytest.raises(ValueError, match="Parameter `fit` should have constants.*no steps of a run.*NEXT: scan again"):
         clip_rule(replace(scanned, verdict=Verdict.NOT_IDENTIFIED), lr=0.1)
 
 

@@ -48,7 +48,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) < 120
 
 
-@pytest.mark.parametrize("command", [*re.findall(r"`smoothdiag (\w+)", README), "demo", "plot", "clip"])
+@pytest.mark.parametrize("command", [*re.findall(r"`smoothdiag ([\w-]+)", README), "demo", "plot", "clip"])
 def test_commands_exist(command) -> None:
     run = [sys.executable, "-m", "smoothdiag.cli", command, "--help"]
     assert f"smoothdiag {command}" in subprocess.run(run, capture_output=True, text=True, check=True).stdout

@@ -161,6 +161,7 @@ def test_two_groups_of_gradient_norms_are_no_range():
 def test_few_points():
     assert flags(x=X[:19])["few points"].blocking
     assert "few points" in flags(num_effective=9.0, q=0.5)
+    assert flags(num_effective=79.0)["few points"].evidence.endswith("should be at least 4 beyond the quantile")
     assert "few points" in flags(num_effective=79.0)
     assert "few points" not in flags(num_effective=80.0)
     assert "few points" in flags(q=0.99)

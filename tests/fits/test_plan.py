@@ -164,7 +164,9 @@ def test_short_range_is_not_answered_by_rows(flags):
     assert math.isnan(plan.gradients)
     text = " ".join(str(plan).split())
     no_help = (
-        "The rows are too few, too, but more of the same run do not help" if FEW in flags else "More rows of the same"
+        "The rows are too few, too, but more rows of the same run do not help: the range comes first"
+        if FEW in flags
+        else "More rows of the same"
     )
     assert f"cover 0.50 decades and should cover at least 1. {no_help}" in text
     assert f"takes about {SCAN_GRADIENTS} gradients, here 4 minutes" in text

@@ -351,7 +351,7 @@ def weights(model: nn.Module) -> dict[str, Any]:
 
 
 def auto_clipped(folder: Path, **options: Any) -> tuple[Trainer, SmoothnessCallback]:
-    trainer = trainer_of(folder, lr=2.0, max_grad_norm=0.0, **options)
+    trainer = trainer_of(folder, lr=2.0, max_grad_norm=1e30, **options)
     return trainer, SmoothnessCallback(schedule=every(3), auto_clip=True).bind(trainer)
 
 

@@ -12,6 +12,7 @@ from pages import lawful, recorded
 from smoothdiag import ClippedMomentum, SmoothdiagWarning, Trace
 from smoothdiag.integrations.attached import Attached
 from smoothdiag.report.run import Options, read_run
+from smoothdiag.report.views import View
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,9 @@ def test_autoclip_in_shadow_mode_says_where_it_would_clip() -> None:
 
 def test_updates_have_a_longest_step_and_no_threshold() -> None:
     run = Run(adamw(0.5)).over(batches(70))
-    clipped = read_run("run", run.probe.trace, Options({"num_boot": 20})).clipped
+    found = read_run("run", run.probe.trace, Options({"num_boot": 20}))
+    assert View(found, "run-1").history_caption.endswith("so there is no threshold on gradients to list.")
+    clipped = found.clipped
     assert math.isnan(clipped.threshold)
     assert clipped.longest_step == run.clipper.longest_step
 

@@ -13,15 +13,12 @@ from smoothdiag.fits.scans.lines import LARGEST_CURVATURE, Lines
 from smoothdiag.fits.scans.rivals import Fitted
 from smoothdiag.fits.scans.shapes import lift
 from smoothdiag.fits.verdict import FLAT, MIN_GAIN
+from smoothdiag.fits.wording import FURTHER
 
 MIN_LINES = 4  # A resample of five lines leaves out two of them, and repeats others up to five times.
 MAX_LEFT_OUT = 0.1  # Share of points that did not converge above which a scan deserves a doubt ...
 MOST_LEFT_OUT = 0.5  # ... and above which it says too little.
 IN_TAIL = 3  # Lines that the points above the fitted line should come from.
-FURTHER = (
-    "go further along the lines, or add lines along which the gradient norm changes more (up the gradient, to other "
-    "checkpoints)"
-)
 
 
 def check(lines: Lines, fitted: Fitted, rest: Array, quantile: float, rising: bool, raw: float) -> tuple[Flag, ...]:
@@ -82,7 +79,8 @@ def _few(lines: Lines, raw: float) -> Flag | None:
         "interval",
         f"{counted(lines.num_lines, 'line')}, as good as {lines.num_units} independent ones{kinds}; should be at least "
         f"{MIN_LINES}. Along them gradient norm and smoothness have the rank correlation {raw:.2f}",
-        "add lines of other kinds: both ways along the gradient, to and from other checkpoints, along the update",
+        "add lines of other kinds to sd.scan: toward= other checkpoints, update= of the optimizer, and the "
+        "default directions, which take both ways along the gradient",
         blocking=True,
     )
 
@@ -97,7 +95,7 @@ def _left_out(lines: Lines) -> Flag | None:
         "many points were left out because the largest curvature was not found there, and these may be the points "
         "with unusual curvature",
         f"{lost} of {lost + len(lines.rows.x)} points",
-        "allow more Hessian-vector products at each point",
+        "allow more Hessian-vector products at each point: sd.scan(..., estimators=[sd.HessianNorm(max_products=...)])",
         blocking=share > MOST_LEFT_OUT,
     )
 
@@ -128,7 +126,7 @@ def _within(lines: Lines, raw: float) -> Flag | None:
         "gradient norm and smoothness are related from line to line, but hardly along the lines, so what differs "
         "between the lines may explain both",
         f"rank correlation {raw:.2f} over all points, {found:.2f} along the lines",
-        "add lines along which the gradient norm changes more",
+        "add lines along which the gradient norm changes more (toward= other checkpoints, update=)",
         blocking=True,
     )
 
@@ -143,8 +141,8 @@ def _distance(fitted: Fitted) -> Flag | None:
         "the lines, so these points do not tell which of them matters",
         f"on lines left out the gradient norm removes {best[0]:.0%} of the error that the distance leaves (interval "
         f"{best[1][0]:.0%} to {best[1][1]:.0%}), should be above {MIN_GAIN:.0%} with an interval above zero",
-        "add lines along which the gradient norm grows faster or more slowly with the distance (other layers, random "
-        "directions, other checkpoints)",
+        "add lines along which the gradient norm grows faster or more slowly with the distance (toward= other "
+        "checkpoints, or directions= with 'in PARAMETER' and 'random 2')",
         blocking=True,
     )
 
