@@ -15,6 +15,7 @@ from smoothdiag.plots.over_steps import plot_trace
 from smoothdiag.plots.saving import save
 from smoothdiag.plots.sharpness import plot_sharpness
 from smoothdiag.plots.smoothness import plot_smoothness
+from smoothdiag.plots.spikes import plot_spikes
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ KINDS: Final = {
     "constants": "L0 and L1 of every run, or of every parameter group of a single run",
     "sharpness": "curvature over the steps, and the limit where the optimizer turns unstable",
     "clipping": "the steps, and the longest that AutoClip allows",
+    "spikes": "the spikes that SpikeGuard has seen, and why they happened",
 }
 """What each kind of figure draws."""
 
@@ -146,6 +148,9 @@ class _Figures:
         return self._one_below_the_other(
             lambda trace, ax, _: plot_sharpness(trace, estimators=estimators, group=group, ax=ax)
         )
+
+    def _draw_spikes(self) -> Figure:
+        return self._one_below_the_other(lambda trace, ax, _: plot_spikes(trace, ax=ax))
 
     def _draw_clipping(self) -> Figure:
         import pandas as pd

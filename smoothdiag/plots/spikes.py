@@ -45,7 +45,8 @@ def plot_spikes(
 
     Args:
         data: A SpikeGuard, its ``history``, or the trace of its probe.
-        log: The curve of the run, with the columns ``step`` and ``signal``; ``None`` draws none.
+        log: The curve of the run, with the columns ``step`` and ``signal``; ``None`` draws what the rows of a trace
+            tell, or else none.
         signal: Which signal to draw: ``"loss"``, ``"grad_norm"`` or ``"update_norm"``.
         ax: Axes to draw on; None takes the current axes.
 
@@ -65,7 +66,10 @@ def plot_spikes(
     if ax is not None:
         check_axes("ax", ax)
     found = data.history if hasattr(data, "history") else data
-    history = _checked("data", recorded(as_table(found)) if hasattr(found, "to_frame") else found, COLUMNS)
+    if hasattr(found, "to_frame"):  # a trace
+        frame = as_table(found)
+        found, log = recorded(frame), measured(frame, signal) if log is None else log
+    history = _checked("data", found, COLUMNS)
     curve = None if log is None else _checked("log", log, ("step", signal))
     rows = history[history["signal"] == signal]
     if rows.empty and (curve is None or curve.empty):
@@ -110,6 +114,15 @@ def plot_spikes(
     if ax.get_legend_handles_labels()[1]:
         legend_below(ax, None, ncols=3)
     return ax
+
+
+def measured(frame: pd.DataFrame, signal: str) -> pd.DataFrame | None:
+    """Returns the values of a signal in the other rows of a trace, one for each step; ``None`` if there are none."""
+    if not {"step", "estimator", "group", signal} <= set(frame.columns):
+        return None
+    rows: pd.DataFrame = frame[(frame["estimator"] != SPIKE) & (frame["group"] == "all")]
+    rows = rows[rows[signal].notna()].drop_duplicates("step")
+    return rows if len(rows) else None
 
 
 def recorded(frame: pd.DataFrame) -> pd.DataFrame:

@@ -43,7 +43,7 @@ def test_every_kind_is_one_figure_of_several_runs_too(kind, folder, capsys) -> N
     assert [path.name for path in folder.rglob("*.svg")] == ["x.svg"]
     ElementTree.parse(folder / "new/x.svg")
     said = (folder / "new/x.svg").read_text(encoding="utf-8")  # its comments hold the texts of the figure
-    tells_runs_apart = kind in ("trace", "sharpness", "clipping", "constants")
+    tells_runs_apart = kind in ("trace", "sharpness", "clipping", "spikes", "constants")
     assert [f"<!-- {name} -->" in said for name in ("one", "two")] == [tells_runs_apart] * 2
 
 

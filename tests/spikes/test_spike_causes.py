@@ -267,7 +267,7 @@ def test_spikes_are_rows_of_the_trace_that_fits_leave_out(tmp_path: Path) -> Non
     assert row["loss_deviations"] > 6
     assert sd.fit_smoothness(trace, num_boot=20).num_points == sum(row["estimator"] == "local" for row in trace)
     ax = sd.plot_spikes(trace, ax=plt.subplots()[1])
-    assert ax.get_legend_handles_labels()[1] == ["data (1)"]
+    assert ax.get_legend_handles_labels()[1] == ["loss", "data (1)"], "the curve is that of the other rows"
     plt.close("all")
 
 
