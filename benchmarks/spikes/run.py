@@ -1,0 +1,121 @@
+"""Trains the planted and the clean runs, with and without the guard; skips what is in the tables.
+
+python benchmarks/spikes/run.py record --curves CURVES           # every run and its pair, no guard; published rules
+python benchmarks/spikes/run.py guard                            # the guard on half of the seeds of the GPT
+python benchmarks/spikes/run.py guard --final                    # on everything: once, when the guard is fixed
+python benchmarks/spikes/report.py --write docs/spikes.md
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import clean
+import planted
+import torch
+from loops import Loop
+from planted import Planted, Setting, final_loss
+from reference import first_spike
+from rules import RULES
+from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, append, read, said, write_curve
+from texts import TEXTS
+from tqdm import tqdm
+from watched import Guarded
+
+
+def described(setting: Setting) -> dict[str, Any]:
+    narrow = str(setting.narrow).removeprefix("torch.") if setting.narrow else ""
+    return {"optimizer": setting.optimizer, "schedule": setting.schedule, "narrow": narrow}
+
+
+def score(run: str, loop: Loop) -> None:
+    for name, rule in RULES.items():
+        began = time.process_time()
+        steps = rule(loop.curve)
+        seconds = round(time.process_time() - began, 4)
+        append(FLAGS, FLAG_COLUMNS, {"run": run, "rule": name, "steps": said(steps), "seconds": seconds})
+
+
+def note(run: Planted, loop: Loop, pair: Loop) -> None:
+    """Adds a planted run to the table, with where it spikes by its pair."""
+    spike = first_spike(loop.curve, pair.curve, loop.plant.start or 0)
+    row = {"run": run.name, "pool": "planted", "part": run.part, "model": run.model, "cause": run.cause}
+    row |= {"seed": run.seed, "kind": loop.plant.kind, "start": loop.plant.start, "steps": len(loop.rows)}
+    row |= described(run.setting)
+    if spike:
+        row |= {"spike": spike.step, "column": spike.column, "size": f"{spike.size:.3g}"}
+    losses = {"initial": loop.validated[0], "final": final_loss(loop), "pair_final": final_loss(pair)}
+    append(RUNS, RUN_COLUMNS, row | {name: f"{loss:.5g}" for name, loss in losses.items()})
+
+
+def record_planted(models: list[str], curves: Path) -> None:
+    done = set(read(RUNS, RUN_COLUMNS)["run"])
+    todo = [run for run in planted.pool(models) if run.name not in done]
+    with tqdm(total=len(todo), unit="run") as bar:
+        for setting, runs in planted.cohorts(todo).items():
+            loops = planted.train_cohort(setting, runs)
+            pair = loops.pop("pair")
+            kinds = "/".join(map(str, described(setting).values()))
+            write_curve(curves, f"pair/{setting.model}/{setting.seed}/{kinds}/{setting.inner}", pair.curve)
+            for run in runs:
+                write_curve(curves, run.name, loops[run.name].curve)
+                score(run.name, loops[run.name])
+                note(run, loops[run.name], pair)
+                bar.update()
+
+
+def record_clean(curves: Path) -> None:
+    done = set(read(RUNS, RUN_COLUMNS)["run"])
+    for run in tqdm([run for run in clean.POOL if run.name not in done], unit="run"):
+        loop = clean.train_clean(run)
+        write_curve(curves, run.name, loop.curve)
+        score(run.name, loop)
+        row = {"run": run.name, "pool": "apart" if run.apart else "clean", "part": "think", "model": run.task}
+        row |= {"optimizer": run.optimizer, "schedule": run.schedule, "steps": len(loop.rows)}
+        losses = loop.curve["loss"]
+        append(
+            RUNS, RUN_COLUMNS, row | {"initial": f"{losses[:20].mean():.5g}", "final": f"{losses[-100:].mean():.5g}"}
+        )
+
+
+def watch_all(models: list[str], *, final: bool) -> None:
+    """Trains the runs again under the guard."""
+    flags = read(FLAGS, FLAG_COLUMNS)
+    done = set(flags["run"][flags["rule"] == "guard"])
+    todo: list[tuple[str, Callable[..., Loop], Any]] = [
+        (run.name, planted.train_watched, run) for run in planted.pool(models) if final or run.part == "think"
+    ]
+    todo += [(run.name, clean.train_clean, run) for run in clean.POOL]
+    for name, train, run in tqdm([each for each in todo if each[0] not in done], unit="run"):
+        began = time.process_time()
+        guard = Guarded()
+        train(run, guard.attach)
+        found = guard.found()
+        row = {"run": name, "rule": "guard", "steps": said([step for step, _ in found])}
+        row |= {"answers": " ".join(answer for _, answer in found), "seconds": round(time.process_time() - began, 2)}
+        append(FLAGS, FLAG_COLUMNS, row)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("record", "guard"))
+    parser.add_argument("--models", nargs="*", choices=TEXTS, default=list(TEXTS), help="of the planted runs")
+    parser.add_argument("--no-clean", action="store_true", help="leave out the runs without a plant")
+    parser.add_argument("--curves", type=Path, help="folder for the curves of the runs")
+    parser.add_argument("--final", action="store_true", help="allow the runs that are set aside")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.what == "guard":
+        watch_all(args.models, final=args.final)
+        return
+    if args.curves is None:
+        parser.error("record needs --curves")
+    record_planted(args.models, args.curves)
+    if not args.no_clean:
+        record_clean(args.curves)
+
+
+if __name__ == "__main__":
+    main()
