@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,10 +96,3 @@ class Loop:
     def validate(self, taken: int, batch: Any) -> None:
         with torch.no_grad():
             self.validated[taken] = float(self.loss_fn(self.model, batch))
-
-
-def together(loops: Mapping[str, Loop], step: int, batch: Any) -> None:
-    """Takes the same step of every run that has not been given up."""
-    for loop in loops.values():
-        if not loop.given_up:
-            loop.step(step, batch)

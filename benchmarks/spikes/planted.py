@@ -3,17 +3,20 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from loops import Loop, Watcher, together
-from plants import PLANTS, Drawn
+from loops import Loop, Watcher
+from plants import PLANTS, Drawn, Plant
 from texts import TEXTS, loss_fn
 
 STEPS, WARM_UP = 300, 20
 NUM_SEEDS = 12
+
+ATTEMPTS = 4
+"""So many plants are drawn at most until a run spikes."""
 
 EVALUATIONS = (280, 290, 300)
 """Steps after which the validation loss is read; the final loss is the mean."""
@@ -48,12 +51,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Planted:
-    """A planted run, by model, cause and seed; a severe one lasts longer or is stronger."""
+    """A planted run.
+
+    Attributes:
+        model: Key of ``TEXTS``.
+        cause: Key of ``PLANTS``.
+        seed: Seed of initial weights, batches and plant.
+        severe: Whether the plant lasts longer.
+        attempt: The number of plants that were drawn before, and after which the run did not spike.
+    """
 
     model: str
     cause: str
     seed: int
     severe: bool = False
+    attempt: int = 0
 
     @property
     def name(self) -> str:
@@ -66,7 +78,11 @@ class Planted:
 
     @property
     def plant(self) -> Drawn:
-        return PLANTS[self.cause](self.model, self.cause, self.seed, severe=self.severe)
+        return PLANTS[self.cause](self.model, self.cause, self.seed, self.attempt, severe=self.severe)
+
+    @property
+    def attempts(self) -> "list[Planted]":
+        return [replace(self, attempt=attempt) for attempt in range(ATTEMPTS)]
 
     @property
     def setting(self) -> Setting:
@@ -108,35 +124,46 @@ def batches(setting: Setting) -> Iterator[tuple[int, tuple[torch.Tensor, torch.T
     return enumerate(itertools.islice(TEXTS[setting.model].data().batches(setting.seed + 1), STEPS))
 
 
-def finish(loops: Mapping[str, Loop], setting: Setting, taken: int) -> None:
+def finish(loop: Loop, setting: Setting, taken: int) -> None:
     """Validates where that is due."""
-    if taken in (0, *EVALUATIONS):
-        for loop in loops.values():
-            if not loop.given_up:
-                loop.validate(taken, TEXTS[setting.model].data().validation)
+    if taken in (0, *EVALUATIONS) and not loop.given_up:
+        loop.validate(taken, TEXTS[setting.model].data().validation)
 
 
-def train_cohort(setting: Setting, runs: list[Planted]) -> dict[str, Loop]:
-    """Trains the pair, named ``"pair"``, and every planted run, forked from it where it begins to differ."""
-    loops = {"pair": set_up(setting)}
-    finish(loops, setting, 0)
-    plants = {run.name: run.plant for run in runs}
-    for step, batch in batches(setting):
-        loops |= {name: loops["pair"].fork(plant) for name, plant in plants.items() if plant.begins == step}
-        together(loops, step, batch)
-        finish(loops, setting, step + 1)
-    return loops
+def go_on(loop: Loop, setting: Setting, keep: Collection[int] = ()) -> dict[int, Loop]:
+    """Takes the steps that are left of a run; returns what it was before those steps that are to be kept."""
+    kept: dict[int, Loop] = {}
+    taken = len(loop.rows)
+    finish(loop, setting, taken)
+    for step, batch in itertools.islice(batches(setting), taken, None):
+        if step in keep:
+            kept[step] = loop.fork(Plant())
+        if not loop.given_up:
+            loop.step(step, batch)
+        finish(loop, setting, step + 1)
+    return kept
+
+
+class Pair:
+    """A run without a plant, from which planted runs fork where they begin to differ."""
+
+    def __init__(self, setting: Setting, runs: list[Planted]) -> None:
+        self.setting, self.loop = setting, set_up(setting)
+        self.kept = go_on(self.loop, setting, {each.plant.begins for run in runs for each in run.attempts})
+
+    def planted(self, run: Planted) -> Loop:
+        """Returns the run with the plant."""
+        plant = run.plant
+        loop = self.kept[plant.begins].fork(plant)
+        go_on(loop, self.setting)
+        return loop
 
 
 def train_watched(run: Planted, watch: Callable[[Loop], Watcher]) -> Loop:
     """Trains a planted run alone, from its first step on, under a watcher."""
     loop = set_up(run.setting)
     loop.plant, loop.watcher = run.plant, watch(loop)
-    loops = {run.name: loop}
-    finish(loops, run.setting, 0)
-    for step, batch in batches(run.setting):
-        together(loops, step, batch)
-        finish(loops, run.setting, step + 1)
+    go_on(loop, run.setting)
     return loop
 
 

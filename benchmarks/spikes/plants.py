@@ -61,12 +61,12 @@ class Plant:
 
 
 class Drawn(Plant):
-    """A plant that draws what it does from model, cause and seed."""
+    """A plant that draws what it does from model, cause, seed and attempt."""
 
     length = 1
 
-    def __init__(self, model: str, cause: str, seed: int, *, severe: bool = False) -> None:
-        self.random = random.Random(f"{model}/{cause}/{seed}")
+    def __init__(self, model: str, cause: str, seed: int, attempt: int = 0, *, severe: bool = False) -> None:
+        self.random = random.Random(f"{model}/{cause}/{seed}/{attempt}")
         self.model, self.seed, self.severe = model, seed, severe
         self.vocabulary = TEXTS[model].vocabulary
         self.start = self.random.randint(EARLIEST, LATEST)

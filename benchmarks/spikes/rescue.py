@@ -19,7 +19,7 @@ import beside  # noqa: F401
 import torch
 from clippers import ZClip
 from loops import Loop, Watcher
-from planted import Planted, cohorts, final_loss, train_cohort, train_watched
+from planted import Pair, Planted, cohorts, final_loss, train_watched
 from rivals import SkipStep
 from store import append, read
 from torch import Tensor
@@ -132,9 +132,9 @@ def main() -> None:
     runs = [Planted(model, cause, seed, True) for model in args.models for cause in CAUSES for seed in SEEDS]
     done = set(read(RESCUES, COLUMNS)["run"])
     for setting, own in tqdm(cohorts([run for run in runs if run.name not in done]).items(), unit="pair"):
-        loops = train_cohort(setting, own)
+        pair = Pair(setting, own)
         for run in own:
-            note(run, NOTHING, loops[run.name], final_loss(loops["pair"]))
+            note(run, NOTHING, pair.planted(run), final_loss(pair.loop))
     found = read(RESCUES, COLUMNS)
     plain = found[found["arm"] == NOTHING].set_index("run")
     done = set(zip(found["run"], found["arm"], strict=True))

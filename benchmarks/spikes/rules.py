@@ -66,3 +66,6 @@ RULES: dict[str, Callable[[pd.DataFrame], list[int]]] = {
     "ZClip": z_clip,
     "smoothdiag import": log_reader,
 }
+
+GUARDS = {"parameters": "guard", "batches": "guard, batches"}
+"""Names of the guard in the table of flags, by what it keeps to answer with."""

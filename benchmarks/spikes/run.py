@@ -9,6 +9,7 @@ python benchmarks/spikes/report.py --write docs/spikes.md
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import clean
 import planted
 import torch
 from loops import Loop
-from planted import Planted, Setting, final_loss
-from reference import first_spike
-from rules import RULES
+from planted import Pair, Planted, Setting, final_loss
+from reference import Spike, first_spike
+from rules import GUARDS, RULES
 from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, append, read, said, write_curve
 from texts import TEXTS
 from tqdm import tqdm
@@ -38,12 +39,21 @@ def score(run: str, loop: Loop) -> None:
         append(FLAGS, FLAG_COLUMNS, {"run": run, "rule": name, "steps": said(steps), "seconds": seconds})
 
 
-def note(run: Planted, loop: Loop, pair: Loop) -> None:
+def spiking(run: Planted, pair: Pair) -> tuple[Planted, Loop, Spike | None]:
+    """Returns the first attempt that spikes, or the last one."""
+    for each in run.attempts:
+        loop = pair.planted(each)
+        spike = first_spike(loop.curve, pair.loop.curve, loop.plant.start or 0)
+        if spike:
+            break
+    return each, loop, spike
+
+
+def note(run: Planted, loop: Loop, spike: Spike | None, pair: Loop) -> None:
     """Adds a planted run to the table, with where it spikes by its pair."""
-    spike = first_spike(loop.curve, pair.curve, loop.plant.start or 0)
     row = {"run": run.name, "pool": "planted", "part": run.part, "model": run.model, "cause": run.cause}
-    row |= {"seed": run.seed, "kind": loop.plant.kind, "start": loop.plant.start, "steps": len(loop.rows)}
-    row |= described(run.setting)
+    row |= {"seed": run.seed, "kind": loop.plant.kind, "attempt": run.attempt, "start": loop.plant.start}
+    row |= {"steps": len(loop.rows), **described(run.setting)}
     if spike:
         row |= {"spike": spike.step, "column": spike.column, "size": f"{spike.size:.3g}"}
     losses = {"initial": loop.validated[0], "final": final_loss(loop), "pair_final": final_loss(pair)}
@@ -55,14 +65,14 @@ def record_planted(models: list[str], curves: Path) -> None:
     todo = [run for run in planted.pool(models) if run.name not in done]
     with tqdm(total=len(todo), unit="run") as bar:
         for setting, runs in planted.cohorts(todo).items():
-            loops = planted.train_cohort(setting, runs)
-            pair = loops.pop("pair")
+            pair = Pair(setting, runs)
             kinds = "/".join(map(str, described(setting).values()))
-            write_curve(curves, f"pair/{setting.model}/{setting.seed}/{kinds}/{setting.inner}", pair.curve)
+            write_curve(curves, f"pair/{setting.model}/{setting.seed}/{kinds}/{setting.inner}", pair.loop.curve)
             for run in runs:
-                write_curve(curves, run.name, loops[run.name].curve)
-                score(run.name, loops[run.name])
-                note(run, loops[run.name], pair)
+                found, loop, spike = spiking(run, pair)
+                write_curve(curves, run.name, loop.curve)
+                score(run.name, loop)
+                note(found, loop, spike, pair.loop)
                 bar.update()
 
 
@@ -80,20 +90,24 @@ def record_clean(curves: Path) -> None:
         )
 
 
-def watch_all(models: list[str], *, final: bool) -> None:
+def watch_all(models: list[str], keep: str, *, final: bool, no_clean: bool) -> None:
     """Trains the runs again under the guard."""
-    flags = read(FLAGS, FLAG_COLUMNS)
-    done = set(flags["run"][flags["rule"] == "guard"])
+    flags, runs = read(FLAGS, FLAG_COLUMNS), read(RUNS, RUN_COLUMNS).set_index("run")
+    rule = GUARDS[keep]
+    done = set(flags["run"][flags["rule"] == rule])
     todo: list[tuple[str, Callable[..., Loop], Any]] = [
-        (run.name, planted.train_watched, run) for run in planted.pool(models) if final or run.part == "think"
+        (run.name, planted.train_watched, replace(run, attempt=int(runs.loc[run.name, "attempt"])))
+        for run in planted.pool(models)
+        if run.name in runs.index and (final or run.part == "think")
     ]
-    todo += [(run.name, clean.train_clean, run) for run in clean.POOL]
+    if not no_clean:
+        todo += [(run.name, clean.train_clean, run) for run in clean.POOL]
     for name, train, run in tqdm([each for each in todo if each[0] not in done], unit="run"):
         began = time.process_time()
-        guard = Guarded()
+        guard = Guarded(keep)
         train(run, guard.attach)
         found = guard.found()
-        row = {"run": name, "rule": "guard", "steps": said([step for step, _ in found])}
+        row = {"run": name, "rule": rule, "steps": said([step for step, _ in found])}
         row |= {"answers": " ".join(answer for _, answer in found), "seconds": round(time.process_time() - began, 2)}
         append(FLAGS, FLAG_COLUMNS, row)
 
@@ -105,10 +119,11 @@ def main() -> None:
     parser.add_argument("--no-clean", action="store_true", help="leave out the runs without a plant")
     parser.add_argument("--curves", type=Path, help="folder for the curves of the runs")
     parser.add_argument("--final", action="store_true", help="allow the runs that are set aside")
+    parser.add_argument("--keep", choices=GUARDS, default="parameters", help="what the guard keeps to answer with")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "guard":
-        watch_all(args.models, final=args.final)
+        watch_all(args.models, args.keep, final=args.final, no_clean=args.no_clean)
         return
     if args.curves is None:
         parser.error("record needs --curves")

@@ -125,7 +125,7 @@ TEXTS = {
         lambda: TextGPT(65, 32),
         cache(partial(text, sources.tiny_shakespeare, length=32, size=16, held_out=256)),
         vocabulary=65,
-        rates={"adamw": 0.012, "momentum": 0.2},
+        rates={"adamw": 0.009, "momentum": 0.2},
     ),
     "lstm": Text(
         lambda: TextLSTM(WORDS),
