@@ -21,6 +21,11 @@ RIGHT: dict[str, Answer] = {
 }
 """The answer that is right for each cause."""
 
+SEVERE = 30
+"""A severe plant lasts so many times as long, or for ever."""
+
+EVER = 10**9
+
 EARLIEST, LATEST = 110, 260
 """A plant begins between these steps of a run of 300."""
 
@@ -71,7 +76,7 @@ class Drawn(Plant):
         self.vocabulary = TEXTS[model].vocabulary
         self.start = self.random.randint(EARLIEST, LATEST)
         if severe:
-            self.length *= 10
+            self.length *= SEVERE
         self.begins, self.end = self.start, self.start + self.length
 
     def generator(self, step: int) -> torch.Generator:
@@ -170,11 +175,11 @@ class Edge(Drawn):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.start = self.random.randint(80, 160)
-        self.begins, self.end = self.start, self.start + self.LENGTH
+        self.begins, self.end = self.start, EVER if self.severe else self.start + self.LENGTH
         self.kind = f"x {self.RATIO:g} in {self.LENGTH} steps"
 
     def rate(self, step: int) -> float:
-        return self.RATIO ** ((step + 1 - self.start) / self.LENGTH) if self.active(step) else 1.0
+        return self.RATIO ** min(1.0, (step + 1 - self.start) / self.LENGTH) if self.active(step) else 1.0
 
 
 class Stale(Drawn):

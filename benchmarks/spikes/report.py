@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import rescue
 from plants import RIGHT
-from rescue import rescue_table
-from rules import RULES
+from rules import GUARDS, RULES
 from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, read
 
 BEFORE, AFTER = 3, 5
@@ -72,7 +72,7 @@ def share(part: int, whole: int) -> str:
 
 
 def present(found: pd.DataFrame) -> list[str]:
-    return [rule for rule in ("guard", *RULES) if rule in set(found["rule"])]
+    return [rule for rule in (*GUARDS.values(), *RULES) if rule in set(found["rule"])]
 
 
 def detection_table(found: pd.DataFrame, part: str) -> str:
@@ -115,7 +115,7 @@ def alarms_table(found: pd.DataFrame) -> str:
     for rule in present(found):
         own = found[found["rule"] == rule]
         clean, apart = own[own["pool"] == "clean"], own[own["pool"] == "apart"]
-        before = own[(own["pool"] == "planted") & (own["cause"] != "stale moment")]
+        before = own[own["pool"] == "planted"]
         early = sum(step < row["start"] for _, row in before.iterrows() for step in row["flagged"])
         number, steps = clean["flagged"].map(len).sum(), int(clean["steps"].sum())
         rows.append([
@@ -128,6 +128,26 @@ def alarms_table(found: pd.DataFrame) -> str:
         ])  # fmt: skip
     head = ["rule", "false alarms", "per 10,000 steps", "clean runs with one", "before a plant", "heavy tails"]
     return markdown(head, rows)
+
+
+def rescue_table() -> str | None:
+    """Returns what each arm leaves missing of the descent, by cause; None if nothing was run."""
+    found = read(rescue.RESCUES, rescue.COLUMNS)
+    if set(found["arm"]) <= {rescue.NOTHING}:
+        return None
+    found["missed"] = [rescue.missed(*row) for row in found[["initial", "final", "pair_final"]].itertuples(index=False)]
+    found["cause"] = found["run"].str.split("/").str[1]
+    worth = set(found["run"][(found["arm"] == rescue.NOTHING) & (found["missed"] > rescue.WORTH)])
+    found = found[found["run"].isin(worth)]
+    arms = [arm for arm in (rescue.NOTHING, *rescue.ARMS) if arm in set(found["arm"])]
+    groups = [*found.groupby("cause", sort=False), ("all", found)]
+    rows = []
+    for cause, own in groups:
+        means = own.groupby("arm")["missed"].agg(["mean", "max"])
+        rows.append([cause, own["run"].nunique(), *(f"{100 * means.loc[a, 'mean']:.0f}" for a in arms)])
+    lost = found.assign(lost=found["missed"] > rescue.WORTH).groupby("arm")["lost"].sum()
+    rows.append(["still lost", len(worth), *(int(lost[arm]) for arm in arms)])
+    return markdown(["planted", "runs", *arms], rows)
 
 
 def tables(found: pd.DataFrame) -> dict[str, str]:

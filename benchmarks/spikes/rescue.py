@@ -2,7 +2,7 @@
 
     python benchmarks/spikes/rescue.py                               # adds to rescue.csv what is missing
 
-The plants last ten times as long as those that are to be detected, or do not end. A run's loss is the share of the
+The plants last thirty times as long as those that are to be detected, or do not end. A run's loss is the share of the
 descent of its pair that it misses at the end: (final loss - the pair's) / (initial loss - the pair's); 1 if it
 diverged. The pair has neither plant nor guard.
 """
@@ -99,28 +99,6 @@ NOTHING = "nothing"
 def missed(initial: float, final: float, pair_final: float) -> float:
     """Returns the share of the descent that a run misses; 1 if it diverged."""
     return min(1.0, (final - pair_final) / (initial - pair_final)) if math.isfinite(final) else 1.0
-
-
-def rescue_table() -> str | None:
-    """Returns what each arm leaves missing of the descent, by cause; None if nothing was run."""
-    from report import markdown
-
-    found = read(RESCUES, COLUMNS)
-    if set(found["arm"]) <= {NOTHING}:
-        return None
-    found["missed"] = [missed(*row) for row in found[["initial", "final", "pair_final"]].itertuples(index=False)]
-    found["cause"] = found["run"].str.split("/").str[1]
-    worth = set(found["run"][(found["arm"] == NOTHING) & (found["missed"] > WORTH)])
-    found = found[found["run"].isin(worth)]
-    arms = [arm for arm in (NOTHING, *ARMS) if arm in set(found["arm"])]
-    groups = [*found.groupby("cause", sort=False), ("all", found)]
-    rows = []
-    for cause, own in groups:
-        means = own.groupby("arm")["missed"].agg(["mean", "max"])
-        rows.append([cause, own["run"].nunique(), *(f"{100 * means.loc[a, 'mean']:.0f}" for a in arms)])
-    lost = found.assign(lost=found["missed"] > WORTH).groupby("arm")["lost"].sum()
-    rows.append(["still lost", len(worth), *(int(lost[arm]) for arm in arms)])
-    return markdown(["planted", "runs", *arms], rows)
 
 
 def main() -> None:
