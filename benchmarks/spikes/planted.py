@@ -15,7 +15,7 @@ from texts import TEXTS, loss_fn
 STEPS, WARM_UP = 300, 20
 NUM_SEEDS = 12
 
-ATTEMPTS = 4
+ATTEMPTS = 6
 """So many plants are drawn at most until a run spikes."""
 
 EVALUATIONS = (280, 290, 300)
@@ -130,12 +130,12 @@ def finish(loop: Loop, setting: Setting, taken: int) -> None:
         loop.validate(taken, TEXTS[setting.model].data().validation)
 
 
-def go_on(loop: Loop, setting: Setting, keep: Collection[int] = ()) -> dict[int, Loop]:
+def go_on(loop: Loop, setting: Setting, keep: Collection[int] = (), until: int = STEPS) -> dict[int, Loop]:
     """Takes the steps that are left of a run; returns what it was before those steps that are to be kept."""
     kept: dict[int, Loop] = {}
     taken = len(loop.rows)
     finish(loop, setting, taken)
-    for step, batch in itertools.islice(batches(setting), taken, None):
+    for step, batch in itertools.islice(batches(setting), taken, until):
         if step in keep:
             kept[step] = loop.fork(Plant())
         if not loop.given_up:
@@ -159,11 +159,11 @@ class Pair:
         return loop
 
 
-def train_watched(run: Planted, watch: Callable[[Loop], Watcher]) -> Loop:
+def train_watched(run: Planted, watch: Callable[[Loop], Watcher], until: int = STEPS) -> Loop:
     """Trains a planted run alone, from its first step on, under a watcher."""
     loop = set_up(run.setting)
     loop.plant, loop.watcher = run.plant, watch(loop)
-    go_on(loop, run.setting)
+    go_on(loop, run.setting, until=until)
     return loop
 
 

@@ -204,8 +204,8 @@ class Stale(Drawn):
         return None
 
 
-HALFWAY = (770.0, 1540.0, 3080.0)
-"""Halfway between neighbours in bfloat16, which are 4, 8 and 16 apart there."""
+HALFWAY = {"last": (770.0, 1540.0, 3080.0), "inner": (3080.0, 6160.0, 12320.0)}
+"""Halfway between neighbours in bfloat16, which are 4 to 64 apart there, by the layer."""
 
 
 class Numerics(Drawn):
@@ -217,9 +217,10 @@ class Numerics(Drawn):
         super().__init__(*args, **options)
         self.narrow = torch.float16 if self.seed % 2 else torch.bfloat16
         self.inner = self.random.random() < 0.5
-        self.scale = self.random.choice(HALFWAY) if self.narrow is torch.bfloat16 else 1e6
+        layer = "inner" if self.inner else "last"
+        self.scale = self.random.choice(HALFWAY[layer]) if self.narrow is torch.bfloat16 else 1e6
         what = "overflow" if self.narrow is torch.float16 else f"rounding at {self.scale:g}"
-        self.kind = f"{what}, {'inner' if self.inner else 'last'} layer"
+        self.kind = f"{what}, {layer} layer"
 
     def prepare(self, step: int, model: nn.Module) -> None:
         layer = model.inner if self.inner else model.last

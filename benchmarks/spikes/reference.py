@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 from planted import WARM_UP
 
-DEVIATIONS = 4.0
-"""Ordinary steps pass four standard deviations less than once in 10,000 steps, if they are normal."""
+DEVIATIONS = 5.0
+"""Ordinary steps do not pass five standard deviations in a run, if they are normal."""
 
 BEFORE = 20
+
+GAP = 3
 
 LEAST_RATIO = 2.0
 """A norm that is not twice as large is no spike."""
@@ -23,15 +25,17 @@ LEAST_RATIO = 2.0
 
 @dataclass(frozen=True)
 class Spike:
-    """The first step of a spike.
+    """The first spike of a run.
 
     Attributes:
-        step: Index of the step.
+        step: Its first step.
+        last: Its last step: the last before ``GAP`` steps that do not spike.
         column: ``"loss"``, ``"grad_norm"`` or ``"both"``.
         size: How far above the pair [ordinary deviations]; inf if not finite.
     """
 
     step: int
+    last: int
     column: str
     size: float
 
@@ -57,5 +61,7 @@ def first_spike(run: pd.DataFrame, pair: pd.DataFrame, start: int) -> Spike | No
     if hits.empty:
         return None
     first = hits.iloc[0]
+    gaps = [int(step) for step, following in zip(hits.index, hits.index[1:], strict=False) if following - step > GAP]
     column = "both" if (first > DEVIATIONS).all() else str(first.idxmax())
-    return Spike(int(hits.index[0]), column, float(first.max()))
+    last = gaps[0] if gaps else int(hits.index[-1])
+    return Spike(int(hits.index[0]), last, column, float(first.max()))

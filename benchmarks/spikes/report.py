@@ -21,9 +21,10 @@ from rules import GUARDS, RULES
 from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, read
 
 BEFORE, AFTER = 3, 5
-"""A flag so many steps before or after the first step of a spike, and not before the plant, is a detection.
+"""A flag from so many steps before the first step of a spike to so many after it is a detection.
 
-Before, because a rule may see the update that makes the loss spike a step later; after, because a spike may grow.
+So is a flag at a later step of the spike, but none before the plant. Before, because a rule may see the update that
+makes the loss spike a step later.
 """
 
 PARTS = ("think", "final")
@@ -54,7 +55,7 @@ def joined() -> pd.DataFrame:
 
 def detecting(row: pd.Series) -> int | None:
     """Returns the place of the first flag that detects the spike of a run, or None."""
-    early, late = max(row["start"], row["spike"] - BEFORE), row["spike"] + AFTER
+    early, late = max(row["start"], row["spike"] - BEFORE), max(row["last"], row["spike"] + AFTER)
     return next((i for i, step in enumerate(row["flagged"]) if early <= step <= late), None)
 
 

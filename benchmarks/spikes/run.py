@@ -10,12 +10,15 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import clean
+import pandas as pd
 import planted
 import torch
+from clean import Clean
 from loops import Loop
 from planted import Pair, Planted, Setting, final_loss
 from reference import Spike, first_spike
@@ -24,6 +27,9 @@ from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, append, read, said, wr
 from texts import TEXTS
 from tqdm import tqdm
 from watched import Guarded
+
+LONGER = 20
+"""The guard watches a planted run until so many steps after its spike."""
 
 
 def described(setting: Setting) -> dict[str, Any]:
@@ -55,7 +61,7 @@ def note(run: Planted, loop: Loop, spike: Spike | None, pair: Loop) -> None:
     row |= {"seed": run.seed, "kind": loop.plant.kind, "attempt": run.attempt, "start": loop.plant.start}
     row |= {"steps": len(loop.rows), **described(run.setting)}
     if spike:
-        row |= {"spike": spike.step, "column": spike.column, "size": f"{spike.size:.3g}"}
+        row |= {"spike": spike.step, "last": spike.last, "column": spike.column, "size": f"{spike.size:.3g}"}
     losses = {"initial": loop.validated[0], "final": final_loss(loop), "pair_final": final_loss(pair)}
     append(RUNS, RUN_COLUMNS, row | {name: f"{loss:.5g}" for name, loss in losses.items()})
 
@@ -76,18 +82,20 @@ def record_planted(models: list[str], curves: Path) -> None:
                 bar.update()
 
 
+def note_clean(run: Clean, loop: Loop) -> None:
+    row = {"run": run.name, "pool": "apart" if run.apart else "clean", "part": "think", "model": run.task}
+    row |= {"optimizer": run.optimizer, "schedule": run.schedule, "steps": len(loop.rows)}
+    initial, final = loop.curve["loss"][:20].mean(), loop.curve["loss"][-100:].mean()
+    append(RUNS, RUN_COLUMNS, row | {"initial": f"{initial:.5g}", "final": f"{final:.5g}"})
+
+
 def record_clean(curves: Path) -> None:
     done = set(read(RUNS, RUN_COLUMNS)["run"])
     for run in tqdm([run for run in clean.POOL if run.name not in done], unit="run"):
         loop = clean.train_clean(run)
         write_curve(curves, run.name, loop.curve)
         score(run.name, loop)
-        row = {"run": run.name, "pool": "apart" if run.apart else "clean", "part": "think", "model": run.task}
-        row |= {"optimizer": run.optimizer, "schedule": run.schedule, "steps": len(loop.rows)}
-        losses = loop.curve["loss"]
-        append(
-            RUNS, RUN_COLUMNS, row | {"initial": f"{losses[:20].mean():.5g}", "final": f"{losses[-100:].mean():.5g}"}
-        )
+        note_clean(run, loop)
 
 
 def watch_all(models: list[str], keep: str, *, final: bool, no_clean: bool) -> None:
@@ -95,21 +103,26 @@ def watch_all(models: list[str], keep: str, *, final: bool, no_clean: bool) -> N
     flags, runs = read(FLAGS, FLAG_COLUMNS), read(RUNS, RUN_COLUMNS).set_index("run")
     rule = GUARDS[keep]
     done = set(flags["run"][flags["rule"] == rule])
-    todo: list[tuple[str, Callable[..., Loop], Any]] = [
-        (run.name, planted.train_watched, replace(run, attempt=int(runs.loc[run.name, "attempt"])))
-        for run in planted.pool(models)
-        if run.name in runs.index and (final or run.part == "think")
-    ]
-    if not no_clean:
-        todo += [(run.name, clean.train_clean, run) for run in clean.POOL]
-    for name, train, run in tqdm([each for each in todo if each[0] not in done], unit="run"):
+    todo: list[tuple[str, Callable[..., Loop]]] = []
+    for run in planted.pool(models):
+        if run.name in runs.index and (final or run.part == "think"):
+            row = runs.loc[run.name]
+            until = planted.STEPS if pd.isna(row["spike"]) else min(planted.STEPS, int(row["last"]) + LONGER)
+            found = replace(run, attempt=int(row["attempt"]))
+            todo.append((run.name, partial(planted.train_watched, found, until=until)))
+    unplanted = {} if no_clean else {run.name: run for run in clean.POOL}
+    todo += [(name, partial(clean.train_clean, run)) for name, run in unplanted.items()]
+    for name, train in tqdm([each for each in todo if each[0] not in done], unit="run"):
         began = time.process_time()
         guard = Guarded(keep)
-        train(run, guard.attach)
-        found = guard.found()
-        row = {"run": name, "rule": rule, "steps": said([step for step, _ in found])}
-        row |= {"answers": " ".join(answer for _, answer in found), "seconds": round(time.process_time() - began, 2)}
+        loop = train(watch=guard.attach)
+        events = guard.found()
+        row = {"run": name, "rule": rule, "steps": said([step for step, _ in events])}
+        row |= {"answers": " ".join(answer for _, answer in events), "seconds": round(time.process_time() - began, 2)}
         append(FLAGS, FLAG_COLUMNS, row)
+        if name in unplanted and name not in runs.index:  # a guard that logs changes no bit of a run
+            score(name, loop)
+            note_clean(unplanted[name], loop)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ RUNS, FLAGS = HERE / "runs.csv", HERE / "flags.csv"
 
 RUN_COLUMNS = (
     "run", "pool", "part", "model", "cause", "seed", "optimizer", "schedule", "narrow", "kind",
-    "attempt", "start", "spike", "column", "size", "steps", "initial", "final", "pair_final",
+    "attempt", "start", "spike", "last", "column", "size", "steps", "initial", "final", "pair_final",
 )  # fmt: skip
 
 FLAG_COLUMNS = ("run", "rule", "steps", "answers", "seconds")

@@ -44,7 +44,7 @@ def test_narrow_layer_changes_nothing_in_float32_and_rounds_or_overflows_in_narr
     layer.dtype = torch.float16
     assert not torch.isfinite(layer(x, weight)).all()
     layer.gain.fill_(1.0)
-    layer.shift.fill_(bench.plants.HALFWAY[0])
+    layer.shift.fill_(bench.plants.HALFWAY["last"][0])
     layer.dtype = torch.bfloat16
     assert (layer(x, weight) - F.linear(x, weight)).abs().max() > 1
     layer.dtype = torch.float32  # autocast refuses it, and leaves everything as it is
@@ -94,7 +94,10 @@ def test_spike_is_far_above_the_pair_and_above_the_past_of_the_run(bench) -> Non
     spike = bench.reference.first_spike(curve(run), pair, 0)
     assert (spike.step, spike.column) == (200, "loss")
     assert spike.size == pytest.approx(10, rel=0.3)
-    run[200] -= 0.8
+    assert spike.last == 200
+    run[202], run[206] = 3.0, 3.0
+    assert bench.reference.first_spike(curve(run), pair, 0).last == 202
+    run[[200, 202, 206]] = pair["loss"][[200, 202, 206]]
     assert bench.reference.first_spike(curve(run), pair, 0) is None
     slow = pair["loss"] + np.linspace(0, 2, 300)  # far above the pair, but never sudden
     assert bench.reference.first_spike(curve(slow), pair, 0) is None
@@ -169,13 +172,14 @@ def test_zclip_is_that_of_its_authors(bench) -> None:
 
 
 def test_flags_near_the_first_step_of_a_spike_count_and_those_before_the_plant_do_not(bench) -> None:
-    def place(*flagged: int):
-        return bench.report.detecting({"start": 100, "spike": 102, "flagged": list(flagged)})
+    def place(*flagged: int, last: int = 102):
+        return bench.report.detecting({"start": 100, "spike": 102, "last": last, "flagged": list(flagged)})
 
     assert place(40, 99) is None
     assert place(99, 100) == 1
     assert place(107) == 0
     assert place(108) is None
+    assert place(108, last=110) == 0
 
 
 def test_confusion_counts_the_first_answer_and_alarms_count_every_flag(bench, monkeypatch, tmp_path) -> None:
@@ -183,7 +187,8 @@ def test_confusion_counts_the_first_answer_and_alarms_count_every_flag(bench, mo
     runs, flags = tmp_path / "runs.csv", tmp_path / "flags.csv"
     monkeypatch.setattr(bench.report, "RUNS", runs)
     monkeypatch.setattr(bench.report, "FLAGS", flags)
-    planted = {"pool": "planted", "part": "think", "model": "gpt", "start": 100, "spike": 100, "steps": 300}
+    planted = {"pool": "planted", "part": "think", "model": "gpt", "start": 100, "spike": 100, "last": 100}
+    planted |= {"steps": 300}
     store.append(runs, store.RUN_COLUMNS, planted | {"run": "a", "cause": "edge", "seed": 0})
     store.append(runs, store.RUN_COLUMNS, planted | {"run": "b", "cause": "wrong mask", "seed": 0})
     store.append(runs, store.RUN_COLUMNS, planted | {"run": "c", "cause": "edge", "seed": 1, "spike": ""})
