@@ -72,7 +72,7 @@ class Drawn(Plant):
 
     def __init__(self, model: str, cause: str, seed: int, attempt: int = 0, *, severe: bool = False) -> None:
         self.random = random.Random(f"{model}/{cause}/{seed}/{attempt}")
-        self.model, self.seed, self.severe = model, seed, severe
+        self.model, self.cause, self.seed, self.attempt, self.severe = model, cause, seed, attempt, severe
         self.vocabulary = TEXTS[model].vocabulary
         self.start = self.random.randint(EARLIEST, LATEST)
         if severe:
@@ -216,7 +216,9 @@ class Numerics(Drawn):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.narrow = torch.float16 if self.seed % 2 else torch.bfloat16
-        self.inner = self.random.random() < 0.5
+        drawn = self.random.random() < 0.5
+        # All attempts have the layer of the first: it belongs to the setting, which they share with the pair.
+        self.inner = Numerics(self.model, self.cause, self.seed).inner if self.attempt else drawn
         layer = "inner" if self.inner else "last"
         self.scale = self.random.choice(HALFWAY[layer]) if self.narrow is torch.bfloat16 else 1e6
         what = "overflow" if self.narrow is torch.float16 else f"rounding at {self.scale:g}"

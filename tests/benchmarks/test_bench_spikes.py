@@ -67,7 +67,9 @@ def test_plant_changes_nothing_outside_of_its_steps(bench, model: str, cause: st
         changed = plant.batch(plant.start, batch)
         by_batch = len(changed) == 3 or not all(map(torch.equal, changed, batch))
         assert by_batch == (cause in ("corrupted batch", "wrong mask"))
-        assert bench.planted.Planted(model, cause, seed).plant.kind == plant.kind
+        run = bench.planted.Planted(model, cause, seed)
+        assert run.plant.kind == plant.kind
+        assert {each.setting for each in run.attempts} == {run.setting}
 
 
 def test_stale_moment_is_clipped_until_the_threshold_is_lifted(bench) -> None:
