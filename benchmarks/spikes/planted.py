@@ -3,7 +3,7 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -97,8 +97,9 @@ class Planted:
         return Setting(self.model, self.seed, optimizer, schedule, narrow, inner)
 
 
-def pool(models: list[str]) -> list[Planted]:
-    return [Planted(*each) for each in itertools.product(models, PLANTS, range(NUM_SEEDS))]
+def pool(models: Iterable[str], seeds: Iterable[int] = range(NUM_SEEDS)) -> list[Planted]:
+    """Returns the planted runs, seed by seed, so that a table of the first of them has all causes."""
+    return [Planted(model, cause, seed) for model, seed, cause in itertools.product(models, seeds, PLANTS)]
 
 
 def cohorts(runs: list[Planted]) -> dict[Setting, list[Planted]]:

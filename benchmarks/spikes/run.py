@@ -66,9 +66,9 @@ def note(run: Planted, loop: Loop, spike: Spike | None, pair: Loop) -> None:
     append(RUNS, RUN_COLUMNS, row | {name: f"{loss:.5g}" for name, loss in losses.items()})
 
 
-def record_planted(models: list[str], curves: Path) -> None:
+def record_planted(pool: list[Planted], curves: Path) -> None:
     done = set(read(RUNS, RUN_COLUMNS)["run"])
-    todo = [run for run in planted.pool(models) if run.name not in done]
+    todo = [run for run in pool if run.name not in done]
     with tqdm(total=len(todo), unit="run") as bar:
         for setting, runs in planted.cohorts(todo).items():
             pair = Pair(setting, runs)
@@ -98,13 +98,13 @@ def record_clean(curves: Path) -> None:
         note_clean(run, loop)
 
 
-def watch_all(models: list[str], keep: str, *, final: bool, no_clean: bool) -> None:
+def watch_all(pool: list[Planted], keep: str, *, final: bool, no_clean: bool) -> None:
     """Trains the runs again under the guard."""
     flags, runs = read(FLAGS, FLAG_COLUMNS), read(RUNS, RUN_COLUMNS).set_index("run")
     rule = GUARDS[keep]
     done = set(flags["run"][flags["rule"] == rule])
     todo: list[tuple[str, Callable[..., Loop]]] = []
-    for run in planted.pool(models):
+    for run in pool:
         if run.name in runs.index and (final or run.part == "think"):
             row = runs.loc[run.name]
             until = planted.STEPS if pd.isna(row["spike"]) else min(planted.STEPS, int(row["last"]) + LONGER)
@@ -129,18 +129,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("record", "guard"))
     parser.add_argument("--models", nargs="*", choices=TEXTS, default=list(TEXTS), help="of the planted runs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(planted.NUM_SEEDS), help="of the planted runs")
     parser.add_argument("--no-clean", action="store_true", help="leave out the runs without a plant")
     parser.add_argument("--curves", type=Path, help="folder for the curves of the runs")
     parser.add_argument("--final", action="store_true", help="allow the runs that are set aside")
     parser.add_argument("--keep", choices=GUARDS, default="parameters", help="what the guard keeps to answer with")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    pool = planted.pool(args.models, args.seeds)
     if args.what == "guard":
-        watch_all(args.models, args.keep, final=args.final, no_clean=args.no_clean)
+        watch_all(pool, args.keep, final=args.final, no_clean=args.no_clean)
         return
     if args.curves is None:
         parser.error("record needs --curves")
-    record_planted(args.models, args.curves)
+    record_planted(pool, args.curves)
     if not args.no_clean:
         record_clean(args.curves)
 
