@@ -210,6 +210,15 @@ def test_confusion_counts_the_first_answer_and_alarms_count_every_flag(bench, mo
     assert "old" not in bench.report.written(page, found)
 
 
+def test_page_has_all_tables_of_the_stored_runs(bench) -> None:
+    page = (REPOSITORY / "docs" / "spikes.md").read_text(encoding="utf-8")
+    found = bench.report.tables(bench.report.joined())
+    names = [name for _, name, _, _ in bench.report.BLOCK.findall(page)]
+    assert len(names) == 6
+    assert set(names) <= set(found)
+    assert bench.report.written(page, found) == page
+
+
 def test_missed_descent_is_one_for_a_run_that_diverged(bench) -> None:
     assert bench.rescue.missed(4.0, 2.5, 2.0) == pytest.approx(0.25)
     assert bench.rescue.missed(4.0, math.nan, 2.0) == bench.rescue.missed(4.0, 9.0, 2.0) == 1.0
