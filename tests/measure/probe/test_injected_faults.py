@@ -108,8 +108,15 @@ def injected(name: str, dtype: torch.dtype, place: int, *, lasts: bool = False, 
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("sgd", torch.float32, id="sgd-fp32", marks=pytest.mark.slow),
+        pytest.param("sgd", torch.bfloat16, id="sgd-bf16"),
+        pytest.param("adamw", torch.float32, id="adamw-fp32"),
+        pytest.param("adamw", torch.bfloat16, id="adamw-bf16", marks=pytest.mark.slow),
+    ],
+)
 def test_no_allocation_that_fails_ends_or_changes_a_run(name, dtype) -> None:
     number = injected(name, dtype, 0).number
     assert number > 200

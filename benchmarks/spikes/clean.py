@@ -1,0 +1,133 @@
+"""Runs of 2,000 steps in which nothing goes wrong: small tasks, six optimizers, five schedules."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import beside  # noqa: F401
+import sources
+import torch
+from batching import text
+from loops import Loop, Watcher
+from tasks import TASKS, Task, class_loss
+from texts import WORDS, TextGPT, TextLSTM
+from torch import nn
+from workloads import safe_rates
+
+STEPS, WARM_UP = 2000, 0.05
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "steps": lambda done: 0.1 ** (2 * done // 0.8),
+    "trapezoid": lambda done: min(1.0, (1 - done) / 0.2),
+    "root": lambda done: (max(done, WARM_UP) / WARM_UP) ** -0.5,
+}
+"""Factor of the rate by the share of the run that is done, after a straight line up."""
+
+Parameters = Iterator[nn.Parameter]
+
+OPTIMIZERS: dict[str, Callable[[Parameters, float], torch.optim.Optimizer]] = {
+    "plain": lambda p, lr: torch.optim.SGD(p, lr),
+    "momentum": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9),
+    "adamw": lambda p, lr: torch.optim.AdamW(p, lr),
+    "adamw .95": lambda p, lr: torch.optim.AdamW(p, lr, betas=(0.9, 0.95), weight_decay=0.1),
+    "rmsprop": lambda p, lr: torch.optim.RMSprop(p, lr),
+    "adagrad": lambda p, lr: torch.optim.Adagrad(p, lr),
+}
+
+TEXT_TASKS = (
+    Task(
+        "small-gpt",
+        kind="pre-norm",
+        part="choose",
+        model=lambda: TextGPT(65, 32, width=32),
+        data=partial(text, sources.tiny_shakespeare, length=32, size=8, held_out=8),
+        loss_fn=class_loss,
+    ),
+    Task(
+        "small-lstm",
+        kind="recurrent",
+        part="choose",
+        model=lambda: TextLSTM(WORDS, width=32),
+        data=partial(text, partial(sources.penn_treebank, WORDS), length=20, size=8, held_out=8),
+        loss_fn=class_loss,
+    ),
+)
+"""Smaller than the planted ones, and with other rates."""
+
+ALL_TASKS = TASKS | {task.name: task for task in TEXT_TASKS}
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A run without a plant.
+
+    Attributes:
+        task: Key of ``ALL_TASKS``.
+        optimizer: Key of ``OPTIMIZERS``.
+        schedule: Key of ``SCHEDULES``.
+        lr: Peak of the rate.
+        apart: Whether the run is reported by itself, because its data have outliers.
+    """
+
+    task: str
+    optimizer: str
+    schedule: str
+    lr: float
+    apart: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.optimizer}/{self.schedule}"
+
+    def rate(self, step: int) -> float:
+        done = (step + 1) / STEPS
+        return self.lr * min(1.0, done / WARM_UP) * SCHEDULES[self.schedule](done)
+
+
+def usual(task: str, optimizer: str, schedule: str, *, apart: bool = False) -> Clean:
+    """A run at twice the safe rate that the benchmark of AutoClip found."""
+    key = {"adamw .95": "adamw"}.get(optimizer, optimizer)
+    return Clean(task, optimizer, schedule, 2 * safe_rates()[f"{task}/{key}"], apart)
+
+
+POOL = (
+    usual("logistic-a9a", "plain", "constant"),
+    usual("logistic-a9a", "adamw", "trapezoid"),
+    usual("overfit-mlp-mnist", "momentum", "steps"),
+    usual("overfit-mlp-mnist", "adamw .95", "cosine"),
+    Clean("overfit-mlp-mnist", "rmsprop", "constant", 3e-4),
+    usual("autoencoder-mnist", "adamw", "cosine"),
+    usual("autoencoder-mnist", "momentum", "trapezoid"),
+    usual("vae-mnist", "adamw .95", "root"),
+    usual("factors-ratings", "momentum", "cosine"),
+    Clean("factors-ratings", "adagrad", "constant", 0.02),
+    usual("skipgram-ptb", "adamw", "root"),
+    usual("skipgram-ptb", "plain", "steps"),
+    usual("field-photograph", "adamw", "steps"),
+    usual("graph-communities", "adamw", "constant"),
+    usual("flow-moons", "momentum", "cosine"),
+    usual("policy-games", "adamw", "trapezoid"),
+    Clean("small-gpt", "adamw .95", "cosine", 2e-3),
+    Clean("small-gpt", "momentum", "constant", 0.03),
+    Clean("small-lstm", "adamw", "steps", 5e-3),
+    Clean("small-lstm", "rmsprop", "trapezoid", 2e-3),
+    usual("heavy-tails", "adamw", "constant", apart=True),
+)
+
+
+def train_clean(run: Clean, watch: Callable[[Loop], Watcher] | None = None) -> Loop:
+    task = ALL_TASKS[run.task]
+    torch.manual_seed(0)
+    model = task.model()
+    loop = Loop(model, OPTIMIZERS[run.optimizer](model.parameters(), run.rate(0)), task.loss_fn, run.rate)
+    if watch:
+        loop.watcher = watch(loop)
+    batches: Iterator[Any] = itertools.islice(task.data().batches(1), STEPS)
+    for step, batch in enumerate(batches):
+        loop.step(step, batch)
+    return loop
