@@ -257,7 +257,7 @@ class Watcher:
 
     def _on_backward(self, original: Function) -> Function:
         def backward(*args: Any, **kwargs: Any) -> Any:
-            if self._is_off():
+            if self._is_off() or is_own(caller(sys._getframe(1))):  # a probe that measures trains nothing
                 return original(*args, **kwargs)
             if self._depth == 0:
                 losses = args[0] if args else kwargs.get("tensors", ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -66,6 +67,8 @@ class Norms:
         self._parts: dict[int, Tensor] = {}  # of the optimizers that have stepped since the first of them did
         self._whole: Tensor | float | None = None
         self._clipped: Tensor | float | None = None
+        # A parameter of the last step, its gradient then, and how often that had been written to.
+        self._used: tuple[weakref.ref[Tensor], weakref.ref[Tensor], int] | None = None
         self._is_busy = False
         for function in (nn.utils.clip_grad_norm_, nn.utils.clip_grads_with_norm_):
             patches.redirect(function, self._on_clip)
@@ -83,6 +86,7 @@ class Norms:
         def clip(*args: Any, **kwargs: Any) -> Any:
             if self._is_busy or torch.compiler.is_compiling() or is_own(frame := caller(sys._getframe(1))):
                 return original(*args, **kwargs)
+            is_late = self._is_used_up()
             self._is_busy = True
             try:
                 result = original(*args, **kwargs)
@@ -91,19 +95,26 @@ class Norms:
             given = dict(zip(("parameters", "max_norm", "total_norm"), args, strict=False)) | kwargs
             norm = result if by_norm else given.get("total_norm")
             if norm is not None:
-                self._take(call_site(frame), float(given["max_norm"]), norm)
+                self._take(call_site(frame), float(given["max_norm"]), norm, is_late=is_late)
             return result
 
         return clip
 
-    def _take(self, site: Site, threshold: float, norm: Any) -> None:
+    def _take(self, site: Site, threshold: float, norm: Any, *, is_late: bool) -> None:
         norm = norm.detach().clone() if isinstance(norm, Tensor) else norm
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if 0 < threshold < math.inf:
             clips = self.clips.setdefault(site, Clips(site))
             clips.thresholds.append(threshold)
             clips.norms.append(norm)
-        self._clipped = norm if self._clipped is None else self._clipped
+        if self._clipped is None and not is_late:
+            self._clipped = norm
+
+    def _is_used_up(self) -> bool:
+        """Whether the gradients are still those of the last step, so that a clip says nothing of the next one."""
+        parameter, gradient, version = self._used or (lambda: None, lambda: None, -1)
+        held = parameter()
+        return held is not None and held.grad is not None and held.grad is gradient() and held.grad._version == version
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if any(map(callable, (*args[1:], *kwargs.values()))):
@@ -121,7 +132,10 @@ class Norms:
             return  # gradients still carry the factor of a GradScaler
         if id(optimizer) in self._parts:
             self._end_step()
-        held = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        with_gradient = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        held = [p.grad for p in with_gradient]
+        if held:
+            self._used = weakref.ref(with_gradient[0]), weakref.ref(held[0]), held[0]._version
         if clipped is not None:
             self._whole = clipped  # what was clipped counts as the whole gradient
         elif not held or any(g.is_sparse or vectors.is_sharded(g) for g in held):

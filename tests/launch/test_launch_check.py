@@ -126,6 +126,15 @@ def test_script_that_ends_early_or_fails_is_said(tmp_path) -> None:
     assert "the script ended with exit code 1" in found["printed"]
 
 
+def test_clip_after_the_step_is_one_fault_and_gives_no_norms(tmp_path) -> None:
+    loop = SGD + "for k in range(40):\n    x, y = batch(k)\n    loss = F.cross_entropy(model(x), y)\n" + STEP
+    clip = "nn.utils.clip_grad_norm_(model.parameters(), 0.2)\n"
+    right = loop.replace("    optimizer.step()\n", f"    {clip}    optimizer.step()\n")
+    found = check(tmp_path, right.replace("    optimizer.step()\n", f"    optimizer.step()\n    {clip}"))
+    assert [each["name"] for each in found["findings"] if each["severity"] == "error"] == ["clip-after-step"]
+    assert found["check"]["norms"] == pytest.approx(check(tmp_path, right)["check"]["norms"], rel=1e-6)
+
+
 def test_norms_of_steps_are_not_those_of_a_clip_that_was_given_nothing_or_one_part(tmp_path) -> None:
     loop = SGD + "for k in range(6):\n    x, y = batch(k)\n    loss = F.cross_entropy(model(x), y)\n" + STEP
     plain = check(tmp_path, loop)["check"]["norms"]
