@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import beside  # noqa: F401
+import on_path  # noqa: F401
 import sources
 import torch
 from batching import text

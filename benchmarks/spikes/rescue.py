@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import beside  # noqa: F401
+import on_path  # noqa: F401
 import torch
 from clippers import ZClip
 from loops import Loop, Watcher

@@ -20,8 +20,8 @@ import planted
 import torch
 from clean import Clean
 from loops import Loop
+from pairs import Spike, first_spike
 from planted import Pair, Planted, Setting, final_loss
-from reference import Spike, first_spike
 from rules import GUARDS, RULES
 from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, append, read, said, write_curve
 from texts import TEXTS

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-import beside  # noqa: F401
+import on_path  # noqa: F401
 import sources
 import torch
 from batching import Data, text

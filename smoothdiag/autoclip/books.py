@@ -70,12 +70,14 @@ class Books:
         """Returns the gradient norm above which a step would be longer [f/x]; NaN if there is none."""
         return math.nan if self._action.shortens_updates else retried(self._threshold)
 
+    def diverged(self, mode: str) -> str:
+        """Returns why the steps of a run that nothing clips tell no threshold; empty if they do."""
+        return why_diverged(self._rows.all(), not_finite=int(self.counts.skipped)) if mode == "shadow" else ""
+
     def facts(self, mode: str, *, stopped: bool) -> Facts:
         """Returns what a reader of the reason has to know; waits for the device."""
-        is_shadow = mode == "shadow"
-        diverged = why_diverged(self._rows.all(), not_finite=int(self.counts.skipped)) if is_shadow else ""
         since = self.steps - self.calibration.joined_at
-        return Facts(mode, since, stopped, diverged, self._arrivals.clipped_at)
+        return Facts(mode, since, stopped, self.diverged(mode), self._arrivals.clipped_at)
 
     def columns(self, mode: str) -> dict[str, float | str]:
         """Returns the state as columns of a row: what held at the step that is measured. It waits for the device.

@@ -159,10 +159,10 @@ class AutoClip:
         """The gradient norm above which a step would be longer than S [f/x]; infinite before the first step.
 
         For an optimizer that clips an average of gradients, it is a norm of that average. NaN if the groups have
-        different thresholds, or if AutoClip shortens updates.
+        different thresholds, if AutoClip shortens updates, or in shadow mode if the run went wrong (see `reason`).
         """
         self._books.read()
-        return float(self._books.threshold())
+        return math.nan if self._books.diverged(self._mode) else float(self._books.threshold())
 
     @property
     def clip_fraction(self) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from smoothdiag.adapters import adapter_of, members
+from smoothdiag.adapters import adapter_of
 from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.books import Books
@@ -202,17 +202,14 @@ class Stepping:
     def _look_for_earlier_run(self) -> None:
         """Notes that states were not loaded: the trace of an earlier run lies where this run will write its own."""
         path = self._probe.trace.path
-        if self._books.steps or self._probe.steps or len(self._probe.trace) or path is None or not path.is_file():
+        is_begun = self._is_resumed or self._books.steps or self._probe.steps or len(self._probe.trace)
+        if is_begun or path is None or not path.is_file():
             return
         said = (
             f"{path} holds an earlier run; it is kept under another name, and AutoClip measures anew, because neither "
             "its state nor that of the probe was loaded"
         )
         self._books.note(EARLIER, said)
-        if any(
-            any(member.state.values()) for member in members(self._optimizer)
-        ):  # a state that was loaded, so that the run goes on
-            warnings.warn(f"The optimizer has a state from earlier steps, but {said}.", SmoothdiagWarning)
 
     def _check_resumed(self) -> None:
         if self._probe.steps != self._books.steps and not self.alone:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from smoothdiag.adapters import name_of
 from smoothdiag.autoclip.calibration import FEWEST, median_interval
 from smoothdiag.console import counted
+from smoothdiag.diverged import why_diverged
 from smoothdiag.launch.attaching import Attached
 from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, Status
 
@@ -181,6 +182,10 @@ def _doubt(found: Attached) -> str:
         return ""
     if any(row["status"] == "not_reproduced" for row in rows):
         return _ANOTHER
+    if why := why_diverged(found.probe.trace):
+        return (
+            f"The run itself went wrong: {why}. Its steps tell no longest step and no threshold; lower the rate first."
+        )
     test = found.probe.self_test
     return _UNTESTED if test is None or math.isnan(test.angle) else ""
 

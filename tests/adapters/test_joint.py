@@ -307,7 +307,7 @@ def test_autoclip_wants_the_optimizers_of_the_probe() -> None:
     model = nn.Linear(2, 1)
     a, b = torch.optim.SGD([model.weight], lr=0.1), torch.optim.AdamW([model.bias], lr=0.1)
     probe = Probe(model, [a, b], lambda model, x: model(x).square().mean(), estimators=())
-    with pytest.raises(ValueError, match=r"SGD \+ AdamW, while AutoClip was given SGD"):
+    with pytest.raises(ValueError, match=r"SGD \+ AdamW, and AutoClip was given another SGD"):
         AutoClip(a, probe)
     assert "AutoClip of SGD + AdamW" in repr(AutoClip([b, a], probe))
     assert "Linear and SGD + AdamW" in repr(probe)

@@ -21,7 +21,7 @@ FOLDER = REPOSITORY / "benchmarks" / "spikes"
 @pytest.fixture(scope="module")
 def bench():
     sys.path.insert(0, str(FOLDER))
-    names = ("loops", "plants", "planted", "reference", "rescue", "rules", "store", "texts")
+    names = ("loops", "plants", "pairs", "planted", "rescue", "rules", "store", "texts")
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     found.report = load(FOLDER / "report.py")
     sys.path.remove(str(FOLDER))
@@ -93,16 +93,16 @@ def test_spike_is_far_above_the_pair_and_above_the_past_of_the_run(bench) -> Non
     pair = curve(2 + 0.1 * noise)
     run = pair["loss"].copy()
     run[200] += 1.0
-    spike = bench.reference.first_spike(curve(run), pair, 0)
+    spike = bench.pairs.first_spike(curve(run), pair, 0)
     assert (spike.step, spike.column) == (200, "loss")
     assert spike.size == pytest.approx(10, rel=0.3)
     assert spike.last == 200
     run[202], run[206] = 3.0, 3.0
-    assert bench.reference.first_spike(curve(run), pair, 0).last == 202
+    assert bench.pairs.first_spike(curve(run), pair, 0).last == 202
     run[[200, 202, 206]] = pair["loss"][[200, 202, 206]]
-    assert bench.reference.first_spike(curve(run), pair, 0) is None
+    assert bench.pairs.first_spike(curve(run), pair, 0) is None
     slow = pair["loss"] + np.linspace(0, 2, 300)  # far above the pair, but never sudden
-    assert bench.reference.first_spike(curve(slow), pair, 0) is None
+    assert bench.pairs.first_spike(curve(slow), pair, 0) is None
 
 
 def test_norm_spikes_by_its_logarithm_and_what_is_not_finite_spikes(bench) -> None:
@@ -110,10 +110,10 @@ def test_norm_spikes_by_its_logarithm_and_what_is_not_finite_spikes(bench) -> No
     loss = np.ones(300) + 0.1 * norm
     high = norm.copy()
     high[150] *= 3
-    spike = bench.reference.first_spike(curve(loss, high), curve(loss, norm), 0)
+    spike = bench.pairs.first_spike(curve(loss, high), curve(loss, norm), 0)
     assert (spike.step, spike.column) == (150, "grad_norm")
     high[140] = math.nan
-    spike = bench.reference.first_spike(curve(loss, high), curve(loss, norm), 0)
+    spike = bench.pairs.first_spike(curve(loss, high), curve(loss, norm), 0)
     assert (spike.step, spike.size) == (140, math.inf)
 
 

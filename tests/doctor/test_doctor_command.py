@@ -138,6 +138,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for step in range(9):
     try:
         try:
+            optimizer.zero_grad()
             model(torch.ones(1, 2)).sum().backward()
             optimizer.step()
         except Exception:

@@ -126,6 +126,13 @@ def test_script_that_ends_early_or_fails_is_said(tmp_path) -> None:
     assert "the script ended with exit code 1" in found["printed"]
 
 
+def test_run_that_goes_wrong_tells_no_threshold(tmp_path) -> None:
+    loop = "for k in range(40):\n    x, y = batch(k)\n    loss = F.cross_entropy(model(x), y)\n" + STEP
+    found = check(tmp_path, SGD.replace("lr=0.5", "lr=500.0") + loop)["check"]
+    assert (found["threshold"], found["longest_step"]) == (None, None)
+    assert "The run itself went wrong: the loss rose from" in found["not_measured"][0]
+
+
 def test_clip_after_the_step_is_one_fault_and_gives_no_norms(tmp_path) -> None:
     loop = SGD + "for k in range(40):\n    x, y = batch(k)\n    loss = F.cross_entropy(model(x), y)\n" + STEP
     clip = "nn.utils.clip_grad_norm_(model.parameters(), 0.2)\n"
