@@ -17,10 +17,9 @@ from smoothdiag.spiking import SpikeRule
 class SixSigma:
     """Loss or gradient norm lies more than six standard deviations from the mean of the last 128 steps.
 
-    Two deviations from the published code, in which one value that is not finite makes every comparison false, so that
-    the next 128 steps are skipped, too:
-        1. Values that are not finite, and norms of 0, are left out of mean and deviation.
-        2. If all values of the window are equal, an equal value is no spike.
+    Deviations from the published code, in which one value that is not finite makes every comparison false, so that the
+    next 128 steps are skipped, too: values that are not finite, and norms of 0, are left out of mean and deviation. If
+    all values of the window are equal, an equal value is no spike.
 
     Args:
         window: How many of the last values count.
