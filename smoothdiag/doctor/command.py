@@ -46,10 +46,15 @@ def add_command(commands: Any) -> None:
     doctor.add_argument(
         "--explain", action=_Explain, choices=NAMES, metavar="NAME", help="explain the finding of this name and exit"
     )
-    doctor.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT names a module, as in python -m")
-    doctor.add_argument("script", metavar="SCRIPT", help="Python script that trains")
-    doctor.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="arguments for the script")
+    add_script(doctor)
     doctor.set_defaults(run=_doctor)
+
+
+def add_script(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of a command that runs a script."""
+    parser.add_argument("-m", dest="is_module", action="store_true", help="SCRIPT names a module, as in python -m")
+    parser.add_argument("script", metavar="SCRIPT", help="Python script that trains")
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="...", help="arguments for the script")
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
@@ -58,15 +63,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
     form, root = machines.chosen_format(arguments), os.getcwd()  # before the script goes elsewhere
 
     def said(report: Report, code: int) -> tuple[str, int]:
-        found = report.for_machines()
-        whole = machines.exit_code(found, arguments.fail_on, code)
-        if form == "json":
-            is_ended = arguments.steps is not None and report.steps >= arguments.steps and not code
-            script = {"path": arguments.script, "exit_code": code, "is_ended_early": is_ended}
-            return machines.document("doctor", found, whole, steps=report.steps, script=script), whole
-        if form == "github":
-            return "\n".join(filter(None, [machines.workflow_commands("doctor", found, root), report.headline])), whole
-        return str(report), whole
+        return told("doctor", arguments, report, code, form, root, text=str(report), beside=report.headline)
 
     with machines.stdout_kept_free(is_needed=form == "json") as stdout:
         teller = Teller("doctor", said, stdout)
@@ -80,6 +77,42 @@ def _doctor(arguments: argparse.Namespace) -> None:
         code = teller.tell(report, code)
     if code:
         sys.exit(code)
+
+
+def told(
+    command: str,
+    arguments: argparse.Namespace,
+    report: Report,
+    code: int,
+    form: str,
+    root: str,
+    *,
+    text: str,
+    beside: str,
+    **more: Any,
+) -> tuple[str, int]:
+    """Returns what a command prints after a script, and its exit code.
+
+    Args:
+        command: The command.
+        arguments: Its arguments.
+        report: What the doctor has found.
+        code: Exit code of the script.
+        form: Format, one of `machines.FORMATS`.
+        root: Folder in which the command was started.
+        text: What people read.
+        beside: What stands below the annotations of GitHub.
+        more: Further entries of the JSON document.
+    """
+    found = report.for_machines()
+    whole = machines.exit_code(found, arguments.fail_on, code)
+    if form == "json":
+        is_ended = arguments.steps is not None and report.steps >= arguments.steps and not code
+        script = {"path": arguments.script, "exit_code": code, "is_ended_early": is_ended}
+        return machines.document(command, found, whole, steps=report.steps, script=script, **more), whole
+    if form == "github":
+        return "\n".join(filter(None, [machines.workflow_commands(command, found, root), beside])), whole
+    return text, whole
 
 
 class Teller:
