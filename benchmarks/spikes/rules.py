@@ -56,7 +56,11 @@ def z_clip(curve: pd.DataFrame) -> list[int]:
 
 def log_reader(curve: pd.DataFrame) -> list[int]:
     """What `smoothdiag import` calls a spike, and values that are not finite."""
-    found = {spike.step for column in ("loss", "grad_norm") for spike in find_spikes(curve, column)}
+    found = {
+        spike.step
+        for column in ("loss", "grad_norm")
+        for spike in find_spikes(curve["step"].to_numpy(), curve[column].to_numpy(), column)
+    }
     bad = ~np.isfinite(curve[["loss", "grad_norm"]]).all(axis=1)
     return sorted(found | {int(step) for step in curve["step"][bad]})
 
