@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-IQR_OF_NORMAL: Final = 1.349
-"""The interquartile range of a normal distribution, in standard deviations."""
+QUANTILES: Final = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""The quantiles of the values before that say what is usual."""
+
+RANGES_OF_NORMAL: Final = (1.349, 2.563)
+"""Interquartile and interdecile range of a normal distribution, in standard deviations."""
+
+BLOCK: Final = 1 << 14
+"""How many windows are sorted together."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,19 @@ class SpikeRule:
     """A value is a spike if it lies far above the values before it, in robust standard deviations and as a ratio.
 
     Gradient norms, and the lengths of updates, are compared by their logarithm. Values that are not finite, and norms
-    of 0, are left out of the values before. Spikes themselves are not: the median hardly notices them.
+    of 0, are left out of the values before. Spikes themselves are not: the quantiles hardly notice them.
+
+    A robust standard deviation is the larger of interquartile range / 1.349 and interdecile range / 2.563. The two are
+    equal for normal values; the second is larger where large values are frequent.
+
+    The loss and the norm of one step are two witnesses. Their distance is the root of the sum of squares of their
+    deviations above the median, and of several norms or losses the one with the largest deviation counts. Of a step
+    that lies far enough, each value is a spike that makes up at least half of the distance asked for.
 
     Args:
         window: How many of the last values count.
         fewest: With fewer values than this, nothing is a spike.
-        deviations: Least distance from the median, in robust standard deviations (interquartile range / 1.349).
+        deviations: Least distance of a step from the median, in robust standard deviations.
         least_ratio: Least ratio of a norm to the median.
         least_rise: Least distance of a loss from the median, as a share of the median.
 
@@ -68,34 +78,84 @@ class SpikeRule:
             values: One value for each step.
             is_norm: Whether the values are norms, which are compared by their logarithm, and not losses.
         """
-        import pandas as pd
-
-        value = np.asarray(values, dtype=np.float64)
-        keep = np.isfinite(value) & ((value > 0) if is_norm else True)
-        found, usual = np.zeros(len(value), dtype=np.bool_), np.full(len(value), math.nan)
-        scale = pd.Series(np.log(value[keep]) if is_norm else value[keep])
-        found[keep], middle = self._far(scale, is_norm=is_norm)
-        usual[keep] = np.exp(middle) if is_norm else middle
+        ((found, usual),) = self.find_together((values, is_norm))
         return found, usual
 
-    def _far(self, scale: pd.Series, *, is_norm: bool) -> tuple[Mask, Array]:
-        before = scale.shift(1).rolling(self.window, min_periods=self.fewest)
-        usual = before.median()
-        least = 0 * usual + math.log(self.least_ratio) if is_norm else self.least_rise * usual.abs()
-        far = scale - usual >= least
-        if far.any():  # quantiles of all windows take twice as long as their medians
-            deviation = (before.quantile(0.75) - before.quantile(0.25)) / IQR_OF_NORMAL
-            far &= scale - usual > self.deviations * deviation
-        return far.to_numpy(dtype=np.bool_), usual.to_numpy(dtype=np.float64)
+    def find_together(self, *signals: tuple[npt.ArrayLike, bool]) -> list[tuple[Mask, Array]]:
+        """Returns for each signal which values are spikes, and the median of the values before each.
+
+        Args:
+            signals: For each signal one value for each step, and whether the values are norms.
+        """
+        all_signals = [_Signal(self, values, is_norm) for values, is_norm in signals]
+        rows = np.flatnonzero(np.any([signal.is_large for signal in all_signals], axis=0))
+        away = [signal.deviations(rows) for signal in all_signals]
+        total = np.zeros(len(rows))
+        for kind in (True, False):
+            alike = [each for each, signal in zip(away, all_signals, strict=True) if signal.is_norm is kind]
+            total = np.hypot(total, np.max(alike, axis=0, initial=0)) if alike else total
+        found = []
+        for signal, own in zip(all_signals, away, strict=True):
+            is_spike = np.zeros(len(signal.is_large), dtype=np.bool_)
+            is_spike[rows] = signal.is_large[rows] & (total > self.deviations) & (own >= self.deviations / 2)
+            found.append((is_spike, signal.usual))
+        return found
 
     @property
     def text(self) -> str:
         """What a spike is, in words, indented by two blanks."""
         return (
-            f"  A spike lies more than {self.deviations:g} robust standard deviations (interquartile range / "
-            f"{IQR_OF_NORMAL}) above the\n"
-            f"  median of the {self.window} rows before it (at least {self.fewest}). Gradient norms are compared by "
-            "their logarithm and must\n"
-            f"  be at least {self.least_ratio:g} times the median. Losses must be at least {self.least_rise:.0%} above "
-            "the median."
+            f"  A spike lies more than {self.deviations:g} robust standard deviations above the median of the "
+            f"{self.window} rows before it (at least\n"
+            f"  {self.fewest}); the deviations of loss and norm of one row count together, as the root of the sum of "
+            "their squares.\n"
+            "  Gradient norms are compared by their logarithm and must be at least "
+            f"{self.least_ratio:g} times the median. Losses must be\n"
+            f"  at least {self.least_rise:.0%} above the median."
         )
+
+
+class _Signal:
+    """Values of a signal beside the values before each.
+
+    Attributes:
+        usual: Median of the values before; NaN where it is not known.
+        is_large: Whether a value lies above the median by the least ratio or share.
+    """
+
+    def __init__(self, rule: SpikeRule, values: npt.ArrayLike, is_norm: bool) -> None:
+        import pandas as pd
+
+        value = np.asarray(values, dtype=np.float64)
+        self.rule, self.is_norm = rule, is_norm
+        self._keep = np.isfinite(value) & ((value > 0) if is_norm else True)
+        self._scale = np.log(value[self._keep]) if is_norm else value[self._keep]
+        before = pd.Series(self._scale).shift(1).rolling(rule.window, min_periods=rule.fewest)
+        middle = before.median().to_numpy()
+        least = math.log(rule.least_ratio) if is_norm else rule.least_rise * np.abs(middle)
+        self.usual, self.is_large = np.full(len(value), math.nan), np.zeros(len(value), dtype=np.bool_)
+        self.usual[self._keep] = np.exp(middle) if is_norm else middle
+        self.is_large[self._keep] = self._scale - middle >= least
+
+    def deviations(self, rows: npt.NDArray[np.intp]) -> Array:
+        """Returns how far the values at these rows lie from their medians; 0 where that is not known."""
+        found = np.zeros(len(rows))
+        if len(rows):
+            places = np.cumsum(self._keep) - 1  # of a row among the values that are kept
+            known = np.flatnonzero(self._keep[rows] & (places[rows] >= self.rule.fewest))
+            for part in np.split(known, range(BLOCK, len(known), BLOCK)):
+                found[part] = self._deviations(places[rows[part]])
+        return found
+
+    def _deviations(self, places: npt.NDArray[np.intp]) -> Array:
+        window = places[:, None] + np.arange(-self.rule.window, 0)
+        ordered = np.sort(np.where(window >= 0, self._scale[np.maximum(window, 0)], math.nan), axis=1)  # NaN last
+        last = np.minimum(places, self.rule.window)[:, None] - 1
+        at = last * np.array(QUANTILES)
+        below = at.astype(np.intp)
+        low, high = (np.take_along_axis(ordered, i, axis=1) for i in (below, np.minimum(below + 1, last)))
+        q10, q25, q50, q75, q90 = (low + (at - below) * (high - low)).T
+        deviation = np.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            away: Array = (self._scale[places] - q50) / deviation
+        return np.where(np.isnan(away), 0.0, away)

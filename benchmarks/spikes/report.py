@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import rescue
 from plants import RIGHT
@@ -32,7 +33,6 @@ NAMES = {
     "guard": "**SpikeGuard**",
     "six sigma": "six sigma",
     "ZClip": "ZClip",
-    "smoothdiag import": "`smoothdiag import`",
 }
 ANSWERS = ("data", "edge", "optimizer", "numerics", "unknown")
 
@@ -110,25 +110,33 @@ def causes_table(found: pd.DataFrame, part: str) -> str:
     return markdown(["planted", *ANSWERS], rows)
 
 
+POOLS = {
+    "unseen": "tasks that the guard was not built with",
+    "clean": "tasks that it was built with",
+    "fast": "the same at twice the rate",
+    "apart": "heavy tails",
+    "planted": "planted runs, before the plant",
+}
+"""What a pool of runs is, in words."""
+
+
 def alarms_table(found: pd.DataFrame) -> str:
-    """Returns false alarms in runs without a plant, and in planted runs before the plant."""
+    """Returns flags in runs without a plant, and in planted runs before the plant."""
+    rules = present(found)
+    planted, start = found["pool"] == "planted", found["start"]
+    early = [sum(step < begin for step in steps) for steps, begin in zip(found["flagged"], start, strict=True)]
+    alarms, over = np.where(planted, early, found["flagged"].map(len)), np.where(planted, start, found["steps"])
+    counted = found.assign(alarms=alarms, over=over)
     rows = []
-    for rule in present(found):
-        own = found[found["rule"] == rule]
-        clean, apart = own[own["pool"] == "clean"], own[own["pool"] == "apart"]
-        before = own[own["pool"] == "planted"]
-        early = sum(step < row["start"] for _, row in before.iterrows() for step in row["flagged"])
-        number, steps = clean["flagged"].map(len).sum(), int(clean["steps"].sum())
-        rows.append([
-            NAMES[rule],
-            f"{number} in {steps:,}",
-            f"{1e4 * number / max(steps, 1):.2f}",
-            f"{(clean['flagged'].map(len) > 0).sum()} of {len(clean)}",
-            f"{early} in {int(before['start'].sum()):,}",
-            int(apart["flagged"].map(len).sum()),
-        ])  # fmt: skip
-    head = ["rule", "false alarms", "per 10,000 steps", "clean runs with one", "before a plant", "heavy tails"]
-    return markdown(head, rows)
+    for pool, text in POOLS.items():
+        pooled = counted[counted["pool"] == pool]
+        by_rule = {rule: pooled[pooled["rule"] == rule] for rule in rules}
+        if all(len(own) for own in by_rule.values()):
+            first = by_rule[rules[0]]
+            sums = [own[["alarms", "over"]].sum() for own in by_rule.values()]
+            cells = [f"{number:.0f} ({1e4 * number / steps:.2f})" for number, steps in sums]
+            rows.append([text, len(first), f"{int(first['over'].sum()):,}", *cells])
+    return markdown(["runs", "number", "steps", *(NAMES[rule] for rule in rules)], rows)
 
 
 def rescue_table() -> str | None:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from smoothdiag.logs.outliers import find_spikes
-
 WINDOW, SIGMAS = 128, 6.0
 """Of OLMo-core; the rule begins when half of the window is full."""
 
@@ -54,21 +52,9 @@ def z_clip(curve: pd.DataFrame) -> list[int]:
     return found
 
 
-def log_reader(curve: pd.DataFrame) -> list[int]:
-    """What `smoothdiag import` calls a spike, and values that are not finite."""
-    found = {
-        spike.step
-        for column in ("loss", "grad_norm")
-        for spike in find_spikes(curve["step"].to_numpy(), curve[column].to_numpy(), column)
-    }
-    bad = ~np.isfinite(curve[["loss", "grad_norm"]]).all(axis=1)
-    return sorted(found | {int(step) for step in curve["step"][bad]})
-
-
 RULES: dict[str, Callable[[pd.DataFrame], list[int]]] = {
     "six sigma": six_sigma,
     "ZClip": z_clip,
-    "smoothdiag import": log_reader,
 }
 
 GUARDS = {"parameters": "guard", "batches": "guard, batches"}

@@ -83,7 +83,7 @@ def record_planted(pool: list[Planted], curves: Path) -> None:
 
 
 def note_clean(run: Clean, loop: Loop) -> None:
-    row = {"run": run.name, "pool": "apart" if run.apart else "clean", "part": "think", "model": run.task}
+    row = {"run": run.name, "pool": run.pool, "part": run.part, "model": run.task}
     row |= {"optimizer": run.optimizer, "schedule": run.schedule, "steps": len(loop.rows)}
     initial, final = loop.curve["loss"][:20].mean(), loop.curve["loss"][-100:].mean()
     append(RUNS, RUN_COLUMNS, row | {"initial": f"{initial:.5g}", "final": f"{final:.5g}"})
@@ -110,7 +110,7 @@ def watch_all(pool: list[Planted], keep: str, *, final: bool, no_clean: bool) ->
             until = planted.STEPS if pd.isna(row["spike"]) else min(planted.STEPS, int(row["last"]) + LONGER)
             found = replace(run, attempt=int(row["attempt"]))
             todo.append((run.name, partial(planted.train_watched, found, until=until)))
-    unplanted = {} if no_clean else {run.name: run for run in clean.POOL}
+    unplanted = {} if no_clean else {run.name: run for run in clean.POOL if final or run.part == "think"}
     todo += [(name, partial(clean.train_clean, run)) for name, run in unplanted.items()]
     for name, train in tqdm([each for each in todo if each[0] not in done], unit="run"):
         began = time.process_time()

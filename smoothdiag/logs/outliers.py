@@ -39,26 +39,24 @@ class Spike:
     usual: float
 
 
-def find_spikes(step: npt.NDArray[Any], value: npt.NDArray[Any], column: str) -> list[Spike]:
-    """Returns the spikes of a column in the order of steps; gradient norms are compared by their logarithm."""
-    is_norm = column == "grad_norm"
-    keep = np.isfinite(value) & ((value > 0) if is_norm else True)
-    if not keep.any():
-        return []
-    if not keep.all():
-        value, step = value[keep], step[keep]
+def find_spikes(step: npt.NDArray[Any], grad_norm: npt.NDArray[Any], loss: npt.NDArray[Any]) -> list[Spike]:
+    """Returns the spikes of gradient norms and losses, in the order of steps; norms are compared by their logarithm."""
     found: list[Spike] = []
-    for begin in range(0, len(value), PART):
-        # Windows reach into the part before.
-        start = max(begin - RULE.window, 0)
-        part = value[start : begin + PART]
-        far, usual = RULE.find(part, is_norm=is_norm)
-        found += [
-            Spike(int(step[start + i]), column, float(part[i]), float(usual[i]))
-            for i in np.flatnonzero(far)
-            if start + i >= begin
-        ]
-    return found
+    columns = {"grad_norm": grad_norm, "loss": loss}
+    recent = {name: np.zeros(0, dtype=np.intp) for name in columns}  # the last rows that a window may hold
+    for begin in range(0, len(step), PART):
+        here = {name: begin + np.flatnonzero(np.isfinite(each[begin : begin + PART])) for name, each in columns.items()}
+        start = min([begin, *(int(recent[name][0]) for name in columns if len(here[name]) and len(recent[name]))])
+        parts = {name: each[start : begin + PART] for name, each in columns.items()}
+        both = RULE.find_together(*((part, name == "grad_norm") for name, part in parts.items()))
+        for (name, part), (far, usual) in zip(parts.items(), both, strict=True):
+            found += [
+                Spike(int(step[start + i]), name, float(part[i]), float(usual[i]))
+                for i in np.flatnonzero(far)
+                if start + i >= begin
+            ]
+            recent[name] = np.concatenate([recent[name], here[name]])[-2 * RULE.window :]
+    return sorted(found, key=lambda spike: spike.step)
 
 
 def find_pile(norm: Array) -> Mask:

@@ -74,9 +74,10 @@ class LogReview(Findings):
 def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) -> LogReview:
     """Reviews the gradient norms and losses of a log: thresholds, spikes, and whether the norms look clipped.
 
-    A spike is a value more than 6 robust standard deviations (interquartile range / 1.349) above the median of the 50
-    rows before it, of which there must be at least 20. Gradient norms are compared on a logarithmic scale and must be
-    at least twice the median. Losses must lie above the median by at least a tenth of its size.
+    A spike is a value above the median of the 50 rows before it, of which there must be at least 20. Gradient norms are
+    compared on a logarithmic scale and must be at least twice the median. Losses must lie above the median by at least
+    a tenth of its size. Loss and norm of a row must together lie more than 6 robust standard deviations above their
+    medians; `SpikeRule` says how these are counted.
 
     Norms look clipped if at least a twentieth of them, and at least five, lie within a thousandth of each other, and
     these are more than three times as many as their neighbours. Neighbours are norms up to ten thousandths, or ten
@@ -126,7 +127,6 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
             asked.setdefault(percentiles[p], []).append(f"{p}th percentile")
     first, last = int(rows.step[0]), int(rows.step[-1])
     late = at > (first + last) / 2
-    spikes = [*find_spikes(at, norm, "grad_norm"), *find_spikes(rows.step, rows.loss, "loss")]
     dead_since, dead_column, dead_rows = _death(rows)
     return LogReview(
         num_norms=len(norm),
@@ -139,7 +139,7 @@ def review_log(data: Trace | pd.DataFrame, *, thresholds: Sequence[float] = ()) 
         thresholds=tuple(
             _use(value, ", ".join(asked[value]), norm, late, pile) for value in sorted(asked) if len(norm)
         ),
-        spikes=tuple(sorted(spikes, key=lambda spike: spike.step)),
+        spikes=tuple(find_spikes(rows.step, rows.grad_norm, rows.loss)),
         non_finite=tuple(map(int, rows.step[rows.is_bad])),
         pile_up=float(norm[pile].min()) if pile.any() else math.nan,
         pile_share=float(pile.mean()) if len(norm) else 0.0,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothdiag.spiking import IQR_OF_NORMAL, SpikeRule
+from smoothdiag.spiking import QUANTILES, RANGES_OF_NORMAL, SpikeRule
 from smoothdiag.vectors import widest
 
 
@@ -119,7 +119,7 @@ class _Recent(Statistics):
 
 
 class Robust(_Recent):
-    """`SpikeRule` on a device: median and interquartile range of the last values.
+    """`SpikeRule` on a device: quantiles of the last values.
 
     Args:
         rule: The rule.
@@ -129,7 +129,7 @@ class Robust(_Recent):
     def __init__(self, norms: int, losses: int, device: torch.device, rule: SpikeRule, multiple: float) -> None:
         super().__init__(norms, losses, device, rule.window)
         self._rule, self._multiple = rule, multiple
-        self._quarters = torch.arange(1, 4, **self._options) / 4
+        self._shares = torch.stack([torch.full((), share, **self._options) for share in QUANTILES])
         self._ratio, self._share = (torch.zeros(self._num, **self._options) for _ in range(2))
         self._ratio.narrow(0, 0, norms).add_(math.log(rule.least_ratio))
         self._share.narrow(0, norms, losses).add_(rule.least_rise)
@@ -138,26 +138,29 @@ class Robust(_Recent):
         """See `Statistics`."""
         x = self._logs(values)  # the logarithm of 0 is not finite, and so left out
         enters = _enters(x, counts)
-        low, middle, high = self._quartiles()
-        deviation, rise = (high - low) / IQR_OF_NORMAL, x - middle
-        fired = enters & (self._counts >= self._rule.fewest)
-        fired &= rise > self._rule.deviations * deviation
+        q10, q25, middle, q75, q90 = self._quantiles()
+        deviation = torch.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
+        rise = x - middle
+        known = enters & (self._counts >= self._rule.fewest)
+        away = torch.where(known, rise / deviation, 0.0).nan_to_num(0.0, math.inf, -math.inf)
+        kinds = (0, self._norms), (self._norms, self._num - self._norms)
+        largest = [away.narrow(0, *kind).amax().clamp(min=0) for kind in kinds if kind[1]]
+        fired = known & (torch.stack(largest).square().sum().sqrt() > self._rule.deviations)
+        fired &= away >= self._rule.deviations / 2
         fired &= rise >= self._ratio + self._share * middle.abs()
         usual = middle.clone()
         usual.narrow(0, 0, self._norms).exp_()
         self._add(x, enters)
         return Judged(fired, usual, rise / deviation, usual * self._multiple)
 
-    def _quartiles(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the quartiles of each signal, between two values by a straight line; NaN without values."""
+    def _quantiles(self) -> tuple[Tensor, ...]:
+        """Returns the quantiles of each signal, between two values by a straight line; NaN without values."""
         ordered = self._ring.sort(dim=1).values  # NaN, where nothing is kept yet, comes last
         last = self._counts.clamp(max=self._window).sub_(1).clamp_(min=0).unsqueeze(1)
-        place = last * self._quarters
+        place = last * self._shares
         below = place.long()
         above = torch.minimum(below + 1, last)
-        found = torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below)
-        low, middle, high = found.unbind(dim=1)
-        return low, middle, high
+        return torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below).unbind(dim=1)
 
 
 class Moments(_Recent):

@@ -205,7 +205,8 @@ def test_confusion_counts_the_first_answer_and_alarms_count_every_flag(bench, mo
     assert "| edge | 0 | **1** | 0 | 0 | 0 |" in found["think causes"]
     assert "right: 1 of 1" in found["think causes"]
     assert "| all |  | 1 of 2 |" in found["think detection"]
-    assert "| **SpikeGuard** | 1 in 2,000 | 5.00 | 1 of 1 | 1 in 300 | 0 |" in found["alarms"]
+    assert "| tasks that it was built with | 1 | 2,000 | 1 (5.00) |" in found["alarms"]
+    assert "| planted runs, before the plant | 3 | 300 | 1 (33.33) |" in found["alarms"]
     page = "<!-- begin: alarms by benchmarks/spikes/report.py -->\nold\n<!-- end -->\n"
     assert "old" not in bench.report.written(page, found)
 

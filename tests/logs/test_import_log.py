@@ -285,18 +285,23 @@ def noisy(seed: int, n: int = 600, sigma: float = 0.4) -> np.ndarray:
     return np.exp(1.0 - 2.0 * np.arange(n) / n + sigma * rng.standard_normal(n))
 
 
-def spikes_one_by_one(value: np.ndarray, *, is_norm: bool) -> list[int]:
+def distance(before: np.ndarray, now: float) -> float:
+    """How far a value lies above the median, in the larger of two robust standard deviations."""
+    q = dict(zip((10, 25, 50, 75, 90), np.percentile(before, [10, 25, 50, 75, 90]), strict=True))
+    return max(0.0, now - q[50]) / max((q[75] - q[25]) / 1.349, (q[90] - q[10]) / 2.563)
+
+
+def spikes_one_by_one(norm: np.ndarray, loss: np.ndarray) -> dict[str, list[int]]:
     """The rule, row by row."""
-    found = []
-    for k in range(20, len(value)):
-        before = value[max(0, k - 50) : k]
-        if is_norm:
-            before, now, least = np.log(before), np.log(value[k]), np.log(2)
-        else:
-            now, least = value[k], 0.1 * abs(np.median(before))
-        low, middle, high = np.quantile(before, [0.25, 0.5, 0.75])
-        if now - middle > 6 * (high - low) / 1.349 and now - middle >= least:
-            found.append(k)
+    found: dict[str, list[int]] = {"grad_norm": [], "loss": []}
+    for k in range(20, len(norm)):
+        norms, losses = np.log(norm[max(0, k - 50) : k]), loss[max(0, k - 50) : k]
+        away = {"grad_norm": distance(norms, np.log(norm[k])), "loss": distance(losses, loss[k])}
+        large = {"grad_norm": np.log(norm[k]) - np.median(norms) >= np.log(2)}
+        large["loss"] = loss[k] - np.median(losses) >= 0.1 * abs(np.median(losses))
+        for name, own in away.items():
+            if large[name] and np.hypot(*away.values()) > 6 and own >= 3:
+                found[name].append(k)
     return found
 
 
@@ -306,12 +311,12 @@ def test_spikes_are_those_of_the_rule_taken_row_by_row(tmp_path, seed) -> None:
     norm, loss = noisy(seed, n=300), 3 + 0.02 * rng.standard_t(2, 300)
     norm[[15, 25, 41, 42, 200]] *= 30
     loss[[60, 299]] += 2
+    norm[100], loss[100] = np.exp(np.median(np.log(norm[50:100])) + 4.5 * 0.4), np.median(loss[50:100]) + 1
     review = review_log(logged(tmp_path, norm, loss=loss))
     found = {name: [s.step for s in review.spikes if s.column == name] for name in ("grad_norm", "loss")}
-    assert found["grad_norm"] == spikes_one_by_one(norm, is_norm=True)
-    assert found["loss"] == spikes_one_by_one(loss, is_norm=False)
-    assert {25, 41, 42, 200} <= set(found["grad_norm"])  # at 15 there are too few rows before
-    assert {60, 299} <= set(found["loss"])
+    assert found == spikes_one_by_one(norm, loss)
+    assert {25, 41, 100, 200} <= set(found["grad_norm"])  # at 15 there are too few rows before
+    assert {60, 100, 299} <= set(found["loss"])
     (spike,) = [s for s in review.spikes if s.step == 200]
     assert spike.value == norm[200]
     assert spike.usual == pytest.approx(np.exp(np.median(np.log(norm[150:200]))), rel=1e-12)

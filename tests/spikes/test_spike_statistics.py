@@ -42,8 +42,7 @@ def signals(seed: int, steps: int = 400) -> tuple[np.ndarray, np.ndarray]:
 def test_the_device_finds_what_the_numbers_say(rule: SpikeRule, seed: int) -> None:
     norms, losses = signals(seed)
     found = judged(made(rule), norms, losses)
-    for row, (values, is_norm) in enumerate(((norms, True), (losses, False))):
-        expected, usual = rule.find(values, is_norm=is_norm)
+    for row, (expected, usual) in enumerate(rule.find_together((norms, True), (losses, False))):
         assert [bool(step.fired[row]) for step in found] == expected.tolist()
         assert expected.any()
         mine = np.array([float(step.usual[row]) for step in found])
