@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,11 @@ class SpikeRule:
         arguments.number("least_ratio", self.least_ratio, "at least 1 and finite", lambda v: 1 <= v < math.inf)
         arguments.number("least_rise", self.least_rise, "at least 0 and finite", lambda v: 0 <= v < math.inf)
 
+    def counts(self, values: npt.NDArray[Any], *, is_norm: bool) -> Mask:
+        """Returns which values count: finite ones, and of norms positive ones."""
+        found: Mask = np.isfinite(values)
+        return found & (values > 0) if is_norm else found
+
     def find(self, values: npt.ArrayLike, *, is_norm: bool) -> tuple[Mask, Array]:
         """Returns which values are spikes, and the median of the values before each.
 
@@ -128,7 +133,7 @@ class _Signal:
 
         value = np.asarray(values, dtype=np.float64)
         self.rule, self.is_norm = rule, is_norm
-        self._keep = np.isfinite(value) & ((value > 0) if is_norm else True)
+        self._keep = rule.counts(value, is_norm=is_norm)
         self._scale = np.log(value[self._keep]) if is_norm else value[self._keep]
         before = pd.Series(self._scale).shift(1).rolling(rule.window, min_periods=rule.fewest)
         middle = before.median().to_numpy()

@@ -45,7 +45,10 @@ def find_spikes(step: npt.NDArray[Any], grad_norm: npt.NDArray[Any], loss: npt.N
     columns = {"grad_norm": grad_norm, "loss": loss}
     recent = {name: np.zeros(0, dtype=np.intp) for name in columns}  # the last rows that a window may hold
     for begin in range(0, len(step), PART):
-        here = {name: begin + np.flatnonzero(np.isfinite(each[begin : begin + PART])) for name, each in columns.items()}
+        here = {
+            name: begin + np.flatnonzero(RULE.counts(each[begin : begin + PART], is_norm=name == "grad_norm"))
+            for name, each in columns.items()
+        }
         start = min([begin, *(int(recent[name][0]) for name in columns if len(here[name]) and len(recent[name]))])
         parts = {name: each[start : begin + PART] for name, each in columns.items()}
         both = RULE.find_together(*((part, name == "grad_norm") for name, part in parts.items()))
@@ -55,7 +58,7 @@ def find_spikes(step: npt.NDArray[Any], grad_norm: npt.NDArray[Any], loss: npt.N
                 for i in np.flatnonzero(far)
                 if start + i >= begin
             ]
-            recent[name] = np.concatenate([recent[name], here[name]])[-2 * RULE.window :]
+            recent[name] = np.concatenate([recent[name], here[name]])[-RULE.window :]
     return sorted(found, key=lambda spike: spike.step)
 
 

@@ -54,15 +54,21 @@ def test_long_columns_are_looked_at_in_parts_with_the_same_result(monkeypatch) -
     import numpy as np
 
     rng = np.random.default_rng(0)
+    step = np.arange(2000)
     norm = np.exp(0.4 * rng.standard_normal(2000))
-    norm[[25, 499, 500, 501, 1999]] *= 60
+    norm[[25, 470, 499, 500, 501, 1999]] *= 60
     norm[::9] = 0.75
-    whole = find_spikes(np.arange(2000), norm, "grad_norm"), find_pile(norm)
-    assert {25, 499, 500, 501, 1999} <= {spike.step for spike in whole[0]}
-    assert whole[1].sum() >= 2000 // 9
+    norm[100:450] = 0  # does not count, so a window of norms reaches over five parts
+    loss = 3 + 0.1 * rng.standard_normal(2000)
+    loss[700] += 2
+    loss[step % 70 > 3] = np.nan  # a window of losses reaches over nine parts
+    columns = (norm, loss), (norm, np.full(2000, np.nan))
+    whole, pile = [find_spikes(step, *both) for both in columns], find_pile(norm)
+    assert {25, 470, 499, 500, 501, 700, 1999} <= {spike.step for spike in whole[0]}
+    assert pile.sum() >= 1650 // 9
     monkeypatch.setattr("smoothdiag.logs.outliers.PART", 100)
-    assert find_spikes(np.arange(2000), norm, "grad_norm") == whole[0]
-    assert np.array_equal(find_pile(norm), whole[1])
+    assert [find_spikes(step, *both) for both in columns] == whole
+    assert np.array_equal(find_pile(norm), pile)
     assert PART > 1000
 
 
