@@ -13,6 +13,7 @@ from smoothdiag.console import counted
 from smoothdiag.plots.common import rescales
 from smoothdiag.plots.looks import broken
 from smoothdiag.report.svg import WIDTH, Drawing, draw, draw_own
+from smoothdiag.rows import CLIP_BENEFIT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,6 +198,12 @@ def _of_spikes(run: Run) -> str:
     return said + (f" {counted(rest, 'further step')} with spikes of other signals: see the table." if rest else "")
 
 
+def _benefit(run: Run, canvas: Canvas) -> None:
+    from smoothdiag import plots
+
+    plots.plot_benefit(run.frame, ax=canvas.subplots())
+
+
 def _evidence(run: Run, canvas: Canvas) -> None:
     from smoothdiag import plots
 
@@ -261,6 +268,14 @@ _FIGURES: Final = (
         lambda run: run.history is not None,
         0.9 * WIDTH,
         _clipping,
+    ),
+    Wanted(
+        "clipping",
+        "Was clipping worth it?",
+        "Above the line at zero, clipping would have lowered the loss after this one step.",
+        lambda run: bool((run.frame["estimator"] == CLIP_BENEFIT).any()),
+        0.7 * WIDTH,
+        _benefit,
     ),
     Wanted(
         "spikes",
