@@ -50,7 +50,7 @@ def plot_spikes(
     hollow marker is a spike that the guard skipped or clipped.
 
     Args:
-        data: A SpikeGuard, its ``history``, or the trace of its probe.
+        data: A SpikeGuard, its ``history``, or the trace of its probe, also as a table.
         log: The curve of the run, with the columns ``step`` and ``signal``; ``None`` draws what the rows of a trace
             tell, or else none.
         signal: Which signal to draw: ``"loss"``, ``"grad_norm"`` or ``"update_norm"``.
@@ -72,7 +72,7 @@ def plot_spikes(
     if ax is not None:
         check_axes("ax", ax)
     found = data.history if hasattr(data, "history") else data
-    if hasattr(found, "to_frame"):  # a trace
+    if hasattr(found, "to_frame") or {"estimator", "status"} <= set(getattr(found, "columns", ())):  # a trace
         frame = as_table(found)
         found, log = recorded(frame), measured(frame, signal) if log is None else log
     history = _checked("data", found, COLUMNS)
