@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from smoothdiag.measure.loss.batches import MicroBatch
 from smoothdiag.measure.probe import Probe
-from smoothdiag.rows import SPIKE, Status
+from smoothdiag.rows import SPIKE, SmoothdiagWarning, Status
 from smoothdiag.spikes.causes import Explanation, explained
 from smoothdiag.spikes.events import SpikeEvent
 from smoothdiag.spikes.evidence import Evidence, ratio
@@ -119,7 +120,13 @@ class Inquiry:
         try:
             with probe.in_step():
                 return benefits(found, probe, self.recent, past, end, 1 / long, self.held_out)
-        except Exception:  # it costs these numbers and nothing else
+        except Exception as error:  # it costs these numbers and nothing else
+            if self.held_out:
+                warnings.warn(
+                    f"What clipping would have been worth at step {event.step} could not be measured, perhaps because "
+                    f"`held_out` holds no batches that loss_fn takes. {type(error).__name__}: {error}",
+                    SmoothdiagWarning,
+                )
             return found
 
     def answer(self, event: SpikeEvent) -> Explanation:

@@ -123,8 +123,8 @@ class TraceWriter:
             self._begin(sink)
         rows = [self._trace[i] for i in range(self._num_read, len(self._trace))]
         self._num_read = len(self._trace)
-        for step, together in groupby(rows, key=itemgetter("step")):
-            values = self._scalars(together := list(together))
+        for step, found in groupby(rows, key=itemgetter("step")):
+            values = self._scalars(together := list(found))
             for row in together:
                 if row["estimator"] == SPIKE and isinstance(said := row.get("explanation"), str):
                     sink.text(step, "spike/explanation", f"step {step}: {row['cause']}. {said}")
