@@ -98,6 +98,20 @@ def run_at_a_large_rate(clipping: str, steps: int = 300) -> tuple[sd.Trace, sd.A
     return probe.trace, clipper
 
 
+def run_in_shadow(steps: int = 600) -> sd.AutoClip:
+    """Trains a perceptron at a rate that is too large beside an AutoClip that only watches, and judges clipping."""
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    *data, first, second = batches(steps + 2)
+    probe = sd.Probe(model, optimizer, loss_fn, schedule=sd.every(10))
+    shadow = sd.AutoClip(optimizer, probe, mode="shadow", held_out=[first, second])
+    for batch in probe.watch(data):
+        optimizer.zero_grad()
+        loss_fn(model, batch).backward()
+        optimizer.step()
+    return shadow
+
+
 def run_with_spikes(steps: int = 400) -> tuple[sd.SpikeGuard, pd.DataFrame]:
     """Trains a perceptron on a batch with wrong labels (step 120), and once at a rate far too large (step 260)."""
     model = perceptron()
@@ -143,6 +157,9 @@ def figures() -> Iterator[tuple[str, object]]:
     yield "runs", sd.plot_trace(traces)
     clipper = runs["AutoClip"][1]
     yield "clipping", sd.plot_clipping(clipper)
+
+    shadow = run_in_shadow()
+    yield "benefit", sd.plot_benefit(shadow)
 
     guard, log = run_with_spikes()
     yield "spikes", sd.plot_spikes(guard, log=log)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from smoothdiag.fits import GroupFits, SmoothnessFit, Verdict, compare_runs, fit_groups, fit_smoothness
     from smoothdiag.logs import LogReview, read_log, review_log
     from smoothdiag.plots import (
+        plot_benefit,
         plot_clipping,
         plot_constants,
         plot_fit,
@@ -76,6 +77,7 @@ _LAZY = {
     "compare_runs": "smoothdiag.fits",
     "fit_groups": "smoothdiag.fits",
     "fit_smoothness": "smoothdiag.fits",
+    "plot_benefit": "smoothdiag.plots",
     "plot_clipping": "smoothdiag.plots",
     "plot_constants": "smoothdiag.plots",
     "plot_fit": "smoothdiag.plots",
@@ -154,6 +156,7 @@ __all__ = [
     "Euclidean",
     "Geometry",
     # look
+    "plot_benefit",
     "plot_clipping",
     "plot_constants",
     "plot_fit",

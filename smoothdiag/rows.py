@@ -50,6 +50,19 @@ CLIP_SUFFIX: Final = "_clip"
 SPIKE: Final = "spike"
 """The estimator's name in rows that a SpikeGuard has written: one for each spike, with nothing measured."""
 
+CLIP_BENEFIT: Final = "clip_benefit"
+"""The estimator's name in rows that an AutoClip in shadow mode has written: what clipping would have been worth. It is
+also the column for how much lower the loss of the step's own batch would be at the clipped end of the step [f]."""
+
+BENEFIT_BEFORE: Final = "clip_benefit_before"
+"""Column: the same on the batch of the step before."""
+
+BENEFIT_HELD_OUT: Final = "clip_benefit_held_out"
+"""Column: the same on held-out batches."""
+
+NOTES: Final = (SPIKE, CLIP_BENEFIT)
+"""Names of estimators whose rows note what happened in a run, with no smoothness measured."""
+
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "group": "all",
     "estimator": "unknown",
@@ -148,8 +161,8 @@ class Status(Enum):
         "nothing. Otherwise use a longer radius or a wider dtype."
     )
     NOT_MEASURED = (
-        "the row comes from a log, which holds gradient norms and losses but says nothing about smoothness. Attach a "
-        "Probe to a run."
+        "the row comes from a log, or notes what happened in a run, such as a spike, so it says nothing about "
+        "smoothness. Notes need nothing. To measure the run of a log, attach a Probe to it."
     )
     END_OF_LINE = (
         "a line of a scan ended here, because the loss or the distance passed its limit or the gradients were used up, "

@@ -24,7 +24,7 @@ VERSION = 3
 """Version of the states that this version writes; a state without a version has version 0. Version 2 knows the noise of
 gradients; version 3 knows the rates of updates, lets S rise where updates are shortened, and soon confirms a rise."""
 
-_SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": ()}
+_SINCE = {"stopped": "", "num_faults": 0, "groups": (), "warm_ups": (), "judged_at": -1}
 """Entries that earlier versions did not write, with the values that runs of that time had."""
 
 _ENTRIES = (
@@ -33,7 +33,9 @@ _ENTRIES = (
 )
 
 
-def check(optimizer: object, probe: object, mode: object, rule: object, estimator: object, *, set_lr: bool) -> None:
+def check(
+    optimizer: object, probe: object, mode: object, rule: object, estimator: object, *, set_lr: bool, has_held_out: bool
+) -> None:
     """Raises a ValueError if an argument is of the wrong kind, or does not fit the others."""
     if mode not in get_args(Mode):
         raise ValueError(f"Parameter `mode` should be one of {get_args(Mode)}. Found `mode = {mode!r}`.")
@@ -48,6 +50,11 @@ def check(optimizer: object, probe: object, mode: object, rule: object, estimato
         )
     if set_lr and mode == "shadow":
         raise ValueError('Parameter `set_lr` should be False in the mode "shadow", which changes nothing. Found True.')
+    if has_held_out and mode != "shadow":
+        raise ValueError(
+            'Parameter `held_out` should be left out unless the mode is "shadow": only there the end of a long step is '
+            f"known. Found `mode = {mode!r}`."
+        )
     if rule is not None and not isinstance(rule, StepRule):
         raise ValueError(f"Parameter `rule` should be a StepRule. Found `rule = {rule!r}`.")
     if estimator is not None and (isinstance(estimator, type) or not callable(estimator)):

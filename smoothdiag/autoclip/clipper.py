@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from smoothdiag.adapters import adapter_of, finish, name_of
 from smoothdiag.autoclip.acting import Action
 from smoothdiag.autoclip.advice import kept, next_step
+from smoothdiag.autoclip.benefit import Benefit, Judged, judged, mean_before, worth
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.calibration import Calibration, StepRule
 from smoothdiag.autoclip.checks import (
@@ -28,6 +29,7 @@ from smoothdiag.autoclip.rows import ALONG_GRADIENT, Arrivals, ForClipping, Rows
 from smoothdiag.autoclip.step import Stepping, default_rule, raise_by
 from smoothdiag.autoclip.ways import action_for
 from smoothdiag.measure.estimators import Estimator
+from smoothdiag.measure.loss import batches
 from smoothdiag.measure.probe import Probe
 from smoothdiag.notebooks import as_html
 
@@ -76,6 +78,8 @@ class AutoClip:
         set_lr: Whether to raise the learning rate, from the fifth measurement on and until S is held, to the rate at
             which half of the early steps are as long as S, or longer. It is never lowered.
         estimator: What measures L. Default: secants over a hundredth of ||x|| along the gradient.
+        held_out: Held-out batches, of the kind that ``loss_fn`` takes, on which a shadow judges clipping besides; see
+            ``benefits``.
 
     Raises:
         ValueError: If the probe watches another optimizer, or an option does not fit the optimizer. Also if shorter
@@ -102,8 +106,9 @@ class AutoClip:
         rule: StepRule | None = None,
         set_lr: bool = False,
         estimator: Estimator | None = None,
+        held_out: Iterable[Any] | None = None,
     ) -> None:
-        check(optimizer, probe, mode, rule, estimator, set_lr=set_lr)
+        check(optimizer, probe, mode, rule, estimator, set_lr=set_lr, has_held_out=held_out is not None)
         self._optimizer, self._probe, self._mode = (optimizer := probe.optimizer), probe, mode
         self._peaks = Peaks(optimizer)
         self._action: Action = action_for(optimizer, mode, self._peaks)
@@ -136,6 +141,10 @@ class AutoClip:
             reason=lambda: self.reason.split("\n")[-1],
         )
         probe.also(self._stepping.is_due, self._measures)
+        if mode == "shadow" and self._action.counts_steps:
+            judges = [] if held_out is None else batches.held_out(held_out, 0, probe.parameters, "held_out")
+            self._stepping.benefit = benefit = Benefit(probe, self._action, self._books, judges)
+            probe.also(self._stepping.is_judged, benefit)
 
     def __repr__(self) -> str:
         # It waits for no device.
@@ -194,14 +203,35 @@ class AutoClip:
             said += "; the probe has stopped, so it will not change any more"
         if self._stepping.guard.stopped:
             said += "; AutoClip has stopped acting, see `history`"
-        return f"{head}{said}; {earlier(self._history)}{stage(self._calibration)}{acted(self._history, self._mode)}."
+        now = f"{earlier(self._history)}{stage(self._calibration)}{worth(judged(self._probe.trace))}"
+        return f"{head}{said}; {now}{acted(self._history, self._mode)}."
 
     @property
     def history(self) -> pd.DataFrame:
-        """What happened and when: one row for each event, with the state after it. See `Event` for the columns."""
+        """What happened and when: one row for each event, with the state after it. See `Event` for the columns.
+
+        There is one more: clip_benefit, the mean of the ``benefits`` so far, on held-out batches if there are any [f].
+        """
         self._books.read()
         self._books.note_skipped()
-        return self._history.to_frame()
+        frame, found = self._history.to_frame(), judged(self._probe.trace)
+        return frame.assign(clip_benefit=[mean_before(found, step) for step in frame["step"]])
+
+    @property
+    def benefits(self) -> pd.DataFrame:
+        """In shadow mode, what clipping would have been worth: one row for each step that was looked at and was long.
+
+        A shadow looks at steps at which the probe measures anyway, and at most at one in ten. Where a step is longer
+        than S, it evaluates the loss at its end, and at the end of the same step shortened to S: two forward passes,
+        and two more for each held-out batch.
+
+        Columns: step, share (length of the shortened step, as a share of the step taken), clip_benefit (how much lower
+        the loss of the step's batch would be [f]) and clip_benefit_held_out (the same on the held-out batches; NaN
+        without any). They are negative where clipping would have done harm.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(judged(self._probe.trace), columns=Judged._fields)
 
     def suggest_lr(self, multiple: float = 1.0) -> float:
         """Returns a learning rate that makes steps as long as the measured curvature allows.
@@ -243,6 +273,7 @@ class AutoClip:
             "action": type(self._action).__name__,
             "alone": self._stepping.alone,
             "stopped": self._stepping.guard.stopped,
+            "judged_at": self._stepping.judged_at,
             **self._books.state_dict(),
         }
 
@@ -255,7 +286,9 @@ class AutoClip:
         """
         state = check_state(state, self._action, self._calibration.rule if self._rule_is_given else None)
         self._books.load_state_dict(state)
-        self._stepping.resume(alone=bool(state["alone"]), stopped=str(state["stopped"]))
+        self._stepping.resume(
+            alone=bool(state["alone"]), stopped=str(state["stopped"]), judged_at=int(state["judged_at"])
+        )
         # The probe may have decided about its next step by the calibration as it was before.
         self._probe.also(self._stepping.is_due, self._measures)
 
@@ -268,3 +301,4 @@ class AutoClip:
         finish(self._optimizer)
         self._stepping.detach()
         self._probe.also(self._stepping.is_due)  # with nothing
+        self._probe.also(self._stepping.is_judged)

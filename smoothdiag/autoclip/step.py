@@ -15,6 +15,7 @@ import torch
 from smoothdiag.adapters import adapter_of
 from smoothdiag.adapters.turns import Arguments, Turn
 from smoothdiag.autoclip.acting import Action
+from smoothdiag.autoclip.benefit import Benefit
 from smoothdiag.autoclip.books import Books
 from smoothdiag.autoclip.buckets import check_gradients, check_unscaled, gradient_norm
 from smoothdiag.autoclip.calibration import RAISE_BY, RAISE_UPDATES_BY, StepRule
@@ -48,6 +49,7 @@ class Stepping:
         attached: Whether AutoClip still acts and measures.
         alone: Whether the probe has stopped, so that no further measurements come.
         guard: Keeps errors of AutoClip out of the run.
+        benefit: Judges the steps that a shadow would have shortened.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Stepping:
         self._has_started, self._is_resumed, self._is_measured = False, False, True
         self._written: list[float] | None = None
         self.attached, self.alone = True, False
+        self.benefit: Benefit | None = None
         self.guard = Guard(books.note_fault)
         self._turn = Turn(optimizer, self._before_step, self._after_step)
 
@@ -103,7 +106,7 @@ class Stepping:
             return
         if self.guard.is_first or self._is_resumed:
             self._check_resumed()
-        self._is_measured = self.is_due(self._books.steps)
+        self._is_measured = self.is_due(self._books.steps) or self.is_judged(self._books.steps)
         with self.guard.during(UNREAD):
             self._follow_probe()
             self._books.read()
@@ -150,6 +153,15 @@ class Stepping:
         """Returns whether the probe should measure a step for the calibration."""
         return self.attached and self._books.calibration.due(step)
 
+    def is_judged(self, step: int) -> bool:
+        """Returns whether a shadow looks at a step to judge clipping."""
+        return self.attached and self._acts and self.benefit is not None and self.benefit.is_due(step)
+
+    @property
+    def judged_at(self) -> int:
+        """The last step that a shadow looked at; negative if there is none."""
+        return -1 if self.benefit is None else self.benefit.last
+
     def _set_lr(self) -> None:
         calibration = self._books.calibration
         if self._written is not None and self._written != rates_of(self._optimizer):
@@ -187,8 +199,10 @@ class Stepping:
 
     # Once in a run.
 
-    def resume(self, *, alone: bool, stopped: str) -> None:
+    def resume(self, *, alone: bool, stopped: str, judged_at: int) -> None:
         """Goes on as a run that was saved."""
+        if self.benefit is not None:
+            self.benefit.last = judged_at
         self.alone, self._has_started = alone, self._books.counts.num_acted > 0
         self.guard.is_first, self.guard.stopped = not self._has_started, stopped
         self._is_resumed = True

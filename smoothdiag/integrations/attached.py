@@ -164,7 +164,8 @@ def _options(name: str, given: bool | Mapping[str, Any], kind: type) -> Mapping[
         raise ValueError(
             f"Parameter `{name}` should be True, False or options of {kind.__name__}. Found `{name} = {given!r}`."
         )
-    known = inspect.signature(kind).parameters.keys() - {"optimizer", "probe"}
+    # Batches have a form of their own under a framework, so nobody can pass held-out ones.
+    known = inspect.signature(kind).parameters.keys() - {"optimizer", "probe", "held_out"}
     if isinstance(given, Mapping) and (unknown := given.keys() - known):
         raise ValueError(
             f"Parameter `{name}` should hold options of {kind.__name__}: {', '.join(sorted(known))}. "

@@ -221,7 +221,7 @@ class SmoothnessCallback(Attached, TrainerCallback):
         if self._is_replaying:
             return
         if self._latest is not None and "loss" in logs:  # only logs of training steps
-            logs = logs | self._latest.metrics() | self._latest.clipping()
+            logs = logs | self._latest.metrics() | self._latest.clipping() | self._latest.worst()
         self._bound.log(logs, *args, **kwargs)
 
     def _compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -118,11 +118,15 @@ class SmoothnessCallback(Attached, Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Logs the measurements of the step."""
         assert self._latest is not None
-        if not (metrics := self._latest.metrics()):
-            return
+        metrics = self._latest.metrics()
+        assert self.probe is not None
         # Directly to the loggers: Lightning drops the logs of a module except at every n-th step.
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning counts skipped steps too
+            # Lightning counts skipped steps too, and the host may learn of a spike some steps later.
+            for step, values in self._latest.notes.items():
+                logger.log_metrics(values, step=trainer.global_step - self.probe.steps + step)
+            if metrics:
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
         if self._progress_bar:
             for name in ("local_smoothness", "longest_step", "threshold"):
                 if (value := metrics.get(f"smoothdiag/{name}")) is not None:

@@ -4,6 +4,7 @@ The functions draw on the axes that they are given and return them. They change 
 any other figure. Importing this package loads neither matplotlib nor seaborn.
 """
 
+from smoothdiag.plots.benefit import plot_benefit
 from smoothdiag.plots.clipping import plot_clipping
 from smoothdiag.plots.fit import plot_fit
 from smoothdiag.plots.groups import plot_constants, plot_groups
@@ -13,6 +14,7 @@ from smoothdiag.plots.smoothness import plot_smoothness
 from smoothdiag.plots.spikes import plot_spikes
 
 __all__ = [
+    "plot_benefit",
     "plot_clipping",
     "plot_constants",
     "plot_fit",

@@ -23,6 +23,12 @@ CAUSES: Final = ("data", "edge", "optimizer", "numerics", "unknown")
 
 MARKERS: Final = ("o", "^", "s", "D", "X")
 
+NUMBERS: Final = ("value", "usual", "deviations")
+"""Columns of each signal of a spike; in a trace their names begin with that of the signal."""
+
+WORDS: Final = ("done", "cause", "explanation")
+"""Columns of each spike."""
+
 COLUMNS: Final = ("step", "signal", "value", "usual", "done", "cause")
 
 
@@ -44,7 +50,7 @@ def plot_spikes(
     hollow marker is a spike that the guard skipped or clipped.
 
     Args:
-        data: A SpikeGuard, its ``history``, or the trace of its probe.
+        data: A SpikeGuard, its ``history``, or the trace of its probe, also as a table.
         log: The curve of the run, with the columns ``step`` and ``signal``; ``None`` draws what the rows of a trace
             tell, or else none.
         signal: Which signal to draw: ``"loss"``, ``"grad_norm"`` or ``"update_norm"``.
@@ -66,7 +72,7 @@ def plot_spikes(
     if ax is not None:
         check_axes("ax", ax)
     found = data.history if hasattr(data, "history") else data
-    if hasattr(found, "to_frame"):  # a trace
+    if hasattr(found, "to_frame") or {"estimator", "status"} <= set(getattr(found, "columns", ())):  # a trace
         frame = as_table(found)
         found, log = recorded(frame), measured(frame, signal) if log is None else log
     history = _checked("data", found, COLUMNS)
@@ -126,24 +132,20 @@ def measured(frame: pd.DataFrame, signal: str) -> pd.DataFrame | None:
 
 
 def recorded(frame: pd.DataFrame) -> pd.DataFrame:
-    """Returns the spikes in the rows of a trace, as the ``history`` of a guard has them."""
+    """Returns the spikes in the rows of a trace, as the ``history`` of a guard has them, with the reasons in words."""
     import pandas as pd
 
     rows = frame[frame["estimator"] == SPIKE] if "spiked" in frame else frame[:0]
     found = [
-        (
-            row["step"],
-            name,
-            row[f"{name}_value"],
-            row[f"{name}_usual"],
-            row[f"{name}_deviations"],
-            row["done"],
-            row["cause"],
-        )
+        (row["step"], name, *(row.get(f"{name}_{part}") for part in NUMBERS), *(row.get(part) for part in WORDS))
         for row in rows.to_dict("records")
-        for name in str(row["spiked"]).split()
+        if isinstance(row["spiked"], str)
+        for name in row["spiked"].split()
     ]
-    return pd.DataFrame(found, columns=["step", "signal", "value", "usual", "deviations", "done", "cause"])
+    history = pd.DataFrame(found, columns=["step", "signal", *NUMBERS, *WORDS])
+    for name in NUMBERS:  # a trace written by hand may lack some
+        history[name] = pd.to_numeric(history[name], errors="coerce")
+    return history.fillna(dict.fromkeys(WORDS, ""))
 
 
 def _checked(name: str, table: Any, columns: tuple[str, ...]) -> pd.DataFrame:

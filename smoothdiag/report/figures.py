@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -12,6 +13,7 @@ from smoothdiag.console import counted
 from smoothdiag.plots.common import rescales
 from smoothdiag.plots.looks import broken
 from smoothdiag.report.svg import WIDTH, Drawing, draw, draw_own
+from smoothdiag.rows import CLIP_BENEFIT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -176,6 +178,32 @@ def _of_clipping(run: Run) -> str:
     return "AutoClip shortened the steps that would have been longer than the black line."
 
 
+def _spikes(run: Run, canvas: Canvas) -> None:
+    from smoothdiag import plots
+
+    plots.plot_spikes(run.frame, signal=spiked_signal(run), ax=canvas.subplots())
+
+
+def spiked_signal(run: Run) -> str:
+    """Returns the signal that the figure of spikes draws: the loss, if it spiked, because most people watch it."""
+    assert run.spikes is not None
+    numbers = Counter(run.spikes["signal"].astype(str))
+    return min(numbers, key=lambda name: (name != "loss", -numbers[name], name))
+
+
+def _of_spikes(run: Run) -> str:
+    assert run.spikes is not None
+    rest = run.spikes["step"].nunique() - int((run.spikes["signal"] == spiked_signal(run)).sum())
+    said = "A thin line leads from what was usual to each spike. A hollow mark is a step that was skipped or clipped."
+    return said + (f" {counted(rest, 'further step')} with spikes of other signals: see the table." if rest else "")
+
+
+def _benefit(run: Run, canvas: Canvas) -> None:
+    from smoothdiag import plots
+
+    plots.plot_benefit(run.frame, ax=canvas.subplots())
+
+
 def _evidence(run: Run, canvas: Canvas) -> None:
     from smoothdiag import plots
 
@@ -240,6 +268,22 @@ _FIGURES: Final = (
         lambda run: run.history is not None,
         0.9 * WIDTH,
         _clipping,
+    ),
+    Wanted(
+        "clipping",
+        "Was clipping worth it?",
+        "Above the line at zero, clipping would have lowered the loss after this one step.",
+        lambda run: bool((run.frame["estimator"] == CLIP_BENEFIT).any()),
+        0.7 * WIDTH,
+        _benefit,
+    ),
+    Wanted(
+        "spikes",
+        "Spikes over the steps, and their causes",
+        _of_spikes,
+        lambda run: run.spikes is not None,
+        0.9 * WIDTH,
+        _spikes,
     ),
     Wanted(
         "evidence",

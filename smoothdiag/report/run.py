@@ -15,9 +15,10 @@ from smoothdiag.fits import GroupFits, SmoothnessFit, fit_groups, fit_smoothness
 from smoothdiag.fits.columns import largest_rate
 from smoothdiag.fits.decision import SHADOW
 from smoothdiag.plots.clipping import recorded
+from smoothdiag.plots.spikes import recorded as spikes_of
 from smoothdiag.report.answer import Answer, Clipped, answer, floored, no_answer
 from smoothdiag.report.snippets import Snippet, snippets
-from smoothdiag.rows import CLIP_SUFFIX, NO_ROWS, USABLE_STATUSES, Status, plain_fact, printable
+from smoothdiag.rows import CLIP_SUFFIX, NO_ROWS, NOTES, USABLE_STATUSES, Status, plain_fact, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +70,7 @@ class Run:
         groups: the fits of the parameter groups; None if there are no groups.
         history: the state of an AutoClip at its measurements; None without an AutoClip.
         clipped: the last such state; None likewise.
+        spikes: the spikes that a SpikeGuard has seen, one line for each signal; None without any.
         answer: the answer.
         kinds: the rows by status.
     """
@@ -83,6 +85,7 @@ class Run:
     groups: GroupFits | None
     history: pd.DataFrame | None
     clipped: Clipped | None
+    spikes: pd.DataFrame | None
     answer: Answer
     kinds: tuple[Kind, ...]
 
@@ -111,18 +114,20 @@ def read_run(name: str, trace: Trace, options: Options) -> Run:
     if not len(trace):
         raise ValueError(f"Trace `{printable(name)}` should have rows. {NO_ROWS}")
     frame = trace.to_frame()
-    kinds = _kinds(frame)
+    kinds, measured = _kinds(frame), _kinds(frame[~frame["estimator"].isin(NOTES)])
     fit, refusal = _fitted(frame, options)
     history = recorded(frame)
     history = None if history is None or history.empty else history
     clipped = None if history is None else _clipped(frame, history)
+    noted = spikes_of(frame)
+    spikes = None if noted.empty else noted
     of_fit = {} if fit is None else {"estimator": fit.estimator, "group": fit.group}
     lr = options.lr if options.lr is not None else largest_rate(frame, **of_fit)
     if fit is None:
-        statuses = {kind.status: kind.number for kind in kinds}
-        remedy = next((kind.remedy for kind in kinds if not kind.is_used), "")
+        statuses = {kind.status: kind.number for kind in measured}
+        remedy = next((kind.remedy for kind in measured if not kind.is_used), "")
         found = no_answer(refusal, statuses, remedy, clipped)
-        return Run(name, trace, frame, None, refusal, None, "", None, history, clipped, found, kinds)
+        return Run(name, trace, frame, None, refusal, None, "", None, history, clipped, spikes, found, kinds)
     rule = _rule(fit, lr, options)
     said = "" if rule is None else _said(rule, lr, is_known=options.momentum is not None or fit.momentum >= 0)
     groups = _groups(frame, fit, options)
@@ -132,7 +137,7 @@ def read_run(name: str, trace: Trace, options: Options) -> Run:
         lower = _rule(fit, floored(rule.better_lr), options)
         rule = lower if lower is not None and math.isnan(lower.better_lr) else rule
         found, said = answer(fit, rule, clipped, lr), _said(rule, rule.lr, is_known=True)
-    return Run(name, trace, frame, fit, "", rule, said, groups, history, clipped, found, kinds)
+    return Run(name, trace, frame, fit, "", rule, said, groups, history, clipped, spikes, found, kinds)
 
 
 def _fitted(frame: pd.DataFrame, options: Options) -> tuple[SmoothnessFit | None, str]:

@@ -148,6 +148,47 @@ class View:
         ]
 
     @property
+    def spikes_said(self) -> str:
+        """How many spikes there were, and from which causes."""
+        spikes = self.run.spikes
+        if spikes is None:
+            return ""
+        causes = spikes.drop_duplicates("step")["cause"]
+        each = ", ".join(f"{number} {name or 'unknown'}" for name, number in causes.value_counts().items())
+        return f"{counted(len(causes), 'step')} spiked. By cause: {each}."
+
+    @property
+    def spikes(self) -> list[dict[str, Any]]:
+        """One line for each step that spiked: the first and the last, if there are many."""
+        lines = self._spikes
+        return lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES // 2], *lines[-_MOST_LINES // 2 :]]
+
+    @property
+    def spikes_caption(self) -> str:
+        """What the lines are."""
+        number = len(self._spikes)
+        return "Every step that spiked." if number <= _MOST_LINES else f"The first and the last six of {number} steps."
+
+    @cached_property
+    def _spikes(self) -> list[dict[str, Any]]:
+        if self.run.spikes is None:
+            return []
+        found: dict[int, list[dict[str, Any]]] = {}
+        for row in self.run.spikes.to_dict("records"):
+            found.setdefault(int(row["step"]), []).append({str(name): value for name, value in row.items()})
+        return [
+            {
+                "step": str(step),
+                "signals": [
+                    {"name": row["signal"], **{name: cell(row[name]) for name in ("value", "usual", "deviations")}}
+                    for row in rows
+                ],
+                **{name: str(rows[0][name]) for name in ("done", "cause", "explanation")},
+            }
+            for step, rows in sorted(found.items())
+        ]
+
+    @property
     def flags_said(self) -> str:
         """How many doubts the fit has."""
         flags = () if self.run.fit is None else self.run.fit.flags

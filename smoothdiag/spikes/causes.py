@@ -9,7 +9,7 @@ from typing import Literal
 
 from smoothdiag.console import counted
 from smoothdiag.spikes.events import SpikeEvent
-from smoothdiag.spikes.evidence import Evidence
+from smoothdiag.spikes.evidence import Evidence, benefit_said
 
 Cause = Literal["data", "edge", "optimizer", "numerics", "unknown"]
 
@@ -77,17 +77,12 @@ class Explanation:
     exclude: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        return f"step {self.event.step}: {self.cause}. {self.text}{self._benefit}"
+        return f"step {self.event.step}: {self.cause}. {self.said}"
 
     @property
-    def _benefit(self) -> str:
-        """What clipping would have been worth, as a sentence; empty if that is not known."""
-        own, before = (self.evidence.get(name) for name in ("clip_benefit", "clip_benefit_before"))
-        if not isinstance(own, float) or not isinstance(before, float):
-            return ""
-        gains = ((own, "this batch"), (before, "the one before"))
-        said = [f"{abs(gain):.3g} {'lower' if gain > 0 else 'higher'} on {batch}" for gain, batch in gains]
-        return f" Clipped to the usual norm, the step would have left the loss {' and '.join(said)}."
+    def said(self) -> str:
+        """The reasons in words, and what clipping would have been worth, if that is known."""
+        return self.text + benefit_said(self.evidence)
 
 
 def explained(found: Evidence) -> Explanation:

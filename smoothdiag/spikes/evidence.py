@@ -10,6 +10,13 @@ from smoothdiag.spikes.events import SpikeEvent
 
 NAN = math.nan
 
+JUDGES = {
+    "clip_benefit": "this batch",
+    "clip_benefit_before": "the one before",
+    "clip_benefit_held_out": "held-out batches",
+}
+"""The data on which clipping is judged, in words."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -46,6 +53,7 @@ class Evidence:
         clip_benefit: How much lower the loss of the batch would be, had the update been as much shorter as the gradient
             is longer than usual [f].
         clip_benefit_before: The same on the batch of the step before, which the step did not see.
+        clip_benefit_held_out: The same on held-out batches, if the guard has some.
         parts: Share of each module in the squared gradient norm of the spike.
         numbers: The batches of the spike, numbered in the order in which the probe saw them.
         numbers_before: The batches of the step before.
@@ -76,6 +84,7 @@ class Evidence:
     sharpness: float = NAN
     clip_benefit: float = NAN
     clip_benefit_before: float = NAN
+    clip_benefit_held_out: float = NAN
     parts: Mapping[str, float] = field(default_factory=dict)
     numbers: tuple[int, ...] = ()
     numbers_before: tuple[int, ...] = ()
@@ -151,3 +160,13 @@ def ratio(values: Mapping[str, float], usual: Mapping[str, float], name: str) ->
     """Returns a signal in units of what is usual; NaN if it is not known."""
     value, base = values.get(name, NAN), usual.get(name, NAN)
     return value / base if base > 0 else NAN
+
+
+def benefit_said(found: Mapping[str, float | str]) -> str:
+    """Returns what clipping would have been worth, as a sentence after a space; empty if that is not known."""
+    gains = [(float(found[name]), data) for name, data in JUDGES.items() if name in found]
+    if not gains:
+        return ""
+    *first, last = [f"{abs(gain):.3g} {'lower' if gain > 0 else 'higher'} on {data}" for gain, data in gains]
+    said = f"{', '.join(first)} and {last}" if first else last
+    return f" Clipped to the usual norm, the step would have left the loss {said}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from smoothdiag import arguments
 from smoothdiag.adapters import adapter_of, finish, name_of, stepping
 from smoothdiag.autoclip.checks import check_probe
+from smoothdiag.measure.loss import batches
 from smoothdiag.measure.probe import Probe
 from smoothdiag.spikes.acting import Action
 from smoothdiag.spikes.causes import Explanation
@@ -65,6 +66,8 @@ class SpikeGuard:
             is then replayed before the optimizer steps, if that needs no wait. ``"parameters"`` also keeps the
             parameters of the last steps in host memory, so that the step before a spike can be measured from where it
             began.
+        held_out: Held-out batches, of the kind that ``loss_fn`` takes. The guard measures on them, too, what clipping
+            would have been worth. That takes ``keep="parameters"``, and two forward passes per batch at such a spike.
         group: The ranks that train one model together; default: all. They decide alike, by one sum of two numbers over
             ranks at each step. Where ranks train models of their own, give each a group of its own.
 
@@ -91,6 +94,7 @@ class SpikeGuard:
         clip_to: float = 1.0,
         update_norm: bool | None = None,
         keep: Keep | None = None,
+        held_out: Iterable[Any] | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         arguments.choice("action", action, get_args(Action))
@@ -103,6 +107,11 @@ class SpikeGuard:
             check_probe(optimizer, probe, "SpikeGuard")
         elif keep is not None:
             raise arguments.wrong("keep", "left out without a probe, which sees the batches", keep)
+        if held_out is not None and (keep != "parameters" or action != "log"):
+            raise ValueError(
+                'Parameter `held_out` should be left out unless `keep="parameters"` and `action="log"`: only then both '
+                f"ends of a step are known. Found `keep = {keep!r}` and `action = {action!r}`."
+            )
         rule = SpikeRule() if rule is None else rule
         if not isinstance(rule, SpikeRule | SixSigma | ZClip):
             raise arguments.wrong("rule", "a SpikeRule, SixSigma or ZClip", rule)
@@ -115,6 +124,8 @@ class SpikeGuard:
         recent = Recent(optimizer, probe, keeps_parameters=keep == "parameters")
         watches = keep == "parameters" if update_norm is None else update_norm
         self._inquiry = Inquiry(recent, probe)
+        if held_out is not None and probe is not None:
+            self._inquiry.held_out = batches.held_out(held_out, 0, probe.parameters, "held_out")
         self._stepping = Stepping(
             optimizer, action, rule, clip_to, update_norm=watches, group=group, inquiry=self._inquiry
         )
@@ -174,15 +185,18 @@ class SpikeGuard:
         Columns: step, signal, value, usual, deviations, done, cause, and clip_benefit: how much lower the loss of the
         batch before would be, had a long gradient been clipped to the usual norm. It is known with
         ``keep="parameters"`` where nothing was clipped, and negative where clipping would have done harm.
+        clip_benefit_held_out is the same on the held-out batches.
         """
         import pandas as pd
 
-        columns = ["step", "signal", "value", "usual", "deviations", "done", "cause", "clip_benefit"]
+        columns = ["step", "signal", "value", "usual", "deviations", "done", "cause"]
+        columns += ["clip_benefit", "clip_benefit_held_out"]
         rows = [
             (
                 *(event.step, name, event.values[name], event.usual[name], event.deviations[name]),
                 *(event.done, self._inquiry.answer(event).cause),
                 self._inquiry.answer(event).evidence.get("clip_benefit_before", math.nan),
+                self._inquiry.answer(event).evidence.get("clip_benefit_held_out", math.nan),
             )
             for event in self.events
             for name in event.spiked

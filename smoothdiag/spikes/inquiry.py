@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from smoothdiag.measure.loss.batches import MicroBatch
 from smoothdiag.measure.probe import Probe
-from smoothdiag.rows import SPIKE, Status
+from smoothdiag.rows import SPIKE, SmoothdiagWarning, Status
 from smoothdiag.spikes.causes import Explanation, explained
 from smoothdiag.spikes.events import SpikeEvent
 from smoothdiag.spikes.evidence import Evidence, ratio
 from smoothdiag.spikes.recent import Past, Recent
-from smoothdiag.spikes.replays import benefit, recorded, replayed
+from smoothdiag.spikes.replays import benefits, recorded, replayed
 
 FOLLOWS = 5
 """A spike within this many steps of another one is taken for its aftermath."""
@@ -42,10 +44,12 @@ class Inquiry:
 
     Attributes:
         explanations: The answers so far, by step.
+        held_out: Held-out micro-batches, on which clipping is judged besides.
     """
 
     def __init__(self, recent: Recent, probe: Probe | None) -> None:
         self.recent, self._probe = recent, probe
+        self.held_out: Sequence[MicroBatch] = ()
         self.explanations: dict[int, Explanation] = {}
         self._begun: Evidence | None = None
         self._tries = 0
@@ -115,8 +119,14 @@ class Inquiry:
             return found
         try:
             with probe.in_step():
-                return benefit(found, probe, self.recent, past, end, 1 / long)
-        except Exception:  # it costs these numbers and nothing else
+                return benefits(found, probe, self.recent, past, end, 1 / long, self.held_out)
+        except Exception as error:  # it costs these numbers and nothing else
+            if self.held_out:
+                warnings.warn(
+                    f"What clipping would have been worth at step {event.step} could not be measured, perhaps because "
+                    f"`held_out` holds no batches that loss_fn takes. {type(error).__name__}: {error}",
+                    SmoothdiagWarning,
+                )
             return found
 
     def answer(self, event: SpikeEvent) -> Explanation:
@@ -165,4 +175,6 @@ def row_of(answer: Explanation) -> dict[str, Any]:
         "done": event.done,
         "cause": answer.cause,
         "blamed_step": answer.step,
+        "explanation": answer.said,
+        **{name: value for name, value in answer.evidence.items() if name.startswith("clip_benefit")},
     }

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from smoothdiag import vectors
 from smoothdiag.adapters import StabilityLimit, adapter_of
+from smoothdiag.autoclip.benefit import benefit
 from smoothdiag.measure.estimators import CriticalStep, Sharpness, Step
-from smoothdiag.measure.loss.batches import tensors_of
+from smoothdiag.measure.loss.batches import MicroBatch, tensors_of
 from smoothdiag.measure.loss.objective import Evaluation
 from smoothdiag.measure.probe import Probe
 from smoothdiag.spikes.events import SpikeEvent
@@ -116,7 +117,15 @@ def _step_before(found: Evidence, probe: Probe, before: Past, point: Vector | No
     return replace(found, slope=slope, critical=float(critical), staleness=staleness, sharpness=sharpness)
 
 
-def benefit(found: Evidence, probe: Probe, recent: Recent, past: Past, end: Vector | None, share: float) -> Evidence:
+def benefits(
+    found: Evidence,
+    probe: Probe,
+    recent: Recent,
+    past: Past,
+    end: Vector | None,
+    share: float,
+    held_out: Sequence[MicroBatch],
+) -> Evidence:
     """Returns the evidence with what a shorter step would have been worth, by forward passes alone.
 
     Args:
@@ -126,20 +135,15 @@ def benefit(found: Evidence, probe: Probe, recent: Recent, past: Past, end: Vect
         past: The step of the spike, which the optimizer has taken; its parameters are kept.
         end: Where it led; ``None`` if that is where the parameters are.
         share: Length of the shorter step, as a share of the step taken.
+        held_out: Held-out micro-batches to judge on, besides; perhaps none.
     """
     assert past.point is not None
-    gains = []
-    before = recent.at(past.step - 1)
-    for other in (past, before):
-        if probe.on_any_rank(other is None or not other.can_repeat) or other is None:
-            gains.append(math.nan)
-            continue
-        objective = probe.replay(other.micro_batches)
-        with objective.isolated():
-            there = objective.end if end is None else end
-            clipped = vectors.add_scaled(past.point, vectors.sub(there, past.point), share)
-            gains.append(objective.value(there) - objective.value(clipped))
-    return replace(found, clip_benefit=gains[0], clip_benefit_before=gains[1])
+    known = []
+    for other in (past, recent.at(past.step - 1)):
+        is_lost = probe.on_any_rank(other is None or not other.can_repeat)
+        known.append(() if is_lost or other is None else other.micro_batches)
+    gains = [benefit(probe.replay(data), past.point, end, share) if data else math.nan for data in (*known, held_out)]
+    return replace(found, clip_benefit=gains[0], clip_benefit_before=gains[1], clip_benefit_held_out=gains[2])
 
 
 def _sharpness(step: Step) -> float:

@@ -220,6 +220,7 @@ WINGS = {
         "autoclip.ways",
         "autoclip.checks",
         "autoclip.books",
+        "autoclip.benefit",
         "autoclip.step",
         "autoclip.clipper",
         "autoclip",

@@ -54,11 +54,17 @@ def test_a_spike_under_hugging_face(options: dict[str, Any], tmp_path: Path) -> 
         assert events[0].step == SPIKE
         assert found.cause == "data", found
         assert "clip_grad_norm_" not in vars(watched.accelerator)
+        logged = [line for line in watched.state.log_history if "smoothdiag/spike/step" in line]
+        assert next(line["smoothdiag/spike/step"] for line in logged) == SPIKE
+        assert all(line["step"] > line["smoothdiag/spike/step"] for line in logged)
+        assert sum(line["smoothdiag/spike/number"] for line in logged) <= len(events)
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.05}, {"accumulate_grad_batches": 2}])
-def test_a_spike_under_lightning(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_spike_under_lightning(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning")
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.loggers.logger import DummyLogger
     from lightning_runs import Module, adamw, data, fit
     from torch.utils.data import DataLoader, TensorDataset
 
@@ -69,11 +75,21 @@ def test_a_spike_under_lightning(options: dict[str, Any], tmp_path: Path) -> Non
     x, y = x.clone(), (x.clone()[:, 0] > 0).long()
     y[16 * parts * SPIKE : 16 * parts * (SPIKE + 1)] = 39
     loader = DataLoader(TensorDataset(x, y), batch_size=16)
-    callback = SmoothnessCallback(estimators=(), schedule=every(10**9), spikes=RULE)
+    callback, logged = SmoothnessCallback(estimators=(), schedule=every(10**9), spikes=RULE), {}
+
+    class Logger(DummyLogger):
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            logged[step] = metrics | logged.get(step, {})
+
+    monkeypatch.setattr(Trainer, "loggers", property(lambda trainer: [Logger()]))
     runs = [fit(*given, make=lambda: Module(adamw), loader=loader, **options) for given in ((callback,), ())]
     assert_identical(*(state_of(module, trainer.optimizers[0]) for module, trainer in runs))
     events = callback.guard.events
     assert events[0].step == SPIKE
+    spikes = {step: values for step, values in logged.items() if "smoothdiag/spike/signals" in values}
+    assert list(spikes) == [event.step for event in events]
+    name = events[0].spiked[0]
+    assert spikes[SPIKE][f"smoothdiag/spike/{name}_deviations"] == events[0].deviations[name]
     assert set(events[0].values) == {"grad_norm", "loss"}
     assert callback.guard.explain(events[0]).cause == "data", callback.guard.explain(events[0])
     state = callback.state_dict()

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import torch.distributed as dist
 
 from smoothdiag.adapters.turns import Turn
-from smoothdiag.integrations.latest import CLIPPING
+from smoothdiag.integrations.latest import CLIPPING, noted
 from smoothdiag.integrations.loggers.figures import pixels_of
 from smoothdiag.integrations.loggers.sink import Sink
 from smoothdiag.integrations.loggers.verdicts import Verdicts
 from smoothdiag.measure.loss.batches import RandomState
 from smoothdiag.measure.probe import Probe
-from smoothdiag.rows import CLIP_SUFFIX, USABLE_STATUSES, SmoothdiagWarning
+from smoothdiag.rows import CLIP_SUFFIX, NOTES, SPIKE, USABLE_STATUSES, SmoothdiagWarning
 from smoothdiag.trace import Trace
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from smoothdiag.autoclip import AutoClip
 
 Rows = Sequence[Mapping[str, Any]]
@@ -43,6 +45,11 @@ class TraceWriter:
     * ``status/ok`` and the like: how many rows so far have this status;
     * ``clipping/longest_step`` [x], ``clipping/threshold`` [f/x] and ``clipping/clip_fraction`` of AutoClip, once the
       rows of this step are known;
+    * if a SpikeGuard watches the run: at steps that spike, ``spike/signals``, how many signals spiked;
+      ``spike/grad_norm`` and the like, their values; ``spike/grad_norm_deviations``, how far above what is usual;
+      ``spike/explanation``, the latest one in words, if the sink takes text; on closing ``spike/figure``;
+    * with an AutoClip in shadow mode ``clipping/benefit`` and ``clipping/benefit_held_out`` [f] at the steps that it
+      judged, see `AutoClip.benefits`;
     * after 64, 128, 256, ... measured steps, and on closing, the verdict of `fit_smoothness`:
       ``fit/verdict/L0L1`` and the like, 1 for the present verdict and 0 for the others, ``fit/verdict`` with the reason
       if the sink takes text, and ``fit/L0`` [f/x^2] and ``fit/L1`` [1/x] if the verdict allows their use;
@@ -116,8 +123,11 @@ class TraceWriter:
             self._begin(sink)
         rows = [self._trace[i] for i in range(self._num_read, len(self._trace))]
         self._num_read = len(self._trace)
-        for step, together in groupby(rows, key=itemgetter("step")):
-            values = self._scalars(list(together))
+        for step, found in groupby(rows, key=itemgetter("step")):
+            values = self._scalars(together := list(found))
+            for row in together:
+                if row["estimator"] == SPIKE and isinstance(said := row.get("explanation"), str):
+                    sink.text(step, "spike/explanation", f"step {step}: {row['cause']}. {said}")
             if step == rows[-1]["step"]:
                 if self._autoclip is not None:
                     values |= {f"clipping/{name}": getattr(self._autoclip, name) for name in CLIPPING}
@@ -139,6 +149,7 @@ class TraceWriter:
         for row in rows:
             self._counts[row["status"]] += 1
             found[f"status/{row['status']}"] = self._counts[row["status"]]
+            found |= noted(row)
             if row["status"] not in USABLE_STATUSES:
                 continue
             group = "" if row["group"] == "all" else f"/{row['group']}"
@@ -154,14 +165,20 @@ class TraceWriter:
 
     def _conclude(self, sink: Sink) -> None:
         """Writes the last verdict and the figures."""
-        from smoothdiag.plots import plot_clipping, plot_smoothness
+        from smoothdiag.plots import plot_clipping, plot_smoothness, plot_spikes
 
         step, clipper = self._trace[-1]["step"], self._autoclip
         _write(sink, step, self._judge(sink, step, is_last=True))
         fit = self._verdicts.fit
-        plots = {"smoothness/figure": lambda ax: plot_smoothness(self._trace, fit=fit, ax=ax)}
+        plots: dict[str, Callable[[Axes], object]] = {}
+        if any(row["estimator"] not in NOTES for row in self._trace):
+            plots["smoothness/figure"] = lambda ax: plot_smoothness(self._trace, fit=fit, ax=ax)
         if clipper is not None and any(row["estimator"].endswith(CLIP_SUFFIX) for row in clipper.trace):
             plots["clipping/figure"] = lambda ax: plot_clipping(clipper, ax=ax)
+        spiked = Counter(name for row in self._trace if row["estimator"] == SPIKE for name in row["spiked"].split())
+        if spiked:
+            signal = "loss" if "loss" in spiked else spiked.most_common(1)[0][0]
+            plots["spike/figure"] = lambda ax: plot_spikes(self._trace, signal=signal, ax=ax)
         for name, plot in plots.items():
             if (pixels := pixels_of(plot)) is not None:
                 sink.image(step, name, pixels)

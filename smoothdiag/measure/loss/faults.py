@@ -24,3 +24,7 @@ def put_back(action: Callable[[], object], what: str) -> None:
             f"A measurement could not put back {what}: {error!r}. The run is no longer what it was before this step, "
             "so it stops here. Resume from the last checkpoint, without this measurement."
         ) from error
+
+
+class NothingToSay(Exception):
+    """An estimator has nothing to say about a step, so it gets no row."""

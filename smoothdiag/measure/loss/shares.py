@@ -56,12 +56,13 @@ class Shares:
         else:
             (micro,) = self._micro_batches
             parts = [[replace(micro, batch=half)] for half in cut(micro.batch)]
-        halves = []
-        for part in parts:
-            half = copy.copy(self)
-            half._micro_batches = part
-            halves.append(half)
-        return halves[0], halves[1]
+        return self.on(parts[0]), self.on(parts[1])
+
+    def on(self, micro_batches: Sequence[MicroBatch]) -> Self:
+        """Returns the same loss on other data, evaluated at the same place in the run."""
+        twin = copy.copy(self)
+        twin._micro_batches = list(micro_batches)
+        return twin
 
     @property
     def is_one_function(self) -> bool:

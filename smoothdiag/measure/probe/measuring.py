@@ -16,7 +16,7 @@ from smoothdiag.adapters import StabilityLimit, adapter_of, unit_balls
 from smoothdiag.measure.estimators import Estimator, Status, Step
 from smoothdiag.measure.loss.calls import returned_loss
 from smoothdiag.measure.loss.coordinates import common
-from smoothdiag.measure.loss.faults import NotPutBack
+from smoothdiag.measure.loss.faults import NothingToSay, NotPutBack
 from smoothdiag.measure.loss.objective import Evaluation, LossFn, Objective, Reduction
 from smoothdiag.measure.loss.selftest import RETEST_EVERY, Doubt, SelfTest, self_test
 from smoothdiag.measure.loss.state import ModuleState
@@ -250,13 +250,16 @@ class Measuring:
             self.survive(error, step.index, type(estimator).__name__, part.data)
             return type(estimator).__name__
         self._trace.extend(rows)
-        return str(rows[0]["estimator"])
+        return str(rows[0]["estimator"]) if rows else type(estimator).__name__
 
     def _rows(
         self, step: Step, trusting: Step | None, estimator: Estimator, taken: Taken, part: Part
     ) -> list[dict[str, Any]]:
         began, num_grads = time.perf_counter(), step.objective.num_grads
-        estimate = self._trust.estimate(step, trusting, estimator)
+        try:
+            estimate = self._trust.estimate(step, trusting, estimator)
+        except NothingToSay:
+            return []
         cost = {"num_grads": step.objective.num_grads - num_grads, "seconds": time.perf_counter() - began}
         if part.data == "fixed":
             override = self._found

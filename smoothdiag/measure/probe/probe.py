@@ -306,6 +306,7 @@ class Probe(Managed, Replaying):
     def _estimators_due(self) -> Due:
         """Returns the probe's own estimators and those of ``also`` that measure the next step."""
         own = self.estimators if self._schedule(self.steps) else ()
+        self.is_own_due = bool(own)
         return own, tuple(e for schedule, estimators in self.further if schedule(self.steps) for e in estimators)
 
     def _follow_changes(self) -> None:

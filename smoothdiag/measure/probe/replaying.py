@@ -17,6 +17,9 @@ from smoothdiag.packing import Packing
 class Replaying(Watching):
     """The part of a probe that evaluates its loss again for somebody else, without a trace in the run."""
 
+    is_own_due: bool = False
+    """Whether the probe's own schedule names the next step."""
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The coordinates x."""
@@ -29,6 +32,12 @@ class Replaying(Watching):
         probe: Any = self
         found: nn.Module = probe._model
         return found
+
+    @property
+    def needs_batches(self) -> bool:
+        """Whether steps are measured on batches of the loop, and not on held-out ones alone."""
+        probe: Any = self
+        return bool(probe._data.needs_batches)
 
     @property
     def packing(self) -> Packing:
