@@ -34,6 +34,10 @@ class SpikeRule:
     A robust standard deviation is the larger of interquartile range / 1.349 and interdecile range / 2.563. The two are
     equal for normal values; the second is larger where large values are frequent.
 
+    Losses near zero scatter over decades. So a loss that is positive, like all those before it, is compared on a
+    logarithmic scale, too, and the smaller distance counts. There the trend is taken off first: the straight line
+    through the medians of the older and the newer half.
+
     The loss and the norm of one step are two witnesses. Their distance is the root of the sum of squares of their
     deviations above the median, and of several norms or losses the one with the largest deviation counts. Of a step
     that lies far enough, each value is a spike that makes up at least half of the distance asked for.
@@ -153,14 +157,45 @@ class _Signal:
         return found
 
     def _deviations(self, places: npt.NDArray[np.intp]) -> Array:
-        window = places[:, None] + np.arange(-self.rule.window, 0)
-        ordered = np.sort(np.where(window >= 0, self._scale[np.maximum(window, 0)], math.nan), axis=1)  # NaN last
-        last = np.minimum(places, self.rule.window)[:, None] - 1
-        at = last * np.array(QUANTILES)
-        below = at.astype(np.intp)
-        low, high = (np.take_along_axis(ordered, i, axis=1) for i in (below, np.minimum(below + 1, last)))
-        q10, q25, q50, q75, q90 = (low + (at - below) * (high - low)).T
-        deviation = np.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            away: Array = (self._scale[places] - q50) / deviation
-        return np.where(np.isnan(away), 0.0, away)
+        rows = places[:, None] + np.arange(-self.rule.window, 0)  # oldest first
+        values, now = np.where(rows >= 0, self._scale[np.maximum(rows, 0)], math.nan), self._scale[places]
+        number = np.minimum(places, self.rule.window)
+        away = _distance(now, values, number)
+        if not self.is_norm:
+            least = np.nanmin(values, axis=1)
+            positive = (now > 0) & (least > 0)
+            in_logs = _without_trend(np.log(values[positive]), number[positive])
+            in_logs = _distance(np.log(now[positive]), in_logs, number[positive])
+            away[positive] = np.minimum(away[positive], in_logs)
+        return away
+
+
+def _quantiles(values: Array, number: npt.NDArray[np.intp], shares: tuple[float, ...] = QUANTILES) -> Array:
+    """Returns the quantiles of each row, which has this number of values and then NaN; shape (shares, rows)."""
+    ordered = np.sort(values, axis=1)  # NaN last
+    last = number[:, None] - 1
+    at = last * np.array(shares)
+    below = at.astype(np.intp)
+    low, high = (np.take_along_axis(ordered, i, axis=1) for i in (below, np.minimum(below + 1, last)))
+    found: Array = (low + (at - below) * (high - low)).T
+    return found
+
+
+def _without_trend(values: Array, number: npt.NDArray[np.intp]) -> Array:
+    """Returns windows as they would be without a trend, on the level of the step that comes next."""
+    half, num = number // 2, number[:, None]
+    age = np.arange(values.shape[1], 0, -1) - 1
+    newer, older = age < half[:, None], (age >= num - half[:, None]) & (age < num)
+    (new,), (old,) = (_quantiles(np.where(part, values, math.nan), half, (0.5,)) for part in (newer, older))
+    slope = (new - old) / (number - half)
+    found: Array = values + slope[:, None] * (age + 1)
+    return found
+
+
+def _distance(now: Array, values: Array, number: npt.NDArray[np.intp]) -> Array:
+    """Returns how far values lie from the medians of their windows, in robust standard deviations."""
+    q10, q25, q50, q75, q90 = _quantiles(values, number)
+    deviation = np.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        away: Array = (now - q50) / deviation
+    return np.where(np.isnan(away), 0.0, away)

@@ -130,19 +130,26 @@ class Robust(_Recent):
         super().__init__(norms, losses, device, rule.window)
         self._rule, self._multiple = rule, multiple
         self._shares = torch.stack([torch.full((), share, **self._options) for share in QUANTILES])
+        self._half = torch.full((1,), 0.5, **self._options)
+        self._slots = torch.arange(rule.window, device=device)
         self._ratio, self._share = (torch.zeros(self._num, **self._options) for _ in range(2))
         self._ratio.narrow(0, 0, norms).add_(math.log(rule.least_ratio))
         self._share.narrow(0, norms, losses).add_(rule.least_rise)
+        self._is_loss = self._share > 0
 
     def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`."""
         x = self._logs(values)  # the logarithm of 0 is not finite, and so left out
         enters = _enters(x, counts)
-        q10, q25, middle, q75, q90 = self._quantiles()
-        deviation = torch.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
-        rise = x - middle
+        number = self._counts.clamp(max=self._window).unsqueeze(1)
+        quantiles = _quantiles(self._ring, number, self._shares)
+        middle = quantiles.select(1, QUANTILES.index(0.5))
         known = enters & (self._counts >= self._rule.fewest)
-        away = torch.where(known, rise / deviation, 0.0).nan_to_num(0.0, math.inf, -math.inf)
+        distance = _distance(x, quantiles)
+        in_logs = _distance(x.log(), _quantiles(self._without_trend(number), number, self._shares))
+        both = known & self._is_loss & (x > 0) & (self._ring.nan_to_num(math.inf).amin(dim=1) > 0)
+        away = torch.where(known, torch.where(both, torch.minimum(distance, in_logs), distance), 0.0)
+        rise = x - middle
         kinds = (0, self._norms), (self._norms, self._num - self._norms)
         largest = [away.narrow(0, *kind).amax().clamp(min=0) for kind in kinds if kind[1]]
         fired = known & (torch.stack(largest).square().sum().sqrt() > self._rule.deviations)
@@ -151,16 +158,42 @@ class Robust(_Recent):
         usual = middle.clone()
         usual.narrow(0, 0, self._norms).exp_()
         self._add(x, enters)
-        return Judged(fired, usual, rise / deviation, usual * self._multiple)
+        return Judged(fired, usual, distance, usual * self._multiple)
 
-    def _quantiles(self) -> tuple[Tensor, ...]:
-        """Returns the quantiles of each signal, between two values by a straight line; NaN without values."""
-        ordered = self._ring.sort(dim=1).values  # NaN, where nothing is kept yet, comes last
-        last = self._counts.clamp(max=self._window).sub_(1).clamp_(min=0).unsqueeze(1)
-        place = last * self._shares
-        below = place.long()
-        above = torch.minimum(below + 1, last)
-        return torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below).unbind(dim=1)
+    def _without_trend(self, number: Tensor) -> Tensor:
+        """Returns the logarithms of the last values as they would be without a trend, on the level of this step."""
+        age = (self._counts.unsqueeze(1) - 1 - self._slots).remainder(self._window)
+        values, half = self._ring.log(), number // 2
+        is_kept = age < number
+        newer, older = age < half, (age >= number - half).logical_and_(is_kept)
+        new, old = (_quantiles(values.where(part, math.nan), half, self._half) for part in (newer, older))
+        return values.where(is_kept, math.nan) + (new - old) / (number - half) * (age + 1)
+
+
+def _quantiles(values: Tensor, number: Tensor, shares: Tensor) -> Tensor:
+    """Returns the quantiles of each row, between two values by a straight line.
+
+    Args:
+        values: Values, and NaN elsewhere.
+        number: How many values each row has, shape (rows, 1).
+        shares: Which quantiles.
+
+    Returns:
+        Tensor: the quantiles, shape (rows, shares); NaN without values.
+    """
+    ordered = values.sort(dim=1).values  # NaN comes last
+    last = (number - 1).clamp_(min=0)
+    place = last * shares
+    below = place.long()
+    above = torch.minimum(below + 1, last)
+    return torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below)
+
+
+def _distance(value: Tensor, quantiles: Tensor) -> Tensor:
+    """Returns how far values lie from the medians of their windows, in robust standard deviations."""
+    q10, q25, q50, q75, q90 = quantiles.unbind(dim=1)
+    deviation = torch.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
+    return ((value - q50) / deviation).nan_to_num(0.0, math.inf, -math.inf)
 
 
 class Moments(_Recent):

@@ -291,12 +291,22 @@ def distance(before: np.ndarray, now: float) -> float:
     return max(0.0, now - q[50]) / max((q[75] - q[25]) / 1.349, (q[90] - q[10]) / 2.563)
 
 
+def distance_in_logs(before: np.ndarray, now: float) -> float:
+    """The same of logarithms, without the line through the medians of the older and the newer half."""
+    before = np.log(before)
+    half = len(before) // 2
+    slope = (np.median(before[-half:]) - np.median(before[:half])) / (len(before) - half)
+    return distance(before + slope * np.arange(len(before), 0, -1), np.log(now))
+
+
 def spikes_one_by_one(norm: np.ndarray, loss: np.ndarray) -> dict[str, list[int]]:
     """The rule, row by row."""
     found: dict[str, list[int]] = {"grad_norm": [], "loss": []}
     for k in range(20, len(norm)):
         norms, losses = np.log(norm[max(0, k - 50) : k]), loss[max(0, k - 50) : k]
         away = {"grad_norm": distance(norms, np.log(norm[k])), "loss": distance(losses, loss[k])}
+        if min(losses.min(), loss[k]) > 0:
+            away["loss"] = min(away["loss"], distance_in_logs(losses, loss[k]))
         large = {"grad_norm": np.log(norm[k]) - np.median(norms) >= np.log(2)}
         large["loss"] = loss[k] - np.median(losses) >= 0.1 * abs(np.median(losses))
         for name, own in away.items():
@@ -311,12 +321,14 @@ def test_spikes_are_those_of_the_rule_taken_row_by_row(tmp_path, seed) -> None:
     norm, loss = noisy(seed, n=300), 3 + 0.02 * rng.standard_t(2, 300)
     norm[[15, 25, 41, 42, 200]] *= 30
     loss[[60, 299]] += 2
+    loss[150:260] = np.exp(rng.standard_normal(110) - 4)  # near zero, over decades
     norm[100], loss[100] = np.exp(np.median(np.log(norm[50:100])) + 4.5 * 0.4), np.median(loss[50:100]) + 1
     review = review_log(logged(tmp_path, norm, loss=loss))
     found = {name: [s.step for s in review.spikes if s.column == name] for name in ("grad_norm", "loss")}
     assert found == spikes_one_by_one(norm, loss)
     assert {25, 41, 100, 200} <= set(found["grad_norm"])  # at 15 there are too few rows before
-    assert {60, 100, 299} <= set(found["loss"])
+    assert {60, 100} <= set(found["loss"])
+    assert not set(range(205, 260)) & set(found["loss"])
     (spike,) = [s for s in review.spikes if s.step == 200]
     assert spike.value == norm[200]
     assert spike.usual == pytest.approx(np.exp(np.median(np.log(norm[150:200]))), rel=1e-12)

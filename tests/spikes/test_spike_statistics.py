@@ -37,10 +37,17 @@ def signals(seed: int, steps: int = 400) -> tuple[np.ndarray, np.ndarray]:
     return norms, losses
 
 
+def draw(seed: int, number: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(number)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rule", [SpikeRule(), SpikeRule(window=21, fewest=4, deviations=2.0, least_ratio=1.3)])
 def test_the_device_finds_what_the_numbers_say(rule: SpikeRule, seed: int) -> None:
-    norms, losses = signals(seed)
+    norms, losses = (np.concatenate([before, after]) for before, after in zip(signals(seed), signals(9), strict=True))
+    losses[320:480] = np.exp(draw(seed, 160) - np.linspace(2, 5, 160))  # near zero, over decades
+    losses[600:] -= 3.5  # some are negative
+    losses[[450, 700]] += 5
     found = judged(made(rule), norms, losses)
     for row, (expected, usual) in enumerate(rule.find_together((norms, True), (losses, False))):
         assert [bool(step.fired[row]) for step in found] == expected.tolist()
