@@ -13,8 +13,12 @@ from torch import Tensor
 def run_ranks(
     work: Callable[..., None], folder: Path, world: int, *args: Any, timeout: float = 900, weights_only: bool = True
 ) -> list[dict[Any, Any]]:
-    """Runs ``work(rank, folder, *args)`` in processes of their own, and returns what they left in ``rank<n>.pt``."""
-    context = torch.multiprocessing.get_context("spawn")
+    """Runs ``work(rank, folder, *args)`` in processes of their own, and returns what they left in ``rank<n>.pt``.
+
+    Their parent is a server that has loaded torch and the package once; nothing else that this process has done is theirs.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.tensor", "smoothdiag"])
     ranks = [context.Process(target=work, args=(rank, str(folder), *args)) for rank in range(world)]
     try:
         for rank in ranks:
