@@ -15,7 +15,7 @@ def run_ranks(
 ) -> list[dict[Any, Any]]:
     """Runs ``work(rank, folder, *args)`` in processes of their own, and returns what they left in ``rank<n>.pt``.
 
-    A server that has loaded torch and the package once forks them. They know nothing else of what this process has done.
+    A server that has loaded torch and the package once forks them. They know nothing else that this process has done.
     """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.tensor", "smoothdiag"])
