@@ -18,7 +18,7 @@ def run_ranks(
     A server that has loaded torch and the package once forks them. They know nothing else that this process has done.
     """
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.tensor", "smoothdiag"])
+    context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "smoothdiag"])
     ranks = [context.Process(target=work, args=(rank, str(folder), *args)) for rank in range(world)]
     try:
         for rank in ranks:
