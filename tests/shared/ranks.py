@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+LOADED = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "smoothdiag"]
+"""Modules; an optimizer loads the first one when it is made."""
+
 
 def run_ranks(
     work: Callable[..., None], folder: Path, world: int, *args: Any, timeout: float = 900, weights_only: bool = True
@@ -18,7 +21,7 @@ def run_ranks(
     A server that has loaded torch and the package once forks them. They know nothing else that this process has done.
     """
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "smoothdiag"])
+    context.set_forkserver_preload(LOADED)
     ranks = [context.Process(target=work, args=(rank, str(folder), *args)) for rank in range(world)]
     try:
         for rank in ranks:

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -90,20 +91,27 @@ def train(
     return state_of(model, optimizer), probe, clipper
 
 
+@cache
+def without_faults(name: str, dtype: torch.dtype, curved: bool) -> tuple[dict[str, Any], float]:
+    """Returns what such a run ends with, and its longest step."""
+    expected, _, clipper = train(name, dtype, None, curved=curved)
+    assert clipper is not None
+    return expected, clipper.longest_step
+
+
 def injected(name: str, dtype: torch.dtype, place: int, *, lasts: bool = False, curved: bool = False) -> Allocations:
     """Trains with a fault, and checks that the run is what it is without."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SmoothdiagWarning)
-        expected, _, reference = train(name, dtype, None, curved=curved)
+        expected, longest_step = without_faults(name, dtype, curved)
         with Allocations(place, lasts=lasts) as faults:
             found, probe, clipper = train(name, dtype, faults, curved=curved)
     assert probe is not None
     assert clipper is not None
-    assert reference is not None
     assert probe.steps == STEPS
     if not lasts:
         assert_identical(found, expected)
-        assert clipper.longest_step == reference.longest_step
+        assert clipper.longest_step == longest_step
     return faults
 
 
