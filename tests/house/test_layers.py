@@ -555,6 +555,7 @@ def _plant(package: Path, file: str, code: str) -> set[str]:
     """Returns the violations of the package while the file of it holds ``code``."""
     path = package / file
     new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(code, encoding="utf-8")
     try:
         return violations(package)
