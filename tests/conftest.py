@@ -1,5 +1,6 @@
 """Shared settings: one thread, since models as small as those of the tests only wait on several."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -36,6 +37,13 @@ def _threads() -> None:
 def _no_processes_if_quick(pytestconfig: pytest.Config) -> Iterator[None]:
     with no_processes() if is_quick(pytestconfig) else nullcontext():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """Lets collections of garbage pass over what was there before the tests of a file: what frameworks are made of."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

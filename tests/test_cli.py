@@ -231,10 +231,10 @@ def test_wrong_input_is_one_line_and_code_2(arguments, message, lawful, tmp_path
 
 
 @pytest.mark.thorough
-def test_importing_loads_no_plotting_no_tables_no_framework() -> None:
+def test_importing_loads_no_plotting_no_tables_no_framework_no_sharding() -> None:
     code = (
         "import sys, smoothdiag; print(sorted({'matplotlib', 'seaborn', 'pandas', 'scipy', 'transformers', "
-        "'accelerate', 'lightning', 'tensorboard', 'wandb', 'PIL'} & set(sys.modules)))"
+        "'accelerate', 'lightning', 'tensorboard', 'wandb', 'PIL', 'torch.distributed.tensor'} & set(sys.modules)))"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"

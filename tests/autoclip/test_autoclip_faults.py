@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -67,11 +68,21 @@ def faulty_run(name, dtype, *, after=0, steps=2, closures=False, not_finite=True
     return run, failing.count
 
 
+def cases() -> list[Any]:
+    """Returns every faulty run with both dtypes, and with and without a closure; half of the pairs are slow."""
+    pairs = [(torch.float32, False), (torch.bfloat16, True), (torch.float32, True), (torch.bfloat16, False)]
+    return [
+        pytest.param(
+            name, dtype, closures, id=f"{name}, {dtype}, {'closure' if closures else 'no closure'}",
+            marks=pytest.mark.slow if place > 1 else (),
+        )
+        for name in FAULTY for place, (dtype, closures) in enumerate(pairs)
+    ]  # fmt: skip
+
+
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:The gradient of step")
-@pytest.mark.parametrize("closures", [False, True], ids=["no closure", "closure"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", FAULTY)
+@pytest.mark.parametrize(("name", "dtype", "closures"), cases())
 def test_memory_that_runs_out_once_changes_no_bit(name, dtype, closures) -> None:
     every_one = name in ("sgd", "adamw") and not closures
     after = 1 if every_one else 0
@@ -85,8 +96,15 @@ def test_memory_that_runs_out_once_changes_no_bit(name, dtype, closures) -> None
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", FAULTY)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in FAULTY),
+        ("adamw, measured", torch.bfloat16),
+        *(pytest.param(name, torch.bfloat16, marks=pytest.mark.slow) for name in FAULTY if name != "adamw, measured"),
+    ],
+    ids=str,
+)
 def test_memory_that_stays_out_ends_no_run(name, dtype) -> None:
     for after in (0, 1):
         for n in range(0, 40, 4):

@@ -10,6 +10,8 @@ import torch
 from places import REPOSITORY
 from trainers import settings_of_the_process, trainer_of
 
+from smoothdiag.cli import main
+
 pytestmark = pytest.mark.thorough
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -49,6 +51,13 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("command", [*re.findall(r"`smoothdiag ([\w-]+)", README), "demo", "plot", "clip"])
-def test_commands_exist(command) -> None:
-    run = [sys.executable, "-m", "smoothdiag.cli", command, "--help"]
-    assert f"smoothdiag {command}" in subprocess.run(run, capture_output=True, text=True, check=True).stdout
+def test_commands_exist(command, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"smoothdiag {command}" in capsys.readouterr().out
+
+
+def test_commands_run_as_a_module() -> None:
+    run = [sys.executable, "-m", "smoothdiag.cli", "plot", "--help"]
+    assert "smoothdiag plot" in subprocess.run(run, capture_output=True, text=True, check=True).stdout

@@ -1,15 +1,14 @@
 """examples, integrations: a plain probe works under Fabric and Accelerate, and the examples run in two processes."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from examples_worker import WORLD, work
 from lightning.fabric import Fabric
 from losses import cross_entropy
-from places import REPOSITORY
+from ranks import run_ranks
 from torch import nn
 
 from smoothdiag import Probe, Trace, every
@@ -52,37 +51,27 @@ def test_a_fabric_loop_is_unchanged_and_seen_as_it_is(precision) -> None:
     assert probe.self_test.reproduced
 
 
-@pytest.mark.parametrize(
-    ("example", "options", "printed", "steps"),
-    [
-        ("fabric", [], "AutoClip: no step is longer than", 114),
-        ("accelerate_loop", [], "training loss", 56),
-        ("lightning_module", ["--auto-clip"], "AutoClip: no step is longer than", 44),
-    ],
-)
-def test_examples_run_in_two_processes(example, options, printed, steps, tmp_path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.run(
-        [
-            *launch,
-            "--rdzv-endpoint",
-            "localhost:0",
-            str(REPOSITORY / "examples" / f"{example}.py"),
-            "--epochs",
-            "2",
-            *options,
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=900,
-    )
-    # At the very end gloo at times aborts a process that has done everything, with or without a probe.
-    assert run.returncode == 0 or "terminate called without an active exception" in run.stderr, run.stderr
-    assert run.stdout.count(printed) == 1
-    assert run.stdout.count("VERDICT") == 1
-    frame = Trace.read(next(tmp_path.glob("*.jsonl"))).to_frame()
+EXAMPLES = {
+    "fabric": ([], "AutoClip: no step is longer than", 114),
+    "accelerate_loop": ([], "training loss", 56),
+    "lightning_module": (["--auto-clip"], "AutoClip: no step is longer than", 44),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the examples ran, all of them in the same two processes."""
+    path = tmp_path_factory.mktemp("examples")
+    run_ranks(work, path, WORLD, {name: ["--epochs", "2", *options] for name, (options, _, _) in EXAMPLES.items()})
+    return path
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_run_in_two_processes(folder, example) -> None:
+    _, line, steps = EXAMPLES[example]
+    printed = "".join(path.read_text() for path in (folder / example).glob("printed*.txt"))
+    assert printed.count(line) == 1
+    assert printed.count("VERDICT") == 1
+    frame = Trace.read(next((folder / example).glob("*.jsonl"))).to_frame()
     assert set(frame["status"]) <= {"ok", "saturated"}
     assert set(range(0, steps, 5)) <= set(frame["step"])

@@ -9,12 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+LOADED = ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "smoothdiag"]
+"""Modules; an optimizer loads the first one when it is made."""
+
 
 def run_ranks(
     work: Callable[..., None], folder: Path, world: int, *args: Any, timeout: float = 900, weights_only: bool = True
 ) -> list[dict[Any, Any]]:
-    """Runs ``work(rank, folder, *args)`` in processes of their own, and returns what they left in ``rank<n>.pt``."""
-    context = torch.multiprocessing.get_context("spawn")
+    """Runs ``work(rank, folder, *args)`` in processes of their own, and returns what they left in ``rank<n>.pt``.
+
+    A server that has loaded torch and the package once forks them. They know nothing else that this process has done.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
     ranks = [context.Process(target=work, args=(rank, str(folder), *args)) for rank in range(world)]
     try:
         for rank in ranks:

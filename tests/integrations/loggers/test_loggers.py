@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import wandb
 from asserts import assert_identical, state_of
 from logged_runs import CLIPPING, Numbers, Run, assert_same, expected, law, loss_fn, row
+from logged_worker import work
 from places import REPOSITORY
 from ranks import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -360,17 +360,6 @@ def test_what_is_no_source_is_refused_before_anything_is_made(tmp_path) -> None:
     with pytest.raises(FileExistsError):
         TensorBoardWriter(Trace(), tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def work(rank: int, folder: str) -> None:
-    """Trains on one of two ranks, with a writer on each."""
-    warnings.simplefilter("error", SmoothdiagWarning)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/sync", rank=rank, world_size=2)
-    run = Run()
-    with TensorBoardWriter(run.probe, f"{folder}/runs{rank}"):
-        run.train(4)
-    torch.save({"steps": run.probe.steps}, f"{folder}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")

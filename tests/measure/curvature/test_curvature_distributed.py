@@ -4,12 +4,13 @@ The processes are started once and take all runs of ``distributed_curvature``; t
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from asserts import assert_identical, without_cost
-from distributed_curvature import CASES, train, work
+from distributed_curvature import CASES, SLOW, train, work
 from distributed_runs import WORLD, Case
 from ranks import run_ranks
 
@@ -27,6 +28,11 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[Any, Any]]:
     return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD, CASES, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> list[dict[Any, Any]]:
+    return run_ranks(work, tmp_path_factory.mktemp("ranks"), WORLD, SLOW, weights_only=False)
 
 
 def named(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -50,12 +56,27 @@ def deviations(found: list[dict[Any, Any]], case: Case) -> dict[tuple[Any, ...],
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_training_is_bit_identical_with_and_without_a_probe(found, case) -> None:
-    for rank in found:
-        assert_identical(rank[case]["probed"][0], rank[case]["bare"][0])
+    assert_undisturbed(found, case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_are_equal_on_all_ranks_and_those_of_one_process(found, case, record_property) -> None:
+    assert_as_alone(found, case, record_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW, ids=str)
+def test_other_models_are_measured_alike(slow, case, record_property) -> None:
+    assert_undisturbed(slow, case)
+    assert_as_alone(slow, case, record_property)
+
+
+def assert_undisturbed(found: list[dict[Any, Any]], case: Case) -> None:
+    for rank in found:
+        assert_identical(rank[case]["probed"][0], rank[case]["bare"][0])
+
+
+def assert_as_alone(found: list[dict[Any, Any]], case: Case, record_property: Callable[[str, object], None]) -> None:
     rows, other = ([without_cost(row) for row in rank[case]["probed"][1]] for rank in found)
     assert str(rows) == str(other), "ranks differ"
     off = deviations(found, case)
