@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -22,6 +23,9 @@ CAUSES: Final = ("data", "edge", "optimizer", "numerics", "unknown")
 """Causes in the order of their colours and markers."""
 
 MARKERS: Final = ("o", "^", "s", "D", "X")
+
+SIGNAL: Final = re.compile(r"grad_norm of \S+|\S+")
+"""A signal in the list that a trace keeps: that of a module has two blanks."""
 
 COLUMNS: Final = ("step", "signal", "value", "usual", "done", "cause")
 
@@ -47,7 +51,8 @@ def plot_spikes(
         data: A SpikeGuard, its ``history``, or the trace of its probe.
         log: The curve of the run, with the columns ``step`` and ``signal``; ``None`` draws what the rows of a trace
             tell, or else none.
-        signal: Which signal to draw: ``"loss"``, ``"grad_norm"`` or ``"update_norm"``.
+        signal: Which signal to draw: ``"loss"``, ``"grad_norm"``, ``"update_norm"``, or that of a module, such as
+            ``"grad_norm of layers.3"``.
         ax: Axes to draw on; None takes the current axes.
 
     Returns:
@@ -141,7 +146,7 @@ def recorded(frame: pd.DataFrame) -> pd.DataFrame:
             row["cause"],
         )
         for row in rows.to_dict("records")
-        for name in str(row["spiked"]).split()
+        for name in SIGNAL.findall(str(row["spiked"]))
     ]
     return pd.DataFrame(found, columns=["step", "signal", "value", "usual", "deviations", "done", "cause"])
 

@@ -16,10 +16,13 @@ from smoothdiag.autoclip.checks import check_probe
 from smoothdiag.measure.probe import Probe
 from smoothdiag.spikes.acting import Action
 from smoothdiag.spikes.causes import Explanation
+from smoothdiag.spikes.elements import Elements
 from smoothdiag.spikes.events import SpikeEvent
+from smoothdiag.spikes.further import Further
 from smoothdiag.spikes.inquiry import Inquiry
+from smoothdiag.spikes.modules import ModuleNorms, Modules
 from smoothdiag.spikes.recent import Recent
-from smoothdiag.spikes.rules import Rule, SixSigma, ZClip
+from smoothdiag.spikes.rules import SPAM, Rule, SixSigma, ZClip
 from smoothdiag.spikes.stepping import Stepping
 from smoothdiag.spiking import SpikeRule
 
@@ -58,19 +61,25 @@ class SpikeGuard:
         optimizer: The optimizer, or the list of optimizers that step on one loss.
         probe: A probe of that optimizer. It shows the guard the batches, and replays steps that spike.
         action: What to do at a spike of gradient norm or loss.
-        rule: What a spike is: a `SpikeRule`, or a published rule (`SixSigma`, `ZClip`).
-        clip_to: What ``"clip"`` scales gradients to, in usual norms. `ZClip` has a norm of its own.
+        rule: What a spike is: a `SpikeRule`, or a published rule (`SixSigma`, `ZClip`, `SPAM`).
+        clip_to: What ``"clip"`` scales gradients to, in usual norms. `ZClip` has a norm of its own, and `SPAM` clips
+            single elements.
         update_norm: Whether to watch the length of updates per rate, too; default: if parameters are kept.
         keep: ``"batches"`` (the default, with a probe) keeps the batches and random states of the last steps. A spike
             is then replayed before the optimizer steps, if that needs no wait. ``"parameters"`` also keeps the
             parameters of the last steps in host memory, so that the step before a spike can be measured from where it
             began.
+        modules: Whether to watch the gradient norm of each module that holds parameters, too; or names of modules, such
+            as ``["layers.0", "layers.1"]``. Each is judged alone, and has to lie further away the more there are. The
+            names come from the probe, or from an optimizer that was made with ``model.named_parameters()``. With the
+            action ``"clip"``, a module that spikes is scaled to its own usual norm. Only with a `SpikeRule`.
         group: The ranks that train one model together; default: all. They decide alike, by one sum of two numbers over
-            ranks at each step. Where ranks train models of their own, give each a group of its own.
+            ranks at each step, and one more with `modules` or `SPAM`. Where ranks train models of their own, give each
+            a group of its own.
 
     Raises:
         ValueError: If an argument is of the wrong kind, or if the optimizer takes several gradients in a step (LBFGS)
-            and the action is not ``"log"``.
+            and the action is not ``"log"``, or if it keeps no second moments and the rule is `SPAM`.
 
     Examples:
         >>> w = torch.ones(1, requires_grad=True)
@@ -91,6 +100,7 @@ class SpikeGuard:
         clip_to: float = 1.0,
         update_norm: bool | None = None,
         keep: Keep | None = None,
+        modules: Modules = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         arguments.choice("action", action, get_args(Action))
@@ -104,8 +114,13 @@ class SpikeGuard:
         elif keep is not None:
             raise arguments.wrong("keep", "left out without a probe, which sees the batches", keep)
         rule = SpikeRule() if rule is None else rule
-        if not isinstance(rule, SpikeRule | SixSigma | ZClip):
-            raise arguments.wrong("rule", "a SpikeRule, SixSigma or ZClip", rule)
+        if not isinstance(rule, SpikeRule | SixSigma | ZClip | SPAM):
+            raise arguments.wrong("rule", "a SpikeRule, SixSigma, ZClip or SPAM", rule)
+        if modules is not False and not isinstance(rule, SpikeRule):
+            raise ValueError(
+                "Parameter `modules` should be left out unless the rule is a SpikeRule: the published rules are for "
+                f"the norm of the whole gradient, and of many norms one would be a spike too often. Found {rule}."
+            )
         self._optimizer, self._action = (optimizer := stepping(optimizer)), action
         if action != "log" and adapter_of(optimizer).way == "nothing":
             raise ValueError(
@@ -116,7 +131,14 @@ class SpikeGuard:
         watches = keep == "parameters" if update_norm is None else update_norm
         self._inquiry = Inquiry(recent, probe)
         self._stepping = Stepping(
-            optimizer, action, rule, clip_to, update_norm=watches, group=group, inquiry=self._inquiry
+            optimizer,
+            action,
+            rule,
+            clip_to,
+            update_norm=watches,
+            group=group,
+            inquiry=self._inquiry,
+            further=_further(optimizer, probe, rule, modules, clip_to),
         )
 
     def __repr__(self) -> str:
@@ -219,3 +241,13 @@ class SpikeGuard:
         """Stops watching and acting; the events stay."""
         finish(self._optimizer)
         self._stepping.detach()
+
+
+def _further(
+    optimizer: torch.optim.Optimizer, probe: Probe | None, rule: Rule, modules: Modules, clip_to: float
+) -> Further | None:
+    if isinstance(rule, SPAM):
+        return Elements(optimizer, rule)
+    if modules is False or not isinstance(rule, SpikeRule):
+        return None
+    return ModuleNorms(optimizer, probe, modules, rule, clip_to)

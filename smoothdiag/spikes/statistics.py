@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,16 @@ class Judged:
     usual: Tensor
     deviations: Tensor
     target: Tensor
+
+
+def beside(first: Judged, second: Judged) -> Judged:
+    """Returns the signals of two as one."""
+    return Judged(**{name: torch.cat([part, getattr(second, name)]) for name, part in vars(first).items()})
+
+
+def lost(values: Tensor) -> Tensor:
+    """Returns which values are not finite; -inf stands for a signal that was not given."""
+    return values.isnan() | (values == math.inf)
 
 
 class Statistics(ABC):
@@ -143,15 +153,18 @@ class Robust(_Recent):
         rise = x - middle
         known = enters & (self._counts >= self._rule.fewest)
         away = torch.where(known, rise / deviation, 0.0).nan_to_num(0.0, math.inf, -math.inf)
-        kinds = (0, self._norms), (self._norms, self._num - self._norms)
-        largest = [away.narrow(0, *kind).amax().clamp(min=0) for kind in kinds if kind[1]]
-        fired = known & (torch.stack(largest).square().sum().sqrt() > self._rule.deviations)
-        fired &= away >= self._rule.deviations / 2
+        fired = known & self._is_far(away)
         fired &= rise >= self._ratio + self._share * middle.abs()
         usual = middle.clone()
         usual.narrow(0, 0, self._norms).exp_()
         self._add(x, enters)
         return Judged(fired, usual, rise / deviation, usual * self._multiple)
+
+    def _is_far(self, away: Tensor) -> Tensor:
+        kinds = (0, self._norms), (self._norms, self._num - self._norms)
+        largest = [away.narrow(0, *kind).amax().clamp(min=0) for kind in kinds if kind[1]]
+        is_far = torch.stack(largest).square().sum().sqrt() > self._rule.deviations
+        return is_far & (away >= self._rule.deviations / 2)
 
     def _quantiles(self) -> tuple[Tensor, ...]:
         """Returns the quantiles of each signal, between two values by a straight line; NaN without values."""
@@ -161,6 +174,54 @@ class Robust(_Recent):
         below = place.long()
         above = torch.minimum(below + 1, last)
         return torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below).unbind(dim=1)
+
+
+DEGREES = 0.63
+"""Degrees of freedom of a robust deviation, per value that it is made of: with these, normal values that are compared
+with the quantiles of `SpikeRule` have the tail of Student's t; `tests/spikes/test_spike_modules.py` simulates it."""
+
+
+def raised(deviations: float, number: int, values: int) -> float:
+    """Returns the distance at which each of many signals is as rare as one at ``deviations``, divided by their number.
+
+    The deviation of a window is a guess, and now and then it is too small. So large distances are more frequent than a
+    normal distribution has them: as frequent as Student's t with nu degrees of freedom, whose tail falls with
+    (1 + d^2 / nu)^(-(nu + 1) / 2). By the bound of Bonferroni the signals together then seldom fire by chance, however
+    they depend on each other.
+
+    Args:
+        deviations: Distance asked of one signal.
+        number: Number of signals.
+        values: Number of values in the window.
+    """
+    nu = DEGREES * max(values, 1)
+    return math.sqrt(nu * ((1 + deviations**2 / nu) * number ** (2 / (nu + 1)) - 1))
+
+
+class Alone(Robust):
+    """`SpikeRule` for many norms, each of which is judged alone and has to lie further away, see `raised`."""
+
+    def __init__(self, norms: int, losses: int, device: torch.device, rule: SpikeRule, multiple: float) -> None:
+        super().__init__(norms, losses, device, rule, multiple)
+        asked = [raised(rule.deviations, norms, values) for values in range(rule.window + 1)]
+        self._asked = torch.stack([torch.full((), least, **self._options) for least in asked])
+
+    def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
+        """See `Statistics`; norms that are not finite are spikes, too."""
+        found = super().judge(values, counts)
+        return replace(found, fired=found.fired | lost(values))
+
+    def _is_far(self, away: Tensor) -> Tensor:
+        return away > self._asked.gather(0, self._counts.clamp(max=self._window))
+
+
+class Usual(Robust):
+    """What is usual by `SpikeRule`, for rules that judge something else; nothing is a spike."""
+
+    def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
+        """See `Statistics`."""
+        found = super().judge(values, counts)
+        return replace(found, fired=torch.zeros_like(found.fired))
 
 
 class Moments(_Recent):

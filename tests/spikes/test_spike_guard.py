@@ -280,7 +280,7 @@ def test_history_has_a_row_for_each_signal() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "action": ({"action": "stop"}, "Parameter `action` should be one of"),
-    "rule": ({"rule": 6}, "Parameter `rule` should be a SpikeRule, SixSigma or ZClip"),
+    "rule": ({"rule": 6}, "Parameter `rule` should be a SpikeRule, SixSigma, ZClip or SPAM"),
     "clip_to": ({"clip_to": 0}, "Parameter `clip_to` should be positive"),
     "update_norm": ({"update_norm": 1}, "Parameter `update_norm` should be True or False"),
 }
