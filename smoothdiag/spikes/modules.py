@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smoothdiag import arguments, vectors
 from smoothdiag.adapters import moved_by, parameter_names
-from smoothdiag.autoclip.buckets import unscaled
+from smoothdiag.autoclip.buckets import buckets, multiply, unscaled
 from smoothdiag.measure.probe import Probe
 from smoothdiag.optim.arithmetic import lengths
 from smoothdiag.spikes.events import OF_MODULE
@@ -84,9 +84,8 @@ class ModuleNorms:
         wanted = (judged.target / norms).clamp(max=1.0).nan_to_num(1.0)
         scales = torch.where(judged.fired, wanted, torch.ones_like(wanted)).unbind()
         for part, scale in zip(parts, scales, strict=True):
-            for grad in map(vectors.local, part):
-                # bfloat16 would round the factor itself to 1
-                grad.copy_(vectors.wide(grad) * scale.to(grad.device, non_blocking=True))
+            for grads, _ in buckets(part, part):
+                multiply(grads, scale)
 
     def _gradients(self) -> list[list[Tensor]]:
         parts: list[list[Tensor]] = [[] for _ in self._modules]

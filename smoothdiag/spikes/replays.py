@@ -39,8 +39,8 @@ def recorded(event: SpikeEvent, past: Past | None, before: Past | None) -> Evide
     """Returns what the records of a run show about a spike, without any replay."""
     return Evidence(
         event,
-        rate=math.nan if before is None else before.rate / before.usual_rate,
-        rate_now=math.nan if past is None else past.rate / past.usual_rate,
+        rate=math.nan if before is None else before.relative_rate,
+        rate_now=math.nan if past is None else past.relative_rate,
         update=ratio(event.before, event.usual, "update_norm"),
         update_now=ratio(event.values, event.usual, "update_norm"),
         gradient_before=ratio(event.before, event.usual, "grad_norm"),
