@@ -14,13 +14,15 @@ import torch
 from autoclip_cost import MODELS, OPTIMIZERS
 from overhead.clock import take_turns
 
-from smoothdiag import Probe, SpikeGuard
+from smoothdiag import SPAM, Probe, SpikeGuard
 
 GUARDS: dict[str, dict[str, Any]] = {
     "gradient norm and loss": {},
     "and update norm": {"update_norm": True},
     "clip": {"action": "clip"},
     "skip": {"action": "skip"},
+    "and modules": {"modules": True},
+    "SPAM, clip": {"rule": SPAM(), "action": "clip"},
     "keep batches": {"keep": "batches"},
     "keep parameters": {"keep": "parameters"},
 }
@@ -33,7 +35,7 @@ class Run:
         torch.manual_seed(0)
         build, self.loss_fn, batch = MODELS[model]
         self.model, self.batch = build().to(device), batch().to(device)
-        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.optimizer = OPTIMIZERS[optimizer](self.model.named_parameters())
         self.probe = None
         if guard is not None and "keep" in guard:
             self.probe = Probe(self.model, self.optimizer, self.loss_fn, estimators=(), schedule=lambda step: False)
@@ -52,12 +54,13 @@ class Run:
 
 def costs(model: str, optimizer: str, device: torch.device, rounds: int) -> dict[str, float]:
     """Measures times of guarded steps over those of plain ones."""
-    kinds: dict[str, dict[str, Any] | None] = {"plain": None, **GUARDS}
+    guards = {name: guard for name, guard in GUARDS.items() if "rule" not in guard or "SGD" not in optimizer}
+    kinds: dict[str, dict[str, Any] | None] = {"plain": None, **guards}
     runs = {name: Run(model, optimizer, device, guard) for name, guard in kinds.items()}
     table = take_turns({name: run.step for name, run in runs.items()}, rounds, device, warm_up=5)
     assert not any(run.guard.events for run in runs.values() if run.guard is not None)
     found = {"plain step [ms]": 1e3 * float(table["plain"].median())}
-    return found | {name: float((table[name] / table["plain"]).median()) for name in GUARDS}
+    return found | {name: float((table[name] / table["plain"]).median()) for name in guards}
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         plot_trace,
     )
     from smoothdiag.report.page import write_report
-    from smoothdiag.spikes import Explanation, SixSigma, SpikeEvent, SpikeGuard, ZClip
+    from smoothdiag.spikes import SPAM, Explanation, SixSigma, SpikeEvent, SpikeGuard, ZClip
     from smoothdiag.spiking import SpikeRule
 
 # scipy, pandas and matplotlib load when one of these names is first used: a training script pays for what it does.
@@ -64,6 +64,7 @@ _LAZY = {
     "GroupFits": "smoothdiag.fits",
     "LawRate": "smoothdiag.clipping",
     "LogReview": "smoothdiag.logs",
+    "SPAM": "smoothdiag.spikes",
     "SixSigma": "smoothdiag.spikes",
     "SmoothnessFit": "smoothdiag.fits",
     "SpikeEvent": "smoothdiag.spikes",
@@ -140,6 +141,7 @@ __all__ = [
     "step_rate",
     # watch for spikes
     "Explanation",
+    "SPAM",
     "SixSigma",
     "SpikeEvent",
     "SpikeGuard",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from smoothdiag.adapters.adam import Adam, NAdam
 from smoothdiag.adapters.adaptive import Adagrad, RmsProp
-from smoothdiag.adapters.joint import Joint, finish, members, moved_by, name_of
+from smoothdiag.adapters.joint import Joint, finish, members, moved_by, name_of, parameter_names
 from smoothdiag.adapters.line_search import LineSearch
 from smoothdiag.adapters.lookahead import Lookahead
 from smoothdiag.adapters.muon import Muon
@@ -19,6 +19,7 @@ from smoothdiag.adapters.protocol import UNKNOWN, Adapter, Ball, Group, Stabilit
 from smoothdiag.adapters.rate_free import RateFree
 from smoothdiag.adapters.sam import Sam
 from smoothdiag.adapters.schedule_free import ScheduleFree
+from smoothdiag.adapters.second_moments import SecondMoments
 from smoothdiag.adapters.several import Several
 from smoothdiag.adapters.sgd import AveragedSgd, Sgd
 from smoothdiag.adapters.sign import SignDescent
@@ -39,6 +40,8 @@ __all__ = [
     "members",
     "moved_by",
     "name_of",
+    "parameter_names",
+    "second_moments",
     "stepping",
     "unit_balls",
     "weight_decay",
@@ -80,6 +83,15 @@ def unit_balls(adapter: Adapter, parameters: Sequence[Tensor]) -> Sequence[Ball 
     ask = getattr(type(adapter), "unit_balls", None)  # the class, as for the other questions
     found: Sequence[Ball | None] = ask(adapter, parameters) if ask else [None] * len(parameters)
     return found
+
+
+def second_moments(optimizer: torch.optim.Optimizer) -> SecondMoments:
+    """Returns what reads the second moments of an optimizer.
+
+    Raises:
+        ValueError: If it keeps none.
+    """
+    return SecondMoments(optimizer, [adapter_of(member) for member in members(optimizer)])
 
 
 def _answers_itself(optimizer: torch.optim.Optimizer) -> TypeGuard[Adapter]:

@@ -19,6 +19,7 @@ class Adam(Adaptive):
     """Describes `torch.optim.Adam` and its subclass `torch.optim.AdamW`."""
 
     kind: type[torch.optim.Optimizer]
+    second = "exp_avg_sq"
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         super().__init__(optimizer)
@@ -81,6 +82,8 @@ class Adam(Adaptive):
 
 class NAdam(Unknown):
     """Describes `torch.optim.NAdam`, which moves along a mixture of momentum and gradient."""
+
+    second = "exp_avg_sq"
 
     @staticmethod
     def matches(optimizer: torch.optim.Optimizer) -> bool:

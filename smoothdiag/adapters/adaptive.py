@@ -92,6 +92,7 @@ class RmsProp(Adaptive):
     """Describes `torch.optim.RMSprop`."""
 
     kind = torch.optim.RMSprop
+    second = "square_avg"
 
     def entries(self, group: Group) -> tuple[str, ...]:
         """Returns the mean square, and the mean whose square is taken from it."""

@@ -101,6 +101,15 @@ def moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return found
 
 
+def parameter_names(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    """Returns the parameters with their names, where the optimizer was made from ``model.named_parameters()``."""
+    return [
+        (name, p)
+        for group in optimizer.param_groups
+        for name, p in zip(group.get("param_names", ()), group["params"], strict=False)
+    ]
+
+
 def members(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, ...]:
     """Returns the optimizers of a `Joint`; an optimizer alone is its only member."""
     return optimizer.optimizers if isinstance(optimizer, Joint) else (optimizer,)

@@ -30,6 +30,8 @@ class Unknown:
 
     way: Way = "updates"
     follows_gradients = False
+    second = ""
+    """The entry of a parameter's state that is a running average of squared gradients; empty if there is none."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer: Any = optimizer

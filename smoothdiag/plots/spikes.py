@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -29,6 +30,9 @@ NUMBERS: Final = ("value", "usual", "deviations")
 WORDS: Final = ("done", "cause", "explanation")
 """Columns of each spike."""
 
+SIGNAL: Final = re.compile(r"grad_norm of \S+|\S+")
+"""A signal in the list that a trace keeps: that of a module has two blanks."""
+
 COLUMNS: Final = ("step", "signal", "value", "usual", "done", "cause")
 
 
@@ -53,7 +57,8 @@ def plot_spikes(
         data: A SpikeGuard, its ``history``, or the trace of its probe, also as a table.
         log: The curve of the run, with the columns ``step`` and ``signal``; ``None`` draws what the rows of a trace
             tell, or else none.
-        signal: Which signal to draw: ``"loss"``, ``"grad_norm"`` or ``"update_norm"``.
+        signal: Which signal to draw: ``"loss"``, ``"grad_norm"``, ``"update_norm"``, or that of a module, such as
+            ``"grad_norm of layers.3"``.
         ax: Axes to draw on; None takes the current axes.
 
     Returns:
@@ -140,7 +145,7 @@ def recorded(frame: pd.DataFrame) -> pd.DataFrame:
         (row["step"], name, *(row.get(f"{name}_{part}") for part in NUMBERS), *(row.get(part) for part in WORDS))
         for row in rows.to_dict("records")
         if isinstance(row["spiked"], str)
-        for name in row["spiked"].split()
+        for name in SIGNAL.findall(row["spiked"])
     ]
     history = pd.DataFrame(found, columns=["step", "signal", *NUMBERS, *WORDS])
     for name in NUMBERS:  # a trace written by hand may lack some

@@ -9,7 +9,7 @@ from typing import Literal
 
 from smoothdiag.console import counted
 from smoothdiag.spikes.events import SpikeEvent
-from smoothdiag.spikes.evidence import Evidence, benefit_said
+from smoothdiag.spikes.evidence import Evidence, benefit_said, loud
 
 Cause = Literal["data", "edge", "optimizer", "numerics", "unknown"]
 
@@ -106,8 +106,9 @@ def explained(found: Evidence) -> Explanation:
             step = found.event.step - is_before
             numbers = (found.numbers_before if is_before else found.numbers) if cause == "data" else ()
             parts = dict(sorted(found.parts.items(), key=lambda part: -part[1]))
-            return Explanation(found.event, cause, step, text, found.to_dict(), parts, numbers)
-    return Explanation(found.event, "unknown", found.event.step, _unknown(found), found.to_dict(), found.parts)
+            return Explanation(found.event, cause, step, text + loud(found), found.to_dict(), parts, numbers)
+    text = _unknown(found) + loud(found)
+    return Explanation(found.event, "unknown", found.event.step, text, found.to_dict(), found.parts)
 
 
 Why = tuple[Cause, bool, str] | None

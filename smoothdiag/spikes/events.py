@@ -10,10 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smoothdiag.console import counted
 from smoothdiag.vectors import widest
 
 ROOM = 64
 """Events that the device holds until the host reads them."""
+
+OF_MODULE = "grad_norm of "
+"""Before the name of a module, in a signal: the norm of its gradient."""
+
+LOUDEST = 3
+"""Modules that an event names."""
 
 NOTED = ("fired", "values", "usual", "deviations", "before")
 """What the device notes for each signal of an event."""
@@ -25,14 +32,15 @@ class SpikeEvent:
 
     Attributes:
         step: Number of optimizer steps before this one.
-        spiked: The signals that are spikes: ``grad_norm``, ``loss``, ``update_norm``.
+        spiked: The signals that are spikes: ``grad_norm``, ``loss``, ``update_norm``; of modules that are watched, such
+            as ``grad_norm of layers.3.mlp``; ``elements`` by the rule `SPAM`.
         values: The signals at this step; a signal that was not given is missing.
         usual: What was usual in the steps before.
         deviations: How far from that, in standard deviations as the rule counts them.
         before: The signals at the step before.
         done: What the guard did: ``"logged"``, ``"skipped"`` or ``"clipped"``.
 
-    Units: grad_norm [f/x], loss [f], update_norm [x].
+    Units: grad_norm [f/x], loss [f], update_norm [x]; numbers of elements and their ratios have none.
 
     Examples:
         >>> event = sd.SpikeEvent(80, ("loss",), {"loss": 9.0}, {"loss": 2.0}, {"loss": 12.5}, {"loss": 2.1})
@@ -49,7 +57,17 @@ class SpikeEvent:
     done: str = "logged"
 
     def __str__(self) -> str:
-        return f"step {self.step}: {'; '.join(map(self._said, self.spiked))}; {self.done}"
+        modules = [name for name in self.spiked if name.startswith(OF_MODULE)]
+        said = [name for name in self.spiked if name not in modules] + self.loudest()
+        more = [counted(len(modules) - LOUDEST, "further module")] if len(modules) > LOUDEST else []
+        return f"step {self.step}: {'; '.join([*map(self._said, said), *more])}; {self.done}"
+
+    def loudest(self, number: int = LOUDEST) -> list[str]:
+        """Returns the signals of modules that spiked, those that are not finite first, then by their deviations."""
+        found = [name for name in self.spiked if name.startswith(OF_MODULE)]
+        away = {name: self.deviations.get(name, math.nan) for name in found}
+        order = {name: -x if math.isfinite(self.values[name] + x) else -math.inf for name, x in away.items()}
+        return sorted(found, key=order.__getitem__)[:number]
 
     def _said(self, name: str) -> str:
         value, usual, away = self.values[name], self.usual.get(name, math.nan), self.deviations.get(name, math.nan)
@@ -154,10 +172,24 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the events that have been read."""
-        return {"events": [event.to_dict() for event in self.events], "lost": self.lost}
+        return {
+            "events": [event.to_dict() for event in self.events],
+            "lost": self.lost,
+            "signals": list(self._names),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state."""
+        """Goes on from a state.
+
+        Raises:
+            ValueError: If it is of other signals.
+        """
+        theirs = tuple(state.get("signals", self._names))
+        if theirs != self._names:
+            raise ValueError(
+                "Parameter `state` should come from a guard with the same rule and the same signals. This guard "
+                f"watches {', '.join(self._names)}. Found a state of {', '.join(theirs)}."
+            )
         self.events = [SpikeEvent(**{**event, "spiked": tuple(event["spiked"])}) for event in state["events"]]
         self.lost = int(state["lost"])
         self._log, self.num_read = None, 0

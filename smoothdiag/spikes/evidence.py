@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from smoothdiag.spikes.events import SpikeEvent
+from smoothdiag.console import counted
+from smoothdiag.spikes.events import OF_MODULE, SpikeEvent
 
 NAN = math.nan
 
@@ -54,6 +55,9 @@ class Evidence:
             is longer than usual [f].
         clip_benefit_before: The same on the batch of the step before, which the step did not see.
         clip_benefit_held_out: The same on held-out batches, if the guard has some.
+        module: The signal of the module whose norm lies furthest above what is usual, if one spiked.
+        module_norm: Its norm on the batch of the spike, at the weights before the step [f/x].
+        module_references: Its norms on the other batches at the same weights [f/x].
         parts: Share of each module in the squared gradient norm of the spike.
         numbers: The batches of the spike, numbered in the order in which the probe saw them.
         numbers_before: The batches of the step before.
@@ -85,6 +89,9 @@ class Evidence:
     clip_benefit: float = NAN
     clip_benefit_before: float = NAN
     clip_benefit_held_out: float = NAN
+    module: str = ""
+    module_norm: float = NAN
+    module_references: tuple[float, ...] = ()
     parts: Mapping[str, float] = field(default_factory=dict)
     numbers: tuple[int, ...] = ()
     numbers_before: tuple[int, ...] = ()
@@ -99,6 +106,7 @@ class Evidence:
         found = [
             _share(self.grad_norm, self.references, self.event, "grad_norm"),
             _share(self.loss, self.reference_losses, self.event, "loss"),
+            _share(self.module_norm, self.module_references, self.event, self.module),
         ]
         return max((share for share in found if not math.isnan(share)), default=NAN)
 
@@ -170,3 +178,20 @@ def benefit_said(found: Mapping[str, float | str]) -> str:
     *first, last = [f"{abs(gain):.3g} {'lower' if gain > 0 else 'higher'} on {data}" for gain, data in gains]
     said = f"{', '.join(first)} and {last}" if first else last
     return f" Clipped to the usual norm, the step would have left the loss {said}."
+
+
+def loud(found: Evidence) -> str:
+    """Returns which modules spiked, as a sentence; empty if none is watched, or none did."""
+    signals = found.event.loudest()
+    if not signals:
+        return ""
+    number = sum(name.startswith(OF_MODULE) for name in found.event.spiked) - len(signals)
+    more = f" and {counted(number, 'further module')}" if number else ""
+    names = ", ".join(f"`{name.removeprefix(OF_MODULE)}`" for name in signals)
+    here = (
+        f" On this batch the gradient norm of the first is {found.module_norm:.3g}, on the others at most "
+        f"{max(found.module_references):.3g}."
+        if found.module_references and math.isfinite(found.module_norm)
+        else ""
+    )
+    return f" The gradients of these modules spiked: {names}{more}.{here}"

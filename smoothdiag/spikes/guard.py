@@ -17,10 +17,13 @@ from smoothdiag.measure.loss import batches
 from smoothdiag.measure.probe import Probe
 from smoothdiag.spikes.acting import Action
 from smoothdiag.spikes.causes import Explanation
+from smoothdiag.spikes.elements import Elements
 from smoothdiag.spikes.events import SpikeEvent
+from smoothdiag.spikes.further import Further
 from smoothdiag.spikes.inquiry import Inquiry
+from smoothdiag.spikes.modules import ModuleNorms, Modules
 from smoothdiag.spikes.recent import Recent
-from smoothdiag.spikes.rules import Rule, SixSigma, ZClip
+from smoothdiag.spikes.rules import SPAM, Rule, SixSigma, ZClip
 from smoothdiag.spikes.stepping import Stepping
 from smoothdiag.spiking import SpikeRule
 
@@ -59,8 +62,9 @@ class SpikeGuard:
         optimizer: The optimizer, or the list of optimizers that step on one loss.
         probe: A probe of that optimizer. It shows the guard the batches, and replays steps that spike.
         action: What to do at a spike of gradient norm or loss.
-        rule: What a spike is: a `SpikeRule`, or a published rule (`SixSigma`, `ZClip`).
-        clip_to: What ``"clip"`` scales gradients to, in usual norms. `ZClip` has a norm of its own.
+        rule: What a spike is: a `SpikeRule`, or a published rule (`SixSigma`, `ZClip`, `SPAM`).
+        clip_to: What ``"clip"`` scales gradients to, in usual norms. `ZClip` has a norm of its own, and `SPAM` clips
+            single elements.
         update_norm: Whether to watch the length of updates per rate, too; default: if parameters are kept.
         keep: ``"batches"`` (the default, with a probe) keeps the batches and random states of the last steps. A spike
             is then replayed before the optimizer steps, if that needs no wait. ``"parameters"`` also keeps the
@@ -68,12 +72,17 @@ class SpikeGuard:
             began.
         held_out: Held-out batches, of the kind that ``loss_fn`` takes. The guard measures on them, too, what clipping
             would have been worth. That takes ``keep="parameters"``, and two forward passes per batch at such a spike.
+        modules: Whether to watch the gradient norm of each module that holds parameters, too; or names of modules, such
+            as ``["layers.0", "layers.1"]``. Each is judged alone, and has to lie further away the more there are. The
+            names come from the probe, or from an optimizer that was made with ``model.named_parameters()``. With the
+            action ``"clip"``, a module that spikes is scaled to its own usual norm. Only with a `SpikeRule`.
         group: The ranks that train one model together; default: all. They decide alike, by one sum of two numbers over
-            ranks at each step. Where ranks train models of their own, give each a group of its own.
+            ranks at each step, and one more with `modules` or `SPAM`. Where ranks train models of their own, give each
+            a group of its own.
 
     Raises:
         ValueError: If an argument is of the wrong kind, or if the optimizer takes several gradients in a step (LBFGS)
-            and the action is not ``"log"``.
+            and the action is not ``"log"``, or if it keeps no second moments and the rule is `SPAM`.
 
     Examples:
         >>> w = torch.ones(1, requires_grad=True)
@@ -95,6 +104,7 @@ class SpikeGuard:
         update_norm: bool | None = None,
         keep: Keep | None = None,
         held_out: Iterable[Any] | None = None,
+        modules: Modules = False,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         arguments.choice("action", action, get_args(Action))
@@ -113,8 +123,13 @@ class SpikeGuard:
                 f"ends of a step are known. Found `keep = {keep!r}` and `action = {action!r}`."
             )
         rule = SpikeRule() if rule is None else rule
-        if not isinstance(rule, SpikeRule | SixSigma | ZClip):
-            raise arguments.wrong("rule", "a SpikeRule, SixSigma or ZClip", rule)
+        if not isinstance(rule, SpikeRule | SixSigma | ZClip | SPAM):
+            raise arguments.wrong("rule", "a SpikeRule, SixSigma, ZClip or SPAM", rule)
+        if modules is not False and not isinstance(rule, SpikeRule):
+            raise ValueError(
+                "Parameter `modules` should be left out unless the rule is a SpikeRule: the published rules are for "
+                f"the norm of the whole gradient, and of many norms one would be a spike too often. Found {rule}."
+            )
         self._optimizer, self._action = (optimizer := stepping(optimizer)), action
         if action != "log" and adapter_of(optimizer).way == "nothing":
             raise ValueError(
@@ -127,7 +142,14 @@ class SpikeGuard:
         if held_out is not None and probe is not None:
             self._inquiry.held_out = batches.held_out(held_out, 0, probe.parameters, "held_out")
         self._stepping = Stepping(
-            optimizer, action, rule, clip_to, update_norm=watches, group=group, inquiry=self._inquiry
+            optimizer,
+            action,
+            rule,
+            clip_to,
+            update_norm=watches,
+            group=group,
+            inquiry=self._inquiry,
+            further=_further(optimizer, probe, rule, modules, clip_to),
         )
 
     def __repr__(self) -> str:
@@ -233,3 +255,13 @@ class SpikeGuard:
         """Stops watching and acting; the events stay."""
         finish(self._optimizer)
         self._stepping.detach()
+
+
+def _further(
+    optimizer: torch.optim.Optimizer, probe: Probe | None, rule: Rule, modules: Modules, clip_to: float
+) -> Further | None:
+    if isinstance(rule, SPAM):
+        return Elements(optimizer, rule)
+    if modules is False or not isinstance(rule, SpikeRule):
+        return None
+    return ModuleNorms(optimizer, probe, modules, rule, clip_to)

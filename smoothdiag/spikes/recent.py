@@ -49,6 +49,11 @@ class Past:
     _versions: list[tuple[Tensor, int]] = field(default_factory=list, repr=False)
 
     @property
+    def relative_rate(self) -> float:
+        """Its rate in usual rates; NaN where those are 0, as at the start of a warm-up."""
+        return self.rate / self.usual_rate if self.usual_rate else math.nan
+
+    @property
     def can_repeat(self) -> bool:
         """Whether its batches were seen, and are as they were."""
         return bool(self.micro_batches) and all(tensor._version == version for tensor, version in self._versions)

@@ -19,9 +19,10 @@ from smoothdiag.measure.estimators import CriticalStep, Sharpness, Step
 from smoothdiag.measure.loss.batches import MicroBatch, tensors_of
 from smoothdiag.measure.loss.objective import Evaluation
 from smoothdiag.measure.probe import Probe
-from smoothdiag.spikes.events import SpikeEvent
+from smoothdiag.spikes.events import OF_MODULE, SpikeEvent
 from smoothdiag.spikes.evidence import Evidence, ratio
 from smoothdiag.spikes.recent import Past, Recent
+from smoothdiag.spikes.signals import named
 from smoothdiag.vectors import Vector
 
 HALF = (torch.float16, torch.bfloat16)
@@ -39,8 +40,8 @@ def recorded(event: SpikeEvent, past: Past | None, before: Past | None) -> Evide
     """Returns what the records of a run show about a spike, without any replay."""
     return Evidence(
         event,
-        rate=math.nan if before is None else before.rate / before.usual_rate,
-        rate_now=math.nan if past is None else past.rate / past.usual_rate,
+        rate=math.nan if before is None else before.relative_rate,
+        rate_now=math.nan if past is None else past.relative_rate,
         update=ratio(event.before, event.usual, "update_norm"),
         update_now=ratio(event.values, event.usual, "update_norm"),
         gradient_before=ratio(event.before, event.usual, "grad_norm"),
@@ -78,10 +79,14 @@ def replayed(found: Evidence, probe: Probe, recent: Recent, past: Past, point: V
         found = replace(found, staleness_now=_staleness(probe, length))
     candidates = [other for other in recent.references(past.step) if not probe.on_any_rank(not other.can_repeat)]
     others = [(other, probe.replay(other.micro_batches).evaluate(point)) for other in candidates]
+    module, of_module = _loudest(probe, found.event)
     found = replace(
         found,
         references=tuple(_length(evaluation) for _, evaluation in others),
         reference_losses=tuple(evaluation.loss for _, evaluation in others),
+        module=module,
+        module_norm=of_module(here.gradient),
+        module_references=tuple(of_module(evaluation.gradient) for _, evaluation in others),
     )
     before = recent.at(past.step - 1)
     for other, evaluation in others:
@@ -228,6 +233,19 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _length(found: Evaluation) -> float:
     return float(vectors.norm(found.gradient))
+
+
+def _loudest(probe: Probe, event: SpikeEvent) -> tuple[str, Callable[[Vector], float]]:
+    """Returns the signal of the module that spikes most, and what gives its norm in a gradient; NaN if none spikes."""
+    signal = next(iter(event.loudest(1)), "")
+    module = signal.removeprefix(OF_MODULE)
+    places = [
+        i
+        for name, found in probe.modules(lambda name: name).items()
+        for i in found
+        if signal and f"{named(name)}.".startswith(f"{module}.")
+    ]
+    return signal, lambda gradient: float(vectors.norm([gradient[i] for i in places])) if places else math.nan
 
 
 def _parts(probe: Probe, gradient: Vector) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,8 @@ from functools import partial
 import torch
 
 from smoothdiag import arguments
-from smoothdiag.spikes.statistics import Averages, Moments, Robust, Statistics
+from smoothdiag.spikes.robust import Robust, Usual
+from smoothdiag.spikes.statistics import Averages, Moments, Statistics
 from smoothdiag.spiking import SpikeRule
 
 
@@ -82,7 +84,50 @@ class ZClip:
         arguments.whole("warm_up", self.warm_up, 2)
 
 
-Rule = SpikeRule | SixSigma | ZClip
+@dataclass(frozen=True)
+class SPAM:
+    """An element of the gradient is a spike if its square exceeds 5000 times its second moment in the optimizer.
+
+    With the action "clip", these elements become sign(g) sqrt(theta v), and all others stay as they are; "log" counts
+    them, "skip" leaves out the step. In an event, ``elements`` is their number, and ``largest_element`` the largest
+    |g| / sqrt(v). Loss and gradient norm are spikes only if they are not finite.
+
+    The second moment v is that of the steps before, without a correction for its start at 0, as in the released code.
+    So a young v is too small, and the rule the stricter: at a steady gradient and beta2 = .999 an element has to be
+    10 times as large as usual at step 20, 22 times at step 100, and 71 times in the end.
+
+    Deviations from the released code: elements with v = 0 are left out, because nobody knows yet what is usual; the
+    released code makes them zero, and so weights that have not seen a gradient when it begins to clip stay as they are
+    until it resets the moments. The optimizer is yours, so its moments are never reset, its rate has no warm-up after
+    resets, and no moment is sparse.
+
+    Args:
+        theta: Least square of an element, in second moments.
+        warm_up: Number of the guard's first steps at which nothing is a spike. The released code clips from the 20th
+            step on.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Source: Huang et al. 2025 (ICLR), *SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training*
+    (arXiv 2501.06842), and the code that they released (``galore_torch/SPAM.py``, ``threshold=5000``,
+    ``grad_accu_steps=20``).
+
+    Examples:
+        >>> optimizer = torch.optim.AdamW([torch.ones(1, requires_grad=True)])
+        >>> print(sd.SpikeGuard(optimizer, rule=sd.SPAM(), action="clip"))
+        <SpikeGuard of AdamW, action 'clip'; `events` lists the spikes>
+    """
+
+    theta: float = 5000.0
+    warm_up: int = 19
+
+    def __post_init__(self) -> None:
+        arguments.positive("theta", self.theta)
+        arguments.whole("warm_up", self.warm_up, 0)
+
+
+Rule = SpikeRule | SixSigma | ZClip | SPAM
 """What a guard takes for a spike."""
 
 Make = Callable[[int, int, torch.device], Statistics]
@@ -100,4 +145,6 @@ def statistics_of(rule: Rule, multiple: float) -> Make:
         return partial(Averages, alpha=rule.alpha, z=rule.z, warm_up=rule.warm_up)
     if isinstance(rule, SixSigma):
         return partial(Moments, window=rule.window, sigmas=rule.sigmas, multiple=multiple)
+    if isinstance(rule, SPAM):
+        return partial(Usual, rule=SpikeRule(), multiple=math.inf)
     return partial(Robust, rule=rule, multiple=multiple)

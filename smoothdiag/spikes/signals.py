@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,15 @@ from smoothdiag.autoclip.following import Following
 from smoothdiag.vectors import widest
 
 GRAD_NORM, LOSS, UPDATE_NORM = "grad_norm", "loss", "update_norm"
+ELEMENTS, LARGEST_ELEMENT = "elements", "largest_element"
 
 MISSING = -math.inf
 """In place of a signal that was not given."""
+
+
+def named(module: str) -> str:
+    """Returns how a module is called in the name of a signal, which stands in lists with blanks between them."""
+    return "_".join(module.split())
 
 
 class Shown:
@@ -69,24 +75,40 @@ def _number(name: str, value: Tensor | float) -> Tensor:
     return found.reshape(()).to(widest(found.device))
 
 
-def before_step(optimizer: torch.optim.Optimizer, shown: Shown, group: dist.ProcessGroup | None) -> Tensor | None:
-    """Returns gradient norm and loss of a step that begins, shape (2,), alike on all ranks.
+def before_step(
+    optimizer: torch.optim.Optimizer,
+    shown: Shown,
+    group: dist.ProcessGroup | None,
+    further: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+) -> Tensor | None:
+    """Returns gradient norm and loss of a step that begins, and further signals, alike on all ranks.
 
     Args:
         optimizer: The optimizer.
         shown: What the loop has shown.
         group: Ranks that train one model; ``None`` if there is one process.
+        further: Returns further signals for the norm that was seen, and the norm that the loop has shown.
 
     Returns:
         `MISSING` in place of a loss that was not given; ``None`` if there are no gradients.
     """
-    norm = gradient_norm(optimizer)
-    if norm is None:
+    norm = seen = gradient_norm(optimizer)
+    if norm is None or seen is None:
         return None
     if shown.grad_norm is not None:
         norm = shown.grad_norm.to(norm.device, non_blocking=True)
     norm = norm.to(widest(norm.device))
-    return _over_ranks([norm, shown.loss(norm.device)], norm, group)
+    found = _over_ranks([norm, shown.loss(norm.device)], norm, group)
+    if further is None:
+        return found
+    return torch.cat([found, _mean(further(seen.to(norm), norm if shown.grad_norm is not None else None), group)])
+
+
+def _mean(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    if group is not None:
+        dist.all_reduce(values, group=group)
+        values /= dist.get_world_size(group)
+    return values
 
 
 def _over_ranks(values: Sequence[Tensor | None], like: Tensor, group: dist.ProcessGroup | None) -> Tensor:

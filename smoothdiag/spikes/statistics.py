@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smoothdiag.spiking import QUANTILES, RANGES_OF_NORMAL, SpikeRule
 from smoothdiag.vectors import widest
 
 
@@ -34,6 +33,16 @@ class Judged:
     usual: Tensor
     deviations: Tensor
     target: Tensor
+
+
+def beside(first: Judged, second: Judged) -> Judged:
+    """Returns the signals of two as one."""
+    return Judged(**{name: torch.cat([part, getattr(second, name)]) for name, part in vars(first).items()})
+
+
+def lost(values: Tensor) -> Tensor:
+    """Returns which values are not finite; -inf stands for a signal that was not given."""
+    return values.isnan() | (values == math.inf)
 
 
 class Statistics(ABC):
@@ -91,12 +100,12 @@ class Statistics(ABC):
         return found
 
 
-def _enters(x: Tensor, counts: Tensor | None) -> Tensor:
+def taking_part(x: Tensor, counts: Tensor | None) -> Tensor:
     """Returns which values take part: finite ones."""
     return x.isfinite() if counts is None else x.isfinite().logical_and_(counts)
 
 
-class _Recent(Statistics):
+class LastValues(Statistics):
     """The last values of each signal.
 
     Args:
@@ -118,85 +127,7 @@ class _Recent(Statistics):
         self._counts += enters
 
 
-class Robust(_Recent):
-    """`SpikeRule` on a device: quantiles of the last values.
-
-    Args:
-        rule: The rule.
-        multiple: What a spike is clipped to, in medians.
-    """
-
-    def __init__(self, norms: int, losses: int, device: torch.device, rule: SpikeRule, multiple: float) -> None:
-        super().__init__(norms, losses, device, rule.window)
-        self._rule, self._multiple = rule, multiple
-        self._shares = torch.stack([torch.full((), share, **self._options) for share in QUANTILES])
-        self._half = torch.full((1,), 0.5, **self._options)
-        self._slots = torch.arange(rule.window, device=device)
-        self._ratio, self._share = (torch.zeros(self._num, **self._options) for _ in range(2))
-        self._ratio.narrow(0, 0, norms).add_(math.log(rule.least_ratio))
-        self._share.narrow(0, norms, losses).add_(rule.least_rise)
-        self._is_loss = self._share > 0
-
-    def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
-        """See `Statistics`."""
-        x = self._logs(values)  # the logarithm of 0 is not finite, and so left out
-        enters = _enters(x, counts)
-        number = self._counts.clamp(max=self._window).unsqueeze(1)
-        quantiles = _quantiles(self._ring, number, self._shares)
-        middle = quantiles.select(1, QUANTILES.index(0.5))
-        known = enters & (self._counts >= self._rule.fewest)
-        distance = _distance(x, quantiles)
-        in_logs = _distance(x.log(), _quantiles(self._without_trend(number), number, self._shares))
-        both = known & self._is_loss & (x > 0) & (self._ring.nan_to_num(math.inf).amin(dim=1) > 0)
-        away = torch.where(known, torch.where(both, torch.minimum(distance, in_logs), distance), 0.0)
-        rise = x - middle
-        kinds = (0, self._norms), (self._norms, self._num - self._norms)
-        largest = [away.narrow(0, *kind).amax().clamp(min=0) for kind in kinds if kind[1]]
-        fired = known & (torch.stack(largest).square().sum().sqrt() > self._rule.deviations)
-        fired &= away >= self._rule.deviations / 2
-        fired &= rise >= self._ratio + self._share * middle.abs()
-        usual = middle.clone()
-        usual.narrow(0, 0, self._norms).exp_()
-        self._add(x, enters)
-        return Judged(fired, usual, distance, usual * self._multiple)
-
-    def _without_trend(self, number: Tensor) -> Tensor:
-        """Returns the logarithms of the last values as they would be without a trend, on the level of this step."""
-        age = (self._counts.unsqueeze(1) - 1 - self._slots).remainder(self._window)
-        values, half = self._ring.log(), number // 2
-        is_kept = age < number
-        newer, older = age < half, (age >= number - half).logical_and_(is_kept)
-        new, old = (_quantiles(values.where(part, math.nan), half, self._half) for part in (newer, older))
-        return values.where(is_kept, math.nan) + (new - old) / (number - half) * (age + 1)
-
-
-def _quantiles(values: Tensor, number: Tensor, shares: Tensor) -> Tensor:
-    """Returns the quantiles of each row, between two values by a straight line.
-
-    Args:
-        values: Values, and NaN elsewhere.
-        number: How many values each row has, shape (rows, 1).
-        shares: Which quantiles.
-
-    Returns:
-        Tensor: the quantiles, shape (rows, shares); NaN without values.
-    """
-    ordered = values.sort(dim=1).values  # NaN comes last
-    last = (number - 1).clamp_(min=0)
-    place = last * shares
-    below = place.long()
-    above = torch.minimum(below + 1, last)
-    return torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below)
-
-
-def _distance(value: Tensor, quantiles: Tensor) -> Tensor:
-    """Returns how far values lie from the medians of their windows, in robust standard deviations."""
-    q10, q25, q50, q75, q90 = quantiles.unbind(dim=1)
-    deviation = torch.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
-    return ((value - q50) / deviation).nan_to_num(0.0, math.inf, -math.inf)
-
-
-class Moments(_Recent):
+class Moments(LastValues):
     """`SixSigma` on a device: mean and standard deviation of the last values.
 
     Args:
@@ -212,7 +143,7 @@ class Moments(_Recent):
 
     def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`."""
-        enters, number = _enters(self._logs(values), counts), self._counts.clamp(max=self._window)
+        enters, number = taking_part(self._logs(values), counts), self._counts.clamp(max=self._window)
         mean = self._ring.nansum(dim=1) / number
         squares = (self._ring - mean.unsqueeze(1)).square().nansum(dim=1)
         away = (values - mean) / (squares / (number - 1).clamp(min=1)).sqrt()
@@ -245,7 +176,7 @@ class Averages(Statistics):
 
     def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`; losses are never spikes."""
-        enters, is_old = _enters(self._logs(values), counts), self._counts >= self._warm_up
+        enters, is_old = taking_part(self._logs(values), counts), self._counts >= self._warm_up
         deviation = self._variance.sqrt()
         away, usual = (values - self._mean) / (deviation + self.EPS), self._mean
         is_norm = torch.arange(self._num, device=values.device) < self._norms

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,12 +22,16 @@ from smoothdiag.autoclip.progression import is_in_progression
 from smoothdiag.rows import SmoothdiagWarning
 from smoothdiag.spikes.acting import DONE, Action, acting_of
 from smoothdiag.spikes.events import Journal, Post
+from smoothdiag.spikes.further import Further
 from smoothdiag.spikes.inquiry import Inquiry
 from smoothdiag.spikes.recent import Past
 from smoothdiag.spikes.rules import Rule, statistics_of
 from smoothdiag.spikes.signals import GRAD_NORM, LOSS, MISSING, UPDATE_NORM, Shown, UpdateNorm, before_step
-from smoothdiag.spikes.statistics import Judged, Statistics
+from smoothdiag.spikes.statistics import Judged, Statistics, beside, lost
 from smoothdiag.vectors import world
+
+WITNESSES = 2
+"""Gradient norm and loss, which every guard watches; further signals stand behind them."""
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Stepping:
         update_norm: Whether to measure updates.
         group: The ranks that train one model together; ``None`` for all.
         inquiry: Finds out why a run spiked.
+        further: Further signals to watch; ``None`` for none.
 
     Attributes:
         shown: What the loop has shown of the step that comes.
@@ -78,12 +84,14 @@ class Stepping:
         update_norm: bool,
         group: dist.ProcessGroup | None,
         inquiry: Inquiry,
+        further: Further | None = None,
     ) -> None:
         self._optimizer, self._group, self.inquiry = optimizer, group, inquiry
         self._closures, self._acts = Closures(optimizer, "SpikeGuard"), action != "log"
         self._acting, self._make = acting_of(action, optimizer), statistics_of(rule, clip_to)
         self._update = UpdateNorm(optimizer) if update_norm else None
-        names = [GRAD_NORM, LOSS, *([UPDATE_NORM] if update_norm else [])]
+        self._further, self._clips = further, action == "clip"
+        names = [GRAD_NORM, LOSS, *(further.names if further else ()), *([UPDATE_NORM] if update_norm else [])]
         self.shown, self.journal, self.steps = Shown(), Journal(names, ("logged", DONE[action])), 0
         self._statistics: dict[str, Statistics] = {}
         self._loaded: Mapping[str, Any] = {}
@@ -133,12 +141,18 @@ class Stepping:
             check_unscaled(self._optimizer)
         if self.steps == self._first or is_in_progression(self.steps):
             check_gradients(self._optimizer, "SpikeGuard")
-        values = before_step(self._optimizer, self.shown, self._ranks())
+        measure = None if self._further is None else partial(self._further.values, self.steps)
+        values = before_step(self._optimizer, self.shown, self._ranks(), measure)
         if values is None:
             return
         counts = self._counts(values)
-        judged = self._of("before", 1, 1, values.device).judge(values, counts)
-        judged.fired.logical_or_(values.isnan() | (values == math.inf))
+        witnesses = values if self._further is None else values.narrow(0, 0, WITNESSES)
+        own = judged = self._of("before", lambda on: self._make(1, 1, on), values).judge(witnesses, counts)
+        own.fired.logical_or_(lost(witnesses))
+        if self._further is not None:
+            others = values.narrow(0, WITNESSES, len(self._further.names))
+            more = self._of("further", self._further.make, values).judge(others, counts)
+            judged = beside(own, more)
         spiked = judged.fired.any() if counts is None else judged.fired.any() & counts
         past = self.inquiry.recent.begin(self.steps, values.device)
         self._begun = _Begun(values, judged, counts, spiked, past, _rate_of(self._optimizer))
@@ -147,7 +161,12 @@ class Stepping:
             parts = [judged.fired, values, judged.usual, judged.deviations, last]
             event = self.journal.event(self.steps, [part[: len(values)].tolist() for part in parts])
             self.inquiry.before_step(event, past)
-        self._acting.before(spiked, judged.target.select(0, 0))
+        acts = spiked
+        if self._further is not None and self._clips:
+            # A part is clipped by itself, and the whole gradient only where the whole spikes.
+            self._further.clip(more)
+            acts = own.fired.any() & spiked
+        self._acting.before(acts, own.target.select(0, 0))
         if self._update is not None:
             self._update.begin(self.steps)
 
@@ -160,9 +179,9 @@ class Stepping:
             return None
         return world() if self._group is None else self._group
 
-    def _of(self, name: str, norms: int, losses: int, device: torch.device) -> Statistics:
+    def _of(self, name: str, make: Callable[[torch.device], Statistics], like: Tensor) -> Statistics:
         if name not in self._statistics:
-            self._statistics[name] = found = self._make(norms, losses, device)
+            self._statistics[name] = found = make(like.device)
             if name in self._loaded:
                 found.load_state_dict(self._loaded[name])
         return self._statistics[name]
@@ -191,7 +210,8 @@ class Stepping:
         if self._update is not None:
             length = self._update.end(self.steps).to(begun.values).reshape(1)
             rate = begun.rate.to(length) if isinstance(begun.rate, Tensor) else begun.rate or math.nan
-            judged = self._of("after", 1, 0, length.device).judge(length / rate, begun.counts)
+            statistics = self._of("after", lambda on: self._make(1, 0, on), length)
+            judged = statistics.judge(length / rate, begun.counts)
             judged.fired.logical_or_(~length.isfinite())
             late = judged.fired.any()
             happened = happened | (late if begun.counts is None else late & begun.counts)
@@ -242,11 +262,11 @@ class Stepping:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state. What is kept on the device gets there at the next step."""
+        self.journal.load_state_dict(state["journal"])  # first, because it refuses states of other signals
         self.steps = self._first = int(state["steps"])
         self._loaded = state["statistics"]
         for name, kept in self._statistics.items():
             kept.load_state_dict(self._loaded[name])
-        self.journal.load_state_dict(state["journal"])
         self.inquiry.load_state_dict(state["explanations"])
         self._last = None if state["last"] is None else torch.tensor(state["last"], dtype=torch.float64)
 

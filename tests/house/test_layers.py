@@ -237,9 +237,13 @@ WINGS = {
     ),
     "spikes": (
         "spikes.statistics",
+        "spikes.robust",
         "spikes.rules",
         "spikes.events",
         "spikes.signals",
+        "spikes.further",
+        "spikes.elements",
+        "spikes.modules",
         "spikes.acting",
         "spikes.recent",
         "spikes.evidence",

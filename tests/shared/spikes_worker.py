@@ -39,7 +39,7 @@ def train(action: Any, wrap: str = "alone", rank: int | None = None) -> dict[str
             fully_shard(part)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     probe = Probe(model, optimizer, squares, estimators=(), schedule=never)
-    guard = SpikeGuard(optimizer, probe, action=action, update_norm=True)
+    guard = SpikeGuard(optimizer, probe, action=action, update_norm=True, modules=True)
     for k, (x, y) in enumerate(batches(STEPS, dtype=torch.float64)):
         x, y = parted((x, F.one_hot(y, 3).double()), rank, WORLD)
         if k == HARD:

@@ -280,7 +280,7 @@ def test_history_has_a_row_for_each_signal() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "action": ({"action": "stop"}, "Parameter `action` should be one of"),
-    "rule": ({"rule": 6}, "Parameter `rule` should be a SpikeRule, SixSigma or ZClip"),
+    "rule": ({"rule": 6}, "Parameter `rule` should be a SpikeRule, SixSigma, ZClip or SPAM"),
     "clip_to": ({"clip_to": 0}, "Parameter `clip_to` should be positive"),
     "update_norm": ({"update_norm": 1}, "Parameter `update_norm` should be True or False"),
 }
@@ -312,3 +312,8 @@ def test_lbfgs_is_only_watched() -> None:
 def test_a_loss_is_one_number() -> None:
     with pytest.raises(ValueError, match=r"Parameter `loss` should be one number.*Found shape \(2,\)"):
         Loop(OPTIMIZERS["sgd"]).guard.observe(torch.ones(2))
+
+
+def test_a_rate_of_0_ends_no_guard() -> None:
+    loop = Loop(lambda p: torch.optim.AdamW(p, lr=0.0)).over(4, {2: math.inf})
+    assert [event.step for event in loop.guard.events][:1] == [2]

@@ -19,6 +19,8 @@ SGD: Make = lambda m: torch.optim.SGD(m.parameters(), lr=0.1)  # noqa: E731
 ADAMW: Make = lambda m: torch.optim.AdamW(m.parameters(), lr=0.1)  # noqa: E731
 FUSED: Make = lambda m: torch.optim.AdamW(m.parameters(), lr=0.1, fused=True)  # noqa: E731
 
+NAMED: Make = lambda m: torch.optim.SGD(m.named_parameters(), lr=0.1)  # noqa: E731
+
 FREE: dict[str, tuple[Make, dict[str, Any]]] = {
     "log": (SGD, {}),
     "clip": (ADAMW, {"action": "clip"}),
@@ -26,6 +28,9 @@ FREE: dict[str, tuple[Make, dict[str, Any]]] = {
     "skip, fused": (FUSED, {"action": "skip"}),
     "six sigma": (SGD, {"rule": sd.SixSigma()}),
     "zclip": (SGD, {"action": "clip", "rule": sd.ZClip()}),
+    "spam": (ADAMW, {"action": "clip", "rule": sd.SPAM(warm_up=1)}),
+    "spam, skip, fused": (FUSED, {"action": "skip", "rule": sd.SPAM(warm_up=1)}),
+    "modules": (NAMED, {"action": "clip", "modules": True}),
 }
 
 
@@ -33,7 +38,7 @@ def steps(name: str, make: Make, options: dict[str, Any]) -> sd.SpikeGuard:
     model = moved(mlp(6, 16, 3))
     optimizer = make(model)
     guard = sd.SpikeGuard(optimizer, **options)
-    if name == "skip, fused":  # its first step has no state yet, and reads one number
+    if name.endswith("skip, fused"):  # its first step has no state yet, and reads one number
         for p in model.parameters():
             kept = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             optimizer.state[p] = {"step": torch.zeros((), device="cuda"), **kept}

@@ -1,6 +1,6 @@
 """Replaying: the loss on micro-batches that somebody else has kept of a run that the probe watches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -50,9 +50,9 @@ class Replaying(Watching):
         """Returns the present states of all generators that a forward pass may draw from."""
         return RandomState.capture(devices_of(self.parameters))
 
-    def modules(self) -> dict[str, list[int]]:
-        """Returns the places of the parameters of each module in x, by name."""
-        return parameter_groups(self.model, self.parameters, by_module())
+    def modules(self, group_by: Callable[[str], str] | None = None) -> dict[str, list[int]]:
+        """Returns the places of the parameters of each module in x, by name; or of groups by names of parameters."""
+        return parameter_groups(self.model, self.parameters, group_by or by_module())
 
     @property
     def is_distributed(self) -> bool:
