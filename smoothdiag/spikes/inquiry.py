@@ -124,9 +124,12 @@ class Inquiry:
             if self.held_out:
                 warnings.warn(
                     f"What clipping would have been worth at step {event.step} could not be measured, perhaps because "
-                    f"`held_out` holds no batches that loss_fn takes. {type(error).__name__}: {error}",
+                    "`held_out` holds no batches that loss_fn takes. The guard goes on without them. "
+                    f"{type(error).__name__}: {error}",
                     SmoothdiagWarning,
                 )
+                self.held_out = ()
+                return self._benefit(found)
             return found
 
     def answer(self, event: SpikeEvent) -> Explanation:

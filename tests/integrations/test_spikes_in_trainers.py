@@ -61,9 +61,8 @@ def test_a_spike_under_hugging_face(options: dict[str, Any], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 0.05}, {"accumulate_grad_batches": 2}])
-def test_a_spike_under_lightning(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spike_under_lightning(options: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("lightning")
-    from lightning.pytorch import Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning_runs import Module, adamw, data, fit
     from torch.utils.data import DataLoader, TensorDataset
@@ -81,8 +80,10 @@ def test_a_spike_under_lightning(options: dict[str, Any], tmp_path: Path, monkey
         def log_metrics(self, metrics: dict[str, float], step: int) -> None:
             logged[step] = metrics | logged.get(step, {})
 
-    monkeypatch.setattr(Trainer, "loggers", property(lambda trainer: [Logger()]))
-    runs = [fit(*given, make=lambda: Module(adamw), loader=loader, **options) for given in ((callback,), ())]
+    runs = [
+        fit(*given, make=lambda: Module(adamw), loader=loader, logger=Logger(), **options)
+        for given in ((callback,), ())
+    ]
     assert_identical(*(state_of(module, trainer.optimizers[0]) for module, trainer in runs))
     events = callback.guard.events
     assert events[0].step == SPIKE
