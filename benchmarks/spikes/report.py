@@ -5,11 +5,12 @@
 
 A page holds a table between the lines ``<!-- begin: final detection by benchmarks/spikes/report.py -->`` and
 ``<!-- end -->``. Tables are named ``PART detection``, ``PART causes`` for the parts think and final, ``alarms`` and
-``rescue``.
+``rescue``; ``alarm runs`` has the runs behind ``alarms``.
 """
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,17 @@ def alarms_table(found: pd.DataFrame) -> str:
     return markdown(["runs", "number", "steps", *(NAMES[rule] for rule in rules)], rows)
 
 
+def alarm_runs_table(found: pd.DataFrame) -> str:
+    """Returns the runs without a plant in which the guard fires, with what it answers."""
+    own = found[(found["rule"] == "guard") & found["pool"].isin(POOLS) & (found["pool"] != "planted")]
+    own = own[own["flagged"].map(len) > 0].sort_values(["part", "run"])
+    rows = []
+    for _, row in own.iterrows():
+        answers = Counter(row["answers"])
+        rows.append([f"`{row['run']}`", row["part"], len(row["flagged"]), *(answers[answer] for answer in ANSWERS)])
+    return markdown(["run", "part", "flags", *ANSWERS], rows)
+
+
 def rescue_table() -> str | None:
     """Returns what each arm leaves missing of the descent, by cause; None if nothing was run."""
     found = read(rescue.RESCUES, rescue.COLUMNS)
@@ -160,7 +172,7 @@ def rescue_table() -> str | None:
 
 
 def tables(found: pd.DataFrame) -> dict[str, str]:
-    result = {"alarms": alarms_table(found)}
+    result = {"alarms": alarms_table(found), "alarm runs": alarm_runs_table(found)}
     for part in PARTS:
         if not spiking(found, part).empty:
             result[f"{part} detection"] = detection_table(found, part)

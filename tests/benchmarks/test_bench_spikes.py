@@ -207,6 +207,7 @@ def test_confusion_counts_the_first_answer_and_alarms_count_every_flag(bench, mo
     assert "| all |  | 1 of 2 |" in found["think detection"]
     assert "| tasks that it was built with | 1 | 2,000 | 1 (5.00) |" in found["alarms"]
     assert "| planted runs, before the plant | 3 | 300 | 1 (33.33) |" in found["alarms"]
+    assert "| `d` | nan | 1 | 0 | 1 | 0 | 0 | 0 |" in found["alarm runs"]
     page = "<!-- begin: alarms by benchmarks/spikes/report.py -->\nold\n<!-- end -->\n"
     assert "old" not in bench.report.written(page, found)
 
@@ -216,7 +217,7 @@ def test_page_has_all_tables_of_the_stored_runs(bench) -> None:
     page = path.read_text(encoding="utf-8")
     found = bench.report.tables(bench.report.joined())
     names = [name for _, name, _, _ in bench.report.BLOCK.findall(page)]
-    assert len(names) == 6
+    assert len(names) == 7
     assert set(names) <= set(found)
     assert bench.report.written(page, found) == page
 
