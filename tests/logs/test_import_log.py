@@ -259,7 +259,7 @@ def test_a_trace_is_not_taken_for_a_log(tmp_path, suffix) -> None:
 
 def test_fits_refuse_rows_of_a_log_and_say_what_to_do(tmp_path) -> None:
     trace = logged(tmp_path, np.linspace(1, 2, 50))
-    with pytest.raises(ValueError, match=r"50 rows, all dropped \(not_measured: 50\).*Attach a Probe"):
+    with pytest.raises(ValueError, match=r"50 rows, all dropped \(not_measured: 50\).*ttach a Probe"):
         fit_smoothness(trace)
     both = Trace()
     both.extend(trace)
@@ -427,7 +427,7 @@ def test_the_command_prints_the_review_and_writes_the_trace(tmp_path, capsys) ->
     assert "\n\nNOT KNOWN without measuring: L0 and L1" in printed
     assert [row["grad_norm"] for row in Trace.read(out)] == norm.tolist()
     assert main(["fit", str(out)]) == 2
-    assert "Attach a Probe" in capsys.readouterr().err
+    assert "ttach a Probe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
