@@ -24,6 +24,9 @@ NUM_BOOT, NUM_SHUFFLED, BLOCKS = 1000, 400, 12
 LEVELS = (0.95, 0.8)
 """Lines that are fitted: the default of the library, and one that a quarter of the rows is enough for."""
 
+THRESHOLD = 0.25
+"""Threshold of all clipped runs [gradient norm]."""
+
 Figures = dict[str, Any]
 
 
@@ -36,7 +39,7 @@ def frames_of(paths: Sequence[Path], way: tuple[str, str]) -> list[pd.DataFrame]
 
 def judged(paths: Sequence[Path]) -> Figures:
     """Returns the figures of all ways and controls of a case, from the traces of its seeds."""
-    found: Figures = {"ways": {}, "losses": [last_loss(path) for path in paths]}
+    found: Figures = {"ways": {}, "runs": [of_run_itself(sd.Trace.read(path).to_frame()) for path in paths]}
     for name, way in (WAYS | CONTROLS).items():
         frames = frames_of(paths, way)
         if all(map(len, frames)):
@@ -53,10 +56,11 @@ def judged(paths: Sequence[Path]) -> Figures:
     return dict(rounded(found))
 
 
-def last_loss(path: Path) -> float:
-    """Mean loss of the last ten rows on the tenth of the training data."""
-    frame = sd.Trace.read(path).to_frame()
-    return float(frame[frame["estimator"] == RELEASED]["loss"].tail(10).mean())
+def of_run_itself(frame: pd.DataFrame) -> Figures:
+    """Returns losses on the fixed training data, first and of the last ten rows, and the share of large gradients."""
+    losses = frame[frame["estimator"] == RELEASED]["loss"]
+    norms = frame[frame["estimator"] == "path"]["grad_norm"]
+    return {"first": losses.iloc[0], "last": losses.tail(10).mean(), "clipped": float((norms > THRESHOLD).mean())}
 
 
 def judge(frames: Sequence[pd.DataFrame], levels: Sequence[float] = LEVELS) -> Figures:
@@ -237,6 +241,14 @@ def nulls(results: pd.DataFrame) -> list[list[Any]]:
     return found
 
 
+def runs(results: pd.DataFrame) -> list[list[Any]]:
+    found = []
+    for key, each, ways in zip(results["key"], results["runs"], results["ways"], strict=True):
+        cells = [", ".join(number(run[name]) for run in each) for name in ("first", "last", "clipped")]
+        found.append([key, ways["as released"]["rows"] // len(each), *cells])
+    return found
+
+
 def pieces(results: pd.DataFrame) -> list[list[Any]]:
     names = ("pieces", "differ", "ratio_same", "ratio_differ")
     found = []
@@ -256,6 +268,7 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
     of_cuts = ["run", "pieces", "another number", "ratio, same number", "ratio, another number"]
     of_cuts += ["L1 as released", "L1 cut alike", "verdict, bare", "verdict, noise floor"]
     return {
+        "runs": markdown(["run", "rows of a seed", "first loss", "last loss", "norms above .25"], runs(results)),
         "slopes": markdown([*run, *of_rows], each_way(results, of_slopes, (*WAYS, *CONTROLS))),
         "verdicts": markdown([*run, "at .95", "flags", "at .8", "flags"], each_way(results, of_verdicts)),
         "nulls": markdown([*run, "null line", f"its {slope}", "given the step", "null / row"], nulls(results)),
