@@ -10,7 +10,8 @@ from experiment import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path[1:1] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "autoclip")]
+sys.path.insert(1, str(ROOT / "benchmarks"))
+sys.path.insert(1, str(ROOT / "benchmarks" / "autoclip"))
 
 import sources
 from nets import GPT
