@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ LATE = 0.6
 NUM_MEASURED = 200
 BEGIN, END = "<!-- begin: table by stability.py -->", "<!-- end: table by stability.py -->"
 Batch = tuple[Tensor, Tensor]
+LossFn = Callable[[nn.Module, Batch], Tensor]
 SGD, Adam = torch.optim.SGD, torch.optim.Adam
 
 
@@ -82,20 +82,16 @@ class MeanCurvature:
 
     of_step: ClassVar[bool] = True
 
-    def __init__(self, model: nn.Module, data: Batch) -> None:
-        self._model, self._data = model, data
+    def __init__(self, model: nn.Module, data: Batch, loss_fn: LossFn = squared_error) -> None:
+        self._loss = sd.objective(model, loss_fn, [data])
 
     def __call__(self, step: sd.Step) -> sd.Estimate:
         """Returns the estimate."""
         g = [x.clone() for x in step.at_start.gradient]
         u = g if step.preconditioner is None else [x / p for x, p in zip(g, step.preconditioner, strict=True)]
-        with torch.enable_grad():
-            names = [name for name, _ in self._model.named_parameters()]
-            point = {name: x.clone().requires_grad_() for name, x in zip(names, step.start, strict=True)}
-            loss = squared_error(lambda x: functional_call(self._model, point, (x,)), self._data)
-            first = torch.autograd.grad(loss, list(point.values()), create_graph=True)
-            second = torch.autograd.grad(first, list(point.values()), u)
-        square, curved = (sum(float((a * b).sum()) for a, b in zip(u, v, strict=True)) for v in (g, second))
+        with sd.hvp(self._loss, step.start, backend="retained") as hessian:
+            product = hessian(u)
+        square, curved = (sum(float((a * b).sum()) for a, b in zip(u, v, strict=True)) for v in (g, product))
         return sd.Estimate("mean_curvature", curved / square, math.sqrt(square), math.nan, step.at_start.loss)
 
 
@@ -138,9 +134,9 @@ def run(setting: Setting, seed: int, num_steps: int) -> dict[str, Any]:
         "lr": float(found["lr"].iloc[0]),
         "full_limit": float(found["stability_limit"].iloc[0]),
         "small_limit": float(found["stability_limit_small_batch"].iloc[0]),
-        "batch_sharpness": _weighted(found),
-        "batch_sharpness_halves": [_weighted(half) for half in (found[: len(found) // 2], found[len(found) // 2 :])],
-        "mean_curvature": _weighted(mean),
+        "batch_sharpness": weighted(found),
+        "batch_sharpness_halves": [weighted(half) for half in (found[: len(found) // 2], found[len(found) // 2 :])],
+        "mean_curvature": weighted(mean),
         "sharpness": float(sharpness[sharpness["estimator"] == "sharpness" + suffix]["smoothness"].median()),
         "loss": float(found["loss"].mean()),
     }
@@ -152,8 +148,8 @@ def _digits() -> Batch:
     return inputs - inputs.mean(0), F.one_hot(torch.tensor(digits.target)).float()
 
 
-def _weighted(rows: pd.DataFrame) -> float:
-    """Returns sum g'Hg / sum g'g."""
+def weighted(rows: pd.DataFrame) -> float:
+    """Returns sum g'Hg / sum g'g of rows with quotients and gradient norms."""
     weight = rows["grad_norm"].to_numpy() ** 2
     return float((rows["smoothness"].to_numpy() * weight).sum() / weight.sum())
 

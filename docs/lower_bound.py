@@ -76,11 +76,16 @@ def steep_steps(bound: float, rates: np.ndarray, threshold: float = math.inf) ->
     return steps
 
 
-def flat_steps(rate: float) -> int:
-    """Returns the steps on the flat function: e/4 (6 x^2 - x^4) on [-1, 1], slope 2 e beyond; e is the tolerance."""
+def flat_steps(rate: float, gap: float = GAP) -> int:
+    """Returns the steps on the flat function: e/4 (6 x^2 - x^4) on [-1, 1], slope 2 e beyond; e is the tolerance.
+
+    Args:
+        rate: Learning rate, at most 2 / (3 e).
+        gap: f at the start minus the minimum of f.
+    """
     slope = 2 * TOLERANCE
     f_at_one = TOLERANCE * 5 / 4
-    x = 1 + (GAP - f_at_one) / slope
+    x = 1 + (gap - f_at_one) / slope
     # The slope is below the threshold, so clipped descent walks here at its full rate.
     taken = math.ceil((x - 1) / (rate * slope))
     x -= taken * rate * slope

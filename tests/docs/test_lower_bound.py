@@ -76,8 +76,7 @@ def test_the_script_counts_steps_as_a_literal_loop_does(script, rate, threshold)
     assert script.steep_steps(100, np.array([rate]), threshold)[0] == expected
 
 
-def test_the_script_counts_steps_on_the_flat_function(script, monkeypatch):
-    monkeypatch.setattr(script, "GAP", 0.1)
+def test_the_script_counts_steps_on_the_flat_function(script):
     e = script.TOLERANCE
 
     def f(x):
@@ -91,7 +90,7 @@ def test_the_script_counts_steps_on_the_flat_function(script, monkeypatch):
         if g <= e:
             break
         x, steps = (x - 0.05 * g).detach(), steps + 1
-    assert script.flat_steps(0.05) == pytest.approx(steps, abs=1)
+    assert script.flat_steps(0.05, gap=0.1) == pytest.approx(steps, abs=1)
 
 
 @pytest.mark.thorough

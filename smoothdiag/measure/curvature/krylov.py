@@ -204,9 +204,10 @@ class Subspace:
         It ends the search: the basis makes room for it.
         """
         y, value = self.ritz.coordinates[:, j], float(self.ritz.values[j])
-        is_noise = not self.ritz.distances[j] > 0
         along = np.concatenate([value * y, self._leading @ y])
-        found = [] if is_noise else self._frame.layout.unflatten(self._frame.last(along / np.linalg.norm(along)))
+        size = np.linalg.norm(along)
+        is_noise = not size > 0
+        found = [] if is_noise else self._frame.layout.unflatten(self._frame.last(along / size))
         noise = self.random()
         length = vectors.norm(noise)
         if is_noise:

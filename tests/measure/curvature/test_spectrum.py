@@ -188,6 +188,14 @@ def test_warm_start_takes_three_products_and_the_vector_is_of_length_one() -> No
     assert sum(float(x.square().sum()) for x in warm.pairs[0].vector) == pytest.approx(1)
 
 
+@pytest.mark.filterwarnings("error")
+def test_challenger_that_a_product_makes_zero_becomes_noise() -> None:
+    scale, first, second = torch.tensor([[3.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    found = lanczos(lambda v: [scale * v[0]], [first], challenger=[second], target="norm")
+    assert found.pairs[0].value == pytest.approx(3)
+    assert float(vectors.norm(found.challenger)) == pytest.approx(1)
+
+
 def test_asymmetry_is_part_of_the_residual() -> None:
     matrix = Matrix(SPECTRA["both signs"])
     source = torch.Generator().manual_seed(1)

@@ -1,0 +1,187 @@
+"""Tables and figure of the runs at the edge of stability."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from experiment import markdown
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+AT = (0.9, 1.1)
+"""Levels in units of the limit that count as at the edge."""
+STILL = 1.05
+"""Factor from the first half of the late window to the second above which a level counts as rising."""
+OWN = ("spectral descent", "Muon, no momentum", "Muon, 0.95")
+
+
+def tables(rows: pd.DataFrame) -> Mapping[str, str]:
+    plain = rows[~rows["optimizer"].isin(OWN)]
+    return {
+        "full": full_table(plain[plain["batch"].isna()]),
+        "small": small_table(plain[plain["batch"].notna()]),
+        "held": held_table(plain[plain["net"] != "quadratic"]),
+        "own": own_table(rows[rows["optimizer"].isin(OWN)]),
+        "cost": f"{len(rows)} runs, {rows['seconds'].sum() / 60:.1f} CPU minutes.",
+    }
+
+
+def cell(values: pd.Series, digits: int = 2) -> str:
+    """Returns the mean over seeds and the range."""
+    if values.isna().any():
+        return f"{values.isna().sum()} of {len(values)} diverged"
+    low, middle, high = (f"{value:.{digits}f}" for value in (values.min(), values.mean(), values.max()))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def place(values: pd.Series) -> str:
+    """Returns where all seeds lie: below, at or above the edge."""
+    places = ["below" if value < AT[0] else "at" if value <= AT[1] else "above" for value in values]
+    return places[0] if len(set(places)) == 1 else " and ".join(sorted(set(places)))
+
+
+def groups(rows: pd.DataFrame) -> Any:
+    return rows.groupby(["net", "optimizer", "lr", "batch"], sort=False, dropna=False)
+
+
+def named(optimizer: str, lr: float) -> str:
+    return f"{optimizer}, lr {lr:g}"
+
+
+def full_table(rows: pd.DataFrame) -> str:
+    lines = []
+    for (net, optimizer, lr, _), own in groups(rows):
+        limit = own["full_limit"]
+        lines.append([
+            net,
+            named(optimizer, lr),
+            f"{limit.iloc[0]:.3g}",
+            cell(own["sharpness"] / limit),
+            cell(own["highest"] / limit),
+            cell(own["batch_sharpness"] / limit),
+            place(own["sharpness"] / limit),
+            f"{own['loss'].mean():.2g}",
+        ])  # fmt: skip
+    head = ["net", "optimizer", "limit × lr", "sharpness / limit", "highest on the way", "along the gradient / limit"]
+    return markdown([*head, "sharpness is", "loss"], lines)
+
+
+def small_table(rows: pd.DataFrame) -> str:
+    lines = []
+    for (net, optimizer, lr, batch), own in groups(rows):
+        full, small, b = own["full_limit"], own["small_limit"], own["momentum"]
+        line = small + 2 * b / (1 + b) * own["mean_curvature"]
+        rise = own["halves"].map(lambda halves: halves[1] / halves[0])
+        lines.append([
+            net,
+            named(optimizer, lr),
+            f"{batch:.0f}",
+            f"{full.iloc[0]:.3g}, {small.iloc[0]:.3g}",
+            cell(own["sharpness"] / full),
+            cell(own["batch_sharpness"] / small),
+            cell(own["batch_sharpness"] / line),
+            place(own["batch_sharpness"] / small) + (", rising" if rise.mean() > STILL else ""),
+            f"{own['loss'].mean():.2g}",
+        ])  # fmt: skip
+    head = ["net", "optimizer", "batch", "limits × lr, full and small", "sharpness / full", "batch sharpness / small"]
+    return markdown([*head, "batch sharpness / line", "batch sharpness is", "loss"], lines)
+
+
+def held_table(rows: pd.DataFrame) -> str:
+    """Returns what the curvature does where nothing limits it, against the limits of the runs at larger rates.
+
+    The control of a run has the same net and batch and the smallest rate without momentum.
+    """
+    lines = []
+    for (net, optimizer, lr, batch), own in groups(rows):
+        alike = rows[(rows["net"] == net) & ((rows["batch"] == batch) | (rows["batch"].isna() & math.isnan(batch)))]
+        control = alike[alike["optimizer"] == "SGD"]
+        control = control[control["lr"] == control["lr"].min()] if len(control) else control
+        if control.empty or lr == control["lr"].iloc[0]:
+            continue
+        by, limit = ("sharpness", "full_limit") if math.isnan(batch) else ("batch_sharpness", "small_limit")
+        free, held = control[by] / control["lr"], own[by] / own["lr"]
+        bound = (own[limit] / own["lr"]).iloc[0]
+        lines.append([
+            net,
+            named(optimizer, lr),
+            "all" if math.isnan(batch) else f"{batch:.0f}",
+            "sharpness" if by == "sharpness" else "batch sharpness",
+            f"{bound:.3g}",
+            cell(held, 1),
+            f"{cell(free, 1)} at lr {control['lr'].iloc[0]:g}",
+            "yes" if free.min() > bound else "no",
+        ])  # fmt: skip
+    head = ["net", "optimizer", "batch", "what", "limit", "late in the run", "late in the control"]
+    return markdown([*head, "control beyond the limit"], lines)
+
+
+def own_table(rows: pd.DataFrame) -> str:
+    lines = []
+    for (net, optimizer, lr, _), own in groups(rows):
+        lines.append([
+            net,
+            named(optimizer, lr),
+            cell(own["largest"]),
+            cell(own["highest"]),
+            cell(own["along"]),
+            cell(own["update"]),
+            cell(own["critical"]),
+            place(own["largest"]),
+            f"× {own['curvature_growth'].mean():.2g}",
+            f"× {own['gradient_growth'].mean():.2g}",
+            f"{own['loss'].mean():.2g}",
+        ])  # fmt: skip
+    head = ["net", "optimizer", "S / limit", "highest on the way", "steepest direction / limit", "update / limit"]
+    return markdown([*head, "lr / critical lr", "S is", "S grew", "dual norm grew", "loss"], lines)
+
+
+def draw(rows: pd.DataFrame, traces: Path) -> Figure:
+    """Returns the figure: curvature times the rate over the steps, with the limits; a row of panels for each net."""
+    import seaborn as sns
+
+    colors = dict(zip(("SGD", "momentum 0.9", *OWN), sns.color_palette("colorblind"), strict=False))
+    figure = Figure(figsize=(10.0, 5.6), layout="constrained")
+    panels = figure.subplots(2, 3)
+    for across, net in zip(panels, ("MLP", "GPT"), strict=True):
+        own = rows[(rows["net"] == net) & (rows["seed"] == 0)]
+        full, small = own[own["batch"].isna()], own[own["batch"].notna()]
+        panel(across[0], full[~full["optimizer"].isin(OWN)], "curve", colors)
+        panel(across[1], small, "batch_curve", colors)
+        panel(across[2], full[full["optimizer"].isin(OWN)], "curve", colors)
+        across[0].set_ylabel(f"{net}\\ncurvature × rate")
+    titles = ("full batches: sharpness", "small batches: batch sharpness", "own norm: S × rate / length per rate")
+    for ax, title in zip(panels[0], titles, strict=True):
+        ax.set_title(title, size="medium")
+    for ax in panels[1]:
+        ax.set_xlabel("step")
+    return figure
+
+
+def panel(ax: Axes, rows: pd.DataFrame, curve: str, colors: Mapping[str, Any]) -> None:
+    """Draws the runs of a panel, and a dashed line for each limit."""
+    import seaborn as sns
+
+    fastest = rows.groupby("optimizer")["lr"].max()
+    for _, row in rows.iterrows():
+        is_control = row["lr"] < fastest[row["optimizer"]] or (row["optimizer"] == "SGD" and row["lr"] <= 0.02)
+        size = "" if math.isnan(row["batch"]) else f", batch {row['batch']:.0f}"
+        values = row[curve]
+        ax.plot(
+            row["steps"][: len(values)],
+            values,
+            color=colors[row["optimizer"]],
+            linestyle=":" if is_control else "-" if not size or row["batch"] < 50 else "-.",
+            linewidth=1.3,
+            label=f"{row['optimizer']}, lr {row['lr']:g}{size}",
+        )
+    limits = {2.0: "2"} if rows["full_limit"].isna().any() else {}
+    for name in ("full_limit", "small_limit"):
+        limits |= {round(value, 3): f"{value:.3g}" for value in rows[name].dropna().unique()}
+    for height in sorted(limits):
+        ax.axhline(height, color="black", linewidth=0.8, linestyle="--")
+    ax.set(yscale="log")
+    ax.legend(fontsize="x-small", frameon=False, loc="best")
+    sns.despine(ax=ax)
