@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "autoclip"))
+sys.path.insert(2, str(Path(__file__).parents[1]))
 from batching import Batch, Data
 
 Rate = Callable[[float], float]
@@ -50,8 +51,9 @@ def evaluate(model: nn.Module, batch: Batch) -> tuple[float, float]:
     model.eval()
     with torch.no_grad():
         outputs, targets = model(batch[0]).flatten(0, -2), batch[1].flatten()
+        loss, right = float(F.cross_entropy(outputs, targets)), float((outputs.argmax(-1) == targets).float().mean())
     model.train()
-    return float(F.cross_entropy(outputs, targets)), float((outputs.argmax(-1) == targets).float().mean())
+    return loss, right
 
 
 def mean(values: list[float]) -> float:
