@@ -13,7 +13,7 @@ from experiment import markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Choose = Callable[[pd.DataFrame, str, str], float | None]
+Choose = Callable[[pd.DataFrame, Any, str], float | None]
 
 PAPER = {
     "cifar": {"SGD": 0.40, "SGDClip": 0.36, "MomClip": 0.30, "MixClip": 0.20},
@@ -177,7 +177,7 @@ def draw_curves(ax: Axes, rows: pd.DataFrame, task: str, name: str, methods: Seq
     ax.set_xlabel("step")
 
 
-def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str], factors: Sequence[float]) -> Figure:
+def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str]) -> Figure:
     """Curves at the published rates, and what other rates give."""
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -194,7 +194,7 @@ def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str], factors: S
             own = grid[grid["method"] == method].sort_values("factor")
             right.plot(own["factor"], own["judged"], marker="o", markersize=4, linewidth=1.4, **look)
         right.set(xscale="log", xlabel="rate, in published ones", title="one seed, three rates")
-        right.xaxis.set_major_locator(FixedLocator(list(factors)))
+        right.xaxis.set_major_locator(FixedLocator(sorted(grid["factor"].unique())))
         right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
         right.xaxis.set_minor_locator(NullLocator())
         right.set_ylabel("training loss before the decay" if task == "cifar" else "final validation loss [nats]")
