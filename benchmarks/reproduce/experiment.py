@@ -53,6 +53,7 @@ class Experiment(Generic[Case]):
         tables: Returns tables in Markdown by their names, from the rows of all runs.
         page: Page with the tables, below the root of the repository.
         draw: Draws figures, by their file names below ``docs/figures``, from the rows and the folder of traces.
+        then: Returns further runs of a size by their keys, from the rows of ``cases``: those that a choice leads to.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Experiment(Generic[Case]):
     tables: Callable[[pd.DataFrame], Mapping[str, str]]
     page: str
     draw: Mapping[str, Callable[[pd.DataFrame, Path], Figure]] = field(default_factory=dict)
+    then: Callable[[Size, pd.DataFrame], Mapping[str, Case]] = lambda size, rows: {}
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -98,14 +100,20 @@ def make(experiment: Experiment[Any], args: argparse.Namespace) -> Kept:
     kept = Kept(args.results / f"{experiment.name}-{args.size}.jsonl")
     place = Place(args.size, args.device, args.traces / f"{experiment.name}-{args.size}", args.dry_run)
     place.traces.mkdir(parents=True, exist_ok=True)
-    cases = experiment.cases(args.size)
+    make_those(experiment, args, place, kept, experiment.cases(args.size))
+    make_those(experiment, args, place, kept, experiment.then(args.size, kept.frame()))
+    return kept
+
+
+def make_those(
+    experiment: Experiment[Case], args: argparse.Namespace, place: Place, kept: Kept, cases: Mapping[str, Case]
+) -> None:
     todo = [key for key in cases if args.dry_run or key not in kept]
     for key in tqdm([key for key in todo if not args.only or any(part in key for part in args.only)], unit="run"):
         began = time.process_time()
         found = experiment.run(cases[key], place)
         if not args.dry_run:
             kept.add(key, {**found, "seconds": round(time.process_time() - began, 1)})
-    return kept
 
 
 def main(experiment: Experiment[Any], doc: str | None) -> None:

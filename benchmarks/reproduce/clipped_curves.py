@@ -1,0 +1,207 @@
+"""Tables and figure of the runs of zhang2020.py."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from experiment import markdown
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Choose = Callable[[pd.DataFrame, Any, str], float | None]
+
+PAPER = {
+    "cifar": {"SGD": 0.40, "SGDClip": 0.36, "MomClip": 0.30, "MixClip": 0.20},
+    "ptb": {
+        name: math.log(ppl) for name, ppl in (("SGD", 68.9), ("SGDClip", 63.2), ("MomClip", 63.0), ("MixClip", 62.2))
+    },
+}
+"""Read off figure 2 [nats]: CIFAR-10 training loss at epoch 75, Penn Treebank validation loss at epoch 250."""
+
+TITLES = {"cifar": "CIFAR-10, ResNet-32", "ptb": "Penn Treebank, LSTM"}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far one method is below another in the same seeds.
+
+    Attributes:
+        mean: Mean difference over the seeds; negative if the first method is the better one.
+        spread: The larger of the two methods' ranges over the seeds.
+        number: Number of seeds.
+    """
+
+    mean: float
+    spread: float
+    number: int
+
+    @property
+    def clear(self) -> bool:
+        return abs(self.mean) > self.spread
+
+    def __str__(self) -> str:
+        if self.number < 2 or math.isnan(self.mean):
+            return "no comparison"
+        return f"{self.mean:+.3f} ({'clear' if self.clear else 'within the spread'}, {self.spread:.3f})"
+
+
+def gap(first: pd.Series, second: pd.Series) -> Gap:
+    """Compares values by seed; a run that diverged leaves no comparison."""
+    both = pd.concat([first, second], axis=1, join="inner")
+    ranges = both.max() - both.min()
+    difference = both.iloc[:, 0] - both.iloc[:, 1]
+    return Gap(float(difference.mean(skipna=False)), float(ranges.max(skipna=False)), len(both))
+
+
+def values(rows: pd.DataFrame, task: str, method: str, factor: float | None, column: str = "judged") -> pd.Series:
+    """Returns a column of a method at a rate, by seed."""
+    found = rows[(rows["task"] == task) & (rows["method"] == method) & (rows["factor"] == factor)]
+    series: pd.Series = found.set_index("seed")[column].sort_index()
+    return series
+
+
+def tables(rows: pd.DataFrame, *, methods: Sequence[str], best_factor: Choose) -> dict[str, str]:
+    found = {"cost": cost(rows)}
+    for task in PAPER:
+        found[f"{task} published"] = published(rows, task)
+        found[f"{task} order"] = order(rows, task, methods, best_factor)
+        found[f"{task} rates"] = rates(rows, task, methods, best_factor)
+    return found
+
+
+def shown(task: str, value: float) -> str:
+    """Training loss as it is, validation loss as perplexity."""
+    if math.isnan(value):
+        return "diverged"
+    return f"{math.exp(value):.0f}" if task == "ptb" and value > math.log(100) else f"{judged_unit(task, value):.3g}"
+
+
+def judged_unit(task: str, value: float) -> float:
+    return math.exp(value) if task == "ptb" else value
+
+
+def published(rows: pd.DataFrame, task: str) -> str:
+    lines = []
+    for method in dict.fromkeys(rows.loc[rows["task"] == task, "method"]):
+        own = values(rows, task, method, 1.0)
+        windows = [curves["seen"] for curves in values(rows, task, method, 1.0, "curves")]
+        threshold = values(rows, task, method, 1.0, "threshold").iloc[0]
+        over = np.median(np.concatenate(windows)) / threshold
+        right = values(rows, task, method, 1.0, "right").mean()
+        paper = PAPER[task].get(method)
+        lines.append(
+            [
+                method,
+                "" if paper is None else f"{judged_unit(task, paper):.3g}",
+                ", ".join(f"{shown(task, value)} (seed {seed})" for seed, value in own.items()),
+                "" if len(own) < 2 else f"{own.max() - own.min():.3f}",
+                f"{100 * right:.1f}%",
+                "never clips" if math.isnan(over) else f"{over:.2g}",
+            ]
+        )
+    name = "training loss before the first decay" if task == "cifar" else "final validation perplexity"
+    head = [
+        "method",
+        f"paper: {name}",
+        "here",
+        "range over seeds [nats]",
+        "right answers at the end",
+        "norm / threshold",
+    ]
+    return markdown(head, lines)
+
+
+def order(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
+    """Every step of the paper's order, and the step from its worst to its best method."""
+    lines = []
+    for worse, better in [*pairwise(methods), (methods[0], methods[-1])]:
+        best = [values(rows, task, m, best_factor(rows, task, m)) for m in (better, worse)]
+        seeds = rows["seed"].unique()
+        chosen_without = [series.drop(min(seeds), errors="ignore") for series in best]
+        lines.append(
+            [
+                f"{better} - {worse}",
+                f"{PAPER[task][better] - PAPER[task][worse]:+.3f}",
+                str(gap(values(rows, task, better, 1.0), values(rows, task, worse, 1.0))),
+                str(gap(chosen_without[0], chosen_without[1])),
+            ]
+        )
+    return markdown(["difference [nats]", "paper", "published rates", "best rates"], lines)
+
+
+def rates(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
+    grid = rows[(rows["task"] == task) & (rows["seed"] == rows["seed"].min())]
+    factors = sorted(grid["factor"].unique())
+    lines = []
+    for method in methods:
+        own = grid[grid["method"] == method].set_index("factor")["judged"]
+        best = best_factor(rows, task, method)
+        texts = [shown(task, own[factor]) if factor in own else "" for factor in factors]
+        lines.append([method, *(f"**{t}**" if f == best else t for f, t in zip(factors, texts, strict=True))])
+    return markdown(["method", *(f"published rate x {factor:.2g}" for factor in factors)], lines)
+
+
+def cost(rows: pd.DataFrame) -> str:
+    lines = [
+        [TITLES[str(task)], len(own), int(own["steps"].max()), f"{own['seconds'].sum() / 60:.1f}"]
+        for task, own in rows.groupby("task")
+    ]
+    lines.append(["both", len(rows), "", f"{rows['seconds'].sum() / 60:.1f}"])
+    return markdown(["task", "runs", "steps of a run", "CPU minutes"], lines)
+
+
+def looks(methods: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    import seaborn as sns
+
+    from smoothdiag.plots.looks import SERIES
+
+    for method, colour, (dashes, _) in zip(methods, sns.color_palette("colorblind"), SERIES, strict=False):
+        yield method, {"color": colour, "linestyle": dashes, "label": method}
+
+
+def draw_curves(ax: Axes, rows: pd.DataFrame, task: str, name: str, methods: Sequence[str]) -> None:
+    """The mean over the seeds at the published rate, and their range."""
+    for method, look in looks(methods):
+        runs = list(values(rows, task, method, 1.0, "curves"))
+        steps, lines = runs[0]["step"], np.array([curves[name] for curves in runs])
+        scale = {"right": 100.0}.get(name, 1.0)
+        ax.plot(steps, lines.mean(axis=0) * scale, linewidth=1.4, **look)
+        ax.fill_between(
+            steps, lines.min(axis=0) * scale, lines.max(axis=0) * scale, color=look["color"], alpha=0.18, linewidth=0
+        )
+    ax.set_xlabel("step")
+
+
+def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str]) -> Figure:
+    """Curves at the published rates, and what other rates give."""
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    plt.switch_backend("agg")
+    figure, panels = plt.subplots(2, 3, figsize=(10.5, 6.2), layout="constrained")
+    for (left, middle, right), task in zip(panels, PAPER, strict=True):
+        draw_curves(left, rows, task, "train", methods)
+        draw_curves(middle, rows, task, "right" if task == "cifar" else "valid", methods)
+        left.set(ylabel="training loss [nats]", title=TITLES[task])
+        middle.set_ylabel("right answers, held out [%]" if task == "cifar" else "validation loss [nats]")
+        grid = rows[(rows["task"] == task) & (rows["seed"] == rows["seed"].min())]
+        for method, look in looks(methods):
+            own = grid[grid["method"] == method].sort_values("factor")
+            right.plot(own["factor"], own["judged"], marker="o", markersize=4, linewidth=1.4, **look)
+        right.set(xscale="log", xlabel="rate, in published ones", title="one seed, three rates")
+        right.xaxis.set_major_locator(FixedLocator(sorted(grid["factor"].unique())))
+        right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        right.xaxis.set_minor_locator(NullLocator())
+        right.set_ylabel("training loss before the decay" if task == "cifar" else "final validation loss [nats]")
+        middle.set_title("published rates, range of the seeds", size="medium")
+    for ax in panels.flat:
+        ax.title.set_size("medium")
+        ax.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure

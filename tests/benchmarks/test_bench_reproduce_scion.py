@@ -1,0 +1,163 @@
+"""benchmarks/reproduce: thresholds, lengths and speeds of Scion follow closed forms, and the page has the results."""
+
+import importlib
+import math
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from places import REPOSITORY
+from torch import nn
+
+FOLDER = REPOSITORY / "benchmarks" / "reproduce"
+NAMES = ("experiment", "kept", "learning", "scion", "scion_norms", "scion_tables")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    before = list(sys.path)
+    sys.path.insert(0, str(FOLDER))
+    found = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
+    sys.path[:] = before
+    return found
+
+
+def tied(bench):
+    """A model whose only weight is embedding and head at once."""
+    model = nn.Module()
+    model.tokens, model.head = nn.Embedding(3, 2), nn.Linear(2, 3, bias=False)
+    model.head.weight = model.tokens.weight
+    return model
+
+
+def gradient():
+    return torch.tensor([[1.0, -2.0], [0.5, 0.25], [-1.0, 0.25]])
+
+
+def optimizer_of(bench, model, method, rate, threshold=1.0, momentum=0.9):
+    return bench.scion.optimizer_of(bench.scion.Run("gpt", method, "fixed", rate, 0), threshold)(model)
+
+
+def test_threshold_is_the_dual_norm_of_the_first_average(bench, monkeypatch) -> None:
+    model = tied(bench)
+    monkeypatch.setattr(bench.scion, "loss_fn", lambda model, batch: (model.head.weight * gradient()).sum())
+    # sum of absolute entries over inputs, times the radius, times 1 - momentum
+    assert bench.scion.first_norm(model, "gpt", None) == pytest.approx(0.1 * 3000 * 5 / 2, rel=1e-5)
+    assert model.head.weight.grad is None
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(750.0, 1.0), (1500.0, 0.5), (375.0, 1.0)])
+def test_lengths_are_shares_of_the_longest_step(bench, threshold: float, share: float) -> None:
+    model = tied(bench)
+    optimizer = optimizer_of(bench, model, bench.scion.CLIPPED, 0.001, threshold)
+    observe = bench.scion.length_observer(model, optimizer)
+    before = model.head.weight.detach().clone()
+    model.head.weight.grad = gradient()
+    optimizer.step()  # the average is a tenth of the gradient, its dual norm 750
+    assert observe() == pytest.approx(share, rel=1e-3)
+    expected = before - share * 0.001 * 3000 / 2 * gradient().sign()
+    torch.testing.assert_close(model.head.weight.detach(), expected)
+
+
+def test_scion_without_the_clip_makes_steps_of_one_length(bench) -> None:
+    model = tied(bench)
+    optimizer = optimizer_of(bench, model, bench.scion.PLAIN, 0.001)
+    observe = bench.scion.length_observer(model, optimizer)
+    for size in (1e-3, 1.0, 1e3):
+        model.head.weight.grad = size * gradient()
+        optimizer.step()
+        assert observe() == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("method", "clips"), [("SHORT", True), ("FRANK_WOLFE", False)])
+def test_short_step_is_that_of_the_released_code(bench, method: str, clips: bool) -> None:
+    model = tied(bench)
+    with torch.no_grad():
+        model.head.weight.copy_(gradient().sign())
+    rate, rho = 0.001, 1000.0
+    optimizer = optimizer_of(bench, model, getattr(bench.scion, method), rate, rho)
+    x = model.head.weight.detach().clone()
+    model.head.weight.grad = gradient()
+    optimizer.step()
+    ball = -1500 * gradient().sign()  # minimiser over the ball of radius 3000
+    inner = float((0.1 * gradient() * (x - ball)).sum())  # <d, x - lmo>
+    share = min(1.0, inner / rho) if clips else 1.0
+    torch.testing.assert_close(model.head.weight.detach(), x - rate * share * (x - ball), rtol=1e-4, atol=1e-4)
+    assert (share < 1) == clips
+
+
+def test_share_of_steps_is_read_off_the_smoothed_curve(bench) -> None:
+    curves = {"step": [10, 20, 30, 40], "valid": [4.0, 3.0, 2.0, 1.0]}  # smoothed: 4, 3.5, 3, 2
+    assert bench.scion_tables.share_to(curves, 3.25) == pytest.approx(25 / 40)
+    assert bench.scion_tables.percent(bench.scion_tables.share_to(curves, 1.5)) == "not reached"
+
+
+def rows_of(bench, losses):
+    """Grids on the choosing seed with these losses at the four rates, and steps of half the longest."""
+    scion = bench.scion
+    runs = [
+        {"task": t, "method": m, "schedule": s, "rate": rate, "seed": scion.CHOSEN_BY, "why": "", "final": loss}
+        for t, m, s in scion.compared()
+        for rate, loss in zip(scion.rates(t, m), losses, strict=True)
+    ]
+    return pd.DataFrame([run | {"curves": {"seen": [0.25, 0.75]}} for run in runs])
+
+
+def test_every_method_tries_as_many_rates(bench) -> None:
+    assert {len(bench.scion.rates(task, method)) for task, method, _ in bench.scion.compared()} == {4}
+
+
+def test_best_rates_go_to_other_seeds_with_an_equally_long_scion(bench) -> None:
+    scion = bench.scion
+    assert scion.then("quick", pd.DataFrame()) == {}
+    runs = list(scion.then("quick", rows_of(bench, (3.0, math.nan, 1.0, 2.0))).values())
+    assert all(run.seed in scion.JUDGED_BY[run.task] for run in runs)
+    assert {run.rate for run in runs if not run.why} == {0.00036, 0.016, 3e-3}
+    equal = [run for run in runs if run.why == "equal length"]
+    assert {(run.task, run.method, run.rate) for run in equal} == {
+        ("gpt", scion.PLAIN, 0.00018),
+        ("cnn", scion.PLAIN, 0.008),
+    }
+    assert sorted(run.threshold for run in runs if run.why.startswith("threshold")) == [0.25, 0.25, 4.0, 4.0]
+    assert scion.best(rows_of(bench, (1.0,) * 4).iloc[1:], "gpt", scion.CLIPPED, "fixed") is None
+
+
+def test_parameters_are_sorted_into_layers(bench) -> None:
+    names = ("tokens.weight", "places", "blocks.0.qkv.weight", "blocks.0.qkv.bias", "blocks.1.norms.0.weight")
+    found = [bench.scion_norms.layer(name) for name in names]
+    assert found == ["embedding and head", "positions", "blocks.0.qkv", "biases and gains", "biases and gains"]
+
+
+def test_shuffling_leaves_no_relation_and_the_same_values(bench) -> None:
+    norms = bench.scion_norms
+    x = np.linspace(1, 10, 60)
+    rows = pd.DataFrame({"grad_norm": x, "smoothness": 1 + 2 * x, "group": ["a"] * 30 + ["b"] * 30, "step": range(60)})
+    shuffled = norms.shuffled(rows, 0)
+    for group in "ab":
+        own, new = (frame.loc[frame["group"] == group, "smoothness"] for frame in (rows, shuffled))
+        assert sorted(own) == sorted(new)
+        assert not np.array_equal(own, new)
+    one = rows.assign(group="a")
+    # A rank correlation of 60 pairs without a relation exceeds 1.96 / sqrt(59) once in twenty times.
+    assert norms.rank_of_chance([one]) == pytest.approx(1.96 / math.sqrt(59), rel=0.25)
+
+
+def test_fits_say_what_the_rows_are(bench) -> None:
+    x = 10 ** np.sin(np.arange(100.0))
+    rows = pd.DataFrame({"grad_norm": x, "smoothness": 1 + 2 * x, "step": range(100), "estimator": "local"})
+    found = bench.scion_norms.told([rows.assign(group="all", status="ok", saturation=0.1)], "local", "all")
+    assert (found["verdict"], found["shuffled_verdict"] == "L0L1") == ("L0L1", False)
+    assert (found["L0"], found["L1"]) == (pytest.approx(1, rel=1e-3), pytest.approx(2, rel=1e-3))
+    assert found["rank"] == pytest.approx(1)
+
+
+def test_page_has_the_tables_of_the_results(bench) -> None:
+    experiment = bench.scion.EXPERIMENT
+    rows = bench.kept.Kept(FOLDER / "results" / "scion-quick.jsonl").frame()
+    page = (REPOSITORY / experiment.page).read_text(encoding="utf-8")
+    found = experiment.tables(rows)
+    assert page.count("<!-- begin: ") == len(found)
+    assert bench.experiment.put(page, "scion.py", found) == page
