@@ -65,7 +65,8 @@ class Landscape(nn.Module):
         self.problem, self.parts = problem, nn.ParameterList(start.unbind(1))
 
     def forward(self) -> Tensor:
-        return self.problem.value(torch.stack(list(self.parts), dim=1).flatten())
+        value: Tensor = self.problem.value(torch.stack(list(self.parts), dim=1).flatten())
+        return value
 
 
 class Regression(nn.Module):

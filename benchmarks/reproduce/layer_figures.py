@@ -44,9 +44,9 @@ def over_steps(ax: Axes, hidden: pd.DataFrame) -> None:
         x = lengths * shift
         ax.vlines(x, low.clip(lower=1.0), high, color=colour, linewidth=1.3)
         ax.plot(x, middle, marker, color=colour, markersize=5.5, linestyle="none")
-    low, high, step = PUBLISHED["hidden"]
-    ax.plot([step], [(low + high) / 2], "*", color="black", markersize=13, zorder=4)
-    ax.annotate("NanoGPT 124M,\npublished", (step, high), xytext=(10, 22), textcoords="offset points", fontsize=8)
+    least, most, step = PUBLISHED["hidden"]
+    ax.plot([step], [(least + most) / 2], "*", color="black", markersize=13, zorder=4)
+    ax.annotate("NanoGPT 124M,\npublished", (step, most), xytext=(10, 22), textcoords="offset points", fontsize=8)
     ax.set(xscale="log", yscale="log", xlim=tuple(ends), ylim=(1.0, 3000.0))
     ax.set_xlabel("length of a step, in the norm of the layer")
     ax.set_ylabel("$L_1$ of hidden matrices [1 / length]")

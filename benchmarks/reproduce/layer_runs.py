@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import smoothdiag as sd
 from smoothdiag.geometry import Frobenius, LayerGeometry
+from smoothdiag.optim.scion import Kind
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "autoclip"))
 
@@ -35,7 +36,7 @@ Rows = list[dict[str, Any]]
 LONGEST_STEP = 0.00036
 """Rate of Scion that NanoGPT was published with (Pethick et al. 2025, NeurIPS, appendix C)."""
 
-RADII = {"hidden": 50.0, "tied": 3000.0, "vector": 50.0}
+RADII: dict[Kind, float] = {"hidden": 50.0, "tied": 3000.0, "vector": 50.0}
 """Published radii of hidden matrices and of the tied embedding. Biases and gains, which NanoGPT lacks, have ours."""
 
 UNCLIPPED = 1e6
@@ -233,7 +234,7 @@ class Before:
             here = mean(self.here, k)
             for norm, geometries in layers.geometries.items():
                 of = Secants(geometries[k], float(geometries[k].norm(d)))
-                row = {"step": step, "layer": name, "norm": norm, "length": of.length}
+                row: dict[str, Any] = {"step": step, "layer": name, "norm": norm, "length": of.length}
                 row |= of.columns("other", trained[k], self.trained[k], of_end=True)
                 row |= of.columns("null", trained[k], fresh[k], of_end=True)
                 row |= of.columns("same", mean(there, k), here, of_end=True)

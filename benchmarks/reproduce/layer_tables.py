@@ -8,6 +8,8 @@ from experiment import markdown
 from law_tables import counts, short, span
 from layer_runs import LONGEST_STEP, RADII
 
+from smoothdiag.optim.scion import Kind
+
 KINDS = ("other", "null", "same", "short")
 
 MATRICES = ("mix", "out", "up", "down", "tokens", "places")
@@ -22,7 +24,7 @@ WORDS = {
     "places": "places",
 }
 
-PUBLISHED = {"hidden": (67.0, 71.0, 0.018), "tied": (1.3, 1.3, 1.08)}
+PUBLISHED: dict[Kind, tuple[float, float, float]] = {"hidden": (67.0, 71.0, 0.018), "tied": (1.3, 1.3, 1.08)}
 """Least and largest L1 of NanoGPT with 124 million weights, and the step that it was trained with, in the own norm."""
 
 TRUTH = {"quadratic": 0.0, "exponential": 2.0}
@@ -63,8 +65,11 @@ def tables(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def conditions(gpt: pd.DataFrame) -> list[tuple[float, int, pd.DataFrame]]:
-    found = [(factor, batch, part) for (factor, batch), part in gpt.groupby(["factor", "batch"])]
-    return sorted(found, key=lambda one: (one[1], one[0]))
+    both = gpt[["batch", "factor"]].drop_duplicates().sort_values(["batch", "factor"])
+    return [
+        (factor, batch, gpt[(gpt["batch"] == batch) & (gpt["factor"] == factor)])
+        for batch, factor in both.itertuples(index=False)
+    ]
 
 
 def steps(gpt: pd.DataFrame) -> str:

@@ -36,7 +36,7 @@ NUM_BOOT, QUANTILE = 100, 0.8
 
 DIM, START, STEP, DEVIATION = 20, 3.0, 0.05, 2.7
 """Of the landscapes: coordinates of a layer, its distance from the minimum at first, the length of its steps, and the
-noise of an example in each coordinate. The noise of a batch of 16 is as long as the gradient some 1 from the minimum."""
+noise of an example in each coordinate. A batch of 16 has noise as long as the gradient at a distance of about 1."""
 
 CONDITIONS = ((1.0, 16), (1 / 16, 16), (1 / 4, 16), (4.0, 16), (1.0, 128))
 """Lengths of steps [published ones] and sizes of batches; the usual ones come first."""
