@@ -100,7 +100,8 @@ def _regression() -> Data:
 
 
 def _squared(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return (model(batch[0]) - batch[1]).square().mean()
+    loss: Tensor = (model(batch[0]) - batch[1]).square().mean()
+    return loss
 
 
 _SPECTRUM = torch.logspace(-3, 0, 20).tolist()

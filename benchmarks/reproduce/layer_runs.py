@@ -163,7 +163,10 @@ class Layers:
         self.run, self.model, self.held_out = run, model, held_out
         found = layers_of(model, optimizer)
         self.names, self.tensors = list(found), [p for p, _ in found.values()]
-        self.geometries = {"own": [g for _, g in found.values()], "Euclidean": [Frobenius()] * len(found)}
+        self.geometries: dict[str, Sequence[LayerGeometry]] = {
+            "own": [g for _, g in found.values()],
+            "Euclidean": [Frobenius()] * len(found),
+        }
         self.everything = [p for p in model.parameters() if p.requires_grad]
 
     def gradient(self, batch: Any) -> list[Tensor]:
