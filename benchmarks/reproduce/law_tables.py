@@ -1,0 +1,202 @@
+"""Tables of which_law.py: verdicts, constants, exponents, rivals, secants, and descents."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import pandas as pd
+from checkpoints import KNOWN, NETS, SUBJECTS
+from experiment import markdown
+
+MODELS = ("affine", "power", "isotonic", "distance", "loss gap")
+
+
+def tables(rows: pd.DataFrame) -> dict[str, str]:
+    nets = rows[rows["subject"].isin(NETS)]
+    return {
+        "sum": totals(nets),
+        "leaving": leaving(nets),
+        "constants": constants(nets),
+        "rivals": rivals(nets),
+        "secants": secants(rows),
+        "arriving": arriving(rows),
+        "known": known(rows[rows["subject"].isin(KNOWN)]),
+        "cost": cost(rows),
+    }
+
+
+def cells(rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """Yields subject, stage and the rows of all seeds, in the order of the subjects."""
+    order = {name: k for k, name in enumerate(SUBJECTS)}
+    for name, of in sorted(rows.groupby("subject"), key=lambda part: order[str(part[0])]):
+        for stage, part in of.groupby("stage"):
+            yield str(name), int(str(stage)), part
+
+
+def short(value: float, digits: int = 2) -> str:
+    text = f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.0f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") and digits else text
+
+
+def span(values: Iterable[float], digits: int = 2) -> str:
+    """The smallest and the largest of the values that are known."""
+    known = pd.Series(values, dtype=float).dropna()
+    if known.empty:
+        return "-"
+    low, high = short(known.min(), digits), short(known.max(), digits)
+    return low if low == high else f"{low} to {high}"
+
+
+def ends(low: pd.Series, high: pd.Series, digits: int = 2) -> str:
+    """From the lowest lower end of the seeds' intervals to the highest upper end."""
+    return span([low.min(), high.max()], digits)
+
+
+def counts(values: Iterable[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in Counter(values).most_common() if name)
+
+
+def rises(rows: pd.DataFrame) -> pd.Series:
+    """Whether the interval of L1 lies above zero."""
+    return rows["L1_low"] > 0
+
+
+def totals(rows: pd.DataFrame) -> str:
+    """One line for each network, and one for all: verdicts, and what can be said without one."""
+
+    def line(name: str, part: pd.DataFrame) -> list[object]:
+        verdicts = Counter(part["verdict"])
+        of = [verdicts[verdict] for verdict in ("CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED")]
+        above, below = (part["exponent_low"] > 1).sum(), (part["exponent_high"] < 1).sum()
+        up, down = (part["down_rank"] > 0.5).sum(), (part["down_rank"] < -0.5).sum()
+        return [name, len(part), *of, rises(part).sum(), below, above, up, down]
+
+    head = ["network", "scans", "CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED", "‖H‖ rises for sure"]
+    head += ["exponent below 1", "above 1", "arriving: rank > .5", "rank < -.5"]
+    parts = [(name, rows[rows["subject"] == name]) for name in NETS if name in set(rows["subject"])]
+    return markdown(head, [line(name, part) for name, part in [*parts, ("all", rows)]])
+
+
+def leaving(rows: pd.DataFrame) -> str:
+    head = ["network", "steps", "loss", "verdicts", "decided by", "exponent", "decades", "error factor", "points"]
+    return markdown(
+        head,
+        [
+            [
+                name,
+                stage,
+                span(part["loss"]),
+                counts(part["verdict"]),
+                counts(part["why"]),
+                ends(part["exponent_low"], part["exponent_high"]),
+                span(part["decades"], 1),
+                span(part["factor"], 1),
+                span(part["points"], 0),
+            ]
+            for name, stage, part in cells(rows)
+        ],
+    )
+
+
+def constants(rows: pd.DataFrame) -> str:
+    head = ["network", "steps", "L0", "its 90% intervals", "L1", "its 90% intervals", "gradients for the exponent"]
+    return markdown(
+        head,
+        [
+            [
+                name,
+                stage,
+                span(part["L0"]),
+                ends(part["L0_low"], part["L0_high"]),
+                span(part["L1"]),
+                ends(part["L1_low"], part["L1_high"]),
+                span(part["needed"], 0),
+            ]
+            for name, stage, part in cells(rows)
+        ],
+    )
+
+
+def rivals(rows: pd.DataFrame) -> str:
+    """Medians over the seeds of the share of the constant's error that each model removes on lines left out."""
+    return markdown(
+        ["network", "steps", *MODELS],
+        [
+            [name, stage, *(f"{part[f'skill {model}'].median():.2f}" for model in MODELS)]
+            for name, stage, part in cells(rows)
+        ],
+    )
+
+
+def secants(rows: pd.DataFrame) -> str:
+    head = ["network", "steps", "‖H‖: exponent", "secants: exponent", "secants: verdicts", "secant / ‖H‖", "at kinks"]
+    return markdown(
+        head,
+        [
+            [
+                name,
+                stage,
+                ends(part["exponent_low"], part["exponent_high"]),
+                ends(part["secant_low"], part["secant_high"]),
+                counts(part["secant_verdict"].dropna()),
+                span(part["secant"]),
+                f"{part['kinks'].mean():.0%}",
+            ]
+            for name, stage, part in cells(rows)
+        ],
+    )
+
+
+def arriving(rows: pd.DataFrame) -> str:
+    head = ["network", "steps", "points", "rank correlation", "decades", "loss falls to", "‖H‖ changes by"]
+    return markdown(
+        head,
+        [
+            [
+                name,
+                stage,
+                span(part["down_points"], 0),
+                span(part["down_rank"]),
+                span(part["down_decades"], 1),
+                span(part["down_loss"]),
+                span(part["down_hessian"], 1),
+            ]
+            for name, stage, part in cells(rows)
+        ],
+    )
+
+
+def known(rows: pd.DataFrame) -> str:
+    head = ["landscape", "steps", "its law", "verdicts", "exponent", "L0", "L1", "verdicts on secants"]
+    return markdown(
+        head,
+        [
+            [
+                name,
+                stage,
+                KNOWN[name].law,
+                counts(part["verdict"]),
+                ends(part["exponent_low"], part["exponent_high"]),
+                span(part["L0"]),
+                span(part["L1"]),
+                counts(part["secant_verdict"].dropna()),
+            ]
+            for name, stage, part in cells(rows)
+        ],
+    )
+
+
+def cost(rows: pd.DataFrame) -> str:
+    """CPU minutes of each network, training and fits included; and what scan_power.py takes for typical of a scan."""
+    minutes = [[name, f"{rows.loc[rows['subject'] == name, 'seconds'].sum() / 60:.1f}"] for name in SUBJECTS]
+    whole = [*minutes, ["all", f"{rows['seconds'].sum() / 60:.1f}"]]
+    nets = rows[rows["subject"].isin(NETS)]
+    typical = {
+        "points": nets["points"].median(),
+        "lines": nets["lines"].median(),
+        "gradients for a point": (nets["gradients"] / nets["points"]).median(),
+    }
+    of = ", ".join(f"{value:.0f} {name}" for name, value in typical.items())
+    of += (
+        f", {nets['decades'].median():.1f} decades of gradient norms, an error factor of {nets['factor'].median():.1f}"
+    )
+    return f"{markdown(['what', 'CPU minutes'], whole)}\n\nThe median scan of a network has {of}."

@@ -1,0 +1,193 @@
+"""Tables of layers.py: what layer-wise constants say about the step, about noise, and about the landscape."""
+
+import math
+from typing import Any
+
+import pandas as pd
+from experiment import markdown
+from law_tables import counts, short, span
+from layer_runs import LONGEST_STEP, RADII
+
+from smoothdiag.optim.scion import Kind
+
+KINDS = ("other", "null", "same", "short")
+
+MATRICES = ("mix", "out", "up", "down", "tokens", "places")
+"""Parts of names of layers, in the order of the tables."""
+
+WORDS = {
+    "mix": "attention, queries, keys and values",
+    "out": "attention, output",
+    "up": "hidden units, first matrix",
+    "down": "hidden units, second matrix",
+    "tokens": "embedding and head",
+    "places": "places",
+}
+
+PUBLISHED: dict[Kind, tuple[float, float, float]] = {"hidden": (67.0, 71.0, 0.018), "tied": (1.3, 1.3, 1.08)}
+"""Least and largest L1 of NanoGPT with 124 million weights, and the step that it was trained with, in the own norm."""
+
+TRUTH = {"quadratic": 0.0, "exponential": 2.0}
+
+
+def layers_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each run, layer and norm."""
+    found: list[dict[str, Any]] = []
+    for run in rows.to_dict("records"):
+        of = {key: run[key] for key in ("name", "factor", "batch", "seed", "first_loss", "loss")}
+        found += [of | layer | {"part": part_of(layer["layer"])} for layer in run["layers"]]
+    frame = pd.DataFrame(found)
+    for kind in KINDS:
+        frame[f"{kind} share"] = frame[f"{kind} L1"] * frame["length"] / math.sqrt(2)
+    return frame
+
+
+def part_of(layer: str) -> str:
+    return next((part for part in MATRICES if part in layer.split(".")), "")
+
+
+def kind_of(part: str) -> str:
+    return "tied" if part in ("tokens", "places") else "hidden"
+
+
+def tables(rows: pd.DataFrame) -> dict[str, str]:
+    found = layers_of(rows)
+    gpt = found[found["name"] == "gpt"]
+    usual = gpt[(gpt["factor"] == 1) & (gpt["batch"] == 16)]
+    return {
+        "steps": steps(gpt[gpt["norm"] == "own"]),
+        "published": published(usual[usual["norm"] == "own"]),
+        "layers": by_layer(usual[usual["norm"] == "own"]),
+        "euclidean": euclidean(usual[usual["norm"] == "Euclidean"]),
+        "known": known(found[(found["name"] != "gpt") & (found["norm"] == "own")]),
+        "cost": cost(rows),
+    }
+
+
+def conditions(gpt: pd.DataFrame) -> list[tuple[float, int, pd.DataFrame]]:
+    both = gpt[["batch", "factor"]].drop_duplicates().sort_values(["batch", "factor"])
+    return [
+        (factor, batch, gpt[(gpt["batch"] == batch) & (gpt["factor"] == factor)])
+        for batch, factor in both.itertuples(index=False)
+    ]
+
+
+def steps(gpt: pd.DataFrame) -> str:
+    """For each length of steps: what the published fit takes from the run, beside what a short displacement shows."""
+    head = ["layers", "batch", "step t / published", "held-out loss", "t", "1/L1, other batches", "L1 t / √2"]
+    head += ["noise / other", "L1 t / √2, same examples", "L1, short", "its 90% interval"]
+    lines = []
+    for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
+        for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
+            of = part.median(numeric_only=True)
+            lines.append(
+                [
+                    words,
+                    batch,
+                    f"{factor:g}",
+                    f"{part['first_loss'].median():.2f} to {part['loss'].median():.2f}",
+                    f"{of['length']:.2g}",
+                    f"{1 / of['other L1']:.2g}",
+                    span(part["other share"]),
+                    span(part["noise"]),
+                    span(part["same share"]),
+                    f"{of['short fit']:.2g}",
+                    sized([of["short low"], of["short high"]]),
+                ]
+            )
+    return markdown(head, lines)
+
+
+def published(usual: pd.DataFrame) -> str:
+    """The published constants times the published steps, which five steps of Newton and Schulz make longer as here."""
+    head = ["layers", "L1, published", "step, published", "L1 step / √2", "a step here / its radius"]
+    head += ["L1 times such a step / √2", "L1 here"]
+    lines = []
+    for kind, (low, high, step) in PUBLISHED.items():
+        part = usual[usual["part"].map(kind_of) == kind]
+        longer = float(part["length"].median()) / (LONGEST_STEP * RADII[kind])
+        at = [value * step / math.sqrt(2) for value in (low, high)]
+        here = sized([part["other L1"].quantile(end) for end in (0.1, 0.9)])
+        lines.append(
+            [kind, span([low, high], 1), step, span(at), short(longer), span([value * longer for value in at]), here]
+        )
+    return markdown(head, lines)
+
+
+def by_layer(part: pd.DataFrame) -> str:
+    head = ["layer", "L1, other batches", "L1 t / √2", "L1, noise alone", "noise / other", "L1, same examples"]
+    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short"]
+    lines = []
+    for name in MATRICES:
+        of = part[part["part"] == name]
+        lines.append(
+            [
+                WORDS[name],
+                sized(of["other L1"]),
+                span(of["other share"]),
+                sized(of["null L1"]),
+                span(of["noise"]),
+                sized(of["same L1"]),
+                sized(of["short fit"]),
+                sized([of["short low"].min(), of["short high"].max()]),
+                counts(of["other verdict"].dropna()),
+                counts(of["short verdict"].dropna()),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def euclidean(part: pd.DataFrame) -> str:
+    head = ["layer", "L1, other batches", "L1 t / √2", "noise / other", "L1, short, without bias", "its 90% intervals"]
+    head += ["verdicts: short", "one batch / two halves"]
+    lines = []
+    for name in MATRICES:
+        of = part[part["part"] == name]
+        lines.append(
+            [
+                WORDS[name],
+                sized(of["other L1"]),
+                span(of["other share"]),
+                span(of["noise"]),
+                sized(of["short fit"]),
+                sized([of["short low"].min(), of["short high"].max()]),
+                counts(of["short verdict"].dropna()),
+                span(of["bias"]),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def known(part: pd.DataFrame) -> str:
+    head = ["landscape", "true L1", "√2 / step", "L1, other batches", "L1, noise alone", "L1, same examples"]
+    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short"]
+    lines = []
+    for name, truth in TRUTH.items():
+        of = part[part["name"] == name]
+        lines.append(
+            [
+                name,
+                f"{truth:g}",
+                f"{math.sqrt(2) / of['length'].median():.3g}",
+                *(sized(of[f"{kind} L1"]) for kind in ("other", "null", "same")),
+                sized(of["short fit"]),
+                sized([of["short low"].min(), of["short high"].max()]),
+                counts(of["other verdict"].dropna()),
+                counts(of["short verdict"].dropna()),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def sized(values: Any) -> str:
+    """The smallest and the largest value, to two digits."""
+    known = pd.Series(values, dtype=float).dropna()
+    if known.empty:
+        return "-"
+    low, high = f"{known.min():.2g}", f"{known.max():.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def cost(rows: pd.DataFrame) -> str:
+    parts = [[name, len(part), f"{part['seconds'].sum() / 60:.1f}"] for name, part in rows.groupby("name", sort=False)]
+    return markdown(["what", "runs", "CPU minutes"], [*parts, ["all", len(rows), f"{rows['seconds'].sum() / 60:.1f}"]])

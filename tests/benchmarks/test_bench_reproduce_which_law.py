@@ -1,0 +1,162 @@
+"""benchmarks/reproduce/which_law.py: landscapes have their law, networks are scanned, the page is the results."""
+
+import importlib
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from places import REPOSITORY
+
+pytestmark = pytest.mark.thorough
+
+FOLDER = REPOSITORY / "benchmarks" / "reproduce"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "autoclip")]
+    names = ("checkpoints", "experiment", "kept", "law_figures", "law_tables", "which_law")
+    found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    del sys.path[:2]
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows(bench):
+    return bench.kept.Kept(FOLDER / "results" / "which_law-quick.jsonl").frame()
+
+
+@pytest.fixture
+def place(bench, tmp_path):
+    return lambda dry: bench.experiment.Place("quick", torch.device("cpu"), tmp_path, dry)
+
+
+IMAGES = (torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 10)
+TOKENS = (torch.arange(32).view(2, 16), torch.arange(1, 33).view(2, 16))
+MADE_UP = {
+    "LSTM": TOKENS,
+    "GPT": TOKENS,
+    "ViT": IMAGES,
+    "ResNet": IMAGES,
+    "MLP, ReLU": IMAGES,
+    "MLP, GELU": IMAGES,
+    "logistic": (torch.eye(8, 123), torch.arange(8.0) % 2),
+}
+
+
+@pytest.fixture
+def made_up(bench, monkeypatch):
+    """Networks learn a few examples that need no data set; validation has twice as many as a training batch."""
+
+    def data_of(subject):
+        batch = MADE_UP[subject]
+        return bench.checkpoints.Data(lambda seed: iter([batch] * 9), tuple(torch.cat([x, x]) for x in batch))
+
+    monkeypatch.setattr(bench.checkpoints, "data_of", data_of)
+
+
+def test_every_case_has_a_key_of_its_own_and_every_subject_its_stages(bench) -> None:
+    cases = bench.which_law.cases("quick")
+    assert len(cases) == len(bench.checkpoints.SUBJECTS) * 3 * 3
+    paths = {bench.which_law.path_of(FOLDER, case, "lines") for case in cases.values()}
+    assert len(paths) == len(cases)
+
+
+@pytest.mark.parametrize("subject", list(MADE_UP))
+def test_network_trains_and_its_scan_writes_three_traces(bench, place, made_up, tmp_path, subject) -> None:
+    checkpoint = bench.checkpoints.Checkpoint(subject, 50, 0)
+    found = bench.which_law.run(checkpoint, place(True))
+    assert found["gradients"] > 0
+    assert np.isfinite(found["loss"])
+    assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == ["descent", "lines", "secants"]
+
+
+def test_a_scan_sees_as_many_held_out_examples_as_a_training_batch_has(bench, made_up) -> None:
+    batch = bench.checkpoints.held_out(bench.checkpoints.Checkpoint("ViT", 0, 0), torch.device("cpu"))
+    assert [len(part) for part in batch] == [8, 8]
+    again = bench.checkpoints.held_out(bench.checkpoints.Checkpoint("ViT", 400, 0), torch.device("cpu"))
+    torch.testing.assert_close(batch, again, rtol=0, atol=0)
+    other = bench.checkpoints.held_out(bench.checkpoints.Checkpoint("ViT", 0, 1), torch.device("cpu"))
+    assert not torch.equal(batch[0], other[0])
+
+
+def test_training_moves_weights_by_heavy_ball_from_the_seed(bench, made_up) -> None:
+    checkpoint, device = bench.checkpoints.Checkpoint("logistic", 2, 0), torch.device("cpu")
+    start, end = (bench.checkpoints.trained(checkpoint, steps, device) for steps in (0, 2))
+    w, velocity = start.weight.detach().clone(), 0
+    (x, y), rate = MADE_UP["logistic"], bench.checkpoints.SUBJECTS["logistic"].rate
+    bias = start.bias.detach().clone()
+    velocity_b = 0
+    for _ in range(2):
+        wrong = torch.sigmoid(x @ w.T + bias).squeeze(1) - y
+        velocity = 0.9 * velocity + wrong[None] @ x / len(y)
+        velocity_b = 0.9 * velocity_b + wrong.mean()
+        w, bias = w - rate * velocity, bias - rate * velocity_b
+    torch.testing.assert_close(end.weight.detach(), w)
+    torch.testing.assert_close(end.bias.detach(), bias)
+
+
+@pytest.mark.parametrize(("subject", "L0", "L1"), [("quadratic", 1.0, 0.0), ("exponential", 0.7, 2.0)])
+def test_landscape_has_its_law(bench, place, subject, L0, L1) -> None:
+    found = bench.which_law.run(bench.checkpoints.Checkpoint(subject, 0, 0), place(False))
+    assert found["verdict"] == bench.checkpoints.KNOWN[subject].law
+    assert found["L0"] == pytest.approx(L0, rel=0.02)
+    assert found["L1"] == pytest.approx(L1, rel=0.02, abs=1e-3)
+    if subject == "quadratic":
+        assert np.isnan(found["down_rank"])
+        assert found["secant"] < 0.9  # along the gradient: below the Hessian norm
+    else:
+        assert found["down_rank"] == pytest.approx(1)
+
+
+def test_rank_down_the_gradient(bench) -> None:
+    frame = pd.DataFrame({"grad_norm": [8.0, 4, 2, 1], "smoothness": [1.0, 2, 3, 9], "loss": [4.0, 3, 2, 1]})
+    frame = frame.assign(estimator="hessian_norm", status="ok")
+    found = bench.which_law.arriving(frame)
+    assert (found["down_rank"], found["down_hessian"], found["down_loss"]) == (-1, 9, 0.25)
+    assert found["down_decades"] == pytest.approx(np.log10(8))
+    assert np.isnan(bench.which_law.arriving(frame.assign(smoothness=[1, 1.05, 1.01, 1]))["down_rank"])
+
+
+def test_secants_are_compared_at_the_same_points(bench) -> None:
+    at = {"scan": ["start", "a", "a"], "point": [0, 1, 2], "status": "ok"}
+    lines = pd.DataFrame({**at, "distance": [0.0, 1, 2], "smoothness": [2.0, 4, 8]})
+    secants = pd.DataFrame({**at, "distance": [0.0, 1, 2.5], "smoothness": [1.0, 1, 1]})
+    found = bench.which_law.beside(lines, secants.assign(status=["ok", "kink_limited", "ok"], estimator="local"))
+    assert (found["same_points"], found["secant"]) == (2, 0.375)
+    assert found["kinks"] == pytest.approx(1 / 3)
+
+
+def test_span_and_ends(bench) -> None:
+    tables = bench.law_tables
+    assert tables.span([0.5, float("nan"), 2.0]) == ".50 to 2.00"
+    assert tables.span([-0.25]) == "-.25"
+    assert tables.span([]) == "-"
+    assert tables.ends(pd.Series([1.0, 0.5]), pd.Series([2.0, 3.0]), 1) == ".5 to 3.0"
+    assert tables.short(512.4, 0) == "512"
+
+
+def test_grid_shows_every_verdict(bench, rows) -> None:
+    figure = bench.law_figures.draw_grid(rows, FOLDER)
+    left, right = figure.axes
+    letters = [text.get_text() for text in left.texts if text.get_text() in "CLPG?"]
+    expected = [bench.law_figures.VERDICTS[verdict][0] for verdict in rows["verdict"]]
+    assert sorted(letters) == sorted(expected)
+    assert len(right.patches) == len(rows)
+    plus = [text for text in right.texts if text.get_text() == "+"]
+    assert len(plus) == (rows["down_rank"] > bench.law_figures.CLEAR).sum()
+
+
+def test_results_are_whole_and_every_missing_verdict_has_a_cause(bench, rows) -> None:
+    assert set(rows["key"]) == set(bench.which_law.cases("quick"))
+    assert ((rows["verdict"] == "NOT_IDENTIFIED") == (rows["why"] != "")).all()
+
+
+def test_page_has_the_tables_of_the_results(bench, rows) -> None:
+    page = (REPOSITORY / bench.which_law.EXPERIMENT.page).read_text(encoding="utf-8")
+    found = bench.which_law.tables(rows)
+    assert page.count("by benchmarks/reproduce/which_law.py -->") == len(found)
+    assert bench.experiment.put(page, "which_law.py", found) == page
