@@ -219,10 +219,14 @@ def draw(rows: pd.DataFrame, traces: Path) -> Figure:
     for color, method in ((colors[3], "fixed"), (colors[0], "clipped")):
         right.plot(pair["bound"], pair[method], "o-", color=color, markersize=4, label=f"{method}, counted")
         right.plot(pair["bound"], pair[f"{method}_at_most"], ":", color=color, label=f"{method}, theorem: at most")
-    right.plot(pair["bound"], pair["fixed_at_least"], "--", color=colors[3], label="fixed, theorem: at least")
-    left.set(title="One function, best settings", ylabel="steps to a gradient of 0.01")
-    right.set(title="One setting for the hybrid and the flat function")
-    for ax in (left, right):
+    at_least: dict[str, Any] = {"color": "black", "linewidth": 1.0, "linestyle": "--", "zorder": 3}
+    right.plot(pair["bound"], pair["fixed_at_least"], label="fixed, theorem: at least", **at_least)
+    left.set_ylabel("steps to a gradient of 0.01")
+    for ax, title in (
+        (left, "One function, best settings"),
+        (right, "One setting for the hybrid and the flat function"),
+    ):
+        ax.set_title(title, size="medium")
         ax.set(xscale="log", yscale="log", xlabel="gradient at the start, M")
         ax.legend(fontsize="small", frameon=False)
         sns.despine(ax=ax)
