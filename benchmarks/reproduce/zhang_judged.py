@@ -255,7 +255,7 @@ def pieces(results: pd.DataFrame) -> list[list[Any]]:
     for key, cut, ways in zip(results["key"], results["pieces"], results["ways"], strict=True):
         released, alike = ways["as released"], ways["as released, cut alike"]
         slopes = [released["verdicts"]["0.95"]["L1"], alike["verdicts"]["0.95"]["L1"]]
-        said = [released[name]["verdict"] for name in ("bare", "with floor") if name in released]
+        said = [released[name]["verdict"] if name in released else "-" for name in ("bare", "with floor")]
         found.append([key, *(number(cut[name]) for name in names), *map(number, slopes), *said])
     return found
 

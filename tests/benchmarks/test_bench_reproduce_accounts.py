@@ -1,4 +1,4 @@
-"""benchmarks/reproduce/accounts: closed forms hold, races count as a literal loop does, and the page has its tables."""
+"""benchmarks/reproduce: closed forms hold, races count as a literal loop does, and the page has its tables."""
 
 import importlib
 import json

@@ -11,6 +11,7 @@ import pytest
 import torch
 from places import REPOSITORY
 from scipy.optimize import minimize
+from waiting import skip_without
 
 import smoothdiag as sd
 
@@ -162,17 +163,20 @@ def test_part_of_a_layer_has_words_for_every_matrix(bench) -> None:
 
 
 def test_results_are_whole(bench, rows) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     assert set(rows["key"]) == set(bench.layers.cases("quick"))
     assert len(bench.layer_tables.layers_of(rows)) == 15 * 20 + 6 * 8
 
 
 def test_figure_draws_every_layer(bench, rows) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     figure = bench.layer_figures.draw(rows, FOLDER)
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert labels == list(bench.layer_tables.WORDS.values())
 
 
 def test_page_has_the_tables_of_the_results(bench, rows) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     page = (REPOSITORY / bench.layers.EXPERIMENT.page).read_text(encoding="utf-8")
     found = bench.layers.tables(rows)
     assert page.count("by benchmarks/reproduce/layers.py -->") == len(found)

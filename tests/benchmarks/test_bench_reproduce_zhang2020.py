@@ -12,6 +12,7 @@ import pytest
 import torch
 from places import REPOSITORY
 from torch import nn
+from waiting import skip_without
 
 FOLDER = REPOSITORY / "benchmarks" / "reproduce"
 NAMES = ("experiment", "kept", "learning", "clipped_curves", "zhang2020", "batching")
@@ -131,6 +132,8 @@ def test_cifar_is_judged_before_the_first_decay_and_penn_treebank_at_the_end(ben
     curves = {"step": list(range(16, 241, 16)), "train": list(range(15)), "valid": list(range(15))}
     assert bench.zhang2020.judged("cifar", curves, 240) == pytest.approx(6.5)  # steps 97 to 128
     assert bench.zhang2020.judged("ptb", curves, 240) == 13
+    assert math.isnan(bench.zhang2020.judged("ptb", curves | {"valid": [1e9] * 15}, 240))
+    assert math.isnan(bench.zhang2020.judged("ptb", curves | {"valid": [math.nan] * 15}, 240))
 
 
 def test_gap_is_clear_if_it_exceeds_what_seeds_do(bench) -> None:
@@ -215,6 +218,7 @@ def shifted(image, i, j):
 
 
 def test_page_has_the_tables_of_the_results(bench) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "zhang2020.md")
     experiment = bench.zhang2020.EXPERIMENT
     rows = bench.kept.Kept(FOLDER / "results" / "zhang2020-quick.jsonl").frame()
     page = (REPOSITORY / experiment.page).read_text(encoding="utf-8")
