@@ -86,9 +86,9 @@ class Run:
 RUNS = (
     Run("MLP", "SGD", 0.1, None, 3000),
     Run("MLP", "momentum 0.9", 0.1, None, 3000),
-    Run("MLP", "SGD", 0.025, None, 3000),
-    Run("MLP", "SGD", 0.2, 8, 10_000),
-    Run("MLP", "momentum 0.9", 0.02, 8, 10_000),
+    Run("MLP", "SGD", 0.025, None, 12_000),
+    Run("MLP", "SGD", 0.2, 8, 30_000),
+    Run("MLP", "momentum 0.9", 0.02, 8, 30_000),
     Run("MLP", "momentum 0.9", 0.02, 125, 5000),
     Run("MLP", "SGD", 0.02, 8, 10_000),
     Run("GPT", "SGD", 0.1, None, 1200),
@@ -212,19 +212,21 @@ def plain_levels(frames: Mapping[str, pd.DataFrame], lr: float, num_steps: int) 
     late = along["step"] >= LATE * num_steps
     ends = of_data["step"] >= LATE * num_steps
     half = len(along[late]) // 2
-    by_window = along.groupby("window")
+    curve = pd.Series([weighted(part) * lr for _, part in along.groupby("window")])
     return {
         "full_limit": float(along["stability_limit"].iloc[0]) * lr,
         "small_limit": float(along["stability_limit_small_batch"].iloc[0]) * lr,
         "sharpness": float(of_data["smoothness"][ends].median()) * lr,
         "highest": float(of_data["smoothness"].rolling(3).median().max()) * lr,
         "batch_sharpness": weighted(along[late]) * lr,
+        "batch_highest": float(curve.rolling(3).median().max()),
+        "unweighted": float(along[late]["smoothness"].mean()) * lr,
         "halves": [weighted(part) * lr for part in (along[late][:half], along[late][half:])],
         "mean_curvature": weighted(mean[mean["step"] >= LATE * num_steps]) * lr if len(mean) else math.nan,
         "loss": float(along[late]["loss"].mean()),
         "steps": of_data["step"].tolist(),
         "curve": rounded(of_data["smoothness"] * lr),
-        "batch_curve": rounded(pd.Series([weighted(part) * lr for _, part in by_window])),
+        "batch_curve": rounded(curve),
     }
 
 

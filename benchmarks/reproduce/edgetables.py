@@ -81,12 +81,15 @@ def small_table(rows: pd.DataFrame) -> str:
             f"{full.iloc[0]:.3g}, {small.iloc[0]:.3g}",
             cell(own["sharpness"] / full),
             cell(own["batch_sharpness"] / small),
+            cell(own["unweighted"] / small),
+            cell(own["batch_highest"] / small),
             cell(own["batch_sharpness"] / line),
             place(own["batch_sharpness"] / small) + (", rising" if rise.mean() > STILL else ""),
             f"{own['loss'].mean():.2g}",
         ])  # fmt: skip
     head = ["net", "optimizer", "batch", "limits × lr, full and small", "sharpness / full", "batch sharpness / small"]
-    return markdown([*head, "batch sharpness / line", "batch sharpness is", "loss"], lines)
+    head += ["without weights", "highest on the way", "batch sharpness / line", "batch sharpness is", "loss"]
+    return markdown(head, lines)
 
 
 def held_table(rows: pd.DataFrame) -> str:
@@ -99,7 +102,7 @@ def held_table(rows: pd.DataFrame) -> str:
         alike = rows[(rows["net"] == net) & ((rows["batch"] == batch) | (rows["batch"].isna() & math.isnan(batch)))]
         control = alike[alike["optimizer"] == "SGD"]
         control = control[control["lr"] == control["lr"].min()] if len(control) else control
-        if control.empty or lr == control["lr"].iloc[0]:
+        if control.empty or (optimizer == "SGD" and lr == control["lr"].iloc[0]):
             continue
         by, limit = ("sharpness", "full_limit") if math.isnan(batch) else ("batch_sharpness", "small_limit")
         free, held = control[by] / control["lr"], own[by] / own["lr"]

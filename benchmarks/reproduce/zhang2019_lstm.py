@@ -59,6 +59,9 @@ steps in a pass over the text, and some 6 pieces in a tenth of it."""
 
 RADIUS = 1e-3
 
+HESSIAN_EVERY = 6
+"""Rows from one Hessian norm to the next."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -200,6 +203,7 @@ def train(case: Case, scale: Scale, seed: int, place: Place, path: Path) -> None
         cuts,
         radius=RADIUS,
         every=case.every,
+        hessian_every=HESSIAN_EVERY * case.every,
         path=None if place.dry else path,
     )
     for _ in range(case.passes):

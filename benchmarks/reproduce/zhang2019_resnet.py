@@ -92,6 +92,7 @@ def train(case: Case, scale: Scale, seed: int, place: Place, path: Path) -> None
         lambda: (fixed, fixed),
         radius=RADIUS,
         every=scale.every,
+        hessian_every=None if place.size == "quick" else 10 * scale.every,
         path=None if place.dry else path,
     )
     for _, drawn in zip(range(place.steps(scale.steps)), data.batches(seed + 1), strict=False):

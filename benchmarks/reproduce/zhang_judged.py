@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from experiment import markdown
-from zhang_ways import ALIKE, CONTROLS, RELEASED, STILL, WAYS
+from zhang_ways import ALIKE, CONTROLS, HESSIAN, RELEASED, STILL, WAYS
 
 import smoothdiag as sd
 from smoothdiag.fits.correlations import decades, loglog_slope, rank_correlations
@@ -52,6 +52,10 @@ def judged(paths: Sequence[Path]) -> Figures:
             for frame, floor in zip(released, still, strict=True)
         ]
         found["ways"]["as released"]["with floor"] = verdict_of(floors)
+    if "Hessian norm, held-out batch" in found["ways"]:
+        both = (frames_of(paths, (name, "held-out")) for name in ("local", HESSIAN))
+        beside = [pd.concat(pair) for pair in zip(*both, strict=True)]
+        found["hessian"] = verdict_of(beside, estimator="local")
     found["pieces"] = of_pieces(released, frames_of(paths, (ALIKE, "tenth")))
     return dict(rounded(found))
 
@@ -104,8 +108,7 @@ def described(rows: Rows, block: float) -> Figures:
         **related(rows),
         "slope_interval": slope_interval(rows, block),
         "shuffled": shuffled(rows),
-        "saturated": float(np.mean(saturation > SATURATED_ABOVE)),
-        "saturation": float(np.median(saturation)),
+        "saturated": float(np.mean(saturation > SATURATED_ABOVE)) if len(saturation) else math.nan,
     }
 
 
@@ -141,10 +144,10 @@ def shuffled(rows: Rows) -> float:
     return float(np.quantile(found, 0.95))
 
 
-def verdict_of(frames: Sequence[pd.DataFrame], level: float = LEVELS[0]) -> Figures:
+def verdict_of(frames: Sequence[pd.DataFrame], level: float = LEVELS[0], estimator: str | None = None) -> Figures:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sd.SmoothdiagWarning)
-        fit = sd.fit_smoothness(list(frames), quantile=level)
+        fit = sd.fit_smoothness(list(frames), estimator=estimator, quantile=level)
     return {
         "verdict": fit.verdict.name,
         "flags": [flag.name for flag in fit.flags if flag.fatal or flag.blocking],
@@ -155,6 +158,7 @@ def verdict_of(frames: Sequence[pd.DataFrame], level: float = LEVELS[0]) -> Figu
         "L1_interval": fit.L1_interval,
         "exponent": fit.exponent_interval,
         "block": fit.block_length,
+        "agrees": None if fit.hessian is None else fit.hessian.agrees,
     }
 
 
@@ -241,6 +245,16 @@ def nulls(results: pd.DataFrame) -> list[list[Any]]:
     return found
 
 
+def hessians(results: pd.DataFrame) -> list[list[Any]]:
+    found = []
+    for key, ways, fit in zip(results["key"], results["ways"], results["hessian"], strict=True):
+        norms, local = ways["Hessian norm, held-out batch"], ways["local, held-out batch"]
+        slopes = [f"{number(way['slope'])} ({interval(way['slope_interval'])})" for way in (local, norms)]
+        says = {True: "agree", False: "contradict", None: "cannot decide"}[fit["agrees"]]
+        found.append([key, norms["rows"], *slopes, number(norms["rank"]), number(norms["partial"]), says])
+    return found
+
+
 def runs(results: pd.DataFrame) -> list[list[Any]]:
     found = []
     for key, each, ways in zip(results["key"], results["runs"], results["ways"], strict=True):
@@ -267,7 +281,8 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
     of_rows = ["rows", "decades of norms", "of smoothness", slope, "rank", "given the step", "shuffled", "saturated"]
     of_cuts = ["run", "pieces", "another number", "ratio, same number", "ratio, another number"]
     of_cuts += ["L1 as released", "L1 cut alike", "verdict, bare", "verdict, noise floor"]
-    return {
+    of_hessians = ["run", "Hessian norms", "slope of local rows", "slope of Hessian norms", "rank", "given the step"]
+    found = {
         "runs": markdown(["run", "rows of a seed", "first loss", "last loss", "norms above .25"], runs(results)),
         "slopes": markdown([*run, *of_rows], each_way(results, of_slopes, (*WAYS, *CONTROLS))),
         "verdicts": markdown([*run, "at .95", "flags", "at .8", "flags"], each_way(results, of_verdicts)),
@@ -276,3 +291,6 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
         "pieces": markdown(of_cuts, pieces(results)),
         "cost": f"{results['seconds'].sum() / 60:.1f} CPU minutes",
     }
+    if "hessian" in results.columns:
+        found["hessian"] = markdown([*of_hessians, "the line of local rows"], hessians(results))
+    return found

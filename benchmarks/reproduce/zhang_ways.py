@@ -33,6 +33,8 @@ RELEASED, ALIKE, STILL, SUCCESSIVE = "released", "cut_alike", "no_step", "succes
 """Estimators that only this file knows: the released way; the same with one cut for both points and means on both axes;
 two cuts at x_k, with no step between; and gradients of successive batches, each at its own point."""
 
+HESSIAN = "hessian_norm"
+
 WAYS = {
     "as released": (RELEASED, "tenth"),
     "path, step's batch": ("path", "step"),
@@ -42,7 +44,7 @@ WAYS = {
 """The four ways: estimator and data of their rows."""
 
 CONTROLS = {"as released, cut alike": (ALIKE, "tenth"), "no step, cut anew": (STILL, "tenth")}
-CONTROLS |= {"successive batches": (SUCCESSIVE, "two batches")}
+CONTROLS |= {"successive batches": (SUCCESSIVE, "two batches"), "Hessian norm, held-out batch": (HESSIAN, "held-out")}
 
 Cut = Any
 """How the fixed data are cut into pieces."""
@@ -172,6 +174,7 @@ class Ways:
         cuts: Returns two cuts of it.
         radius: Length of local displacements [||x||].
         every: Steps from one measurement to the next.
+        hessian_every: Steps from one Hessian norm on the held-out batches to the next; ``None`` measures none.
         path: File of the trace; ``None`` keeps the rows in memory.
     """
 
@@ -186,6 +189,7 @@ class Ways:
         *,
         radius: float,
         every: int,
+        hessian_every: int | None,
         path: Path | None,
     ) -> None:
         if path is not None:
@@ -199,6 +203,8 @@ class Ways:
         self.on_held_out = sd.Probe(
             model, optimizer, loss_fn, estimators=(local,), schedule=due, probe_batches=held_out, trace=self.trace
         )
+        if hessian_every is not None:
+            self.on_held_out.also(sd.every(hessian_every), sd.HessianNorm())
         self.step = 0
         self._gradient, self._start, self._moved = list[Tensor](), list[Tensor](), 0.0
 
