@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from checkpoints import KNOWN, NETS, STAGES
-from law_tables import ends
+from law_tables import ends, usual
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -39,6 +39,7 @@ LIMIT = 2.99
 
 def draw_grid(rows: pd.DataFrame, traces: Path) -> Figure:
     """A row for each network, a column for each stage; left the verdicts on leaving, right the way of arriving."""
+    rows = usual(rows)
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(9.2, 5.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.55, 1))

@@ -11,6 +11,7 @@ MODELS = ("affine", "power", "isotonic", "distance", "loss gap")
 
 
 def tables(rows: pd.DataFrame) -> dict[str, str]:
+    larger, rows = rows[rows["times"] > 1], usual(rows)
     nets = rows[rows["subject"].isin(NETS)]
     return {
         "sum": totals(nets),
@@ -20,8 +21,14 @@ def tables(rows: pd.DataFrame) -> dict[str, str]:
         "secants": secants(rows),
         "arriving": arriving(rows),
         "known": known(rows[rows["subject"].isin(KNOWN)]),
-        "cost": cost(rows),
+        "examples": examples(nets, larger),
+        "cost": cost(rows, larger),
     }
+
+
+def usual(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the scans on as many examples as a training batch has."""
+    return rows[~(rows["times"] > 1)]
 
 
 def cells(rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
@@ -185,10 +192,22 @@ def known(rows: pd.DataFrame) -> str:
     )
 
 
-def cost(rows: pd.DataFrame) -> str:
+def examples(nets: pd.DataFrame, larger: pd.DataFrame) -> str:
+    """The same point on four times as many examples."""
+    head = ["network", "steps", "verdict", "exponent", "L1", "on four times the examples: verdict", "exponent", "L1"]
+    lines = []
+    for name, stage, part in cells(larger):
+        of = nets[(nets["subject"] == name) & (nets["stage"] == stage) & (nets["seed"] == 0)]
+        both = [(p["verdict"].iloc[0], ends(p["exponent_low"], p["exponent_high"]), span(p["L1"])) for p in (of, part)]
+        lines.append([name, stage, *both[0], *both[1]])
+    return markdown(head, lines)
+
+
+def cost(rows: pd.DataFrame, larger: pd.DataFrame) -> str:
     """CPU minutes of each network, training and fits included; and what scan_power.py takes for typical of a scan."""
     minutes = [[name, f"{rows.loc[rows['subject'] == name, 'seconds'].sum() / 60:.1f}"] for name in SUBJECTS]
-    whole = [*minutes, ["all", f"{rows['seconds'].sum() / 60:.1f}"]]
+    minutes.append(["four times the examples", f"{larger['seconds'].sum() / 60:.1f}"])
+    whole = [*minutes, ["all", f"{(rows['seconds'].sum() + larger['seconds'].sum()) / 60:.1f}"]]
     nets = rows[rows["subject"].isin(NETS)]
     typical = {
         "points": nets["points"].median(),

@@ -61,7 +61,7 @@ def made_up(bench, monkeypatch):
 
 def test_every_case_has_a_key_of_its_own_and_every_subject_its_stages(bench) -> None:
     cases = bench.which_law.cases("quick")
-    assert len(cases) == len(bench.checkpoints.SUBJECTS) * 3 * 3
+    assert len(cases) == len(bench.checkpoints.SUBJECTS) * 3 * 3 + len(bench.checkpoints.NETS) * 2
     paths = {bench.which_law.path_of(FOLDER, case, "lines") for case in cases.values()}
     assert len(paths) == len(cases)
 
@@ -82,6 +82,9 @@ def test_a_scan_sees_as_many_held_out_examples_as_a_training_batch_has(bench, ma
     torch.testing.assert_close(batch, again, rtol=0, atol=0)
     other = bench.checkpoints.held_out(bench.checkpoints.Checkpoint("ViT", 0, 1), torch.device("cpu"))
     assert not torch.equal(batch[0], other[0])
+    more = bench.checkpoints.held_out(bench.checkpoints.Checkpoint("ViT", 0, 0, times=2), torch.device("cpu"))
+    torch.testing.assert_close(more[0][:8], batch[0], rtol=0, atol=0)
+    assert len(more[0]) == 16
 
 
 def test_training_moves_weights_by_heavy_ball_from_the_seed(bench, made_up) -> None:
@@ -142,6 +145,7 @@ def test_span_and_ends(bench) -> None:
 
 def test_grid_shows_every_verdict(bench, rows) -> None:
     figure = bench.law_figures.draw_grid(rows, FOLDER)
+    rows = bench.law_tables.usual(rows)
     left, right = figure.axes
     letters = [text.get_text() for text in left.texts if text.get_text() in "CLPG?"]
     expected = [bench.law_figures.VERDICTS[verdict][0] for verdict in rows["verdict"]]
