@@ -80,7 +80,8 @@ def totals(rows: pd.DataFrame) -> str:
     head = ["network", "scans", "CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED", "‖H‖ rises for sure"]
     head += ["exponent below 1", "above 1", "arriving: rank > .5", "rank < -.5"]
     parts = [(name, rows[rows["subject"] == name]) for name in NETS if name in set(rows["subject"])]
-    return markdown(head, [line(name, part) for name, part in [*parts, ("all", rows)]])
+    parts += [("the six networks", rows[rows["subject"] != "logistic"]), ("all", rows)]
+    return markdown(head, [line(name, part) for name, part in parts])
 
 
 def leaving(rows: pd.DataFrame) -> str:
