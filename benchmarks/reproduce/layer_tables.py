@@ -57,6 +57,7 @@ def tables(rows: pd.DataFrame) -> dict[str, str]:
     return {
         "steps": steps(gpt[gpt["norm"] == "own"]),
         "published": published(usual[usual["norm"] == "own"]),
+        "weights": weights(gpt[(gpt["norm"] == "own") & (gpt["part"].map(kind_of) == "hidden")]),
         "layers": by_layer(usual[usual["norm"] == "own"]),
         "euclidean": euclidean(usual[usual["norm"] == "Euclidean"]),
         "known": known(found[(found["name"] != "gpt") & (found["norm"] == "own")]),
@@ -75,7 +76,7 @@ def conditions(gpt: pd.DataFrame) -> list[tuple[float, int, pd.DataFrame]]:
 def steps(gpt: pd.DataFrame) -> str:
     """For each length of steps: what the published fit takes from the run, beside what a short displacement shows."""
     head = ["layers", "batch", "step t / published", "held-out loss", "t", "1/L1, other batches", "L1 t / √2"]
-    head += ["noise / other", "L1 t / √2, same examples", "L1, short", "its 90% interval"]
+    head += ["noise / other", "same / other", "saturation, same", "L1, short", "its 90% interval"]
     lines = []
     for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
         for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
@@ -90,11 +91,24 @@ def steps(gpt: pd.DataFrame) -> str:
                     f"{1 / of['other L1']:.2g}",
                     span(part["other share"]),
                     span(part["noise"]),
-                    span(part["same share"]),
-                    f"{of['short fit']:.2g}",
+                    span(part["moved"]),
+                    span(part["same saturation"]),
+                    sized([of["short fit"]]),
                     sized([of["short low"], of["short high"]]),
                 ]
             )
+    return markdown(head, lines)
+
+
+def weights(hidden: pd.DataFrame) -> str:
+    """The published fit with other weights of points above the line: medians of L1 t / √2, and fits without L0."""
+    names = [column for column in hidden if column.startswith("other L1 at ")]
+    head = ["batch", "step t / published", *(f"weight {name.split()[-1]}" for name in names), "fits with L0 = 0"]
+    lines = []
+    for factor, batch, part in conditions(hidden):
+        shares = [(part[name] * part["length"]).median() / math.sqrt(2) for name in names]
+        zero = (part["other L0"] == 0).sum()
+        lines.append([batch, f"{factor:g}", *map(short, shares), f"{zero} of {len(part)}"])
     return markdown(head, lines)
 
 
@@ -184,7 +198,7 @@ def sized(values: Any) -> str:
     known = pd.Series(values, dtype=float).dropna()
     if known.empty:
         return "-"
-    low, high = f"{known.min():.2g}", f"{known.max():.2g}"
+    low, high = (f"{end:.2g}" if abs(end) < 100 else f"{end:.0f}" for end in (known.min(), known.max()))
     return low if low == high else f"{low} to {high}"
 
 
