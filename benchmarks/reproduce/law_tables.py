@@ -75,10 +75,10 @@ def totals(rows: pd.DataFrame) -> str:
         of = [verdicts[verdict] for verdict in ("CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED")]
         above, below = (part["exponent_low"] > 1).sum(), (part["exponent_high"] < 1).sum()
         up, down = (part["down_rank"] > 0.5).sum(), (part["down_rank"] < -0.5).sum()
-        return [name, len(part), *of, rises(part).sum(), below, above, up, down]
+        return [name, len(part), *of, rises(part).sum(), (part["L0"] == 0).sum(), below, above, up, down]
 
     head = ["network", "scans", "CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED", "‖H‖ rises for sure"]
-    head += ["exponent below 1", "above 1", "arriving: rank > .5", "rank < -.5"]
+    head += ["L0 = 0", "exponent below 1", "above 1", "arriving: rank > .5", "rank < -.5"]
     parts = [(name, rows[rows["subject"] == name]) for name in NETS if name in set(rows["subject"])]
     parts += [("the six networks", rows[rows["subject"] != "logistic"]), ("all", rows)]
     return markdown(head, [line(name, part) for name, part in parts])

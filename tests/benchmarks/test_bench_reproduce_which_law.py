@@ -158,7 +158,7 @@ def test_grid_shows_every_verdict(bench, rows) -> None:
 def test_results_are_whole_and_every_missing_verdict_has_a_cause(bench, rows) -> None:
     skip_without(REPOSITORY / "docs" / "reproduce" / "which_law.md")
     assert set(rows["key"]) == set(bench.which_law.cases("quick"))
-    assert ((rows["verdict"] == "NOT_IDENTIFIED") == (rows["why"] != "")).all()
+    assert ((rows["verdict"] == "NOT_IDENTIFIED") == (rows["why"].fillna("") != "")).all()
 
 
 def test_page_has_the_tables_of_the_results(bench, rows) -> None:
