@@ -22,8 +22,10 @@ from smoothdiag.measure.scan import SPACING
 from smoothdiag.measure.scan.search import LAST, TOLERANCE
 
 COST = 13
-"""Gradients of a point, the search for it and the ends of lines included: the median of 108 scans of six networks. The 63
-of docs/reproduce/which_law.md take 14."""
+"""Gradients of a point, the search for it and the ends of lines included: the median of 108 earlier scans of networks.
+
+The 63 of docs/reproduce/which_law.md take 14.
+"""
 
 NUM_BOOT = 200
 

@@ -56,6 +56,7 @@ def tables(rows: pd.DataFrame) -> dict[str, str]:
     usual = gpt[(gpt["factor"] == 1) & (gpt["batch"] == 16)]
     return {
         "steps": steps(gpt[gpt["norm"] == "own"]),
+        "constants": constants(gpt[gpt["norm"] == "own"]),
         "published": published(usual[usual["norm"] == "own"]),
         "weights": weights(gpt[(gpt["norm"] == "own") & (gpt["part"].map(kind_of) == "hidden")]),
         "layers": by_layer(usual[usual["norm"] == "own"]),
@@ -74,9 +75,9 @@ def conditions(gpt: pd.DataFrame) -> list[tuple[float, int, pd.DataFrame]]:
 
 
 def steps(gpt: pd.DataFrame) -> str:
-    """For each length of steps: what the published fit takes from the run, beside what a short displacement shows."""
+    """For each length of steps: the step that the published fit allows, and what its quotient consists of."""
     head = ["layers", "batch", "step t / published", "held-out loss", "t", "1/L1, other batches", "L1 t / √2"]
-    head += ["noise / other", "same / other", "saturation, same", "L1, short", "its 90% interval"]
+    head += ["noise / other", "same / other", "saturation, same"]
     lines = []
     for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
         for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
@@ -93,16 +94,28 @@ def steps(gpt: pd.DataFrame) -> str:
                     span(part["noise"]),
                     span(part["moved"]),
                     span(part["same saturation"]),
-                    sized([of["short fit"]]),
-                    sized([of["short low"], of["short high"]]),
                 ]
             )
     return markdown(head, lines)
 
 
+def constants(gpt: pd.DataFrame) -> str:
+    """Medians of L1 by each kind of rows, and the interval of the last: medians of its ends."""
+    head = ["layers", "batch", "step t / published", "L1, other batches", "noise alone", "same examples", "short"]
+    head += ["its 90% interval", "verdicts: short"]
+    lines = []
+    for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
+        for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
+            of = part.median(numeric_only=True)
+            found = [sized([of[name]]) for name in ("other L1", "null L1", "same L1", "short fit")]
+            interval = sized([of["short low"], of["short high"]])
+            lines.append([words, batch, f"{factor:g}", *found, interval, counts(part["short verdict"].dropna())])
+    return markdown(head, lines)
+
+
 def weights(hidden: pd.DataFrame) -> str:
     """The published fit with other weights of points above the line: medians of L1 t / √2, and fits without L0."""
-    names = [column for column in hidden if column.startswith("other L1 at ")]
+    names = [str(column) for column in hidden if str(column).startswith("other L1 at ")]
     head = ["batch", "step t / published", *(f"weight {name.split()[-1]}" for name in names), "fits with L0 = 0"]
     lines = []
     for factor, batch, part in conditions(hidden):

@@ -1,6 +1,6 @@
 """Which law holds where: smoothness beside the gradient norm along lines out of a point, and down to a minimum.
 
-SMOOTHDIAG_DATA=... python benchmarks/reproduce/which_law.py            # 99 checkpoints
+SMOOTHDIAG_DATA=... python benchmarks/reproduce/which_law.py            # 113 scans
 SMOOTHDIAG_DATA=... python benchmarks/reproduce/which_law.py --report   # tables, figures of docs/reproduce/which_law.md
 """
 

@@ -143,6 +143,42 @@ def test_span_and_ends(bench) -> None:
     assert tables.short(512.4, 0) == "512"
 
 
+def test_smoothness_rises_where_the_fit_says_so(bench) -> None:
+    """The line must rise 1.25-fold: on a quadratic the interval of L1 may miss zero by a rounding."""
+    rng = np.random.default_rng(0)
+    x = np.exp(np.tile([0.0, 1.0, 2.0, 2.5], 12))
+    lines = {"scan": np.repeat([f"gradient in w{k}" for k in range(12)], 4), "point": np.tile(range(4), 12)}
+    lines |= {"grad_norm": x, "distance": np.tile(range(4), 12), "estimator": "hessian_norm", "status": "ok"}
+    lines |= {"loss": 1 + x, "num_grads": 4, "relative_distance": 0.1}
+    start = {"scan": "start", "point": 0, "grad_norm": 1.0, "distance": 0.0, "estimator": "hessian_norm"}
+    start |= {"status": "ok", "loss": 2.0, "num_grads": 4, "relative_distance": 0.0}
+
+    def leaving(smoothness):
+        first, others = [start | {"smoothness": 1.0}], lines | {"smoothness": smoothness}
+        both = pd.concat([pd.DataFrame(first), pd.DataFrame(others)])
+        return bench.which_law.leaving(both.assign(step=0))
+
+    flat = leaving(1 + 1e-4 * x + 1e-6 * rng.normal(size=len(x)))
+    rising = leaving(x * np.exp(0.3 * rng.normal(size=len(x))))
+    assert flat["L1_low"] > 0
+    assert bench.law_tables.rises(pd.DataFrame([flat, rising])).tolist() == [False, True]
+
+
+def test_descents_are_counted_one_way_or_the_other(bench) -> None:
+    rows = pd.DataFrame({"stage": [0, 0, 50, 50], "down_rank": [0.9, -0.9, 0.2, np.nan], "down_points": [9, 8, 17, 2]})
+    lines = [line.split(" | ")[1:] for line in bench.law_tables.ways(rows).splitlines()[2:]]
+    expected = ["2 | 1 | 1 | 0 |", "2 | 0 | 0 | 2 |", "4 | 1 | 1 | 2 |", "2 | 0 | 1 | 1 |"]
+    assert [" | ".join(line) for line in lines] == expected
+
+
+def test_page_has_the_sizes_of_the_networks(bench) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "which_law.md")
+    page = (REPOSITORY / bench.which_law.EXPERIMENT.page).read_text(encoding="utf-8")
+    sizes = [f"{sum(p.numel() for p in net.model().parameters()):,}" for net in bench.checkpoints.NETS.values()]
+    table = page.split("| network | data | weights |")[1].split("\n\n")[0]
+    assert {line.split("|")[-2].strip() for line in table.splitlines()[2:]} == set(sizes)
+
+
 def test_grid_shows_every_verdict(bench, rows) -> None:
     figure = bench.law_figures.draw_grid(rows, FOLDER)
     rows = bench.law_tables.usual(rows)
