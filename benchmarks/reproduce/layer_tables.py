@@ -142,8 +142,9 @@ def published(usual: pd.DataFrame) -> str:
 
 
 def by_layer(part: pd.DataFrame) -> str:
-    head = ["layer", "L1, other batches", "L1 t / √2", "L1, noise alone", "noise / other", "L1, same examples"]
-    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short"]
+    """Ranges over blocks and seeds; of the ratio of the constants of noise and of other batches the median, too."""
+    head = ["layer", "L1, other batches", "L1 t / √2", "L1, noise alone", "its share of L1: median", "noise / other"]
+    head += ["L1, same examples", "L1, short", "its 90% intervals", "verdicts: other batches", "short"]
     lines = []
     for name in MATRICES:
         of = part[part["part"] == name]
@@ -153,6 +154,7 @@ def by_layer(part: pd.DataFrame) -> str:
                 sized(of["other L1"]),
                 span(of["other share"]),
                 sized(of["null L1"]),
+                short((of["null L1"] / of["other L1"]).median()),
                 span(of["noise"]),
                 sized(of["same L1"]),
                 sized(of["short fit"]),
