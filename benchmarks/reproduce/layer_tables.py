@@ -12,6 +12,9 @@ from smoothdiag.optim.scion import Kind
 
 KINDS = ("other", "null", "same", "short")
 
+SOME = ("other verdict", *(f"short {name}" for name in ("verdict", "decades", "flags", "fit", "low", "high")), "bias")
+"""Columns that only some layers or runs have."""
+
 MATRICES = ("mix", "out", "up", "down", "tokens", "places")
 """Parts of names of layers, in the order of the tables."""
 
@@ -37,6 +40,7 @@ def layers_of(rows: pd.DataFrame) -> pd.DataFrame:
         of = {key: run[key] for key in ("name", "factor", "batch", "seed", "first_loss", "loss")}
         found += [of | layer | {"part": part_of(layer["layer"])} for layer in run["layers"]]
     frame = pd.DataFrame(found)
+    frame = frame.reindex(columns=[*frame, *(name for name in SOME if name not in frame)])
     for kind in KINDS:
         frame[f"{kind} share"] = frame[f"{kind} L1"] * frame["length"] / math.sqrt(2)
     return frame
@@ -102,14 +106,16 @@ def steps(gpt: pd.DataFrame) -> str:
 def constants(gpt: pd.DataFrame) -> str:
     """Medians of L1 by each kind of rows, and the interval of the last: medians of its ends."""
     head = ["layers", "batch", "step t / published", "L1, other batches", "noise alone", "same examples", "short"]
-    head += ["its 90% interval", "verdicts: short"]
+    head += ["its 90% interval", "decades of gradient norms", "verdicts: short", "first flag"]
     lines = []
     for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
         for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
             of = part.median(numeric_only=True)
             found = [sized([of[name]]) for name in ("other L1", "null L1", "same L1", "short fit")]
             interval = sized([of["short low"], of["short high"]])
-            lines.append([words, batch, f"{factor:g}", *found, interval, counts(part["short verdict"].dropna())])
+            flags = [names[0] for names in part["short flags"].dropna() if names]
+            said = [span(part["short decades"], 1), counts(part["short verdict"].dropna()), counts(flags)]
+            lines.append([words, batch, f"{factor:g}", *found, interval, *said])
     return markdown(head, lines)
 
 
@@ -189,7 +195,7 @@ def euclidean(part: pd.DataFrame) -> str:
 
 def known(part: pd.DataFrame) -> str:
     head = ["landscape", "true L1", "√2 / step", "L1, other batches", "L1, noise alone", "L1, same examples"]
-    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short"]
+    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short", "first flag, short"]
     lines = []
     for name, truth in TRUTH.items():
         of = part[part["name"] == name]
@@ -203,6 +209,7 @@ def known(part: pd.DataFrame) -> str:
                 sized([of["short low"].min(), of["short high"].max()]),
                 counts(of["other verdict"].dropna()),
                 counts(of["short verdict"].dropna()),
+                counts(names[0] for names in of["short flags"].dropna() if names),
             ]
         )
     return markdown(head, lines)
