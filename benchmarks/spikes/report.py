@@ -114,7 +114,6 @@ def causes_table(found: pd.DataFrame, part: str) -> str:
 POOLS = {
     "unseen": "tasks that the guard was not built with",
     "clean": "tasks that it was built with",
-    "fast": "the same at twice the rate",
     "apart": "heavy tails",
     "planted": "planted runs, before the plant",
 }

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 
 from smoothdiag.console import counted
 from smoothdiag.spikes.events import OF_MODULE, SpikeEvent
+from smoothdiag.spikes.signals import ELEMENTS
+from smoothdiag.spiking import SpikeRule
 
 NAN = math.nan
 
@@ -159,9 +161,13 @@ def _rise(value: float, here: float, event: SpikeEvent, name: str) -> float:
 
 
 def _size(event: SpikeEvent, name: str) -> float:
-    """Returns how far a signal is above what is usual, on a log scale; NaN if it is no spike upwards."""
+    """Returns how far a signal is above what is usual, on a log scale; NaN if it is no spike upwards.
+
+    Where single elements alone spiked, a signal counts that is at least as large as a norm that spikes.
+    """
     value, usual = event.values.get(name, NAN), event.usual.get(name, NAN)
-    return math.log(value / usual) if name in event.spiked and 0 < usual < value < math.inf else NAN
+    counts = name in event.spiked or (event.spiked == (ELEMENTS,) and value >= SpikeRule.least_ratio * usual)
+    return math.log(value / usual) if counts and 0 < usual < value < math.inf else NAN
 
 
 def ratio(values: Mapping[str, float], usual: Mapping[str, float], name: str) -> float:

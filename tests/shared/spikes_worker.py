@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
-from smoothdiag import Probe, SpikeGuard
+from smoothdiag import SPAM, Probe, SpikeGuard
 
 WORLD = 2
 STEPS, HARD, LOST = 40, 30, 36
-ACTIONS = ("log", "skip", "clip")
+
+GUARDS: dict[str, dict[str, Any]] = {
+    "log": {"modules": True},
+    "skip": {"modules": True, "action": "skip"},
+    "clip": {"modules": True, "action": "clip"},
+    "SPAM": {"rule": SPAM(warm_up=5), "action": "clip"},
+}
 
 
 def squares(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -30,7 +36,7 @@ def spoilt(y: Tensor, rank: int | None) -> Tensor:
     return torch.cat([40 * part if rank == 1 or i % 2 else part for i, part in enumerate(parts)])
 
 
-def train(action: Any, wrap: str = "alone", rank: int | None = None) -> dict[str, Any]:
+def train(kind: str, wrap: str = "alone", rank: int | None = None) -> dict[str, Any]:
     model: nn.Module = network(dtype=torch.float64)
     if wrap == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
@@ -39,7 +45,7 @@ def train(action: Any, wrap: str = "alone", rank: int | None = None) -> dict[str
             fully_shard(part)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     probe = Probe(model, optimizer, squares, estimators=(), schedule=never)
-    guard = SpikeGuard(optimizer, probe, action=action, update_norm=True, modules=True)
+    guard = SpikeGuard(optimizer, probe, update_norm=True, **GUARDS[kind])
     for k, (x, y) in enumerate(batches(STEPS, dtype=torch.float64)):
         x, y = parted((x, F.one_hot(y, 3).double()), rank, WORLD)
         if k == HARD:
@@ -65,6 +71,6 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=120)
     )
-    found = {(action, wrap): train(action, wrap, rank) for action in ACTIONS for wrap in ("ddp", "fsdp2")}
+    found = {(kind, wrap): train(kind, wrap, rank) for kind in GUARDS for wrap in ("ddp", "fsdp2")}
     torch.save(found, Path(folder, f"rank{rank}.pt"))
     dist.destroy_process_group()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from ranks import run_ranks
-from spikes_worker import ACTIONS, HARD, LOST, WORLD, train, work
+from spikes_worker import GUARDS, HARD, LOST, WORLD, train, work
 from torch.testing import assert_close
 
 pytestmark = [
@@ -18,9 +18,9 @@ def found(tmp_path_factory):
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("action", ACTIONS)
-def test_ranks_decide_alike(found, action, wrap) -> None:
-    first, second = (rank[action, wrap] for rank in found)
+@pytest.mark.parametrize("kind", GUARDS)
+def test_ranks_decide_alike(found, kind, wrap) -> None:
+    first, second = (rank[kind, wrap] for rank in found)
     assert repr(first["events"]) == repr(second["events"]), "as text, where NaN equals NaN"
     assert first["causes"] == second["causes"]
     for a, b in zip(first["weights"], second["weights"], strict=True):
@@ -32,7 +32,12 @@ def test_ranks_decide_alike(found, action, wrap) -> None:
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
-def test_ranks_do_what_one_process_does(found, wrap) -> None:
-    ranks, alone = found[0]["skip", wrap], train("skip")
+@pytest.mark.parametrize("kind", ["skip", "SPAM"])
+def test_ranks_do_what_one_process_does(found, kind, wrap) -> None:
+    ranks, alone = found[0][kind, wrap], train(kind)
     assert [event[:3] for event in ranks["events"]] == [event[:3] for event in alone["events"]]
-    assert_close(ranks["weights"], alone["weights"], rtol=1e-6, atol=1e-9)
+    assert_close(ranks["weights"], alone["weights"], rtol=1e-6, atol=1e-9, equal_nan=True)
+    if kind == "SPAM":
+        numbers = [[event[3]["elements"] for event in one["events"]] for one in (ranks, alone)]
+        assert numbers[0] == numbers[1]
+        assert numbers[0][0] > 0
