@@ -130,7 +130,7 @@ def grid(rows: pd.DataFrame, task: str, rates: Rates) -> str:
             if all(rate in frame.index for frame in both)
         ]
         lines.append([schedule, "steps of ClippedScion to Scion's loss at this rate", *shares])
-    return markdown(["rate", "method", "1", "2", "3", "4"], lines)
+    return markdown(["rate", "method", *map(str, range(1, len(rates(task, PLAIN)) + 1))], lines)
 
 
 def lengths(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:

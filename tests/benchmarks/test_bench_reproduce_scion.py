@@ -97,7 +97,7 @@ def test_share_of_steps_is_read_off_the_smoothed_curve(bench) -> None:
 
 
 def rows_of(bench, losses):
-    """Grids on the choosing seed with these losses at the four rates, and steps of half the longest."""
+    """Grids on the choosing seed with these losses at the five rates, and steps of half the longest."""
     scion = bench.scion
     runs = [
         {"task": t, "method": m, "schedule": s, "rate": rate, "seed": scion.CHOSEN_BY, "why": "", "final": loss}
@@ -108,22 +108,22 @@ def rows_of(bench, losses):
 
 
 def test_every_method_tries_as_many_rates(bench) -> None:
-    assert {len(bench.scion.rates(task, method)) for task, method, _ in bench.scion.compared()} == {4}
+    assert {len(bench.scion.rates(task, method)) for task, method, _ in bench.scion.compared()} == {5}
 
 
 def test_best_rates_go_to_other_seeds_with_an_equally_long_scion(bench) -> None:
     scion = bench.scion
     assert scion.then("quick", pd.DataFrame()) == {}
-    runs = list(scion.then("quick", rows_of(bench, (3.0, math.nan, 1.0, 2.0))).values())
+    runs = list(scion.then("quick", rows_of(bench, (3.0, 4.0, math.nan, 1.0, 2.0))).values())
     assert all(run.seed in scion.JUDGED_BY[run.task] for run in runs)
-    assert {run.rate for run in runs if not run.why} == {0.00036, 0.016, 3e-3}
+    assert {run.rate for run in runs if not run.why} == {0.00036, 0.016, 1e-2}
     equal = [run for run in runs if run.why == "equal length"]
     assert {(run.task, run.method, run.rate) for run in equal} == {
         ("gpt", scion.PLAIN, 0.00018),
         ("cnn", scion.PLAIN, 0.008),
     }
     assert sorted(run.threshold for run in runs if run.why.startswith("threshold")) == [0.25, 0.25, 4.0, 4.0]
-    assert scion.best(rows_of(bench, (1.0,) * 4).iloc[1:], "gpt", scion.CLIPPED, "fixed") is None
+    assert scion.best(rows_of(bench, (1.0,) * 5).iloc[1:], "gpt", scion.CLIPPED, "fixed") is None
 
 
 def test_parameters_are_sorted_into_layers(bench) -> None:
