@@ -23,6 +23,11 @@ PAPER = {
 }
 """Read off figure 2 [nats]: CIFAR-10 training loss at epoch 75, Penn Treebank validation loss at epoch 250."""
 
+NAMES = {"cifar": "training loss before the first decay", "ptb": "final validation perplexity"}
+
+CHANCE = {"cifar": math.log(10), "ptb": math.log(2000)}
+"""Loss of equal probabilities [nats]; figures end there."""
+
 TITLES = {"cifar": "CIFAR-10, ResNet-32", "ptb": "Penn Treebank, LSTM"}
 
 
@@ -71,6 +76,7 @@ def tables(rows: pd.DataFrame, *, methods: Sequence[str], best_factor: Choose) -
         found[f"{task} published"] = published(rows, task)
         found[f"{task} order"] = order(rows, task, methods, best_factor)
         found[f"{task} rates"] = rates(rows, task, methods, best_factor)
+        found[f"{task} best"] = at_best(rows, task, methods, best_factor)
     return found
 
 
@@ -78,7 +84,7 @@ def shown(task: str, value: float) -> str:
     """Training loss as it is, validation loss as perplexity."""
     if math.isnan(value):
         return "diverged"
-    return f"{math.exp(value):.0f}" if task == "ptb" and value > math.log(100) else f"{judged_unit(task, value):.3g}"
+    return f"{judged_unit(task, value):.0f}" if task == "ptb" else f"{value:.2f}"
 
 
 def judged_unit(task: str, value: float) -> float:
@@ -117,18 +123,17 @@ def published(rows: pd.DataFrame, task: str) -> str:
 
 
 def order(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
-    """Every step of the paper's order, and the step from its worst to its best method."""
+    """Every step of the paper's order, the step from its worst to its best method, and the step to the controls."""
     lines = []
-    for worse, better in [*pairwise(methods), (methods[0], methods[-1])]:
+    controls = [m for m in rows.loc[rows["task"] == task, "method"].unique() if m not in methods]
+    for worse, better in [*pairwise(methods), (methods[0], methods[-1]), *((methods[-1], m) for m in controls)]:
         best = [values(rows, task, m, best_factor(rows, task, m)) for m in (better, worse)]
-        seeds = rows["seed"].unique()
-        chosen_without = [series.drop(min(seeds), errors="ignore") for series in best]
         lines.append(
             [
                 f"{better} - {worse}",
-                f"{PAPER[task][better] - PAPER[task][worse]:+.3f}",
+                f"{PAPER[task][better] - PAPER[task][worse]:+.3f}" if better in methods else "",
                 str(gap(values(rows, task, better, 1.0), values(rows, task, worse, 1.0))),
-                str(gap(chosen_without[0], chosen_without[1])),
+                str(gap(judging(rows, best[0]), judging(rows, best[1]))),
             ]
         )
     return markdown(["difference [nats]", "paper", "published rates", "best rates"], lines)
@@ -144,6 +149,38 @@ def rates(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Ch
         texts = [shown(task, own[factor]) if factor in own else "" for factor in factors]
         lines.append([method, *(f"**{t}**" if f == best else t for f, t in zip(factors, texts, strict=True))])
     return markdown(["method", *(f"published rate x {factor:.2g}" for factor in factors)], lines)
+
+
+def at_best(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
+    lines = []
+    for method in methods:
+        factor = best_factor(rows, task, method)
+        judged, right = (judging(rows, values(rows, task, method, factor, name)) for name in ("judged", "right"))
+        edges = {*rows.loc[(rows["task"] == task) & (rows["method"] == method), "factor"].agg(["min", "max"])}
+        edge = ", at the edge of the grid" if factor in edges else ""
+        lines.append(
+            [
+                method,
+                "" if factor is None else f"x {factor:.2g}{edge}",
+                ", ".join(f"{shown(task, value)} (seed {seed})" for seed, value in judged.items()),
+                f"{judged.max() - judged.min():.3f}",
+                f"{100 * right.mean():.1f}%",
+            ]
+        )
+    head = [
+        "method",
+        "best rate, in published ones",
+        NAMES[task],
+        "range over seeds [nats]",
+        "right answers at the end",
+    ]
+    return markdown(head, lines)
+
+
+def judging(rows: pd.DataFrame, series: pd.Series) -> pd.Series:
+    """Leaves out the seed that chose the rates."""
+    kept: pd.Series = series.drop(rows["seed"].min(), errors="ignore")
+    return kept
 
 
 def cost(rows: pd.DataFrame) -> str:
@@ -183,7 +220,7 @@ def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str]) -> Figure:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     plt.switch_backend("agg")
-    figure, panels = plt.subplots(2, 3, figsize=(10.5, 6.2), layout="constrained")
+    figure, panels = plt.subplots(2, 3, figsize=(9.0, 5.4), layout="constrained")
     for (left, middle, right), task in zip(panels, PAPER, strict=True):
         draw_curves(left, rows, task, "train", methods)
         draw_curves(middle, rows, task, "right" if task == "cifar" else "valid", methods)
@@ -193,7 +230,9 @@ def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str]) -> Figure:
         for method, look in looks(methods):
             own = grid[grid["method"] == method].sort_values("factor")
             right.plot(own["factor"], own["judged"], marker="o", markersize=4, linewidth=1.4, **look)
-        right.set(xscale="log", xlabel="rate, in published ones", title="one seed, three rates")
+        right.set(xscale="log", xlabel="rate, in published ones", title="other rates, one seed")
+        right.set_ylim(top=min(right.get_ylim()[1], CHANCE[task]))
+        middle.set_ylim(top=min(middle.get_ylim()[1], 100 if task == "cifar" else CHANCE[task]))
         right.xaxis.set_major_locator(FixedLocator(sorted(grid["factor"].unique())))
         right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
         right.xaxis.set_minor_locator(NullLocator())
