@@ -1,9 +1,8 @@
 """Tables and figure of the runs of zhang2020.py."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,32 @@ CHANCE = {"cifar": math.log(10), "ptb": math.log(2000)}
 TITLES = {"cifar": "CIFAR-10, ResNet-32", "ptb": "Penn Treebank, LSTM"}
 
 
+PAIRS = {
+    "cifar": [
+        ("SGDClip", "SGD"),
+        ("MomClip", "SGDClip"),
+        ("MixClip", "MomClip"),
+        ("MixClip", "SGD"),
+        ("MomClip", "SGD"),
+        ("MixClip, momentum 0.9", "MixClip"),
+    ],
+    "ptb": [
+        ("SGDClip", "SGD"),
+        ("MomClip", "SGDClip"),
+        ("MixClip", "MomClip"),
+        ("MixClip", "SGD"),
+        ("SGD, momentum 0.9", "SGD"),
+        ("MomClip", "SGD, momentum 0.9"),
+        ("MixClip, momentum 0.9", "MixClip"),
+        ("MixClip, momentum 0.9", "MomClip"),
+    ],
+}
+"""Compared methods: every step of the paper's order, the whole way, and the steps to the controls."""
+
+NEEDED = {2: 2.43, 3: 1.0}
+"""Ranges over so many seeds that two methods of equal, normally distributed results exceed once in twenty times."""
+
+
 @dataclass(frozen=True)
 class Gap:
     """How far one method is below another in the same seeds.
@@ -47,12 +72,16 @@ class Gap:
 
     @property
     def clear(self) -> bool:
-        return abs(self.mean) > self.spread
+        return abs(self.mean) > self.needed
+
+    @property
+    def needed(self) -> float:
+        return NEEDED.get(self.number, math.inf) * self.spread
 
     def __str__(self) -> str:
         if self.number < 2 or math.isnan(self.mean):
             return "no comparison"
-        return f"{self.mean:+.3f} ({'clear' if self.clear else 'within the spread'}, {self.spread:.3f})"
+        return f"{self.mean:+.3f} ({'clear' if self.clear else 'not clear'}, {self.needed:.3f})"
 
 
 def gap(first: pd.Series, second: pd.Series) -> Gap:
@@ -70,11 +99,18 @@ def values(rows: pd.DataFrame, task: str, method: str, factor: float | None, col
     return series
 
 
-def tables(rows: pd.DataFrame, *, methods: Sequence[str], best_factor: Choose) -> dict[str, str]:
-    found = {"cost": cost(rows)}
+def tables(
+    rows: pd.DataFrame,
+    *,
+    settings: Mapping[Any, Mapping[str, Any]],
+    grids: Mapping[Any, Sequence[str]],
+    best_factor: Choose,
+) -> dict[str, str]:
+    found = {"cost": cost(rows), "settings": written(settings)}
     for task in PAPER:
+        methods = grids[task]
         found[f"{task} published"] = published(rows, task)
-        found[f"{task} order"] = order(rows, task, methods, best_factor)
+        found[f"{task} order"] = order(rows, task, best_factor)
         found[f"{task} rates"] = rates(rows, task, methods, best_factor)
         found[f"{task} best"] = at_best(rows, task, methods, best_factor)
     return found
@@ -122,21 +158,42 @@ def published(rows: pd.DataFrame, task: str) -> str:
     return markdown(head, lines)
 
 
-def order(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
-    """Every step of the paper's order, the step from its worst to its best method, and the step to the controls."""
+def order(rows: pd.DataFrame, task: str, best_factor: Choose) -> str:
     lines = []
-    controls = [m for m in rows.loc[rows["task"] == task, "method"].unique() if m not in methods]
-    for worse, better in [*pairwise(methods), (methods[0], methods[-1]), *((methods[-1], m) for m in controls)]:
+    paper = PAPER[task]
+    for better, worse in PAIRS[task]:
         best = [values(rows, task, m, best_factor(rows, task, m)) for m in (better, worse)]
         lines.append(
             [
                 f"{better} - {worse}",
-                f"{PAPER[task][better] - PAPER[task][worse]:+.3f}" if better in methods else "",
+                f"{paper[better] - paper[worse]:+.3f}" if better in paper and worse in paper else "",
                 str(gap(values(rows, task, better, 1.0), values(rows, task, worse, 1.0))),
                 str(gap(judging(rows, best[0]), judging(rows, best[1]))),
             ]
         )
     return markdown(["difference [nats]", "paper", "published rates", "best rates"], lines)
+
+
+def written(settings: Mapping[Any, Mapping[str, Any]]) -> str:
+    """Rates, longest steps, thresholds and momentum of every method."""
+    lines = [
+        [
+            TITLES[task],
+            name,
+            "" if name in PAPER[task] else "control",
+            f"{s.lr:g}",
+            *(
+                ("none", "none")
+                if math.isinf(s.longest_step)
+                else (f"{s.longest_step:g}", f"{s.longest_step / s.lr:.2g}")
+            ),
+            f"{s.momentum:g}",
+            f"{s.nu:g}",
+        ]
+        for task, own in settings.items()
+        for name, s in own.items()
+    ]
+    return markdown(["task", "method", "", "lr", "longest step gamma", "threshold", "momentum", "nu"], lines)
 
 
 def rates(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:

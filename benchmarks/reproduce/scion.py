@@ -21,7 +21,7 @@ from experiment import Experiment, Place, Size, main
 from learning import Course, loss_fn, mean, smoothed, to, train
 from scion_figure import draw, draw_norms
 from scion_norms import Norms, measure
-from scion_tables import ADAMW, CLIPPED, FRANK_WOLFE, PLAIN, SHORT, tables
+from scion_tables import ADAMW, CLIPPED, CLIPS, EQUAL, FRANK_WOLFE, HIGHER, PLAIN, PUBLISHED_RATE, SHORT, tables
 from torch import nn
 
 import smoothdiag as sd
@@ -64,7 +64,6 @@ class Run:
         schedule: ``"fixed"``, or ``"decayed"`` along a straight line to zero.
         rate: Length of the longest step of Scion, or AdamW's rate.
         seed: Seed.
-        threshold: Factor on the threshold that the first gradient sets.
         why: Part of the key, for runs that are no entries of the comparison.
     """
 
@@ -73,7 +72,6 @@ class Run:
     schedule: Schedule
     rate: float
     seed: int
-    threshold: float = 1.0
     why: str = ""
 
     @property
@@ -195,6 +193,9 @@ def compared() -> Iterator[tuple[Task, str, Schedule]]:
         for method in (CLIPPED, PLAIN, ADAMW):
             yield task, method, "fixed"
             yield task, method, "decayed"
+        for method in CLIPS:
+            if method != CLIPPED:
+                yield task, method, "fixed"
     yield "gpt", SHORT, "fixed"
     yield "gpt", FRANK_WOLFE, "fixed"
 
@@ -217,20 +218,18 @@ def best(rows: pd.DataFrame, task: str, method: str, schedule: str) -> "pd.Serie
 
 
 def then(size: Size, rows: pd.DataFrame) -> dict[str, Run | Norms]:
-    """The best rates on other seeds, Scion with the mean step of ClippedScion, and other thresholds."""
+    """The best rates on other seeds, the published rates there, and Scion with the mean step of clipped runs."""
     runs: list[Run | Norms] = []
     for task, method, schedule in compared():
         found = best(rows, task, method, schedule)
         if found is None:
             continue
         runs += [Run(task, method, schedule, float(found["rate"]), seed) for seed in JUDGED_BY[task]]
-        if method == CLIPPED and schedule == "fixed":
+        if method == HIGHER:
             shorter = float(found["rate"]) * mean(found["curves"]["seen"])
-            runs += [Run(task, PLAIN, schedule, shorter, seed, why="equal length") for seed in JUDGED_BY[task]]
-            runs += [
-                Run(task, method, schedule, float(found["rate"]), JUDGED_BY[task][0], factor, f"threshold x {factor:g}")
-                for factor in (0.25, 4.0)
-            ]
+            runs += [Run(task, PLAIN, schedule, shorter, seed, why=EQUAL) for seed in JUDGED_BY[task]]
+        if method in (CLIPPED, PLAIN) and schedule == "fixed":
+            runs += [Run(task, method, schedule, PUBLISHED[task], seed, why=PUBLISHED_RATE) for seed in JUDGED_BY[task]]
     return {run.key: run for run in runs}
 
 
@@ -240,7 +239,7 @@ def run(case: Run | Norms, place: Place) -> Mapping[str, Any]:
     full = course(case.task, place.size, case.schedule)
     steps = place.steps(full.steps)
     found = Course(full.model, full.data, steps, min(full.every, steps), full.rate)
-    threshold = case.threshold * threshold_of(found, case.task, case.seed, place.device)
+    threshold = CLIPS.get(case.method, 1.0) * threshold_of(found, case.task, case.seed, place.device)
     curves = train(
         found,
         optimizer_of(case, threshold),

@@ -141,15 +141,23 @@ def test_gap_is_clear_if_it_exceeds_what_seeds_do(bench) -> None:
     found = bench.clipped_curves.gap(a, b)
     assert (found.mean, found.spread, found.number) == (pytest.approx(-0.3), pytest.approx(0.1), 2)
     assert found.clear
-    assert not bench.clipped_curves.gap(a, b - 0.25).clear
+    assert not bench.clipped_curves.gap(a, b - 0.1).clear
     assert str(bench.clipped_curves.gap(a, pd.Series({1: math.nan, 2: 1.5}))) == "no comparison"
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_equal_methods_differ_clearly_once_in_twenty_times(bench, seeds: int) -> None:
+    drawn = np.random.default_rng(0).normal(size=(100_000, 2, seeds))
+    means, ranges = drawn.mean(axis=2), np.ptp(drawn, axis=2).max(axis=1)
+    differ = np.abs(means[:, 0] - means[:, 1]) > bench.clipped_curves.NEEDED[seeds] * ranges
+    assert differ.mean() == pytest.approx(0.05, abs=0.003)
 
 
 def grid(bench, values):
     zhang = bench.zhang2020
     runs = [
         {"task": "ptb", "method": m, "factor": factor, "seed": zhang.CHOSEN_BY, "judged": value}
-        for m in zhang.METHODS
+        for m in zhang.GRIDS["ptb"]
         for factor, value in zip(zhang.FACTORS["ptb"], values, strict=True)
     ]
     return pd.DataFrame(runs)
