@@ -44,6 +44,7 @@ PAIRS = {
         ("MomClip", "SGDClip"),
         ("MixClip", "MomClip"),
         ("MixClip", "SGD"),
+        ("MomClip", "SGD"),
         ("SGD, momentum 0.9", "SGD"),
         ("MomClip", "SGD, momentum 0.9"),
         ("MixClip, momentum 0.9", "MixClip"),

@@ -182,7 +182,7 @@ def norms(measured: pd.DataFrame, estimator: str) -> str:
             if fit["estimator"] != estimator:
                 continue
             if fit["verdict"] == "no fit":
-                lines.append([run["data"], fit["group"], "", "", "", "", "", "no fit", ""])
+                lines.append([run["data"], fit["group"], "", "", "", "", "", "no fit", "", ""])
                 continue
             lines.append(
                 [
@@ -195,6 +195,7 @@ def norms(measured: pd.DataFrame, estimator: str) -> str:
                     number(fit["chance"]),
                     f"`{fit['verdict']}`",
                     f"`{fit['shuffled_verdict']}`",
+                    ", ".join(fit["flags"]),
                 ]
             )
     head = [
@@ -207,6 +208,7 @@ def norms(measured: pd.DataFrame, estimator: str) -> str:
         "rank by chance",
         "verdict",
         "shuffled",
+        "flags",
     ]
     return markdown(head, lines)
 

@@ -122,8 +122,39 @@ def test_best_rates_go_to_other_seeds_with_an_equally_long_scion(bench) -> None:
         ("gpt", scion.PLAIN, 0.00018),
         ("cnn", scion.PLAIN, 0.008),
     }
-    assert sorted(run.threshold for run in runs if run.why.startswith("threshold")) == [0.25, 0.25, 4.0, 4.0]
+    published = {(run.task, run.method, run.rate) for run in runs if run.why == "published rate"}
+    assert published == {
+        (task, m, rate) for task, rate in scion.PUBLISHED.items() for m in (scion.CLIPPED, scion.PLAIN)
+    }
     assert scion.best(rows_of(bench, (1.0,) * 5).iloc[1:], "gpt", scion.CLIPPED, "fixed") is None
+
+
+@pytest.mark.parametrize(("method", "factor"), [("CLIPPED", 1), ("HIGHER", 4), ("HIGHEST", 16), ("PLAIN", 1)])
+def test_thresholds_are_multiples_of_the_first(bench, monkeypatch, method: str, factor: float) -> None:
+    scion = bench.scion
+    used = []
+    monkeypatch.setattr(scion, "threshold_of", lambda *_: 10.0)
+    monkeypatch.setattr(scion, "optimizer_of", lambda case, threshold: used.append(threshold))
+    monkeypatch.setattr(scion, "train", lambda *_, **__: {"valid": [2.0, 1.0], "right": [0.5]})
+    case = scion.Run("gpt", getattr(bench.scion_tables, method), "fixed", 0.001, 0)
+    found = scion.run(case, bench.experiment.Place("quick", torch.device("cpu"), REPOSITORY))
+    assert used == [found["threshold"]] == [10.0 * factor]
+    assert found["final"] == 1.5
+
+
+def test_clipped_and_plain_scion_are_compared_on_the_same_seeds(bench) -> None:
+    tables = bench.scion_tables
+    runs = pd.DataFrame(
+        {"task": "gpt", "why": "published rate", "method": m, "seed": seed, "final": 2.0 - gain - seed / 10,
+         "curves": {"step": [10, 20], "valid": [3.0, 2.0]}}
+        for m, gain in ((tables.CLIPPED, 0.25), (tables.PLAIN, 0.0)) for seed in (2, 1)
+    )  # fmt: skip
+    lines = tables.at_published(runs, "gpt", {"gpt": (1, 2)}).splitlines()
+    assert lines[2:5] == [
+        "| ClippedScion | 1.650, 1.550 | 1.600 |",
+        "| Scion | 1.900, 1.800 | 1.850 |",
+        "| difference | -0.250, -0.250 | -0.250 |",
+    ]
 
 
 def test_parameters_are_sorted_into_layers(bench) -> None:
