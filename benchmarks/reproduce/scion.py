@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from experiment import Experiment, Place, Size, main
-from learning import Course, loss_fn, mean, smoothed, to, train
+from learning import Course, at, loss_fn, mean, smoothed, to, train
 from scion_figure import draw, draw_norms
 from scion_norms import Norms, measure
 from scion_tables import ADAMW, CLIPPED, CLIPS, EQUAL, FRANK_WOLFE, HIGHER, PLAIN, PUBLISHED_RATE, SHORT, tables
@@ -235,10 +235,8 @@ def then(size: Size, rows: pd.DataFrame) -> dict[str, Run | Norms]:
 
 def run(case: Run | Norms, place: Place) -> Mapping[str, Any]:
     if isinstance(case, Norms):
-        return measure(case, place, course("gpt", place.size), norm_optimizer)
-    full = course(case.task, place.size, case.schedule)
-    steps = place.steps(full.steps)
-    found = Course(full.model, full.data, steps, min(full.every, steps), full.rate)
+        return measure(case, place, at(place, course("gpt", place.size)), norm_optimizer)
+    found = at(place, course(case.task, place.size, case.schedule))
     threshold = CLIPS.get(case.method, 1.0) * threshold_of(found, case.task, case.seed, place.device)
     curves = train(
         found,
@@ -255,7 +253,7 @@ def run(case: Run | Norms, place: Place) -> Mapping[str, Any]:
         "rate": case.rate,
         "seed": case.seed,
         "why": case.why,
-        "steps": steps,
+        "steps": found.steps,
         "threshold": threshold,
         "final": smoothed(curves["valid"])[-1],
         "right": curves["right"][-1],

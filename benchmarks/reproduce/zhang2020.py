@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from clipped_curves import draw, tables
 from experiment import Experiment, Place, Size, main
-from learning import Course, Curves, mean, train
+from learning import Course, Curves, at, mean, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -224,9 +224,7 @@ def judged(task: str, curves: Curves, steps: int) -> float:
 
 
 def run(case: Run, place: Place) -> Mapping[str, Any]:
-    found = course(case.task, place.size)
-    steps = place.steps(found.steps)
-    found = Course(found.model, found.data, steps, min(found.every, steps), found.rate)
+    found = at(place, course(case.task, place.size))
     setting = SETTINGS[case.task][case.method]
 
     def observer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
@@ -244,9 +242,9 @@ def run(case: Run, place: Place) -> Mapping[str, Any]:
         "method": case.method,
         "factor": case.factor,
         "seed": case.seed,
-        "steps": steps,
+        "steps": found.steps,
         "threshold": setting.longest_step / setting.lr if math.isfinite(setting.longest_step) else None,
-        "judged": judged(case.task, curves, steps),
+        "judged": judged(case.task, curves, found.steps),
         "right": mean(curves["right"][-3:]),
         "curves": curves,
     }

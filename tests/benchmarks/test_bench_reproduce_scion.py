@@ -20,7 +20,7 @@ NAMES = ("experiment", "kept", "learning", "scion", "scion_norms", "scion_tables
 @pytest.fixture(scope="module")
 def bench():
     before = list(sys.path)
-    sys.path.insert(0, str(FOLDER))
+    sys.path[:0] = [str(folder) for folder in (FOLDER, FOLDER.parent / "autoclip", FOLDER.parent)]
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
     sys.path[:] = before
     return found

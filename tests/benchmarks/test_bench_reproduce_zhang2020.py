@@ -21,7 +21,7 @@ NAMES = ("experiment", "kept", "learning", "clipped_curves", "zhang2020", "batch
 @pytest.fixture(scope="module")
 def bench():
     before = list(sys.path)
-    sys.path.insert(0, str(FOLDER))
+    sys.path[:0] = [str(folder) for folder in (FOLDER, FOLDER.parent / "autoclip", FOLDER.parent)]
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
     sys.path[:] = before
     return found
@@ -112,6 +112,16 @@ def test_curves_are_those_of_a_slow_twin(bench) -> None:
     assert curves["valid"] == pytest.approx(valid[1::2], rel=1e-5)
     assert curves["right"] == right[1::2]
     assert curves["seen"] == [0.5, 2.5, 4.5]
+
+
+def test_dry_run_takes_two_steps_of_few_examples(bench, tmp_path) -> None:
+    places = [bench.experiment.Place("full", torch.device("cpu"), tmp_path, dry) for dry in (False, True)]
+    whole = line(bench)
+    assert bench.learning.at(places[0], whole) is whole
+    short = bench.learning.at(places[1], whole)
+    assert (short.steps, short.every, short.model) == (2, 2, whole.model)
+    batches = [next(short.data().batches(0)), short.data().validation]
+    assert [[len(part) for part in batch] for batch in batches] == [[2, 2], [2, 2]]
 
 
 def test_run_that_diverges_has_curves_of_the_same_length(bench) -> None:
