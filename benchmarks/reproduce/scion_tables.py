@@ -129,10 +129,16 @@ def grid(rows: pd.DataFrame, task: str, rates: Rates) -> str:
     }
     lines = []
     for method, schedule in sorted(at, key=lambda pair: SCHEDULES.index(pair[1])):
-        finals = at[method, schedule]["final"]
-        texts = [f"{rate:g}: " + each([finals[rate]]) for rate in rates(task, method) if rate in finals]
-        least = each([finals.min()])
-        lines.append([schedule, method, *(f"**{text}**" if text.endswith(least) else text for text in texts)])
+        runs = at[method, schedule]
+        least = runs["final"].min()
+        texts = []
+        for rate in rates(task, method):
+            if rate in runs.index:
+                run = runs.loc[rate]
+                share = f" ({100 * mean(run['curves']['seen']):.0f}%)" if method in CLIPS else ""
+                text = f"{rate:g}: {each([run['final']])}{share}"
+                texts.append(f"**{text}**" if run["final"] == least else text)
+        lines.append([schedule, method, *texts])
     for method, schedule in at:
         if method in CLIPS:
             goals, found = at[PLAIN, schedule]["final"], at[method, schedule]["curves"]
