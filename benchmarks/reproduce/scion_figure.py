@@ -38,25 +38,30 @@ def draw_curves(ax: Axes, rows: pd.DataFrame, task: str, schedule: str, best: Be
     ax.set(xlabel="step", ylim=(finals.min() - 0.05, finals.max() + 0.6), title=f"{TITLES[task]}, {schedule} rate")
 
 
+HIGHEST_SHOWN = 1.0
+"""Final losses this far above the lowest one are cut off [nats]."""
+
+
 def draw_rates(ax: Axes, rows: pd.DataFrame, task: str) -> None:
+    """Final losses at all rates on the choosing seed, in the colours of the legend of the figure."""
     own = rows[(rows["task"] == task) & (rows["seed"] == rows["seed"].min()) & (rows["why"] == "")]
-    for method in (CLIPPED, PLAIN, HIGHER):
-        for schedule, marker in (("fixed", "o"), ("decayed", "s")):
+    for schedule, marker, dashes in zip(SCHEDULES, "os", ("-", ":"), strict=True):
+        for method in (CLIPPED, PLAIN, HIGHER):
             at = own[(own["method"] == method) & (own["schedule"] == schedule)].sort_values("rate")
-            if at.empty:
-                continue
             ax.plot(
                 at["rate"],
                 at["final"],
+                dashes,
                 marker=marker,
                 markersize=4,
                 linewidth=1.4,
                 color=looks()[method]["color"],
-                linestyle="-" if schedule == "fixed" else ":",
-                label=f"{method}, {schedule}",
             )
+        ax.plot([], [], dashes, marker=marker, markersize=4, linewidth=1.4, color="0.35", label=f"{schedule} rate")
+    top = own["final"].min() + HIGHEST_SHOWN
     ax.set(xscale="log", xlabel="longest step", title=f"{TITLES[task]}, one seed")
-    ax.legend(frameon=False, fontsize="small")
+    ax.set_ylim(top=min(ax.get_ylim()[1], top))
+    ax.legend(frameon=False, fontsize="small", loc="upper center")
 
 
 def draw_norms(rows: pd.DataFrame, traces: Path) -> Figure:

@@ -79,10 +79,20 @@ def final(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:
                 each(own["final"]),
                 f"**{own['final'].mean():.3f}**",
                 f"{own['final'].max() - own['final'].min():.3f}",
+                f"{100 * own['right'].mean():.1f}%",
                 "" if math.isnan(share) else f"{100 * share:.0f}%",
             ]
         )
-    head = ["rate", "method", "its best rate", "final validation loss, by seed", "mean", "range", "mean step / longest"]
+    head = [
+        "rate",
+        "method",
+        "its best rate",
+        "final validation loss, by seed",
+        "mean",
+        "range",
+        "right answers",
+        "mean step / longest",
+    ]
     return markdown(head, lines)
 
 
@@ -109,7 +119,7 @@ def speed(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:
             lines.append(
                 [
                     schedule,
-                    seed,
+                    int(seed),
                     *own,
                     ", ".join(percent(share) for share in others),
                     percent(share_to(curves[PLAIN][seed], finals[CLIPPED][seed])),
