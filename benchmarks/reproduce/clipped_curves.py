@@ -1,9 +1,8 @@
 """Tables and figure of the runs of zhang2020.py."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,39 @@ PAPER = {
 }
 """Read off figure 2 [nats]: CIFAR-10 training loss at epoch 75, Penn Treebank validation loss at epoch 250."""
 
+NAMES = {"cifar": "training loss before the first decay", "ptb": "final validation perplexity"}
+
+CHANCE = {"cifar": math.log(10), "ptb": math.log(2000)}
+"""Loss of equal probabilities [nats]; figures end there."""
+
 TITLES = {"cifar": "CIFAR-10, ResNet-32", "ptb": "Penn Treebank, LSTM"}
+
+
+PAIRS = {
+    "cifar": [
+        ("SGDClip", "SGD"),
+        ("MomClip", "SGDClip"),
+        ("MixClip", "MomClip"),
+        ("MixClip", "SGD"),
+        ("MomClip", "SGD"),
+        ("MixClip, momentum 0.9", "MixClip"),
+    ],
+    "ptb": [
+        ("SGDClip", "SGD"),
+        ("MomClip", "SGDClip"),
+        ("MixClip", "MomClip"),
+        ("MixClip", "SGD"),
+        ("MomClip", "SGD"),
+        ("SGD, momentum 0.9", "SGD"),
+        ("MomClip", "SGD, momentum 0.9"),
+        ("MixClip, momentum 0.9", "MixClip"),
+        ("MixClip, momentum 0.9", "MomClip"),
+    ],
+}
+"""Compared methods: every step of the paper's order, the whole way, and the steps to the controls."""
+
+NEEDED = {2: 2.43, 3: 1.0}
+"""Ranges over so many seeds that two methods of equal, normally distributed results exceed once in twenty times."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +73,16 @@ class Gap:
 
     @property
     def clear(self) -> bool:
-        return abs(self.mean) > self.spread
+        return abs(self.mean) > self.needed
+
+    @property
+    def needed(self) -> float:
+        return NEEDED.get(self.number, math.inf) * self.spread
 
     def __str__(self) -> str:
         if self.number < 2 or math.isnan(self.mean):
             return "no comparison"
-        return f"{self.mean:+.3f} ({'clear' if self.clear else 'within the spread'}, {self.spread:.3f})"
+        return f"{self.mean:+.3f} ({'clear' if self.clear else 'not clear'}, {self.needed:.3f})"
 
 
 def gap(first: pd.Series, second: pd.Series) -> Gap:
@@ -65,12 +100,20 @@ def values(rows: pd.DataFrame, task: str, method: str, factor: float | None, col
     return series
 
 
-def tables(rows: pd.DataFrame, *, methods: Sequence[str], best_factor: Choose) -> dict[str, str]:
-    found = {"cost": cost(rows)}
+def tables(
+    rows: pd.DataFrame,
+    *,
+    settings: Mapping[Any, Mapping[str, Any]],
+    grids: Mapping[Any, Sequence[str]],
+    best_factor: Choose,
+) -> dict[str, str]:
+    found = {"cost": cost(rows), "settings": written(settings)}
     for task in PAPER:
+        methods = grids[task]
         found[f"{task} published"] = published(rows, task)
-        found[f"{task} order"] = order(rows, task, methods, best_factor)
+        found[f"{task} order"] = order(rows, task, best_factor)
         found[f"{task} rates"] = rates(rows, task, methods, best_factor)
+        found[f"{task} best"] = at_best(rows, task, methods, best_factor)
     return found
 
 
@@ -78,7 +121,7 @@ def shown(task: str, value: float) -> str:
     """Training loss as it is, validation loss as perplexity."""
     if math.isnan(value):
         return "diverged"
-    return f"{math.exp(value):.0f}" if task == "ptb" and value > math.log(100) else f"{judged_unit(task, value):.3g}"
+    return f"{judged_unit(task, value):.0f}" if task == "ptb" else f"{value:.2f}"
 
 
 def judged_unit(task: str, value: float) -> float:
@@ -116,22 +159,42 @@ def published(rows: pd.DataFrame, task: str) -> str:
     return markdown(head, lines)
 
 
-def order(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
-    """Every step of the paper's order, and the step from its worst to its best method."""
+def order(rows: pd.DataFrame, task: str, best_factor: Choose) -> str:
     lines = []
-    for worse, better in [*pairwise(methods), (methods[0], methods[-1])]:
+    paper = PAPER[task]
+    for better, worse in PAIRS[task]:
         best = [values(rows, task, m, best_factor(rows, task, m)) for m in (better, worse)]
-        seeds = rows["seed"].unique()
-        chosen_without = [series.drop(min(seeds), errors="ignore") for series in best]
         lines.append(
             [
                 f"{better} - {worse}",
-                f"{PAPER[task][better] - PAPER[task][worse]:+.3f}",
+                f"{paper[better] - paper[worse]:+.3f}" if better in paper and worse in paper else "",
                 str(gap(values(rows, task, better, 1.0), values(rows, task, worse, 1.0))),
-                str(gap(chosen_without[0], chosen_without[1])),
+                str(gap(judging(rows, best[0]), judging(rows, best[1]))),
             ]
         )
     return markdown(["difference [nats]", "paper", "published rates", "best rates"], lines)
+
+
+def written(settings: Mapping[Any, Mapping[str, Any]]) -> str:
+    """Rates, longest steps, thresholds and momentum of every method."""
+    lines = [
+        [
+            TITLES[task],
+            name,
+            "" if name in PAPER[task] else "control",
+            f"{s.lr:g}",
+            *(
+                ("none", "none")
+                if math.isinf(s.longest_step)
+                else (f"{s.longest_step:g}", f"{s.longest_step / s.lr:.2g}")
+            ),
+            f"{s.momentum:g}",
+            f"{s.nu:g}",
+        ]
+        for task, own in settings.items()
+        for name, s in own.items()
+    ]
+    return markdown(["task", "method", "", "lr", "longest step gamma", "threshold", "momentum", "nu"], lines)
 
 
 def rates(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
@@ -144,6 +207,38 @@ def rates(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Ch
         texts = [shown(task, own[factor]) if factor in own else "" for factor in factors]
         lines.append([method, *(f"**{t}**" if f == best else t for f, t in zip(factors, texts, strict=True))])
     return markdown(["method", *(f"published rate x {factor:.2g}" for factor in factors)], lines)
+
+
+def at_best(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: Choose) -> str:
+    lines = []
+    for method in methods:
+        factor = best_factor(rows, task, method)
+        judged, right = (judging(rows, values(rows, task, method, factor, name)) for name in ("judged", "right"))
+        edges = {*rows.loc[(rows["task"] == task) & (rows["method"] == method), "factor"].agg(["min", "max"])}
+        edge = ", at the edge of the grid" if factor in edges else ""
+        lines.append(
+            [
+                method,
+                "" if factor is None else f"x {factor:.2g}{edge}",
+                ", ".join(f"{shown(task, value)} (seed {seed})" for seed, value in judged.items()),
+                f"{judged.max() - judged.min():.3f}",
+                f"{100 * right.mean():.1f}%",
+            ]
+        )
+    head = [
+        "method",
+        "best rate, in published ones",
+        NAMES[task],
+        "range over seeds [nats]",
+        "right answers at the end",
+    ]
+    return markdown(head, lines)
+
+
+def judging(rows: pd.DataFrame, series: pd.Series) -> pd.Series:
+    """Leaves out the seed that chose the rates."""
+    kept: pd.Series = series.drop(rows["seed"].min(), errors="ignore")
+    return kept
 
 
 def cost(rows: pd.DataFrame) -> str:
@@ -183,7 +278,7 @@ def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str]) -> Figure:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     plt.switch_backend("agg")
-    figure, panels = plt.subplots(2, 3, figsize=(10.5, 6.2), layout="constrained")
+    figure, panels = plt.subplots(2, 3, figsize=(9.0, 5.4), layout="constrained")
     for (left, middle, right), task in zip(panels, PAPER, strict=True):
         draw_curves(left, rows, task, "train", methods)
         draw_curves(middle, rows, task, "right" if task == "cifar" else "valid", methods)
@@ -193,7 +288,9 @@ def draw(rows: pd.DataFrame, traces: Path, *, methods: Sequence[str]) -> Figure:
         for method, look in looks(methods):
             own = grid[grid["method"] == method].sort_values("factor")
             right.plot(own["factor"], own["judged"], marker="o", markersize=4, linewidth=1.4, **look)
-        right.set(xscale="log", xlabel="rate, in published ones", title="one seed, three rates")
+        right.set(xscale="log", xlabel="rate, in published ones", title="other rates, one seed")
+        right.set_ylim(top=min(right.get_ylim()[1], CHANCE[task]))
+        middle.set_ylim(top=min(middle.get_ylim()[1], 100 if task == "cifar" else CHANCE[task]))
         right.xaxis.set_major_locator(FixedLocator(sorted(grid["factor"].unique())))
         right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
         right.xaxis.set_minor_locator(NullLocator())

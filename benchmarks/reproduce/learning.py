@@ -4,17 +4,21 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from experiment import Place
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "autoclip"))
 sys.path.insert(2, str(Path(__file__).parents[1]))
 from batching import Batch, Data
+
+FEW = 2
+"""Examples of a batch in a dry run."""
 
 Rate = Callable[[float], float]
 """Maps the share of the run that is over to a factor on the learning rate."""
@@ -39,6 +43,22 @@ class Course:
     steps: int
     every: int
     rate: Rate = lambda share: 1.0
+
+
+def at(place: Place, course: Course) -> Course:
+    """Returns the course; in a dry run two steps of it with few examples, so that networks of full size need no GPU."""
+    if not place.dry:
+        return course
+
+    def few(batch: Batch) -> Batch:
+        return tuple(part[:FEW] for part in batch)
+
+    def data() -> Data:
+        whole = course.data()
+        return Data(lambda seed: map(few, whole.batches(seed)), few(whole.validation))
+
+    steps = place.steps(course.steps)
+    return replace(course, data=data, steps=steps, every=min(course.every, steps))
 
 
 def loss_fn(model: nn.Module, batch: Batch) -> Tensor:

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from experiment import Experiment, Place, Size, main
-from learning import Course, loss_fn, mean, smoothed, to, train
+from learning import Course, at, loss_fn, mean, smoothed, to, train
 from scion_figure import draw, draw_norms
 from scion_norms import Norms, measure
-from scion_tables import ADAMW, CLIPPED, FRANK_WOLFE, PLAIN, SHORT, tables
+from scion_tables import ADAMW, CLIPPED, CLIPS, EQUAL, FRANK_WOLFE, HIGHER, PLAIN, PUBLISHED_RATE, SHORT, tables
 from torch import nn
 
 import smoothdiag as sd
@@ -36,11 +36,16 @@ from models import GPT
 Task = Literal["gpt", "cnn"]
 Schedule = Literal["fixed", "decayed"]
 
+PUBLISHED = {"gpt": 0.00036, "cnn": 0.05}
+"""Published lengths of the steps of Scion."""
+
 RATES = {
-    "gpt": {"scion": (0.00004, 0.00012, 0.00036, 0.00108), "adamw": (3e-4, 1e-3, 3e-3, 1e-2)},
-    "cnn": {"scion": (0.0016, 0.005, 0.016, 0.05), "adamw": (3e-4, 1e-3, 3e-3, 1e-2)},
+    "gpt": (0.000013, 0.00004, 0.00012, PUBLISHED["gpt"], 0.00108),
+    "cnn": (0.0005, 0.0016, 0.005, 0.016, PUBLISHED["cnn"]),
 }
-"""Rates to try, as many for every method. Those of Scion are lengths of its steps; .00036 and .05 are published."""
+"""Rates to try. Those of Scion are lengths of its steps."""
+
+ADAMW_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 CHOSEN_BY, JUDGED_BY = 0, {"gpt": (1, 2, 3), "cnn": (1, 2)}
 """The seed that chooses among the rates, and the seeds that then compare methods."""
@@ -59,7 +64,6 @@ class Run:
         schedule: ``"fixed"``, or ``"decayed"`` along a straight line to zero.
         rate: Length of the longest step of Scion, or AdamW's rate.
         seed: Seed.
-        threshold: Factor on the threshold that the first gradient sets.
         why: Part of the key, for runs that are no entries of the comparison.
     """
 
@@ -68,7 +72,6 @@ class Run:
     schedule: Schedule
     rate: float
     seed: int
-    threshold: float = 1.0
     why: str = ""
 
     @property
@@ -181,7 +184,7 @@ def course(task: Task, size: Size, schedule: Schedule = "fixed") -> Course:
 
 
 def rates(task: str, method: str) -> tuple[float, ...]:
-    return RATES[task]["adamw" if method == ADAMW else "scion"]
+    return ADAMW_RATES if method == ADAMW else RATES[task]
 
 
 def compared() -> Iterator[tuple[Task, str, Schedule]]:
@@ -190,6 +193,9 @@ def compared() -> Iterator[tuple[Task, str, Schedule]]:
         for method in (CLIPPED, PLAIN, ADAMW):
             yield task, method, "fixed"
             yield task, method, "decayed"
+        for method in CLIPS:
+            if method != CLIPPED:
+                yield task, method, "fixed"
     yield "gpt", SHORT, "fixed"
     yield "gpt", FRANK_WOLFE, "fixed"
 
@@ -212,30 +218,26 @@ def best(rows: pd.DataFrame, task: str, method: str, schedule: str) -> "pd.Serie
 
 
 def then(size: Size, rows: pd.DataFrame) -> dict[str, Run | Norms]:
-    """The best rates on other seeds, Scion with the mean step of ClippedScion, and other thresholds."""
+    """The best rates on other seeds, the published rates there, and Scion with the mean step of clipped runs."""
     runs: list[Run | Norms] = []
     for task, method, schedule in compared():
         found = best(rows, task, method, schedule)
         if found is None:
             continue
         runs += [Run(task, method, schedule, float(found["rate"]), seed) for seed in JUDGED_BY[task]]
-        if method == CLIPPED and schedule == "fixed":
+        if method == HIGHER:
             shorter = float(found["rate"]) * mean(found["curves"]["seen"])
-            runs += [Run(task, PLAIN, schedule, shorter, seed, why="equal length") for seed in JUDGED_BY[task]]
-            runs += [
-                Run(task, method, schedule, float(found["rate"]), JUDGED_BY[task][0], factor, f"threshold x {factor:g}")
-                for factor in (0.25, 4.0)
-            ]
+            runs += [Run(task, PLAIN, schedule, shorter, seed, why=EQUAL) for seed in JUDGED_BY[task]]
+        if method in (CLIPPED, PLAIN) and schedule == "fixed":
+            runs += [Run(task, method, schedule, PUBLISHED[task], seed, why=PUBLISHED_RATE) for seed in JUDGED_BY[task]]
     return {run.key: run for run in runs}
 
 
 def run(case: Run | Norms, place: Place) -> Mapping[str, Any]:
     if isinstance(case, Norms):
-        return measure(case, place, course("gpt", place.size), norm_optimizer)
-    full = course(case.task, place.size, case.schedule)
-    steps = place.steps(full.steps)
-    found = Course(full.model, full.data, steps, min(full.every, steps), full.rate)
-    threshold = case.threshold * threshold_of(found, case.task, case.seed, place.device)
+        return measure(case, place, at(place, course("gpt", place.size)), norm_optimizer)
+    found = at(place, course(case.task, place.size, case.schedule))
+    threshold = CLIPS.get(case.method, 1.0) * threshold_of(found, case.task, case.seed, place.device)
     curves = train(
         found,
         optimizer_of(case, threshold),
@@ -251,7 +253,7 @@ def run(case: Run | Norms, place: Place) -> Mapping[str, Any]:
         "rate": case.rate,
         "seed": case.seed,
         "why": case.why,
-        "steps": steps,
+        "steps": found.steps,
         "threshold": threshold,
         "final": smoothed(curves["valid"])[-1],
         "right": curves["right"][-1],
@@ -268,7 +270,7 @@ def threshold_of(found: Course, task: Task, seed: int, device: torch.device) -> 
 
 def norm_optimizer(found: Course, seed: int, device: torch.device) -> Callable[[nn.Module], torch.optim.Optimizer]:
     """Returns a function that makes ClippedScion at the published rate."""
-    case = Run("gpt", CLIPPED, "fixed", RATES["gpt"]["scion"][2], seed)
+    case = Run("gpt", CLIPPED, "fixed", PUBLISHED["gpt"], seed)
     return optimizer_of(case, threshold_of(found, "gpt", seed, device))
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from learning import smoothed
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scion_tables import ADAMW, CLIPPED, PLAIN, SCHEDULES, TITLES, Best, Seeds, judged
+from scion_tables import ADAMW, CLIPPED, HIGHER, PLAIN, SCHEDULES, TITLES, Best, Seeds, judged
 
 
 def looks() -> dict[str, dict[str, Any]]:
@@ -19,41 +19,49 @@ def looks() -> dict[str, dict[str, Any]]:
     return {
         method: {"color": colour, "linestyle": dashes, "label": method}
         for method, colour, (dashes, _) in zip(
-            (CLIPPED, PLAIN, ADAMW), sns.color_palette("colorblind"), SERIES, strict=False
+            (CLIPPED, PLAIN, ADAMW, HIGHER), sns.color_palette("colorblind"), SERIES, strict=False
         )
     }
 
 
 def draw_curves(ax: Axes, rows: pd.DataFrame, task: str, schedule: str, best: Best, judged_by: Seeds) -> None:
     """Smoothed validation losses at the best rates: mean and range of the judging seeds."""
+    runs = {m: judged(rows, task, m, schedule, best, judged_by) for m in looks()}
     for method, look in looks().items():
-        runs = judged(rows, task, method, schedule, best, judged_by)
-        lines = np.array([smoothed(curves["valid"]) for curves in runs["curves"]])
-        steps = runs["curves"].iloc[0]["step"]
+        if runs[method].empty:
+            continue
+        lines = np.array([smoothed(curves["valid"]) for curves in runs[method]["curves"]])
+        steps = runs[method]["curves"].iloc[0]["step"]
         ax.plot(steps, lines.mean(axis=0), linewidth=1.4, **look)
         ax.fill_between(steps, lines.min(axis=0), lines.max(axis=0), color=look["color"], alpha=0.18, linewidth=0)
-    ends = [run["final"].max() for run in (judged(rows, task, m, schedule, best, judged_by) for m in looks())]
-    low = min(judged(rows, task, m, schedule, best, judged_by)["final"].min() for m in looks())
-    ax.set(xlabel="step", ylim=(low - 0.05, max(ends) + 0.6), title=f"{TITLES[task]}, {schedule} rate")
+    finals = pd.concat(runs.values())["final"]
+    ax.set(xlabel="step", ylim=(finals.min() - 0.05, finals.max() + 0.6), title=f"{TITLES[task]}, {schedule} rate")
+
+
+HIGHEST_SHOWN = 1.0
+"""Final losses this far above the lowest one are cut off [nats]."""
 
 
 def draw_rates(ax: Axes, rows: pd.DataFrame, task: str) -> None:
+    """Final losses at all rates on the choosing seed, in the colours of the legend of the figure."""
     own = rows[(rows["task"] == task) & (rows["seed"] == rows["seed"].min()) & (rows["why"] == "")]
-    for method in (CLIPPED, PLAIN):
-        for schedule, marker in (("fixed", "o"), ("decayed", "s")):
+    for schedule, marker, dashes in zip(SCHEDULES, "os", ("-", ":"), strict=True):
+        for method in (CLIPPED, PLAIN, HIGHER):
             at = own[(own["method"] == method) & (own["schedule"] == schedule)].sort_values("rate")
             ax.plot(
                 at["rate"],
                 at["final"],
+                dashes,
                 marker=marker,
                 markersize=4,
                 linewidth=1.4,
                 color=looks()[method]["color"],
-                linestyle="-" if schedule == "fixed" else ":",
-                label=f"{method}, {schedule}",
             )
+        ax.plot([], [], dashes, marker=marker, markersize=4, linewidth=1.4, color="0.35", label=f"{schedule} rate")
+    top = own["final"].min() + HIGHEST_SHOWN
     ax.set(xscale="log", xlabel="longest step", title=f"{TITLES[task]}, one seed")
-    ax.legend(frameon=False, fontsize="small")
+    ax.set_ylim(top=min(ax.get_ylim()[1], top))
+    ax.legend(frameon=False, fontsize="small", loc="upper center")
 
 
 def draw_norms(rows: pd.DataFrame, traces: Path) -> Figure:

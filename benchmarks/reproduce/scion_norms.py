@@ -72,7 +72,7 @@ def probed(case: Norms, place: Place, found: Course, make: Make) -> Iterator[tup
             group_by=layer,
             **({"probe_batches": [held_out]} if case.data == "held-out" else {"data": "step"}),
         )
-        for batch in probe.watch(itertools.islice(data.batches(seed + 1), place.steps(found.steps))):
+        for batch in probe.watch(itertools.islice(data.batches(seed + 1), found.steps)):
             optimizer.zero_grad()
             torch.autograd.backward(loss_fn(model, to(place.device, batch)))
             optimizer.step()
@@ -137,7 +137,7 @@ def measure(case: Norms, place: Place, found: Course, make: Make) -> dict[str, A
         "task": "norms",
         "data": case.data,
         "seeds": list(case.seeds),
-        "steps": place.steps(found.steps),
+        "steps": found.steps,
         "fits": fits,
         "rows": {
             name: shown.loc[shown["estimator"] == name, ["grad_norm", "smoothness"]].to_numpy().tolist()

@@ -14,6 +14,13 @@ Rates = Callable[[str, str], Sequence[float]]
 
 CLIPPED, PLAIN, ADAMW = "ClippedScion", "Scion", "AdamW, clipped at 1"
 SHORT, FRANK_WOLFE = "ClippedScion, short step", "Scion, weight decay"
+HIGHER, HIGHEST = "ClippedScion, threshold x 4", "ClippedScion, threshold x 16"
+CLIPS = {CLIPPED: 1.0, HIGHER: 4.0, HIGHEST: 16.0}
+"""Methods that shorten steps, and their thresholds in those that the first gradient sets."""
+
+EQUAL, PUBLISHED_RATE = "equal length", "published rate"
+"""Reasons for runs that are no entries of the comparison."""
+
 TITLES = {"gpt": "GPT, Tiny Shakespeare", "cnn": "ResNet-8, CIFAR-10"}
 SCHEDULES = ("fixed", "decayed")
 
@@ -27,7 +34,7 @@ def tables(rows: pd.DataFrame, *, best: Best, judged_by: Seeds, rates: Rates) ->
             f"{task} speed": speed(runs, task, best, judged_by),
             f"{task} rates": grid(runs, task, rates),
             f"{task} length": lengths(runs, task, best, judged_by),
-            f"{task} thresholds": thresholds(runs, task, best, judged_by),
+            f"{task} published": at_published(runs, task, judged_by),
         }
     measured = rows[rows["task"] == "norms"]
     found["norms"] = norms(measured, "local_steepest_own")
@@ -72,10 +79,20 @@ def final(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:
                 each(own["final"]),
                 f"**{own['final'].mean():.3f}**",
                 f"{own['final'].max() - own['final'].min():.3f}",
+                f"{100 * own['right'].mean():.1f}%",
                 "" if math.isnan(share) else f"{100 * share:.0f}%",
             ]
         )
-    head = ["rate", "method", "its best rate", "final validation loss, by seed", "mean", "range", "mean step / longest"]
+    head = [
+        "rate",
+        "method",
+        "its best rate",
+        "final validation loss, by seed",
+        "mean",
+        "range",
+        "right answers",
+        "mean step / longest",
+    ]
     return markdown(head, lines)
 
 
@@ -90,80 +107,84 @@ def percent(share: float) -> str:
 
 
 def speed(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:
-    """Shares of the steps to Scion's final loss: of ClippedScion, Scion itself, Scion on other seeds, and AdamW."""
+    """Shares of the steps to Scion's final loss: of clipped runs, Scion itself, Scion on other seeds, and AdamW."""
     lines = []
     for schedule in SCHEDULES:
-        runs = {m: judged(rows, task, m, schedule, best, judged_by) for m in (PLAIN, CLIPPED, ADAMW)}
+        runs = {m: judged(rows, task, m, schedule, best, judged_by) for m in (PLAIN, *CLIPS, ADAMW)}
         curves = {m: dict(zip(own.index, own["curves"], strict=True)) for m, own in runs.items()}
         finals = {m: dict(zip(own.index, own["final"], strict=True)) for m, own in runs.items()}
         for seed, goal in finals[PLAIN].items():
             others = [share_to(curve, goal) for s, curve in curves[PLAIN].items() if s != seed]
+            own = [percent(share_to(curves[m][seed], goal)) if seed in curves[m] else "" for m in (*CLIPS, PLAIN)]
             lines.append(
                 [
                     schedule,
-                    seed,
-                    *(percent(share_to(curves[m][seed], goal)) for m in (CLIPPED, PLAIN)),
+                    int(seed),
+                    *own,
                     ", ".join(percent(share) for share in others),
                     percent(share_to(curves[PLAIN][seed], finals[CLIPPED][seed])),
                     percent(share_to(curves[ADAMW][seed], goal)),
                 ]
             )
-    head = ["rate", "seed", "ClippedScion", "Scion itself", "Scion, other seeds", "Scion to ClippedScion's", "AdamW"]
+    head = ["rate", "seed", *CLIPS, "Scion itself", "Scion, other seeds", "Scion to ClippedScion's", "AdamW"]
     return markdown(head, lines)
 
 
 def grid(rows: pd.DataFrame, task: str, rates: Rates) -> str:
-    """Final losses at every rate on the choosing seed, and ClippedScion's share of the steps at equal rates."""
+    """Final losses at every rate on the choosing seed, and the clipped runs' shares of the steps at equal rates."""
     own = rows[(rows["task"] == task) & (rows["seed"] == rows["seed"].min()) & (rows["why"] == "")]
+    at = {
+        pair: own[(own["method"] == pair[0]) & (own["schedule"] == pair[1])].set_index("rate")
+        for pair in combinations(rows, task)
+    }
     lines = []
-    for method, schedule in sorted(combinations(rows, task), key=lambda pair: SCHEDULES.index(pair[1])):
-        at = own[(own["method"] == method) & (own["schedule"] == schedule)].set_index("rate")
-        least = at["final"].min()
-        texts = [f"{rate:g}: " + each([at.loc[rate, "final"]]) for rate in rates(task, method) if rate in at.index]
-        bold = [f"**{text}**" if text.endswith(each([least])) else text for text in texts]
-        lines.append([schedule, method, *bold])
-    for schedule in SCHEDULES:
-        both = [own[(own["method"] == m) & (own["schedule"] == schedule)].set_index("rate") for m in (CLIPPED, PLAIN)]
-        shares = [
-            percent(share_to(both[0].loc[rate, "curves"], both[1].loc[rate, "final"]))
-            for rate in rates(task, PLAIN)
-            if all(rate in frame.index for frame in both)
-        ]
-        lines.append([schedule, "steps of ClippedScion to Scion's loss at this rate", *shares])
-    return markdown(["rate", "method", "1", "2", "3", "4"], lines)
+    for method, schedule in sorted(at, key=lambda pair: SCHEDULES.index(pair[1])):
+        runs = at[method, schedule]
+        least = runs["final"].min()
+        texts = []
+        for rate in rates(task, method):
+            if rate in runs.index:
+                run = runs.loc[rate]
+                share = f" ({100 * mean(run['curves']['seen']):.0f}%)" if method in CLIPS else ""
+                text = f"{rate:g}: {each([run['final']])}{share}"
+                texts.append(f"**{text}**" if run["final"] == least else text)
+        lines.append([schedule, method, *texts])
+    for method, schedule in at:
+        if method in CLIPS:
+            goals, found = at[PLAIN, schedule]["final"], at[method, schedule]["curves"]
+            shares = [percent(share_to(found[r], goals[r])) for r in rates(task, PLAIN) if r in found and r in goals]
+            lines.append([schedule, f"steps of {method} to Scion's loss at this rate", *shares])
+    return markdown(["rate", "method", *map(str, range(1, len(rates(task, PLAIN)) + 1))], lines)
+
+
+def at_published(rows: pd.DataFrame, task: str, judged_by: Seeds) -> str:
+    """Both methods at the published fixed rate, on the judging seeds."""
+    own = rows[(rows["task"] == task) & (rows["why"] == PUBLISHED_RATE) & rows["seed"].isin(list(judged_by[task]))]
+    clipped, plain = (own[own["method"] == m].sort_values("seed").set_index("seed") for m in (CLIPPED, PLAIN))
+    lines = [
+        [m, each(part["final"]), f"{part['final'].mean():.3f}"] for m, part in ((CLIPPED, clipped), (PLAIN, plain))
+    ]
+    gaps = clipped["final"] - plain["final"]
+    shares = [percent(share_to(clipped.loc[seed, "curves"], plain.loc[seed, "final"])) for seed in plain.index]
+    lines += [
+        ["difference", each(gaps), f"{gaps.mean():+.3f}"],
+        ["steps of ClippedScion to Scion's loss", ", ".join(shares), ""],
+    ]
+    return markdown(["method, published fixed rate", "final validation loss, by seed", "mean"], lines)
 
 
 def lengths(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:
-    """ClippedScion at its best fixed rate against Scion whose steps are as long as the mean of those."""
-    clipped = judged(rows, task, CLIPPED, "fixed", best, judged_by)
-    equal = judged(rows, task, PLAIN, "fixed", best, judged_by, "equal length")
+    """Clipped runs at their best fixed rate against Scion whose steps are as long as the mean of those."""
+    clipped = judged(rows, task, HIGHER, "fixed", best, judged_by)
+    equal = judged(rows, task, PLAIN, "fixed", best, judged_by, EQUAL)
     plain = judged(rows, task, PLAIN, "fixed", best, judged_by)
     lines = []
-    for name, own in ((CLIPPED, clipped), ("Scion, steps of the same mean length", equal), ("Scion, best rate", plain)):
+    for name, own in ((HIGHER, clipped), ("Scion, steps of the same mean length", equal), ("Scion, best rate", plain)):
         longest = own["rate"].iloc[0] if len(own) else math.nan
         lines.append([name, f"{longest:.3g}", each(own["final"]), f"{own['final'].mean():.3f}"])
     gaps = (clipped["final"] - equal["final"]).dropna()
     lines.append(["difference of the first two", "", each(gaps), f"{gaps.mean():+.3f}"])
     return markdown(["method, fixed rate", "longest step", "final validation loss, by seed", "mean"], lines)
-
-
-def thresholds(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:
-    seed = judged_by[task][0]
-    whole = judged(rows, task, CLIPPED, "fixed", best, judged_by).assign(factor=1.0)
-    parts = [whole[whole.index == seed]]
-    for factor in (0.25, 4.0):
-        name = f"threshold x {factor:g}"
-        parts.append(judged(rows, task, CLIPPED, "fixed", best, judged_by, name).assign(factor=factor))
-    lines = [
-        [
-            f"{run['factor']:g}",
-            f"{run['threshold']:.0f}",
-            f"{run['final']:.3f}",
-            f"{100 * mean(run['curves']['seen']):.0f}%",
-        ]
-        for _, run in pd.concat(parts).sort_values("factor").iterrows()
-    ]
-    return markdown(["threshold / first dual norm", "threshold", "final validation loss", "mean step / longest"], lines)
 
 
 def number(x: float) -> str:
@@ -177,7 +198,7 @@ def norms(measured: pd.DataFrame, estimator: str) -> str:
             if fit["estimator"] != estimator:
                 continue
             if fit["verdict"] == "no fit":
-                lines.append([run["data"], fit["group"], "", "", "", "", "", "no fit", ""])
+                lines.append([run["data"], fit["group"], "", "", "", "", "", "no fit", "", ""])
                 continue
             lines.append(
                 [
@@ -190,6 +211,7 @@ def norms(measured: pd.DataFrame, estimator: str) -> str:
                     number(fit["chance"]),
                     f"`{fit['verdict']}`",
                     f"`{fit['shuffled_verdict']}`",
+                    ", ".join(fit["flags"]),
                 ]
             )
     head = [
@@ -202,6 +224,7 @@ def norms(measured: pd.DataFrame, estimator: str) -> str:
         "rank by chance",
         "verdict",
         "shuffled",
+        "flags",
     ]
     return markdown(head, lines)
 

@@ -20,7 +20,7 @@ NAMES = ("experiment", "kept", "learning", "scion", "scion_norms", "scion_tables
 @pytest.fixture(scope="module")
 def bench():
     before = list(sys.path)
-    sys.path.insert(0, str(FOLDER))
+    sys.path[:0] = [str(folder) for folder in (FOLDER, FOLDER.parent / "autoclip", FOLDER.parent)]
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
     sys.path[:] = before
     return found
@@ -97,7 +97,7 @@ def test_share_of_steps_is_read_off_the_smoothed_curve(bench) -> None:
 
 
 def rows_of(bench, losses):
-    """Grids on the choosing seed with these losses at the four rates, and steps of half the longest."""
+    """Grids on the choosing seed with these losses at the five rates, and steps of half the longest."""
     scion = bench.scion
     runs = [
         {"task": t, "method": m, "schedule": s, "rate": rate, "seed": scion.CHOSEN_BY, "why": "", "final": loss}
@@ -108,22 +108,53 @@ def rows_of(bench, losses):
 
 
 def test_every_method_tries_as_many_rates(bench) -> None:
-    assert {len(bench.scion.rates(task, method)) for task, method, _ in bench.scion.compared()} == {4}
+    assert {len(bench.scion.rates(task, method)) for task, method, _ in bench.scion.compared()} == {5}
 
 
 def test_best_rates_go_to_other_seeds_with_an_equally_long_scion(bench) -> None:
     scion = bench.scion
     assert scion.then("quick", pd.DataFrame()) == {}
-    runs = list(scion.then("quick", rows_of(bench, (3.0, math.nan, 1.0, 2.0))).values())
+    runs = list(scion.then("quick", rows_of(bench, (3.0, 4.0, math.nan, 1.0, 2.0))).values())
     assert all(run.seed in scion.JUDGED_BY[run.task] for run in runs)
-    assert {run.rate for run in runs if not run.why} == {0.00036, 0.016, 3e-3}
+    assert {run.rate for run in runs if not run.why} == {0.00036, 0.016, 1e-2}
     equal = [run for run in runs if run.why == "equal length"]
     assert {(run.task, run.method, run.rate) for run in equal} == {
         ("gpt", scion.PLAIN, 0.00018),
         ("cnn", scion.PLAIN, 0.008),
     }
-    assert sorted(run.threshold for run in runs if run.why.startswith("threshold")) == [0.25, 0.25, 4.0, 4.0]
-    assert scion.best(rows_of(bench, (1.0,) * 4).iloc[1:], "gpt", scion.CLIPPED, "fixed") is None
+    published = {(run.task, run.method, run.rate) for run in runs if run.why == "published rate"}
+    assert published == {
+        (task, m, rate) for task, rate in scion.PUBLISHED.items() for m in (scion.CLIPPED, scion.PLAIN)
+    }
+    assert scion.best(rows_of(bench, (1.0,) * 5).iloc[1:], "gpt", scion.CLIPPED, "fixed") is None
+
+
+@pytest.mark.parametrize(("method", "factor"), [("CLIPPED", 1), ("HIGHER", 4), ("HIGHEST", 16), ("PLAIN", 1)])
+def test_thresholds_are_multiples_of_the_first(bench, monkeypatch, method: str, factor: float) -> None:
+    scion = bench.scion
+    used = []
+    monkeypatch.setattr(scion, "threshold_of", lambda *_: 10.0)
+    monkeypatch.setattr(scion, "optimizer_of", lambda case, threshold: used.append(threshold))
+    monkeypatch.setattr(scion, "train", lambda *_, **__: {"valid": [2.0, 1.0], "right": [0.5]})
+    case = scion.Run("gpt", getattr(bench.scion_tables, method), "fixed", 0.001, 0)
+    found = scion.run(case, bench.experiment.Place("quick", torch.device("cpu"), REPOSITORY))
+    assert used == [found["threshold"]] == [10.0 * factor]
+    assert found["final"] == 1.5
+
+
+def test_clipped_and_plain_scion_are_compared_on_the_same_seeds(bench) -> None:
+    tables = bench.scion_tables
+    runs = pd.DataFrame(
+        {"task": "gpt", "why": "published rate", "method": m, "seed": seed, "final": 2.0 - gain - seed / 10,
+         "curves": {"step": [10, 20], "valid": [3.0, 2.0]}}
+        for m, gain in ((tables.CLIPPED, 0.25), (tables.PLAIN, 0.0)) for seed in (2, 1)
+    )  # fmt: skip
+    lines = tables.at_published(runs, "gpt", {"gpt": (1, 2)}).splitlines()
+    assert lines[2:5] == [
+        "| ClippedScion | 1.650, 1.550 | 1.600 |",
+        "| Scion | 1.900, 1.800 | 1.850 |",
+        "| difference | -0.250, -0.250 | -0.250 |",
+    ]
 
 
 def test_parameters_are_sorted_into_layers(bench) -> None:

@@ -21,7 +21,7 @@ NAMES = ("experiment", "kept", "learning", "clipped_curves", "zhang2020", "batch
 @pytest.fixture(scope="module")
 def bench():
     before = list(sys.path)
-    sys.path.insert(0, str(FOLDER))
+    sys.path[:0] = [str(folder) for folder in (FOLDER, FOLDER.parent / "autoclip", FOLDER.parent)]
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
     sys.path[:] = before
     return found
@@ -114,6 +114,16 @@ def test_curves_are_those_of_a_slow_twin(bench) -> None:
     assert curves["seen"] == [0.5, 2.5, 4.5]
 
 
+def test_dry_run_takes_two_steps_of_few_examples(bench, tmp_path) -> None:
+    places = [bench.experiment.Place("full", torch.device("cpu"), tmp_path, dry) for dry in (False, True)]
+    whole = line(bench)
+    assert bench.learning.at(places[0], whole) is whole
+    short = bench.learning.at(places[1], whole)
+    assert (short.steps, short.every, short.model) == (2, 2, whole.model)
+    batches = [next(short.data().batches(0)), short.data().validation]
+    assert [[len(part) for part in batch] for batch in batches] == [[2, 2], [2, 2]]
+
+
 def test_run_that_diverges_has_curves_of_the_same_length(bench) -> None:
     curves = bench.learning.train(line(bench), lambda model: torch.optim.SGD(model.parameters(), math.inf), 0)
     assert curves["step"] == [2, 4, 6]
@@ -141,15 +151,23 @@ def test_gap_is_clear_if_it_exceeds_what_seeds_do(bench) -> None:
     found = bench.clipped_curves.gap(a, b)
     assert (found.mean, found.spread, found.number) == (pytest.approx(-0.3), pytest.approx(0.1), 2)
     assert found.clear
-    assert not bench.clipped_curves.gap(a, b - 0.25).clear
+    assert not bench.clipped_curves.gap(a, b - 0.1).clear
     assert str(bench.clipped_curves.gap(a, pd.Series({1: math.nan, 2: 1.5}))) == "no comparison"
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_equal_methods_differ_clearly_once_in_twenty_times(bench, seeds: int) -> None:
+    drawn = np.random.default_rng(0).normal(size=(100_000, 2, seeds))
+    means, ranges = drawn.mean(axis=2), np.ptp(drawn, axis=2).max(axis=1)
+    differ = np.abs(means[:, 0] - means[:, 1]) > bench.clipped_curves.NEEDED[seeds] * ranges
+    assert differ.mean() == pytest.approx(0.05, abs=0.003)
 
 
 def grid(bench, values):
     zhang = bench.zhang2020
     runs = [
         {"task": "ptb", "method": m, "factor": factor, "seed": zhang.CHOSEN_BY, "judged": value}
-        for m in zhang.METHODS
+        for m in zhang.GRIDS["ptb"]
         for factor, value in zip(zhang.FACTORS["ptb"], values, strict=True)
     ]
     return pd.DataFrame(runs)
