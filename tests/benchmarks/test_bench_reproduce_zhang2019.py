@@ -163,6 +163,7 @@ def test_measuring_in_all_ways_changes_no_bit_of_a_run(bench, monkeypatch, tmp_p
     assert steps > 8
     assert {counts[way] for way in bench.zhang_ways.WAYS.values()} == {steps}
     assert counts["successive", "two batches"] == steps - 1
+    assert counts["hessian_norm", "held-out"] == math.ceil(steps / lstm.HESSIAN_EVERY)
     path = frame[frame["estimator"] == "path"].set_index("step")
     tenth = frame[frame["estimator"] == "released"].set_index("step")
     sixths = 6 * path["step_norm"] / (2 * tenth["step_norm"])  # one of five points of the same step
@@ -192,6 +193,31 @@ def test_slope_and_correlations_are_those_of_the_planted_power(bench) -> None:
     drifting = replace(rows, x=np.exp(0.01 * rows.step), y=np.exp(0.02 * rows.step + 0.1 * random.normal(size=400)))
     assert judged.related(drifting)["rank"] > 0.9
     assert not abs(judged.related(drifting)["partial"]) > 0.2
+
+
+@pytest.mark.parametrize(("power", "says"), [(1.0, "agree"), (0.0, "contradict")])
+def test_hessian_norms_beside_local_rows_agree_with_the_line_or_contradict_it(bench, tmp_path, power, says) -> None:
+    judged, ways = bench.zhang_judged, bench.zhang_ways
+    random, path = np.random.default_rng(0), tmp_path / "run.jsonl"
+    x = np.exp(random.normal(size=300))
+    with sd.Trace(path) as trace:
+        for estimator, data in ways.WAYS.values():
+            for step, norm in enumerate(x):
+                row = {"estimator": estimator, "data": data, "step": step, "grad_norm": norm, "loss": 1.0}
+                row |= {"pieces": 1, "pieces_there": 1} if estimator == ways.RELEASED else {}
+                trace.append(row | {"smoothness": norm * np.exp(0.1 * random.normal()), "saturation": 0.1})
+        alike = {"estimator": ways.ALIKE, "data": "tenth", "saturation": 0.1}
+        for step, norm in enumerate(x):
+            trace.append(alike | {"step": step, "grad_norm": norm, "smoothness": norm})
+            if step % 3 == 0:
+                row = {"estimator": ways.HESSIAN, "data": "held-out", "step": step, "grad_norm": norm}
+                trace.append(row | {"smoothness": norm**power * np.exp(0.1 * random.normal())})
+    found = judged.judged([path])
+    table = judged.tables(pd.DataFrame([{"key": "run", "seconds": 60.0, **found}]))["hessian"]
+    cells = [cell.strip() for cell in table.splitlines()[-1].split("|")]
+    assert cells[2] == "100"
+    assert float(cells[4].split()[0]) == pytest.approx(power, abs=0.05)
+    assert cells[8] == says
 
 
 def test_columns_of_a_table_follow_the_order_of_the_rows(bench) -> None:
