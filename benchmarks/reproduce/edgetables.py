@@ -71,9 +71,10 @@ def full_table(rows: pd.DataFrame) -> str:
             cell(own["batch_sharpness"] / limit),
             place(own["sharpness"] / limit),
             f"{own['loss'].mean():.2g}",
+            own["num_steps"].iloc[0],
         ])  # fmt: skip
     head = ["net", "optimizer", "limit × lr", "sharpness / limit", "highest on the way", "along the gradient / limit"]
-    return markdown([*head, "sharpness is", "loss"], lines)
+    return markdown([*head, "sharpness is", "loss", "steps"], lines)
 
 
 def small_table(rows: pd.DataFrame) -> str:
@@ -95,17 +96,11 @@ def small_table(rows: pd.DataFrame) -> str:
             cell(own["batch_sharpness"] / line),
             place(own["batch_sharpness"] / small) + (", rising" if rise.mean() > STILL else ""),
             f"{own['loss'].mean():.2g}",
+            own["num_steps"].iloc[0],
         ])  # fmt: skip
     head = ["net", "optimizer", "batch", "limits × lr, full and small", "sharpness / full", "batch sharpness / small"]
-    head += [
-        "without weights",
-        "on all data",
-        "highest on the way",
-        "batch sharpness / line",
-        "batch sharpness is",
-        "loss",
-    ]
-    return markdown(head, lines)
+    head += ["without weights", "on all data", "highest on the way", "batch sharpness / line", "batch sharpness is"]
+    return markdown([*head, "loss", "steps"], lines)
 
 
 def held_table(rows: pd.DataFrame) -> str:

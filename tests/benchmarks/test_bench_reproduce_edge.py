@@ -196,9 +196,10 @@ def test_tables_say_below_at_above_and_rising(bench) -> None:
     assert bench.edgetables.place(pd.Series([1.2])) == "above"
     run = {"net": "MLP", "optimizer": "SGD", "lr": 0.2, "batch": 8.0, "momentum": 0.0, "full_limit": 2.0}
     run |= {"small_limit": 2.0, "sharpness": 1.0, "batch_sharpness": 1.2, "mean_curvature": 0.5, "loss": 0.1}
-    run |= {"unweighted": 1.1, "batch_highest": 1.5}
+    run |= {"unweighted": 1.1, "batch_highest": 1.5, "num_steps": 70}
     table = bench.edgetables.small_table(pd.DataFrame([run | {"halves": [1.0, 1.4]}]))
-    assert "| MLP | SGD, lr 0.2 | 8 | 2, 2 | 0.50 | 0.60 | 0.55 | 0.25 | 0.75 | 0.60 | below, rising | 0.1 |" in table
+    assert "| MLP | SGD, lr 0.2 | 8 | 2, 2 | 0.50 | 0.60 | 0.55 | 0.25 | 0.75 | 0.60 | below, rising |" in table
+    assert table.endswith("| 0.1 | 70 |")
     control = run | {"lr": 0.02, "batch_sharpness": 0.3}
     other = control | {"optimizer": "momentum 0.9", "small_limit": 0.2}
     held = bench.edgetables.held_table(pd.DataFrame([run, control, other]))
