@@ -22,7 +22,10 @@ from smoothdiag.measure.scan import SPACING
 from smoothdiag.measure.scan.search import LAST, TOLERANCE
 
 COST = 13
-"""Gradients of a point, the search for it and the ends of lines included (median in benchmarks/scans/results.csv)."""
+"""Gradients of a point, the search for it and the ends of lines included: the median of 108 earlier scans of networks.
+
+The 63 of docs/reproduce/which_law.md take 14.
+"""
 
 NUM_BOOT = 200
 
@@ -86,8 +89,8 @@ def named(kinds: int, random: int = 0, layers: int = 0) -> tuple[str, ...]:
 
 SHORT = (1, 1, 1, 2, 3)
 """Points of a line on real nets, roughly. The default follows fourteen lines at a time, but lines are short, and where
-one ends the next takes its place: in the median 37 points on 23 lines, and 1.0 decades of gradient norms
-(benchmarks/scans/results.csv)."""
+one ends the next takes its place: in the median 34 points on 23 lines, and 1.0 decades of gradient norms
+(docs/reproduce/which_law.md)."""
 
 DESIGNS = (
     Design("default: 23 lines, 1 to 3 points", named(23), SHORT),

@@ -1,6 +1,7 @@
 """What SpikeGuard costs at a step without a spike: time over a plain step.
 
-A plain step is a forward and a backward pass and a step of the optimizer. The runs with a guard and without take turns
+A plain step is a forward and a backward pass and a step of the optimizer. Where the loop clips, with a norm that it
+shows the guard, so does the plain one. The runs with a guard and without take turns
 in one process. Every ratio is a median over rounds of ratios within a round.
 """
 
@@ -16,8 +17,11 @@ from overhead.clock import take_turns
 
 from smoothdiag import SPAM, Probe, SpikeGuard
 
+SHOWN = "gradient norm of a loop that clips, and loss"
+
 GUARDS: dict[str, dict[str, Any]] = {
     "gradient norm and loss": {},
+    SHOWN: {},
     "and update norm": {"update_norm": True},
     "clip": {"action": "clip"},
     "skip": {"action": "skip"},
@@ -31,12 +35,14 @@ GUARDS: dict[str, dict[str, Any]] = {
 class Run:
     """A model in training, with a guard or without."""
 
-    def __init__(self, model: str, optimizer: str, device: torch.device, guard: dict[str, Any] | None) -> None:
+    def __init__(
+        self, model: str, optimizer: str, device: torch.device, guard: dict[str, Any] | None, clips: bool
+    ) -> None:
         torch.manual_seed(0)
         build, self.loss_fn, batch = MODELS[model]
         self.model, self.batch = build().to(device), batch().to(device)
         self.optimizer = OPTIMIZERS[optimizer](self.model.named_parameters())
-        self.probe = None
+        self.probe, self.clips = None, clips
         if guard is not None and "keep" in guard:
             self.probe = Probe(self.model, self.optimizer, self.loss_fn, estimators=(), schedule=lambda step: False)
         self.guard = None if guard is None else SpikeGuard(self.optimizer, self.probe, **guard)
@@ -47,20 +53,22 @@ class Run:
             self.probe.observe(self.batch)
         loss = self.loss_fn(self.model, self.batch)
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0) if self.clips else None
         if self.guard is not None:
-            self.guard.observe(loss)
+            self.guard.observe(loss, grad_norm=norm)
         self.optimizer.step()
 
 
 def costs(model: str, optimizer: str, device: torch.device, rounds: int) -> dict[str, float]:
     """Measures times of guarded steps over those of plain ones."""
     guards = {name: guard for name, guard in GUARDS.items() if "rule" not in guard or "SGD" not in optimizer}
-    kinds: dict[str, dict[str, Any] | None] = {"plain": None, **guards}
-    runs = {name: Run(model, optimizer, device, guard) for name, guard in kinds.items()}
+    kinds: dict[str, dict[str, Any] | None] = {"plain": None, "clips": None, **guards}
+    runs = {name: Run(model, optimizer, device, guard, name in ("clips", SHOWN)) for name, guard in kinds.items()}
     table = take_turns({name: run.step for name, run in runs.items()}, rounds, device, warm_up=5)
     assert not any(run.guard.events for run in runs.values() if run.guard is not None)
     found = {"plain step [ms]": 1e3 * float(table["plain"].median())}
-    return found | {name: float((table[name] / table["plain"]).median()) for name in guards}
+    beside = {name: table["clips" if name == SHOWN else "plain"] for name in guards}
+    return found | {name: float((table[name] / beside[name]).median()) for name in guards}
 
 
 def main() -> None:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from smoothdiag import arguments
-
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
-
-QUANTILES: Final = (0.1, 0.25, 0.5, 0.75, 0.9)
-"""The quantiles of the values before that say what is usual."""
-
-RANGES_OF_NORMAL: Final = (1.349, 2.563)
-"""Interquartile and interdecile range of a normal distribution, in standard deviations."""
+from smoothdiag.tails import (
+    FEWEST_OF_TAIL,
+    ROUNDING,
+    TAIL,
+    Array,
+    Mask,
+    Rows,
+    distance,
+    rare,
+    trusted,
+    without_trend,
+)
 
 BLOCK: Final = 1 << 14
 """How many windows are sorted together."""
+
+LARGEST: Final = 10.0
+"""Distances in the memory are at most this many times as large as the distance asked for."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,27 @@ class SpikeRule:
     of 0, are left out of the values before. Spikes themselves are not: the quantiles hardly notice them.
 
     A robust standard deviation is the larger of interquartile range / 1.349 and interdecile range / 2.563. The two are
-    equal for normal values; the second is larger where large values are frequent.
+    equal for normal values; the second is larger where large values are frequent. While there are fewer values than the
+    window holds, the deviation is a rough guess, and a spike has to lie so much further away that chance makes it no
+    more often.
 
     Losses near zero scatter over decades. So a loss that is positive, like all those before it, is compared on a
     logarithmic scale, too, and the smaller distance counts. There the trend is taken off first: the straight line
     through the medians of the older and the newer half.
 
+    Losses of zero scatter by rounding alone. So the deviation of a loss is at least 4 times the precision of float32,
+    relative to the largest median so far.
+
     The loss and the norm of one step are two witnesses. Their distance is the root of the sum of squares of their
     deviations above the median, and of several norms or losses the one with the largest deviation counts. Of a step
     that lies far enough, each value is a spike that makes up at least half of the distance asked for.
+
+    In some runs far steps are usual: every twentieth batch, say, has an example that the network gets wrong. So the
+    distance must be rare, too. As soon as 200 distances are known, an exponential tail through the largest 5% of the
+    last 500 says which distance comes once in 10,000 steps. A spike lies further away, or twice as far as all of them.
+
+    Source of the tail: "peaks over threshold" with an exponential excess, Davison and Smith 1990 (J. R. Stat. Soc. B);
+    for streams with another tail, Siffer et al. 2017 (KDD).
 
     Args:
         window: How many of the last values count.
@@ -48,6 +68,8 @@ class SpikeRule:
         deviations: Least distance of a step from the median, in robust standard deviations.
         least_ratio: Least ratio of a norm to the median.
         least_rise: Least distance of a loss from the median, as a share of the median.
+        memory: How many of the last distances say what is rare, at least 200; 0 leaves that question out.
+        once_in: In how many steps the tail of the distances may reach a spike once.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -65,6 +87,8 @@ class SpikeRule:
     deviations: float = 6.0
     least_ratio: float = 2.0
     least_rise: float = 0.1
+    memory: int = 500
+    once_in: float = 10_000.0
 
     def __post_init__(self) -> None:
         arguments.whole("window", self.window, 4)
@@ -74,6 +98,19 @@ class SpikeRule:
         arguments.positive("deviations", self.deviations)
         arguments.number("least_ratio", self.least_ratio, "at least 1 and finite", lambda v: 1 <= v < math.inf)
         arguments.number("least_rise", self.least_rise, "at least 0 and finite", lambda v: 0 <= v < math.inf)
+        least = round(FEWEST_OF_TAIL / TAIL)
+        arguments.number("memory", self.memory, f"0, or a whole number from {least} on", partial(_is_memory, least))
+        arguments.number("once_in", self.once_in, f"above {1 / TAIL:g} and finite", lambda v: 1 / TAIL < v < math.inf)
+
+    @property
+    def largest(self) -> float:
+        """The largest distance that the memory tells apart."""
+        return LARGEST * self.deviations
+
+    @property
+    def excesses(self) -> float:
+        """How many mean excesses beyond the beginning of the tail a distance lies that comes once in so many steps."""
+        return math.log(TAIL * self.once_in)
 
     def counts(self, values: npt.NDArray[Any], *, is_norm: bool) -> Mask:
         """Returns which values count: finite ones, and of norms positive ones."""
@@ -96,19 +133,14 @@ class SpikeRule:
         Args:
             signals: For each signal one value for each step, and whether the values are norms.
         """
-        all_signals = [_Signal(self, values, is_norm) for values, is_norm in signals]
-        rows = np.flatnonzero(np.any([signal.is_large for signal in all_signals], axis=0))
-        away = [signal.deviations(rows) for signal in all_signals]
-        total = np.zeros(len(rows))
-        for kind in (True, False):
-            alike = [each for each, signal in zip(away, all_signals, strict=True) if signal.is_norm is kind]
-            total = np.hypot(total, np.max(alike, axis=0, initial=0)) if alike else total
-        found = []
-        for signal, own in zip(all_signals, away, strict=True):
-            is_spike = np.zeros(len(signal.is_large), dtype=np.bool_)
-            is_spike[rows] = signal.is_large[rows] & (total > self.deviations) & (own >= self.deviations / 2)
-            found.append((is_spike, signal.usual))
-        return found
+        return Reading(self, [is_norm for _, is_norm in signals]).take(*(values for values, _ in signals))
+
+    @property
+    def _rarity(self) -> str:
+        return (
+            f"  Where large deviations are frequent among the {self.memory} rows before, a spike is further away: so\n"
+            f"  far that their tail reaches it once in {self.once_in:,.0f} rows."
+        )
 
     @property
     def text(self) -> str:
@@ -120,8 +152,73 @@ class SpikeRule:
             "their squares.\n"
             "  Gradient norms are compared by their logarithm and must be at least "
             f"{self.least_ratio:g} times the median. Losses must be\n"
-            f"  at least {self.least_rise:.0%} above the median."
+            f"  at least {self.least_rise:.0%} above the median." + (f"\n{self._rarity}" if self.memory else "")
         )
+
+
+class Reading:
+    """Values that are read part after part, and judged as if they had come at once.
+
+    Args:
+        rule: What a spike is.
+        are_norms: For each signal whether its values are norms.
+    """
+
+    def __init__(self, rule: SpikeRule, are_norms: Sequence[bool]) -> None:
+        self._rule = rule
+        self._signals = [_Signal(rule, is_norm) for is_norm in are_norms]
+        self._memory = np.zeros(0)
+
+    def take(self, *values: npt.ArrayLike) -> list[tuple[Mask, Array]]:
+        """Returns for each signal which of the next values are spikes, and the median of the values before each.
+
+        Args:
+            values: For each signal one value for each step, all of one length.
+        """
+        for signal, each in zip(self._signals, values, strict=True):
+            signal.take(each)
+        rows = np.flatnonzero(np.any([signal.is_large for signal in self._signals], axis=0))
+        away = [signal.deviations(rows) for signal in self._signals]
+        total = self._together(away)
+        is_far = total > self._rule.deviations
+        if self._rule.memory:
+            is_far[is_far] = self._are_rare(rows[is_far], total[is_far])
+        found = []
+        for signal, own in zip(self._signals, away, strict=True):
+            is_spike = np.zeros(len(signal.is_large), dtype=np.bool_)
+            is_spike[rows] = signal.is_large[rows] & is_far & (own >= self._rule.deviations / 2)
+            found.append((is_spike, signal.usual))
+        return found
+
+    def _together(self, away: Sequence[Array]) -> Array:
+        total: Array = np.zeros(len(away[0]))
+        for kind in (True, False):
+            alike = [each for each, signal in zip(away, self._signals, strict=True) if signal.is_norm is kind]
+            total = np.hypot(total, np.max(alike, axis=0, initial=0)) if alike else total
+        return total
+
+    def _are_rare(self, rows: Rows, total: Array) -> Mask:
+        """Returns which distances are rare beside those of the steps before, and keeps the last distances."""
+        size, before = self._rule.memory, len(self._memory)
+        entering = np.flatnonzero(np.any([signal.is_known for signal in self._signals], axis=0))
+        place = np.searchsorted(entering, rows) + before
+        distances = np.concatenate([self._memory, np.full(len(entering), math.nan)])
+        starts = np.append(np.maximum(place - size, 0), max(len(distances) - size, 0))
+        ends = np.append(place, len(distances))
+        depth = np.cumsum(
+            np.bincount(starts, minlength=len(distances) + 1) - np.bincount(ends, minlength=len(distances) + 1)
+        )
+        wanted = np.flatnonzero(depth[before:-1] > 0)  # most distances are never asked for
+        far = self._together([signal.deviations(entering[wanted]) for signal in self._signals])
+        distances[before + wanted] = np.minimum(far, self._rule.largest)
+        self._memory = distances[max(len(distances) - size, 0) :]
+        is_rare = np.ones(len(rows), dtype=np.bool_)
+        for part in np.split(np.arange(len(rows)), range(BLOCK // 8, len(rows), BLOCK // 8)):
+            back = place[part, None] + np.arange(-size, 0)
+            last = np.where(back >= 0, distances[np.maximum(back, 0)], -math.inf)
+            asked = rare(last, np.minimum(place[part], size), self._rule.excesses)
+            is_rare[part] = np.minimum(total[part], self._rule.largest) > asked
+        return is_rare
 
 
 class _Signal:
@@ -129,73 +226,59 @@ class _Signal:
 
     Attributes:
         usual: Median of the values before; NaN where it is not known.
+        is_known: Whether a value counts, and enough values before it.
         is_large: Whether a value lies above the median by the least ratio or share.
     """
 
-    def __init__(self, rule: SpikeRule, values: npt.ArrayLike, is_norm: bool) -> None:
+    def __init__(self, rule: SpikeRule, is_norm: bool) -> None:
+        self.rule, self.is_norm = rule, is_norm
+        self._trust = np.array(trusted(rule.deviations, rule.window))
+        self._before, self._level = np.zeros(0), 0.0
+
+    def take(self, values: npt.ArrayLike) -> None:
+        """Goes on to the next values."""
         import pandas as pd
 
-        value = np.asarray(values, dtype=np.float64)
-        self.rule, self.is_norm = rule, is_norm
-        self._keep = rule.counts(value, is_norm=is_norm)
-        self._scale = np.log(value[self._keep]) if is_norm else value[self._keep]
+        value, rule = np.asarray(values, dtype=np.float64), self.rule
+        self._keep = rule.counts(value, is_norm=self.is_norm)
+        kept, begin = value[self._keep], len(self._before)
+        self._scale = np.concatenate([self._before, np.log(kept) if self.is_norm else kept])
+        self._begin, self._before = begin, self._scale[-rule.window :]
         before = pd.Series(self._scale).shift(1).rolling(rule.window, min_periods=rule.fewest)
-        middle = before.median().to_numpy()
-        least = math.log(rule.least_ratio) if is_norm else rule.least_rise * np.abs(middle)
+        middle = before.median().to_numpy()[begin:]
+        least = math.log(rule.least_ratio) if self.is_norm else rule.least_rise * np.abs(middle)
         self.usual, self.is_large = np.full(len(value), math.nan), np.zeros(len(value), dtype=np.bool_)
-        self.usual[self._keep] = np.exp(middle) if is_norm else middle
-        self.is_large[self._keep] = self._scale - middle >= least
+        self.usual[self._keep] = np.exp(middle) if self.is_norm else middle
+        self.is_large[self._keep] = self._scale[begin:] - middle >= least
+        self.is_known = self._keep & np.isfinite(self.usual)
+        self._levels = np.fmax.accumulate(np.append(self._level, np.abs(middle)))[1:]
+        if len(kept):
+            self._level = float(self._levels[-1])
 
-    def deviations(self, rows: npt.NDArray[np.intp]) -> Array:
+    def deviations(self, rows: Rows) -> Array:
         """Returns how far the values at these rows lie from their medians; 0 where that is not known."""
         found = np.zeros(len(rows))
         if len(rows):
-            places = np.cumsum(self._keep) - 1  # of a row among the values that are kept
-            known = np.flatnonzero(self._keep[rows] & (places[rows] >= self.rule.fewest))
+            places = self._begin + np.cumsum(self._keep) - 1  # of a row among the values that are kept
+            known = np.flatnonzero(self.is_known[rows])
             for part in np.split(known, range(BLOCK, len(known), BLOCK)):
                 found[part] = self._deviations(places[rows[part]])
         return found
 
-    def _deviations(self, places: npt.NDArray[np.intp]) -> Array:
+    def _deviations(self, places: Rows) -> Array:
         rows = places[:, None] + np.arange(-self.rule.window, 0)  # oldest first
         values, now = np.where(rows >= 0, self._scale[np.maximum(rows, 0)], math.nan), self._scale[places]
         number = np.minimum(places, self.rule.window)
-        away = _distance(now, values, number)
+        least = 0.0 if self.is_norm else ROUNDING * self._levels[places - self._begin]
+        away = distance(now, values, number, least)
         if not self.is_norm:
-            least = np.nanmin(values, axis=1)
-            positive = (now > 0) & (least > 0)
-            in_logs = _without_trend(np.log(values[positive]), number[positive])
-            in_logs = _distance(np.log(now[positive]), in_logs, number[positive])
+            positive = (now > 0) & (np.nanmin(values, axis=1) > 0)
+            in_logs = without_trend(np.log(values[positive]), number[positive])
+            in_logs = distance(np.log(now[positive]), in_logs, number[positive])
             away[positive] = np.minimum(away[positive], in_logs)
+        away *= self._trust[number]
         return away
 
 
-def _quantiles(values: Array, number: npt.NDArray[np.intp], shares: tuple[float, ...] = QUANTILES) -> Array:
-    """Returns the quantiles of each row, which has this number of values and then NaN; shape (shares, rows)."""
-    ordered = np.sort(values, axis=1)  # NaN last
-    last = number[:, None] - 1
-    at = last * np.array(shares)
-    below = at.astype(np.intp)
-    low, high = (np.take_along_axis(ordered, i, axis=1) for i in (below, np.minimum(below + 1, last)))
-    found: Array = (low + (at - below) * (high - low)).T
-    return found
-
-
-def _without_trend(values: Array, number: npt.NDArray[np.intp]) -> Array:
-    """Returns windows as they would be without a trend, on the level of the step that comes next."""
-    half, num = number // 2, number[:, None]
-    age = np.arange(values.shape[1], 0, -1) - 1
-    newer, older = age < half[:, None], (age >= num - half[:, None]) & (age < num)
-    (new,), (old,) = (_quantiles(np.where(part, values, math.nan), half, (0.5,)) for part in (newer, older))
-    slope = (new - old) / (number - half)
-    found: Array = values + slope[:, None] * (age + 1)
-    return found
-
-
-def _distance(now: Array, values: Array, number: npt.NDArray[np.intp]) -> Array:
-    """Returns how far values lie from the medians of their windows, in robust standard deviations."""
-    q10, q25, q50, q75, q90 = _quantiles(values, number)
-    deviation = np.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        away: Array = (now - q50) / deviation
-    return np.where(np.isnan(away), 0.0, away)
+def _is_memory(least: int, value: float) -> bool:
+    return value == int(value) and (value == 0 or value >= least)

@@ -130,11 +130,12 @@ SUBJECTS = NETS | KNOWN
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network or landscape after some steps of training from a seed."""
+    """A network or landscape after some steps of training from a seed, scanned on ``times`` as many examples."""
 
     subject: str
     stage: int
     seed: int
+    times: int = 1
 
 
 @cache
@@ -161,10 +162,10 @@ def trained(checkpoint: Checkpoint, steps: int, device: torch.device) -> nn.Modu
 
 
 def held_out(checkpoint: Checkpoint, device: torch.device) -> Any:
-    """Returns as many held-out examples as a training batch has, drawn by the seed; landscapes have one batch alone."""
+    """Returns as many held-out examples as a training batch has, or more; landscapes have one batch for everything."""
     data = data_of(checkpoint.subject)
     if checkpoint.subject in KNOWN:
         return moved(data.validation, device)
-    number = len(next(data.batches(0))[0])
+    number = checkpoint.times * len(next(data.batches(0))[0])
     drawn = torch.randperm(len(data.validation[0]), generator=torch.Generator().manual_seed(1000 + checkpoint.seed))
     return moved(tuple(part[drawn[:number]] for part in data.validation), device)

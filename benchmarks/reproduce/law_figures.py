@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from checkpoints import KNOWN, NETS, STAGES
-from law_tables import ends
+from law_tables import CLEAR, ends, usual
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,18 +17,26 @@ from smoothdiag.plots.looks import GRAD_NORM, log_axis
 
 VERDICTS = {
     "CONSTANT": ("C", "#0072b2", "constant"),
-    "L0L1": ("L", "#009e73", "line (L0, L1)"),
+    "L0L1": ("L", "#009e73", "the line L0 + L1 ‖g‖"),
     "POWER": ("P", "#cc79a7", "another power"),
     "LOSS_GAP": ("G", "#e69f00", "the loss gap"),
-    "NOT_IDENTIFIED": ("?", "#d9d9d9", "these points do not tell"),
+    "NOT_IDENTIFIED": ("?", "#d9d9d9", "not identified: these points do not tell"),
 }
 """Letter, colour and meaning of a verdict."""
 
-SIGNS = {"+": ("#009e73", "falls, too"), "−": ("#d55e00", "rises"), "·": ("#d9d9d9", "neither")}
+SIGNS = {
+    "+": ("#009e73", "‖H‖ falls, too"),
+    "−": ("#d55e00", "‖H‖ rises instead"),
+    "·": ("#d9d9d9", "neither"),
+}
 """What ||H|| does while ||g|| falls: colours and words."""
 
-CLEAR = 0.5
-"""Rank correlation from which a descent counts as one way or the other."""
+CAPTION = (
+    "One square a seed. ‖H‖: Hessian norm, ‖g‖: gradient norm, on fixed held-out examples. "
+    "$\\rho$: exponent of ‖H‖ = $L_0 + L$‖g‖$^\\rho$, from the lowest to the highest end of the\n"
+    "90% intervals; “up” to 3, the largest tried. Steps are those of training before the scan. "
+    "Right: rank correlation of ‖H‖ and ‖g‖ beyond ±.5."
+)
 
 SHOWN = (("MLP, GELU", 0), ("GPT", 400), ("ResNet", 0), ("LSTM", 0))
 """Networks and stages whose points are drawn, each for the first seed."""
@@ -39,13 +47,14 @@ LIMIT = 2.99
 
 def draw_grid(rows: pd.DataFrame, traces: Path) -> Figure:
     """A row for each network, a column for each stage; left the verdicts on leaving, right the way of arriving."""
+    rows = usual(rows)
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(9.2, 5.6), layout="constrained")
+        figure = Figure(figsize=(9.6, 5.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.55, 1))
         names = [*NETS, *KNOWN]
         for ax, title in (
-            (left, "Leaving a point: the law along lines out of it"),
-            (right, "Arriving: ‖H‖ while descent lowers ‖g‖"),
+            (left, "Which law does a scan out of this point find?"),
+            (right, "Does ‖H‖ fall where descent lowers ‖g‖?"),
         ):
             ax.set(xlim=(0, 3), ylim=(len(names) + 0.35, 0), xticks=[0.5, 1.5, 2.5])
             ax.set_xticklabels([f"{stage} steps" if stage else "initialisation" for stage in STAGES])
@@ -61,9 +70,10 @@ def draw_grid(rows: pd.DataFrame, traces: Path) -> Figure:
                 _arriving(right, column, _height(k), part)
         left.text(-0.02, len(NETS) + 0.17, "law known ↓ ", ha="right", va="center", fontsize=7, color="0.3")
         handles = [Patch(color=colour, label=f"{letter}  {words}") for letter, colour, words in VERDICTS.values()]
-        left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize=8)
-        signs = [Patch(color=colour, label=f"{sign}  ‖H‖ {words}") for sign, (colour, words) in SIGNS.items()]
-        right.legend(handles=signs, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, frameon=False, fontsize=8)
+        left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.4, 0), ncols=2, frameon=False, fontsize=8)
+        signs = [Patch(color=colour, label=f"{sign}  {words}") for sign, (colour, words) in SIGNS.items()]
+        right.legend(handles=signs, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=1, frameon=False, fontsize=8)
+        figure.supxlabel(CAPTION, fontsize=8, color="0.25")
     return figure
 
 
@@ -84,8 +94,8 @@ def _leaving(ax: Axes, column: int, y: float, part: pd.DataFrame) -> None:
         letter, colour, _ = VERDICTS.get(verdict, ("x", "white", ""))
         _square(ax, column + 0.04 + 0.145 * k, y + 0.12, 0.145, letter, colour)
     if set(part["verdict"]) != {"CONSTANT"}:
-        text = ends(part["exponent_low"], part["exponent_high"].where(part["exponent_high"] < LIMIT, 3.0), 1)
-        text = text.replace(" to 3.0", " up").replace(" to ", "–")
+        text = ends(part["exponent_low"], part["exponent_high"].where(part["exponent_high"] < LIMIT, 3.0))
+        text = text.replace(" to 3.00", " up").replace(" to ", "–")
         ax.text(column + 0.5, y + 0.5, rf"$\rho$ {text}", ha="left", va="center", fontsize=8, color="0.25")
 
 

@@ -12,6 +12,9 @@ from smoothdiag.optim.scion import Kind
 
 KINDS = ("other", "null", "same", "short")
 
+SOME = ("other verdict", *(f"short {name}" for name in ("verdict", "decades", "flags", "fit", "low", "high")), "bias")
+"""Columns that only some layers or runs have."""
+
 MATRICES = ("mix", "out", "up", "down", "tokens", "places")
 """Parts of names of layers, in the order of the tables."""
 
@@ -37,6 +40,7 @@ def layers_of(rows: pd.DataFrame) -> pd.DataFrame:
         of = {key: run[key] for key in ("name", "factor", "batch", "seed", "first_loss", "loss")}
         found += [of | layer | {"part": part_of(layer["layer"])} for layer in run["layers"]]
     frame = pd.DataFrame(found)
+    frame = frame.reindex(columns=[*frame, *(name for name in SOME if name not in frame)])
     for kind in KINDS:
         frame[f"{kind} share"] = frame[f"{kind} L1"] * frame["length"] / math.sqrt(2)
     return frame
@@ -56,7 +60,9 @@ def tables(rows: pd.DataFrame) -> dict[str, str]:
     usual = gpt[(gpt["factor"] == 1) & (gpt["batch"] == 16)]
     return {
         "steps": steps(gpt[gpt["norm"] == "own"]),
+        "constants": constants(gpt[gpt["norm"] == "own"]),
         "published": published(usual[usual["norm"] == "own"]),
+        "weights": weights(gpt[(gpt["norm"] == "own") & (gpt["part"].map(kind_of) == "hidden")]),
         "layers": by_layer(usual[usual["norm"] == "own"]),
         "euclidean": euclidean(usual[usual["norm"] == "Euclidean"]),
         "known": known(found[(found["name"] != "gpt") & (found["norm"] == "own")]),
@@ -73,9 +79,9 @@ def conditions(gpt: pd.DataFrame) -> list[tuple[float, int, pd.DataFrame]]:
 
 
 def steps(gpt: pd.DataFrame) -> str:
-    """For each length of steps: what the published fit takes from the run, beside what a short displacement shows."""
+    """For each length of steps: the step that the published fit allows, and what its quotient consists of."""
     head = ["layers", "batch", "step t / published", "held-out loss", "t", "1/L1, other batches", "L1 t / √2"]
-    head += ["noise / other", "L1 t / √2, same examples", "L1, short", "its 90% interval"]
+    head += ["noise / other", "same / other", "saturation, same"]
     lines = []
     for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
         for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
@@ -90,11 +96,38 @@ def steps(gpt: pd.DataFrame) -> str:
                     f"{1 / of['other L1']:.2g}",
                     span(part["other share"]),
                     span(part["noise"]),
-                    span(part["same share"]),
-                    f"{of['short fit']:.2g}",
-                    sized([of["short low"], of["short high"]]),
+                    span(part["moved"]),
+                    span(part["same saturation"]),
                 ]
             )
+    return markdown(head, lines)
+
+
+def constants(gpt: pd.DataFrame) -> str:
+    """Medians of L1 by each kind of rows, and the interval of the last: medians of its ends."""
+    head = ["layers", "batch", "step t / published", "L1, other batches", "noise alone", "same examples", "short"]
+    head += ["its 90% interval", "decades of gradient norms", "verdicts: short", "first flag"]
+    lines = []
+    for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
+        for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
+            of = part.median(numeric_only=True)
+            found = [sized([of[name]]) for name in ("other L1", "null L1", "same L1", "short fit")]
+            interval = sized([of["short low"], of["short high"]])
+            flags = [names[0] for names in part["short flags"].dropna() if names]
+            said = [span(part["short decades"], 1), counts(part["short verdict"].dropna()), counts(flags)]
+            lines.append([words, batch, f"{factor:g}", *found, interval, *said])
+    return markdown(head, lines)
+
+
+def weights(hidden: pd.DataFrame) -> str:
+    """The published fit with other weights of points above the line: medians of L1 t / √2, and fits without L0."""
+    names = [str(column) for column in hidden if str(column).startswith("other L1 at ")]
+    head = ["batch", "step t / published", *(f"weight {name.split()[-1]}" for name in names), "fits with L0 = 0"]
+    lines = []
+    for factor, batch, part in conditions(hidden):
+        shares = [(part[name] * part["length"]).median() / math.sqrt(2) for name in names]
+        zero = (part["other L0"] == 0).sum()
+        lines.append([batch, f"{factor:g}", *map(short, shares), f"{zero} of {len(part)}"])
     return markdown(head, lines)
 
 
@@ -115,8 +148,9 @@ def published(usual: pd.DataFrame) -> str:
 
 
 def by_layer(part: pd.DataFrame) -> str:
-    head = ["layer", "L1, other batches", "L1 t / √2", "L1, noise alone", "noise / other", "L1, same examples"]
-    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short"]
+    """Ranges over blocks and seeds; of the ratio of the constants of noise and of other batches the median, too."""
+    head = ["layer", "L1, other batches", "L1 t / √2", "L1, noise alone", "its share of L1: median", "noise / other"]
+    head += ["L1, same examples", "L1, short", "its 90% intervals", "verdicts: other batches", "short"]
     lines = []
     for name in MATRICES:
         of = part[part["part"] == name]
@@ -126,6 +160,7 @@ def by_layer(part: pd.DataFrame) -> str:
                 sized(of["other L1"]),
                 span(of["other share"]),
                 sized(of["null L1"]),
+                short((of["null L1"] / of["other L1"]).median()),
                 span(of["noise"]),
                 sized(of["same L1"]),
                 sized(of["short fit"]),
@@ -160,7 +195,7 @@ def euclidean(part: pd.DataFrame) -> str:
 
 def known(part: pd.DataFrame) -> str:
     head = ["landscape", "true L1", "√2 / step", "L1, other batches", "L1, noise alone", "L1, same examples"]
-    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short"]
+    head += ["L1, short", "its 90% intervals", "verdicts: other batches", "short", "first flag, short"]
     lines = []
     for name, truth in TRUTH.items():
         of = part[part["name"] == name]
@@ -174,6 +209,7 @@ def known(part: pd.DataFrame) -> str:
                 sized([of["short low"].min(), of["short high"].max()]),
                 counts(of["other verdict"].dropna()),
                 counts(of["short verdict"].dropna()),
+                counts(names[0] for names in of["short flags"].dropna() if names),
             ]
         )
     return markdown(head, lines)
@@ -184,7 +220,7 @@ def sized(values: Any) -> str:
     known = pd.Series(values, dtype=float).dropna()
     if known.empty:
         return "-"
-    low, high = f"{known.min():.2g}", f"{known.max():.2g}"
+    low, high = (f"{end:.2g}" if abs(end) < 100 else f"{end:.0f}" for end in (known.min(), known.max()))
     return low if low == high else f"{low} to {high}"
 
 

@@ -26,15 +26,15 @@ import smoothdiag as sd
 
 Array = npt.NDArray[np.float64]
 
-PENALTY = 1.0
-"""Weight lambda of the further loss of points above the line; the published value is not known here."""
+PENALTY, PENALTIES = 1.0, (0.0, 1.0, 10.0)
+"""Weight lambda of the further loss of points above the line, and others to compare: the published one is not known."""
 
 FITTED = (("own", "short"), ("own", "other"), ("Euclidean", "short"))
 """Norms and kinds of rows that get a verdict; with steps or batches of other sizes, only the first ones do."""
 
 NUM_BOOT, QUANTILE = 100, 0.8
 
-DIM, START, STEP, DEVIATION = 20, 3.0, 0.05, 2.7
+DIM, START, STEP, DEVIATION = 20, 3.0, 0.0075, 2.7
 """Of the landscapes: coordinates of a layer, its distance from the minimum at first, the length of its steps, and the
 noise of an example in each coordinate. A batch of 16 has noise as long as the gradient at a distance of about 1."""
 
@@ -58,7 +58,11 @@ def cases(size: Size) -> dict[str, Run]:
         for name, problem in LANDSCAPES.items():
             model, data = partial(Noisy, problem, START), noise(DEVIATION, DIM)
             found.append(Run(name, model, data, own_loss, normalised(STEP), 16, 1.0, k, steps, every))
-    return {f"{case.name}/{case.factor:g}/{case.batch}/{case.seed}": case for case in found}
+    return {name_of(case): case for case in found}
+
+
+def name_of(case: Run) -> str:
+    return f"{case.name}/{case.factor:g}/{case.batch}/{case.seed}"
 
 
 def run(case: Run, place: Place) -> dict[str, Any]:
@@ -66,6 +70,8 @@ def run(case: Run, place: Place) -> dict[str, Any]:
     if place.dry:
         case = replace(case, steps=place.steps(case.steps), every=1)
     rows, losses = measured(case, place.device)
+    frame = pd.DataFrame(rows)
+    frame.to_json(place.traces / f"{name_of(case).replace('/', '-')}.jsonl", orient="records", lines=True)
     fits = FITTED if (case.factor, case.batch) == CONDITIONS[0] else FITTED[:1]
     return {
         "name": case.name,
@@ -75,7 +81,7 @@ def run(case: Run, place: Place) -> dict[str, Any]:
         "torch": torch.__version__,
         "first_loss": losses[0],
         "loss": losses[-1],
-        "layers": [summarised(part, fits) for _, part in pd.DataFrame(rows).groupby(["layer", "norm"], sort=False)],
+        "layers": [summarised(part, fits) for _, part in frame.groupby(["layer", "norm"], sort=False)],
     }
 
 
@@ -88,6 +94,9 @@ def summarised(part: pd.DataFrame, fits: Sequence[tuple[str, str]]) -> dict[str,
         L0, L1 = hinge_fit(usable[f"{kind} norm"], usable[kind])
         found |= {f"{kind} L0": L0, f"{kind} L1": L1, f"{kind} saturation": float(part[f"{kind} saturation"].median())}
     found["noise"] = float((part["null"] / part["other"]).median())
+    found["moved"] = float((part["same"] / part["other"]).median())
+    for penalty in PENALTIES:
+        found[f"other L1 at {penalty:g}"] = hinge_fit(part["other norm"], part["other"], penalty)[1]
     if first["norm"] == "Euclidean":
         found["bias"] = float(part["bias"].median())
     for norm, kind in fits:

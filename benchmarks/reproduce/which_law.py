@@ -1,6 +1,6 @@
 """Which law holds where: smoothness beside the gradient norm along lines out of a point, and down to a minimum.
 
-SMOOTHDIAG_DATA=... python benchmarks/reproduce/which_law.py            # 99 checkpoints
+SMOOTHDIAG_DATA=... python benchmarks/reproduce/which_law.py            # 113 scans
 SMOOTHDIAG_DATA=... python benchmarks/reproduce/which_law.py --report   # tables, figures of docs/reproduce/which_law.md
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from checkpoints import STAGES, SUBJECTS, Checkpoint, held_out, trained
+from checkpoints import NETS, STAGES, SUBJECTS, Checkpoint, held_out, trained
 from experiment import Experiment, Place, Size, main
 from law_figures import draw_grid, draw_points
 from law_tables import MODELS, tables
@@ -25,6 +25,9 @@ LATER = {"quick": STAGES, "full": (*STAGES, 4000)}
 
 BUDGET = {"quick": 500, "full": 2000}
 """Gradients of a scan along lines, and of a descent."""
+
+LARGER = 4
+"""Times as many examples in a second scan of the first seed, at the first and at the last stage."""
 
 SECANTS = 150
 """Gradients of a scan of secants: they cost a third of Hessian norms or less, so there are about as many points."""
@@ -46,16 +49,21 @@ REASONS = {
 
 def cases(size: Size) -> dict[str, Checkpoint]:
     found = [Checkpoint(s, stage, k) for s in SUBJECTS for stage in LATER[size] for k in range(SEEDS[size])]
-    return {f"{c.subject}/{c.stage}/{c.seed}": c for c in found}
+    found += [Checkpoint(net, stage, 0, LARGER) for net in NETS for stage in (LATER[size][0], LATER[size][-1])]
+    return {name_of(checkpoint): checkpoint for checkpoint in found}
+
+
+def name_of(checkpoint: Checkpoint) -> str:
+    name = f"{checkpoint.subject}/{checkpoint.stage}/{checkpoint.seed}"
+    return name if checkpoint.times == 1 else f"{name}/x{checkpoint.times}"
 
 
 def path_of(traces: Path, checkpoint: Checkpoint, kind: str) -> Path:
-    name = checkpoint.subject.replace(", ", "_")
-    return traces / f"{kind}-{name}-{checkpoint.stage}-{checkpoint.seed}.jsonl"
+    return traces / f"{kind}-{name_of(checkpoint).replace(', ', '_').replace('/', '-')}.jsonl"
 
 
 def run(checkpoint: Checkpoint, place: Place) -> dict[str, Any]:
-    """Trains, and scans three times: ||H|| along lines, secants along the same lines, and ||H|| down the gradient."""
+    """Trains, and scans ||H|| along lines; then secants along the same lines, and ||H|| down the gradient."""
     model = trained(checkpoint, place.steps(checkpoint.stage), place.device)
     batch, loss_fn = held_out(checkpoint, place.device), SUBJECTS[checkpoint.subject].loss_fn
     budget = 40 if place.dry else BUDGET[place.size]
@@ -67,17 +75,12 @@ def run(checkpoint: Checkpoint, place: Place) -> dict[str, Any]:
         return sd.scan(model, loss_fn, [batch], trace=path, progress=False, **options).to_frame()
 
     lines = scanned("lines", budget=budget)
+    facts = {**vars(checkpoint), "torch": torch.__version__}
+    if checkpoint.times > 1:
+        return facts | leaving(lines)
     secants = scanned("secants", budget=min(SECANTS, budget), estimators=[sd.LocalSmoothness()])
     descent = scanned("descent", budget=budget, directions=["descent"], **DESCENT)
-    return {
-        "subject": checkpoint.subject,
-        "stage": checkpoint.stage,
-        "seed": checkpoint.seed,
-        "torch": torch.__version__,
-        **leaving(lines),
-        **beside(lines, secants),
-        **arriving(descent),
-    }
+    return facts | leaving(lines) | beside(lines, secants) | arriving(descent)
 
 
 def fitted(frame: pd.DataFrame) -> sd.SmoothnessFit | None:

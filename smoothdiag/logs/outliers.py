@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smoothdiag.spiking import Array, Mask, SpikeRule
+from smoothdiag.spiking import Reading, SpikeRule
+from smoothdiag.tails import Array, Mask
 
 RULE = SpikeRule()
 """What a spike is: the rule that `SpikeGuard` goes by, too."""
@@ -42,23 +43,12 @@ class Spike:
 def find_spikes(step: npt.NDArray[Any], grad_norm: npt.NDArray[Any], loss: npt.NDArray[Any]) -> list[Spike]:
     """Returns the spikes of gradient norms and losses, in the order of steps; norms are compared by their logarithm."""
     found: list[Spike] = []
-    columns = {"grad_norm": grad_norm, "loss": loss}
-    recent = {name: np.zeros(0, dtype=np.intp) for name in columns}  # the last rows that a window may hold
+    columns, reading = {"grad_norm": grad_norm, "loss": loss}, Reading(RULE, [True, False])
     for begin in range(0, len(step), PART):
-        here = {
-            name: begin + np.flatnonzero(RULE.counts(each[begin : begin + PART], is_norm=name == "grad_norm"))
-            for name, each in columns.items()
-        }
-        start = min([begin, *(int(recent[name][0]) for name in columns if len(here[name]) and len(recent[name]))])
-        parts = {name: each[start : begin + PART] for name, each in columns.items()}
-        both = RULE.find_together(*((part, name == "grad_norm") for name, part in parts.items()))
-        for (name, part), (far, usual) in zip(parts.items(), both, strict=True):
-            found += [
-                Spike(int(step[start + i]), name, float(part[i]), float(usual[i]))
-                for i in np.flatnonzero(far)
-                if start + i >= begin
-            ]
-            recent[name] = np.concatenate([recent[name], here[name]])[-RULE.window :]
+        parts = {name: each[begin : begin + PART] for name, each in columns.items()}
+        for (name, part), (far, usual) in zip(parts.items(), reading.take(*parts.values()), strict=True):
+            rows = np.flatnonzero(far)
+            found += [Spike(int(step[begin + i]), name, float(part[i]), float(usual[i])) for i in rows]
     return sorted(found, key=lambda spike: spike.step)
 
 

@@ -15,7 +15,7 @@ from smoothdiag.logs import wording
 from smoothdiag.logs.findings import Findings, ThresholdUse
 from smoothdiag.logs.outliers import find_pile, find_spikes
 from smoothdiag.logs.table import ESTIMATOR, LogTrace
-from smoothdiag.spiking import Array, Mask
+from smoothdiag.tails import Array, Mask
 
 if TYPE_CHECKING:
     from smoothdiag.trace import Trace

@@ -39,8 +39,9 @@ VERSION = 1
 class SpikeGuard:
     """Watches gradient norm, loss and update at every step, and acts on spikes.
 
-    A step spikes if a signal is far above the last fifty steps (see `SpikeRule`), or if it is not finite. Everything is
-    compared on the device. The host learns of spikes when a copy has arrived there, or when you ask for ``events``.
+    A step spikes if a signal is far above the last fifty steps, and further than the last 500 make one expect (see
+    `SpikeRule`), or if it is not finite. Everything is compared on the device. The host learns of spikes when a copy
+    has arrived there, or when you ask for ``events``.
 
     How it acts on a spike of gradient norm or loss:
         * ``"log"``: it changes nothing.

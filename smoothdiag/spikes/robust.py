@@ -8,8 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from smoothdiag.spikes.rarity import LastDistances
 from smoothdiag.spikes.statistics import Judged, LastValues, lost, taking_part
-from smoothdiag.spiking import QUANTILES, RANGES_OF_NORMAL, SpikeRule
+from smoothdiag.spiking import SpikeRule
+from smoothdiag.tails import QUANTILES, RANGES_OF_NORMAL, ROUNDING, trusted
 
 
 class Robust(LastValues):
@@ -19,6 +21,8 @@ class Robust(LastValues):
         rule: The rule.
         multiple: What a spike is clipped to, in medians.
     """
+
+    _alone = False  # whether each signal is judged alone
 
     def __init__(self, norms: int, losses: int, device: torch.device, rule: SpikeRule, multiple: float) -> None:
         super().__init__(norms, losses, device, rule.window)
@@ -30,6 +34,13 @@ class Robust(LastValues):
         self._ratio.narrow(0, 0, norms).add_(math.log(rule.least_ratio))
         self._share.narrow(0, norms, losses).add_(rule.least_rise)
         self._is_loss = self._share > 0
+        trust = trusted(rule.deviations, rule.window, self._num if self._alone else 1)
+        self._trust = torch.stack([torch.full((), share, **self._options) for share in trust])
+        self._level = torch.zeros(self._num, **self._options)
+        self._memory = LastDistances(self._num if self._alone else 1, rule, self._options) if rule.memory else None
+
+    def _kept(self) -> dict[str, Tensor]:
+        return {**super()._kept(), "level": self._level, **(self._memory.kept if self._memory else {})}
 
     def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`."""
@@ -39,20 +50,25 @@ class Robust(LastValues):
         quantiles = _quantiles(self._ring, number, self._shares)
         middle = quantiles.select(1, QUANTILES.index(0.5))
         known = enters & (self._counts >= self._rule.fewest)
-        distance = _distance(x, quantiles)
-        away = torch.where(known, self._with_logs(x, distance, number), 0.0)
+        self._level = torch.where(known & self._is_loss, torch.maximum(self._level, middle.abs()), self._level)
+        distance = _distance(x, quantiles, ROUNDING * self._level)
+        away = self._with_logs(x, distance, number) * self._trust.gather(0, number.squeeze(1))
+        away = torch.where(known, away, 0.0)
         rise = x - middle
-        fired = known & self._is_far(away)
+        fired = known & self._is_far(away, known)
         fired &= rise >= self._ratio + self._share * middle.abs()
         usual = middle.clone()
         usual.narrow(0, 0, self._norms).exp_()
         self._add(x, enters)
         return Judged(fired, usual, distance, usual * self._multiple)
 
-    def _is_far(self, away: Tensor) -> Tensor:
+    def _is_far(self, away: Tensor, known: Tensor) -> Tensor:
         kinds = (0, self._norms), (self._norms, self._num - self._norms)
         largest = [away.narrow(0, *kind).amax().clamp(min=0) for kind in kinds if kind[1]]
-        is_far = torch.stack(largest).square().sum().sqrt() > self._rule.deviations
+        total = torch.stack(largest).square().sum().sqrt()
+        is_far = total > self._rule.deviations
+        if self._memory:
+            is_far &= self._memory.are_rare(total.unsqueeze(0), known.any().unsqueeze(0)).squeeze(0)
         return is_far & (away >= self._rule.deviations / 2)
 
     def _with_logs(self, x: Tensor, distance: Tensor, number: Tensor) -> Tensor:
@@ -92,50 +108,28 @@ def _quantiles(values: Tensor, number: Tensor, shares: Tensor) -> Tensor:
     return torch.lerp(ordered.gather(1, below), ordered.gather(1, above), place - below)
 
 
-def _distance(value: Tensor, quantiles: Tensor) -> Tensor:
-    """Returns how far values lie from the medians of their windows, in robust standard deviations."""
+def _distance(value: Tensor, quantiles: Tensor, least: Tensor | None = None) -> Tensor:
+    """Returns how far values lie from the medians of their windows, in robust deviations of at least ``least``."""
     q10, q25, q50, q75, q90 = quantiles.unbind(dim=1)
     deviation = torch.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
+    if least is not None:
+        deviation = torch.maximum(deviation, least)
     return ((value - q50) / deviation).nan_to_num(0.0, math.inf, -math.inf)
-
-
-DEGREES = 0.63
-"""Degrees of freedom of a robust deviation, per value that it is made of: with these, normal values that are compared
-with the quantiles of `SpikeRule` have the tail of Student's t; `tests/spikes/test_spike_modules.py` simulates it."""
-
-
-def raised(deviations: float, number: int, values: int) -> float:
-    """Returns the distance at which each of many signals is as rare as one at ``deviations``, divided by their number.
-
-    The deviation of a window is a guess, and now and then it is too small. So large distances are more frequent than a
-    normal distribution has them: as frequent as Student's t with nu degrees of freedom, whose tail falls with
-    (1 + d^2 / nu)^(-(nu + 1) / 2). By the bound of Bonferroni the signals together then seldom fire by chance, however
-    they depend on each other.
-
-    Args:
-        deviations: Distance asked of one signal.
-        number: Number of signals.
-        values: Number of values in the window.
-    """
-    nu = DEGREES * max(values, 1)
-    return math.sqrt(nu * ((1 + deviations**2 / nu) * number ** (2 / (nu + 1)) - 1))
 
 
 class Alone(Robust):
     """`SpikeRule` for many norms, each of which is judged alone and has to lie further away, see `raised`."""
 
-    def __init__(self, norms: int, losses: int, device: torch.device, rule: SpikeRule, multiple: float) -> None:
-        super().__init__(norms, losses, device, rule, multiple)
-        asked = [raised(rule.deviations, norms, values) for values in range(rule.window + 1)]
-        self._asked = torch.stack([torch.full((), least, **self._options) for least in asked])
+    _alone = True
 
     def judge(self, values: Tensor, counts: Tensor | None) -> Judged:
         """See `Statistics`; norms that are not finite are spikes, too."""
         found = super().judge(values, counts)
         return replace(found, fired=found.fired | lost(values))
 
-    def _is_far(self, away: Tensor) -> Tensor:
-        return away > self._asked.gather(0, self._counts.clamp(max=self._window))
+    def _is_far(self, away: Tensor, known: Tensor) -> Tensor:
+        is_far = away > self._rule.deviations
+        return is_far & self._memory.are_rare(away.clamp(min=0), known) if self._memory else is_far
 
 
 class Usual(Robust):

@@ -92,16 +92,22 @@ def before_step(
     Returns:
         `MISSING` in place of a loss that was not given; ``None`` if there are no gradients.
     """
-    norm = seen = gradient_norm(optimizer)
-    if norm is None or seen is None:
+    # A norm that the loop shows saves reading all gradients once more.
+    seen = gradient_norm(optimizer) if shown.grad_norm is None or further is not None else None
+    device = _device_of_gradients(optimizer) if seen is None else seen.device
+    norm = seen if shown.grad_norm is None else shown.grad_norm
+    if norm is None or device is None:
         return None
-    if shown.grad_norm is not None:
-        norm = shown.grad_norm.to(norm.device, non_blocking=True)
-    norm = norm.to(widest(norm.device))
-    found = _over_ranks([norm, shown.loss(norm.device)], norm, group)
-    if further is None:
+    norm = norm.to(device, widest(device), non_blocking=True)
+    found = _over_ranks([norm, shown.loss(device)], norm, group)
+    if further is None or seen is None:
         return found
     return torch.cat([found, _mean(further(seen.to(norm), norm if shown.grad_norm is not None else None), group)])
+
+
+def _device_of_gradients(optimizer: torch.optim.Optimizer) -> torch.device | None:
+    held = (p.grad for group in optimizer.param_groups for p in group["params"])
+    return next((grad.device for grad in held if grad is not None), None)
 
 
 def _mean(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:

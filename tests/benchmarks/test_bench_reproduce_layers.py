@@ -162,6 +162,21 @@ def test_part_of_a_layer_has_words_for_every_matrix(bench) -> None:
     assert set(parts) == set(bench.layer_tables.WORDS)
 
 
+def test_tables_come_from_a_part_of_the_runs(bench, rows) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
+    found = bench.layers.tables(rows[rows["key"] == "gpt/1/128/1"])
+    assert "NOT_IDENTIFIED 8" in found["constants"]
+    assert all(found.values())
+
+
+def test_page_has_the_size_of_the_model(bench) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
+    page = (REPOSITORY / bench.layers.EXPERIMENT.page).read_text(encoding="utf-8")
+    weights = sum(p.numel() for p in bench.layer_runs.gpt().parameters())
+    assert page.count(f"{weights:,} weights") == 2
+    assert 124e6 > 1000 * weights  # "more than a thousand times larger"
+
+
 def test_results_are_whole(bench, rows) -> None:
     skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     assert set(rows["key"]) == set(bench.layers.cases("quick"))

@@ -61,7 +61,7 @@ def made_up(bench, monkeypatch):
 
 def test_every_case_has_a_key_of_its_own_and_every_subject_its_stages(bench) -> None:
     cases = bench.which_law.cases("quick")
-    assert len(cases) == len(bench.checkpoints.SUBJECTS) * 3 * 3
+    assert len(cases) == len(bench.checkpoints.SUBJECTS) * 3 * 3 + len(bench.checkpoints.NETS) * 2
     paths = {bench.which_law.path_of(FOLDER, case, "lines") for case in cases.values()}
     assert len(paths) == len(cases)
 
@@ -82,6 +82,9 @@ def test_a_scan_sees_as_many_held_out_examples_as_a_training_batch_has(bench, ma
     torch.testing.assert_close(batch, again, rtol=0, atol=0)
     other = bench.checkpoints.held_out(bench.checkpoints.Checkpoint("ViT", 0, 1), torch.device("cpu"))
     assert not torch.equal(batch[0], other[0])
+    more = bench.checkpoints.held_out(bench.checkpoints.Checkpoint("ViT", 0, 0, times=2), torch.device("cpu"))
+    torch.testing.assert_close(more[0][:8], batch[0], rtol=0, atol=0)
+    assert len(more[0]) == 16
 
 
 def test_training_moves_weights_by_heavy_ball_from_the_seed(bench, made_up) -> None:
@@ -140,8 +143,45 @@ def test_span_and_ends(bench) -> None:
     assert tables.short(512.4, 0) == "512"
 
 
+def test_smoothness_rises_where_the_fit_says_so(bench) -> None:
+    """The line must rise 1.25-fold: on a quadratic the interval of L1 may miss zero by a rounding."""
+    rng = np.random.default_rng(0)
+    x = np.exp(np.tile([0.0, 1.0, 2.0, 2.5], 12))
+    lines = {"scan": np.repeat([f"gradient in w{k}" for k in range(12)], 4), "point": np.tile(range(4), 12)}
+    lines |= {"grad_norm": x, "distance": np.tile(range(4), 12), "estimator": "hessian_norm", "status": "ok"}
+    lines |= {"loss": 1 + x, "num_grads": 4, "relative_distance": 0.1}
+    start = {"scan": "start", "point": 0, "grad_norm": 1.0, "distance": 0.0, "estimator": "hessian_norm"}
+    start |= {"status": "ok", "loss": 2.0, "num_grads": 4, "relative_distance": 0.0}
+
+    def leaving(smoothness):
+        first, others = [start | {"smoothness": 1.0}], lines | {"smoothness": smoothness}
+        both = pd.concat([pd.DataFrame(first), pd.DataFrame(others)])
+        return bench.which_law.leaving(both.assign(step=0))
+
+    flat = leaving(1 + 1e-4 * x + 1e-6 * rng.normal(size=len(x)))
+    rising = leaving(x * np.exp(0.3 * rng.normal(size=len(x))))
+    assert flat["L1_low"] > 0
+    assert bench.law_tables.rises(pd.DataFrame([flat, rising])).tolist() == [False, True]
+
+
+def test_descents_are_counted_one_way_or_the_other(bench) -> None:
+    rows = pd.DataFrame({"stage": [0, 0, 50, 50], "down_rank": [0.9, -0.9, 0.2, np.nan], "down_points": [9, 8, 17, 2]})
+    lines = [line.split(" | ")[1:] for line in bench.law_tables.ways(rows).splitlines()[2:]]
+    expected = ["2 | 1 | 1 | 0 |", "2 | 0 | 0 | 2 |", "4 | 1 | 1 | 2 |", "2 | 0 | 1 | 1 |"]
+    assert [" | ".join(line) for line in lines] == expected
+
+
+def test_page_has_the_sizes_of_the_networks(bench) -> None:
+    skip_without(REPOSITORY / "docs" / "reproduce" / "which_law.md")
+    page = (REPOSITORY / bench.which_law.EXPERIMENT.page).read_text(encoding="utf-8")
+    sizes = [f"{sum(p.numel() for p in net.model().parameters()):,}" for net in bench.checkpoints.NETS.values()]
+    table = page.split("| network | data | weights |")[1].split("\n\n")[0]
+    assert {line.split("|")[-2].strip() for line in table.splitlines()[2:]} == set(sizes)
+
+
 def test_grid_shows_every_verdict(bench, rows) -> None:
     figure = bench.law_figures.draw_grid(rows, FOLDER)
+    rows = bench.law_tables.usual(rows)
     left, right = figure.axes
     letters = [text.get_text() for text in left.texts if text.get_text() in "CLPG?"]
     expected = [bench.law_figures.VERDICTS[verdict][0] for verdict in rows["verdict"]]
@@ -154,7 +194,7 @@ def test_grid_shows_every_verdict(bench, rows) -> None:
 def test_results_are_whole_and_every_missing_verdict_has_a_cause(bench, rows) -> None:
     skip_without(REPOSITORY / "docs" / "reproduce" / "which_law.md")
     assert set(rows["key"]) == set(bench.which_law.cases("quick"))
-    assert ((rows["verdict"] == "NOT_IDENTIFIED") == (rows["why"] != "")).all()
+    assert ((rows["verdict"] == "NOT_IDENTIFIED") == (rows["why"].fillna("") != "")).all()
 
 
 def test_page_has_the_tables_of_the_results(bench, rows) -> None:

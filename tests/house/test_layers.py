@@ -25,7 +25,19 @@ LAYERS = (
     ("fits", "trace", "vectors", "problems"),
     ("notebooks", "diverged"),
     ("spiking",),
-    ("rows", "requirements", "memory", "console", "arguments", "growing", "machines", "moved", "momentum", "names"),
+    (
+        "tails",
+        "rows",
+        "requirements",
+        "memory",
+        "console",
+        "arguments",
+        "growing",
+        "machines",
+        "moved",
+        "momentum",
+        "names",
+    ),
 )
 LINE = {name: number for number, names in enumerate(LAYERS) for name in names}
 
@@ -237,6 +249,7 @@ WINGS = {
     ),
     "spikes": (
         "spikes.statistics",
+        "spikes.rarity",
         "spikes.robust",
         "spikes.rules",
         "spikes.events",

@@ -60,7 +60,7 @@ def test_long_columns_are_looked_at_in_parts_with_the_same_result(monkeypatch) -
     norm[::9] = 0.75
     norm[100:450] = 0  # does not count, so a window of norms reaches over five parts
     loss = 3 + 0.1 * rng.standard_normal(2000)
-    loss[700] += 2
+    loss[700] += 5
     loss[step % 70 > 3] = np.nan  # a window of losses reaches over nine parts
     columns = (norm, loss), (norm, np.full(2000, np.nan))
     whole, pile = [find_spikes(step, *both) for both in columns], find_pile(norm)

@@ -148,7 +148,8 @@ def test_a_rate_that_falls_is_no_spike() -> None:
     assert loop.guard.events == []
 
 
-def test_a_norm_from_before_clipping_can_be_shown() -> None:
+def test_a_norm_from_before_clipping_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("smoothdiag.spikes.signals.gradient_norm")  # the gradients need not be read once more
     loop = Loop(OPTIMIZERS["sgd"], action="skip")
     for k in range(STEPS):
         loss = loop.loss(50.0 if k == SPIKE else 1.0)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from smoothdiag import SixSigma, SpikeRule, ZClip
+from smoothdiag.spikes.rarity import LastDistances
 from smoothdiag.spikes.rules import Rule, statistics_of
 from smoothdiag.spikes.statistics import Judged, Statistics
+from smoothdiag.tails import rare
 
 CPU, COUNTS = torch.device("cpu"), torch.ones((), dtype=torch.bool)
 
@@ -150,3 +152,71 @@ def test_a_rise_of_all_values_becomes_usual() -> None:
     fired = np.flatnonzero(SpikeRule().find(norms, is_norm=True)[0])
     assert fired[0] == 100
     assert fired[-1] < 130
+
+
+def test_a_distance_is_rare_where_an_exponential_tail_reaches_it_once_in_ten_thousand() -> None:
+    rule, draw = SpikeRule(), np.random.default_rng(5)
+    asked = rare(draw.standard_exponential((400, 500)), np.full(400, 500), rule.excesses)
+    assert asked.mean() == pytest.approx(math.log(10_000), rel=0.03)
+    young = np.where(np.arange(500) < 300, -np.inf, draw.standard_exponential((2000, 500)))
+    assert rare(young, np.full(2000, 200), rule.excesses).mean() == pytest.approx(math.log(10_000), rel=0.03)
+    assert (rare(young, np.full(2000, 199), rule.excesses) == -np.inf).all()
+
+
+def loop_of(distances: list[float], rule: SpikeRule) -> list[bool]:
+    """Returns which distances are rare, one after the other, as `SpikeRule` says it in words."""
+    found: list[bool] = []
+    before: list[float] = []
+    for distance in np.minimum(distances, 60.0):
+        last = sorted(before[-500:], reverse=True)
+        tail = len(last) * 5 // 100
+        excess = sum(x - last[tail] for x in last[:tail]) / tail if tail >= 10 else 0.0
+        asked = min(last[tail] + excess * math.log(0.05 * rule.once_in), 2 * last[0]) if tail >= 10 else -math.inf
+        found.append(distance > asked)
+        before.append(distance)
+    return found
+
+
+def test_the_memory_of_a_device_is_a_loop_over_the_last_distances() -> None:
+    distances = np.random.default_rng(6).pareto(2.0, 1300) * 3
+    rule = SpikeRule()
+    memory = LastDistances(1, rule, {"dtype": torch.float64, "device": CPU})
+    enters = torch.ones(1, dtype=torch.bool)
+    found = [bool(memory.are_rare(torch.tensor([x], dtype=torch.float64), enters)) for x in distances]
+    assert found == loop_of(list(distances), rule)
+    assert 0 < sum(found[200:]) < 20
+
+
+def usual_and_hard(steps: int = 3000) -> tuple[np.ndarray, np.ndarray]:
+    """Returns norms and losses of which one in twenty-five is far above the others."""
+    draw = np.random.default_rng(7)
+    is_hard = draw.random(steps) < 0.04
+    losses = 0.1 * np.exp(0.2 * draw.standard_normal(steps)) * np.where(is_hard, 10 * draw.random(steps) + 3, 1)
+    return np.exp(0.2 * draw.standard_normal(steps)) * np.where(is_hard, 4.0, 1.0), losses
+
+
+def test_what_is_frequent_is_no_spike_and_a_larger_one_still_is() -> None:
+    norms, losses = usual_and_hard()
+    losses[2000], norms[2000] = 100.0, 50.0
+    signals = (norms, True), (losses, False)
+    flags, plain = (
+        np.any([is_spike for is_spike, _ in rule.find_together(*signals)], axis=0)
+        for rule in (SpikeRule(), SpikeRule(memory=0))
+    )
+    assert flags[2000]
+    assert plain.sum() > 50
+    assert flags[300:].sum() <= 3
+
+
+def test_losses_of_zero_scatter_by_rounding_alone() -> None:
+    draw = np.random.default_rng(8)
+    losses = np.round(2.3 * np.exp(-np.arange(1000) / 3), 9) + 1e-7 * (draw.random(1000) < 0.1)
+    losses[900] = 0.05
+    for rule in (SpikeRule(), SpikeRule(memory=0)):
+        assert np.flatnonzero(rule.find(losses, is_norm=False)[0][100:]).tolist() == [800]
+
+
+@pytest.mark.parametrize("wrong", [{"memory": 100}, {"memory": 300.5}, {"once_in": 20.0}])
+def test_wrong_memories(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` should be"):
+        SpikeRule(**wrong)
