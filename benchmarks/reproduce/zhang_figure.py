@@ -28,13 +28,15 @@ MOST_DASHES = 60
 
 
 def figure(results: pd.DataFrame, traces: Path) -> Figure:
-    """Draws the runs of both scripts that have traces beside these, and what the results say of them."""
+    """Draws the runs of both scripts that have traces beside these, each that gave the same rows only once."""
     size = traces.name.rsplit("-", 1)[1]
-    cases = []
+    cases = list[tuple[str, Figures, Path]]()
     for script in SCRIPTS:
         folder = traces.parent / f"{script}-{size}"
         kept = Kept(Path(__file__).parent / "results" / f"{script}-{size}.jsonl")
-        cases += [(row["key"], row["ways"], folder) for row in kept.rows if trace_of(folder, row["key"], 0).exists()]
+        for row in kept.rows:
+            if trace_of(folder, row["key"], 0).exists() and row["ways"] not in [ways for _, ways, _ in cases]:
+                cases.append((row["key"], row["ways"], folder))
     drawn = Figure(figsize=(9, 1.6 * len(cases) + 0.9), layout="constrained")
     panels = drawn.subplots(len(cases), len(WAYS), squeeze=False)
     for row, (key, ways, folder) in zip(panels, cases, strict=True):

@@ -251,8 +251,9 @@ def hessians(results: pd.DataFrame) -> list[list[Any]]:
         norms, local = ways["Hessian norm, held-out batch"], ways["local, held-out batch"]
         slopes = [f"{number(way['slope'])} ({interval(way['slope_interval'])})" for way in (local, norms)]
         says = {True: "agree", False: "contradict", None: "cannot decide"}[fit["agrees"]]
-        related_to = [number(norms[name]) for name in ("rank", "partial", "shuffled")]
-        found.append([key, norms["rows"], *slopes, *related_to, says, norms["verdicts"]["0.95"]["verdict"]])
+        cells = [number(norms[name]) for name in ("rank", "partial", "shuffled")]
+        cells += [says, norms["verdicts"]["0.95"]["verdict"]]
+        found.append([key, norms["rows"], number(norms["median"]), *slopes, *cells])
     return found
 
 
@@ -286,8 +287,8 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
     of_runs += ["loss of word frequencies"] if "entropy" in results.columns else []
     of_cuts = ["run", "pieces", "another number", "ratio, same number", "ratio, another number"]
     of_cuts += ["L1 as released", "L1 cut alike", "verdict, bare", "verdict, noise floor"]
-    of_hessians = ["run", "Hessian norms", "slope of local rows", "slope of Hessian norms", "rank", "given the step"]
-    of_hessians += ["shuffled", "the line of local rows", "verdict of Hessian norms"]
+    of_hessians = ["run", "Hessian norms", "their median", "slope of local rows", "slope of Hessian norms"]
+    of_hessians += ["rank", "given the step", "shuffled", "the line of local rows", "verdict of Hessian norms"]
     found = {
         "runs": markdown(of_runs, runs(results)),
         "slopes": markdown([*run, *of_rows], each_way(results, of_slopes, (*WAYS, *CONTROLS))),
