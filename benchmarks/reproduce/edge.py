@@ -1,6 +1,6 @@
 """Measures again where curvature settles: full and small batches, with and without momentum, and Muon in its own norm.
 
-    SMOOTHDIAG_DATA=... python benchmarks/reproduce/edge.py             # twelve minutes of a CPU
+    SMOOTHDIAG_DATA=... python benchmarks/reproduce/edge.py             # nine minutes of a CPU
     SMOOTHDIAG_DATA=... python benchmarks/reproduce/edge.py --report    # tables and figure of docs/reproduce/edge.md
 
 A perceptron on images of CIFAR-10 and a transformer on Tiny Shakespeare take the place of the network of

@@ -1,7 +1,7 @@
 """Tables and figure of the runs at the edge of stability."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ STILL = 1.05
 OWN = ("spectral descent", "Muon, no momentum", "Muon, 0.95")
 
 
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows by net, optimizer, falling rate, batch and seed, each in the order of the script."""
+    ranks = {name: i for i, name in enumerate(("MLP", "GPT", "quadratic", "SGD", "momentum 0.9", *OWN))}
+    ranked = rows.assign(first=rows["net"].map(ranks), second=rows["optimizer"].map(ranks), third=-rows["lr"])
+    return ranked.sort_values(["first", "second", "third", "batch", "seed"])
+
+
 def tables(rows: pd.DataFrame) -> Mapping[str, str]:
+    rows = in_order(rows)
     plain = rows[~rows["optimizer"].isin(OWN)]
     return {
         "full": full_table(plain[plain["batch"].isna()]),
@@ -63,9 +71,10 @@ def full_table(rows: pd.DataFrame) -> str:
             cell(own["batch_sharpness"] / limit),
             place(own["sharpness"] / limit),
             f"{own['loss'].mean():.2g}",
+            own["num_steps"].iloc[0],
         ])  # fmt: skip
     head = ["net", "optimizer", "limit × lr", "sharpness / limit", "highest on the way", "along the gradient / limit"]
-    return markdown([*head, "sharpness is", "loss"], lines)
+    return markdown([*head, "sharpness is", "loss", "steps"], lines)
 
 
 def small_table(rows: pd.DataFrame) -> str:
@@ -82,14 +91,16 @@ def small_table(rows: pd.DataFrame) -> str:
             cell(own["sharpness"] / full),
             cell(own["batch_sharpness"] / small),
             cell(own["unweighted"] / small),
+            cell(own["mean_curvature"] / small),
             cell(own["batch_highest"] / small),
             cell(own["batch_sharpness"] / line),
             place(own["batch_sharpness"] / small) + (", rising" if rise.mean() > STILL else ""),
             f"{own['loss'].mean():.2g}",
+            own["num_steps"].iloc[0],
         ])  # fmt: skip
     head = ["net", "optimizer", "batch", "limits × lr, full and small", "sharpness / full", "batch sharpness / small"]
-    head += ["without weights", "highest on the way", "batch sharpness / line", "batch sharpness is", "loss"]
-    return markdown(head, lines)
+    head += ["without weights", "on all data", "highest on the way", "batch sharpness / line", "batch sharpness is"]
+    return markdown([*head, "loss", "steps"], lines)
 
 
 def held_table(rows: pd.DataFrame) -> str:
@@ -145,17 +156,18 @@ def draw(rows: pd.DataFrame, traces: Path) -> Figure:
     """Returns the figure: curvature times the rate over the steps, with the limits; a row of panels for each net."""
     import seaborn as sns
 
+    rows = in_order(rows)
     colors = dict(zip(("SGD", "momentum 0.9", *OWN), sns.color_palette("colorblind"), strict=False))
     figure = Figure(figsize=(10.0, 5.6), layout="constrained")
     panels = figure.subplots(2, 3)
     for across, net in zip(panels, ("MLP", "GPT"), strict=True):
         own = rows[(rows["net"] == net) & (rows["seed"] == 0)]
         full, small = own[own["batch"].isna()], own[own["batch"].notna()]
-        panel(across[0], full[~full["optimizer"].isin(OWN)], "curve", colors)
-        panel(across[1], small, "batch_curve", colors)
-        panel(across[2], full[full["optimizer"].isin(OWN)], "curve", colors)
-        across[0].set_ylabel(f"{net}\\ncurvature × rate")
-    titles = ("full batches: sharpness", "small batches: batch sharpness", "own norm: S × rate / length per rate")
+        panel(across[0], full[~full["optimizer"].isin(OWN)], "curve", ["full_limit"], colors)
+        panel(across[1], small, "batch_curve", ["full_limit", "small_limit"], colors)
+        panel(across[2], full[full["optimizer"].isin(OWN)], "curve", [], colors)
+        across[0].set_ylabel(f"{net}: curvature × rate")
+    titles = ("full batches: sharpness", "small batches: batch sharpness", "own norm: S × effective rate")
     for ax, title in zip(panels[0], titles, strict=True):
         ax.set_title(title, size="medium")
     for ax in panels[1]:
@@ -163,13 +175,13 @@ def draw(rows: pd.DataFrame, traces: Path) -> Figure:
     return figure
 
 
-def panel(ax: Axes, rows: pd.DataFrame, curve: str, colors: Mapping[str, Any]) -> None:
-    """Draws the runs of a panel, and a dashed line for each limit."""
+def panel(ax: Axes, rows: pd.DataFrame, curve: str, limits: Sequence[str], colors: Mapping[str, Any]) -> None:
+    """Draws the runs of a panel, and a dashed line at each value of its limits, or at 2 without any."""
     import seaborn as sns
 
     fastest = rows.groupby("optimizer")["lr"].max()
     for _, row in rows.iterrows():
-        is_control = row["lr"] < fastest[row["optimizer"]] or (row["optimizer"] == "SGD" and row["lr"] <= 0.02)
+        is_control = row["lr"] < fastest[row["optimizer"]]
         size = "" if math.isnan(row["batch"]) else f", batch {row['batch']:.0f}"
         values = row[curve]
         ax.plot(
@@ -180,11 +192,14 @@ def panel(ax: Axes, rows: pd.DataFrame, curve: str, colors: Mapping[str, Any]) -
             linewidth=1.3,
             label=f"{row['optimizer']}, lr {row['lr']:g}{size}",
         )
-    limits = {2.0: "2"} if rows["full_limit"].isna().any() else {}
-    for name in ("full_limit", "small_limit"):
-        limits |= {round(value, 3): f"{value:.3g}" for value in rows[name].dropna().unique()}
-    for height in sorted(limits):
+    heights = {round(float(value), 3) for name in limits for value in rows[name].unique()} or {2.0}
+    for height in sorted(heights):
         ax.axhline(height, color="black", linewidth=0.8, linestyle="--")
-    ax.set(yscale="log")
-    ax.legend(fontsize="x-small", frameon=False, loc="best")
+        ax.text(1.0, height, f" {height:g}", transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+    ax.set_yscale("log")
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom * (bottom / top) ** 0.45, top)  # room for the legend
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(lambda value, _: "")
+    ax.legend(fontsize="x-small", frameon=False, loc="lower right", ncols=1)
     sns.despine(ax=ax)

@@ -10,7 +10,7 @@ place of the first tenth of the text: the same batches at both points, the midpo
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,14 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return x.to(device), y.to(device)
 
 
-def run(case: Case, place: Place) -> Mapping[str, Any]:
+def scale_of(place: Place) -> Scale:
+    """Returns the sizes; a dry run has one seed and batches of 8."""
     scale = SCALES[place.size]
+    return replace(scale, batch=8, seeds=1) if place.dry else scale
+
+
+def run(case: Case, place: Place) -> Mapping[str, Any]:
+    scale = scale_of(place)
     paths = [trace_of(place.traces, case.name, seed) for seed in range(scale.seeds)]
     for seed, path in enumerate(paths):
         train(case, scale, seed, place, path)

@@ -1,6 +1,5 @@
 """The figure of the page on Zhang et al. 2019: a panel for each run and way."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import seaborn as sns
 from kept import Kept
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from zhang_judged import Figures, frames_of, number
 from zhang_ways import STILL, WAYS, trace_of
 
@@ -29,24 +27,17 @@ CEILING, NOISE, NO_STEP = "the most a row could show: its ceiling", "two batches
 MOST_DASHES = 60
 
 
-class FewColours(Figure):
-    """A figure that is saved as a picture of 200 colours, which takes a third of the bytes."""
-
-    def savefig(self, fname: Any, **options: Any) -> None:
-        whole = BytesIO()
-        super().savefig(whole, format="png", **options)
-        Image.open(whole).convert("RGB").quantize(200).save(fname, optimize=True)
-
-
 def figure(results: pd.DataFrame, traces: Path) -> Figure:
-    """Draws the runs of both scripts that have traces beside these, and what the results say of them."""
+    """Draws the runs of both scripts that have traces beside these, each that gave the same rows only once."""
     size = traces.name.rsplit("-", 1)[1]
-    cases = []
+    cases = list[tuple[str, Figures, Path]]()
     for script in SCRIPTS:
         folder = traces.parent / f"{script}-{size}"
         kept = Kept(Path(__file__).parent / "results" / f"{script}-{size}.jsonl")
-        cases += [(row["key"], row["ways"], folder) for row in kept.rows if trace_of(folder, row["key"], 0).exists()]
-    drawn = FewColours(figsize=(9, 1.6 * len(cases) + 0.9), layout="constrained")
+        for row in kept.rows:
+            if trace_of(folder, row["key"], 0).exists() and row["ways"] not in [ways for _, ways, _ in cases]:
+                cases.append((row["key"], row["ways"], folder))
+    drawn = Figure(figsize=(9, 1.6 * len(cases) + 0.9), layout="constrained")
     panels = drawn.subplots(len(cases), len(WAYS), squeeze=False)
     for row, (key, ways, folder) in zip(panels, cases, strict=True):
         _row(row, key, ways, folder)

@@ -251,7 +251,9 @@ def hessians(results: pd.DataFrame) -> list[list[Any]]:
         norms, local = ways["Hessian norm, held-out batch"], ways["local, held-out batch"]
         slopes = [f"{number(way['slope'])} ({interval(way['slope_interval'])})" for way in (local, norms)]
         says = {True: "agree", False: "contradict", None: "cannot decide"}[fit["agrees"]]
-        found.append([key, norms["rows"], *slopes, number(norms["rank"]), number(norms["partial"]), says])
+        cells = [number(norms[name]) for name in ("rank", "partial", "shuffled")]
+        cells += [says, norms["verdicts"]["0.95"]["verdict"]]
+        found.append([key, norms["rows"], number(norms["median"]), *slopes, *cells])
     return found
 
 
@@ -260,6 +262,8 @@ def runs(results: pd.DataFrame) -> list[list[Any]]:
     for key, each, ways in zip(results["key"], results["runs"], results["ways"], strict=True):
         cells = [", ".join(number(run[name]) for run in each) for name in ("first", "last", "clipped")]
         found.append([key, ways["as released"]["rows"] // len(each), *cells])
+    if "entropy" in results.columns:
+        return [[*row, number(entropy)] for row, entropy in zip(found, results["entropy"], strict=True)]
     return found
 
 
@@ -279,11 +283,14 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
     run = ["run", "way"]
     slope = "log-log slope (90% interval)"
     of_rows = ["rows", "decades of norms", "of smoothness", slope, "rank", "given the step", "shuffled", "saturated"]
+    of_runs = ["run", "rows of a seed", "first loss", "last loss", "norms above .25"]
+    of_runs += ["loss of word frequencies"] if "entropy" in results.columns else []
     of_cuts = ["run", "pieces", "another number", "ratio, same number", "ratio, another number"]
     of_cuts += ["L1 as released", "L1 cut alike", "verdict, bare", "verdict, noise floor"]
-    of_hessians = ["run", "Hessian norms", "slope of local rows", "slope of Hessian norms", "rank", "given the step"]
+    of_hessians = ["run", "Hessian norms", "their median", "slope of local rows", "slope of Hessian norms"]
+    of_hessians += ["rank", "given the step", "shuffled", "the line of local rows", "verdict of Hessian norms"]
     found = {
-        "runs": markdown(["run", "rows of a seed", "first loss", "last loss", "norms above .25"], runs(results)),
+        "runs": markdown(of_runs, runs(results)),
         "slopes": markdown([*run, *of_rows], each_way(results, of_slopes, (*WAYS, *CONTROLS))),
         "verdicts": markdown([*run, "at .95", "flags", "at .8", "flags"], each_way(results, of_verdicts)),
         "nulls": markdown([*run, "null line", f"its {slope}", "given the step", "null / row"], nulls(results)),
@@ -292,5 +299,5 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
         "cost": f"{results['seconds'].sum() / 60:.1f} CPU minutes",
     }
     if "hessian" in results.columns:
-        found["hessian"] = markdown([*of_hessians, "the line of local rows"], hessians(results))
+        found["hessian"] = markdown(of_hessians, hessians(results))
     return found

@@ -115,11 +115,14 @@ def test_setting_that_leaves_the_starts_is_out_and_the_fastest_other_wins(bench)
     gradient, starts = races.SLOPES["hybrid"].gradient, races.SLOPES["hybrid"].start(1e3) * races.STARTS
     rates = np.array([0.1, 1e-3, 1e-2])
     assert races.fastest(gradient, starts, rates, np.full(3, math.inf)).rate == 1e-2
-    with pytest.raises(races.NoneArrived):
-        races.fastest(gradient, starts, rates[:1], np.full(1, math.inf))
-    # a clipped step longer than the range goes to and fro
-    with pytest.raises(races.NoneArrived):
-        races.fastest(gradient, starts, np.array([50.0]), np.array([1.0]), 100)
+    # too large a rate diverges; a clipped step longer than the range would go to and fro for ever
+    for rate, threshold in ((0.1, math.inf), (50.0, 1.0)):
+        calls = []
+        with pytest.raises(races.NoneArrived):
+            races.fastest(
+                lambda x, calls=calls: calls.append(x) or gradient(x), starts, np.array([rate]), np.array([threshold])
+            )
+        assert len(calls) < 10
 
 
 def test_gap_and_frontier_of_the_bounds(bench) -> None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from places import REPOSITORY
 from scipy.optimize import minimize
-from waiting import skip_without
 
 import smoothdiag as sd
 
@@ -163,14 +162,12 @@ def test_part_of_a_layer_has_words_for_every_matrix(bench) -> None:
 
 
 def test_tables_come_from_a_part_of_the_runs(bench, rows) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     found = bench.layers.tables(rows[rows["key"] == "gpt/1/128/1"])
     assert "NOT_IDENTIFIED 8" in found["constants"]
     assert all(found.values())
 
 
 def test_page_has_the_size_of_the_model(bench) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     page = (REPOSITORY / bench.layers.EXPERIMENT.page).read_text(encoding="utf-8")
     weights = sum(p.numel() for p in bench.layer_runs.gpt().parameters())
     assert page.count(f"{weights:,} weights") == 2
@@ -178,20 +175,17 @@ def test_page_has_the_size_of_the_model(bench) -> None:
 
 
 def test_results_are_whole(bench, rows) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     assert set(rows["key"]) == set(bench.layers.cases("quick"))
     assert len(bench.layer_tables.layers_of(rows)) == 15 * 20 + 6 * 8
 
 
 def test_figure_draws_every_layer(bench, rows) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     figure = bench.layer_figures.draw(rows, FOLDER)
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert labels == list(bench.layer_tables.WORDS.values())
 
 
 def test_page_has_the_tables_of_the_results(bench, rows) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "layers.md")
     page = (REPOSITORY / bench.layers.EXPERIMENT.page).read_text(encoding="utf-8")
     found = bench.layers.tables(rows)
     assert page.count("by benchmarks/reproduce/layers.py -->") == len(found)

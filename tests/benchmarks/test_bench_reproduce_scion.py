@@ -11,7 +11,6 @@ import pytest
 import torch
 from places import REPOSITORY
 from torch import nn
-from waiting import skip_without
 
 FOLDER = REPOSITORY / "benchmarks" / "reproduce"
 NAMES = ("experiment", "kept", "learning", "scion", "scion_norms", "scion_tables")
@@ -187,7 +186,6 @@ def test_fits_say_what_the_rows_are(bench) -> None:
 
 
 def test_page_has_the_tables_of_the_results(bench) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "scion.md")
     experiment = bench.scion.EXPERIMENT
     rows = bench.kept.Kept(FOLDER / "results" / "scion-quick.jsonl").frame()
     page = (REPOSITORY / experiment.page).read_text(encoding="utf-8")

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from places import REPOSITORY
-from waiting import skip_without
 
 pytestmark = pytest.mark.thorough
 
@@ -172,7 +171,6 @@ def test_descents_are_counted_one_way_or_the_other(bench) -> None:
 
 
 def test_page_has_the_sizes_of_the_networks(bench) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "which_law.md")
     page = (REPOSITORY / bench.which_law.EXPERIMENT.page).read_text(encoding="utf-8")
     sizes = [f"{sum(p.numel() for p in net.model().parameters()):,}" for net in bench.checkpoints.NETS.values()]
     table = page.split("| network | data | weights |")[1].split("\n\n")[0]
@@ -192,13 +190,11 @@ def test_grid_shows_every_verdict(bench, rows) -> None:
 
 
 def test_results_are_whole_and_every_missing_verdict_has_a_cause(bench, rows) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "which_law.md")
     assert set(rows["key"]) == set(bench.which_law.cases("quick"))
     assert ((rows["verdict"] == "NOT_IDENTIFIED") == (rows["why"].fillna("") != "")).all()
 
 
 def test_page_has_the_tables_of_the_results(bench, rows) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "which_law.md")
     page = (REPOSITORY / bench.which_law.EXPERIMENT.page).read_text(encoding="utf-8")
     found = bench.which_law.tables(rows)
     assert page.count("by benchmarks/reproduce/which_law.py -->") == len(found)

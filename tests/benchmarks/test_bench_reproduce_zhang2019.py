@@ -14,7 +14,6 @@ import torch
 from places import REPOSITORY
 from torch import nn
 from torch.nn import functional as F
-from waiting import skip_without
 
 import smoothdiag as sd
 
@@ -163,6 +162,7 @@ def test_measuring_in_all_ways_changes_no_bit_of_a_run(bench, monkeypatch, tmp_p
     assert steps > 8
     assert {counts[way] for way in bench.zhang_ways.WAYS.values()} == {steps}
     assert counts["successive", "two batches"] == steps - 1
+    assert counts["hessian_norm", "held-out"] == math.ceil(steps / lstm.HESSIAN_EVERY)
     path = frame[frame["estimator"] == "path"].set_index("step")
     tenth = frame[frame["estimator"] == "released"].set_index("step")
     sixths = 6 * path["step_norm"] / (2 * tenth["step_norm"])  # one of five points of the same step
@@ -194,6 +194,31 @@ def test_slope_and_correlations_are_those_of_the_planted_power(bench) -> None:
     assert not abs(judged.related(drifting)["partial"]) > 0.2
 
 
+@pytest.mark.parametrize(("power", "says"), [(1.0, "agree"), (0.0, "contradict")])
+def test_hessian_norms_beside_local_rows_agree_with_the_line_or_contradict_it(bench, tmp_path, power, says) -> None:
+    judged, ways = bench.zhang_judged, bench.zhang_ways
+    random, path = np.random.default_rng(0), tmp_path / "run.jsonl"
+    x = np.exp(random.normal(size=300))
+    with sd.Trace(path) as trace:
+        for estimator, data in ways.WAYS.values():
+            for step, norm in enumerate(x):
+                row = {"estimator": estimator, "data": data, "step": step, "grad_norm": norm, "loss": 1.0}
+                row |= {"pieces": 1, "pieces_there": 1} if estimator == ways.RELEASED else {}
+                trace.append(row | {"smoothness": norm * np.exp(0.1 * random.normal()), "saturation": 0.1})
+        alike = {"estimator": ways.ALIKE, "data": "tenth", "saturation": 0.1}
+        for step, norm in enumerate(x):
+            trace.append(alike | {"step": step, "grad_norm": norm, "smoothness": norm})
+            if step % 3 == 0:
+                row = {"estimator": ways.HESSIAN, "data": "held-out", "step": step, "grad_norm": norm}
+                trace.append(row | {"smoothness": norm**power * np.exp(0.1 * random.normal())})
+    found = judged.judged([path])
+    table = judged.tables(pd.DataFrame([{"key": "run", "seconds": 60.0, **found}]))["hessian"]
+    cells = [cell.strip() for cell in table.splitlines()[-1].split("|")]
+    assert cells[2] == "100"
+    assert float(cells[5].split()[0]) == pytest.approx(power, abs=0.05)
+    assert cells[9] == says
+
+
 def test_columns_of_a_table_follow_the_order_of_the_rows(bench) -> None:
     judged = bench.zhang_judged
     x = np.linspace(1, 2, 30)
@@ -221,7 +246,6 @@ def test_fixed_images_are_the_same_for_every_seed_and_no_two_alike(bench, monkey
 
 @pytest.mark.parametrize(("script", "rows"), [("zhang2019_lstm", 4), ("zhang2019_resnet", 3)])
 def test_page_has_the_tables_of_the_results(bench, script: str, rows: int) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "zhang2019.md")
     page = PAGE.read_text(encoding="utf-8")
     results = bench.kept.Kept(FOLDER / "results" / f"{script}-quick.jsonl").frame()
     assert len(results) == rows

@@ -12,7 +12,6 @@ import pytest
 import torch
 from places import REPOSITORY
 from torch import nn
-from waiting import skip_without
 
 FOLDER = REPOSITORY / "benchmarks" / "reproduce"
 NAMES = ("experiment", "kept", "learning", "clipped_curves", "zhang2020", "batching")
@@ -236,7 +235,6 @@ def shifted(image, i, j):
 
 
 def test_page_has_the_tables_of_the_results(bench) -> None:
-    skip_without(REPOSITORY / "docs" / "reproduce" / "zhang2020.md")
     experiment = bench.zhang2020.EXPERIMENT
     rows = bench.kept.Kept(FOLDER / "results" / "zhang2020-quick.jsonl").frame()
     page = (REPOSITORY / experiment.page).read_text(encoding="utf-8")
