@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from smoothdiag import arguments
 from smoothdiag.tails import (
+    AFTERMATH,
     FEWEST_OF_TAIL,
     ROUNDING,
     TAIL,
@@ -20,6 +20,8 @@ from smoothdiag.tails import (
     Mask,
     Rows,
     distance,
+    events,
+    quantiles,
     rare,
     trusted,
     without_trend,
@@ -44,8 +46,8 @@ class SpikeRule:
     window holds, the deviation is a rough guess, and a spike has to lie so much further away that chance makes it no
     more often.
 
-    Losses near zero scatter over decades. So a loss that is positive, like all those before it, is compared on a
-    logarithmic scale, too, and the smaller distance counts. There the trend is taken off first: the straight line
+    Losses near zero scatter over decades. So a loss that is positive, like nine tenths of those before it, is compared
+    on a logarithmic scale, too, and the smaller distance counts. There the trend is taken off first: the straight line
     through the medians of the older and the newer half.
 
     Losses of zero scatter by rounding alone. So the deviation of a loss is at least 4 times the precision of float32,
@@ -57,7 +59,10 @@ class SpikeRule:
 
     In some runs far steps are usual: every twentieth batch, say, has an example that the network gets wrong. So the
     distance must be rare, too. As soon as 200 distances are known, an exponential tail through the largest 5% of the
-    last 500 says which distance comes once in 10,000 steps. A spike lies further away, or twice as far as all of them.
+    last 500 says which distance comes once in 10,000 steps. A spike lies further away than that, or twice as far as all
+    of them; and no three events among them came as far. Far steps that follow each other within 5 steps are one event,
+    which counts once, and is not compared with itself. Distances above 60 count as 60, so that one of them does not
+    hide all others.
 
     Source of the tail: "peaks over threshold" with an exponential excess, Davison and Smith 1990 (J. R. Stat. Soc. B);
     for streams with another tail, Siffer et al. 2017 (KDD).
@@ -98,8 +103,9 @@ class SpikeRule:
         arguments.positive("deviations", self.deviations)
         arguments.number("least_ratio", self.least_ratio, "at least 1 and finite", lambda v: 1 <= v < math.inf)
         arguments.number("least_rise", self.least_rise, "at least 0 and finite", lambda v: 0 <= v < math.inf)
-        least = round(FEWEST_OF_TAIL / TAIL)
-        arguments.number("memory", self.memory, f"0, or a whole number from {least} on", partial(_is_memory, least))
+        arguments.whole("memory", self.memory, 0)
+        if 0 < self.memory < FEWEST_OF_TAIL / TAIL:
+            raise arguments.wrong("memory", f"0, or at least {FEWEST_OF_TAIL / TAIL:g}", self.memory)
         arguments.number("once_in", self.once_in, f"above {1 / TAIL:g} and finite", lambda v: 1 / TAIL < v < math.inf)
 
     @property
@@ -162,11 +168,13 @@ class Reading:
     Args:
         rule: What a spike is.
         are_norms: For each signal whether its values are norms.
+        digits: For each signal what its values are rounded to; 0 if they are not rounded. No deviation is smaller.
     """
 
-    def __init__(self, rule: SpikeRule, are_norms: Sequence[bool]) -> None:
+    def __init__(self, rule: SpikeRule, are_norms: Sequence[bool], digits: Sequence[float] = ()) -> None:
         self._rule = rule
-        self._signals = [_Signal(rule, is_norm) for is_norm in are_norms]
+        each = zip(are_norms, digits or [0.0] * len(are_norms), strict=True)
+        self._signals = [_Signal(rule, is_norm, digit) for is_norm, digit in each]
         self._memory = np.zeros(0)
 
     def take(self, *values: npt.ArrayLike) -> list[tuple[Mask, Array]]:
@@ -175,8 +183,12 @@ class Reading:
         Args:
             values: For each signal one value for each step, all of one length.
         """
-        for signal, each in zip(self._signals, values, strict=True):
-            signal.take(each)
+        columns = [np.asarray(each, dtype=np.float64) for each in values]
+        if any(column.shape != columns[0].shape or column.ndim != 1 for column in columns):
+            shapes = ", ".join(str(column.shape) for column in columns)
+            raise ValueError(f"Parameter `values` should have one number for each step. Found shapes {shapes}.")
+        for signal, column in zip(self._signals, columns, strict=True):
+            signal.take(column)
         rows = np.flatnonzero(np.any([signal.is_large for signal in self._signals], axis=0))
         away = [signal.deviations(rows) for signal in self._signals]
         total = self._together(away)
@@ -199,26 +211,30 @@ class Reading:
 
     def _are_rare(self, rows: Rows, total: Array) -> Mask:
         """Returns which distances are rare beside those of the steps before, and keeps the last distances."""
-        size, before = self._rule.memory, len(self._memory)
+        size, reach, before = self._rule.memory, self._rule.memory + AFTERMATH, len(self._memory)
         entering = np.flatnonzero(np.any([signal.is_known for signal in self._signals], axis=0))
         place = np.searchsorted(entering, rows) + before
         distances = np.concatenate([self._memory, np.full(len(entering), math.nan)])
-        starts = np.append(np.maximum(place - size, 0), max(len(distances) - size, 0))
-        ends = np.append(place, len(distances))
-        depth = np.cumsum(
-            np.bincount(starts, minlength=len(distances) + 1) - np.bincount(ends, minlength=len(distances) + 1)
-        )
-        wanted = np.flatnonzero(depth[before:-1] > 0)  # most distances are never asked for
+        asked_for = _before(np.append(place + 1, len(distances)), reach + 1, len(distances))
+        wanted = np.flatnonzero(asked_for[before:])  # few, in most logs
         far = self._together([signal.deviations(entering[wanted]) for signal in self._signals])
         distances[before + wanted] = np.minimum(far, self._rule.largest)
-        self._memory = distances[max(len(distances) - size, 0) :]
+        self._memory = distances[max(len(distances) - reach, 0) :]
+        counted, begin = events(distances, self._rule.deviations)
         is_rare = np.ones(len(rows), dtype=np.bool_)
         for part in np.split(np.arange(len(rows)), range(BLOCK // 8, len(rows), BLOCK // 8)):
             back = place[part, None] + np.arange(-size, 0)
-            last = np.where(back >= 0, distances[np.maximum(back, 0)], -math.inf)
-            asked = rare(last, np.minimum(place[part], size), self._rule.excesses)
-            is_rare[part] = np.minimum(total[part], self._rule.largest) > asked
+            last = np.where(back >= 0, counted[np.maximum(back, 0)], -math.inf)
+            last[back == begin[place[part], None]] = -math.inf  # an event is not compared with itself
+            is_rare[part] = np.minimum(total[part], self._rule.largest) > rare(last, self._rule.excesses)
         return is_rare
+
+
+def _before(ends: Rows, number: int, length: int) -> Mask:
+    """Returns which places lie among so many before one of the ends."""
+    changes = np.bincount(np.maximum(ends - number, 0), minlength=length + 1) - np.bincount(ends, minlength=length + 1)
+    found: Mask = np.cumsum(changes)[:length] > 0
+    return found
 
 
 class _Signal:
@@ -230,16 +246,16 @@ class _Signal:
         is_large: Whether a value lies above the median by the least ratio or share.
     """
 
-    def __init__(self, rule: SpikeRule, is_norm: bool) -> None:
-        self.rule, self.is_norm = rule, is_norm
+    def __init__(self, rule: SpikeRule, is_norm: bool, digit: float) -> None:
+        self.rule, self.is_norm, self._digit = rule, is_norm, digit
         self._trust = np.array(trusted(rule.deviations, rule.window))
         self._before, self._level = np.zeros(0), 0.0
 
-    def take(self, values: npt.ArrayLike) -> None:
+    def take(self, value: Array) -> None:
         """Goes on to the next values."""
         import pandas as pd
 
-        value, rule = np.asarray(values, dtype=np.float64), self.rule
+        rule = self.rule
         self._keep = rule.counts(value, is_norm=self.is_norm)
         kept, begin = value[self._keep], len(self._before)
         self._scale = np.concatenate([self._before, np.log(kept) if self.is_norm else kept])
@@ -248,7 +264,7 @@ class _Signal:
         middle = before.median().to_numpy()[begin:]
         least = math.log(rule.least_ratio) if self.is_norm else rule.least_rise * np.abs(middle)
         self.usual, self.is_large = np.full(len(value), math.nan), np.zeros(len(value), dtype=np.bool_)
-        self.usual[self._keep] = np.exp(middle) if self.is_norm else middle
+        self.usual[self._keep], self._middle = np.exp(middle) if self.is_norm else middle, middle
         self.is_large[self._keep] = self._scale[begin:] - middle >= least
         self.is_known = self._keep & np.isfinite(self.usual)
         self._levels = np.fmax.accumulate(np.append(self._level, np.abs(middle)))[1:]
@@ -269,16 +285,16 @@ class _Signal:
         rows = places[:, None] + np.arange(-self.rule.window, 0)  # oldest first
         values, now = np.where(rows >= 0, self._scale[np.maximum(rows, 0)], math.nan), self._scale[places]
         number = np.minimum(places, self.rule.window)
-        least = 0.0 if self.is_norm else ROUNDING * self._levels[places - self._begin]
-        away = distance(now, values, number, least)
+        if self.is_norm:
+            with np.errstate(over="ignore"):
+                least = np.log1p(self._digit * np.exp(-self._middle[places - self._begin]))
+        else:
+            least = np.maximum(ROUNDING * self._levels[places - self._begin], self._digit)
+        away = distance(now, values, least)
         if not self.is_norm:
-            positive = (now > 0) & (np.nanmin(values, axis=1) > 0)
-            in_logs = without_trend(np.log(values[positive]), number[positive])
-            in_logs = distance(np.log(now[positive]), in_logs, number[positive])
+            positive = (now > 0) & (quantiles(values, (0.1,))[0] > 0)
+            in_logs = np.where(values[positive] > 0, values[positive], math.nan)
+            in_logs = distance(np.log(now[positive]), without_trend(np.log(in_logs), number[positive]))
             away[positive] = np.minimum(away[positive], in_logs)
         away *= self._trust[number]
         return away
-
-
-def _is_memory(least: int, value: float) -> bool:
-    return value == int(value) and (value == 0 or value >= least)

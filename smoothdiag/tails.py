@@ -29,6 +29,12 @@ FEWEST_OF_TAIL: Final = 10
 FAR_FROM_ALL: Final = 2.0
 """A distance this many times as large as all of the last ones is rare, whatever their tail is."""
 
+FREQUENT: Final = 3
+"""As many events among the last distances make it usual to come as far."""
+
+AFTERMATH: Final = 5
+"""So many steps after a far step, a further one belongs to the same event."""
+
 DEGREES: Final = 0.63
 """Degrees of freedom of a robust deviation, per value that it is made of: with these, normal values that are compared
 with the quantiles of `SpikeRule` have the tail of Student's t; `tests/spikes/test_spike_modules.py` simulates it."""
@@ -58,29 +64,48 @@ def trusted(deviations: float, window: int, number: int = 1) -> list[float]:
     return [deviations / raised(deviations, values, window, max(number, 1)) for values in range(window + 1)]
 
 
-def rare(last: Array, number: Rows, excesses: float) -> Array:
+def rare(last: Array, excesses: float) -> Array:
     """Returns from where on a distance is rare, by an exponential tail of the last distances.
 
     Args:
         last: The last distances of each row, and -inf for those that there are not, shape (rows, memory).
-        number: How many distances there are.
         excesses: How many mean excesses beyond the beginning of the tail a rare distance lies.
     """
     most = int(TAIL * last.shape[1])
     largest = -np.sort(-np.partition(last, -most - 1, axis=1)[:, -most - 1 :], axis=1)
-    size = (TAIL * number).astype(np.intp)
+    size = (TAIL * (last > -math.inf).sum(axis=1)).astype(np.intp)
     begin = np.take_along_axis(largest, size[:, None], axis=1)[:, 0]
     with np.errstate(invalid="ignore"):
         within = np.where(np.arange(most + 1) < size[:, None], largest - begin[:, None], 0.0)
     found: Array = begin + within.sum(axis=1) / np.maximum(size, 1) * excesses
-    found = np.minimum(found, FAR_FROM_ALL * largest[:, 0])
+    found = np.maximum(np.minimum(found, FAR_FROM_ALL * largest[:, 0]), largest[:, FREQUENT - 1])
     return np.where(size < FEWEST_OF_TAIL, -math.inf, found)
 
 
-def quantiles(values: Array, number: Rows, shares: tuple[float, ...] = QUANTILES) -> Array:
-    """Returns the quantiles of each row, which has this number of values and then NaN; shape (shares, rows)."""
+def events(distances: Array, least: float) -> tuple[Array, Rows]:
+    """Returns distances in which the steps of one event count once, and where the event of each step begins.
+
+    A far step belongs to the event of a far step that is at most `AFTERMATH` steps old. The event counts where it
+    began, with its largest distance; its other steps are -inf.
+
+    Args:
+        distances: One distance for each step.
+        least: Beyond this, a step is far.
+    """
+    place, is_far = np.arange(len(distances)), distances > least
+    last = np.maximum.accumulate(np.where(is_far, place, -len(place) - AFTERMATH))
+    before = np.append(np.full(1, -len(place) - AFTERMATH), last[:-1])
+    goes_on = is_far & (place - before <= AFTERMATH)
+    begin = np.maximum.accumulate(np.where(is_far & ~goes_on, place, 0))
+    found = np.where(goes_on, -math.inf, distances)
+    np.maximum.at(found, begin[goes_on], distances[goes_on])
+    return found, np.where(goes_on, begin, place)
+
+
+def quantiles(values: Array, shares: tuple[float, ...] = QUANTILES) -> Array:
+    """Returns the quantiles of each row without its NaN; shape (shares, rows)."""
     ordered = np.sort(values, axis=1)  # NaN last
-    last = number[:, None] - 1
+    last = np.maximum((~np.isnan(values)).sum(axis=1)[:, None] - 1, 0)
     at = last * np.array(shares)
     below = at.astype(np.intp)
     low, high = (np.take_along_axis(ordered, i, axis=1) for i in (below, np.minimum(below + 1, last)))
@@ -89,21 +114,26 @@ def quantiles(values: Array, number: Rows, shares: tuple[float, ...] = QUANTILES
 
 
 def without_trend(values: Array, number: Rows) -> Array:
-    """Returns windows as they would be without a trend, on the level of the step that comes next."""
+    """Returns windows as they would be without a trend, on the level of the step that comes next.
+
+    Args:
+        values: Values, oldest first, and NaN for those that do not count; shape (rows, window).
+        number: How many of the newest values of each row there are.
+    """
     half, num = number // 2, number[:, None]
     age = np.arange(values.shape[1], 0, -1) - 1
     newer, older = age < half[:, None], (age >= num - half[:, None]) & (age < num)
-    (new,), (old,) = (quantiles(np.where(part, values, math.nan), half, (0.5,)) for part in (newer, older))
+    (new,), (old,) = (quantiles(np.where(part, values, math.nan), (0.5,)) for part in (newer, older))
     slope = (new - old) / (number - half)
     found: Array = values + slope[:, None] * (age + 1)
     return found
 
 
-def distance(now: Array, values: Array, number: Rows, least: Array | float = 0.0) -> Array:
+def distance(now: Array, values: Array, least: Array | float = 0.0) -> Array:
     """Returns how far values lie from the medians of their windows, in robust deviations of at least ``least``."""
-    q10, q25, q50, q75, q90 = quantiles(values, number)
+    q10, q25, q50, q75, q90 = quantiles(values)
     deviation = np.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
     deviation = np.maximum(deviation, least)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         away: Array = (now - q50) / deviation
     return np.where(np.isnan(away), 0.0, away)

@@ -43,7 +43,11 @@ class Spike:
 def find_spikes(step: npt.NDArray[Any], grad_norm: npt.NDArray[Any], loss: npt.NDArray[Any]) -> list[Spike]:
     """Returns the spikes of gradient norms and losses, in the order of steps; norms are compared by their logarithm."""
     found: list[Spike] = []
-    columns, reading = {"grad_norm": grad_norm, "loss": loss}, Reading(RULE, [True, False])
+    columns = {"grad_norm": grad_norm, "loss": loss}
+    digits = [
+        _least_gap(np.sort(each[np.isfinite(each)])) for each in columns.values()
+    ]  # the last digit of rounded logs
+    reading = Reading(RULE, [True, False], digits)
     for begin in range(0, len(step), PART):
         parts = {name: each[begin : begin + PART] for name, each in columns.items()}
         for (name, part), (far, usual) in zip(parts.items(), reading.take(*parts.values()), strict=True):

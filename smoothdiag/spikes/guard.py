@@ -162,7 +162,7 @@ class SpikeGuard:
         Args:
             loss: The loss of a micro-batch, as it is trained. Of several micro-batches in a step, the mean counts.
             grad_norm: The gradient norm that the loop has measured before it clipped; default: that of the gradients
-                that the optimizer gets.
+                that the optimizer gets. Show it on all ranks, or on none.
 
         Raises:
             ValueError: If one of them is no single number.

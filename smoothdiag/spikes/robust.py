@@ -33,7 +33,7 @@ class Robust(LastValues):
         self._ratio, self._share = (torch.zeros(self._num, **self._options) for _ in range(2))
         self._ratio.narrow(0, 0, norms).add_(math.log(rule.least_ratio))
         self._share.narrow(0, norms, losses).add_(rule.least_rise)
-        self._is_loss = self._share > 0
+        self._is_loss = torch.arange(self._num, device=device) >= norms
         trust = trusted(rule.deviations, rule.window, self._num if self._alone else 1)
         self._trust = torch.stack([torch.full((), share, **self._options) for share in trust])
         self._level = torch.zeros(self._num, **self._options)
@@ -47,12 +47,13 @@ class Robust(LastValues):
         x = self._logs(values)  # the logarithm of 0 is not finite, and so left out
         enters = taking_part(x, counts)
         number = self._counts.clamp(max=self._window).unsqueeze(1)
-        quantiles = _quantiles(self._ring, number, self._shares)
+        quantiles = _quantiles(self._ring, self._shares)
         middle = quantiles.select(1, QUANTILES.index(0.5))
         known = enters & (self._counts >= self._rule.fewest)
         self._level = torch.where(known & self._is_loss, torch.maximum(self._level, middle.abs()), self._level)
         distance = _distance(x, quantiles, ROUNDING * self._level)
-        away = self._with_logs(x, distance, number) * self._trust.gather(0, number.squeeze(1))
+        distance = self._with_logs(x, distance, quantiles.select(1, QUANTILES.index(0.1)), number)
+        away = distance * self._trust.gather(0, number.squeeze(1))
         away = torch.where(known, away, 0.0)
         rise = x - middle
         fired = known & self._is_far(away, known)
@@ -71,37 +72,36 @@ class Robust(LastValues):
             is_far &= self._memory.are_rare(total.unsqueeze(0), known.any().unsqueeze(0)).squeeze(0)
         return is_far & (away >= self._rule.deviations / 2)
 
-    def _with_logs(self, x: Tensor, distance: Tensor, number: Tensor) -> Tensor:
-        """Returns the distances, or those on a logarithmic scale where they are smaller and all losses are positive."""
+    def _with_logs(self, x: Tensor, distance: Tensor, low: Tensor, number: Tensor) -> Tensor:
+        """Returns the distances, or those of positive losses on a logarithmic scale where they are smaller."""
         if self._num == self._norms:
             return distance
-        in_logs = _distance(x.log(), _quantiles(self._without_trend(number), number, self._shares))
-        both = self._is_loss & (x > 0) & (self._ring.nan_to_num(math.inf).amin(dim=1) > 0)
+        in_logs = _distance(x.log(), _quantiles(self._without_trend(number), self._shares))
+        both = self._is_loss & (x > 0) & (low > 0)
         return torch.where(both, torch.minimum(distance, in_logs), distance)
 
     def _without_trend(self, number: Tensor) -> Tensor:
         """Returns the logarithms of the last values as they would be without a trend, on the level of this step."""
         age = (self._counts.unsqueeze(1) - 1 - self._slots).remainder(self._window)
-        values, half = self._ring.log(), number // 2
+        values, half = self._ring.masked_fill(self._ring <= 0, math.nan).log(), number // 2
         is_kept = age < number
         newer, older = age < half, (age >= number - half).logical_and_(is_kept)
-        new, old = (_quantiles(values.where(part, math.nan), half, self._half) for part in (newer, older))
+        new, old = (_quantiles(values.where(part, math.nan), self._half) for part in (newer, older))
         return values.where(is_kept, math.nan) + (new - old) / (number - half) * (age + 1)
 
 
-def _quantiles(values: Tensor, number: Tensor, shares: Tensor) -> Tensor:
+def _quantiles(values: Tensor, shares: Tensor) -> Tensor:
     """Returns the quantiles of each row, between two values by a straight line.
 
     Args:
         values: Values, and NaN elsewhere.
-        number: How many values each row has, shape (rows, 1).
         shares: Which quantiles.
 
     Returns:
         Tensor: the quantiles, shape (rows, shares); NaN without values.
     """
     ordered = values.sort(dim=1).values  # NaN comes last
-    last = (number - 1).clamp_(min=0)
+    last = (values.isnan().logical_not_().sum(dim=1, keepdim=True) - 1).clamp_(min=0)
     place = last * shares
     below = place.long()
     above = torch.minimum(below + 1, last)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from smoothdiag import arguments, vectors
 from smoothdiag.adapters import adapter_of
 from smoothdiag.autoclip.buckets import Bucket, copies_of, gradient_norm, length_of, subtract
 from smoothdiag.autoclip.following import Following
@@ -67,7 +68,12 @@ class Shown:
 
 
 def _number(name: str, value: Tensor | float) -> Tensor:
-    found = torch.as_tensor(value).detach()
+    if hasattr(value, "full_tensor"):  # FSDP2 clips with a norm in parts
+        value = value.full_tensor()
+    try:
+        found = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise arguments.wrong(name, "a number", value) from error
     if found.numel() != 1 or found.is_complex():
         raise ValueError(
             f"Parameter `{name}` should be one number, such as a mean over the batch. Found shape {tuple(found.shape)}."
@@ -92,22 +98,21 @@ def before_step(
     Returns:
         `MISSING` in place of a loss that was not given; ``None`` if there are no gradients.
     """
-    # A norm that the loop shows saves reading all gradients once more.
-    seen = gradient_norm(optimizer) if shown.grad_norm is None or further is not None else None
-    device = _device_of_gradients(optimizer) if seen is None else seen.device
-    norm = seen if shown.grad_norm is None else shown.grad_norm
-    if norm is None or device is None:
+    grads = [p.grad for held in optimizer.param_groups for p in held["params"] if p.grad is not None]
+    if not grads:
         return None
+    # A norm that the loop shows saves reading all gradients once more. Of sharded ones the ranks read theirs together.
+    is_sharded = group is not None and any(map(vectors.shard_groups, grads))
+    is_read = shown.grad_norm is None or further is not None or is_sharded
+    seen = gradient_norm(optimizer) if is_read else None
+    device = grads[0].device if seen is None else seen.device
+    norm = seen if shown.grad_norm is None else shown.grad_norm
+    assert norm is not None
     norm = norm.to(device, widest(device), non_blocking=True)
     found = _over_ranks([norm, shown.loss(device)], norm, group)
     if further is None or seen is None:
         return found
     return torch.cat([found, _mean(further(seen.to(norm), norm if shown.grad_norm is not None else None), group)])
-
-
-def _device_of_gradients(optimizer: torch.optim.Optimizer) -> torch.device | None:
-    held = (p.grad for group in optimizer.param_groups for p in group["params"])
-    return next((grad.device for grad in held if grad is not None), None)
 
 
 def _mean(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -83,7 +83,8 @@ class Statistics(ABC):
             ValueError: If it is of another rule, or of other signals.
         """
         mine = self._kept()
-        given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
+        fresh = {name: tensor for name, tensor in mine.items() if name not in state}  # of an earlier version
+        given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()} | fresh
         shapes = {name: tuple(value.shape) for name, value in given.items()}
         if shapes != {name: tuple(tensor.shape) for name, tensor in mine.items()}:
             raise ValueError(

@@ -265,6 +265,7 @@ class Stepping:
         self.journal.load_state_dict(state["journal"])  # first, because it refuses states of other signals
         self.steps = self._first = int(state["steps"])
         self._loaded = state["statistics"]
+        self._statistics = {name: kept for name, kept in self._statistics.items() if name in self._loaded}
         for name, kept in self._statistics.items():
             kept.load_state_dict(self._loaded[name])
         self.inquiry.load_state_dict(state["explanations"])

@@ -22,6 +22,7 @@ GUARDS: dict[str, dict[str, Any]] = {
     "log": {"modules": True},
     "skip": {"modules": True, "action": "skip"},
     "clip": {"modules": True, "action": "clip"},
+    "the loop clips": {},
     "SPAM": {"rule": SPAM(warm_up=5), "action": "clip"},
 }
 
@@ -56,7 +57,8 @@ def train(kind: str, wrap: str = "alone", rank: int | None = None) -> dict[str, 
         optimizer.zero_grad()
         loss = squares(model, (x, y))
         loss.backward()
-        guard.observe(loss)
+        clips = kind == "the loop clips"
+        guard.observe(loss, grad_norm=nn.utils.clip_grad_norm_(model.parameters(), 1.0) if clips else None)
         optimizer.step()
     return {
         "weights": [whole(p) for p in model.parameters()],

@@ -32,7 +32,7 @@ def test_ranks_decide_alike(found, kind, wrap) -> None:
 
 
 @pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("kind", ["skip", "SPAM"])
+@pytest.mark.parametrize("kind", ["skip", "the loop clips", "SPAM"])
 def test_ranks_do_what_one_process_does(found, kind, wrap) -> None:
     ranks, alone = found[0][kind, wrap], train(kind)
     assert [event[:3] for event in ranks["events"]] == [event[:3] for event in alone["events"]]

@@ -254,6 +254,14 @@ def test_a_resumed_guard_goes_on_exactly(rule: Any) -> None:
         Loop(OPTIMIZERS["adamw"], rule=sd.SpikeRule(window=33)).over(1).guard.load_state_dict(first.guard.state_dict())
 
 
+def test_a_guard_that_has_stepped_takes_the_state_of_one_that_has_not() -> None:
+    loop = Loop(OPTIMIZERS["sgd"]).over(SPIKE + 1, {SPIKE: 50.0})
+    loop.guard.load_state_dict(Loop(OPTIMIZERS["sgd"]).guard.state_dict())
+    assert (loop.guard.steps, loop.guard.events) == (0, [])
+    loop.over(5)
+    assert loop.guard.steps == 5
+
+
 def test_events_beyond_the_room_of_the_device_are_counted() -> None:
     loop = Loop(OPTIMIZERS["sgd"])
     loop.guard._stepping._bring = lambda: None  # as on a device that nobody waits for
@@ -313,6 +321,8 @@ def test_lbfgs_is_only_watched() -> None:
 def test_a_loss_is_one_number() -> None:
     with pytest.raises(ValueError, match=r"Parameter `loss` should be one number.*Found shape \(2,\)"):
         Loop(OPTIMIZERS["sgd"]).guard.observe(torch.ones(2))
+    with pytest.raises(ValueError, match="Parameter `loss` should be a number. Found `loss = 'low'`"):
+        Loop(OPTIMIZERS["sgd"]).guard.observe("low")
 
 
 def test_a_rate_of_0_ends_no_guard() -> None:

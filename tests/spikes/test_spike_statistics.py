@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smoothdiag import SixSigma, SpikeRule, ZClip
 from smoothdiag.spikes.rarity import LastDistances
+from smoothdiag.spikes.robust import Alone
 from smoothdiag.spikes.rules import Rule, statistics_of
 from smoothdiag.spikes.statistics import Judged, Statistics
 from smoothdiag.tails import rare
@@ -156,35 +157,118 @@ def test_a_rise_of_all_values_becomes_usual() -> None:
 
 def test_a_distance_is_rare_where_an_exponential_tail_reaches_it_once_in_ten_thousand() -> None:
     rule, draw = SpikeRule(), np.random.default_rng(5)
-    asked = rare(draw.standard_exponential((400, 500)), np.full(400, 500), rule.excesses)
+    asked = rare(draw.standard_exponential((400, 500)), rule.excesses)
     assert asked.mean() == pytest.approx(math.log(10_000), rel=0.03)
     young = np.where(np.arange(500) < 300, -np.inf, draw.standard_exponential((2000, 500)))
-    assert rare(young, np.full(2000, 200), rule.excesses).mean() == pytest.approx(math.log(10_000), rel=0.03)
-    assert (rare(young, np.full(2000, 199), rule.excesses) == -np.inf).all()
+    assert rare(young, rule.excesses).mean() == pytest.approx(math.log(10_000), rel=0.03)
+    young[:, 300] = -np.inf
+    assert (rare(young, rule.excesses) == -np.inf).all()
 
 
 def loop_of(distances: list[float], rule: SpikeRule) -> list[bool]:
     """Returns which distances are rare, one after the other, as `SpikeRule` says it in words."""
     found: list[bool] = []
-    before: list[float] = []
-    for distance in np.minimum(distances, 60.0):
-        last = sorted(before[-500:], reverse=True)
-        tail = len(last) * 5 // 100
-        excess = sum(x - last[tail] for x in last[:tail]) / tail if tail >= 10 else 0.0
-        asked = min(last[tail] + excess * math.log(0.05 * rule.once_in), 2 * last[0]) if tail >= 10 else -math.inf
+    before: list[float | None] = []  # None for a step of an event that has begun before
+    begin = last = -1000
+    for step, distance in enumerate(min(each, 60.0) for each in distances):
+        goes_on = distance > 6 and step - last <= 5
+        others = [each for at, each in enumerate(before) if step - at <= 500 and not (goes_on and at == begin)]
+        known = sorted((each for each in others if each is not None), reverse=True)
+        tail = len(known) * 5 // 100
+        asked = -math.inf
+        if tail >= 10:
+            excess = sum(x - known[tail] for x in known[:tail]) / tail
+            asked = max(min(known[tail] + excess * math.log(0.05 * rule.once_in), 2 * known[0]), known[2])
         found.append(distance > asked)
-        before.append(distance)
+        before.append(None if goes_on else distance)
+        if goes_on:
+            before[begin] = max(distance, before[begin] or 0.0)
+        elif distance > 6:
+            begin = step
+        last = step if distance > 6 else last
     return found
 
 
-def test_the_memory_of_a_device_is_a_loop_over_the_last_distances() -> None:
-    distances = np.random.default_rng(6).pareto(2.0, 1300) * 3
-    rule = SpikeRule()
+def series(seed: int, steps: int = 1300) -> np.ndarray:
+    """Returns distances with a heavy tail, in which now and then a far step is followed by others."""
+    draw = np.random.default_rng(seed)
+    found = 3 * draw.pareto(3.0, steps)
+    for step in draw.choice(steps - 20, 12, replace=False):
+        found[step : step + 12] += 40 * draw.random() * 0.8 ** np.arange(12)
+    found[draw.integers(steps)] = math.inf
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_memory_of_a_device_is_a_loop_over_the_last_distances(seed: int) -> None:
+    distances, rule = series(seed), SpikeRule()
     memory = LastDistances(1, rule, {"dtype": torch.float64, "device": CPU})
     enters = torch.ones(1, dtype=torch.bool)
     found = [bool(memory.are_rare(torch.tensor([x], dtype=torch.float64), enters)) for x in distances]
     assert found == loop_of(list(distances), rule)
-    assert 0 < sum(found[200:]) < 20
+    assert 0 < sum(found[200:]) < 100
+
+
+def bad_at(*steps: int, number: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """Returns norms and losses of a quiet run, five times as large at some steps."""
+    draw, is_bad = np.random.default_rng(9), np.isin(np.arange(number), steps)
+    noise = np.exp(0.1 * draw.standard_normal((2, number)))
+    return noise[0] * np.where(is_bad, 5, 1), 3 * noise[1] * np.where(is_bad, 5, 1)
+
+
+LASTING = {
+    "six steps, and one more later": (*range(400, 406), 600),
+    "twenty steps, and ten later": (*range(400, 420), *range(480, 490)),
+    "two steps, twice": (400, 401, 500, 501),
+    "six steps before the tail is known": (*range(100, 106), 300),
+}
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_a_spike_that_lasts_does_not_hide_the_next_one(name: str) -> None:
+    bad = LASTING[name]
+    norms, losses = bad_at(*bad)
+    found, without = (
+        np.flatnonzero(np.any([is_spike for is_spike, _ in rule.find_together((norms, True), (losses, False))], axis=0))
+        for rule in (SpikeRule(), SpikeRule(memory=0))
+    )
+    assert {*found} <= {*without} <= {*bad}
+    assert len(without) - len(found) <= 1, "the last step of a lasting spike may be as small as another event"
+    assert {step for step in bad if step - 1 not in bad} <= {*found}
+    device = [bool(step.fired.any()) for step in judged(made(SpikeRule()), norms, losses)]
+    assert np.flatnonzero(device).tolist() == found.tolist()
+
+
+def test_a_module_that_spikes_for_long_does_not_hide_its_next_spike() -> None:
+    bad = (*range(400, 406), 600)
+    norms = np.stack([bad_at(*bad)[0], bad_at()[0], bad_at()[1]])
+    found, without = (
+        np.flatnonzero([bool(step.fired[0]) for step in judged(Alone(3, 0, CPU, rule, 1.0), *norms)])
+        for rule in (SpikeRule(), SpikeRule(memory=0))
+    )
+    assert found.tolist() == without.tolist()
+    assert {400, 600} <= {*found}
+
+
+def test_what_comes_back_every_hundred_steps_is_usual_after_a_while() -> None:
+    norms, losses = bad_at(*range(50, 3000, 100), number=3000)
+    found = np.any([flags for flags, _ in SpikeRule().find_together((norms, True), (losses, False))], axis=0)
+    assert 2 <= found.sum() <= 6
+    assert not found[700:].any()
+
+
+def test_a_few_zeros_leave_the_other_losses_on_their_logarithmic_scale() -> None:
+    draw = np.random.default_rng(10)
+    losses = np.exp(-6 + 1.2 * draw.standard_normal(5000)) * (draw.random(5000) > 0.02)
+    assert SpikeRule().find(losses, is_norm=False)[0].sum() <= 2
+    assert sum(bool(step.fired) for step in judged(made(SpikeRule(), 0, 1), losses)) <= 2
+
+
+def test_a_loss_that_may_rise_by_anything_is_judged_alike() -> None:
+    rule = SpikeRule(least_rise=0.0)
+    losses = np.exp(0.8 * draw(11, 400) - 6)
+    expected = rule.find(losses, is_norm=False)[0].tolist()
+    assert [bool(step.fired) for step in judged(made(rule, 0, 1), losses)] == expected
 
 
 def usual_and_hard(steps: int = 3000) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +300,22 @@ def test_losses_of_zero_scatter_by_rounding_alone() -> None:
         assert np.flatnonzero(rule.find(losses, is_norm=False)[0][100:]).tolist() == [800]
 
 
-@pytest.mark.parametrize("wrong", [{"memory": 100}, {"memory": 300.5}, {"once_in": 20.0}])
+@pytest.mark.parametrize("wrong", [{"memory": 100}, {"memory": 300.5}, {"memory": math.inf}, {"once_in": 20.0}])
 def test_wrong_memories(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` should be"):
         SpikeRule(**wrong)
+
+
+def test_a_state_without_a_memory_goes_on_with_a_new_one() -> None:
+    values = signals(0, 120)
+    statistics, resumed = made(SpikeRule()), made(SpikeRule())
+    judged(statistics, *values)
+    old = {name: kept for name, kept in statistics.state_dict().items() if name in ("counts", "ring")}
+    resumed.load_state_dict(old)
+    np.testing.assert_array_equal(resumed.state_dict()["ring"], statistics.state_dict()["ring"])
+    assert resumed.state_dict()["distance_counts"] == [0]
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`values` should have one number for each step. Found shapes \(3,\), \(2,\)"):
+        SpikeRule().find_together((np.ones(3), True), (np.ones(2), False))
