@@ -34,7 +34,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "label_smoothing": {"label_smoothing_factor": 0.1},
     "label_smoothing_accumulation": {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 3},
     "gradient_checkpointing": {"gradient_checkpointing": True},
-    "torch_compile": {"torch_compile_backend": "aot_eager"},
+    "torch_compile": {"torch_compile_backend": "aot_eager", "layers": 1},  # compiled twice
     "clipped": {"max_grad_norm": 0.1},
     "not_clipped": {"max_grad_norm": 0.0},
     "momentum": {"lr": 0.05, "gradient_accumulation_steps": 3},
