@@ -74,7 +74,10 @@ def assert_as_logged(callback: SmoothnessCallback, trainer: Trainer, scale: floa
     assert_close(column(callback, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=rounding)
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "label_smoothing" else ()) for name in CONFIGURATIONS],
+)
 def test_training_is_the_same_and_gradient_norms_are_those_of_the_trainer(name, tmp_path) -> None:
     options = CONFIGURATIONS[name]
     plain, watched = States(), States()

@@ -30,7 +30,7 @@ SLOW = [
     Case("smooth", "momentum", "fsdp2"),
 ]
 """Other models, wrapped as one of the cases is."""
-FIRST_ALONE = ("normed", "uneven")
+FIRST_ALONE = ("normed", "smooth", "tied", "uneven")
 """Models measured at the first of two steps; what another step changes, the others show."""
 
 
