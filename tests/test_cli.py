@@ -56,7 +56,7 @@ def test_a_demo_killed_half_way_leaves_a_trace_that_fits(tmp_path, text, capsys)
         stdout=subprocess.DEVNULL,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    path = out / "regression.jsonl"
+    path = out / "landscape.jsonl"
     while process.poll() is None and not (path.exists() and len(path.read_bytes().splitlines()) > 20):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -88,12 +88,11 @@ def test_fit_as_json_can_be_read_back(lawful, capsys) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("flags", "names"),
-    [([], ["figure.png", "figure.fit.png"]), (["--over-steps"], ["figure.png"])],
+    ("flags", "suffix", "names"),
+    [([], "", ["figure.png", "figure.fit.png"]), (["--over-steps"], ".png", ["figure.png"])],
     ids=["smoothness", "over steps"],
 )
-@pytest.mark.parametrize("suffix", ["", ".png"])
-def test_plot_writes_images(lawful, tmp_path, flags, names, suffix, capsys) -> None:
+def test_plot_writes_images(lawful, tmp_path, flags, suffix, names, capsys) -> None:
     assert main(["plot", str(lawful), "--out", str(tmp_path / f"figure{suffix}"), *flags]) == 0
     written = [tmp_path / name for name in names]
     assert sorted(tmp_path.glob("figure*")) == sorted(written)

@@ -87,7 +87,7 @@ def test_nothing_is_said_where_nobody_reads(arguments, code, folder, capsys, mon
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("module", ["smoothdiag", "smoothdiag.cli"])
+@pytest.mark.parametrize("module", ["smoothdiag", pytest.param("smoothdiag.cli", marks=pytest.mark.slow)])
 def test_a_process_ends_quietly_too(module, folder) -> None:
     reader, writer = os.pipe()
     os.close(reader)

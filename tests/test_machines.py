@@ -98,7 +98,13 @@ def test_stdout_is_the_document_alone_whoever_prints(tmp_path) -> None:
     assert json.loads(done.stdout)["counts"]["error"] == 1
     assert {"trained", "child"} < set(done.stderr.split())
     assert "raw" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_document_comes_before_a_signal_ends_the_process(tmp_path) -> None:
+    script = tmp_path / "train.py"
     script.write_text(LATE + "import signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    command = [sys.executable, "-m", "smoothdiag.cli", "doctor", "--json", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -15
     assert json.loads(done.stdout)["exit_code"] == 143

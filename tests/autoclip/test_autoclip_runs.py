@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from functools import cache
 from statistics import median
 
 import pandas as pd
@@ -60,30 +61,38 @@ CASES = [
 ]  # fmt: skip
 
 
+def started(name, trace=None):
+    make, options = RESUMED[name]
+    run = Run(make, schedule=every(7), data="step", trace=trace, **options)
+    return run, warm(run)
+
+
+def go(run, schedule, part) -> None:
+    for batch in part:
+        run.step(batch)
+        schedule.step()
+
+
+@cache
+def whole_run(name) -> Run:
+    """Returns the run that nothing interrupts."""
+    run, schedule = started(name)
+    go(run, schedule, batches(80, seed=11))
+    return run
+
+
 @pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:AutoClip lowered")
 @pytest.mark.parametrize(("name", "stop", "order", "in_file"), CASES)
 def test_a_resumed_run_goes_on_bit_for_bit(name, stop, order, in_file, tmp_path) -> None:
-    make, options = RESUMED[name]
-    loader = batches(80, seed=11)
-
-    def start(file):
-        run = Run(make, schedule=every(7), data="step", trace=tmp_path / file if in_file else None, **options)
-        return run, warm(run)
-
-    def go(run, schedule, part):
-        for batch in part:
-            run.step(batch)
-            schedule.step()
-
-    whole, schedule = start("whole.jsonl")
-    go(whole, schedule, loader)
-    first, schedule = start("resumed.jsonl")
+    loader, whole = batches(80, seed=11), whole_run(name)
+    trace = tmp_path / "resumed.jsonl" if in_file else None
+    first, schedule = started(name, trace)
     go(first, schedule, loader[:stop])
     states = saved(first.model, first.optimizer, first.probe, first.clipper, schedule)
     go(first, schedule, loader[stop : stop + 2])  # steps that are lost with the process
     first.probe.trace.close()
-    second, schedule = start("resumed.jsonl")
+    second, schedule = started(name, trace)
     parts = [second.model, second.optimizer, second.probe, second.clipper]
     for i in order:
         parts[i].load_state_dict(states[i])
@@ -93,7 +102,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(name, stop, order, in_file, tmp_path)
     assert second.clipper.reason == whole.clipper.reason
     pd.testing.assert_frame_equal(second.clipper.history, whole.clipper.history)
     if in_file:
-        kept, expected = Trace.read(tmp_path / "resumed.jsonl"), Trace.read(tmp_path / "whole.jsonl")
+        kept, expected = Trace.read(trace), whole.probe.trace
         assert [(r["step"], r["smoothness"]) for r in kept] == [(r["step"], r["smoothness"]) for r in expected]
 
 

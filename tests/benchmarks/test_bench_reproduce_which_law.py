@@ -65,7 +65,10 @@ def test_every_case_has_a_key_of_its_own_and_every_subject_its_stages(bench) -> 
     assert len(paths) == len(cases)
 
 
-@pytest.mark.parametrize("subject", list(MADE_UP))
+@pytest.mark.parametrize(
+    "subject",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("GPT", "ResNet", "MLP, ReLU") else ()) for name in MADE_UP],
+)
 def test_network_trains_and_its_scan_writes_three_traces(bench, place, made_up, tmp_path, subject) -> None:
     checkpoint = bench.checkpoints.Checkpoint(subject, 50, 0)
     found = bench.which_law.run(checkpoint, place(True))

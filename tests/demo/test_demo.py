@@ -20,6 +20,7 @@ from smoothdiag.demo.law import L0, L1, scanned_landscape, scanned_regression, w
 from smoothdiag.demo.story import paste, table
 from smoothdiag.demo.training import AUTO, NOTHING, USUAL, Run
 from smoothdiag.fits import Verdict
+from smoothdiag.report.page import write_report
 
 NAMES = ("landscape", "regression", "training")
 FILES = [f"{name}.{kind}" for name in NAMES for kind in ("jsonl", "png")] + ["curves.png", "summary.txt", "report.html"]
@@ -32,14 +33,23 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory) -> Path:
-    """The folder of one short demo on a text of a few sentences."""
+    """The folder of one short demo on a text of a few sentences, with small batches and a report of the training."""
     folder = tmp_path_factory.mktemp("demo")
     text = folder / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 100)
     out = folder / "out"
     out.mkdir()
     (out / "training.jsonl").write_text('{"smoothdiag_trace": 1, "precious": true}\n')
-    assert main(["demo", "--text", str(text), "--steps", "32", "--out", str(out), "--device", "cpu"]) == 0
+
+    def reported(traces, path) -> None:
+        assert list(traces) == list(NAMES)
+        assert all(len(Trace.read(trace)) > 10 for trace in traces.values())
+        write_report({"training": traces["training"]}, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smoothdiag.demo.language.BATCH_SIZE", 4)
+        patch.setattr("smoothdiag.demo.story.write_report", reported)
+        assert main(["demo", "--text", str(text), "--steps", "32", "--out", str(out), "--device", "cpu"]) == 0
     return out
 
 

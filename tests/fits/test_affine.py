@@ -95,7 +95,7 @@ def test_lines_follow_their_units(a, b):
 @pytest.mark.parametrize("quantile", [0.5, 0.95])
 @pytest.mark.parametrize("start", [None, Line(0.0, 500.0), Line(9.0, 0.0)])
 def test_rows_put_together_give_the_line_of_all_rows(quantile, start, monkeypatch):
-    x, y = cloud(1, n=5000)
+    x, y = cloud(1, n=walk.MANY + 200)
     weights = relative_weights(x, y) * np.random.default_rng(1).integers(0, 3, len(x))
     found = quantile_line(x, y, quantile, weights, start=start)
     monkeypatch.setattr(walk, "MANY", len(x))

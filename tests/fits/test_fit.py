@@ -76,9 +76,9 @@ def test_square_of_the_gradient_norm_is_a_power_too():
 @pytest.mark.thorough
 def test_true_law_with_noise_is_recognised():
     found = [
-        fit(norms(seed, low=-1, high=1), (1 + 2 * norms(seed, low=-1, high=1)) * noisy(seed)) for seed in range(20)
+        fit(norms(seed, low=-1, high=1), (1 + 2 * norms(seed, low=-1, high=1)) * noisy(seed)) for seed in range(12)
     ]
-    assert sum(one.verdict is Verdict.L0L1 for one in found) >= 18
+    assert sum(one.verdict is Verdict.L0L1 for one in found) >= 11
     # The .95 quantile of the noise lifts both constants by the same factor.
     lift = np.exp(1.645 * 0.2)
     assert np.median([one.L0 for one in found]) == pytest.approx(lift, rel=0.05)
@@ -87,7 +87,7 @@ def test_true_law_with_noise_is_recognised():
 
 @pytest.mark.thorough
 def test_noise_that_ignores_the_gradient_norm_has_no_l1():
-    verdicts = [fit(norms(seed), noisy(seed, deviation=0.5)).verdict for seed in range(20)]
+    verdicts = [fit(norms(seed), noisy(seed, deviation=0.5)).verdict for seed in range(12)]
     assert set(verdicts) <= {Verdict.CONSTANT, Verdict.NOT_IDENTIFIED}
 
 

@@ -96,16 +96,16 @@ def test_replicate_is_the_fit_of_the_resampled_rows():
 @pytest.mark.thorough
 def test_intervals_contain_the_true_median_line_about_as_often_as_they_say():
     hits = 0
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         x = 10 ** rng.uniform(-1, 1, 300)
         y = (1 + 2 * x) * np.exp(0.2 * rng.standard_normal(300))
         weights = relative_weights(x, y)
-        counts = stationary_counts(np.arange(300.0), 1.0, 100, seed=seed)
+        counts = stationary_counts(np.arange(300.0), 1.0, 60, seed=seed)
         lines = bootstrap_lines(x, y, weights, quantile_line(x, y, 0.5, weights), 0.5, counts)
         low, high = percentile_interval(lines[:, 1])
         hits += low <= 2 <= high
-    assert 47 <= hits <= 60  # 90% of 60 is 54; three standard deviations below.
+    assert hits >= 31  # 90% of 40 is 36.
 
 
 def test_persistent_noise_widens_the_interval():
@@ -181,18 +181,18 @@ def clustered(seed, num_runs=6, n=60):
 @pytest.mark.thorough
 def test_runs_as_clusters_contain_the_slope_where_pooled_rows_miss_it():
     hits = np.zeros(2)
-    for seed in range(60):
+    for seed in range(40):
         x, y, steps, runs = clustered(seed)
         weights = relative_weights(x, y)
         line = quantile_line(x, y, 0.5, weights)
         for k, (order, cluster, number) in enumerate(((steps, runs, 6), (np.arange(len(x)), None, 1))):
             memory = line_dependence(x, y, weights, line, 0.5, order, cluster)
-            counts = stationary_counts(order, memory.block_length, 100, seed, cluster)
+            counts = stationary_counts(order, memory.block_length, 60, seed, cluster)
             slopes = bootstrap_lines(x, y, weights, line, 0.5, counts)[:, 1]
             low, high = percentile_interval(slopes, freedom=degrees_of_freedom(memory, 0.5, number))
             hits[k] += low <= 2 <= high
-    assert hits[0] >= 47  # 90% of 60 is 54; three standard deviations below.
-    assert hits[1] < 40
+    assert hits[0] >= 31  # 90% of 40 is 36; three standard deviations below is 30.
+    assert hits[1] < 27
 
 
 def test_four_hundred_replicates_of_a_thousand_rows_take_a_second():
@@ -236,11 +236,11 @@ def test_rows_that_vary_keep_the_intervals_of_their_resamples():
 @pytest.mark.parametrize("spread", [0.0, 1e-6, 0.1, *(pytest.param(x, marks=pytest.mark.slow) for x in (1e-12, 1e-2))])
 def test_a_short_range_holds_both_extreme_splits(spread):
     held = 0
-    for seed in range(20):
+    for seed in range(12):
         rng = np.random.default_rng(seed)
         x, noise = 1 + spread * rng.uniform(-1, 1, 60), np.exp(0.1 * rng.standard_normal(60))
         for L0, L1 in ((1.0, 0.0), (0.0, 1.0)):
             found = one_fit(x, (L0 + L1 * x) * noise)
             held += found.L0_interval[0] <= L0 <= found.L0_interval[1]
             held += found.L1_interval[0] <= L1 <= found.L1_interval[1]
-    assert held >= 68  # 90% of 80 is 72.
+    assert held >= 41  # 90% of 48 is 43.

@@ -34,7 +34,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "label_smoothing": {"label_smoothing_factor": 0.1},
     "label_smoothing_accumulation": {"label_smoothing_factor": 0.1, "gradient_accumulation_steps": 3},
     "gradient_checkpointing": {"gradient_checkpointing": True},
-    "torch_compile": {"torch_compile_backend": "aot_eager"},
+    "torch_compile": {"torch_compile_backend": "aot_eager", "layers": 1},  # compiled twice
     "clipped": {"max_grad_norm": 0.1},
     "not_clipped": {"max_grad_norm": 0.0},
     "momentum": {"lr": 0.05, "gradient_accumulation_steps": 3},
@@ -74,7 +74,10 @@ def assert_as_logged(callback: SmoothnessCallback, trainer: Trainer, scale: floa
     assert_close(column(callback, "loss"), logged(trainer, "loss"), rtol=1e-6, atol=rounding)
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "label_smoothing" else ()) for name in CONFIGURATIONS],
+)
 def test_training_is_the_same_and_gradient_norms_are_those_of_the_trainer(name, tmp_path) -> None:
     options = CONFIGURATIONS[name]
     plain, watched = States(), States()

@@ -186,8 +186,7 @@ def test_automatic_thresholds_are_those_of_a_plain_loop(make, options) -> None:
     assert " 0% of steps" not in clipper.reason
 
 
-@pytest.mark.parametrize("in_file", [False, True])
-@pytest.mark.parametrize("make", [sgd, adamw])
+@pytest.mark.parametrize(("make", "in_file"), [(sgd, True), (adamw, False)])
 def test_a_resumed_run_goes_on_bit_for_bit(make, in_file, tmp_path) -> None:
     def go(name: str, epochs: int, **options: Any):
         trace = tmp_path / f"{name}.jsonl" if in_file else None

@@ -85,7 +85,7 @@ def test_every_combination_equals_the_twin(clip, norm_scope, bias_correction, fo
     more = {"clip": clip, "norm_scope": norm_scope, "bias_correction": bias_correction}
     for nu, cap, decay, maximize in itertools.product([0.0, 0.7, 1.0], CAPS, DECAYS, [False, True]):
         options = {**DEFAULTS, **more, **cap, **decay, "nu": nu, "maximize": maximize}
-        compare_with_twin([options] * 3, num_steps=10, more={"foreach": foreach})
+        compare_with_twin([options] * 3, num_steps=5, more={"foreach": foreach})
 
 
 @pytest.mark.thorough

@@ -87,7 +87,9 @@ def test_a_figure_of_another_signal_where_the_loss_never_spiked(monkeypatch) -> 
     assert spiked_signal(read_run("run", trace_of(spike(4, **norm), spike(9)), Options(FEW))) == "loss"
 
 
-@pytest.mark.parametrize("lost", ["loss_value", "done", "cause", "loss_usual"])
+@pytest.mark.parametrize(
+    "lost", ["loss_value", "cause", *(pytest.param(name, marks=pytest.mark.slow) for name in ("done", "loss_usual"))]
+)
 def test_a_row_that_lacks_something_costs_its_cell_alone(lost, tmp_path) -> None:
     row = {name: value for name, value in spike(40).items() if name != lost}
     page = page_of(trace_of(row), tmp_path)

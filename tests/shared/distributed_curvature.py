@@ -16,7 +16,6 @@ from smoothdiag import DirectionalCurvature, HessianNorm, Probe, Sharpness, by_m
 
 CASES = [
     Case("mlp", "momentum", "ddp", 2),
-    Case("mlp", "adamw", "ddp_view"),
     Case("normed", "momentum", "ddp"),
     Case("uneven", "adamw", "ddp_unused"),
     Case("mlp", "momentum", "fsdp2", 2),
@@ -25,12 +24,13 @@ CASES = [
     Case("smooth", "momentum", "fsdp2_bf16"),
 ]
 SLOW = [
+    Case("mlp", "adamw", "ddp_view"),
     Case("attention", "momentum", "ddp"),
     Case("lstm", "momentum", "ddp_view"),
     Case("smooth", "momentum", "fsdp2"),
 ]
 """Other models, wrapped as one of the cases is."""
-FIRST_ALONE = ("normed", "uneven")
+FIRST_ALONE = ("normed", "smooth", "tied", "uneven")
 """Models measured at the first of two steps; what another step changes, the others show."""
 
 

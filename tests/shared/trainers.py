@@ -81,12 +81,13 @@ def trainer_of(
     kind: type[Trainer] = Trainer,
     lr: float | None = None,
     dropout: float = 0.1,
+    layers: int = 2,
     number: int = 20,
     callbacks: Sequence[TrainerCallback] = (),
     **options: Any,
 ) -> Trainer:
     """Returns a trainer of a new Llama, under AdamW, or with ``lr`` under SGD with momentum at a constant rate."""
-    model = llama(dropout)
+    model = llama(dropout, num_hidden_layers=layers)
     optimizers: tuple[Any, Any] = (None, None)
     if lr is not None:
         optimizers = (torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), None)

@@ -2,7 +2,7 @@
 
 import operator
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ MOST = 1024
 """Largest tensor that is taken for a running sum and copied, and largest dictionary that is searched, in elements."""
 
 _NONE: Mapping[int, Tensor] = {}
+_HOLDERS = (dict, list, set, deque, nn.Module)
 
 
 class Books:
@@ -69,10 +70,10 @@ class Books:
         if isinstance(value, dict):
             self._kept[id(value)] = value, dict(value)
             for entry in list(value.values()) if len(value) <= MOST else ():
-                if _is_sum(entry):
-                    self._sums.setdefault(id(entry), entry.clone())
-                else:
+                if isinstance(entry, _HOLDERS):
                     self._take(entry)
+                elif _is_sum(entry):
+                    self._sums.setdefault(id(entry), entry.clone())
         elif isinstance(value, list | set | deque):
             self._kept[id(value)] = value, list(value)
             if not isinstance(value, set) and len(value) <= MOST:
@@ -90,12 +91,16 @@ class Books:
     def _refill_all(self, copies: Mapping[int, Tensor]) -> None:
         """Gives all containers the noted content, with copies in place of tensors."""
         for container, content in self._kept.values():
-            if isinstance(container, dict):
-                _refill(container, {key: copies.get(id(entry), entry) for key, entry in content.items()})
+            if not container and not content:  # most are empty: every module has a dozen for hooks
                 continue
-            if copies and not isinstance(container, set) and any(id(entry) in copies for entry in content):
+            if isinstance(container, dict):
+                if copies and not copies.keys().isdisjoint(map(id, content.values())):
+                    content = {key: copies.get(id(entry), entry) for key, entry in content.items()}
+                _refill(container, content)
+                continue
+            if copies and not isinstance(container, set) and not copies.keys().isdisjoint(map(id, content)):
                 content = [copies.get(id(entry), entry) for entry in content]
-            if len(container) != len(content) or not all(map(operator.is_, container, content)):
+            if not _same(container, content):
                 container.clear()
                 (container.update if isinstance(container, set) else container.extend)(content)
 
@@ -106,11 +111,17 @@ def _is_sum(value: Any) -> bool:
     return value.numel() <= MOST and not value.requires_grad
 
 
+def _same(one: Collection[Any], other: Collection[Any]) -> bool:
+    """Returns whether both hold the same objects in the same order; ``==`` of tensors is no answer."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
 def _refill(value: dict[Any, Any], entries: dict[Any, Any]) -> None:
+    if _same(value, entries) and _same(value.values(), entries.values()):
+        return
     for key in [key for key in value if key not in entries]:
         del value[key]
-    # Code that takes out the oldest entry depends on the order. Keys may be tensors, for which ``==`` is no answer.
-    if len(value) != len(entries) or not all(map(operator.is_, value, entries)):
+    if not _same(value, entries):  # code that takes out the oldest entry depends on the order
         for key in list(value):
             del value[key]
     for key, entry in entries.items():  # one by one, because outputs of models refuse `update`

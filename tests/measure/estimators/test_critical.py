@@ -194,15 +194,17 @@ def test_the_tolerance_is_kept_and_paid_for() -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("kind", [networks.Convolutional, networks.Gpt, networks.Recurrent])
-@pytest.mark.parametrize("make", [OPTIMIZERS["sgd"], OPTIMIZERS["adam"]])
-def test_on_networks_it_is_what_a_dense_scan_finds(kind, make) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(networks.Convolutional, "sgd"), (networks.Gpt, "sgd"), (networks.Gpt, "adam"), (networks.Recurrent, "adam")],
+)
+def test_on_networks_it_is_what_a_dense_scan_finds(kind, name) -> None:
     model, memory = kind().double(), {}
     batches = networks.images(1, 16) if kind is networks.Convolutional else networks.texts(1, 16)
     batch = tuple(t.double() if t.is_floating_point() else t for t in batches[0])
     parameters = list(model.parameters())
-    optimizer = make(parameters)
-    for index in range(3):
+    optimizer = OPTIMIZERS[name](parameters)
+    for index in range(2):
         state = RandomState.capture()
         optimizer.zero_grad()
         classification(model, batch).backward()

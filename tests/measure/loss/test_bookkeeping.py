@@ -199,6 +199,25 @@ def test_sets_and_queues_are_put_back() -> None:
     assert owner.seen is objects[1]
 
 
+def test_what_was_empty_or_is_emptied_is_put_back() -> None:
+    owner = SimpleNamespace(hooks={}, notes=[], table={"a": 1}, seen=[1])
+    with unrecorded(owner):
+        owner.hooks["new"] = 1
+        owner.notes.append(1)
+        owner.table.clear()
+        owner.seen.clear()
+    assert (owner.hooks, owner.notes, owner.table, owner.seen) == ({}, [], {"a": 1}, [1])
+
+
+def test_sums_in_a_list_are_copies_within() -> None:
+    owner = SimpleNamespace(sums=[torch.zeros(2), None])
+    (kept, _) = owner.sums
+    with unrecorded(owner):
+        owner.sums[0] += 1
+    assert owner.sums[0] is kept
+    assert kept.tolist() == [0, 0]
+
+
 def test_a_tensor_that_is_kept_twice_is_one_within() -> None:
     owner = keeper()
     owner.metrics["total"] = owner.total

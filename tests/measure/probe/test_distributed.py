@@ -168,6 +168,7 @@ def test_algebra_of_shards_is_that_of_the_whole(found, replicas, rows) -> None:
         assert not torch.equal(ranks[0]["local"], ranks[1]["local"])
 
 
+@pytest.mark.slow
 def test_an_example_runs_under_torchrun(tmp_path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     script = str(REPOSITORY / "examples" / "ddp.py")
@@ -180,11 +181,13 @@ def test_an_example_runs_under_torchrun(tmp_path) -> None:
     assert len(Trace.read(tmp_path / "ddp.jsonl").to_frame()["step"].unique()) == 20
 
 
-def test_an_example_with_shards_runs(tmp_path) -> None:
-    run_ranks(run_examples, tmp_path, WORLD, {"fsdp2": ["--steps", "40"]})
-    printed = "".join(path.read_text() for path in (tmp_path / "fsdp2").glob("printed*.txt"))
-    assert printed.count("VERDICT") == 1
-    assert len(Trace.read(tmp_path / "fsdp2" / "fsdp2.jsonl").to_frame()["step"].unique()) == 20
+def test_examples_with_replicas_and_with_shards_run(tmp_path) -> None:
+    names = ("ddp", "fsdp2")
+    run_ranks(run_examples, tmp_path, WORLD, {name: ["--steps", "40"] for name in names})
+    for name in names:
+        printed = "".join(path.read_text() for path in (tmp_path / name).glob("printed*.txt"))
+        assert printed.count("VERDICT") == 1
+        assert len(Trace.read(tmp_path / name / f"{name}.jsonl").to_frame()["step"].unique()) == 20
 
 
 def test_the_library_does_without_distributed_torch() -> None:

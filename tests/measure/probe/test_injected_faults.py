@@ -127,7 +127,7 @@ def test_no_allocation_that_fails_ends_or_changes_a_run(name, dtype) -> None:
     number = injected(name, dtype, 0).number
     assert number > 200
     in_backward = range(2, 12, 3)  # the first ones are those of hooks within the loop's own backward
-    for place in (*in_backward, *range(1, number + 1, max(1, number // 10))):
+    for place in (*in_backward, *range(1, number + 1, max(1, number // 6))):
         assert injected(name, dtype, place).number >= place
 
 
@@ -143,12 +143,12 @@ def test_no_allocation_at_all_does(name, dtype) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_memory_that_stays_away_costs_rows_alone(name) -> None:
     number = injected(name, torch.float32, 0).number
-    for place in range(1, number + 1, max(1, number // 8)):
+    for place in range(1, number + 1, max(1, number // 5)):
         injected(name, torch.float32, place, lasts=True)
 
 
 @pytest.mark.thorough
 def test_curvature_too() -> None:
     number = injected("sgd", torch.float32, 0, curved=True).number
-    for place in range(1, number + 1, max(1, number // 8)):
+    for place in range(1, number + 1, max(1, number // 5)):
         injected("sgd", torch.float32, place, curved=True)

@@ -22,7 +22,7 @@ from smoothdiag.measure.estimators import Estimate, Step
 
 pytestmark = pytest.mark.thorough
 
-STEPS = 20
+STEPS = 12
 MODELS = {
     "cnn": (Convolutional, images),
     "gpt": (Gpt, texts),
@@ -143,7 +143,7 @@ def norm_of(parameters: Iterable[nn.Parameter], scale: float) -> float:
 
 
 def train(case: Case, *, probed: bool) -> Run:
-    """Trains for 20 steps as the case says."""
+    """Trains for ``STEPS`` as the case says."""
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
     if case.backend:
         torch.compiler.reset()
