@@ -176,7 +176,7 @@ def draw(rows: pd.DataFrame, traces: Path) -> Figure:
 
 
 def panel(ax: Axes, rows: pd.DataFrame, curve: str, limits: Sequence[str], colors: Mapping[str, Any]) -> None:
-    """Draws the runs of a panel, and a dashed line at each value of its limits, or at 2 without any."""
+    """Draws the runs of a panel, and a dashed line at each limit in the colour of its runs, or a black one at 2."""
     import seaborn as sns
 
     fastest = rows.groupby("optimizer")["lr"].max()
@@ -192,10 +192,15 @@ def panel(ax: Axes, rows: pd.DataFrame, curve: str, limits: Sequence[str], color
             linewidth=1.3,
             label=f"{row['optimizer']}, lr {row['lr']:g}{size}",
         )
-    heights = {round(float(value), 3) for name in limits for value in rows[name].unique()} or {2.0}
-    for height in sorted(heights):
-        ax.axhline(height, color="black", linewidth=0.8, linestyle="--")
-        ax.text(1.0, height, f" {height:g}", transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+    heights = {
+        round(float(value), 3): colors[optimizer]
+        for name in limits
+        for optimizer, value in zip(rows["optimizer"], rows[name], strict=True)
+    }
+    for height, color in (heights or {2.0: "black"}).items():
+        ax.axhline(height, color=color, linewidth=0.9, linestyle="--")
+        look: dict[str, Any] = {"color": color, "va": "center", "fontsize": "small"}
+        ax.text(1.0, height, f" {height:g}", transform=ax.get_yaxis_transform(), **look)
     ax.set_yscale("log")
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom * (bottom / top) ** 0.45, top)  # room for the legend

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from experiment import markdown
-from zhang_ways import ALIKE, CONTROLS, HESSIAN, RELEASED, STILL, WAYS
+from zhang_ways import ALIKE, CONTROLS, HESSIAN, HESSIAN_NORMS, RELEASED, STILL, WAYS
 
 import smoothdiag as sd
 from smoothdiag.fits.correlations import decades, loglog_slope, rank_correlations
@@ -52,7 +52,7 @@ def judged(paths: Sequence[Path]) -> Figures:
             for frame, floor in zip(released, still, strict=True)
         ]
         found["ways"]["as released"]["with floor"] = verdict_of(floors)
-    if "Hessian norm, held-out batch" in found["ways"]:
+    if HESSIAN_NORMS in found["ways"]:
         both = (frames_of(paths, (name, "held-out")) for name in ("local", HESSIAN))
         beside = [pd.concat(pair) for pair in zip(*both, strict=True)]
         found["hessian"] = verdict_of(beside, estimator="local")
@@ -248,7 +248,7 @@ def nulls(results: pd.DataFrame) -> list[list[Any]]:
 def hessians(results: pd.DataFrame) -> list[list[Any]]:
     found = []
     for key, ways, fit in zip(results["key"], results["ways"], results["hessian"], strict=True):
-        norms, local = ways["Hessian norm, held-out batch"], ways["local, held-out batch"]
+        norms, local = ways[HESSIAN_NORMS], ways["local, held-out batch"]
         slopes = [f"{number(way['slope'])} ({interval(way['slope_interval'])})" for way in (local, norms)]
         says = {True: "agree", False: "contradict", None: "cannot decide"}[fit["agrees"]]
         cells = [number(norms[name]) for name in ("rank", "partial", "shuffled")]
@@ -294,7 +294,7 @@ def tables(results: pd.DataFrame) -> dict[str, str]:
         "slopes": markdown([*run, *of_rows], each_way(results, of_slopes, (*WAYS, *CONTROLS))),
         "verdicts": markdown([*run, "at .95", "flags", "at .8", "flags"], each_way(results, of_verdicts)),
         "nulls": markdown([*run, "null line", f"its {slope}", "given the step", "null / row"], nulls(results)),
-        "seeds": markdown([*run, "slopes", "given the step"], each_way(results, of_seeds)),
+        "seeds": markdown([*run, "slopes", "given the step"], each_way(results, of_seeds, (*WAYS, HESSIAN_NORMS))),
         "pieces": markdown(of_cuts, pieces(results)),
         "cost": f"{results['seconds'].sum() / 60:.1f} CPU minutes",
     }

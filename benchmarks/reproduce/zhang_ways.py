@@ -33,7 +33,8 @@ RELEASED, ALIKE, STILL, SUCCESSIVE = "released", "cut_alike", "no_step", "succes
 """Estimators that only this file knows: the released way; the same with one cut for both points and means on both axes;
 two cuts at x_k, with no step between; and gradients of successive batches, each at its own point."""
 
-HESSIAN = "hessian_norm"
+HESSIAN, HESSIAN_NORMS = "hessian_norm", "Hessian norm, held-out batch"
+"""Estimator of the Hessian norms, and their name among the controls."""
 
 WAYS = {
     "as released": (RELEASED, "tenth"),
@@ -44,7 +45,7 @@ WAYS = {
 """The four ways: estimator and data of their rows."""
 
 CONTROLS = {"as released, cut alike": (ALIKE, "tenth"), "no step, cut anew": (STILL, "tenth")}
-CONTROLS |= {"successive batches": (SUCCESSIVE, "two batches"), "Hessian norm, held-out batch": (HESSIAN, "held-out")}
+CONTROLS |= {"successive batches": (SUCCESSIVE, "two batches"), HESSIAN_NORMS: (HESSIAN, "held-out")}
 
 Cut = Any
 """How the fixed data are cut into pieces."""

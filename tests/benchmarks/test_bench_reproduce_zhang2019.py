@@ -212,8 +212,9 @@ def test_hessian_norms_beside_local_rows_agree_with_the_line_or_contradict_it(be
                 row = {"estimator": ways.HESSIAN, "data": "held-out", "step": step, "grad_norm": norm}
                 trace.append(row | {"smoothness": norm**power * np.exp(0.1 * random.normal())})
     found = judged.judged([path])
-    table = judged.tables(pd.DataFrame([{"key": "run", "seconds": 60.0, **found}]))["hessian"]
-    cells = [cell.strip() for cell in table.splitlines()[-1].split("|")]
+    tables = judged.tables(pd.DataFrame([{"key": "run", "seconds": 60.0, **found}]))
+    assert "Hessian norm, held-out batch" in tables["seeds"].splitlines()[-1]
+    cells = [cell.strip() for cell in tables["hessian"].splitlines()[-1].split("|")]
     assert cells[2] == "100"
     assert float(cells[5].split()[0]) == pytest.approx(power, abs=0.05)
     assert cells[9] == says
