@@ -21,7 +21,7 @@ FOLDER = REPOSITORY / "benchmarks" / "spikes"
 @pytest.fixture(scope="module")
 def bench():
     sys.path.insert(0, str(FOLDER))
-    names = ("loops", "plants", "pairs", "planted", "rescue", "rules", "store", "texts")
+    names = ("drawn_logs", "loops", "plants", "pairs", "planted", "rescue", "rules", "store", "texts")
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     found.report = load(FOLDER / "report.py")
     sys.path.remove(str(FOLDER))
@@ -220,6 +220,15 @@ def test_page_has_all_tables_of_the_stored_runs(bench) -> None:
     assert len(names) == 7
     assert set(names) <= set(found)
     assert bench.report.written(page, found) == page
+
+
+@pytest.mark.slow
+def test_page_has_the_tables_of_the_drawn_logs(bench) -> None:
+    page = (REPOSITORY / "docs" / "spikes.md").read_text(encoding="utf-8")
+    found = bench.drawn_logs.tables()
+    assert {name: block for _, name, block, _ in bench.drawn_logs.BLOCK.findall(page)} == {
+        name: f"\n{table}\n\n" for name, table in found.items()
+    }
 
 
 def test_missed_descent_is_one_for_a_run_that_diverged(bench) -> None:

@@ -72,5 +72,14 @@ def test_long_columns_are_looked_at_in_parts_with_the_same_result(monkeypatch) -
     assert PART > 1000
 
 
+def test_losses_that_a_log_has_rounded_are_no_spikes() -> None:
+    import numpy as np
+
+    draw = np.random.default_rng(3)
+    loss = np.round(2e-3 * np.exp(0.25 * draw.standard_normal(5000)), 3)
+    loss[3000] = 0.02
+    assert {spike.step for spike in find_spikes(np.arange(5000), np.ones(5000), loss)} == {3000}
+
+
 def test_the_advice_is_that_of_a_rule_without_a_fit() -> None:
     assert ADVISED == FALLBACK_PERCENTILE
