@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from report import markdown
 from rules import RULES
+from store import markdown
 
 import smoothdiag as sd
 

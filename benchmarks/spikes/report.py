@@ -11,16 +11,14 @@ A page holds a table between the lines ``<!-- begin: final detection by benchmar
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import rescue
 from plants import RIGHT
 from rules import GUARDS, RULES
-from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, read
+from store import FLAG_COLUMNS, FLAGS, RUN_COLUMNS, RUNS, markdown, read
 
 BEFORE, AFTER = 3, 5
 """A flag from so many steps before the first step of a spike to so many after it is a detection.
@@ -38,11 +36,6 @@ NAMES = {
 ANSWERS = ("data", "edge", "optimizer", "numerics", "unknown")
 
 BLOCK = re.compile(r"(<!-- begin: ([\w ]+) by benchmarks/spikes/report\.py -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    first, *lines = (f"| {' | '.join(map(str, line))} |" for line in [head, *rows])
-    return "\n".join([first, f"|{'---|' * len(head)}", *lines])
 
 
 def joined() -> pd.DataFrame:

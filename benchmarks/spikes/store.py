@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +54,8 @@ def write_curve(folder: Path, run: str, curve: pd.DataFrame) -> None:
 
 def said(steps: list[int]) -> str:
     return " ".join(map(str, steps))
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    first, *lines = (f"| {' | '.join(map(str, line))} |" for line in [head, *rows])
+    return "\n".join([first, f"|{'---|' * len(head)}", *lines])
