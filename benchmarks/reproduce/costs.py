@@ -11,6 +11,7 @@ SCRIPTS = {
     "scion": ("ClippedScion against Scion and AdamW (Pethick et al. 2025)", "scion"),
     "layers": ("layer-wise constants from consecutive batches (Riabinin et al. 2025)", "layers"),
     "which_law": ("which law holds where", "which_law"),
+    "law_chances": ("what such scans say by chance, simulated", "which_law"),
     "edge": ("sharpness at the limit of stability (Cohen et al. 2021, Andreyev et al. 2026)", "edge"),
 }
 """By script: the claim that is measured again, and its page in docs/reproduce."""

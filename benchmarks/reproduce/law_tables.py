@@ -7,6 +7,8 @@ import pandas as pd
 from checkpoints import KNOWN, NETS, SUBJECTS
 from experiment import markdown
 
+from smoothdiag.fits.verdict import MIN_EXPONENT_GAP
+
 FLAT = ("quadratic", "regression")
 """Landscapes with one curvature everywhere: whatever rises there is the instrument."""
 
@@ -16,6 +18,9 @@ CLEAR = 0.5
 FEW = 9
 """Points from which a descent is counted once more: a rank correlation of fewer says little."""
 
+CLEARLY = 1 + MIN_EXPONENT_GAP
+"""Lower end of the exponent's interval from which the library itself takes an exponent for larger than 1."""
+
 MODELS = ("affine", "power", "isotonic", "distance", "loss gap")
 
 
@@ -24,6 +29,7 @@ def tables(rows: pd.DataFrame) -> dict[str, str]:
     nets = rows[rows["subject"].isin(NETS)]
     return {
         "sum": totals(nets, rows[rows["subject"].isin(KNOWN)]),
+        "said": said(nets, rows[rows["subject"].isin(KNOWN)]),
         "leaving": leaving(nets),
         "constants": constants(nets),
         "rivals": rivals(nets),
@@ -81,26 +87,48 @@ def rises(rows: pd.DataFrame) -> pd.Series:
     return said | rows["verdict"].isin(["L0L1", "POWER"])
 
 
-def totals(rows: pd.DataFrame, known: pd.DataFrame) -> str:
-    """A line for each network, for all, and for constant curvature: verdicts, and what can be said without one.
+def parts(rows: pd.DataFrame, known: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Every network, all of them, and constant curvature.
 
     Args:
         rows: Scans of networks.
         known: Scans of landscapes.
     """
+    found = [(name, rows[rows["subject"] == name]) for name in NETS if name in set(rows["subject"])]
+    found += [("the six networks", rows[rows["subject"] != "logistic"]), ("all seven", rows)]
+    return [*found, ("constant by law", known[known["subject"].isin(FLAT)])]
 
-    def line(name: str, part: pd.DataFrame) -> list[object]:
-        verdicts = Counter(part["verdict"])
-        of = [verdicts[verdict] for verdict in ("CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED")]
-        above, below = (part["exponent_low"] > 1).sum(), (part["exponent_high"] < 1).sum()
-        return [name, len(part), *of, rises(part).sum(), (part["L0"] == 0).sum(), below, above]
 
-    head = ["network", "scans", "CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED", "‖H‖ rises for sure"]
-    head += ["L0 = 0", "exponent below 1", "above 1"]
-    parts = [(name, rows[rows["subject"] == name]) for name in NETS if name in set(rows["subject"])]
-    parts += [("the six networks", rows[rows["subject"] != "logistic"]), ("all seven", rows)]
-    parts += [("constant by law", known[known["subject"].isin(FLAT)])]
-    return markdown(head, [line(name, part) for name, part in parts])
+def totals(rows: pd.DataFrame, known: pd.DataFrame) -> str:
+    """How often each verdict came."""
+    names = ("CONSTANT", "L0L1", "POWER", "LOSS_GAP", "NOT_IDENTIFIED")
+    lines = [
+        [name, len(part), *((part["verdict"] == verdict).sum() for verdict in names)]
+        for name, part in parts(rows, known)
+    ]
+    return markdown(["network", "scans", *names], lines)
+
+
+def said(rows: pd.DataFrame, known: pd.DataFrame) -> str:
+    """What can be said without a verdict, and how much the points scatter."""
+    head = ["network", "scans", "error factor: median", "10% to 90%", "L1 above zero", "‖H‖ rises for sure", "L0 = 0"]
+    head += ["exponent below 1", "above 1", f"above {CLEARLY}"]
+    lines = [
+        [
+            name,
+            len(part),
+            short(part["factor"].median()),
+            span(part["factor"].quantile([0.1, 0.9])),
+            (part["L1_low"] > 0).sum(),
+            rises(part).sum(),
+            (part["L0"] == 0).sum(),
+            (part["exponent_high"] < 1).sum(),
+            (part["exponent_low"] > 1).sum(),
+            (part["exponent_low"] > CLEARLY).sum(),
+        ]
+        for name, part in parts(rows, known)
+    ]
+    return markdown(head, lines)
 
 
 def leaving(rows: pd.DataFrame) -> str:
@@ -193,20 +221,32 @@ def arriving(rows: pd.DataFrame) -> str:
 
 
 def ways(six: pd.DataFrame) -> str:
-    """How many descents go which way, by stage, and among those with more points."""
+    """How many descents go which way, by stage, by network, and among those with more points."""
 
     def line(name: str, part: pd.DataFrame) -> list[object]:
         with_it, against = (part["down_rank"] > CLEAR).sum(), (part["down_rank"] < -CLEAR).sum()
         return [name, len(part), against, with_it, len(part) - with_it - against]
 
-    parts = [(f"{stage} steps", part) for stage, part in six.groupby("stage")]
-    parts += [("all", six), (f"of them with {FEW} points or more", six[six["down_points"] >= FEW])]
-    head = ["six networks after", "descents", "‖H‖ rises (rank < -.5)", "falls, too (rank > .5)", "neither"]
-    return markdown(head, [line(name, part) for name, part in parts])
+    found = [(f"{stage} steps", part) for stage, part in six.groupby("stage")]
+    found += [("all", six), (f"of them with {FEW} points or more", six[six["down_points"] >= FEW])]
+    found += [(name, six[six["subject"] == name]) for name in NETS if name in set(six["subject"])]
+    head = ["six networks", "descents", "‖H‖ rises (rank < -.5)", "falls, too (rank > .5)", "neither"]
+    return markdown(head, [line(name, part) for name, part in found])
 
 
 def known(rows: pd.DataFrame) -> str:
-    head = ["landscape", "steps", "its law", "verdicts", "decided by", "decades", "exponent", "L0", "L1"]
+    head = [
+        "landscape",
+        "steps",
+        "its law",
+        "verdicts",
+        "decided by",
+        "decades",
+        "error factor",
+        "exponent",
+        "L0",
+        "L1",
+    ]
     head += ["on secants: verdicts", "exponent above 0", "above 1"]
     return markdown(
         head,
@@ -218,6 +258,7 @@ def known(rows: pd.DataFrame) -> str:
                 counts(part["verdict"]),
                 counts(part["why"]),
                 span(part["decades"]),
+                span(part["factor"], 4),
                 ends(part["exponent_low"], part["exponent_high"]),
                 span(part["L0"]),
                 span(part["L1"]),

@@ -10,6 +10,9 @@ from layer_tables import MATRICES, PUBLISHED, WORDS, kind_of, layers_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+LOWEST, FARTHEST = 0.3, 4.0
+"""Where the axis of constants begins at the left, and where bars are cut at the right."""
+
 LOOKS = {
     "other": ("#d55e00", "o", "other batches, as published"),
     "null": ("0.45", "s", "noise alone: no move between the batches"),
@@ -42,12 +45,12 @@ def over_steps(ax: Axes, hidden: pd.DataFrame) -> None:
         of = hidden.groupby("factor")["short fit" if kind == "short" else f"{kind} L1"]
         low, middle, high = (of.quantile(q) for q in (0.1, 0.5, 0.9))
         x = lengths * shift
-        ax.vlines(x, low.clip(lower=1.0), high, color=colour, linewidth=1.3)
+        ax.vlines(x, low.clip(lower=LOWEST), high, color=colour, linewidth=1.3)
         ax.plot(x, middle, marker, color=colour, markersize=5.5, linestyle="none")
     least, most, step = PUBLISHED["hidden"]
     ax.plot([step], [(least + most) / 2], "*", color="black", markersize=13, zorder=4)
     ax.annotate("NanoGPT 124M,\npublished", (step, most), xytext=(10, 22), textcoords="offset points", fontsize=8)
-    ax.set(xscale="log", yscale="log", xlim=tuple(ends), ylim=(1.0, 3000.0))
+    ax.set(xscale="log", yscale="log", xlim=tuple(ends), ylim=(LOWEST, 3000.0))
     ax.set_xlabel("length of a step, in the norm of the layer")
     ax.set_ylabel("$L_1$ of hidden matrices [1 / length]")
     ax.set_title("The constant follows the step", fontsize=10, fontweight="bold")
@@ -65,10 +68,12 @@ def by_layer(ax: Axes, usual: pd.DataFrame) -> None:
             if kind == "short":
                 low, high = ((of[f"short {end}"] * of["length"]) / math.sqrt(2) for end in ("low", "high"))
                 ax.hlines(k + shift, max(low.min(), 0.01), high.max(), color=colour, linewidth=1.3)
+                if high.max() > FARTHEST:
+                    ax.plot(FARTHEST - 0.03, k + shift, ">", color=colour, markersize=5, label="_cut")
     ax.axvline(1, color="black", linestyle="--", linewidth=1)
     ax.annotate("√2 / step", (1, -0.62), xytext=(4, 0), textcoords="offset points", fontsize=8)
     ax.set_yticks(range(len(MATRICES)), [WORDS[name] for name in MATRICES])
-    ax.set(xlim=(0, 4), ylim=(len(MATRICES) - 0.4, -0.8))
-    ax.set_xlabel("$L_1$ × step / √2")
+    ax.set(xlim=(0, FARTHEST), ylim=(len(MATRICES) - 0.4, -0.8))
+    ax.set_xlabel(f"$L_1$ × step / √2; arrows: intervals that go on beyond {FARTHEST:g}")
     ax.set_title("Layer by layer, at the published step", fontsize=10, fontweight="bold")
     ax.spines[["top", "right"]].set_visible(False)

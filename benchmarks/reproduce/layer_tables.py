@@ -27,6 +27,13 @@ WORDS = {
     "places": "places",
 }
 
+GROUPS = {
+    "hidden matrices": ("mix", "out", "up", "down"),
+    "embedding and head": ("tokens",),
+    "places": ("places",),
+}
+"""Parts of names of layers that a line of a table holds together."""
+
 PUBLISHED: dict[Kind, tuple[float, float, float]] = {"hidden": (67.0, 71.0, 0.018), "tied": (1.3, 1.3, 1.08)}
 """Least and largest L1 of NanoGPT with 124 million weights, and the step that it was trained with, in the own norm."""
 
@@ -59,6 +66,7 @@ def tables(rows: pd.DataFrame) -> dict[str, str]:
     gpt = found[found["name"] == "gpt"]
     usual = gpt[(gpt["factor"] == 1) & (gpt["batch"] == 16)]
     return {
+        "follows": follows(gpt[gpt["norm"] == "own"]),
         "steps": steps(gpt[gpt["norm"] == "own"]),
         "constants": constants(gpt[gpt["norm"] == "own"]),
         "published": published(usual[usual["norm"] == "own"]),
@@ -78,13 +86,48 @@ def conditions(gpt: pd.DataFrame) -> list[tuple[float, int, pd.DataFrame]]:
     ]
 
 
+def follows(gpt: pd.DataFrame) -> str:
+    """By how much the published constant differs from the step's, and from the landscape's, over all lengths of steps.
+
+    A constant that is the step keeps L1 t / √2; one that is the landscape keeps its ratio to L1 of "short".
+    """
+    head = [
+        "layers",
+        "steps over a factor of",
+        "L1 falls by a factor of",
+        "L1, short, falls by",
+        "medians of L1 t / √2",
+    ]
+    head += ["medians of L1 / L1, short", "L1 / L1, short: all"]
+    lines = []
+    for words, parts in GROUPS.items():
+        of = gpt[gpt["part"].isin(parts) & (gpt["batch"] == 16)]
+        if of.empty:
+            continue
+        middle = of.groupby("factor").median(numeric_only=True)
+        falls = [middle[name].iloc[0] / middle[name].iloc[-1] for name in ("other L1", "short fit")]
+        ratio = (of["other L1"] / of["short fit"]).groupby(of["factor"])
+        factors = middle.index[-1] / middle.index[0]
+        medians = (span(middle["other share"]), span(ratio.median()))
+        lines.append(
+            [
+                words,
+                f"{factors:g}",
+                *(f"{fall:.2g}" for fall in falls),
+                *medians,
+                span(of["other L1"] / of["short fit"]),
+            ]
+        )
+    return markdown(head, lines)
+
+
 def steps(gpt: pd.DataFrame) -> str:
     """For each length of steps: the step that the published fit allows, and what its quotient consists of."""
-    head = ["layers", "batch", "step t / published", "held-out loss", "t", "1/L1, other batches", "L1 t / √2"]
-    head += ["noise / other", "same / other", "saturation, same"]
+    head = ["layers", "batch", "step t / published", "held-out loss", "t", "1/L1, other batches", "L1 t / √2: median"]
+    head += ["all", "noise / other", "same / other", "saturation, same"]
     lines = []
-    for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
-        for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
+    for words, parts in GROUPS.items():
+        for factor, batch, part in conditions(gpt[gpt["part"].isin(parts)]):
             of = part.median(numeric_only=True)
             lines.append(
                 [
@@ -94,6 +137,7 @@ def steps(gpt: pd.DataFrame) -> str:
                     f"{part['first_loss'].median():.2f} to {part['loss'].median():.2f}",
                     f"{of['length']:.2g}",
                     f"{1 / of['other L1']:.2g}",
+                    short(of["other share"]),
                     span(part["other share"]),
                     span(part["noise"]),
                     span(part["moved"]),
@@ -108,8 +152,8 @@ def constants(gpt: pd.DataFrame) -> str:
     head = ["layers", "batch", "step t / published", "L1, other batches", "noise alone", "same examples", "short"]
     head += ["its 90% interval", "decades of gradient norms", "verdicts: short", "first flag"]
     lines = []
-    for kind, words in (("hidden", "hidden matrices"), ("tied", "embedding, places")):
-        for factor, batch, part in conditions(gpt[gpt["part"].map(kind_of) == kind]):
+    for words, parts in GROUPS.items():
+        for factor, batch, part in conditions(gpt[gpt["part"].isin(parts)]):
             of = part.median(numeric_only=True)
             found = [sized([of[name]]) for name in ("other L1", "null L1", "same L1", "short fit")]
             interval = sized([of["short low"], of["short high"]])
@@ -134,16 +178,14 @@ def weights(hidden: pd.DataFrame) -> str:
 def published(usual: pd.DataFrame) -> str:
     """The published constants times the published steps, which five steps of Newton and Schulz make longer as here."""
     head = ["layers", "L1, published", "step, published", "L1 step / √2", "a step here / its radius"]
-    head += ["L1 times such a step / √2", "L1 here"]
+    head += ["L1 times such a step / √2", "L1 here: 10% to 90%", "all"]
     lines = []
-    for kind, (low, high, step) in PUBLISHED.items():
-        part = usual[usual["part"].map(kind_of) == kind]
+    for (kind, (low, high, step)), (words, parts) in zip(PUBLISHED.items(), GROUPS.items(), strict=False):
+        part = usual[usual["part"].isin(parts)]
         longer = float(part["length"].median()) / (LONGEST_STEP * RADII[kind])
-        at = [value * step / math.sqrt(2) for value in (low, high)]
-        here = sized([part["other L1"].quantile(end) for end in (0.1, 0.9)])
-        lines.append(
-            [kind, span([low, high], 1), step, span(at), short(longer), span([value * longer for value in at]), here]
-        )
+        at, longest = ([value * by / math.sqrt(2) for value in (low, high)] for by in (step, step * longer))
+        here = [sized(part["other L1"].quantile([0.1, 0.9])), sized(part["other L1"])]
+        lines.append([words, span([low, high], 1), step, span(at), short(longer), span(longest), *here])
     return markdown(head, lines)
 
 

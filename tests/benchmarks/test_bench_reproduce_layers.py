@@ -167,6 +167,16 @@ def test_tables_come_from_a_part_of_the_runs(bench, rows) -> None:
     assert all(found.values())
 
 
+def test_constant_that_is_the_step_is_told_from_one_that_is_the_landscape(bench) -> None:
+    """Hidden matrices have L1 = √2 / t at steps a factor of four apart; the embedding has twice its landscape's L1."""
+    step = pd.DataFrame({"factor": [1.0, 4.0], "batch": 16, "part": "up", "other L1": [8.0, 2.0], "short fit": 1.0})
+    step = step.assign(**{"other share": 1.0})
+    landscape = step.assign(part="tokens", **{"other L1": [8.0, 7.0], "short fit": [4.0, 3.5], "other share": [1, 3.5]})
+    lines = bench.layer_tables.follows(pd.concat([step, landscape])).splitlines()[2:]
+    assert lines[0].split(" | ")[1:] == ["4", "4", "1", "1.00", "2.00 to 8.00", "2.00 to 8.00 |"]
+    assert lines[1].split(" | ")[1:] == ["4", "1.1", "1.1", "1.00 to 3.50", "2.00", "2.00 |"]
+
+
 def test_page_has_the_size_of_the_model(bench) -> None:
     page = (REPOSITORY / bench.layers.EXPERIMENT.page).read_text(encoding="utf-8")
     weights = sum(p.numel() for p in bench.layer_runs.gpt().parameters())
@@ -183,6 +193,17 @@ def test_figure_draws_every_layer(bench, rows) -> None:
     figure = bench.layer_figures.draw(rows, FOLDER)
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert labels == list(bench.layer_tables.WORDS.values())
+
+
+def test_figure_shows_every_median_and_marks_bars_that_it_cuts(bench, rows) -> None:
+    left, right = bench.layer_figures.draw(rows, FOLDER).axes
+    lowest = min(np.min(line.get_ydata()) for line in left.lines)
+    assert lowest > left.get_ylim()[0]
+    edge = right.get_xlim()[1]
+    bars = [path.vertices for bar in right.collections for path in bar.get_paths()]
+    cut = sorted(bar[0, 1] for bar in bars if bar[:, 0].max() > edge)
+    arrows = sorted(line.get_ydata()[0] for line in right.lines if line.get_marker() == ">")
+    assert arrows == cut != []
 
 
 def test_page_has_the_tables_of_the_results(bench, rows) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from places import REPOSITORY
+from scipy.stats import norm
 
 pytestmark = pytest.mark.thorough
 
@@ -18,7 +19,7 @@ FOLDER = REPOSITORY / "benchmarks" / "reproduce"
 @pytest.fixture(scope="module")
 def bench():
     sys.path[:0] = [str(FOLDER), str(FOLDER.parent / "autoclip")]
-    names = ("checkpoints", "experiment", "kept", "law_figures", "law_tables", "which_law")
+    names = ("checkpoints", "experiment", "kept", "law_chances", "law_figures", "law_tables", "which_law")
     found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     del sys.path[:2]
     return found
@@ -166,10 +167,77 @@ def test_smoothness_rises_where_the_fit_says_so(bench) -> None:
     assert bench.law_tables.rises(pd.DataFrame([flat, rising])).tolist() == [False, True]
 
 
+def test_what_is_said_without_a_verdict(bench) -> None:
+    """An interval that reaches 1 says nothing, and one that begins at 1.15 is not above the library's own margin."""
+    rows = pd.DataFrame({"subject": "GPT", "verdict": "NOT_IDENTIFIED", "reason": "", "factor": [1.0, 2.0, 3.0, 4.0]})
+    rows = rows.assign(L1_low=[0.0, 0.1, 0.0, 0.2], L0=[0.0, 1, 1, 1])
+    rows = rows.assign(exponent_low=[0.2, 1.0, 1.15, 1.2], exponent_high=[0.9, 3.0, 3.0, 3.0])
+    rows.loc[3, "reason"] = "range (few). What can be said: smoothness rises along these lines, by a factor of 9."
+    flat = rows.assign(subject="quadratic").iloc[:2]
+    lines = [line.split(" | ") for line in bench.law_tables.said(rows, flat).splitlines()[2:]]
+    assert lines[0][1:] == ["4", "2.50", "1.30 to 3.70", "2", "1", "1", "1", "2", "1 |"]
+    assert lines[-1] == ["| constant by law", "2", "1.50", "1.10 to 1.90", "1", "0", "1", "1", "0", "0 |"]
+
+
+@pytest.mark.parametrize(
+    ("law", "rises", "below", "above"), [("constant", 0, 3, 0), ("exponent .5", 3, 3, 0), ("exponent 1", 3, 0, 0)]
+)
+def test_simulated_scans_that_hardly_scatter_say_what_is_true(bench, monkeypatch, place, law, rises, below, above):
+    """A scatter of a thousandth: nothing rises at a constant law, and the exponent's interval holds the truth."""
+    chances = bench.law_chances
+    monkeypatch.setitem(chances.SCANS, "quick", 3)
+    found = chances.run(chances.Cell(chances.TRUE[law], 1e-3, 0), place(False))
+    assert (found["scans"], found["rises"], found["below"], found["above"]) == (3, rises, below, above)
+    assert found["factor"] == pytest.approx(1, abs=0.05)  # around the line, which bends off the exponent .5
+
+
+def test_no_two_scatters_are_simulated_from_the_same_seeds(bench) -> None:
+    chances = bench.law_chances
+    cells = chances.cases("quick").values()
+    assert len(cells) == 9
+    for law in chances.TRUE:
+        firsts = sorted(cell.first for cell in cells if cell.law.name == law)
+        assert np.diff(firsts).tolist() == [chances.SCANS["quick"]] * 2
+
+
+def test_chances_are_scaled_to_the_scans_of_networks(bench, rows) -> None:
+    row = {"law": "constant", "scans": 100, "points": 37.0, "decades": 1.0, "factor": 1.5}
+    row |= {"slope": 9, "rises": 8, "below": 20, "above": 1, "clearly": 0}
+    both = pd.DataFrame([row | {"between": 0.5}, row | {"between": 1.0, "rises": 12}])
+    lines = [line.split(" | ") for line in bench.law_chances.tables(both.assign(seconds=30.0))["chances"].splitlines()]
+    assert lines[4][5:] == ["18", "20", "40", "2", "0 |"]
+    assert [cell.split(" ")[0] for cell in lines[5][5:]] == ["4.9", "5.4", "10.8", ".5", ".0"]
+    z, n, p = norm.ppf(0.95), 200, 0.1  # Wilson's interval solves (p - share)^2 = z^2 share (1 - share) / n
+    low, high = sorted(np.roots([1 + z**2 / n, -2 * p - z**2 / n, p**2]))
+    assert lines[5][6] == f"5.4 ({54 * low:.1f} to {54 * high:.1f})"
+    usual = bench.law_tables.usual(rows)
+    assert bench.law_chances.OF == sum(name in bench.checkpoints.NETS for name in usual["subject"]) - 9
+
+
+def test_simulated_scans_are_as_long_and_scatter_as_much_as_those_of_networks(bench, rows) -> None:
+    usual = bench.law_tables.usual(rows)
+    nets = usual[usual["subject"].isin(bench.checkpoints.NETS) & (usual["subject"] != "logistic")]
+    found = bench.kept.Kept(FOLDER / "results" / "law_chances-quick.jsonl").frame()
+    constant = found[found["law"] == "constant"].sort_values("between")
+    assert constant["factor"].tolist() == pytest.approx(
+        nets["factor"].quantile([1 / 6, 1 / 2, 5 / 6]).tolist(), rel=0.05
+    )
+    assert constant["decades"].to_numpy() == pytest.approx(nets["decades"].median(), rel=0.1)
+    assert constant["points"].to_numpy() == pytest.approx(nets["points"].median(), rel=0.15)
+
+
 def test_descents_are_counted_one_way_or_the_other(bench) -> None:
     rows = pd.DataFrame({"stage": [0, 0, 50, 50], "down_rank": [0.9, -0.9, 0.2, np.nan], "down_points": [9, 8, 17, 2]})
+    rows["subject"] = ["ViT", "GPT", "GPT", "GPT"]
     lines = [line.split(" | ")[1:] for line in bench.law_tables.ways(rows).splitlines()[2:]]
-    expected = ["2 | 1 | 1 | 0 |", "2 | 0 | 0 | 2 |", "4 | 1 | 1 | 2 |", "2 | 0 | 1 | 1 |"]
+    expected = [
+        "2 | 1 | 1 | 0 |",
+        "2 | 0 | 0 | 2 |",
+        "4 | 1 | 1 | 2 |",
+        "2 | 0 | 1 | 1 |",
+        "3 | 1 | 0 | 2 |",
+        "1 | 0 | 1 | 0 |",
+    ]
     assert [" | ".join(line) for line in lines] == expected
 
 
@@ -202,3 +270,13 @@ def test_page_has_the_tables_of_the_results(bench, rows) -> None:
     found = bench.which_law.tables(rows)
     assert page.count("by benchmarks/reproduce/which_law.py -->") == len(found)
     assert bench.experiment.put(page, "which_law.py", found) == page
+
+
+def test_page_has_the_chances_of_the_results(bench) -> None:
+    chances = bench.law_chances
+    kept = bench.kept.Kept(FOLDER / "results" / "law_chances-quick.jsonl").frame()
+    assert set(kept["key"]) == set(chances.cases("quick"))
+    page = (REPOSITORY / chances.EXPERIMENT.page).read_text(encoding="utf-8")
+    found = chances.tables(kept)
+    assert page.count("by benchmarks/reproduce/law_chances.py -->") == len(found)
+    assert bench.experiment.put(page, "law_chances.py", found) == page
