@@ -169,8 +169,8 @@ def at_published(rows: pd.DataFrame, task: str, judged_by: Seeds) -> str:
     gaps = clipped["final"] - plain["final"]
     goals = dict(plain["final"])
     shares = [
-        ", ".join(percent(share_to(part.loc[seed, "curves"], goal)) for seed, goal in goals.items())
-        for part in (clipped, plain)
+        ", ".join(percent(share_to(curves[seed], goal)) for seed, goal in goals.items())
+        for curves in (dict(clipped["curves"]), dict(plain["curves"]))
     ]
     others = [
         ", ".join(percent(share_to(curves, goal)) for other, curves in plain["curves"].items() if other != seed)
