@@ -217,6 +217,15 @@ def test_fits_say_what_the_rows_are(bench) -> None:
     assert found["rank"] == pytest.approx(1)
 
 
+def test_dry_scan_measures_only_the_last_weights(bench, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, batch = bench.scion.course("gpt", "quick").model(), tuple(torch.randint(65, (2, 2, 32)))
+    optimizer = optimizer_of(bench, model, bench.scion.CLIPPED, 0.001)
+    found = SimpleNamespace(data=lambda: SimpleNamespace(validation=batch))
+    place = bench.experiment.Place("full", torch.device("cpu"), tmp_path, dry=True)
+    assert bench.scion_norms.scan(model, optimizer, found, place) == {"points": 1}
+
+
 def test_page_has_the_tables_of_the_results(bench) -> None:
     experiment = bench.scion.EXPERIMENT
     rows = bench.kept.Kept(FOLDER / "results" / "scion-quick.jsonl").frame()
