@@ -29,7 +29,6 @@ CHANCE = {"cifar": math.log(10), "ptb": math.log(2000)}
 
 TITLES = {"cifar": "CIFAR-10, ResNet-32", "ptb": "Penn Treebank, LSTM"}
 
-
 PAIRS = {
     "cifar": [
         ("SGDClip", "SGD"),
@@ -53,8 +52,14 @@ PAIRS = {
 }
 """Compared methods: every step of the paper's order, the whole way, and the steps to the controls."""
 
-NEEDED = {2: 2.43, 3: 1.0}
-"""Ranges over so many seeds that two methods of equal, normally distributed results exceed once in twenty times."""
+NEEDED = {2: 6.36, 3: 1.31}
+"""Ranges over so many seeds that two equal methods, with normal results, exceed at most once in twenty times.
+
+They do so if one method has all the spread. For two seeds the bound is tan(0.475 pi) / 2.
+"""
+
+RATIOS = (1.0, 0.5, 0.1, 0.0)
+"""Ratios of the smaller standard deviation of two methods to the larger one, for the table of what luck exceeds."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,19 @@ def gap(first: pd.Series, second: pd.Series) -> Gap:
     return Gap(float(difference.mean(skipna=False)), float(ranges.max(skipna=False)), len(both))
 
 
+def by_luck(seeds: int, ratio: float, draws: int = 200_000) -> float:
+    """Returns how often two equal methods differ clearly, if one's standard deviation is this share of the other's."""
+    drawn = np.random.default_rng(0).normal(size=(draws, 2, seeds)) * [[1.0], [ratio]]
+    means, ranges = drawn.mean(axis=2), np.ptp(drawn, axis=2).max(axis=1)
+    return float((np.abs(means[:, 0] - means[:, 1]) > NEEDED[seeds] * ranges).mean())
+
+
+def needed() -> str:
+    """Bounds for a clear difference, and how often equal methods exceed them."""
+    lines = [[n, f"{bound:g}", *(f"{100 * by_luck(n, ratio):.1f}%" for ratio in RATIOS)] for n, bound in NEEDED.items()]
+    return markdown(["seeds", "ranges needed", *(f"exceeded at {ratio:g}" for ratio in RATIOS)], lines)
+
+
 def values(rows: pd.DataFrame, task: str, method: str, factor: float | None, column: str = "judged") -> pd.Series:
     """Returns a column of a method at a rate, by seed."""
     found = rows[(rows["task"] == task) & (rows["method"] == method) & (rows["factor"] == factor)]
@@ -107,7 +125,7 @@ def tables(
     grids: Mapping[Any, Sequence[str]],
     best_factor: Choose,
 ) -> dict[str, str]:
-    found = {"cost": cost(rows), "settings": written(settings)}
+    found = {"cost": cost(rows), "settings": written(settings), "needed": needed()}
     for task in PAPER:
         methods = grids[task]
         found[f"{task} published"] = published(rows, task)
@@ -142,21 +160,14 @@ def published(rows: pd.DataFrame, task: str) -> str:
                 method,
                 "" if paper is None else f"{judged_unit(task, paper):.3g}",
                 ", ".join(f"{shown(task, value)} (seed {seed})" for seed, value in own.items()),
+                f"{own.mean(skipna=False):.3f}",
                 "" if len(own) < 2 else f"{own.max() - own.min():.3f}",
                 f"{100 * right:.1f}%",
                 "never clips" if math.isnan(over) else f"{over:.2g}",
             ]
         )
-    name = "training loss before the first decay" if task == "cifar" else "final validation perplexity"
-    head = [
-        "method",
-        f"paper: {name}",
-        "here",
-        "range over seeds [nats]",
-        "right answers at the end",
-        "norm / threshold",
-    ]
-    return markdown(head, lines)
+    head = ["method", f"paper: {NAMES[task]}", "here", "mean [nats]", "range over seeds [nats]"]
+    return markdown([*head, "right answers at the end", "norm / threshold"], lines)
 
 
 def order(rows: pd.DataFrame, task: str, best_factor: Choose) -> str:
@@ -221,18 +232,13 @@ def at_best(rows: pd.DataFrame, task: str, methods: Sequence[str], best_factor: 
                 method,
                 "" if factor is None else f"x {factor:.2g}{edge}",
                 ", ".join(f"{shown(task, value)} (seed {seed})" for seed, value in judged.items()),
+                f"{judged.mean(skipna=False):.3f}",
                 f"{judged.max() - judged.min():.3f}",
                 f"{100 * right.mean():.1f}%",
             ]
         )
-    head = [
-        "method",
-        "best rate, in published ones",
-        NAMES[task],
-        "range over seeds [nats]",
-        "right answers at the end",
-    ]
-    return markdown(head, lines)
+    head = ["method", "best rate, in published ones", NAMES[task], "mean [nats]", "range over seeds [nats]"]
+    return markdown([*head, "right answers at the end"], lines)
 
 
 def judging(rows: pd.DataFrame, series: pd.Series) -> pd.Series:

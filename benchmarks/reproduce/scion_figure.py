@@ -65,29 +65,25 @@ def draw_rates(ax: Axes, rows: pd.DataFrame, task: str) -> None:
 
 
 def draw_norms(rows: pd.DataFrame, traces: Path) -> Figure:
-    """Smoothness of all parameters over the gradient norm: in the optimizer's norm, Euclidean, and along a scan."""
+    """Smoothness of all parameters over the gradient norm, under the verdicts of the fits."""
     from matplotlib import pyplot as plt
 
     from smoothdiag.plots.looks import log_axis
 
     plt.switch_backend("agg")
     run = rows[(rows["task"] == "norms") & (rows["data"] == "held-out")].iloc[0]
-    lines = {fit["estimator"]: (fit["L0"], fit["L1"], fit["verdict"]) for fit in run["fits"] if fit["group"] == "all"}
+    verdicts = {fit["estimator"]: fit["verdict"] for fit in run["fits"] if fit["group"] == "all"}
     panels = {
-        "run, in the optimizer's norm": (run["rows"]["local_steepest_own"], lines["local_steepest_own"]),
-        "run, Euclidean": (run["rows"]["local"], lines["local"]),
-        "scan, in the optimizer's norm": (run["scan"]["rows"], None),
+        "run, in the optimizer's norm": (run["rows"]["local_steepest_own"], verdicts["local_steepest_own"]),
+        "run, Euclidean": (run["rows"]["local"], verdicts["local"]),
+        "scan, in the optimizer's norm": (run["scan"]["rows"], run["scan"]["verdict"]),
     }
     figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
-    for ax, (title, (points, line)) in zip(axes, panels.items(), strict=True):
+    for ax, (title, (points, verdict)) in zip(axes, panels.items(), strict=True):
         x, y = np.array(points).T
         ax.scatter(x, y, s=12, color="0.35", linewidths=0)
         log_axis(ax, "x", float(x.min()), float(x.max()))
         log_axis(ax, "y", float(y.min()), float(y.max()))
-        verdict = run["scan"]["verdict"] if line is None else line[2]
-        if line is not None:
-            grid_of_x = np.geomspace(x.min(), x.max(), 50)
-            ax.plot(grid_of_x, line[0] + line[1] * grid_of_x, linewidth=1.4)
         ax.set(xlabel="dual norm of the gradient", title=f"{title}\n{verdict}")
         ax.title.set_size("medium")
         ax.spines[["top", "right"]].set_visible(False)

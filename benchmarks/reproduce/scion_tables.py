@@ -25,9 +25,11 @@ TITLES = {"gpt": "GPT, Tiny Shakespeare", "cnn": "ResNet-8, CIFAR-10"}
 SCHEDULES = ("fixed", "decayed")
 
 
-def tables(rows: pd.DataFrame, *, best: Best, judged_by: Seeds, rates: Rates) -> dict[str, str]:
+def tables(
+    rows: pd.DataFrame, *, best: Best, judged_by: Seeds, rates: Rates, published: Mapping[Any, float]
+) -> dict[str, str]:
     runs = rows[rows["task"] != "norms"]
-    found = {"cost": cost(rows)}
+    found = {"cost": cost(rows), "thresholds": thresholds(runs, published)}
     for task in TITLES:
         found |= {
             f"{task} final": final(runs, task, best, judged_by),
@@ -150,7 +152,7 @@ def grid(rows: pd.DataFrame, task: str, rates: Rates) -> str:
                 texts.append(f"**{text}**" if run["final"] == least else text)
         lines.append([schedule, method, *texts])
     for method, schedule in at:
-        if method in CLIPS:
+        if method in (*CLIPS, PLAIN):
             goals, found = at[PLAIN, schedule]["final"], at[method, schedule]["curves"]
             shares = [percent(share_to(found[r], goals[r])) for r in rates(task, PLAIN) if r in found and r in goals]
             lines.append([schedule, f"steps of {method} to Scion's loss at this rate", *shares])
@@ -158,19 +160,40 @@ def grid(rows: pd.DataFrame, task: str, rates: Rates) -> str:
 
 
 def at_published(rows: pd.DataFrame, task: str, judged_by: Seeds) -> str:
-    """Both methods at the published fixed rate, on the judging seeds."""
+    """Both methods at the published fixed rate on the judging seeds, and how soon Scion is at its own final loss."""
     own = rows[(rows["task"] == task) & (rows["why"] == PUBLISHED_RATE) & rows["seed"].isin(list(judged_by[task]))]
     clipped, plain = (own[own["method"] == m].sort_values("seed").set_index("seed") for m in (CLIPPED, PLAIN))
     lines = [
         [m, each(part["final"]), f"{part['final'].mean():.3f}"] for m, part in ((CLIPPED, clipped), (PLAIN, plain))
     ]
     gaps = clipped["final"] - plain["final"]
-    shares = [percent(share_to(clipped.loc[seed, "curves"], plain.loc[seed, "final"])) for seed in plain.index]
+    goals = dict(plain["final"])
+    shares = [
+        ", ".join(percent(share_to(curves[seed], goal)) for seed, goal in goals.items())
+        for curves in (dict(clipped["curves"]), dict(plain["curves"]))
+    ]
+    others = [
+        ", ".join(percent(share_to(curves, goal)) for other, curves in plain["curves"].items() if other != seed)
+        for seed, goal in goals.items()
+    ]
     lines += [
         ["difference", each(gaps), f"{gaps.mean():+.3f}"],
-        ["steps of ClippedScion to Scion's loss", ", ".join(shares), ""],
+        ["steps of ClippedScion to Scion's loss", shares[0], ""],
+        ["steps of Scion itself to it", shares[1], ""],
+        ["steps of Scion on the other seeds to it", ", ".join(f"({found})" for found in others), ""],
+        ["threshold of ClippedScion", each(clipped["threshold"], 0), ""],
     ]
-    return markdown(["method, published fixed rate", "final validation loss, by seed", "mean"], lines)
+    return markdown(["method, published fixed rate", "by seed", "mean"], lines)
+
+
+def thresholds(rows: pd.DataFrame, published: Mapping[Any, float]) -> str:
+    """Thresholds that were used, beside the published ones."""
+    lines = []
+    for task, value in published.items():
+        for method in CLIPS:
+            used = rows[(rows["task"] == task) & (rows["method"] == method)].groupby("seed")["threshold"].first()
+            lines.append([TITLES[task], method, f"{value:g}", each(used, 0), f"{used.min():.0f} to {used.max():.0f}"])
+    return markdown(["task", "method", "published threshold", "here, by seed from 0", "range"], lines)
 
 
 def lengths(rows: pd.DataFrame, task: str, best: Best, judged_by: Seeds) -> str:

@@ -145,7 +145,7 @@ def test_clipped_and_plain_scion_are_compared_on_the_same_seeds(bench) -> None:
     tables = bench.scion_tables
     runs = pd.DataFrame(
         {"task": "gpt", "why": "published rate", "method": m, "seed": seed, "final": 2.0 - gain - seed / 10,
-         "curves": {"step": [10, 20], "valid": [3.0, 2.0]}}
+         "threshold": 1.0, "curves": {"step": [10, 20], "valid": [3.0, 2.0]}}
         for m, gain in ((tables.CLIPPED, 0.25), (tables.PLAIN, 0.0)) for seed in (2, 1)
     )  # fmt: skip
     lines = tables.at_published(runs, "gpt", {"gpt": (1, 2)}).splitlines()
@@ -153,6 +153,38 @@ def test_clipped_and_plain_scion_are_compared_on_the_same_seeds(bench) -> None:
         "| ClippedScion | 1.650, 1.550 | 1.600 |",
         "| Scion | 1.900, 1.800 | 1.850 |",
         "| difference | -0.250, -0.250 | -0.250 |",
+    ]
+
+
+def test_steps_at_the_published_rate_stand_beside_those_of_scion_itself(bench) -> None:
+    tables = bench.scion_tables
+    curves = {
+        tables.CLIPPED: {1: [2.0, 1.0, 1.0], 2: [2.0, 1.5, 1.0]},
+        tables.PLAIN: {1: [2.0, 2.0, 0.5], 2: [2.0] * 3},
+    }
+    runs = pd.DataFrame(
+        {"task": "gpt", "why": "published rate", "method": m, "seed": seed, "final": 1.5, "threshold": 9.6,
+         "curves": {"step": [10, 20, 30], "valid": valid}}
+        for m, by_seed in curves.items() for seed, valid in by_seed.items()
+    )  # fmt: skip
+    lines = [line.split(" | ")[:2] for line in tables.at_published(runs, "gpt", {"gpt": (1, 2)}).splitlines()[5:]]
+    assert lines == [
+        ["| steps of ClippedScion to Scion's loss", "67%, 100%"],
+        ["| steps of Scion itself to it", "100%, not reached"],
+        ["| steps of Scion on the other seeds to it", "(not reached), (100%)"],
+        ["| threshold of ClippedScion", "10, 10"],
+    ]
+
+
+def test_thresholds_stand_beside_the_published_ones(bench) -> None:
+    tables = bench.scion_tables
+    runs = pd.DataFrame(
+        {"task": "gpt", "method": m, "seed": seed, "threshold": factor * (10.4 - seed)}
+        for m, factor in tables.CLIPS.items() for seed in (1, 0, 0)
+    )  # fmt: skip
+    assert tables.thresholds(runs, {"gpt": 600.0}).splitlines()[2:4] == [
+        "| GPT, Tiny Shakespeare | ClippedScion | 600 | 10, 9 | 9 to 10 |",
+        "| GPT, Tiny Shakespeare | ClippedScion, threshold x 4 | 600 | 42, 38 | 38 to 42 |",
     ]
 
 
@@ -183,6 +215,15 @@ def test_fits_say_what_the_rows_are(bench) -> None:
     assert (found["verdict"], found["shuffled_verdict"] == "L0L1") == ("L0L1", False)
     assert (found["L0"], found["L1"]) == (pytest.approx(1, rel=1e-3), pytest.approx(2, rel=1e-3))
     assert found["rank"] == pytest.approx(1)
+
+
+def test_dry_scan_measures_only_the_last_weights(bench, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, batch = bench.scion.course("gpt", "quick").model(), tuple(torch.randint(65, (2, 2, 32)))
+    optimizer = optimizer_of(bench, model, bench.scion.CLIPPED, 0.001)
+    found = SimpleNamespace(data=lambda: SimpleNamespace(validation=batch))
+    place = bench.experiment.Place("full", torch.device("cpu"), tmp_path, dry=True)
+    assert bench.scion_norms.scan(model, optimizer, found, place) == {"points": 1}
 
 
 def test_page_has_the_tables_of_the_results(bench) -> None:
