@@ -91,10 +91,10 @@ def solved(log: Log, draw: np.random.Generator) -> None:
 
 USUAL: dict[str, Callable[[Log, np.random.Generator], None]] = {
     "nothing": lambda log, draw: None,
-    "each step is three times as far with probability .04": share(0.04, 3),
+    "loss and norm three times as large, with probability .04": share(0.04, 3),
     "with probability .01": share(0.01, 3),
     "with probability .003": share(0.003, 3),
-    "every 20th step is three times as far": every(20),
+    "the same at every 20th step": every(20),
     "every 100th": every(100),
     "every 400th": every(400),
     "a loss near zero, in which one batch in 25 is hard": solved,
