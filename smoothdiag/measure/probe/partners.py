@@ -80,7 +80,7 @@ class Partners:
         self._has_warned = False
         self._handles: list[RemovableHandle] = []
         # All optimizers of the process know this hook, and a loop may end between a batch and its step.
-        weakref.finalize(self, _remove, self._handles)
+        weakref.finalize(self, _leave, self._handles)
         self._sights: dict[int, Sight] = {}
         self._fault: Exception | None = None
         self._number: Callable[[], int] = lambda: 0
@@ -98,6 +98,7 @@ class Partners:
         ids = self._ids()
         if all(id(p) in ids for p in parameters_of(self._model)):
             return
+        _remove(_LEFT)
         method = weakref.WeakMethod(self._before_step)
         self._handles.append(register_optimizer_step_pre_hook(lambda *given: (call := method()) and call(*given)))
         watched = [p for p in parameters if p.requires_grad and p.is_leaf and not vectors.is_sharded(p)]
@@ -270,6 +271,16 @@ def _apart(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> list[bool]
     """Returns where two norms differ; the norms of two tensors with NaN do not."""
     found: list[bool] = ((a != b) & ~(np.isnan(a) & np.isnan(b))).tolist()
     return found
+
+
+_LEFT: list[RemovableHandle] = []
+"""Hooks of partners that are gone; they do nothing. The next partners remove them: a garbage collection may come at any
+time, and an optimizer that steps just then is going through all hooks."""
+
+
+def _leave(handles: list[RemovableHandle]) -> None:
+    _LEFT.extend(handles)
+    handles.clear()
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

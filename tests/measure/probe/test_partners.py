@@ -373,8 +373,20 @@ def test_no_hook_outlives_a_step_or_a_run() -> None:
     probe.observe(micro)  # and the loop ends here
     ended = weakref.ref(probe)
     del probe, optimizer, model, body, head
-    gc.collect()
+    # A garbage collection may come while another optimizer goes through the hooks, so they are not removed then.
+    other = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    handle = optimizers.register_optimizer_step_pre_hook(lambda *given: gc.collect() and None)
+    hooks.move_to_end(handle.id, last=False)
+    other.step()
+    handle.remove()
     assert ended() is None
+    model, _, head = halves(wide=False)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    probe = attached(True, model, optimizer, cross_entropy)
+    probe.observe(micro)
+    assert len(hooks) == before + 1, "its own; the others are gone"
+    cross_entropy(model, micro).backward()
+    optimizer.step()
     assert len(hooks) == before
 
 
