@@ -14,6 +14,7 @@ from smoothdiag import arguments
 from smoothdiag.tails import (
     AFTERMATH,
     FEWEST_OF_TAIL,
+    QUANTILES,
     ROUNDING,
     TAIL,
     Array,
@@ -290,11 +291,12 @@ class _Signal:
                 least = np.log1p(self._digit * np.exp(-self._middle[places - self._begin]))
         else:
             least = np.maximum(ROUNDING * self._levels[places - self._begin], self._digit)
-        away = distance(now, values, least)
+        usual = quantiles(values)
+        away = distance(now, usual, least)
         if not self.is_norm:
-            positive = (now > 0) & (quantiles(values, (0.1,))[0] > 0)
-            in_logs = np.where(values[positive] > 0, values[positive], math.nan)
-            in_logs = distance(np.log(now[positive]), without_trend(np.log(in_logs), number[positive]))
+            positive = (now > 0) & (usual[QUANTILES.index(0.1)] > 0)
+            logs = np.log(np.where(values[positive] > 0, values[positive], math.nan))
+            in_logs = distance(np.log(now[positive]), quantiles(without_trend(logs, number[positive])))
             away[positive] = np.minimum(away[positive], in_logs)
         away *= self._trust[number]
         return away

@@ -26,6 +26,7 @@ TAIL: Final = 0.05
 
 FEWEST_OF_TAIL: Final = 10
 """With fewer distances in the tail, nobody knows what is rare."""
+
 FAR_FROM_ALL: Final = 2.0
 """A distance this many times as large as all of the last ones is rare, whatever their tail is."""
 
@@ -55,8 +56,8 @@ def raised(deviations: float, values: int, window: int, number: int = 1) -> floa
         number: Number of signals.
     """
     full, nu = DEGREES * window, DEGREES * max(values, 1)
-    rare = (full + 1) * math.log1p(deviations**2 / full) + 2 * math.log(number)
-    return math.sqrt(nu * math.expm1(min(rare / (nu + 1), 600.0)))
+    exponent = (full + 1) * math.log1p(deviations**2 / full) + 2 * math.log(number)
+    return math.sqrt(nu * math.expm1(min(exponent / (nu + 1), 600.0)))
 
 
 def trusted(deviations: float, window: int, number: int = 1) -> list[float]:
@@ -129,9 +130,15 @@ def without_trend(values: Array, number: Rows) -> Array:
     return found
 
 
-def distance(now: Array, values: Array, least: Array | float = 0.0) -> Array:
-    """Returns how far values lie from the medians of their windows, in robust deviations of at least ``least``."""
-    q10, q25, q50, q75, q90 = quantiles(values)
+def distance(now: Array, usual: Array, least: Array | float = 0.0) -> Array:
+    """Returns how far values lie from the medians of their windows, in robust deviations of at least ``least``.
+
+    Args:
+        now: The values.
+        usual: The `QUANTILES` of their windows, shape (5, values).
+        least: The least deviation.
+    """
+    q10, q25, q50, q75, q90 = usual
     deviation = np.maximum((q75 - q25) / RANGES_OF_NORMAL[0], (q90 - q10) / RANGES_OF_NORMAL[1])
     deviation = np.maximum(deviation, least)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -36,12 +36,6 @@ TEXT_TASKS = (
 """Smaller than the planted ones, and with other rates."""
 
 
-def beginning() -> tuple[Tensor, Tensor]:
-    """4,000 characters, which a network learns by heart."""
-    train, valid = sources.tiny_shakespeare()
-    return train[:4000], valid
-
-
 LATER_TASKS = (
     Task(
         "overfit-gpt",

@@ -1,17 +1,15 @@
 """benchmarks/reproduce: closed forms hold, races count as a literal loop does, and the page has its tables."""
 
-import importlib
 import json
 import math
-import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from places import REPOSITORY
+from scripts import modules
 from torch.testing import assert_close
 
 from smoothdiag import problems
@@ -29,11 +27,7 @@ TWINS = {
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(FOLDER))
-    names = ("curves", "experiment", "kept", "races", "surfaces", "accounts")
-    found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path.remove(str(FOLDER))
-    return found
+    return modules(FOLDER, "curves", "experiment", "kept", "races", "surfaces", "accounts")
 
 
 # How smooth

@@ -1,15 +1,13 @@
 """benchmarks/reproduce: limits in a norm hold on a quadratic, levels are what they say, page has tables."""
 
-import importlib
 import math
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from places import REPOSITORY
+from scripts import modules
 from torch import nn
 
 import smoothdiag as sd
@@ -22,11 +20,7 @@ FOLDER = REPOSITORY / "benchmarks" / "reproduce"
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(FOLDER))
-    names = ("experiment", "kept", "edgenets", "ownnorm", "edgetables", "edge")
-    found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    sys.path.remove(str(FOLDER))
-    return found
+    return modules(FOLDER, "experiment", "kept", "edgenets", "ownnorm", "edgetables", "edge")
 
 
 @pytest.fixture

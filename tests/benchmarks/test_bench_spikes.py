@@ -1,16 +1,13 @@
 """benchmarks/spikes: plants change nothing before they begin, spikes are found by pairs, and rules are as published."""
 
-import importlib
 import math
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from places import REPOSITORY
-from scripts import load
+from scripts import load, modules
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.thorough
@@ -20,11 +17,9 @@ FOLDER = REPOSITORY / "benchmarks" / "spikes"
 
 @pytest.fixture(scope="module")
 def bench():
-    sys.path.insert(0, str(FOLDER))
     names = ("drawn_logs", "loops", "plants", "pairs", "planted", "rescue", "rules", "store", "texts")
-    found = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    found = modules(FOLDER, *names)
     found.report = load(FOLDER / "report.py")
-    sys.path.remove(str(FOLDER))
     return found
 
 
